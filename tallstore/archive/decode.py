@@ -1,0 +1,343 @@
+"""From a task's entries to tensors: which ranges are read, which codec opens them, which kernel puts them together.
+
+Every tensor is cut into jobs of one chunk each. A job reads, checks, decodes and writes its own slice of the output,
+so jobs run side by side and memory beyond the output stays at a few chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tallstore import codecs
+from tallstore.archive.reader import Place, Reader
+from tallstore.checkpoints import Checkpoint
+from tallstore.codecs.base import Bytes, Floats
+from tallstore.errors import (
+    BaseNeededError,
+    DamagedError,
+    FormatError,
+    NoSuchTensorError,
+    WrongBaseError,
+)
+from tallstore.format.manifest import Manifest
+from tallstore.format.part import Coded, Entry
+from tallstore.kernels import cpu
+from tallstore.tensors import TORCH, as_bytes, empty
+
+Job = Callable[[], None]
+_T = TypeVar("_T")
+
+
+class Decoder:
+    """Decodes tensors of one archive. Safe to use from several threads."""
+
+    def __init__(self, reader: Reader, base: Checkpoint | None, threads: int | None) -> None:
+        self._reader = reader
+        self._manifest: Manifest = reader.manifest
+        self._given = base
+        self._threads = threads or os.cpu_count() or 1
+        self._base_places: dict[str, Place] | None = None
+        self._vector_places: dict[str, dict[str, Place]] = {}
+        self._task_places: dict[str, dict[str, dict[str, Place]]] = {}
+
+    def task(self, task: str, part: str = "mask") -> Mapping[str, Place]:
+        """The places of a task's tensors in its parts of one kind, in the checkpoint's order."""
+        kinds = self._task_places.setdefault(task, {})
+        if part not in kinds:
+            kinds[part] = self._reader.places(self._manifest.tasks[task].parts.get(part, ()), part, task)
+        return kinds[part]
+
+    def vectors(self, group: str) -> Mapping[str, Place]:
+        """The places of a group's multi-task vector, by base tensor."""
+        if group not in self._vector_places:
+            parts = next(g.parts for g in self._manifest.groups if g.id == group)
+            self._vector_places[group] = self._reader.places(parts, "vector", group)
+        return self._vector_places[group]
+
+    def tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Decode tensors of a task: fresh CPU tensors, tied ones sharing memory."""
+        places = self.task(task)
+        out: dict[str, Tensor] = {}
+        ties: dict[str, str] = {}
+        jobs: list[Job] = []
+        for name in names:
+            entry = places[name].entry
+            if entry.kind == "tied":
+                ties[name] = self._tied(task, name)
+                continue
+            out[name] = empty(str(entry.dtype), entry.numel)
+            jobs += self._jobs(task, name, out[name])
+        for target in set(ties.values()) - set(out):
+            out[target] = empty(str(places[target].entry.dtype), places[target].entry.numel)
+            jobs += self._jobs(task, target, out[target])
+        self._run(jobs)
+        shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
+        return {name: shaped[ties.get(name, name)] for name in names}
+
+    def base_tensor(self, name: str) -> Tensor:
+        """A base tensor, whole."""
+        if name not in self._manifest.base.tensors:
+            raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
+        facts = self._manifest.base.tensors[name]
+        out = empty(facts.dtype, int(np.prod(facts.shape, dtype=np.int64)))
+        self._run(self._base_jobs(name, out))
+        return out.reshape(facts.shape)
+
+    def vector_tensor(self, group: str, name: str) -> Tensor:
+        """The multi-task vector for a base tensor: float32, zeros where no task moved."""
+        facts = self._manifest.base.tensors[name]
+        out = torch.zeros(int(np.prod(facts.shape, dtype=np.int64)), dtype=torch.float32)
+        place = self.vectors(group).get(name)
+        if place is not None:
+            self._check_vector(place, name)
+            size = _coded(place).chunk
+
+            def job(index: int) -> None:
+                part = out[index * size : (index + 1) * size]
+                part.copy_(torch.from_numpy(self._vector_chunk(place, index, len(part), name)))
+
+            self._run([partial(job, index) for index in range(len(_coded(place).chunks))])
+        return out.reshape(facts.shape)
+
+    def symbols(self, task: str, name: str) -> Tensor:
+        """A task's mask for a tensor: uint8 symbols in the tensor's shape; 0 where rows are its own."""
+        place = self.task(task)[name]
+        entry = place.entry
+        out = np.zeros(entry.numel, np.uint8)
+        if entry.kind in cpu.SYMBOL_BITS:
+            size = _coded(place).chunk
+            for index in range(len(_coded(place).chunks)):
+                n = min(size, entry.covered - index * size)
+                out[index * size : index * size + n] = self._symbol_chunk(place, index, n, name)
+        return torch.from_numpy(out).reshape(entry.shape or ())
+
+    def _run(self, jobs: list[Job]) -> None:
+        """Run jobs side by side; the first error wins."""
+        if self._threads == 1 or len(jobs) < 2:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(self._threads, "tallstore-decode") as pool:
+            futures = [pool.submit(job) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _tied(self, task: str, name: str) -> str:
+        target = self.task(task)[name].entry.to
+        where = f"{self._reader.store.url}: task {task!r}: tensor {name!r}"
+        if target is None or target not in self.task(task) or self.task(task)[target].entry.kind == "tied":
+            raise FormatError(f"{where}: is tied to {target!r}, which is no tensor of its own")
+        return target
+
+    def _jobs(self, task: str, name: str, out: Tensor) -> list[Job]:
+        place = self.task(task)[name]
+        entry = place.entry
+        if entry.kind == "private":
+            return self._private_jobs(task, name, entry, out)
+        jobs = self._moved_jobs(task, name, place, out[: entry.covered])
+        if entry.covered < entry.numel:
+            jobs += self._private_jobs(task, name, entry, out[entry.covered :])
+        return jobs
+
+    def _private_jobs(self, task: str, name: str, entry: Entry, out: Tensor) -> list[Job]:
+        place = self.task(task, "private").get(name)
+        if place is None or place.entry.dtype != entry.dtype or place.entry.numel != out.numel():
+            raise FormatError(f"{self._reader.store.url}: task {task!r}: tensor {name!r} is not in its private part")
+        return self._whole_jobs(place, name, out)
+
+    def _whole_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
+        size = _coded(place).chunk
+        return [
+            partial(self._whole_chunk, place, index, name, out[index * size : (index + 1) * size])
+            for index in range(len(_coded(place).chunks))
+        ]
+
+    def _moved_jobs(self, task: str, name: str, place: Place, out: Tensor) -> list[Job]:
+        entry = place.entry
+        base = self._base_facts(task, name, entry)
+        if entry.kind == "base":
+            return self._copy_jobs(base, out)
+        size = _coded(place).chunk
+        vector = None
+        if entry.kind != "delta":
+            vector = self.vectors(self._manifest.tasks[task].group).get(base)
+            if vector is None:
+                raise FormatError(f"{self._reader.where(place.path)}: tensor {name!r}: the vector has no {base!r}")
+            self._check_vector(vector, base)
+            if _coded(vector).chunk != size:
+                raise FormatError(f"{self._reader.where(place.path)}: tensor {name!r}: its chunks are not its vector's")
+
+        def job(index: int, start: Tensor | None = None) -> None:
+            a, b = index * size, min((index + 1) * size, entry.covered)
+            part = out[a:b]
+            before = self._base_range(base, a, b, part) if start is None else start[a:b]
+            if vector is None:
+                cpu.apply_delta(part, before, torch.from_numpy(self._delta_chunk(place, index, b - a, name)))
+                return
+            n = min(size, vector.entry.numel - a)
+            values = torch.from_numpy(self._vector_chunk(vector, index, n, base)[: b - a])
+            symbols = torch.from_numpy(self._symbol_chunk(place, index, b - a, name))
+            scale = entry.scales[index] if entry.scales is not None else 1.0
+            cpu.apply_mask(part, before, values, symbols, scale)
+
+        indices = range(len(_coded(place).chunks))
+        if self._given is None:
+            return [partial(job, index) for index in indices]
+
+        def all_at_once() -> None:
+            start = self._given_tensor(base)
+            for index in indices:
+                job(index, start)
+
+        return [all_at_once]
+
+    def _base_facts(self, task: str, name: str, entry: Entry) -> str:
+        """The base tensor's name, its shape and the entry's checked against each other."""
+        where = f"{self._reader.store.url}: task {task!r}: tensor {name!r}"
+        facts = self._manifest.base.tensors.get(str(entry.base))
+        if facts is None:
+            raise FormatError(f"{where}: the base has no tensor {entry.base!r}")
+        shape = entry.shape or ()
+        fits = facts.shape == shape
+        if entry.rows is not None:
+            fits = bool(shape and facts.shape) and facts.shape[1:] == shape[1:] and entry.rows <= facts.shape[0]
+        if not fits:
+            raise FormatError(f"{where}: shape {list(shape)} does not come from the base's {list(facts.shape)}")
+        return str(entry.base)
+
+    def _check_vector(self, place: Place, name: str) -> None:
+        if name not in self._manifest.base.tensors or place.entry.shape != self._manifest.base.tensors[name].shape:
+            raise FormatError(f"{self._reader.where(place.path)}: tensor {name!r} has not the base's shape")
+
+    def _copy_jobs(self, base: str, out: Tensor) -> list[Job]:
+        facts = self._manifest.base.tensors[base]
+        if self._given is None and out.dtype == TORCH[facts.dtype]:
+            return self._base_jobs(base, out)
+
+        def job() -> None:
+            out.copy_(self.base_tensor(base).reshape(-1)[: len(out)])
+
+        return [job]
+
+    def _base_place(self, name: str) -> Place:
+        if self._base_places is None:
+            self._base_places = self._reader.places(self._manifest.base.parts, "base", "")
+        facts = self._manifest.base.tensors[name]
+        place = self._base_places.get(name)
+        if place is not None and place.entry.kind == "tied":
+            place = self._base_places.get(str(place.entry.to))
+        if place is None or (place.entry.dtype, place.entry.shape) != (facts.dtype, facts.shape):
+            raise FormatError(f"{self._reader.store.url}: the base part has no tensor {name!r} as the manifest says")
+        return place
+
+    def _base_jobs(self, name: str, out: Tensor) -> list[Job]:
+        """Jobs that write the leading elements of a base tensor, as many as `out` has, in the base's own type."""
+        if self._given is None and self._manifest.base.storage == "embed":
+            place = self._base_place(name)
+            size = _coded(place).chunk
+
+            def job(a: int, b: int) -> None:
+                self._base_range(name, a, b, out[a:b])
+
+            return [partial(job, a, min(a + size, len(out))) for a in range(0, len(out), size)]
+
+        def whole() -> None:
+            out.copy_(self._given_tensor(name)[: len(out)])
+
+        return [whole]
+
+    def _base_range(self, name: str, a: int, b: int, out: Tensor) -> Tensor:
+        """Elements [a, b) of an embedded base tensor; into `out` if that has the base's type, else into new memory."""
+        if self._manifest.base.storage != "embed":
+            self._given_tensor(name)
+        place = self._base_place(name)
+        dtype, size = str(place.entry.dtype), _coded(place).chunk
+        target = out if out.dtype == TORCH[dtype] else empty(dtype, b - a)
+        for index in range(a // size, -(-b // size)):
+            start, stop = index * size, min((index + 1) * size, place.entry.numel)
+            if a <= start and stop <= b:
+                self._whole_chunk(place, index, name, target[start - a : stop - a])
+            else:
+                piece = empty(dtype, stop - start)
+                self._whole_chunk(place, index, name, piece)
+                low, high = max(a, start), min(b, stop)
+                target[low - a : high - a] = piece[low - start : high - start]
+        return target
+
+    def _given_tensor(self, name: str) -> Tensor:
+        """A tensor of the base that the caller gave, checked against the archive's identity of it."""
+        facts = self._manifest.base.tensors[name]
+        if self._given is None:
+            raise BaseNeededError(base_needed(self._reader.store.url, self._manifest))
+        info = self._given.tensors.get(name)
+        if info is None or (info.dtype, info.shape) != (facts.dtype, facts.shape):
+            has = f"{info.dtype} {list(info.shape)}" if info else "nothing"
+            raise WrongBaseError(
+                f"{self._given.where}: not the base of {self._reader.store.url}: for tensor {name!r} it has {has}, "
+                f"and {facts.dtype} {list(facts.shape)} is due"
+            )
+        flat = self._given.read(name, 0, info.numel)
+        if hashlib.sha256(as_bytes(flat)).hexdigest() != facts.sha256:
+            raise WrongBaseError(
+                f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
+                "(another version of it, perhaps); give the base that the zoo was packed with"
+            )
+        return flat
+
+    def _whole_chunk(self, place: Place, index: int, name: str, out: Tensor) -> None:
+        codec = codecs.find(codecs.WHOLE, _coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        self._guard(place, name, lambda: codec.decode(data, as_bytes(out), str(place.entry.dtype)))
+
+    def _vector_chunk(self, place: Place, index: int, n: int, name: str) -> Floats:
+        codec = codecs.find(codecs.VECTOR, _coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode(data, n))
+
+    _delta_chunk = _vector_chunk
+
+    def _symbol_chunk(self, place: Place, index: int, n: int, name: str) -> Bytes:
+        kind = place.entry.kind
+        codec = codecs.find(codecs.MASK, _coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode(data, kind, n))
+
+    def _guard(self, place: Place, name: str, work: Callable[[], _T]) -> _T:
+        """Run a codec; its error gets the names that it does not know."""
+        try:
+            return work()
+        except (FormatError, DamagedError) as error:
+            raise type(error)(f"{self._reader.where(place.path)}: tensor {name!r}: {error}") from error
+
+    def check(self, task: str) -> None:
+        """Raise for any entry of a task that does not fit the archive, without reading coded bytes."""
+        for name, place in self.task(task).items():
+            if place.entry.kind == "tied":
+                self._tied(task, name)
+            else:
+                self._jobs(task, name, torch.empty(place.entry.numel, dtype=torch.uint8, device="meta"))
+
+
+def base_needed(url: str, manifest: Manifest) -> str:
+    """What to say when a referenced base was not given."""
+    source = manifest.base.source
+    known = f" It came from {source['repo']} at commit {source.get('commit', '?')}." if source.get("repo") else ""
+    return f"{url}: holds no base, only references it: give it with base=… (--base).{known}"
+
+
+def _coded(place: Place) -> Coded:
+    assert place.entry.coded is not None  # the format gives every kind that is read here its coded bytes
+    return place.entry.coded

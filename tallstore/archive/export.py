@@ -1,0 +1,85 @@
+"""Write a task's model as a folder that stock loaders open: `model.safetensors` and the files it was packed with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from tallstore.errors import OutputExistsError
+from tallstore.format import safetensors
+from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.checkpoints import TensorInfo
+from tallstore.stores.staging import Staging, refuse_existing, translated
+from tallstore.tensors import as_bytes
+
+WEIGHTS = "model.safetensors"
+
+
+def export_folder(
+    out: str | os.PathLike[str],
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    files: Mapping[str, Callable[[], bytes]],
+    *,
+    overwrite: bool,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Write weights and files into a new folder; it appears whole or not at all. One tensor is in memory at a time.
+
+    Args:
+        out: the folder.
+        tensors: every tensor to write.
+        read: gives a tensor.
+        files: name in the folder → what gives its bytes.
+        overwrite: replace a model folder that is there.
+        progress: called with a text, bytes done, bytes in all.
+    """
+    target = Path(out)
+    if not (target.is_dir() and not any(target.iterdir())):
+        refuse_existing(target, overwrite=overwrite, ours=_is_model(target), what="a folder with a model")
+    # Largest elements first: every tensor then begins at a multiple of its element size.
+    order = sorted(tensors, key=lambda name: -ITEM_BYTES[tensors[name].dtype])
+    total = sum(tensors[name].numel * ITEM_BYTES[tensors[name].dtype] for name in order)
+    with Staging(target) as staging:
+        folder = staging.path("model")
+        with translated(target):
+            folder.mkdir()
+            with (folder / WEIGHTS).open("xb") as weights:
+                for piece in _pieces(order, tensors, read, progress, total):
+                    weights.write(piece)
+        for name, data in files.items():
+            content = data()
+            with translated(target):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        staging.publish("model", overwrite=True)
+    return target
+
+
+def _pieces(
+    order: list[str],
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    progress: Callable[[str, int, int], None] | None,
+    total: int,
+) -> Iterator[memoryview | bytes]:
+    yield safetensors.build([(n, tensors[n].dtype, tensors[n].shape) for n in order], {"format": "pt"}, align=8)
+    done = 0
+    for name in order:
+        data = memoryview(as_bytes(read(name)))
+        yield data
+        done += len(data)
+        if progress is not None:
+            progress(name, done, total)
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder is plainly a model's and nothing more precious: weights at its top, no repository."""
+    if not folder.is_dir() or (folder / ".git").exists():
+        return False
+    if folder.resolve() in {Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents}:
+        raise OutputExistsError(f"{folder}: is where you are, or above it; choose another name")
+    return (folder / WEIGHTS).is_file()

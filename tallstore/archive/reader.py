@@ -1,0 +1,128 @@
+"""Parts and their tensors' coded bytes, each piece checked against its hash before anything believes it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.format import limits
+from tallstore.format.manifest import MANIFEST, Manifest
+from tallstore.format.part import Entry, PartHeader
+from tallstore.stores import Store
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a part: the part's path, its entry, and where its coded bytes begin."""
+
+    path: str
+    entry: Entry
+    offset: int | None
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Read and validate `tall.json`."""
+    try:
+        size = store.size(MANIFEST)
+    except DamagedError as error:
+        raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
+    if size > limits.MANIFEST_BYTES:
+        raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
+    return Manifest.from_bytes(bytes(store.read(MANIFEST, 0, size)), f"{store.url}: {MANIFEST}")
+
+
+class Reader:
+    """Headers of parts, read once and kept; coded bytes, read on demand. Safe to use from several threads."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.manifest = manifest
+        self._headers: dict[str, PartHeader] = {}
+        self._lock = threading.Lock()
+
+    def header(self, path: str) -> PartHeader:
+        """A part's header, its bytes checked against the manifest's hash."""
+        with self._lock:
+            if path not in self._headers:
+                self._headers[path] = self._read_header(path)
+            return self._headers[path]
+
+    def places(self, paths: Sequence[str], part: str, owner: str) -> dict[str, Place]:
+        """Every tensor of some parts of one kind and owner, in order."""
+        found: dict[str, Place] = {}
+        for path in paths:
+            header = self.header(path)
+            if (header.part, header.owner) != (part, owner):
+                raise FormatError(
+                    f"{self.where(path)}: holds {header.part} of {header.owner!r}, where {part} of {owner!r} is due"
+                )
+            for name, entry in header.entries.items():
+                if name in found:
+                    raise FormatError(f"{self.where(path)}: tensor {name!r} is also in {found[name].path}")
+                found[name] = Place(path, entry, header.offsets.get(name))
+        return found
+
+    def chunk(self, place: Place, index: int, name: str) -> memoryview:
+        """The coded bytes of one chunk, checked."""
+        return self.chunks(place, [index], name)[0]
+
+    def chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
+        """The coded bytes of consecutive chunks: one range is read, each chunk is checked."""
+        coded = place.entry.coded
+        assert coded is not None
+        assert place.offset is not None
+        lengths = [coded.chunks[i][0] for i in indices]
+        start = place.offset + sum(length for length, _ in coded.chunks[: indices[0]])
+        data = self.store.read(place.path, start, sum(lengths))
+        found = []
+        at = 0
+        for index, length in zip(indices, lengths, strict=True):
+            piece = data[at : at + length]
+            if xxhash.xxh3_64_hexdigest(piece) != coded.chunks[index][1]:
+                raise DamagedError(
+                    f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
+                    "fetch or pack it again"
+                )
+            found.append(piece)
+            at += length
+        return found
+
+    def file(self, path: str) -> bytes:
+        """A small file, checked against the manifest's hash."""
+        record = self.manifest.parts[path]
+        if record.size > limits.FILE_BYTES or self.store.size(path) != record.size:
+            raise DamagedError(f"{self.where(path)}: {self.store.size(path)} bytes, and the manifest says {record.size}")
+        data = bytes(self.store.read(path, 0, record.size))
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise DamagedError(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
+        return data
+
+    def where(self, path: str) -> str:
+        """How messages name a part."""
+        return f"{self.store.url}: {path}"
+
+    def _read_header(self, path: str) -> PartHeader:
+        record = self.manifest.parts[path]
+        assert record.header_size is not None
+        if record.header_size > limits.HEADER_BYTES + 8:
+            raise FormatError(f"{self.where(path)}: a header of {record.header_size} bytes is over the cap")
+        if (size := self.store.size(path)) != record.size:
+            raise DamagedError(f"{self.where(path)}: {size} bytes, and the manifest says {record.size}; fetch it again")
+        data = bytes(self.store.read(path, 0, record.header_size))
+        if hashlib.sha256(data).hexdigest() != record.header_sha256:
+            raise DamagedError(f"{self.where(path)}: its header is damaged (sha256 differs); fetch or pack it again")
+        header = PartHeader.from_bytes(data, record.size, self.where(path))
+        return header
+
+
+def covered_chunks(entry: Entry, start: int, stop: int) -> Mapping[int, tuple[int, int]]:
+    """The chunks that elements [start, stop) lie in: index → its own range of elements, cut to the tensor."""
+    assert entry.coded is not None
+    size = entry.coded.chunk
+    total = entry.covered
+    return {i: (i * size, min((i + 1) * size, total)) for i in range(start // size, -(-stop // size))}

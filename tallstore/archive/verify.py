@@ -1,0 +1,119 @@
+"""Check an archive: every byte against every hash, every reference against its target, every code for sense."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from tallstore.archive.decode import Decoder
+from tallstore.archive.reader import Reader
+from tallstore.checkpoints import Checkpoint
+from tallstore.errors import DamagedError, FormatError, ModelMismatchError
+from tallstore.format.manifest import MANIFEST
+from tallstore.tensors import as_bytes
+
+_PIECE = 1 << 22
+_UNLISTED = ("README.md", ".gitattributes", ".git/", ".cache/")
+"""What may lie in an archive's folder beside what the manifest lists: a model card, and the Hub client's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """One task compared with its original."""
+
+    relative_error: float | None
+    """‖θ̂ − θ‖ / ‖θ − θ0‖ over the tensors that have a base; None if the original did not move."""
+    exact: bool
+    """Whether every tensor is the original's to the last bit."""
+    whole_tensors_exact: bool
+    """Whether the tensors that are stored whole are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked. Anything wrong is raised, not reported."""
+
+    files: int
+    bytes: int
+    tasks: tuple[str, ...]
+    unlisted: tuple[str, ...] = ()
+    """Files in the folder that the manifest does not list: no part of the archive."""
+    against: Mapping[str, Against] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def verify_archive(
+    reader: Reader, decoder: Decoder, *, embedded: bool, progress: Callable[[str, int, int], None] | None
+) -> VerifyReport:
+    """Check hashes of all files, then the sense of every entry and every chunk."""
+    manifest = reader.manifest
+    total = sum(record.size for record in manifest.parts.values())
+    done = 0
+    for path, record in manifest.parts.items():
+        if (size := reader.store.size(path)) != record.size:
+            raise DamagedError(f"{reader.where(path)}: {size} bytes, and the manifest says {record.size}: fetch it again")
+        digest = hashlib.sha256()
+        for start in range(0, record.size, _PIECE):
+            digest.update(reader.store.read(path, start, min(_PIECE, record.size - start)))
+            done += min(_PIECE, record.size - start)
+            if progress is not None:
+                progress(path, done, total)
+        if digest.hexdigest() != record.sha256:
+            raise DamagedError(f"{reader.where(path)}: damaged (sha256 differs); fetch or pack it again")
+        if record.header_size is not None:
+            reader.header(path)
+    for task in manifest.tasks:
+        decoder.check(task)
+    unlisted = tuple(
+        path
+        for path in reader.store.paths()
+        if path != MANIFEST and path not in manifest.parts and not path.startswith(_UNLISTED)
+    )
+    if unlisted and not reader.store.open_ended:
+        raise FormatError(f"{reader.store.url}: holds {unlisted[0]!r}, which the manifest does not list")
+    if embedded:
+        _check_base(reader, decoder)
+    return VerifyReport(
+        files=len(manifest.parts) + 1, bytes=total, tasks=tuple(manifest.tasks), unlisted=unlisted
+    )
+
+
+def _check_base(reader: Reader, decoder: Decoder) -> None:
+    for name, facts in reader.manifest.base.tensors.items():
+        if hashlib.sha256(as_bytes(decoder.base_tensor(name))).hexdigest() != facts.sha256:
+            raise DamagedError(f"{reader.store.url}: base tensor {name!r} is not the one that the manifest identifies")
+
+
+def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
+    """Decode a task tensor by tensor and compare it with its original checkpoint."""
+    places = decoder.task(task)
+    if odd := sorted(set(places) ^ set(original.tensors)):
+        raise ModelMismatchError(f"{original.where}: not the original of {task!r}: tensor {odd[0]!r} is in one alone")
+    error = norm = 0.0
+    exact = whole = True
+    for name, place in places.items():
+        ours = decoder.tensors(task, [name])[name].reshape(-1)
+        info = original.tensors[name]
+        theirs = original.read(name, 0, info.numel)
+        if (ours.dtype, ours.numel()) != (theirs.dtype, theirs.numel()):
+            raise ModelMismatchError(f"{original.where}: not the original of {task!r}: tensor {name!r} differs in shape")
+        same = not ours.numel() or torch.equal(ours.view(torch.uint8), theirs.contiguous().view(torch.uint8))
+        exact &= same
+        if place.entry.kind in {"private", "tied"}:
+            whole &= same
+            continue
+        n = place.entry.covered
+        start = decoder.base_tensor(str(place.entry.base)).reshape(-1)[:n].to(theirs.dtype).double()
+        error += float((ours[:n].double() - theirs[:n].double()).square().sum())
+        norm += float((theirs[:n].double() - start).square().sum())
+    return Against(
+        relative_error=math.sqrt(error / norm) if norm else None, exact=bool(exact), whole_tensors_exact=bool(whole)
+    )

@@ -1,0 +1,320 @@
+"""A zoo that is open for reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tallstore.archive.decode import Decoder
+from tallstore.archive.export import export_folder
+from tallstore.archive.reader import Place, Reader, read_manifest
+from tallstore.archive.verify import VerifyReport, compare, verify_archive
+from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint
+from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError
+from tallstore.format.manifest import MANIFEST, Manifest, names_of
+from tallstore.stores import Store, open_store
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFacts:
+    """How a task's tensor is stored."""
+
+    kind: str
+    """base, binary, signed, delta, private or tied."""
+    dtype: str
+    shape: tuple[int, ...]
+    base: str | None
+    """The base tensor it comes from."""
+    rows: int | None
+    """Leading rows that come from the base, where the shapes differ."""
+    scales: tuple[float, ...] | None
+    """The scale s of each run of `chunk` elements; all 1 where None."""
+    chunk: int | None
+    codec: str | None
+    bytes: int
+    """Coded bytes."""
+
+
+class Zoo:
+    """An open archive. Opening reads the manifest alone; each task reads its own parts, when it is asked for.
+
+    Safe to use from several threads. Use it as a context manager, or `close` it.
+    """
+
+    def __init__(self, store: Store, *, base: Source | None = None, threads: int | None = None) -> None:
+        self._store = store
+        self._manifest = read_manifest(store)
+        self._base_checkpoint: Checkpoint | None = None if base is None else open_checkpoint(base, "base (in memory)")
+        self._reader = Reader(store, self._manifest)
+        self._decoder = Decoder(self._reader, self._base_checkpoint, threads)
+
+    @property
+    def url(self) -> str:
+        """Where the archive is."""
+        return self._store.url
+
+    @property
+    def manifest(self) -> Manifest:
+        """The parsed manifest."""
+        return self._manifest
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+        return tuple(self._manifest.tasks)
+
+    def info(self) -> dict[str, Any]:
+        """What the archive holds and what it costs, as plain JSON values. Bytes are as on disk."""
+        manifest = self._manifest
+        size = self._store.size(MANIFEST)
+        checkpoints = sum(int(t.measured.get("checkpoint_bytes") or 0) for t in manifest.tasks.values())
+        return {
+            "format": "tallstore",
+            "version": manifest.version,
+            "writer": manifest.writer,
+            "base": {
+                "storage": manifest.base.storage,
+                "identity": manifest.base.identity,
+                "source": dict(manifest.base.source),
+                "tensors": len(manifest.base.tensors),
+                "bytes": manifest.base.bytes,
+            },
+            "groups": [{"id": g.id, "tasks": list(g.tasks), "recipe": dict(g.recipe)} for g in manifest.groups],
+            "tasks": {name: dict(task.measured) | {"group": task.group} for name, task in manifest.tasks.items()},
+            "bytes": manifest.bytes_by_kind(size),
+            "bits_per_parameter": manifest.bits_per_parameter(size),
+            "checkpoints_bytes": checkpoints + manifest.base.bytes,
+            "options": dict(manifest.options),
+        }
+
+    def tensors(self, task: str) -> dict[str, TensorFacts]:
+        """How each tensor of a task is stored, in the checkpoint's order."""
+        return {name: self._facts(task, name, place) for name, place in self._places(task).items()}
+
+    def state_dict(
+        self, task: str, *, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """What the fine-tuned checkpoint held: names, shapes and types included; tied tensors share their memory.
+
+        Args:
+            task: its name.
+            names: decode only these tensors; only their bytes are read.
+            device: where the tensors go.
+
+        Raises:
+            NoSuchTaskError, NoSuchTensorError: with the names that there are.
+            ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
+        """
+        places = self._places(task)
+        wanted = list(places) if names is None else [self._known(task, name) for name in names]
+        out = self._decoder.tensors(task, wanted)
+        target = torch.device(device)
+        if target.type == "cpu":
+            return out
+        moved: dict[int, Tensor] = {}
+        try:
+            for tensor in out.values():
+                moved.setdefault(id(tensor), tensor.to(target))
+        except (RuntimeError, AssertionError) as error:
+            line = str(error).splitlines()[0]
+            raise DeviceError(f"device {str(device)!r} cannot hold task {task!r} ({line}); use device='cpu'") from error
+        return {name: moved[id(tensor)] for name, tensor in out.items()}
+
+    def load_into(self, model: nn.Module, task: str) -> None:
+        """Write a task's weights into a model's own parameters and buffers, in place and strictly.
+
+        Values are converted to the type and device of the model's tensors.
+
+        Raises:
+            ModelMismatchError: names or shapes differ. Nothing was written.
+            ArchiveError: something is damaged. Nothing was written.
+        """
+        own = model.state_dict(keep_vars=True)
+        places = self._places(task)
+        self._check_model(own, places, task)
+        values = self.state_dict(task)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if name in values:
+                    tensor.copy_(values[name])
+
+    def export(
+        self,
+        task: str,
+        out: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
+
+        Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
+        """
+        places = self._places(task)
+        facts = {name: self._facts(task, name, place) for name, place in places.items()}
+        files = {
+            name: partial(self._reader.file, path) for name, path in self._manifest.tasks[task].files.items()
+        }
+        return export_folder(
+            out,
+            {name: TensorInfo(f.dtype, f.shape) for name, f in facts.items()},
+            lambda name: self._decoder.tensors(task, [name])[name],
+            files,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    def verify(
+        self, against: Mapping[str, Source] | None = None, *, progress: Progress | None = None
+    ) -> VerifyReport:
+        """Check every byte against every hash, and what it says for sense.
+
+        Args:
+            against: original checkpoints by task: each is compared with what the archive gives back.
+            progress: called with a text, bytes done, bytes in all.
+
+        Raises:
+            ArchiveError: the first thing found wrong, by part and tensor.
+        """
+        originals = {self._task(name): source for name, source in (against or {}).items()}
+        embedded = self._manifest.base.storage == "embed"
+        report = verify_archive(self._reader, self._decoder, embedded=embedded, progress=progress)
+        compared = {}
+        for name, source in originals.items():
+            checkpoint = open_checkpoint(source, f"{name} (in memory)")
+            try:
+                compared[name] = compare(self._decoder, name, checkpoint)
+            finally:
+                checkpoint.close()
+        return VerifyReport(
+            files=report.files,
+            bytes=report.bytes,
+            tasks=report.tasks,
+            unlisted=report.unlisted,
+            against=compared,
+        )
+
+    def mask(self, task: str, name: str) -> Tensor:
+        """A task's mask for one of its tensors, in the tensor's shape.
+
+        bool for a binary mask; int8 (−1, 0, 1) for a signed one. All zero where the task keeps the base's tensor.
+        Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
+        """
+        entry = self._places(task)[self._known(task, name)].entry
+        if entry.kind in {"private", "tied", "delta"}:
+            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
+        symbols = self._decoder.symbols(task, name)
+        if entry.kind != "signed":
+            return symbols.bool()
+        return (symbols == 1).to(torch.int8) - (symbols == 2).to(torch.int8)
+
+    def vector(self, name: str, *, group: str | None = None) -> Tensor:
+        """The multi-task vector for a base tensor, as the decoder uses it: float32, in the base's shape.
+
+        `name` is the base's name of the tensor, or the tasks' name of it. `group` is needed if there are several.
+        """
+        return self._decoder.vector_tensor(group or self._manifest.groups[0].id, self._base_name(name))
+
+    def base(self, name: str) -> Tensor:
+        """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
+        return self._decoder.base_tensor(self._base_name(name))
+
+    def close(self) -> None:
+        """Release files. Tensors that were given out stay valid."""
+        self._store.close()
+        if self._base_checkpoint is not None:
+            self._base_checkpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<tallstore.Zoo {self.url!r}: {len(self.tasks)} tasks>"
+
+    def _task(self, task: str) -> str:
+        if task not in self._manifest.tasks:
+            raise NoSuchTaskError(f"{self.url}: no task {task!r}; there are {names_of(self.tasks)}")
+        return task
+
+    def _places(self, task: str) -> Mapping[str, Place]:
+        return self._decoder.task(self._task(task))
+
+    def _known(self, task: str, name: str) -> str:
+        places = self._places(task)
+        if name not in places:
+            raise NoSuchTensorError(f"{self.url}: task {task!r} has no tensor {name!r}; it has {names_of(list(places))}")
+        return name
+
+    def _facts(self, task: str, name: str, place: Place) -> TensorFacts:
+        entry = place.entry
+        shown = self._places(task)[str(entry.to)].entry if entry.kind == "tied" and entry.to in self._places(task) else entry
+        return TensorFacts(
+            kind=entry.kind,
+            dtype=str(shown.dtype),
+            shape=shown.shape or (),
+            base=entry.base,
+            rows=entry.rows,
+            scales=entry.scales,
+            chunk=entry.coded.chunk if entry.coded else None,
+            codec=entry.coded.codec if entry.coded else None,
+            bytes=entry.coded.size if entry.coded else 0,
+        )
+
+    def _base_name(self, name: str) -> str:
+        if name in self._manifest.base.tensors:
+            return name
+        for task in self.tasks:
+            place = self._places(task).get(name)
+            if place is not None and place.entry.base is not None:
+                return place.entry.base
+        raise NoSuchTensorError(f"{self.url}: neither the base nor a task has a tensor {name!r} that comes from the base")
+
+    def _check_model(self, own: Mapping[str, Any], places: Mapping[str, Place], task: str) -> None:
+        shapes = {name: self._facts(task, name, place).shape for name, place in places.items()}
+        held = {tensor.data_ptr() for name, tensor in own.items() if name in shapes}
+        missing = [n for n in shapes if n not in own]
+        extra = [n for n, tensor in own.items() if n not in shapes and tensor.data_ptr() not in held]
+        wrong = [n for n in own if n in shapes and tuple(own[n].shape) != shapes[n]]
+        for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
+            if names:
+                first = names[0]
+                shown = f" (model {list(own[first].shape)}, task {list(shapes[first])})" if names is wrong else ""
+                raise ModelMismatchError(
+                    f"task {task!r} does not fit the model: {text} {first!r}{shown}"
+                    f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}; nothing was written"
+                )
+
+
+def open_zoo(
+    url: str | os.PathLike[str], *, base: Source | None = None, mapped: bool = True, threads: int | None = None
+) -> Zoo:
+    """Open an archive for reading. Reads the manifest alone.
+
+    Args:
+        url: a folder or a `.tall` file.
+        base: the base checkpoint, where the archive only references it. Checked, tensor by tensor, by hash.
+        mapped: map files into memory. False reads plainly and in order: much quicker on network file systems.
+        threads: for decoding; as many as there are cores by default.
+
+    Raises:
+        NotAnArchiveError, VersionError, FormatError, DamagedError: what it is instead of a whole archive.
+    """
+    store = open_store(url, mapped=mapped)
+    try:
+        return Zoo(store, base=base, threads=threads)
+    except BaseException:
+        store.close()
+        raise

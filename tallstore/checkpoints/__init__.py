@@ -1,0 +1,8 @@
+"""What pack reads: checkpoints of every usual kind behind one interface, tensor ranges read on demand."""
+
+from __future__ import annotations
+
+from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
+from tallstore.checkpoints.find import open_checkpoint
+
+__all__ = ["Checkpoint", "Source", "TensorInfo", "open_checkpoint"]

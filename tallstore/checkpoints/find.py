@@ -1,0 +1,173 @@
+"""From what a user names to a checkpoint: which files of a folder hold the weights, and which travel with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tallstore.checkpoints.base import Checkpoint, Source
+from tallstore.checkpoints.memory import MemoryCheckpoint
+from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
+from tallstore.errors import CheckpointError, FormatError
+from tallstore.format import limits
+from tallstore.format.names import check_path
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+_WEIGHTS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".tflite"}
+_COMPANIONS = {".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".yaml", ".yml", ".spm", ".bpe"}
+_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "all_results.json"}
+_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+_NESTED = ("state_dict", "model", "model_state_dict", "module")
+_FOLDER_ORDER = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
+    """Open a checkpoint for reading.
+
+    Args:
+        source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
+            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module.
+        where: how messages name it.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, ambiguous, or of no known kind.
+    """
+    if isinstance(source, nn.Module):
+        return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+    if isinstance(source, Mapping):
+        return MemoryCheckpoint(source, where or "state dict")
+    path = Path(source)
+    if not path.exists():
+        text = os.fspath(source)
+        if (match := _HUB_ID.fullmatch(text)) and (text.startswith("hf://") or not path.parent.exists()):
+            from tallstore.checkpoints.hub import download
+
+            folder, facts = download(match[1], match[2])
+            found = _open_folder(folder)
+            found.where, found.source = text, facts
+            return found
+        raise CheckpointError(f"{path}: no such folder or file")
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix == ".safetensors":
+        return SafetensorsCheckpoint([path], str(path))
+    if path.suffix in _PICKLES:
+        return MemoryCheckpoint(_unpickle(path), str(path))
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
+    raise CheckpointError(f"{path}: not a checkpoint: a .safetensors, .bin, .pt, .pth or .ckpt file, or a folder, is due")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    weights = _weights(folder)
+    found = _open_file(weights)
+    found.where = str(folder)
+    found.files, found.left_out = _companions(folder)
+    return found
+
+
+def _weights(folder: Path) -> Path:
+    for name in _FOLDER_ORDER:
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "adapter_model.safetensors").is_file() or (folder / "adapter_model.bin").is_file():
+        raise CheckpointError(f"{folder}: an adapter, not a full fine-tune: merge it into its base and save that first")
+    for endings in ({".safetensors"}, _PICKLES):
+        files = sorted(p for p in folder.iterdir() if p.suffix in endings and p.name not in _TRAINING)
+        if len(files) == 1:
+            return files[0]
+        if files:
+            names = ", ".join(p.name for p in files[:5])
+            raise CheckpointError(f"{folder}: which of {names} is meant? Name the file, or add an index")
+    raise CheckpointError(f"{folder}: holds no checkpoint (no .safetensors, .bin, .pt or .pth file)")
+
+
+def _open_index(index: Path) -> Checkpoint:
+    try:
+        table = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(table.values()))
+        if not all(check_path(name) == name for name in names):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, FormatError) as error:
+        raise CheckpointError(f"{index}: not an index of shards") from error
+    shards = [index.parent / name for name in names]
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{shard}: missing, and {index.name} names it")
+    found: Checkpoint
+    if all(shard.suffix == ".safetensors" for shard in shards):
+        found = SafetensorsCheckpoint(shards, str(index.parent))
+    else:
+        state: dict[str, Any] = {}
+        for shard in shards:
+            state |= _unpickle(shard)
+        found = MemoryCheckpoint(state, str(index.parent))
+    if lost := next((name for name in table if name not in found.tensors), None):
+        raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
+    return found
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    """`torch.load` with `weights_only`: a pickle never runs code here."""
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6: no mapping
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read as tensors alone ({line})") from error
+    for key in _NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    return dict(state)
+
+
+def _companions(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Files beside the weights: which to take along, and which are left out."""
+    taken: dict[str, Path] = {}
+    left: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or any(piece.startswith(".") for piece in name.split("/")):
+            continue
+        if path.suffix in _WEIGHTS or name.endswith(".index.json") or path.name in _TRAINING or _is_model(folder, path):
+            continue
+        (taken.__setitem__(name, path) if _wanted(name, path) else left.append(name))
+    return taken, tuple(left)
+
+
+def _is_model(folder: Path, path: Path) -> bool:
+    """Whether a file lies in a folder of its own weights, such as an earlier `checkpoint-500/`."""
+    return any(
+        parent != folder and any(p.suffix in _WEIGHTS for p in parent.iterdir())
+        for parent in path.parents
+        if folder in parent.parents
+    )
+
+
+def _wanted(name: str, path: Path) -> bool:
+    try:
+        check_path(name)
+    except FormatError:
+        return False
+    return path.suffix in _COMPANIONS and path.stat().st_size <= limits.FILE_BYTES and name.lower() != "readme.md"

@@ -1,0 +1,62 @@
+"""Checkpoints in memory: state dicts and modules. Also what `torch.load` gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tallstore.checkpoints.base import Checkpoint, TensorInfo
+from tallstore.errors import CheckpointError, FormatError
+from tallstore.format.names import check_tensor_name
+from tallstore.tensors import NAME
+
+
+class MemoryCheckpoint(Checkpoint):
+    """A state dict. Tensors that are one and the same memory are tied."""
+
+    def __init__(self, state: Mapping[str, Any], where: str) -> None:
+        self.where = where
+        self._state = {name: _plain(name, value, where) for name, value in state.items()}
+        if not self._state:
+            raise CheckpointError(f"{where}: holds no tensor")
+        self.tensors = {name: TensorInfo(NAME[t.dtype], tuple(t.shape)) for name, t in self._state.items()}
+        self.ties = _ties(self._state)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._state[name].reshape(-1)[start:stop].cpu()
+
+
+def _plain(name: str, value: Any, where: str) -> Tensor:
+    try:
+        check_tensor_name(name)
+    except FormatError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{where}: {name!r} is a {type(value).__name__}, not a tensor: give a plain state dict")
+    if value.is_meta or value.layout != torch.strided or value.dtype not in NAME or value.is_quantized:
+        raise CheckpointError(
+            f"{where}: tensor {name!r} ({value.dtype}, {value.layout}, device {value.device}) cannot be stored: "
+            "give dense tensors with values"
+        )
+    return value.detach()
+
+
+def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
+    first: dict[tuple[Any, ...], str] = {}
+    ties = {}
+    for name, tensor in state.items():
+        if not tensor.numel():
+            continue
+        place = (
+            tensor.untyped_storage().data_ptr(),
+            tensor.storage_offset(),
+            tensor.dtype,
+            tuple(tensor.shape),
+            tensor.stride(),
+        )
+        if (other := first.setdefault(place, name)) != name:
+            ties[name] = other
+    return ties

@@ -1,0 +1,76 @@
+"""Checkpoints in safetensors files, read by position: memory stays as small as what is asked for.
+
+(The library's own reader maps whole files, whose pages then count as this process's memory, and slices by rows only.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from tallstore.checkpoints.base import Checkpoint, TensorInfo
+from tallstore.errors import CheckpointError, FormatError
+from tallstore.format import safetensors
+from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.tensors import as_bytes, empty
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """One file or several shards. Tensors come in the order of their names' first appearance in the headers."""
+
+    tensors: dict[str, TensorInfo]
+
+    def __init__(self, paths: Sequence[Path], where: str) -> None:
+        self.where = where
+        self._handles: list[int] = []
+        self._places: dict[str, tuple[int, int, Path]] = {}
+        self.tensors = {}
+        try:
+            for path in paths:
+                self._add(path)
+        except BaseException:
+            self.close()
+            raise
+        if not self.tensors:
+            raise CheckpointError(f"{where}: holds no tensor")
+
+    def _add(self, path: Path) -> None:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            self._handles.append(handle)
+            size = os.fstat(handle).st_size
+            length = safetensors.header_size(os.pread(handle, safetensors.PREFIX, 0), size, str(path))
+            header = safetensors.parse(os.pread(handle, length, 0), size, str(path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        except FormatError as error:
+            raise CheckpointError(f"{error}: not a whole safetensors file") from error
+        for name, slot in header.slots.items():
+            if name in self.tensors:
+                raise CheckpointError(f"{path}: tensor {name!r} is also in {self._places[name][2].name}")
+            self.tensors[name] = TensorInfo(slot.dtype, slot.shape)
+            self._places[name] = (handle, header.size + slot.start, path)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        handle, offset, path = self._places[name]
+        info = self.tensors[name]
+        out = empty(info.dtype, stop - start)
+        target = memoryview(as_bytes(out)).cast("B")
+        offset += start * ITEM_BYTES[info.dtype]
+        try:
+            while target:
+                got = os.preadv(handle, [target[: 1 << 30]], offset)
+                if not got:
+                    raise CheckpointError(f"{path}: cut off in tensor {name!r}")
+                target, offset = target[got:], offset + got
+        except OSError as error:
+            raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
+        return out
+
+    def close(self) -> None:
+        for handle in self._handles:
+            os.close(handle)
+        self._handles.clear()

@@ -1,0 +1,34 @@
+"""The closed table of codecs: what an archive may name. An archive never chooses code to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from tallstore.codecs.adaptive import Adaptive
+from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.bits import Bits
+from tallstore.codecs.bits_zstd import BitsZstd
+from tallstore.codecs.codebook import Codebook
+from tallstore.codecs.floats import BF16, F32, Ones
+from tallstore.codecs.planes import Planes
+from tallstore.codecs.raw import Raw
+from tallstore.errors import CodecError
+
+__all__ = ["MASK", "VECTOR", "WHOLE", "MaskCodec", "VectorCodec", "WholeCodec", "find"]
+
+MASK: Mapping[str, MaskCodec] = {c.id: c for c in (Bits(), BitsZstd(), Adaptive())}
+VECTOR: Mapping[str, VectorCodec] = {
+    c.id: c for c in (F32(), BF16(), Codebook("q8", 256), Codebook("q5", 32), Codebook("q4", 16), Ones())
+}
+WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}
+
+_C = TypeVar("_C")
+
+
+def find(table: Mapping[str, _C], id_: str, where: str) -> _C:
+    """The codec of that id, or CodecError naming `where` and the ids that this version knows."""
+    try:
+        return table[id_]
+    except KeyError:
+        raise CodecError(f"{where}: codec {id_!r} is unknown; this tallstore knows {', '.join(table)}") from None

@@ -1,0 +1,32 @@
+"""Mask codec `bits`: packed symbols as they are. One bit a parameter for `binary`, two for `signed`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tallstore.codecs.base import Buffer, Bytes, MaskCodec
+from tallstore.errors import FormatError
+from tallstore.kernels import cpu
+
+
+class Bits(MaskCodec):
+    """Spec: `spec/codecs/bits.md`."""
+
+    id = "bits"
+
+    def encode(self, symbols: Bytes, kind: str) -> bytes:
+        """Pack."""
+        return cpu.pack(symbols, kind).tobytes()
+
+    def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
+        """Unpack."""
+        return unpack(np.frombuffer(data, np.uint8), kind, n)
+
+
+def unpack(packed: Bytes, kind: str, n: int) -> Bytes:
+    """Symbols from packed bytes that may be anything."""
+    if len(packed) != cpu.packed_size(kind, n):
+        raise FormatError(f"{len(packed)} bytes of mask where {cpu.packed_size(kind, n)} are due")
+    if not cpu.packed_is_valid(packed, kind, n):
+        raise FormatError(f"a {kind} mask holds a symbol that there is not, or bits behind its last")
+    return cpu.unpack(packed, kind, n)

@@ -1,0 +1,76 @@
+"""Whole codec `planes+zstd`: bytes of equal place together, each plane in a zstd frame where that makes it smaller.
+
+Of a trained float tensor only sign and exponent compress; the mantissa is noise. So floats are first rotated left by
+one bit, which moves the sign to the end and makes the exponent's eight bits one byte of float32 and bfloat16.
+
+    one u32 a plane: the bytes it takes (as many as elements: stored as it is) | the planes, least significant first
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tallstore.codecs import zstd
+from tallstore.codecs.base import Buffer, Bytes, WholeCodec
+from tallstore.errors import FormatError
+from tallstore.format.dtypes import ITEM_BYTES
+
+_ROTATED = {"F64", "F32", "F16", "BF16"}
+_WORD = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_TILE = 1 << 15
+_WORTH = 0.99
+"""A plane that coding leaves above this share of its size is stored as it is: it then costs no decoding."""
+
+
+class Planes(WholeCodec):
+    """Spec: `spec/codecs/planes-zstd.md`."""
+
+    id = "planes+zstd"
+
+    def encode(self, raw: Bytes, dtype: str) -> bytes:
+        """Rotate, split, and code each plane, or leave it where coding does not pay."""
+        item = ITEM_BYTES[dtype]
+        words = raw.view(_WORD[item])
+        if dtype in _ROTATED:
+            words = words << 1 | words >> (8 * item - 1)
+        by_place = words.astype(_WORD[item], copy=False).view(np.uint8).reshape(-1, item)
+        planes = []
+        for place in range(item):
+            plane = np.ascontiguousarray(by_place[:, place])
+            coded = zstd.compress(plane)
+            planes.append(coded if len(coded) < _WORTH * len(plane) else plane.tobytes())
+        lengths = np.array([len(p) for p in planes], "<u4")
+        return b"".join([lengths.tobytes(), *planes])
+
+    def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
+        """Put the planes back in place and rotate back, a cache-sized tile at a time."""
+        item = ITEM_BYTES[dtype]
+        words = out.view(_WORD[item])
+        planes = _planes(data, item, len(words))
+        spare = np.empty(min(_TILE, len(words)), words.dtype)
+        for start in range(0, len(words), _TILE):
+            tile = words[start : start + _TILE]
+            np.copyto(tile, planes[-1][start : start + _TILE])
+            for plane in planes[-2::-1]:
+                tile <<= 8
+                tile |= plane[start : start + _TILE]
+            if dtype in _ROTATED:
+                sign = np.left_shift(tile, 8 * item - 1, out=spare[: len(tile)])
+                tile >>= 1
+                tile |= sign
+
+
+def _planes(data: Buffer, item: int, n: int) -> list[Bytes]:
+    view = memoryview(data).cast("B")
+    if len(view) < 4 * item:
+        raise FormatError("byte planes are cut off")
+    lengths = [int(length) for length in np.frombuffer(view[: 4 * item], "<u4")]
+    if 4 * item + sum(lengths) != len(view) or any(length > n for length in lengths):
+        raise FormatError(f"byte planes of {lengths} bytes do not fit {len(view)} bytes and {n} elements")
+    planes = []
+    at = 4 * item
+    for length in lengths:
+        piece = view[at : at + length]
+        planes.append(np.frombuffer(piece, np.uint8) if length == n else zstd.decompress(piece, n))
+        at += length
+    return planes

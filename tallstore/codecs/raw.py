@@ -1,0 +1,25 @@
+"""Whole codec `raw`: the elements' bytes as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tallstore.codecs.base import Buffer, Bytes, WholeCodec
+from tallstore.errors import FormatError
+
+
+class Raw(WholeCodec):
+    """Spec: `spec/codecs/raw.md`."""
+
+    id = "raw"
+
+    def encode(self, raw: Bytes, dtype: str) -> bytes:  # noqa: ARG002 - all types alike
+        """Copy."""
+        return raw.tobytes()
+
+    def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:  # noqa: ARG002 - all types alike
+        """Copy."""
+        found = np.frombuffer(data, np.uint8)
+        if len(found) != len(out):
+            raise FormatError(f"{len(found)} raw bytes where {len(out)} are due")
+        np.copyto(out, found)

@@ -1,0 +1,199 @@
+"""Pack a zoo: read base and tasks chunk by chunk, in one pass, and write an archive that is whole or not there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tallstore._version import WRITER
+from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
+from tallstore.encoder.files import put_file, write_files
+from tallstore.encoder.options import Options
+from tallstore.encoder.plan import Plan, plan
+from tallstore.encoder.report import PackReport, Progress, TaskReport
+from tallstore.encoder.stream import Stream, Writers
+from tallstore.errors import InputError
+from tallstore.format import strict_json
+from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
+from tallstore.format.names import check_task_names
+from tallstore.format.version import VERSION
+from tallstore.recipes import make_recipe
+from tallstore.stores import Sink, open_sink
+
+GROUP = "0"
+_NOT_RECORDED = {"device", "overwrite", "allow_distant"}
+"""Options that do not change what is stored."""
+
+
+def pack(
+    base: Source,
+    tasks: Mapping[str, Source],
+    path: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PackReport:
+    """Pack fine-tunes of one base into one archive. The originals are only read.
+
+    Args:
+        base: the pre-trained model: a folder or file, a Hub id, a state dict or a module.
+        tasks: name → fine-tuned model, likewise. Names become folders: letters, digits, `.`, `_`, `-`.
+        path: the archive: one file if it ends in `.tall`, else a folder.
+        progress: called now and then with a text, bytes done and bytes in all.
+        **options: see `tallstore.Options`.
+
+    Returns:
+        What was stored, what it cost and kept, and warnings.
+
+    Raises:
+        InputError: a checkpoint, a task name or an option that cannot be used; the message says what to do.
+        OutputError: the archive cannot be written, or is there already. No half of it is left behind.
+    """
+    began = time.perf_counter()
+    chosen = Options.from_mapping(options)
+    names = check_task_names(list(tasks))
+    if not names:
+        raise InputError("no task was given: name at least one fine-tuned model")
+    with ExitStack() as stack:
+        sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite))
+        start = _open(stack, base, "base")
+        opened = {name: _open(stack, tasks[name], name) for name in names}
+        found = plan(start, opened, allow_distant=chosen.allow_distant)
+        recipe = make_recipe(chosen.recipe, **({} if chosen.lam is None else {"lam": chosen.lam}))
+        writers = Writers(sink, names, GROUP, embed=chosen.base_storage == "embed")
+        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress)
+        stream.run(writers)
+        manifest, warnings = _finish(sink, start, opened, found, stream, writers, chosen)
+        data = manifest.to_bytes()
+        sink.put(MANIFEST, [data], len(data))
+        sink.commit()
+    seconds = time.perf_counter() - began
+    return _report(Path(path), manifest, len(data), start, opened, found, warnings, seconds)
+
+
+def _open(stack: ExitStack, source: Source, name: str) -> Checkpoint:
+    found = open_checkpoint(source, f"{name} (in memory)" if not isinstance(source, str | os.PathLike) else None)
+    stack.callback(found.close)
+    return found
+
+
+def _finish(
+    sink: Sink,
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    found: Plan,
+    stream: Stream,
+    writers: Writers,
+    options: Options,
+) -> tuple[Manifest, tuple[str, ...]]:
+    parts: dict[str, PartRecord] = {}
+    if writers.base is not None and writers.base:
+        parts[writers.base.path] = writers.base.finish(list(base.tensors))
+    if writers.vector:
+        parts[writers.vector.path] = writers.vector.finish()
+    task_parts: dict[str, dict[str, tuple[str, ...]]] = {}
+    for index, (name, checkpoint) in enumerate(tasks.items()):
+        mask, private = writers.masks[index], writers.privates[index]
+        parts[mask.path] = mask.finish(list(checkpoint.tensors))
+        task_parts[name] = {"mask": (mask.path,)}
+        if private:
+            parts[private.path] = private.finish()
+            task_parts[name]["private"] = (private.path,)
+    files, records = write_files(sink, tasks)
+    parts |= records
+    card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
+    parts["config.json"] = put_file(sink, "config.json", strict_json.dumps(card, indent=1) + b"\n")
+    recorded = {key: value for key, value in asdict(options).items() if key not in _NOT_RECORDED}
+    manifest = Manifest(
+        writer=WRITER,
+        base=Base(
+            storage=options.base_storage,
+            tensors=stream.identity,
+            parts=(writers.base.path,) if writers.base is not None and writers.base else (),
+            source=base.source,
+        ),
+        groups=(
+            Group(
+                id=GROUP,
+                tasks=tuple(tasks),
+                parts=(writers.vector.path,) if writers.vector else (),
+                recipe={"id": options.recipe, "kind": stream.recipe.kind},
+            ),
+        ),
+        tasks={
+            name: Task(
+                group=GROUP,
+                parts=task_parts[name],
+                files=files[name],
+                source=checkpoint.source,
+                measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream),
+            )
+            for index, (name, checkpoint) in enumerate(tasks.items())
+        },
+        parts=parts,
+        options=recorded,
+    )
+    left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
+    return manifest, (*stream.warnings, *left)
+
+
+def _measured(
+    name: str,
+    index: int,
+    checkpoint: Checkpoint,
+    own: Mapping[str, tuple[str, ...]],
+    files: Mapping[str, str],
+    parts: Mapping[str, PartRecord],
+    stream: Stream,
+) -> dict[str, Any]:
+    paths = [p for ps in own.values() for p in ps] + [p for p in files.values() if p.startswith(f"tasks/{name}/")]
+    return {
+        **stream.quality[index].measured(),
+        "parameters": sum(info.numel for info in checkpoint.tensors.values()),
+        "checkpoint_bytes": tensor_bytes(checkpoint),
+        "bytes": sum(parts[path].size for path in paths),
+    }
+
+
+def tensor_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes that a checkpoint's tensors take, tied ones once."""
+    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in checkpoint.ties)
+
+
+def _report(
+    path: Path,
+    manifest: Manifest,
+    manifest_bytes: int,
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    found: Plan,
+    warnings: tuple[str, ...],
+    seconds: float,
+) -> PackReport:
+    by_kind = manifest.bytes_by_kind(manifest_bytes)
+    return PackReport(
+        path=path,
+        tasks={
+            name: TaskReport(
+                bytes=task.measured["bytes"],
+                relative_error=task.measured["relative_error"],
+                cosine=task.measured["cosine"],
+                density=task.measured["density"],
+                parameters=task.measured["parameters"],
+                private={tensor: whole.why for tensor, whole in found.private[index].items()},
+                missing=found.missing[index],
+            )
+            for index, (name, task) in enumerate(manifest.tasks.items())
+        },
+        bytes=by_kind,
+        checkpoints_bytes=tensor_bytes(base) + sum(tensor_bytes(task) for task in tasks.values()),
+        bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),
+        seconds=seconds,
+        warnings=warnings,
+    )

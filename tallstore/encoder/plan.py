@@ -1,0 +1,74 @@
+"""What becomes of every tensor, as far as names, types and shapes tell: masked, compared, stored whole, or tied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tallstore.checkpoints import Checkpoint
+from tallstore.encoder.match import Match, check_distance, match
+from tallstore.format.dtypes import MASKABLE
+
+SMALL = 256
+"""Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
+
+
+@dataclass(frozen=True)
+class User:
+    """A task's tensor that comes from a base tensor."""
+
+    task: int
+    name: str
+    match: Match
+    covered: int
+    """Leading elements that both have."""
+    masked: bool
+    """Whether it may be masked. If not, it is the base's tensor or stored whole."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor, or its elements from `start` on, that is stored whole and exact, and why."""
+
+    why: str
+    start: int = 0
+
+
+@dataclass
+class Plan:
+    """Users of each base tensor, and what the pass found out: lists have one item a task."""
+
+    users: dict[str, list[User]] = field(default_factory=dict)
+    private: list[dict[str, Whole]] = field(default_factory=list)
+    """Tensors stored whole, by the task's name."""
+    unmoved: list[dict[str, str]] = field(default_factory=list)
+    """Unmasked tensors that are the base's to the last bit: the task's name → the base's."""
+    missing: list[tuple[str, ...]] = field(default_factory=list)
+
+
+def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bool) -> Plan:
+    """Match every task with the base. Raises WrongBaseError where they do not belong together."""
+    found = Plan(users={name: [] for name in base.tensors})
+    for index, task in enumerate(tasks.values()):
+        matches = match(base, task)
+        if not allow_distant:
+            check_distance(base, task, matches)
+        found.private.append({})
+        found.unmoved.append({})
+        for name, info in task.tensors.items():
+            if name in task.ties:
+                continue
+            if name not in matches:
+                found.private[index][name] = Whole("the base has no such tensor, or one of another shape")
+                continue
+            found.users[matches[name].base].append(_user(base, task, index, name, matches[name]))
+        used = {m.base for m in matches.values()}
+        found.missing.append(tuple(n for n in base.tensors if n not in used))
+    return found
+
+
+def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Match) -> User:
+    info, start = task.tensors[name], base.tensors[found.base]
+    covered = info.numel if found.rows is None else found.rows * (info.numel // info.shape[0])
+    masked = info.dtype in MASKABLE and start.dtype in MASKABLE and covered >= SMALL
+    return User(index, name, found, covered, masked)

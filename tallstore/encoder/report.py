@@ -1,0 +1,51 @@
+"""What pack tells its caller: progress while it works, and a report when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+"""Called now and then with: what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """One task: what it cost and what it kept."""
+
+    bytes: int
+    """On disk: mask, private tensors and files of its own."""
+    relative_error: float | None
+    """‖τ̂ − τ‖ / ‖τ‖ over the tensors that have a base; None if nothing moved."""
+    cosine: float | None
+    """Between τ̂ and τ."""
+    density: float
+    """Share of parameters whose mask is on."""
+    parameters: int
+    """Parameters of the task's checkpoint."""
+    private: Mapping[str, str]
+    """Tensors stored whole, and why."""
+    missing: tuple[str, ...]
+    """Base tensors that the task lacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What was packed, what it cost, and what deserves attention."""
+
+    path: Path
+    tasks: Mapping[str, TaskReport]
+    bytes: Mapping[str, int]
+    """On disk, by kind: base, vector, masks, private, files, manifest, total."""
+    checkpoints_bytes: int
+    """What base and tasks take as separate checkpoints (tensor bytes)."""
+    bits_per_parameter: float
+    """Bits a parameter and task: everything but the base."""
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"path": str(self.path)}

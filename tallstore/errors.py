@@ -1,0 +1,143 @@
+"""Every error that tallstore raises on purpose.
+
+    TallstoreError
+    ├── InputError                 what was given to pack cannot be used
+    │   ├── CheckpointError        a checkpoint is missing, unreadable or of no known kind
+    │   ├── WrongBaseError         base and task do not belong together (names the tensor)
+    │   ├── TaskNameError          a task name that cannot be a folder on every system and on the Hub
+    │   ├── OptionError            an option, or a combination of options, that makes no sense
+    │   └── EvaluatorError         the user's evaluator failed or returned no number
+    ├── BudgetError                a promise about error or retention cannot be kept
+    ├── OutputError                the output cannot be written
+    │   └── OutputExistsError      it is there already and overwriting was not asked for
+    ├── ArchiveError               what was opened is not a whole, valid archive
+    │   ├── NotAnArchiveError      no manifest there
+    │   ├── FormatError            bytes that the format does not allow
+    │   ├── DamagedError           bytes that differ from their checksum, or are missing
+    │   ├── VersionError           written by a newer major version
+    │   └── CodecError             a codec id outside the closed table
+    ├── NoSuchTaskError            the archive has no such task (lists those it has)
+    ├── NoSuchTensorError          the task, vector or base has no such tensor
+    ├── BaseNeededError            the base is referenced, and was not given or found
+    ├── ModelMismatchError         a model's parameters are not those of the task
+    ├── DeviceError                the asked device is not there or has no memory left
+    └── MissingExtraError          an optional package is needed (names the install command)
+
+A caller who wants one line for a person prints the exception: the message names the file, the tensor
+and what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchiveError",
+    "BaseNeededError",
+    "BudgetError",
+    "CheckpointError",
+    "CodecError",
+    "DamagedError",
+    "DeviceError",
+    "EvaluatorError",
+    "FormatError",
+    "InputError",
+    "MissingExtraError",
+    "ModelMismatchError",
+    "NoSuchTaskError",
+    "NoSuchTensorError",
+    "NotAnArchiveError",
+    "OptionError",
+    "OutputError",
+    "OutputExistsError",
+    "TallstoreError",
+    "TaskNameError",
+    "VersionError",
+    "WrongBaseError",
+]
+
+
+class TallstoreError(Exception):
+    """Root of every error that tallstore raises on purpose."""
+
+
+class InputError(TallstoreError):
+    """What was given to `pack` cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, unreadable or of no known kind."""
+
+
+class WrongBaseError(InputError):
+    """Base and task do not belong together. Names the first tensor that shows it."""
+
+
+class TaskNameError(InputError):
+    """A task name that cannot be a folder name on every system and on the Hub."""
+
+
+class OptionError(InputError):
+    """An option, or a combination of options, that makes no sense."""
+
+
+class EvaluatorError(InputError):
+    """The user's evaluator could not be found, raised, or returned no finite number."""
+
+
+class BudgetError(TallstoreError):
+    """A promise about error or retention cannot be kept. Names the task and says why."""
+
+
+class OutputError(TallstoreError):
+    """The output cannot be written."""
+
+
+class OutputExistsError(OutputError):
+    """The output is there already, and overwriting it was not asked for."""
+
+
+class ArchiveError(TallstoreError):
+    """What was opened is not a whole, valid archive."""
+
+
+class NotAnArchiveError(ArchiveError):
+    """There is no manifest: not an archive, or one whose writing never ended."""
+
+
+class FormatError(ArchiveError):
+    """Bytes that the format does not allow, whoever wrote them."""
+
+
+class DamagedError(ArchiveError):
+    """Bytes that differ from their checksum, or are missing."""
+
+
+class VersionError(ArchiveError):
+    """The archive was written for a newer major version of the format."""
+
+
+class CodecError(ArchiveError):
+    """A codec id that is not in the closed table of this version."""
+
+
+class NoSuchTaskError(TallstoreError):
+    """The archive has no such task."""
+
+
+class NoSuchTensorError(TallstoreError):
+    """The task, the vector or the base has no such tensor."""
+
+
+class BaseNeededError(TallstoreError):
+    """The archive references its base, and the base was not given or found."""
+
+
+class ModelMismatchError(TallstoreError):
+    """A model's parameters are not those of the task. Nothing was written to it."""
+
+
+class DeviceError(TallstoreError):
+    """The asked device is not there, or has no memory left."""
+
+
+class MissingExtraError(TallstoreError):
+    """An optional package is needed. The message holds the command that installs it."""

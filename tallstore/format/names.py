@@ -1,0 +1,102 @@
+"""Which task names, tensor names and paths an archive may hold.
+
+A task name becomes a folder on every system and a prefix in Hub patterns; a path comes from strangers. Both are
+checked when written and again when read.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from tallstore.errors import FormatError, TaskNameError
+from tallstore.format import limits
+
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+_FORBIDDEN = frozenset('\\:*?"<>|[]')
+_HIDDEN = {".git", ".cache"}
+
+
+def check_task_name(name: object) -> str:
+    """Return `name`, or raise TaskNameError saying what is wrong with it and what is allowed."""
+    remedy = "use letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    if not isinstance(name, str) or not name:
+        raise TaskNameError(f"a task name is empty: {remedy}")
+    if not _TASK.fullmatch(name) or ".." in name or name.endswith("."):
+        raise TaskNameError(f"task name {name!r} is not allowed: {remedy}")
+    if len(name) > limits.TASK_NAME_LENGTH:
+        raise TaskNameError(f"task name {name[:40]!r}… is longer than {limits.TASK_NAME_LENGTH} characters")
+    if name.lower().split(".")[0] in _WINDOWS_DEVICES:
+        raise TaskNameError(f"task name {name!r} is a device name on Windows: choose another")
+    return name
+
+
+def check_task_names(names: Iterable[object]) -> list[str]:
+    """Check each name, and that no two would be one folder on a file system that ignores case."""
+    seen: dict[str, str] = {}
+    for each in names:
+        name = check_task_name(each)
+        other = seen.setdefault(name.lower(), name)
+        if other is not name or sum(1 for s in seen.values() if s == name) > 1:
+            raise TaskNameError(f"task names {other!r} and {name!r} are the same on some file systems: rename one")
+    return list(seen.values())
+
+
+def check_tensor_name(name: object) -> str:
+    """Return `name`, or raise FormatError: a tensor name is UTF-8, not empty, without control characters."""
+    if not isinstance(name, str) or not name or name == "__metadata__":
+        raise FormatError(f"tensor name {name!r} is not allowed")
+    _utf8(name, limits.NAME_BYTES, "tensor name")
+    if any(unicodedata.category(c) == "Cc" for c in name):
+        raise FormatError(f"tensor name {name!r} holds a control character")
+    return name
+
+
+def check_path(path: object) -> str:
+    """Return `path`, or raise FormatError: relative, normal, and a plain name on every system, piece by piece."""
+    if not isinstance(path, str) or not path:
+        raise FormatError(f"path {path!r} is not allowed in an archive")
+    _utf8(path, limits.PATH_BYTES, "path")
+    if unicodedata.normalize("NFC", path) != path:
+        raise FormatError(f"path {path!r} is not in Unicode normal form C")
+    for piece in path.split("/"):
+        if (
+            piece in {"", ".", ".."}
+            or piece.lower() in _HIDDEN
+            or piece != piece.strip()
+            or piece.endswith(".")
+            or piece.lower().split(".")[0] in _WINDOWS_DEVICES
+            or any(c in _FORBIDDEN or unicodedata.category(c)[0] == "C" for c in piece)
+            or len(piece.encode()) > limits.SEGMENT_BYTES
+        ):
+            raise FormatError(f"path {path!r} is not allowed in an archive")
+    return path
+
+
+def check_paths(paths: Iterable[object]) -> list[str]:
+    """Check each path, that none is doubled on a file system that ignores case, and that none is a folder of another."""
+    seen: set[str] = set()
+    checked = []
+    for each in paths:
+        path = check_path(each)
+        if path.lower() in seen:
+            raise FormatError(f"path {path!r} is there twice (perhaps in other letter case)")
+        seen.add(path.lower())
+        checked.append(path)
+    for path in checked:
+        pieces = path.lower().split("/")
+        for n in range(1, len(pieces)):
+            if "/".join(pieces[:n]) in seen:
+                raise FormatError(f"path {path!r} lies below a path that is a file")
+    return checked
+
+
+def _utf8(text: str, cap: int, what: str) -> None:
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{what} {text!r} is not Unicode text") from error
+    if size > cap:
+        raise FormatError(f"{what} {text[:40]!r}… is longer than {cap} bytes")

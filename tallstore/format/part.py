@@ -1,0 +1,265 @@
+"""A part: a safetensors file whose tensors are opaque coded bytes, and whose metadata says how to read them.
+
+Every part describes itself: what it is, whose it is, and per tensor an `Entry`. Coded bytes are stored as one U8
+tensor under the tensor's own name, so that a stock loader that is given a part fails on types and shapes instead of
+loading noise; the metadata's `format` is not one that transformers accepts, for the same reason.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tallstore.errors import CodecError, FormatError
+from tallstore.format import limits, safetensors, strict_json
+from tallstore.format.dtypes import MASKABLE, check_dtype
+from tallstore.format.names import check_tensor_name
+from tallstore.format.version import VERSION, check_version
+
+METADATA_KEY = "tallstore"
+CHECKSUM_DIGITS = 16
+
+KINDS_IN_PART: Mapping[str, frozenset[str]] = {
+    "base": frozenset({"whole", "tied"}),
+    "vector": frozenset({"vector"}),
+    "mask": frozenset({"base", "binary", "signed", "delta", "private", "tied"}),
+    "private": frozenset({"whole"}),
+    "exact": frozenset({"xor"}),
+}
+"""Which kinds of entry each kind of part may hold."""
+
+_CODED = frozenset({"codec", "chunk", "chunks"})
+_FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    # kind: (members that must be there, members that may be)
+    "whole": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
+    "vector": (frozenset({"shape"}) | _CODED, frozenset()),
+    "base": (frozenset({"dtype", "shape", "base"}), frozenset({"rows"})),
+    "binary": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
+    "signed": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
+    "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
+    "private": (frozenset({"dtype", "shape"}), frozenset()),
+    "tied": (frozenset({"to"}), frozenset()),
+    "xor": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Coded:
+    """How a tensor's coded bytes are cut: `chunk` elements each, per chunk its bytes and its xxh3-64 in hex."""
+
+    codec: str
+    chunk: int
+    chunks: tuple[tuple[int, str], ...]
+
+    @property
+    def size(self) -> int:
+        """Coded bytes, before padding."""
+        return sum(length for length, _ in self.chunks)
+
+    @property
+    def padded(self) -> int:
+        """Coded bytes with the zeros that follow them."""
+        return self.size + -self.size % limits.BLOB_ALIGNMENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a part says of one tensor. Which members are there depends on the kind: see `_FIELDS`."""
+
+    kind: str
+    dtype: str | None = None
+    """Element type of the decoded tensor."""
+    shape: tuple[int, ...] | None = None
+    """Shape of the decoded tensor."""
+    base: str | None = None
+    """Name of the base tensor that the decoder starts from."""
+    rows: int | None = None
+    """Leading rows that the base covers, where the tensor's first dimension is not the base's."""
+    scales: tuple[float, ...] | None = None
+    """The scale s of each chunk; all 1 where absent. Each is exactly a float32."""
+    to: str | None = None
+    """For `tied`: the name of the tensor of the same task that this one shares its memory with."""
+    coded: Coded | None = None
+
+    @property
+    def numel(self) -> int:
+        """Elements of the decoded tensor."""
+        return math.prod(self.shape or ())
+
+    @property
+    def covered(self) -> int:
+        """Elements that the entry's coded bytes or its base stand for: all, or `rows` leading rows."""
+        if self.rows is None or not self.shape:
+            return self.numel
+        return self.rows * math.prod(self.shape[1:])
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as JSON, absent members left out."""
+        out: dict[str, Any] = {"kind": self.kind}
+        for key in ("dtype", "base", "rows", "to"):
+            if (value := getattr(self, key)) is not None:
+                out[key] = value
+        if self.shape is not None:
+            out["shape"] = list(self.shape)
+        if self.scales is not None:
+            out["scales"] = list(self.scales)
+        if self.coded is not None:
+            out |= {"codec": self.coded.codec, "chunk": self.coded.chunk, "chunks": [list(c) for c in self.coded.chunks]}
+        return out
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Entry:
+        """Parse and validate. Members that the kind does not know are ignored: a newer minor version may add them."""
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise FormatError(f"{where}: not a tensor entry")
+        kind = value["kind"]
+        if kind not in _FIELDS:
+            raise CodecError(f"{where}: entry kind {kind!r} is unknown; a newer tallstore may read it")
+        needed, optional = _FIELDS[kind]
+        if missing := sorted(needed - set(value)):
+            raise FormatError(f"{where}: {kind} entry lacks {', '.join(missing)}")
+        known = needed | optional
+        found = {key: _PARSE[key](value[key], where) for key in _PARSE if key in known and key in value}
+        entry = cls(kind=kind, **found)
+        if "codec" in known:
+            entry = replace(entry, coded=_coded(value, entry, where))
+        entry._check(where)
+        return entry
+
+    def _check(self, where: str) -> None:
+        if self.rows is not None and (not self.shape or self.rows > self.shape[0]):
+            raise FormatError(f"{where}: rows {self.rows} do not fit shape {self.shape}")
+        if self.kind in {"binary", "signed", "delta"} and self.dtype not in MASKABLE:
+            raise FormatError(f"{where}: a {self.kind} entry cannot have element type {self.dtype}")
+        if self.scales is not None and self.coded and len(self.scales) != len(self.coded.chunks):
+            raise FormatError(f"{where}: {len(self.scales)} scales for {len(self.coded.chunks)} chunks")
+
+
+def _text(value: Any, where: str) -> str:
+    try:
+        return check_tensor_name(value)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _count(value: Any, where: str) -> int:
+    if not safetensors.is_count(value):
+        raise FormatError(f"{where}: {value!r} is not a whole number ≥ 0")
+    return int(value)
+
+
+def _scales(value: Any, where: str) -> tuple[float, ...]:
+    if not isinstance(value, list) or not all(type(s) in {int, float} for s in value):
+        raise FormatError(f"{where}: scales are not a list of numbers")
+    try:
+        exact = all(struct.unpack("<f", struct.pack("<f", s))[0] == s for s in value)
+    except OverflowError:
+        exact = False
+    if not exact:
+        raise FormatError(f"{where}: a scale is not exactly a float32")
+    return tuple(float(s) for s in value)
+
+
+_PARSE: Mapping[str, Callable[[Any, str], Any]] = {
+    "dtype": check_dtype,
+    "shape": safetensors.check_shape,
+    "base": _text,
+    "rows": _count,
+    "scales": _scales,
+    "to": _text,
+}
+
+
+def _coded(value: Mapping[str, Any], entry: Entry, where: str) -> Coded:
+    codec, chunk, chunks = value["codec"], value["chunk"], value["chunks"]
+    if not isinstance(codec, str):
+        raise FormatError(f"{where}: codec {codec!r} is not a name")
+    if not safetensors.is_count(chunk) or chunk & (chunk - 1) or not limits.CHUNK_MIN <= chunk <= limits.CHUNK_MAX:
+        raise FormatError(f"{where}: chunk {chunk!r} is not a power of two in {limits.CHUNK_MIN}…{limits.CHUNK_MAX}")
+    if not isinstance(chunks, list) or len(chunks) != -(-entry.covered // chunk):
+        raise FormatError(f"{where}: the chunks do not cover {entry.covered} elements")
+    for item in chunks:
+        if (
+            not isinstance(item, list)
+            or len(item) != 2
+            or not safetensors.is_count(item[0])
+            or not is_hex(item[1], CHECKSUM_DIGITS)
+        ):
+            raise FormatError(f"{where}: {item!r} is not a chunk's length and checksum")
+    return Coded(codec, chunk, tuple((length, digest) for length, digest in chunks))
+
+
+def is_hex(value: object, digits: int) -> bool:
+    """Whether a JSON value is a string of exactly so many lower-case hexadecimal digits."""
+    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartHeader:
+    """A part's header: kind of part, owner (task name, group id, or empty for the base), and the entries in order."""
+
+    part: str
+    owner: str
+    entries: Mapping[str, Entry]
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    """Where each tensor's coded bytes begin, counted from the first byte of the part."""
+    version: str = VERSION
+
+    def to_bytes(self, stored: Sequence[str]) -> bytes:
+        """The part's first bytes: everything in front of the coded bytes, which follow in the order of `stored`."""
+        facts = {
+            "version": self.version,
+            "part": self.part,
+            "owner": self.owner,
+            "entries": {name: entry.to_json() for name, entry in self.entries.items()},
+        }
+        metadata = {"format": "tallstore", METADATA_KEY: strict_json.dumps(facts).decode()}
+        coded = {name: entry.coded for name, entry in self.entries.items() if entry.coded is not None}
+        assert set(coded) == set(stored)
+        return safetensors.build([(name, "U8", (coded[name].padded,)) for name in stored], metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, file_size: int, where: str) -> PartHeader:
+        """Parse and validate; the safetensors header and the entries must agree on every byte."""
+        header = safetensors.parse(data, file_size, where)
+        if header.size != len(data):
+            raise FormatError(f"{where}: a header of {header.size} bytes, where {len(data)} are due")
+        if header.size % limits.ALIGNMENT:
+            raise FormatError(f"{where}: data begins at {header.size}, not at a multiple of {limits.ALIGNMENT}")
+        if METADATA_KEY not in header.metadata:
+            raise FormatError(f"{where}: a safetensors file, but not a part of an archive")
+        facts = strict_json.loads(header.metadata[METADATA_KEY].encode("utf-8", "surrogatepass"), where)
+        if not isinstance(facts, dict) or not isinstance(facts.get("entries"), dict):
+            raise FormatError(f"{where}: the part's description is not an object with entries")
+        version = check_version(facts.get("version"), where)
+        part, owner = facts.get("part"), facts.get("owner")
+        if part not in KINDS_IN_PART or not isinstance(owner, str):
+            raise FormatError(f"{where}: part {part!r} of {owner!r} is unknown")
+        if len(facts["entries"]) > limits.TENSORS:
+            raise FormatError(f"{where}: more than {limits.TENSORS} tensors")
+        entries = {
+            check_tensor_name(name): Entry.from_json(value, f"{where}: tensor {name!r}")
+            for name, value in facts["entries"].items()
+        }
+        found = cls(part=part, owner=owner, entries=entries, version=version, offsets=_offsets(header, entries, where))
+        found._check(where)
+        return found
+
+    def _check(self, where: str) -> None:
+        for name, entry in self.entries.items():
+            if entry.kind not in KINDS_IN_PART[self.part]:
+                raise FormatError(f"{where}: tensor {name!r}: a {self.part} part cannot hold a {entry.kind} entry")
+
+
+def _offsets(header: safetensors.Header, entries: Mapping[str, Entry], where: str) -> dict[str, int]:
+    coded = {name: entry.coded for name, entry in entries.items() if entry.coded is not None}
+    if set(coded) != set(header.slots):
+        odd = next(iter(set(coded) ^ set(header.slots)))
+        raise FormatError(f"{where}: tensor {odd!r} is described but not stored, or stored but not described")
+    for name, slot in header.slots.items():
+        if slot.dtype != "U8" or slot.shape != (coded[name].padded,):
+            raise FormatError(f"{where}: tensor {name!r}: {slot.stop - slot.start} bytes stored, {coded[name].padded} described")
+    return {name: header.size + slot.start for name, slot in header.slots.items()}

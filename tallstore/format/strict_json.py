@@ -1,0 +1,64 @@
+"""JSON as the format allows it: UTF-8, no doubled keys, finite numbers, bounded nesting; and one way to write it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from tallstore.errors import FormatError
+from tallstore.format import limits
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def loads(data: bytes, where: str) -> Any:
+    """Parse; raise FormatError naming `where` for anything outside the strict subset."""
+    if _depth(data) > limits.JSON_DEPTH:
+        raise FormatError(f"{where}: JSON is nested deeper than {limits.JSON_DEPTH}")
+
+    def pairs(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            keys = [k for k, _ in items]
+            doubled = next(k for k in keys if keys.count(k) > 1)
+            raise FormatError(f"{where}: JSON key {doubled!r} is there twice")
+        return found
+
+    def constant(text: str) -> NoReturn:
+        raise FormatError(f"{where}: JSON number {text} is not finite")
+
+    def integer(text: str) -> int:
+        if len(text) > 17 or abs(int(text)) > limits.INTEGER:
+            raise FormatError(f"{where}: JSON integer {text[:24]} is out of range")
+        return int(text)
+
+    def real(text: str) -> float:
+        value = float(text)
+        if value in {float("inf"), float("-inf")}:
+            raise FormatError(f"{where}: JSON number {text[:24]} is out of range")
+        return value
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_int=integer, parse_float=real
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise FormatError(f"{where}: not valid JSON ({error})") from error
+
+
+def dumps(value: Any, *, indent: int | None = None) -> bytes:
+    """Write as UTF-8: keys in the order given, no spaces unless `indent`, floats in their shortest exact form."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators, indent=indent).encode("utf-8")
+
+
+def _depth(data: bytes) -> int:
+    depth = deepest = 0
+    for byte in re.sub(rb"[^\[\]{}]", b"", _STRING.sub(b"", data)):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+        if deepest > limits.JSON_DEPTH:
+            break
+    return deepest

@@ -1,0 +1,25 @@
+"""The version of the format, and which versions this reader takes."""
+
+from __future__ import annotations
+
+import re
+
+from tallstore.errors import FormatError, VersionError
+
+VERSION = "1.0"
+"""`major.minor`. A reader takes every minor version of its major version."""
+
+_PATTERN = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})", re.ASCII)
+
+
+def check_version(version: object, where: str) -> str:
+    """Return `version`, or raise VersionError if its major version is not this reader's."""
+    if not isinstance(version, str) or not (match := _PATTERN.fullmatch(version)):
+        raise FormatError(f"{where}: {version!r} is not a version")
+    major = VERSION.split(".", maxsplit=1)[0]
+    if match[1] != major:
+        raise VersionError(
+            f"{where}: format version {version}, and this tallstore reads {major}.x: "
+            f"{'upgrade it with pip install -U tallstore' if int(match[1]) > int(major) else 'pack the zoo again'}"
+        )
+    return version

@@ -1,0 +1,90 @@
+"""What a recipe is: how the encoder chooses the multi-task vector, the masks and the scales.
+
+A decoder never needs to know the recipe: it sees v, m and s alone. A recipe is pure arithmetic on tensors. It
+reads no file and knows no codec. The encoder hands it one tile at a time, a run of parameters of one tensor, for
+all tasks that have that tensor, so a recipe that needs a figure over whole task vectors (a trim threshold, one
+scale a task) declares `Statistic` objects: each costs one more read of the input, before the first tile.
+
+A new recipe is one file here and one row in the table in `__init__`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+Kind = Literal["binary", "signed"]
+"""The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A run of N parameters of one tensor, for the T' ≤ T tasks that have it.
+
+    All tensors are float32 (float64 where the checkpoint is), contiguous and on one device.
+    """
+
+    tasks: tuple[int, ...]
+    """Which tasks the rows stand for: indices into the whole zoo's task list, ascending."""
+    base: Tensor
+    """θ0, shape (N,)."""
+    weights: Tensor
+    """θt, shape (T', N)."""
+    tau: Tensor
+    """τt = θt − θ0, shape (T', N)."""
+
+
+class Statistic(ABC):
+    """A figure over whole task vectors, gathered in one read of the input before the first vector is made.
+
+    The encoder calls `update` with every tile, in one fixed order, and then `finish` once.
+    """
+
+    @abstractmethod
+    def update(self, tile: Tile) -> None:
+        """Take one tile into account."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Called once after the last tile."""
+
+
+class Recipe(ABC):
+    """How v, m and s are chosen. Instances hold options and, after their statistics are gathered, those figures."""
+
+    id: ClassVar[str]
+    """The name on the command line and in the manifest."""
+    kind: Kind = "binary"
+    """The kind of the masks that `masks` returns."""
+
+    def statistics(self, n_tasks: int) -> Sequence[Statistic]:  # noqa: ARG002 - part of the interface
+        """The statistics this recipe needs, in order: a later one may use the finished earlier ones."""
+        return ()
+
+    @abstractmethod
+    def vector(self, tile: Tile) -> Tensor:
+        """The multi-task vector for a tile: shape (N,), dtype of `tile.tau`, before it is quantized.
+
+        For masks of kind `signed` every value is ≥ 0: the magnitude that tasks share.
+        """
+
+    @abstractmethod
+    def masks(self, tile: Tile, vector: Tensor) -> Tensor:
+        """The masks for a tile against the vector as it is stored (after quantization).
+
+        Returns shape (T', N), uint8: 0 where the task keeps θ0, 1 where it adds s·v, 2 (`signed` only) where it
+        subtracts it.
+        """
+
+    def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - part of the interface
+        """The scale s of one task on one chunk of one tensor; 1.0 where the recipe has none.
+
+        Args:
+            task: index into the zoo's task list.
+            sums: over the chunk, for w = m·v as stored: ‖τ − w‖², ‖τ‖², ‖w‖², ⟨τ, w⟩, and the count of m ≠ 0.
+        """
+        return 1.0

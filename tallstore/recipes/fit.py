@@ -1,0 +1,39 @@
+"""`fit`, the default: the vector and the masks that minimise the reconstruction error, exactly and without options.
+
+With the masks of kind `signed`, tasks share a magnitude and each takes it with its own sign.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tallstore.errors import OptionError
+from tallstore.recipes.base import Kind, Recipe, Tile
+from tallstore.recipes.closed_form import best_magnitude, best_vector
+from tallstore.recipes.masks import nearer_than_zero
+
+__all__ = ["Fit"]
+
+
+class Fit(Recipe):
+    """v and m that minimise Σt‖τt − mt·v‖² (design, section 2)."""
+
+    id = "fit"
+
+    def __init__(self, kind: Kind = "binary") -> None:
+        if kind not in ("binary", "signed"):
+            raise OptionError(f"masks are binary or signed, not {kind!r}")
+        self.kind = kind
+
+    def vector(self, tile: Tile) -> Tensor:
+        """The best v; for signed masks the best shared magnitude."""
+        return best_vector(tile.tau) if self.kind == "binary" else best_magnitude(tile.tau.abs())
+
+    def masks(self, tile: Tile, vector: Tensor) -> Tensor:
+        """For each task the nearer of 0 and v (0 where both are as near); signed: of 0, v and −v."""
+        if self.kind == "binary":
+            return nearer_than_zero(tile.tau, vector).view(torch.uint8)
+        on = nearer_than_zero(tile.tau.abs(), vector).view(torch.uint8)
+        # The sign bit is 1 for −: symbol 1 becomes 2.
+        return on << torch.signbit(tile.tau).view(torch.uint8)

@@ -1,0 +1,69 @@
+"""The two sides of a store: `Store` gives byte ranges, `Sink` takes whole files and makes them visible at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+
+class Store(ABC):
+    """An archive's files, read by range. Safe to use from several threads."""
+
+    url: str
+    """How messages name it."""
+    open_ended: bool = True
+    """Whether files that are no part of the archive may lie beside it."""
+
+    @abstractmethod
+    def paths(self) -> list[str]:
+        """Every file, in no particular order."""
+
+    @abstractmethod
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises DamagedError if it is not there."""
+
+    @abstractmethod
+    def read(self, path: str, start: int, length: int) -> memoryview:
+        """Exactly `length` bytes from `start`. Raises DamagedError if the file ends before."""
+
+    def close(self) -> None:
+        """Release files and mappings. Memory that `read` returned stays valid."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Sink(ABC):
+    """An archive being written. Nothing shows under its final name before `commit`; `abort` leaves nothing behind."""
+
+    target: Path
+    """Where the archive will be; how messages name it."""
+
+    @abstractmethod
+    def spool(self, name: str) -> BinaryIO:
+        """A scratch file, open for reading and writing, gone after commit or abort."""
+
+    @abstractmethod
+    def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
+        """Write one file of the archive; `pieces` add up to `size` bytes."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Make the archive visible under its final name, whole, in one step."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Remove everything that was written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.abort()

@@ -1,0 +1,305 @@
+"""Archives on this machine: a folder, or a single `.tall` file (a zip whose entries are stored and aligned)."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.format import limits
+from tallstore.format.manifest import MANIFEST
+from tallstore.format.names import check_paths
+from tallstore.stores.base import Sink, Store
+from tallstore.stores.staging import Staging, refuse_existing, translated
+
+SUFFIX = ".tall"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_LOCAL = struct.Struct("<4s5H3I2H")
+_LOCAL_MAGIC = b"PK\x03\x04"
+_ALIGN_ID = 0xD935
+"""Extra field that pads a local header so that its data is aligned (the id that Android's zipalign uses)."""
+
+
+class _File:
+    """One open file, mapped or read by position; ranges of it are safe to take from several threads.
+
+    The map is private (copy on write): what a caller does to the memory it gets never reaches the file.
+    """
+
+    def __init__(self, path: Path, *, mapped: bool) -> None:
+        self._handle = path.open("rb")
+        self.size = os.fstat(self._handle.fileno()).st_size
+        self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_COPY) if mapped and self.size else None
+
+    def read(self, start: int, length: int) -> memoryview:
+        if self._map is not None:
+            return memoryview(self._map)[start : start + length]
+        out = memoryview(bytearray(max(0, min(length, self.size - start))))
+        done = 0
+        while done < len(out):
+            got = os.preadv(self._handle.fileno(), [out[done : done + (1 << 30)]], start + done)
+            if not got:
+                break
+            done += got
+        return out[:done]
+
+    def close(self) -> None:
+        # The map closes when the last view of it is gone; closing it here would pull memory from under tensors.
+        self._map = None
+        self._handle.close()
+
+
+class _LocalStore(Store):
+    """What folder and file share: bounds are checked here, once."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = str(path)
+
+    @abstractmethod
+    def _locate(self, path: str) -> tuple[_File, int, int]:
+        """The file that holds `path`, and offset and size in it."""
+
+    def size(self, path: str) -> int:
+        return self._locate(path)[2]
+
+    def read(self, path: str, start: int, length: int) -> memoryview:
+        try:
+            file, offset, size = self._locate(path)
+            if start < 0 or length < 0 or start + length > size:
+                raise DamagedError(f"{self.url}: {path} ends at byte {size}, and {start + length} are needed: cut off")
+            data = file.read(offset + start, length)
+        except OSError as error:
+            raise DamagedError(f"{self.url}: {path} cannot be read ({error.strerror})") from error
+        if len(data) != length:
+            raise DamagedError(f"{self.url}: {path} is cut off; fetch or pack it again")
+        return data
+
+    def _missing(self, path: str) -> DamagedError:
+        return DamagedError(f"{self.url}: {path} is missing; fetch or pack it again")
+
+
+class FolderStore(_LocalStore):
+    """An archive as a folder. Links are followed only by the operating system's own rules for the root itself."""
+
+    def __init__(self, root: Path, *, mapped: bool = True) -> None:
+        super().__init__(root)
+        self._root = root
+        self._mapped = mapped
+        self._open: dict[str, _File] = {}
+
+    def paths(self) -> list[str]:
+        return [p.relative_to(self._root).as_posix() for p in sorted(self._root.rglob("*")) if p.is_file()]
+
+    def _locate(self, path: str) -> tuple[_File, int, int]:
+        if path not in self._open:
+            full = self._root / path
+            if not full.is_file():
+                raise self._missing(path)
+            file = _File(full, mapped=self._mapped)
+            if self._open.setdefault(path, file) is not file:
+                file.close()
+        file = self._open[path]
+        return file, 0, file.size
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+
+class FileStore(_LocalStore):
+    """An archive as one `.tall` file: the zip's directory is read once, after that only ranges."""
+
+    open_ended = False
+
+    def __init__(self, path: Path, *, mapped: bool = True) -> None:
+        super().__init__(path)
+        self._file = _File(path, mapped=mapped)
+        try:
+            self._entries = self._directory(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def paths(self) -> list[str]:
+        return list(self._entries)
+
+    def _locate(self, path: str) -> tuple[_File, int, int]:
+        if path not in self._entries:
+            raise self._missing(path)
+        return self._file, *self._entries[path]
+
+    def _directory(self, path: Path) -> dict[str, tuple[int, int]]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+            raise NotAnArchiveError(f"{path}: not a .tall file, or cut off ({error}); fetch or pack it again") from error
+        if len(infos) > limits.PARTS:
+            raise FormatError(f"{path}: {len(infos)} files are over the cap of {limits.PARTS}")
+        check_paths(info.filename for info in infos)
+        found = {info.filename: self._entry(info) for info in infos}
+        end = 0
+        for name, (offset, size) in sorted(found.items(), key=lambda item: item[1]):
+            if offset < end:
+                raise FormatError(f"{path}: {name} overlaps another file of the archive")
+            end = offset + size
+        return found
+
+    def _entry(self, info: zipfile.ZipInfo) -> tuple[int, int]:
+        where = f"{self.url}: {info.filename}"
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & ~0x800:
+            raise FormatError(f"{where}: compressed or encrypted; entries of a .tall file are stored")
+        head = bytes(self._file.read(info.header_offset, _LOCAL.size))
+        if len(head) != _LOCAL.size or head[:4] != _LOCAL_MAGIC:
+            raise FormatError(f"{where}: the zip's directory points at no file")
+        fields = _LOCAL.unpack(head)
+        name_length, extra_length = fields[-2:]
+        start = info.header_offset + _LOCAL.size + name_length + extra_length
+        if bytes(self._file.read(info.header_offset + _LOCAL.size, name_length)) != info.orig_filename.encode():
+            raise FormatError(f"{where}: the zip's directory and the file's own header disagree on the name")
+        if start + info.file_size > self._file.size:
+            raise DamagedError(f"{where}: is cut off; fetch or pack it again")
+        if start % limits.ALIGNMENT:
+            raise FormatError(f"{where}: its data is not aligned to {limits.ALIGNMENT} bytes")
+        return start, info.file_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _LocalSink(Sink):
+    """What folder and file share: staging, spools, one commit."""
+
+    def __init__(self, target: Path, *, overwrite: bool) -> None:
+        refuse_existing(target, overwrite=overwrite, ours=_is_archive(target), what="a tallstore archive")
+        self.target = target
+        self._overwrite = overwrite
+        self._staging = Staging(target)
+        self._spools: list[BinaryIO] = []
+
+    def spool(self, name: str) -> BinaryIO:
+        with translated(self.target):
+            handle = self._staging.path(f"spool-{name}").open("w+b")
+        self._spools.append(handle)
+        return handle
+
+    def abort(self) -> None:
+        self._close()
+        self._staging.discard()
+
+    def _close(self) -> None:
+        for spool in self._spools:
+            spool.close()
+        self._spools.clear()
+
+    def _publish(self, name: str) -> None:
+        self._close()
+        self._staging.publish(name, overwrite=self._overwrite)
+
+
+class FolderSink(_LocalSink):
+    """Writes a folder, beside the target until it is whole."""
+
+    def __init__(self, target: Path, *, overwrite: bool) -> None:
+        super().__init__(target, overwrite=overwrite)
+        self._root = self._staging.path("archive")
+        self._root.mkdir()
+
+    def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
+        with translated(self.target):
+            full = self._root / path
+            full.parent.mkdir(parents=True, exist_ok=True)
+            with full.open("xb") as out:
+                written = sum(out.write(piece) for piece in pieces)
+        _check_written(path, written, size)
+
+    def commit(self) -> None:
+        self._publish("archive")
+
+
+class FileSink(_LocalSink):
+    """Writes one `.tall` file: a zip with stored entries whose data begins at multiples of 64 bytes."""
+
+    def __init__(self, target: Path, *, overwrite: bool) -> None:
+        super().__init__(target, overwrite=overwrite)
+        self._zip = zipfile.ZipFile(self._staging.path("archive"), "x", zipfile.ZIP_STORED, strict_timestamps=True)
+
+    def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
+        info = zipfile.ZipInfo(path, _EPOCH)
+        info.create_system = 3
+        info.external_attr = 0o100644 << 16
+        info.file_size = size
+        info.extra = _padding(self._zip.start_dir, len(path.encode()), size)
+        with translated(self.target):
+            with self._zip.open(info, "w") as out:
+                written = sum(out.write(piece) for piece in pieces)
+        _check_written(path, written, size)
+
+    def commit(self) -> None:
+        with translated(self.target):
+            self._zip.close()
+        self._publish("archive")
+
+    def abort(self) -> None:
+        if self._zip.fp is not None:
+            self._zip.fp.close()
+            self._zip.fp = None
+        super().abort()
+
+
+def _padding(at: int, name_bytes: int, size: int) -> bytes:
+    """An extra field after which the entry's data, its header beginning at `at`, is aligned."""
+    zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
+    begin = at + _LOCAL.size + name_bytes + zip64 + 4
+    fill = -begin % limits.ALIGNMENT
+    return struct.pack("<HH", _ALIGN_ID, fill) + bytes(fill)
+
+
+def _check_written(path: str, written: int, size: int) -> None:
+    if written != size:
+        raise AssertionError(f"{path}: {written} bytes written, {size} announced")
+
+
+def _is_archive(path: Path) -> bool:
+    if path.is_dir():
+        return (path / MANIFEST).is_file()
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def open_store(path: str | os.PathLike[str], *, mapped: bool = True) -> Store:
+    """Open a local archive for reading: a folder with a manifest, or a `.tall` file.
+
+    Args:
+        path: where it lies.
+        mapped: map files into memory (quickest on local disks). False reads by position and in order, which is
+            much quicker on network file systems.
+
+    Raises:
+        NotAnArchiveError: nothing is there, or what is there is no archive.
+    """
+    found = Path(path)
+    if found.is_dir():
+        if not (found / MANIFEST).is_file():
+            raise NotAnArchiveError(f"{found}: a folder without {MANIFEST}: not an archive, or one never finished")
+        return FolderStore(found, mapped=mapped)
+    if not found.exists():
+        raise NotAnArchiveError(f"{found}: there is nothing there")
+    if not found.is_file():
+        raise NotAnArchiveError(f"{found}: neither a folder nor a file")
+    try:
+        return FileStore(found, mapped=mapped)
+    except OSError as error:
+        raise NotAnArchiveError(f"{found}: cannot be read ({error.strerror})") from error
+
+
+def open_sink(path: str | os.PathLike[str], *, overwrite: bool = False) -> Sink:
+    """Begin an archive: a single file if the name ends in `.tall`, else a folder."""
+    target = Path(path)
+    return (FileSink if target.suffix == SUFFIX else FolderSink)(target, overwrite=overwrite)
