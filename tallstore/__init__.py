@@ -1,12 +1,61 @@
-"""tallstore: pack a zoo of fine-tuned models into one archive, and get any task's weights back on demand."""
+"""tallstore: pack a zoo of fine-tuned models into one archive, and get any task's weights back on demand.
+
+    report = tallstore.pack(base, {"mnist": folder, …}, "zoo.tall")
+    zoo = tallstore.open("zoo.tall")
+    zoo.state_dict("mnist")
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
 
 from __future__ import annotations
 
-from tallstore import errors
-from tallstore._version import __version__
-from tallstore.archive import Zoo
-from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
-from tallstore.encoder import Options, PackReport, TaskReport, pack
-from tallstore.errors import TallstoreError
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Options", "PackReport", "TallstoreError", "TaskReport", "Zoo", "__version__", "errors", "open", "pack"]
+from tallstore._version import __version__
+
+if TYPE_CHECKING:
+    from tallstore import errors
+    from tallstore.archive import TensorFacts, VerifyReport, Zoo
+    from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
+    from tallstore.encoder import Options, PackReport, TaskReport, pack
+    from tallstore.errors import TallstoreError
+
+__all__ = [
+    "Options",
+    "PackReport",
+    "TallstoreError",
+    "TaskReport",
+    "TensorFacts",
+    "VerifyReport",
+    "Zoo",
+    "__version__",
+    "errors",
+    "open",
+    "pack",
+]
+
+_WHERE = {
+    "Options": ("tallstore.encoder", "Options"),
+    "PackReport": ("tallstore.encoder", "PackReport"),
+    "TallstoreError": ("tallstore.errors", "TallstoreError"),
+    "TaskReport": ("tallstore.encoder", "TaskReport"),
+    "TensorFacts": ("tallstore.archive", "TensorFacts"),
+    "VerifyReport": ("tallstore.archive", "VerifyReport"),
+    "Zoo": ("tallstore.archive", "Zoo"),
+    "open": ("tallstore.archive", "open_zoo"),
+    "pack": ("tallstore.encoder", "pack"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("tallstore.errors")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tallstore' has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tallstore.archive.zoo import Zoo, open_zoo
+from tallstore.archive.verify import Against, VerifyReport
+from tallstore.archive.zoo import TensorFacts, Zoo, open_zoo
 
-__all__ = ["Zoo", "open_zoo"]
+__all__ = ["Against", "TensorFacts", "VerifyReport", "Zoo", "open_zoo"]

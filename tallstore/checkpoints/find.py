@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _COMPANIONS = {".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".py"
 _TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "all_results.json"}
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _NESTED = ("state_dict", "model", "model_state_dict", "module")
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FOLDER_ORDER = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -127,13 +128,17 @@ def _open_index(index: Path) -> Checkpoint:
 def _unpickle(path: Path) -> dict[str, Tensor]:
     """`torch.load` with `weights_only`: a pickle never runs code here."""
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6: no mapping
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as tensors alone ({line})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch remarks on old and foreign pickles is nothing to act on
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:
+                state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6: no mapping
+    except Exception as error:  # a damaged pickle fails in whichever way its bytes happen to
+        raise CheckpointError(
+            f"{path}: cannot be read as tensors alone ({_why(error)}); "
+            "save the model's state_dict(), best as safetensors"
+        ) from error
     for key in _NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -142,18 +147,40 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def _why(error: Exception) -> str:
+    """One line of what torch says; not its advice, which is to run whatever the file holds."""
+    text = str(error).strip()
+    if found := _GLOBAL.search(text):
+        return f"it refers to {found[1]}, which is no tensor"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def _companions(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Files beside the weights: which to take along, and which are left out."""
     taken: dict[str, Path] = {}
     left: list[str] = []
+    seen: set[str] = set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or any(piece.startswith(".") for piece in name.split("/")):
             continue
         if path.suffix in _WEIGHTS or name.endswith(".index.json") or path.name in _TRAINING or _is_model(folder, path):
             continue
-        (taken.__setitem__(name, path) if _wanted(name, path) else left.append(name))
+        if _wanted(name, path) and _is_free(name, seen):
+            taken[name] = path
+        else:
+            left.append(name)
     return taken, tuple(left)
+
+
+def _is_free(name: str, seen: set[str]) -> bool:
+    """Whether a name is neither a file nor a folder already, on a file system that ignores letter case. Notes it."""
+    pieces = name.lower().split("/")
+    folders = ["/".join(pieces[:n]) for n in range(1, len(pieces))]
+    if "/".join(pieces) in seen or f"{name.lower()}/" in seen or any(folder in seen for folder in folders):
+        return False
+    seen.update(["/".join(pieces), *(f"{folder}/" for folder in folders)])
+    return True
 
 
 def _is_model(folder: Path, path: Path) -> bool:
@@ -167,7 +194,7 @@ def _is_model(folder: Path, path: Path) -> bool:
 
 def _wanted(name: str, path: Path) -> bool:
     try:
-        check_path(name)
+        check_path(f"tasks/{'x' * limits.TASK_NAME_LENGTH}/files/{name}")
     except FormatError:
         return False
     return path.suffix in _COMPANIONS and path.stat().st_size <= limits.FILE_BYTES and name.lower() != "readme.md"

@@ -41,7 +41,7 @@ def _plain(name: str, value: Any, where: str) -> Tensor:
             f"{where}: tensor {name!r} ({value.dtype}, {value.layout}, device {value.device}) cannot be stored: "
             "give dense tensors with values"
         )
-    return value.detach()
+    return value.detach().resolve_conj().resolve_neg()
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:

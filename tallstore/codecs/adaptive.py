@@ -24,7 +24,7 @@ from tallstore.errors import FormatError
 _PACKED, _GAPS = 0, 1
 _HEAD = struct.Struct("<B3xIII")
 _MORE = 255
-_WORTH = 0.97
+_WORTH = 0.995
 _NEVER_ABOVE = 0.5
 """Share of marks from which on gaps are not tried."""
 
@@ -77,6 +77,8 @@ def _encode_gaps(marks: np.ndarray) -> Bytes:
 def _decode_gaps(gaps: Bytes, count: int, n: int) -> np.ndarray:
     """Positions of the marks, ascending."""
     ends = gaps != _MORE
+    if int(gaps.sum(dtype=np.int64)) + count > n:
+        raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
     steps = gaps.astype(np.int32)
     steps += ends
     at = np.cumsum(steps, dtype=np.int32)
@@ -84,8 +86,8 @@ def _decode_gaps(gaps: Bytes, count: int, n: int) -> np.ndarray:
         if len(gaps) and not ends[-1]:
             raise FormatError("a list of gaps ends within a gap")
         at = at[ends]
-    if len(at) != count or (count and int(at[-1]) > n):
-        raise FormatError(f"a list of gaps holds {len(at)} marks where {count} within {n} symbols are due")
+    if len(at) != count:
+        raise FormatError(f"a list of gaps holds {len(at)} marks where {count} are due")
     at -= 1
     return at
 

@@ -4,9 +4,12 @@ The table travels with the chunk, so a reader needs no knowledge of how the leve
 free to choose them well. This one places them by Lloyd's algorithm (Lloyd 1982, Max 1960) on the magnitudes, begun
 from a logarithmic scale, the same levels for both signs.
 
-    u16 K | u8 bits an index (4 or 8) | u8 0 | K × f32 | zstd frame of the packed indices
+    u16 K | u8 bits an index (4 or 8) | u8 layout | K × f32 | the indices
+    layout 0:  zstd frame of the packed indices
+    layout 1:  u32 mask bytes | an `adaptive` binary mask of the values that are not 0 | zstd frame of their indices − 1
 
 Index 0 stands for 0. Two indices a byte (the earlier one in the low half) where the table has at most 16 levels.
+Layout 1 is for chunks of mostly zeros, where a pair of zeros still costs a whole bit.
 """
 
 from __future__ import annotations
@@ -16,10 +19,16 @@ import struct
 import numpy as np
 
 from tallstore.codecs import zstd
+from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, VectorCodec
 from tallstore.errors import FormatError
 
 _HEAD = struct.Struct("<HBB")
+_DENSE, _SPARSE = 0, 1
+_MASK = Adaptive()
+_NEVER_ABOVE = 0.6
+"""Share of values that are not 0 from which on the sparse layout is not tried."""
+_WORTH = 0.99
 _SAMPLE = 1 << 16
 _ROUNDS = 12
 _OCTAVES = 6.0
@@ -35,31 +44,48 @@ class Codebook(VectorCodec):
     def encode(self, values: Floats) -> bytes:
         """Choose the table for this chunk, and code the nearest level of each value."""
         table = design(values, self.levels)
-        indices = nearest(values, table)
+        return self.encode_indices(table, nearest(values, table))
+
+    def encode_indices(self, table: Floats, indices: Bytes) -> bytes:
+        """Code indices into a table of one's own: 0 first, at most `levels` entries. Unused levels are left out."""
         used = np.bincount(indices, minlength=len(table)) > 0
         used[0] = True
         indices = (np.cumsum(used) - 1).astype(np.uint8)[indices]
         table = table[used]
         bits = 4 if len(table) <= 16 else 8
-        packed = _pack_nibbles(indices) if bits == 4 else indices
-        return _HEAD.pack(len(table), bits, 0) + table.tobytes() + zstd.compress(packed)
+        dense = _HEAD.pack(len(table), bits, _DENSE) + table.tobytes() + zstd.compress(_pack(indices, bits))
+        on = indices != 0
+        if np.count_nonzero(on) > _NEVER_ABOVE * len(on):
+            return dense
+        mask = _MASK.encode(on.astype(np.uint8), "binary")
+        rest = zstd.compress(_pack(indices[on] - 1, bits))
+        head = _HEAD.pack(len(table), bits, _SPARSE) + table.tobytes() + len(mask).to_bytes(4, "little")
+        sparse = head + mask + rest
+        return sparse if len(sparse) < _WORTH * len(dense) else dense
 
     def decode(self, data: Buffer, n: int) -> Floats:
         """Look every index up."""
         view = memoryview(data).cast("B")
         if len(view) < _HEAD.size:
             raise FormatError("a codebook is cut off")
-        count, bits, zero = _HEAD.unpack_from(view)
+        count, bits, layout = _HEAD.unpack_from(view)
         end = _HEAD.size + 4 * count
-        if not 1 <= count <= self.levels or bits not in {4, 8} or zero or (bits == 4 and count > 16) or len(view) < end:
+        if not 1 <= count <= self.levels or bits not in {4, 8} or (bits == 4 and count > 16) or len(view) < end:
             raise FormatError(f"a codebook of {count} levels with {bits}-bit indices is not one of {self.id}")
         table = np.frombuffer(view[_HEAD.size : end], "<f4")
         if not np.isfinite(table).all() or table[0] != 0:
             raise FormatError("a codebook holds a level that is not finite, or does not begin with 0")
-        packed = zstd.decompress(view[end:], -(-n * bits // 8))
-        if bits == 8:
-            return _look_up(table, packed)
-        return _look_up_pairs(table, packed, n)
+        if layout == _DENSE:
+            return _look_up(table, view[end:], bits, n)
+        if layout != _SPARSE or len(view) < end + 4:
+            raise FormatError(f"a codebook with indices in layout {layout} is not one of {self.id}, or is cut off")
+        middle = end + 4 + int.from_bytes(view[end : end + 4], "little")
+        if middle > len(view):
+            raise FormatError("a codebook's mask is cut off")
+        on = _MASK.decode(view[end + 4 : middle], "binary", n).view(bool)
+        out = np.zeros(n, np.float32)
+        out[on] = _look_up(table[1:], view[middle:], bits, int(np.count_nonzero(on)))
+        return out
 
 
 def design(values: Floats, levels: int) -> Floats:
@@ -102,23 +128,23 @@ def nearest(values: Floats, table: Floats) -> Bytes:
     return order.astype(np.uint8)[np.searchsorted(edges, values)]
 
 
-def _pack_nibbles(indices: Bytes) -> Bytes:
+def _pack(indices: Bytes, bits: int) -> Bytes:
+    if bits == 8:
+        return indices
     even = np.zeros(-(-len(indices) // 2) * 2, np.uint8)
     even[: len(indices)] = indices
     return even[0::2] | even[1::2] << 4  # type: ignore[no-any-return]
 
 
-def _look_up(table: Floats, indices: Bytes) -> Floats:
-    if len(indices) and indices.max() >= len(table):
-        raise FormatError(f"an index {indices.max()} lies outside a codebook of {len(table)} levels")
-    return table[indices]
-
-
-def _look_up_pairs(table: Floats, packed: Bytes, n: int) -> Floats:
+def _look_up(table: Floats, frame: Buffer, bits: int, n: int) -> Floats:
+    packed = zstd.decompress(frame, -(-n * bits // 8))
+    if bits == 8:
+        if len(packed) and packed.max() >= len(table):
+            raise FormatError(f"an index {packed.max()} lies outside a codebook of {len(table)} levels")
+        return table[packed]
     if n % 2 and packed[-1] >> 4:
         raise FormatError("bits behind the last index are not zero")
-    low, high = packed & 15, packed >> 4
-    if len(packed) and max(low.max(), high.max()) >= len(table):
+    if len(packed) and max((packed & 15).max(), (packed >> 4).max()) >= max(len(table), 1):
         raise FormatError(f"an index lies outside a codebook of {len(table)} levels")
     full = np.zeros(16, np.float32)
     full[: len(table)] = table

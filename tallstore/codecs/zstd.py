@@ -12,6 +12,8 @@ import zstandard
 from tallstore.errors import DamagedError, FormatError
 
 _local = threading.local()
+_LAST_AND_EMPTY = b"\1\0\0"
+"""The block that ends a frame without content."""
 
 
 def compress(data: Any) -> bytes:
@@ -41,12 +43,16 @@ def compress(data: Any) -> bytes:
 def decompress(frame: Any, size: int) -> npt.NDArray[np.uint8]:
     """Decode one frame that must hold exactly `size` bytes; nothing is allocated for one that declares otherwise."""
     try:
+        if bytes(frame[:4]) != zstandard.FRAME_HEADER:
+            raise FormatError("not a zstd frame")
         declared = zstandard.get_frame_parameters(frame)
     except zstandard.ZstdError as error:
         raise FormatError(f"not a zstd frame ({error})") from error
     if declared.content_size != size or declared.dict_id:
         raise FormatError(f"a zstd frame declares {declared.content_size} bytes where {size} are due")
     if size == 0:
+        if bytes(frame)[zstandard.frame_header_size(frame) :] != _LAST_AND_EMPTY:
+            raise FormatError("an empty zstd frame is followed by something")
         return np.empty(0, np.uint8)
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +23,8 @@ from torch.nn import functional
 
 from tallstore.demo.digits import TASKS, Split, Task, held_out, load_digits
 from tallstore.demo.model import STRIPS, Classifier, Reconstructor, Shape, strips
+from tallstore.encoder import Progress
 from tallstore.errors import NoSuchTaskError, OutputError, OutputExistsError
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many steps of it are done, and of how many."""
 
 _BATCH = 64
 _RATE = 1e-3
@@ -40,8 +38,8 @@ class Plan:
     tasks: tuple[str, ...] = tuple(TASKS)
     width: int = 128
     depth: int = 3
-    base_steps: int = 500
-    task_steps: int = 150
+    base_steps: int = 450
+    task_steps: int = 140
 
     @property
     def shape(self) -> Shape:
@@ -65,8 +63,10 @@ def make_zoo(
     plan = plan or Plan()
     tasks = [demo_task(name) for name in plan.tasks]
     train, _ = load_digits()
-    zoo = _layout(Path(folder), plan.tasks)
-    report = progress or _silent
+    place = Path(folder)
+    require_empty(place)
+    zoo = DemoZoo(folder=place, base=place / "base", tasks={task.name: place / task.name for task in tasks})
+    report = progress or silent
     with _one_thread():
         base = _pretrain(plan, train, seed, report)
         _save(base, zoo.base, {"architecture": "reconstructor", **asdict(plan.shape)})
@@ -84,7 +84,7 @@ def evaluate(model: str | os.PathLike[str] | Mapping[str, Tensor], task: str) ->
     classifier = Classifier(Shape.of(state), question.classes)
     classifier.load_state_dict(state)
     images, answers = held_out(question)
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         right = classifier(images).argmax(-1) == answers
     return float(right.double().mean())
 
@@ -102,14 +102,14 @@ def demo_task(name: str) -> Task:
     return TASKS[name]
 
 
-def _silent(text: str, done: int, total: int) -> None:
+def silent(text: str, done: int, total: int) -> None:
     """The progress of who asked for none."""
 
 
-def _layout(folder: Path, tasks: Iterable[str]) -> DemoZoo:
+def require_empty(folder: Path) -> None:
+    """Raise OutputExistsError unless `folder` is empty or not there."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} exists and is not an empty folder: name another one")
-    return DemoZoo(folder=folder, base=folder / "base", tasks={name: folder / name for name in tasks})
 
 
 def _save(model: nn.Module, folder: Path, config: dict[str, object]) -> None:

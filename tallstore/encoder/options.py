@@ -11,20 +11,29 @@ import torch
 from tallstore import codecs
 from tallstore.errors import DeviceError, OptionError
 from tallstore.format.manifest import STORAGES
-from tallstore.recipes import RECIPES
+from tallstore.recipes import RECIPES, make_recipe
+from tallstore.recipes.base import Recipe
+
+
+QUALITIES = {"small": 0.28, "balanced": 0.58, "high": 0.98}
+"""Budgets of recipe `solo` by name, in bits a parameter and task: see `benchmarks/README.md`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to pack. The defaults are what `benchmarks/README.md` measured to be good on a real zoo."""
 
-    recipe: str = "fit"
+    recipe: str = "solo"
     """How v and the masks are chosen: one of `tallstore.recipes.RECIPES`."""
     lam: float | None = None
     """λ of the recipes that have one."""
-    vector: str = "q4"
-    """Codec of the multi-task vector."""
-    mask: str = "bits+zstd"
+    bits: float | None = None
+    """Bits a parameter and task, everything but the base, of recipe `solo`."""
+    quality: str | None = None
+    """In place of `bits`: `small`, `balanced` or `high`."""
+    vector: str | None = None
+    """Codec of the multi-task vector; by default the recipe's own."""
+    mask: str = "adaptive"
     """Codec of the masks."""
     base_storage: str = "embed"
     """`embed` keeps the base in the archive; `reference` only identifies it."""
@@ -39,10 +48,21 @@ class Options:
 
     def __post_init__(self) -> None:
         _one_of("recipe", self.recipe, RECIPES)
-        _one_of("vector", self.vector, codecs.VECTOR)
+        if self.vector is not None:
+            _one_of("vector", self.vector, codecs.VECTOR)
+        if self.quality is not None:
+            _one_of("quality", self.quality, QUALITIES)
+            if self.bits is not None:
+                raise OptionError("bits and quality are two ways to say one thing: give one of them")
         _one_of("mask", self.mask, codecs.MASK)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
         _one_of("base_storage", self.base_storage, STORAGES)
+
+    def make_recipe(self) -> Recipe:
+        """The recipe with those options that it has. Raises OptionError for options that it has not."""
+        bits = QUALITIES[self.quality] if self.quality is not None else self.bits
+        given = {"lam": self.lam, "bits": bits}
+        return make_recipe(self.recipe, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Options:

@@ -23,7 +23,6 @@ from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
 from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
-from tallstore.recipes import make_recipe
 from tallstore.stores import Sink, open_sink
 
 GROUP = "0"
@@ -65,7 +64,7 @@ def pack(
         start = _open(stack, base, "base")
         opened = {name: _open(stack, tasks[name], name) for name in names}
         found = plan(start, opened, allow_distant=chosen.allow_distant)
-        recipe = make_recipe(chosen.recipe, **({} if chosen.lam is None else {"lam": chosen.lam}))
+        recipe = chosen.make_recipe()
         writers = Writers(sink, names, GROUP, embed=chosen.base_storage == "embed")
         stream = Stream(start, list(opened.values()), found, recipe, chosen, progress)
         stream.run(writers)

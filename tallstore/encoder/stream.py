@@ -9,30 +9,33 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import WholeCodec
-from tallstore.encoder.chunk import Row, tiles
+from tallstore.encoder.chunk import DELTA
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import Plan, User, Whole
 from tallstore.encoder.quality import Quality
 from tallstore.encoder.report import Progress
-from tallstore.encoder.work import Done, Item, Tools, do, read, same_bits
+from tallstore.encoder.work import Done, Item, Tools, do, measure, same_bits
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
-from tallstore.recipes.base import Recipe
+from tallstore.recipes.base import Recipe, ZooFacts
 from tallstore.stores import Sink
 from tallstore.tensors import as_bytes
 
+_R = TypeVar("_R")
 _CHUNK = 1 << 20
 _MEMORY = 1 << 29
 """Bytes that the items in work may take together, roughly."""
@@ -66,6 +69,7 @@ class _Growing:
     quality: Quality = field(default_factory=Quality)
     scales: list[float] = field(default_factory=list)
     moved: bool = False
+    kind: str = ""
     why_whole: str = ""
 
 
@@ -92,7 +96,7 @@ class Stream:
             base=base,
             tasks=tasks,
             recipe=recipe,
-            vector=codecs.VECTOR[options.vector],
+            vector=codecs.VECTOR[options.vector or recipe.vector_codec],
             mask=codecs.MASK[options.mask],
             whole=self._whole if options.base_storage == "embed" else None,
             device=options.torch_device(),
@@ -102,21 +106,17 @@ class Stream:
 
     def run(self, writers: Writers) -> None:
         """Gather the recipe's statistics, then code every tensor."""
-        for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
-            self._done = 0
-            for name in self.base.tensors:
-                for item in self._items(name):
-                    found = read(item, self._tools)
-                    pairs = zip(item.users, found.rows, strict=True)
-                    rows = [Row(user.task, row) for user, row in pairs if row is not None]
-                    for tile in tiles(found.base, rows, self._tools.device):
-                        if tile.tasks:
-                            statistic.update(tile)
-                    self._step(f"statistics {number}", found.bytes)
-            statistic.finish()
-        self._done = 0
+        self.recipe.prepare(self._facts())
         with _workers(self._in_flight()) as pool:
-            done = self._ahead(pool)
+            for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
+                self._done = 0
+                for found, size in self._ahead(pool, partial(measure, tools=self._tools, statistic=statistic)):
+                    for each in found:
+                        statistic.update(each)
+                    self._step(f"statistics {number}", size)
+                statistic.finish()
+            self._done = 0
+            done = self._ahead(pool, partial(do, tools=self._tools))
             for name in self.base.tensors:
                 self._tensor(name, done, writers)
         for index, checkpoint in enumerate(self.tasks):
@@ -132,12 +132,23 @@ class Stream:
         cost = max(1, self.chunk * len(self.tasks) * _BYTES_AN_ELEMENT)
         return max(1, min(os.cpu_count() or 1, 2 * _MEMORY // cost))
 
-    def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[Done]:
-        """Finished items in order, later ones in work meanwhile."""
-        waiting: deque[Future[Done]] = deque()
+    def _facts(self) -> ZooFacts:
+        infos = [task.tensors for task in self.tasks]
+        whole = [
+            infos[index][name].numel * ITEM_BYTES[infos[index][name].dtype] * 8
+            for index, private in enumerate(self.plan.private)
+            for name in private
+        ]
+        return ZooFacts(
+            parameters=sum(info.numel for tensors in infos for info in tensors.values()), fixed_bits=float(sum(whole))
+        )
+
+    def _ahead(self, pool: ThreadPoolExecutor, work: Callable[[Item], _R]) -> Iterator[_R]:
+        """Results in order, later items in work meanwhile."""
+        waiting: deque[Future[_R]] = deque()
         for name in self.base.tensors:
             for item in self._items(name):
-                waiting.append(pool.submit(do, item, self._tools))
+                waiting.append(pool.submit(work, item))
                 if len(waiting) > self._in_flight():
                     yield waiting.popleft().result()
         while waiting:
@@ -163,15 +174,16 @@ class Stream:
                     continue
                 each.moved |= outcome.moved
                 each.why_whole = each.why_whole or outcome.why_whole
-                if not each.why_whole:
-                    writers.masks[each.user.task].add(outcome.mask)
-                    each.scales.append(outcome.scale)
-                    each.quality.add(outcome.sums, min(self.chunk, each.user.covered - done.item.start))
+                if outcome.made is not None and not each.why_whole:
+                    each.kind = outcome.made.kind
+                    writers.masks[each.user.task].add(outcome.made.data)
+                    each.scales.append(outcome.made.scale)
+                    each.quality.add(outcome.made.sums, min(self.chunk, each.user.covered - done.item.start))
             self._step(name, done.read)
         self.identity[name] = BaseTensor(dtype=info.dtype, shape=info.shape, sha256=digest.hexdigest())
         used = [self._end(name, each, writers.masks[each.user.task]) for each in growing]
         if any(used):
-            writers.vector.end(name, self._options.vector, self.chunk, Entry(kind="vector", shape=info.shape))
+            writers.vector.end(name, self._tools.vector.id, self.chunk, Entry(kind="vector", shape=info.shape))
         else:
             writers.vector.drop()
         if writers.base is not None:
@@ -190,16 +202,17 @@ class Stream:
             return False
         if user.covered < info.numel:
             self.plan.private[user.task][user.name] = Whole("rows beyond the base's", user.covered)
-        facts = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
+        facts: dict[str, Any] = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
         if not each.moved:
             writer.drop()
             writer.note(user.name, Entry(kind="base", **facts))
             self.quality[user.task].add_unmoved(user.covered)
             return False
         scales = tuple(each.scales) if any(s != 1.0 for s in each.scales) else None
-        writer.end(user.name, self._options.mask, self.chunk, Entry(kind=self.recipe.kind, scales=scales, **facts))
+        codec = DELTA.id if each.kind == "delta" else self._options.mask
+        writer.end(user.name, codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
         self.quality[user.task].merge(each.quality)
-        return True
+        return each.kind != "delta"
 
     def _compare(self, name: str) -> None:
         """Tensors that are not masked: the base's if they are equal to the last bit, else whole."""

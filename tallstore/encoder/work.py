@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
-from tallstore.encoder.chunk import Row, encode_chunk
+from tallstore.encoder.chunk import Made, Row, encode_chunk, tiles
 from tallstore.encoder.plan import User
-from tallstore.recipes.base import Recipe
+from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import as_bytes
 
 
@@ -49,10 +50,7 @@ class Read:
 class Outcome:
     """What became of one user's chunk."""
 
-    mask: bytes = b""
-    scale: float = 1.0
-    sums: tuple[float, ...] = (0.0,) * 5
-    """What `quality.sums` measured."""
+    made: Made | None = None
     moved: bool = False
     """Whether it differs from the base in any bit."""
     why_whole: str = ""
@@ -97,6 +95,15 @@ def read(item: Item, tools: Tools) -> Read:
     return Read(tools.base.read(item.name, item.start, item.stop), tuple(rows))
 
 
+def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
+    """What a statistic measures on an item's tiles, and how many bytes were read for it."""
+    found = read(item, tools)
+    pairs = zip(item.users, found.rows, strict=True)
+    rows = [Row(user.task, row) for user, row in pairs if row is not None]
+    cut = tiles(found.base, rows, tools.device, item.name)
+    return [statistic.measure(tile) for tile in cut if tile.tasks], found.bytes
+
+
 def do(item: Item, tools: Tools) -> Done:
     """Read an item and code it."""
     found = read(item, tools)
@@ -109,15 +116,14 @@ def do(item: Item, tools: Tools) -> Done:
         for user, weights, look in zip(item.users, found.rows, looks, strict=True)
         if weights is not None and look is not None and not look.why_whole
     ]
-    coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device)
-    at = iter(range(len(rows)))
+    coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name)
+    made = iter(coded.rows)
     outcomes: list[Outcome | None] = []
     for look in looks:
         if look is None or look.why_whole:
             outcomes.append(look)
             continue
-        n = next(at)
-        outcomes.append(Outcome(coded.masks[n], coded.scales[n], coded.sums[n], moved=look.moved))
+        outcomes.append(Outcome(next(made), moved=look.moved))
     return Done(item, raw, coded_base, coded.vector, tuple(outcomes), found.bytes)
 
 

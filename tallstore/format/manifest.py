@@ -17,7 +17,7 @@ from typing import Any
 from tallstore.errors import DamagedError, FormatError, TaskNameError
 from tallstore.format import limits, strict_json
 from tallstore.format.dtypes import ITEM_BYTES, check_dtype
-from tallstore.format.names import check_path, check_paths, check_task_names, check_tensor_name
+from tallstore.format.names import check_file_names, check_paths, check_task_names, check_tensor_name
 from tallstore.format.part import is_hex
 from tallstore.format.safetensors import check_shape, is_count
 from tallstore.format.version import VERSION, check_version
@@ -336,8 +336,7 @@ def _task(value: Any, where: str) -> Task:
     if "mask" not in parts or not set(parts) <= set(TASK_PARTS):
         raise FormatError(f"{where}: parts of kinds {sorted(parts)}, where mask and perhaps private, exact are due")
     files = _strings(facts.get("files", {}), f"{where}: files")
-    for name in files:
-        check_path(name)
+    check_file_names(files)
     return Task(
         group=facts["group"],
         parts=parts,

@@ -17,6 +17,7 @@ _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 _FORBIDDEN = frozenset('\\:*?"<>|[]')
 _HIDDEN = {".git", ".cache"}
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def check_task_name(name: object) -> str:
@@ -38,9 +39,9 @@ def check_task_names(names: Iterable[object]) -> list[str]:
     seen: dict[str, str] = {}
     for each in names:
         name = check_task_name(each)
-        other = seen.setdefault(name.lower(), name)
-        if other is not name or sum(1 for s in seen.values() if s == name) > 1:
+        if (other := seen.get(name.lower())) is not None:
             raise TaskNameError(f"task names {other!r} and {name!r} are the same on some file systems: rename one")
+        seen[name.lower()] = name
     return list(seen.values())
 
 
@@ -90,6 +91,15 @@ def check_paths(paths: Iterable[object]) -> list[str]:
         for n in range(1, len(pieces)):
             if "/".join(pieces[:n]) in seen:
                 raise FormatError(f"path {path!r} lies below a path that is a file")
+    return checked
+
+
+def check_file_names(names: Iterable[object]) -> list[str]:
+    """Check the names of a model's small files: paths beside each other, none of which could pass for its weights."""
+    checked = check_paths(names)
+    for name in checked:
+        if name.lower().endswith(_WEIGHTS):
+            raise FormatError(f"file name {name!r} is one that loaders take weights from")
     return checked
 
 

@@ -236,7 +236,7 @@ class PartHeader:
             raise FormatError(f"{where}: the part's description is not an object with entries")
         version = check_version(facts.get("version"), where)
         part, owner = facts.get("part"), facts.get("owner")
-        if part not in KINDS_IN_PART or not isinstance(owner, str):
+        if not isinstance(part, str) or part not in KINDS_IN_PART or not isinstance(owner, str):
             raise FormatError(f"{where}: part {part!r} of {owner!r} is unknown")
         if len(facts["entries"]) > limits.TENSORS:
             raise FormatError(f"{where}: more than {limits.TENSORS} tensors")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tallstore.errors import FormatError
 from tallstore.format import limits
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+"""A string, closed or not: possessive, so that no text takes more than linear time."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def loads(data: bytes, where: str) -> Any:
@@ -21,8 +24,7 @@ def loads(data: bytes, where: str) -> Any:
     def pairs(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
-            keys = [k for k, _ in items]
-            doubled = next(k for k in keys if keys.count(k) > 1)
+            doubled = Counter(key for key, _ in items).most_common(1)[0][0]
             raise FormatError(f"{where}: JSON key {doubled!r} is there twice")
         return found
 
@@ -41,11 +43,14 @@ def loads(data: bytes, where: str) -> Any:
         return value
 
     try:
-        return json.loads(
+        found = json.loads(
             data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_int=integer, parse_float=real
         )
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if _SURROGATE.search(data):
+            dumps(found)  # half a surrogate pair is no Unicode text, and cannot be written
+    except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise FormatError(f"{where}: not valid JSON ({error})") from error
+    return found
 
 
 def dumps(value: Any, *, indent: int | None = None) -> bytes:

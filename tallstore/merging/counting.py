@@ -26,7 +26,7 @@ _WORD = 8
 def as_words(rows: Sequence[Bytes], size: int) -> Words:
     """Copy packed rows of `size` bytes into whole 64-bit words, filled with zeros: shape (T, ceil(size / 8))."""
     words = np.zeros((len(rows), -(-size // _WORD)), np.uint64)
-    for target, row in zip(words.view(np.uint8).reshape(len(rows), -1), rows, strict=True):
+    for target, row in zip(words.view(np.uint8), rows, strict=True):
         target[:size] = row
     return words
 

@@ -13,6 +13,7 @@ from tallstore.recipes.emr import Emr
 from tallstore.recipes.fit import Fit
 from tallstore.recipes.mean import Mean
 from tallstore.recipes.norm_match import GRID
+from tallstore.recipes.solo import Solo
 from tallstore.recipes.table import make
 from tallstore.recipes.tall import Tall
 from tallstore.recipes.tallmask import Lambda, TallMasked
@@ -20,7 +21,7 @@ from tallstore.recipes.ties import Ties
 
 __all__ = ["GRID", "RECIPES", "Kind", "Lambda", "Recipe", "Statistic", "TallMasked", "Tile", "make_recipe"]
 
-RECIPES: Mapping[str, type[Recipe]] = MappingProxyType({recipe.id: recipe for recipe in (Emr, Fit, Mean, Tall, Ties)})
+RECIPES: Mapping[str, type[Recipe]] = MappingProxyType({recipe.id: recipe for recipe in (Solo, Fit, Tall, Ties, Mean, Emr)})
 """Every recipe there is."""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -36,17 +36,34 @@ class Tile:
     """θt, shape (T', N)."""
     tau: Tensor
     """τt = θt − θ0, shape (T', N)."""
+    tensor: str = ""
+    """The base's name of the tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooFacts:
+    """What a recipe that meets a budget must know beforehand."""
+
+    parameters: int
+    """Of all tasks together."""
+    fixed_bits: float
+    """What is stored beside vector and masks: heads and other tensors stored whole, roughly."""
 
 
 class Statistic(ABC):
     """A figure over whole task vectors, gathered in one read of the input before the first vector is made.
 
-    The encoder calls `update` with every tile, in one fixed order, and then `finish` once.
+    The encoder calls `measure` for every tile, in any order and on several threads, then `update` with what it
+    returned, in one fixed order, and then `finish` once.
     """
 
+    def measure(self, tile: Tile) -> Any:
+        """What `update` needs of a tile: the tile itself, unless there is work that threads can share."""
+        return tile
+
     @abstractmethod
-    def update(self, tile: Tile) -> None:
-        """Take one tile into account."""
+    def update(self, tile: Any) -> None:
+        """Take into account what `measure` returned."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -60,6 +77,11 @@ class Recipe(ABC):
     """The name on the command line and in the manifest."""
     kind: Kind = "binary"
     """The kind of the masks that `masks` returns."""
+    vector_codec: str = "q4"
+    """The codec of the vector, unless the user chooses another."""
+
+    def prepare(self, zoo: ZooFacts) -> None:
+        """Called once, before anything else."""
 
     def statistics(self, n_tasks: int) -> Sequence[Statistic]:  # noqa: ARG002 - part of the interface
         """The statistics this recipe needs, in order: a later one may use the finished earlier ones."""
@@ -88,3 +110,10 @@ class Recipe(ABC):
             sums: over the chunk, for w = m·v as stored: ‖τ − w‖², ‖τ‖², ‖w‖², ⟨τ, w⟩, and the count of m ≠ 0.
         """
         return 1.0
+
+    def levels(self, task: int, tensor: str) -> Sequence[float] | None:  # noqa: ARG002 - part of the interface
+        """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.
+
+        |τ| up to bounds[0] is 0; from bounds[i] to bounds[i+1] it is one level. None: the tensor is masked.
+        """
+        return None

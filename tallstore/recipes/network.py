@@ -1,6 +1,6 @@
 """Sorting networks: the same compare-exchanges for every input, so whole rows of a tensor are sorted at once.
 
-Batcher's odd-even merge sort (1968), built for any width and not for powers of two alone: 19 exchanges for 8 rows, 97
+Batcher's odd-even merge sort (1968), built for any width and not for powers of two alone: 19 exchanges for 8 rows, 103
 for 20. A general sort along a short axis costs ten times as much, for it moves indices and sorts one column at a time.
 """
 

@@ -67,6 +67,7 @@ def test_the_fast_form_has_the_bits_of_the_reference(n_tasks: int) -> None:
             assert same_bits(best_magnitude(tau.abs()), reference_magnitude(tau.abs()))
 
 
+@settings(deadline=None)
 @given(columns)
 def test_so_has_it_on_ties_and_signed_zeros(rows: list[list[float]]) -> None:
     tau = torch.tensor(rows).T.contiguous()
@@ -93,6 +94,7 @@ def test_no_choice_of_vector_and_masks_has_less_error(rows: list[list[float]]) -
     assert torch.all(found <= least_error(tau) + 1e-6 * energy)
 
 
+@settings(deadline=None)
 @given(columns)
 def test_a_shared_magnitude_is_as_good_as_any(rows: list[list[float]]) -> None:
     tau = torch.tensor(rows).T.contiguous()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +28,7 @@ def kth(tau: Tensor, percent: float) -> Tensor:
     return tau.abs().kthvalue(d - int(d * (percent / 100)), dim=1).values
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_threshold_is_the_kth_magnitude(data: st.DataObject) -> None:
     n_tasks, n = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
@@ -85,6 +86,7 @@ def test_sums_have_the_bits_of_torch_sum(n_tasks: int) -> None:
     assert torch.equal(sum_rows(rows), rows.sum(0))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70))
 def test_sums_do_not_depend_on_the_tile(n_tasks: int, n: int, size: int) -> None:
     rows = torch.randn(n_tasks, n)

@@ -1,0 +1,133 @@
+"""What the benchmarks share: options of `pack`, the machine in words, tables, peak memory, cold files.
+
+Importing this imports neither tallstore nor torch: what measures memory can begin small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import Field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+
+
+_OWN = {"overwrite"}
+_SPELLED = {"lam": "lambda"}
+
+
+def add_pack_options(parser: argparse.ArgumentParser) -> None:
+    """Every option of `tallstore.pack`, called as on its command line. What is not given keeps its default."""
+    group = parser.add_argument_group("options of pack (default: tallstore's own)")
+    for option in _options():
+        flag = "--" + _SPELLED.get(option.name, option.name).replace("_", "-")
+        number = "float" in str(option.type)
+        group.add_argument(flag, dest=f"pack_{option.name}", metavar="X", type=float if number else str)
+
+
+def pack_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given."""
+    given = {option.name: getattr(arguments, f"pack_{option.name}") for option in _options()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _options() -> list[Field[Any]]:
+    import tallstore
+
+    return [field for field in fields(tallstore.Options) if field.name not in _OWN and "bool" not in str(field.type)]
+
+
+def describe_machine() -> str:
+    """Processor, cores, memory and versions, in a line."""
+    import tallstore
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return (
+        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; Python {platform.python_version()}, "
+        f"torch {version('torch')}, numpy {version('numpy')}, tallstore {tallstore.__version__}"
+    )
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table, aligned so that it reads well as plain text too. All columns but the first are numbers."""
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(head))]
+    lines = [
+        " | ".join(
+            cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    rule = "|".join("-" * (w + 2) if n == 0 else "-" * (w + 1) + ":" for n, w in enumerate(widths))
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
+
+
+def progress_to_stderr(text: str, done: int, total: int) -> None:
+    """A line that is written over, on a terminal only."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{text}: {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def forget(paths: Iterable[Path]) -> None:
+    """Ask the system to drop files from its cache, so that reading them next reads the disk."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def memory_of(pid: int | str = "self") -> dict[str, int]:
+    """A process's memory now, in bytes: `VmRSS` in all, of which `RssAnon` its own and `RssFile` mapped files;
+    `VmHWM` is the highest `VmRSS` so far."""
+    found = {}
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, rest = line.partition(":")
+        if name in {"VmRSS", "RssAnon", "RssFile", "VmHWM"}:
+            found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+def reset_peak() -> None:
+    """Start `VmHWM` of this process anew. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+class MemorySampler:
+    """Peaks of another process's memory by kind, sampled every few milliseconds. A context manager."""
+
+    def __init__(self, pid: int, seconds: float = 0.005) -> None:
+        self.peaks: dict[str, int] = {}
+        self._pid, self._seconds = pid, seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> MemorySampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            with suppress(OSError):  # the process is gone
+                for name, value in memory_of(self._pid).items():
+                    self.peaks[name] = max(value, self.peaks.get(name, 0))

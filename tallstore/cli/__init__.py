@@ -1,0 +1,32 @@
+"""The command line: on top of everything; nothing imports it, and nothing else prints."""
+
+from __future__ import annotations
+
+import sys
+
+from tallstore.errors import TallstoreError
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
+    from tallstore.cli.app import app
+
+    try:
+        app(arguments, standalone_mode=True)
+    except TallstoreError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("tallstore: interrupted; nothing was left half-done", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; fewer tasks at once, or a machine with more of it")
+
+
+def _fail(message: str) -> None:
+    print(f"tallstore: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,38 @@
+"""The verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tallstore._version import __version__
+from tallstore.cli import demo, extract, info, pack, verify
+
+app = typer.Typer(
+    name="tallstore",
+    help="Pack a zoo of fine-tuned models into one archive; get any task's weights back on demand.",
+    epilog="Begin with: tallstore demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"tallstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for verb in (pack.pack, info.info, extract.extract, verify.verify, demo.demo):
+    app.command()(verb)

@@ -1,0 +1,46 @@
+"""`tallstore extract`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tallstore.cli import output
+from tallstore.errors import OptionError
+
+
+def extract(
+    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    tasks: Annotated[list[str] | None, typer.Argument(metavar="[TASK]…", help="Which tasks.")] = None,
+    out: Annotated[
+        str,
+        typer.Option("-o", "--output", help="The folder to write; with several tasks, one folder in it for each."),
+    ] = ".",
+    every: Annotated[bool, typer.Option("--all", help="Every task of the archive.")] = False,
+    base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Write a task's model as a folder that transformers and other stock loaders open.
+
+    Examples:
+
+      tallstore extract zoo.tall trec -o trec/
+
+      tallstore extract zoo.tall --all -o models/
+    """
+    import tallstore
+
+    with tallstore.open(zoo, base=base) as opened:
+        wanted = list(opened.tasks) if every else list(tasks or [])
+        if not wanted:
+            raise OptionError(f"which task? There are {', '.join(opened.tasks)}; or --all")
+        several = len(wanted) > 1 or every
+        for name in wanted:
+            target = Path(out) / name if several or out == "." else Path(out)
+            with output.progress(f"extracting {name}", quiet=quiet) as progress:
+                opened.export(name, target, overwrite=overwrite, progress=progress)
+            if not quiet:
+                typer.echo(f"{name}: {target}")

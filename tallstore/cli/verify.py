@@ -1,0 +1,56 @@
+"""`tallstore verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tallstore.cli import output
+from tallstore.errors import OptionError
+
+
+def verify(
+    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=CHECKPOINT", help="Compare a task with its original. May be given several times."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing unless something is wrong.")] = False,
+) -> None:
+    """Check every byte of an archive against every hash, and perhaps its tasks against their originals.
+
+    Examples:
+
+      tallstore verify zoo.tall
+
+      tallstore verify zoo.tall --against trec=runs/trec
+    """
+    import tallstore
+
+    pairs = {}
+    for word in against or ():
+        name, equals, path = word.partition("=")
+        if not equals:
+            raise OptionError(f"--against {word!r}: TASK=CHECKPOINT is due")
+        pairs[name] = path
+    with tallstore.open(zoo, base=base) as opened, output.progress("verifying", quiet=quiet or as_json) as progress:
+        report = opened.verify(pairs, progress=progress)
+    if as_json:
+        output.print_json(report.to_json())
+        return
+    if quiet:
+        return
+    console = output.console()
+    for path in report.unlisted:
+        console.print(f"not part of the archive: {path}", markup=False)
+    if report.against:
+        rows = [
+            [name, output.number(a.relative_error, 4), "yes" if a.exact else "no", "yes" if a.whole_tensors_exact else "NO"]
+            for name, a in report.against.items()
+        ]
+        columns = [("task", False), ("error ‖τ̂−τ‖/‖τ‖", True), ("bit for bit", False), ("whole tensors exact", False)]
+        console.print(output.table(None, columns, rows))
+    console.print(f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks", markup=False)

@@ -1,0 +1,114 @@
+"""What to pack, from the command line's words or from a zoo file.
+
+    base: minilm/
+    tasks:
+      trec: runs/trec
+      mr: runs/mr
+    output: zoo.tall
+    options:
+      recipe: fit
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tallstore.errors import CheckpointError, InputError, OptionError, TaskNameError
+
+SUFFIXES = (".yaml", ".yml", ".toml")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_KEYS = ("base", "tasks", "output", "options")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A base, tasks by name, perhaps an output and options."""
+
+    base: str
+    tasks: Mapping[str, str]
+    output: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def from_words(words: Sequence[str]) -> Job:
+    """BASE then NAME=CHECKPOINT, or a checkpoint (named after its folder), or a folder full of them."""
+    base, *rest = words
+    if not rest and base.endswith(SUFFIXES):
+        return from_file(Path(base))
+    tasks: dict[str, str] = {}
+    for word in rest:
+        name, equals, path = word.partition("=")
+        found = {name: path} if equals else _named_by_folder(Path(word), Path(base))
+        for each, source in found.items():
+            if each in tasks:
+                raise TaskNameError(f"task {each!r} is given twice: {tasks[each]} and {source}")
+            tasks[each] = source
+    if not tasks:
+        raise InputError(f"no task was given beside the base {base!r}: add NAME=FOLDER, or a folder of fine-tuned models")
+    return Job(base, tasks)
+
+
+def from_file(path: Path) -> Job:
+    """Read a zoo file; paths in it are relative to it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        facts = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a zoo file ({' '.join(str(error).split())})") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("base"), str) or not isinstance(facts.get("tasks"), dict):
+        raise InputError(f"{path}: not a zoo file: it needs `base` and `tasks` (name: folder)")
+    if odd := sorted(set(facts) - set(_KEYS)):
+        raise OptionError(f"{path}: no such key: {', '.join(map(str, odd))}; there are {', '.join(_KEYS)}")
+    tasks = facts["tasks"]
+    if bad := next((n for n, s in tasks.items() if not isinstance(n, str) or not isinstance(s, str)), None):
+        raise InputError(f"{path}: task {bad!r}: a name and a folder are due (quote numbers)")
+    options = facts.get("options") or {}
+    output = facts.get("output")
+    if not isinstance(options, dict) or not isinstance(output, str | None):
+        raise InputError(f"{path}: `options` must be a map and `output` a path")
+    return Job(
+        _beside(path, facts["base"]),
+        {name: _beside(path, source) for name, source in tasks.items()},
+        None if output is None else os.fspath(path.parent / output),
+        options,
+    )
+
+
+def _beside(zoo_file: Path, source: str) -> str:
+    """A source relative to the zoo file, if there is such a thing; else as it is (a Hub id, perhaps)."""
+    found = zoo_file.parent / source
+    return os.fspath(found) if found.exists() else source
+
+
+def _named_by_folder(path: Path, base: Path) -> dict[str, str]:
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder or file; name a task as NAME={path} if it is a Hub id")
+    if path.is_file():
+        return {path.stem: os.fspath(path)}
+    if _holds_weights(path):
+        return {} if _same(path, base) else {path.resolve().name: os.fspath(path)}
+    found = {
+        child.name: os.fspath(child)
+        for child in sorted(path.iterdir())
+        if child.is_dir() and not child.name.startswith(".") and _holds_weights(child) and not _same(child, base)
+    }
+    if not found:
+        raise CheckpointError(f"{path}: neither a fine-tuned model nor a folder of them")
+    return found
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(child.suffix in _WEIGHTS and child.is_file() for child in folder.iterdir())
+
+
+def _same(left: Path, right: Path) -> bool:
+    return right.exists() and left.samefile(right)

@@ -1,0 +1,122 @@
+"""`solo`: every task vector coded by itself, at the precision that a budget of bits allows; nothing is shared.
+
+Each tensor becomes a signed mask over v ≡ 1 (its parameters above a threshold, by sign), or a few levels of its own
+where bits are plenty. One scale a chunk makes the result unbiased: with w the marks,
+
+    s = ⟨τ, τ⟩ / ⟨τ, w⟩,   so that   ⟨s·w, τ⟩ = ⟨τ, τ⟩
+
+The error is then larger than with the scale of least squares, s = ⟨τ, w⟩/⟨w, w⟩, which shrinks what it is unsure of;
+but a layer adds up thousands of parameters, so that errors without bias cancel where shrinkage adds up to a task that
+was tuned less. `benchmarks/README.md` has the measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tallstore.errors import OptionError
+from tallstore.recipes.allocation import Choice, Magnitudes, allocate, choices, magnitudes
+from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
+
+__all__ = ["Solo"]
+
+Key = tuple[int, str]
+"""A task and a base tensor."""
+BITS = 0.75
+"""The default budget: see `benchmarks/README.md`."""
+_FINE = 8192
+"""Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much."""
+_FINE_BOUND = 0.4
+"""Where its first level begins, in root mean squares."""
+
+
+class Solo(Recipe):
+    """Signs above a threshold, or a few levels, by task and tensor; allocated so that `bits` are not exceeded."""
+
+    id = "solo"
+    vector_codec = "ones"
+
+    def __init__(self, bits: float = BITS) -> None:
+        if not 0 < bits <= 32:
+            raise OptionError(f"bits {bits} is not a number of bits a parameter and task (above 0, at most 32)")
+        self.bits = bits
+        self.kind = "signed"
+        self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
+        self._chosen: dict[Key, Choice] = {}
+
+    def prepare(self, zoo: ZooFacts) -> None:
+        """Remember what the budget must cover."""
+        self._zoo = zoo
+
+    def statistics(self, n_tasks: int) -> Sequence[Statistic]:  # noqa: ARG002 - tiles say which tasks there are
+        """One: a histogram of magnitudes for every task and tensor."""
+        return (_Histograms(self),)
+
+    def settle(self, found: Mapping[Key, Magnitudes]) -> None:
+        """Choose a precision for every task and tensor."""
+        offers = {key: _offers(counted) for key, counted in found.items() if counted.moved}
+        weights = {key: found[key].weight for key in offers}
+        self._chosen = allocate(offers, weights, self.bits * self._zoo.parameters - self._zoo.fixed_bits)
+
+    def vector(self, tile: Tile) -> Tensor:
+        """v ≡ 1."""
+        return torch.ones_like(tile.base)
+
+    def masks(self, tile: Tile, vector: Tensor) -> Tensor:  # noqa: ARG002 - v is known
+        """Signs above the task's threshold for this tensor."""
+        out = torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
+        for row, task in enumerate(tile.tasks):
+            choice = self._chosen.get((task, tile.tensor))
+            if choice is None or len(choice.bounds) > 1:
+                continue
+            tau = tile.tau[row]
+            on = (tau.abs() >= choice.bounds[0]) & (tau != 0)
+            out[row] = on.to(torch.uint8) << (tau < 0).to(torch.uint8)
+        return out
+
+    def levels(self, task: int, tensor: str) -> Sequence[float] | None:
+        """Bounds of the levels where a tensor has several."""
+        choice = self._chosen.get((task, tensor))
+        return choice.bounds if choice is not None and len(choice.bounds) > 1 else None
+
+    def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
+        """The unbiased scale."""
+        _, norm, _, dot, _ = sums
+        return norm / dot if dot > 0 else 1.0
+
+
+class _Histograms(Statistic):
+    """Magnitudes by task and tensor."""
+
+    def __init__(self, recipe: Solo) -> None:
+        self._recipe = recipe
+        self._found: dict[Key, Magnitudes] = {}
+
+    def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
+        base = tile.base.to(torch.float32).cpu().numpy()
+        rows = tile.tau.to(torch.float32).cpu().numpy()
+        return [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
+
+    def update(self, tile: list[tuple[Key, Magnitudes]]) -> None:
+        for key, counted in tile:
+            self._found.setdefault(key, Magnitudes()).add(counted)
+
+    def finish(self) -> None:
+        self._recipe.settle(self._found)
+        self._found.clear()
+
+
+def _offers(found: Magnitudes) -> list[Choice]:
+    every = choices(found)
+    if found.moved >= _FINE:
+        return every
+    fine = [choice for choice in every if len(choice.bounds) > 1]
+    return [min(fine, key=lambda choice: abs(choice.bounds[0] - _FINE_BOUND * found.rms))] if fine else [_signs(found)]
+
+
+def _signs(found: Magnitudes) -> Choice:
+    """The sign of everything that moved: for tensors with too few parameters to offer a choice."""
+    return Choice((0.0,), 2 * found.moved, 1.0)

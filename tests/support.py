@@ -1,0 +1,218 @@
+"""What the tests of this folder share: tiny zoos, model folders, a store that records its reads, the formula in numpy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from safetensors.torch import save_file
+from torch import Tensor
+
+import tallstore
+from tallstore.archive import Zoo
+from tallstore.stores import Store, open_store
+
+ROOT = Path(__file__).parents[1]
+State = dict[str, Tensor]
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def noise(*shape: int, size: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size).to(dtype)
+
+
+def near(tensor: Tensor, seed: int, size: float = 0.01) -> Tensor:
+    """What fine-tuning makes of a tensor: a little noise on it, in its own type."""
+    return (tensor.double() + noise(*tensor.shape, size=size, seed=seed).double()).to(tensor.dtype)
+
+
+def tiny_base(dtype: torch.dtype = torch.float32) -> State:
+    """Three tensors that are masked, and a small one."""
+    shapes = {"emb.weight": (40, 16), "fc.weight": (16, 32), "fc.bias": (32,), "norm.weight": (300,)}
+    return {name: noise(*shape, seed=i, dtype=dtype) for i, (name, shape) in enumerate(shapes.items(), 1)}
+
+
+def tiny_zoo(n_tasks: int = 3, dtype: torch.dtype = torch.float32) -> tuple[State, dict[str, State]]:
+    """A base and tasks `a`, `b`, `c`, …, each with every tensor moved a little."""
+    base = tiny_base(dtype)
+    tasks = {
+        chr(ord("a") + t): {name: near(tensor, seed=100 * (t + 1) + i) for i, (name, tensor) in enumerate(base.items())}
+        for t in range(n_tasks)
+    }
+    return base, tasks
+
+
+def write_folder(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Path:
+    """A model folder as `save_pretrained` writes it: `model.safetensors` and `config.json`."""
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "tiny", **config}))
+    return folder
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Equal in type, shape and every bit: a NaN is itself, −0 is not 0."""
+    return (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and raw(left).tobytes() == raw(right).tobytes()
+    )
+
+
+def raw(tensor: Tensor) -> np.ndarray:
+    flat = tensor.detach().cpu().contiguous().resolve_conj().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+
+
+def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert list(found) == list(wanted)
+    assert [name for name in wanted if not same_bits(found[name], wanted[name])] == []
+
+
+@contextmanager
+def packed(base: Any, tasks: Mapping[str, Any], path: Path, **options: Any) -> Iterator[Zoo]:
+    """Pack, open, and verify."""
+    tallstore.pack(base, tasks, path, **options)
+    with tallstore.open(path) as zoo:
+        zoo.verify()
+        yield zoo
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Everything below a folder, staging folders of interrupted writes too."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def read_all(path: Path) -> dict[str, bytes]:
+    """Every file of an archive, folder or single file."""
+    with open_store(path) as store:
+        return {name: bytes(store.read(name, 0, store.size(name))) for name in sorted(store.paths())}
+
+
+@dataclass
+class RecordingStore(Store):
+    """A store that passes everything on and writes down every range that is read."""
+
+    inner: Store
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.url = self.inner.url
+        self.open_ended = self.inner.open_ended
+
+    def paths(self) -> list[str]:
+        return self.inner.paths()
+
+    def size(self, path: str) -> int:
+        return self.inner.size(path)
+
+    def read(self, path: str, start: int, length: int) -> memoryview:
+        self.ranges.append((path, start, start + length))
+        return self.inner.read(path, start, length)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def slots(part: bytes) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Of a safetensors file: where its data begins, and the byte range of each tensor in the file."""
+    begin = 8 + int.from_bytes(part[:8], "little")
+    header = json.loads(part[8:begin])
+    header.pop("__metadata__", None)
+    return begin, {name: (begin + v["data_offsets"][0], begin + v["data_offsets"][1]) for name, v in header.items()}
+
+
+# The formula of design section 1, in numpy and on its own: only tensors' bytes are taken from torch.
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A float tensor's values, flat: float64 as it is, any other as float32 (which holds each of them exactly)."""
+    data = raw(tensor)
+    if tensor.dtype == torch.bfloat16:
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if tensor.dtype == torch.float16:
+        return data.view(np.float16).astype(np.float32)
+    return data.view({torch.float32: np.float32, torch.float64: np.float64}[tensor.dtype])
+
+
+def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Round to a type, ties to even: the bytes that such a tensor has."""
+    if dtype != torch.bfloat16:
+        target = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16}[dtype]
+        with np.errstate(over="ignore"):
+            return values.astype(target).view(np.uint8)
+    bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+    up = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (up >> 16).astype(np.uint16).view(np.uint8)
+
+
+def formula(zoo: Zoo, task: str, name: str) -> np.ndarray:
+    """The bytes of one tensor that comes from the base, by design section 1.
+
+    θ̂ = round_D(f32(θ0) + f32(s·v)) where the bit is 1, θ0 where it is 0; and round_D(f32(θ0) + d) for a delta.
+    """
+    facts = zoo.tensors(task)[name]
+    dtype = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F16": torch.float16}[facts.dtype]
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    n = int(np.prod(facts.shape, dtype=np.int64))
+    assert facts.rows in {None, *facts.shape[:1]}, "a tensor with rows of its own is no single formula"
+    base = to_numpy(zoo.base(name))[:n]
+    with np.errstate(over="ignore"):
+        start = base.astype(wide)
+    if facts.kind == "delta":
+        return rounded(start + delta(zoo, task, name).astype(wide), dtype)
+    mask = raw(zoo.mask(task, name)).view(np.int8)[:n]
+    scales = np.ones(n, wide)
+    if facts.scales is not None:
+        scales = np.repeat(np.array(facts.scales, wide), facts.chunk)[:n]
+    step = to_numpy(zoo.vector(name))[:n].astype(wide) * scales
+    moved = rounded(start + mask.astype(wide) * step, dtype)
+    kept = rounded(base, dtype)
+    return np.where(np.repeat(mask != 0, len(kept) // max(n, 1)), moved, kept)
+
+
+def delta(zoo: Zoo, task: str, name: str) -> np.ndarray:
+    """A tensor's own delta, read from the part's bytes: chunks of a table and a zstd frame of indices into it."""
+    (path,) = zoo.manifest.tasks[task].parts["mask"]
+    part = read_all(Path(zoo.url))[path]
+    _, places = slots(part)
+    entry = json.loads(json.loads(part[8 : 8 + int.from_bytes(part[:8], "little")])["__metadata__"]["tallstore"])["entries"][name]
+    n, at, out = int(np.prod(entry["shape"], dtype=np.int64)), places[name][0], []
+    for index, (length, _) in enumerate(entry["chunks"]):
+        data = part[at : at + length]
+        count, bits = int.from_bytes(data[:2], "little"), data[2]
+        table = np.frombuffer(data[4 : 4 + 4 * count], "<f4")
+        packed_indices = np.frombuffer(zstandard.decompress(data[4 + 4 * count :]), np.uint8)
+        if bits == 4:
+            packed_indices = np.stack([packed_indices & 15, packed_indices >> 4], axis=1).reshape(-1)
+        out.append(table[packed_indices[: min(entry["chunk"], n - index * entry["chunk"])]])
+        at += length
+    return np.concatenate(out)
+
+
+def child(code: str, *args: str, env: Mapping[str, str] | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run(child_args(code, *args), env=child_env(env), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def child_args(code: str, *args: str) -> Sequence[str]:
+    return [sys.executable, "-W", "error", "-c", code, *args]
+
+
+def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), **(env or {})}
