@@ -6,12 +6,13 @@ Importing this imports neither tallstore nor torch: what measures memory can beg
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import platform
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +77,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     ]
     rule = "|".join("-" * (w + 2) if n == 0 else "-" * (w + 1) + ":" for n, w in enumerate(widths))
     return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Keep `folder` to this run: two at once would measure each other's models. Ends the script if another has it."""
+    with (folder / ".in-use").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{folder}: another run is using this folder; name another one") from None
+        yield
 
 
 def progress_to_stderr(text: str, done: int, total: int) -> None:

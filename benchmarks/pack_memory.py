@@ -38,6 +38,7 @@ from common import (
     pack_options,
     progress_to_stderr,
     reset_peak,
+    sole_user,
     table,
 )
 
@@ -298,7 +299,9 @@ def main() -> None:
         print(json.dumps(pack_here(**json.loads(sys.argv[2]))))
         return
     arguments = parse()
-    found = [measure(arguments, layers) for layers in arguments.layers]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with sole_user(arguments.folder):
+        found = [measure(arguments, layers) for layers in arguments.layers]
     if arguments.json:
         print(json.dumps({"machine": describe_machine(), "runs": found}, indent=1))
         return

@@ -1,14 +1,15 @@
 """tallstore's own points: the package as it is, and the research settings behind its choices, written out in torch.
 
-`alone` is the setting that won (benchmarks/README.md has the ones that lost): every task by itself, a ternary or
-multi-level quantizer a tensor, the unbiased scale, and bits given to the tensors by what their noise is worth.
+`alone` is the setting that won: every task by itself, marks (or levels) drawn with a probability that rises evenly with
+|τ|, the unbiased scale, and bits given to the tensors by what their noise is worth. A hard threshold makes less error,
+but the error of small values then has one direction, and survives the sums of a matrix product, where noise does not.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,36 +62,56 @@ BINS = 255 << 5
 equal on every device."""
 _SHIFT = 18
 _MIDDLES = ((np.arange(BINS, dtype=np.int64) << _SHIFT) + (1 << (_SHIFT - 1))).astype(np.int32).view(np.float32)
-_EDGES = (np.arange(BINS, dtype=np.int64) << _SHIFT).astype(np.int32).view(np.float32)
 
-THRESHOLDS = (0.0, 0.2, 0.4, *(round(0.1 * n, 1) for n in range(5, 27)), 2.8, 3.0, 3.2, 3.5)
-"""Of the ternary quantizer, in σ."""
-STEPS = (2.4, 2.2, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.3)
+HARD = (0.0, 0.2, 0.4, *(round(0.1 * n, 1) for n in range(5, 27)), 2.8, 3.0, 3.2, 3.5)
+"""Thresholds, in σ."""
+RAMPS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, 16.0, 20.0, 25.0, 32.0, 40.0)
+"""Magnitudes, in σ, that are marked for certain."""
+FEET = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45)
+"""Where a ramp begins, relative to where it ends."""
+STEPS = (2.4, 2.2, 2.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 """Of the multi-level quantizer, in σ."""
-DEAD_ZONE = 0.62
 MAGNITUDES = 7
 SMALL_LEVELS = 8
+KAPPA = 19.0
+"""How much worse an error is that is the same for equal |τ| (bias) than one that is not (noise), by KL divergence."""
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A quantizer of one tensor: magnitudes between `edges` become `centres`. What it costs, and the noise it makes."""
+    """A quantizer of one tensor, what it costs and what it spoils.
 
-    edges: tuple[float, ...]
-    centres: tuple[float, ...]
+    |τ| is split between two levels of `step`: below `foot` always the lower one, at the next level always the upper
+    one, and between them the upper one with a probability that rises evenly. `hard` splits at `foot` instead.
+    """
+
+    step: float
+    foot: float
+    hard: bool
+    levels: int
     bits: float
-    noise: float
-    """1/ρ² − 1, ρ the cosine: what is left across τ, relative to it, when the scale is unbiased."""
+    spoiled: float
+
+    def split(self, x: Floats) -> tuple[Floats, Floats]:
+        """The lower level of each magnitude, and the probability of the upper one."""
+        low = np.clip(np.floor(x / self.step), 0, self.levels - 1)
+        if self.hard:
+            return np.zeros_like(x), (x >= self.foot).astype(np.float64)
+        foot = self.foot * self.step if self.levels == 1 else 0.0
+        return low, np.clip((x - low * self.step - foot) / (self.step - 2 * foot), 0, 1)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor of one task: its choices and how much its noise weighs."""
+    """One tensor of one task: its choices, how much what they spoil weighs, and its σ."""
 
     task: int
     name: str
     weight: float
     choices: tuple[Choice, ...]
+    sigma: float
 
 
 def histogram(tau: Tensor) -> npt.NDArray[np.int64]:
@@ -99,36 +120,38 @@ def histogram(tau: Tensor) -> npt.NDArray[np.int64]:
     return torch.bincount(found.long(), minlength=BINS).numpy()[:BINS]
 
 
-def choices(counts: npt.NDArray[np.int64]) -> Iterator[Choice]:
-    """Everything a tensor may become, from its histogram alone."""
-    above = np.append(np.cumsum(counts[::-1], dtype=np.float64)[::-1], 0)
-    mass = np.append(np.cumsum((counts * _MIDDLES.astype(np.float64))[::-1])[::-1], 0)
-    energy = float((counts * _MIDDLES.astype(np.float64) ** 2).sum())
-    sigma = (energy / above[0]) ** 0.5
-    for cuts in _cuts():
-        at = sorted({int(np.searchsorted(_EDGES, sigma * c)) for c in cuts})
-        number = np.array([above[a] - above[b] for a, b in zip(at, [*at[1:], BINS], strict=True)])
-        total = np.array([mass[a] - mass[b] for a, b in zip(at, [*at[1:], BINS], strict=True)])
-        if number.sum() < 8 or (len(cuts) > 1 and (number > 0).sum() < 2):
-            continue
-        used = number > 0
-        centres = np.where(used, total / np.maximum(number, 1), _EDGES[at])
-        kept = float((total[used] ** 2 / number[used]).sum())
-        if len(cuts) == 1:
-            centres = np.ones(1)
-        parts = np.append(number[used], max(above[0] - number.sum(), 0))
-        share = parts[parts > 0] / above[0]
-        bits = float(-above[0] * (share * np.log2(share)).sum() + number.sum())
-        table = 0 if len(cuts) == 1 else 32 * (2 * MAGNITUDES + 1)
-        yield Choice(
-            tuple(float(_EDGES[a]) for a in at), tuple(map(float, centres)), bits * 1.01 + 32 + table, energy / kept - 1
-        )
+def choices(
+    counts: npt.NDArray[np.int64], candidates: Sequence[Choice], kappa: float
+) -> tuple[tuple[Choice, ...], float]:
+    """Everything a tensor may become and its σ, from its histogram alone."""
+    (used,) = np.nonzero(counts)
+    c, x = counts[used].astype(np.float64), _MIDDLES[used].astype(np.float64)
+    sigma = float(((c * x * x).sum() / c.sum()) ** 0.5)
+    priced = (_price(choice, c, x / sigma, kappa) for choice in candidates)
+    return tuple(choice for choice in priced if choice is not None), sigma
 
 
-def _cuts() -> Iterator[tuple[float, ...]]:
-    """Edges of every quantizer, in σ."""
-    yield from ((t,) for t in THRESHOLDS)
-    yield from (tuple(step * (DEAD_ZONE + j) for j in range(MAGNITUDES)) for step in STEPS)
+def _price(choice: Choice, c: Floats, x: Floats, kappa: float) -> Choice | None:
+    low, up = choice.split(x)
+    level = low.astype(np.int64)
+    number = np.bincount(level, c * (1 - up), choice.levels + 1) + np.bincount(level + 1, c * up, choice.levels + 1)
+    marks, k, energy = float(number[1:].sum()), float(c.sum()), float((c * x * x).sum())
+    if marks < 8:
+        return None
+    mean = (low + up) * choice.step
+    gain = energy / float((c * mean * x).sum())
+    noise = gain**2 * choice.step**2 * float((c * up * (1 - up)).sum()) / energy
+    bias = float((c * (gain * mean - x) ** 2).sum()) / energy
+    share = number[number > 0] / k
+    bits = -k * float((share * np.log2(share)).sum()) + marks + 32 + (0 if choice.levels == 1 else 32 * 15)
+    return replace(choice, bits=1.02 * bits, spoiled=noise + kappa * bias)
+
+
+def _candidates(kind: str) -> list[Choice]:
+    ramps = [Choice(s, foot, False, 1, 0, 0) for s in RAMPS for foot in FEET]
+    steps = [Choice(s, 0, False, MAGNITUDES, 0, 0) for s in STEPS]
+    hard = [Choice(1, t, True, 1, 0, 0) for t in HARD]
+    return {"ramp": [*ramps, *steps], "ramp, ternary only": ramps, "hard": [*hard, *steps]}[kind]
 
 
 def weigh(zoo: Zoo, name: str, tau: Tensor, power: float) -> float:
@@ -141,14 +164,14 @@ def weigh(zoo: Zoo, name: str, tau: Tensor, power: float) -> float:
 
 
 def allocate(items: Sequence[Item], budget: float) -> list[Choice]:
-    """The choices of least weighted noise within a budget of bits: one price λ for all, found by bisection."""
-    tables = [(np.array([c.bits for c in i.choices]), np.array([c.noise for c in i.choices])) for i in items]
+    """The choices that spoil least within a budget of bits: one price λ for all, found by bisection."""
+    tables = [(np.array([c.bits for c in i.choices]), np.array([c.spoiled for c in i.choices])) for i in items]
     low, high, best = -60.0, 40.0, [0] * len(items)
     for _ in range(50):
         price = (low + high) / 2
         picks = [
-            int(np.argmin(item.weight * noise + 2**price * bits))
-            for item, (bits, noise) in zip(items, tables, strict=True)
+            int(np.argmin(item.weight * spoiled + 2**price * bits))
+            for item, (bits, spoiled) in zip(items, tables, strict=True)
         ]
         if sum(bits[p] for (bits, _), p in zip(tables, picks, strict=True)) > budget:
             low = price
@@ -157,15 +180,22 @@ def allocate(items: Sequence[Item], budget: float) -> list[Choice]:
     return [item.choices[p] for item, p in zip(items, best, strict=True)]
 
 
-def quantize(tau: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """w before its scale, and its signed level numbers."""
-    level = torch.bucketize(tau.abs(), torch.tensor(choice.edges), right=True)
-    level[tau == 0] = 0
-    centres = torch.tensor([0.0, *choice.centres])
-    return centres[level] * tau.sign(), level * tau.sign().long()
+def uniform(n: int, seed: int) -> Tensor:
+    """n numbers in [0, 1) from a 32-bit hash of their places: the same on every device, in any order."""
+    x = (torch.arange(n, dtype=torch.int64) + seed * 0x9E3779B1) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return ((x ^ (x >> 16)) >> 8).float() / (1 << 24)
 
 
-def alone(zoo: Zoo, bits: float, power: float = 1.0, multi_level: bool = True) -> Packed:
+def quantize(tau: Tensor, choice: Choice, sigma: float, seed: int) -> Tensor:
+    """Signed level numbers."""
+    low, up = choice.split(tau.abs().numpy().astype(np.float64) / sigma)
+    level = torch.from_numpy(low).long() + (torch.from_numpy(up) > uniform(len(tau), seed))
+    return level * tau.sign().long()
+
+
+def alone(zoo: Zoo, bits: float, kind: str = "ramp", power: float = 1.0, kappa: float = KAPPA) -> Packed:
     """Each task by itself within `bits` a parameter and task, everything included."""
     packed = Packed.of(zoo)
     items = []
@@ -174,15 +204,17 @@ def alone(zoo: Zoo, bits: float, power: float = 1.0, multi_level: bool = True) -
             if is_small(zoo, name):
                 _keep_small(packed, task, name, tau)
             elif bool((tau != 0).any()):
-                found = tuple(c for c in choices(histogram(tau)) if multi_level or len(c.edges) == 1)
-                items.append(Item(task, name, weigh(zoo, name, tau, power), found))
-    for item, choice in zip(items, allocate(items, bits * zoo.parameters - 8 * packed.bytes), strict=True):
+                found, sigma = choices(histogram(tau), _candidates(kind), kappa)
+                items.append(Item(task, name, weigh(zoo, name, tau, power), found, sigma))
+    picked = allocate(items, bits * zoo.parameters - 8 * packed.bytes)
+    for seed, (item, choice) in enumerate(zip(items, picked, strict=True)):
         tau = zoo.taus[item.task][item.name]
-        w, level = quantize(tau, choice)
-        if len(choice.edges) == 1:
+        level = quantize(tau, choice, item.sigma, seed)
+        if choice.levels == 1:
             size = codes.mask(level, "signed")
         else:
             size = codes.levels(level + MAGNITUDES, 2 * MAGNITUDES + 1)
+        w = level.float()
         packed.keep(item.task, item.name, unbiased(tau, w) * w, size + codes.SCALE)
     return packed
 
@@ -284,37 +316,41 @@ def _code_vector(v: Tensor, levels: int) -> tuple[Tensor, int]:
     return table[index] * v.sign(), codes.levels(signed, levels)
 
 
-RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.58, 0.8, 0.98)
+RATES = (0.05, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.58, 0.8, 0.98)
 
 
 def methods() -> list[Method]:
     """The package's settings, the winner at several rates, and what lost to it."""
     m = Method
     scales = {"least squares": least_squares, "norm kept": norm_keeping, "unbiased": unbiased}
+    ablations: list[tuple[float, dict[str, Any]]] = [
+        *((bits, {"kind": "hard", "kappa": 1.0}) for bits in (0.15, 0.3, 0.58, 0.98)),
+        *((bits, {"power": power}) for bits in (0.15, 0.3) for power in (0.0, 2.0)),
+        *((0.15, {"kappa": kappa}) for kappa in (1.0, 8.0, 60.0)),
+        *((bits, {"kind": "ramp, ternary only"}) for bits in (0.3, 0.98)),
+    ]
     return [
         *(m(name, "tallstore", partial(package, options=options)) for name, options in PACKAGE.items()),
         *(m(f"alone, {bits} bits", "alone, allocated", partial(alone, bits=bits)) for bits in RATES),
         *(
-            m(f"alone, {bits} bits, weight k·r^{power:g}", "ablations", partial(alone, bits=bits, power=power))
-            for bits in (0.15, 0.3)
-            for power in (0.0, 2.0)
+            m(f"alone, {bits} bits, {_words(options)}", "ablations", partial(alone, bits=bits, **options))
+            for bits, options in ablations
         ),
-        m("alone, 0.98 bits, ternary only", "ablations", partial(alone, bits=0.98, multi_level=False)),
         *(
             m(f"alone, {c} σ, {name}", "ablations", partial(threshold, c=c, scale=scale))
             for c in (1.2, 1.8)
             for name, scale in scales.items()
         ),
         *(
-            m(f"fit, {levels} levels, {name}", "shared vector", partial(shared_fit, levels=levels, scale=scale))
-            for levels, name, scale in (
-                (16, "least squares", least_squares),
-                (16, "unbiased", unbiased),
-                (5, "unbiased", unbiased),
-            )
+            m(f"fit, {levels} levels, {name}", "shared vector", partial(shared_fit, levels=levels, scale=scales[name]))
+            for levels, name in ((16, "least squares"), (16, "unbiased"), (5, "unbiased"))
         ),
         *(
             m(f"signed, {c} σ, {k} levels, unbiased", "shared vector", partial(shared_signed, c=c, levels=k))
             for c, k in ((1.0, 16), (1.5, 16), (1.5, 4), (2.0, 4))
         ),
     ]
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())

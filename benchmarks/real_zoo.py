@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import MIB, add_pack_options, describe_machine, pack_options, table
+from common import MIB, add_pack_options, describe_machine, pack_options, sole_user, table
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -279,7 +279,8 @@ def main() -> None:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="real_zoo-"))
     out.mkdir(parents=True, exist_ok=True)
     try:
-        found = run(arguments, out)
+        with sole_user(out):
+            found = run(arguments, out)
     finally:
         if arguments.out is None:
             shutil.rmtree(out)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tallstore import errors
     from tallstore.archive import TensorFacts, VerifyReport, Zoo
     from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
-    from tallstore.encoder import Options, PackReport, TaskReport, pack
+    from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
+    from tallstore.promises import pack
 
 __all__ = [
     "Options",
@@ -44,7 +45,7 @@ _WHERE = {
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
     "Zoo": ("tallstore.archive", "Zoo"),
     "open": ("tallstore.archive", "open_zoo"),
-    "pack": ("tallstore.encoder", "pack"),
+    "pack": ("tallstore.promises", "pack"),
 }
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support import FORKS, Forks, child_args, child_env
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,3 +31,15 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Where an archive goes: once as a folder, once as a single file."""
     return tmp_path / str(request.param)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes for jobs that are to be killed, limited, or told of another Hub before anything is imported."""
+    folder = tmp_path_factory.mktemp("forks")
+    folder.chmod(0o777)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(child_args(FORKS), env=child_env(), text=True, **pipes) as process:
+        yield Forks(process, folder)
+        assert process.stdin is not None
+        process.stdin.close()

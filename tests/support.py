@@ -55,18 +55,16 @@ def tiny_zoo(n_tasks: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Stat
 def write_folder(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Path:
     """A model folder as `save_pretrained` writes it: `model.safetensors` and `config.json`."""
     folder.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": "tiny", **config}))
     return folder
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Equal in type, shape and every bit: a NaN is itself, −0 is not 0."""
-    return (
-        left.dtype == right.dtype
-        and left.shape == right.shape
-        and raw(left).tobytes() == raw(right).tobytes()
-    )
+    return left.dtype == right.dtype and left.shape == right.shape and raw(left).tobytes() == raw(right).tobytes()
 
 
 def raw(tensor: Tensor) -> np.ndarray:
@@ -191,7 +189,9 @@ def delta(zoo: Zoo, task: str, name: str) -> np.ndarray:
     (path,) = zoo.manifest.tasks[task].parts["mask"]
     part = read_all(Path(zoo.url))[path]
     _, places = slots(part)
-    entry = json.loads(json.loads(part[8 : 8 + int.from_bytes(part[:8], "little")])["__metadata__"]["tallstore"])["entries"][name]
+    entry = json.loads(json.loads(part[8 : 8 + int.from_bytes(part[:8], "little")])["__metadata__"]["tallstore"])[
+        "entries"
+    ][name]
     n, at, out = int(np.prod(entry["shape"], dtype=np.int64)), places[name][0], []
     for index, (length, _) in enumerate(entry["chunks"]):
         data = part[at : at + length]
@@ -205,9 +205,84 @@ def delta(zoo: Zoo, task: str, name: str) -> np.ndarray:
     return np.concatenate(out)
 
 
-def child(code: str, *args: str, env: Mapping[str, str] | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def child(
+    code: str, *args: str, env: Mapping[str, str] | None = None, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own."""
-    return subprocess.run(child_args(code, *args), env=child_env(env), capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        child_args(code, *args), env=child_env(env), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@dataclass
+class Forks:
+    """A process that has imported everything and forks for each job: processes of their own, without seconds of imports.
+
+    A job is Python code. It runs with `args` (what was given, through JSON) and its own environment; it can be killed,
+    may drop its rights or limit itself.
+    """
+
+    process: subprocess.Popen[str]
+    folder: Path
+    count: int = 0
+
+    def start(self, code: str, *args: Any, env: Mapping[str, str] | None = None) -> int:
+        """Start a job; its process id."""
+        self.count += 1
+        out = str(self.folder / f"{self.count}.txt")
+        self._say(json.dumps({"code": code, "args": args, "env": env or {}, "out": out}))
+        return int(self._hear())
+
+    def wait(self) -> tuple[int, str]:
+        """The end of the job: its exit code (−N for signal N), and all that it printed."""
+        code = int(self._hear())
+        return code, (self.folder / f"{self.count}.txt").read_text()
+
+    def run(self, code: str, *args: Any, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+        self.start(code, *args, env=env)
+        return self.wait()
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def _hear(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+
+FORKS = """
+import json, os, sys, traceback, warnings
+import torch
+torch.set_num_threads(1)
+import tallstore, tallstore.encoder, tallstore.archive, support
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        out = os.open(job["out"], os.O_WRONLY | os.O_CREAT, 0o666)
+        os.dup2(out, 1), os.dup2(out, 2)
+        os.environ.update(job["env"])
+        code = 0
+        try:
+            print("started", flush=True)
+            exec(job["code"], {"args": job["args"]})
+        except SystemExit as error:
+            code = error.code
+        except KeyboardInterrupt:
+            code = 130
+        except tallstore.TallstoreError as error:
+            print(f"{type(error).__name__}: {error}")
+            code = 1
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        sys.stdout.flush()
+        os._exit(code)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
 
 
 def child_args(code: str, *args: str) -> Sequence[str]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import State, bytes_of, near, noise, read_all, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.recipes import RECIPES
-
-from support import State, bytes_of, near, noise, read_all, tiny_zoo, write_folder
 
 
 @pytest.fixture

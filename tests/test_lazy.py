@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import RecordingStore, State, noise, raw, read_all, same_bits, slots, tiny_zoo
 
 import tallstore
 from tallstore.archive import Zoo
 from tallstore.stores import open_store
-
-from support import RecordingStore, State, noise, raw, read_all, same_bits, slots, tiny_zoo
 
 
 @pytest.fixture(params=["fit", "solo"])

@@ -11,14 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import FLOATS, State, delta, formula, near, noise, packed, raw, read_all, same_bits, tiny_zoo
 
 import tallstore
 from tallstore import codecs
 from tallstore.archive import Zoo
 from tallstore.encoder import chunk, stream
 from tallstore.recipes import RECIPES
-
-from support import FLOATS, State, delta, formula, near, noise, packed, raw, read_all, same_bits, tiny_zoo
 
 SIZES = (1, 255, 256, 257, 1023, 1024, 1025, 2047, 3000)
 VECTORS = tuple(codecs.VECTOR)
@@ -44,7 +43,9 @@ def check_all(zoo: Zoo, tasks: dict[str, State]) -> set[str]:
     return kinds
 
 
-def mixed_zoo(base_types: tuple[torch.dtype, ...], task_types: tuple[torch.dtype, ...]) -> tuple[State, dict[str, State]]:
+def mixed_zoo(
+    base_types: tuple[torch.dtype, ...], task_types: tuple[torch.dtype, ...]
+) -> tuple[State, dict[str, State]]:
     """Every pair of types, tensors of odd sizes; task b has one tensor frozen."""
     pairs = list(itertools.product(base_types, task_types))
     sizes = itertools.cycle((1025, 300, 2500))
@@ -59,10 +60,14 @@ def mixed_zoo(base_types: tuple[torch.dtype, ...], task_types: tuple[torch.dtype
 
 @pytest.mark.parametrize(
     ("recipe", "vector", "mask"),
-    [(r, v, MASKS[(i + j) % len(MASKS)]) for i, r in enumerate(RECIPES) for j, v in enumerate(VECTORS)],
+    [
+        (recipe, vector, MASKS[(i + j) % len(MASKS)])
+        for i, recipe in enumerate(RECIPES)
+        for j, vector in enumerate((None,) * len(MASKS) if recipe == "solo" else VECTORS)
+    ],
 )
 def test_every_recipe_and_codec_in_every_type(
-    recipe: str, vector: str, mask: str, tmp_path: Path, small_chunks: int
+    recipe: str, vector: str | None, mask: str, tmp_path: Path, small_chunks: int
 ) -> None:
     base, tasks = mixed_zoo(FLOATS, FLOATS)
     with packed(base, tasks, tmp_path / "zoo.tall", recipe=recipe, vector=vector, mask=mask) as zoo:
@@ -76,7 +81,9 @@ def test_every_recipe_and_codec_in_every_type(
 
 @pytest.mark.parametrize("base_codec", codecs.WHOLE)
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes_around_the_ends_of_chunks_and_bytes(size: int, base_codec: str, tmp_path: Path, small_chunks: int) -> None:
+def test_sizes_around_the_ends_of_chunks_and_bytes(
+    size: int, base_codec: str, tmp_path: Path, small_chunks: int
+) -> None:
     base = {"w": noise(size, seed=1), "big": noise(3000, seed=2)}
     tasks = {t: {name: near(tensor, seed) for name, tensor in base.items()} for seed, t in enumerate("ab", 5)}
     with packed(base, tasks, tmp_path / "zoo", recipe="fit", base_codec=base_codec, vector="f32", mask="bits") as zoo:
@@ -151,7 +158,8 @@ def test_the_reported_error_is_the_true_one(tmp_path: Path) -> None:
                 norm = sum(float((state[n].double() - base[n].double()).square().sum()) for n in masked) ** 0.5
                 kind = {n: zoo.tensors(task)[n].kind for n in masked}
                 on = sum(
-                    int(np.count_nonzero(delta(zoo, task, n) if kind[n] == "delta" else zoo.mask(task, n))) for n in masked
+                    int(np.count_nonzero(delta(zoo, task, n) if kind[n] == "delta" else zoo.mask(task, n)))
+                    for n in masked
                 )
                 told = report.tasks[task]
                 assert told.relative_error == pytest.approx(error / norm, rel=1e-4)
@@ -169,7 +177,9 @@ def test_reported_bytes_are_those_on_disk(target: Path) -> None:
     for kind, prefix in (("base", "base/"), ("vector", "vector/")):
         assert report.bytes[kind] == sum(size for name, size in files.items() if name.startswith(prefix))
     for task in tasks:
-        assert report.tasks[task].bytes == sum(size for name, size in files.items() if name.startswith(f"tasks/{task}/"))
+        assert report.tasks[task].bytes == sum(
+            size for name, size in files.items() if name.startswith(f"tasks/{task}/")
+        )
     with tallstore.open(target) as zoo:
         assert zoo.info()["bytes"] == dict(report.bytes)
 
@@ -183,7 +193,9 @@ shapes = st.one_of(
 tensors = st.tuples(shapes, st.sampled_from(FLOATS), st.sampled_from([0.0, 1e-6, 0.01, 1.0]))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     spec=st.lists(tensors, min_size=1, max_size=5),
     types=st.lists(st.sampled_from(FLOATS), min_size=1, max_size=5),
@@ -210,13 +222,19 @@ def test_any_zoo_comes_back_as_the_formula_says(
     base = {f"t{i}": noise(*shape, seed=seed + i, dtype=dtype) for i, (shape, dtype, _) in enumerate(spec)}
     tasks = {
         f"task{t}": {
-            f"t{i}": near(base[f"t{i}"].to(dtype), seed=seed + 31 * t + i, size=step) for i, (_, _, step) in enumerate(spec)
+            f"t{i}": near(base[f"t{i}"].to(dtype), seed=seed + 31 * t + i, size=step)
+            for i, (_, _, step) in enumerate(spec)
         }
         for t, dtype in enumerate(types)
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("zoo.tall" if seed % 2 else "zoo")
-        options = {"recipe": recipe, "vector": vector, "mask": mask, "base_codec": base_codec}
+        options = {
+            "recipe": recipe,
+            "vector": None if recipe == "solo" else vector,
+            "mask": mask,
+            "base_codec": base_codec,
+        }
         tallstore.pack(base, tasks, path, allow_distant=True, **options)
         with tallstore.open(path, threads=threads, mapped=mapped) as zoo:
             zoo.verify(against=tasks)

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import State, assert_same, near, noise, same_bits, tiny_base, write_folder
 from torch import nn
 
 import tallstore
 from tallstore.checkpoints import open_checkpoint
 from tallstore.errors import CheckpointError
-
-from support import State, assert_same, near, noise, same_bits, tiny_base, write_folder
 
 Writer = Callable[[Path, State], Path]
 
@@ -105,7 +104,10 @@ def nested_model(folder: Path, state: State) -> Path:
 def parameters(folder: Path, state: State) -> Path:
     """Tensors that are parameters, on a tape."""
     folder.mkdir()
-    torch.save({name: nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) for name, tensor in state.items()}, folder / "p.pt")
+    torch.save(
+        {name: nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) for name, tensor in state.items()},
+        folder / "p.pt",
+    )
     return folder / "p.pt"
 
 
@@ -118,7 +120,11 @@ WRITERS = (
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("as_text", [False, True], ids=["path", "str"])
 def test_every_kind_of_file_is_read_to_the_bit(write: Writer, as_text: bool, tmp_path: Path) -> None:
-    state = tiny_base() | {"half": noise(300, dtype=torch.bfloat16), "count": torch.tensor(7), "none": torch.empty(0, 3)}
+    state = tiny_base() | {
+        "half": noise(300, dtype=torch.bfloat16),
+        "count": torch.tensor(7),
+        "none": torch.empty(0, 3),
+    }
     source = write(tmp_path / "model", state)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     checkpoint = open_checkpoint(str(source) if as_text else source)
@@ -142,12 +148,17 @@ def test_every_kind_of_file_packs_as_base_and_as_task(write: Writer, tmp_path: P
     with tallstore.open(tmp_path / "memory.tall") as ours, tallstore.open(tmp_path / "files.tall") as theirs:
         found, wanted = theirs.state_dict("t"), ours.state_dict("t")
         assert {name: same_bits(found[name], wanted[name]) for name in wanted} == dict.fromkeys(wanted, True)
-        assert ours.manifest.base.identity == theirs.manifest.base.identity, "sharding does not change the base's identity"
+        assert ours.manifest.base.identity == theirs.manifest.base.identity, (
+            "sharding does not change the base's identity"
+        )
 
 
 def test_a_module_is_taken(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    base, tuned = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30)), nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30))
+    base, tuned = (
+        nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30)),
+        nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30)),
+    )
     tuned.load_state_dict(base.state_dict())
     with torch.no_grad():
         tuned[0].weight += 0.01 * torch.randn(30, 20)
@@ -163,12 +174,17 @@ def test_a_module_is_taken(tmp_path: Path) -> None:
     assert not found["0.weight"].requires_grad
 
 
-def test_views_of_any_stride_are_taken(tmp_path: Path) -> None:
+def test_views_of_any_stride_are_taken(tmp_path: Path, small_chunks: int) -> None:
     whole = noise(60, 80, seed=1)
     base = {"turned": whole.T, "cut": whole[::2, 1::3], "grown": whole[:1].expand(20, 80), "tail": whole[30:]}
-    task = {name: near(tensor, 5) for name, tensor in base.items()} | {"own": whole.T[3:9]}
+    base["comb"], base["cube"] = noise(900, seed=2)[::2], noise(4, 5, 30, seed=3).permute(2, 0, 1)
+    task = {name: near(tensor, 5) for name, tensor in base.items()} | {
+        "own": whole.T[3:9],
+        "own comb": torch.arange(99)[::3],
+    }
     tallstore.pack(base, {"t": task}, tmp_path / "zoo.tall", recipe="fit", vector="f32")
     with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        zoo.verify(against={"t": task})
         for name, tensor in base.items():
             assert same_bits(zoo.base(name), tensor)
         assert same_bits(zoo.state_dict("t")["own"], task["own"])
@@ -222,7 +238,9 @@ def test_files_come_back(tmp_path: Path, target: Path) -> None:
     (tasks["b"] / "merges.txt").write_bytes(bytes(range(256)))
     tallstore.pack(base, tasks, target)
     with tallstore.open(target) as zoo:
-        assert zoo.manifest.tasks["a"].files["vocab.txt"] == "common/vocab.txt", "what all tasks have alike is stored once"
+        assert zoo.manifest.tasks["a"].files["vocab.txt"] == "common/vocab.txt", (
+            "what all tasks have alike is stored once"
+        )
         for task, folder in tasks.items():
             zoo.export(task, tmp_path / "out" / task)
             for path in folder.rglob("*"):
@@ -336,7 +354,9 @@ def lying(folder: Path) -> Path:
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("role", ["base", "task"])
-def test_what_is_no_checkpoint_is_refused(case: str, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_checkpoint_is_refused(
+    case: str, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, message = REFUSED[case]
     (tmp_path / "in").mkdir()
     (tmp_path / "work").mkdir()

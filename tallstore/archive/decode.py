@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from tallstore.errors import (
     NoSuchTensorError,
     WrongBaseError,
 )
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import Coded, Entry
 from tallstore.kernels import cpu
@@ -35,6 +37,7 @@ from tallstore.tensors import TORCH, as_bytes, empty
 
 Job = Callable[[], None]
 _T = TypeVar("_T")
+_Array = npt.NDArray[Any]
 
 
 class Decoder:
@@ -83,6 +86,43 @@ class Decoder:
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
         return {name: shaped[ties.get(name, name)] for name in names}
 
+    def exact_tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """The same, bit for bit what was packed: what the masks lost is put back from the task's exact part."""
+        out = self.tensors(task, names)
+        places = self.task(task, "exact")
+        done: set[int] = set()
+        jobs: list[Job] = []
+        for name, tensor in out.items():
+            entry = self.task(task)[name].entry
+            source = self._tied(task, name) if entry.kind == "tied" else name
+            entry = self.task(task)[source].entry
+            if entry.kind not in {"binary", "signed", "delta"} or id(tensor) in done:
+                continue
+            done.add(id(tensor))
+            place = places.get(source)
+            if place is None or place.entry.numel != entry.covered:
+                raise FormatError(
+                    f"{self._reader.store.url}: task {task!r}: tensor {source!r} is not in its exact part"
+                )
+            jobs += self._exact_jobs(place, source, tensor.reshape(-1)[: entry.covered])
+        self._run(jobs)
+        return out
+
+    def _exact_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
+        dtype, size, item = str(place.entry.dtype), _coded(place).chunk, out.element_size()
+        if ITEM_BYTES[dtype] != item:
+            raise FormatError(
+                f"{self._reader.where(place.path)}: tensor {name!r}: differences of {dtype} do not fit it"
+            )
+
+        def job(index: int) -> None:
+            part = out[index * size : (index + 1) * size]
+            stored = empty(dtype, len(part))
+            self._whole_chunk(place, index, name, stored)
+            as_bytes(part)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(part), item)
+
+        return [partial(job, index) for index in range(len(_coded(place).chunks))]
+
     def base_tensor(self, name: str) -> Tensor:
         """A base tensor, whole."""
         if name not in self._manifest.base.tensors:
@@ -119,6 +159,42 @@ class Decoder:
                 n = min(size, entry.covered - index * size)
                 out[index * size : index * size + n] = self._symbol_chunk(place, index, n, name)
         return torch.from_numpy(out).reshape(entry.shape or ())
+
+    @property
+    def threads(self) -> int:
+        """How many chunks are worked on at a time."""
+        return self._threads
+
+    def vector_range(self, group: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a group's vector for a base tensor, which it has; `start` begins a chunk."""
+        place = self.vectors(group)[name]
+        self._check_vector(place, name)
+        return torch.from_numpy(self._range(place, name, start, stop, self._vector_chunk))
+
+    def symbol_range(self, task: str, name: str, start: int, stop: int) -> Bytes:
+        """Elements [start, stop) of a task's mask, which it has for this tensor; `start` begins a chunk."""
+        return self._range(self.task(task)[name], name, start, stop, self._symbol_chunk)
+
+    def delta_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor's own delta, which it has; `start` begins a chunk."""
+        place = self.task(task)[name]
+        return torch.from_numpy(self._range(place, name, start, stop, self._delta_chunk))
+
+    def private_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor that a task stores whole."""
+        return self._whole_range(self.task(task, "private")[name], name, start, stop)
+
+    def base_range(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a base tensor."""
+        if self._manifest.base.storage != "embed" or self._given is not None:
+            return self._given_tensor(name)[start:stop]
+        return self._whole_range(self._base_place(name), name, start, stop)
+
+    def _range(self, place: Place, name: str, start: int, stop: int, read: Callable[..., _Array]) -> _Array:
+        """Whole chunks, decoded one after the other, in fresh memory; `stop` may cut the last one short."""
+        size, total = _coded(place).chunk, place.entry.covered
+        pieces = [read(place, at // size, min(size, total - at), name) for at in range(start, stop, size)]
+        return np.concatenate(pieces)[: stop - start]
 
     def _run(self, jobs: list[Job]) -> None:
         """Run jobs side by side; the first error wins."""
@@ -263,9 +339,12 @@ class Decoder:
         """Elements [a, b) of an embedded base tensor; into `out` if that has the base's type, else into new memory."""
         if self._manifest.base.storage != "embed":
             self._given_tensor(name)
-        place = self._base_place(name)
+        return self._whole_range(self._base_place(name), name, a, b, out)
+
+    def _whole_range(self, place: Place, name: str, a: int, b: int, out: Tensor | None = None) -> Tensor:
+        """Elements [a, b) of a tensor that is stored whole; into `out` if that has its type, else into new memory."""
         dtype, size = str(place.entry.dtype), _coded(place).chunk
-        target = out if out.dtype == TORCH[dtype] else empty(dtype, b - a)
+        target = out if out is not None and out.dtype == TORCH[dtype] else empty(dtype, b - a)
         for index in range(a // size, -(-b // size)):
             start, stop = index * size, min((index + 1) * size, place.entry.numel)
             if a <= start and stop <= b:
@@ -290,7 +369,7 @@ class Decoder:
                 f"and {facts.dtype} {list(facts.shape)} is due"
             )
         flat = self._given.read(name, 0, info.numel)
-        if hashlib.sha256(as_bytes(flat)).hexdigest() != facts.sha256:
+        if hashlib.sha256(as_bytes(flat).data).hexdigest() != facts.sha256:
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
                 "(another version of it, perhaps); give the base that the zoo was packed with"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tallstore.checkpoints import TensorInfo
 from tallstore.errors import OutputExistsError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.checkpoints import TensorInfo
-from tallstore.stores.staging import Staging, refuse_existing, translated
+from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 from tallstore.tensors import as_bytes
 
 WEIGHTS = "model.safetensors"
@@ -38,12 +38,14 @@ def export_folder(
         progress: called with a text, bytes done, bytes in all.
     """
     target = Path(out)
-    if not (target.is_dir() and not any(target.iterdir())):
-        refuse_existing(target, overwrite=overwrite, ours=_is_model(target), what="a folder with a model")
+    with translated(target):
+        if not (target.is_dir() and not any(target.iterdir())):
+            refuse_existing(target, overwrite=overwrite, ours=_is_model(target), what="a folder with a model")
+        place = followed(target)
     # Largest elements first: every tensor then begins at a multiple of its element size.
     order = sorted(tensors, key=lambda name: -ITEM_BYTES[tensors[name].dtype])
     total = sum(tensors[name].numel * ITEM_BYTES[tensors[name].dtype] for name in order)
-    with Staging(target) as staging:
+    with Staging(place) as staging:
         folder = staging.path("model")
         with translated(target):
             folder.mkdir()
@@ -69,7 +71,7 @@ def _pieces(
     yield safetensors.build([(n, tensors[n].dtype, tensors[n].shape) for n in order], {"format": "pt"}, align=8)
     done = 0
     for name in order:
-        data = memoryview(as_bytes(read(name)))
+        data = as_bytes(read(name)).data
         yield data
         done += len(data)
         if progress is not None:

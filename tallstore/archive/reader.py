@@ -30,6 +30,8 @@ def read_manifest(store: Store) -> Manifest:
     try:
         size = store.size(MANIFEST)
     except DamagedError as error:
+        if isinstance(error.__cause__, OSError):
+            raise NotAnArchiveError(f"{error}") from error
         raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
     if size > limits.MANIFEST_BYTES:
         raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
@@ -96,7 +98,9 @@ class Reader:
         """A small file, checked against the manifest's hash."""
         record = self.manifest.parts[path]
         if record.size > limits.FILE_BYTES or self.store.size(path) != record.size:
-            raise DamagedError(f"{self.where(path)}: {self.store.size(path)} bytes, and the manifest says {record.size}")
+            raise DamagedError(
+                f"{self.where(path)}: {self.store.size(path)} bytes, and the manifest says {record.size}"
+            )
         data = bytes(self.store.read(path, 0, record.size))
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise DamagedError(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
@@ -116,8 +120,7 @@ class Reader:
         data = bytes(self.store.read(path, 0, record.header_size))
         if hashlib.sha256(data).hexdigest() != record.header_sha256:
             raise DamagedError(f"{self.where(path)}: its header is damaged (sha256 differs); fetch or pack it again")
-        header = PartHeader.from_bytes(data, record.size, self.where(path))
-        return header
+        return PartHeader.from_bytes(data, record.size, self.where(path))
 
 
 def covered_chunks(entry: Entry, start: int, stop: int) -> Mapping[int, tuple[int, int]]:

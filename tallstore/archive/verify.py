@@ -59,7 +59,9 @@ def verify_archive(
     done = 0
     for path, record in manifest.parts.items():
         if (size := reader.store.size(path)) != record.size:
-            raise DamagedError(f"{reader.where(path)}: {size} bytes, and the manifest says {record.size}: fetch it again")
+            raise DamagedError(
+                f"{reader.where(path)}: {size} bytes, and the manifest says {record.size}: fetch it again"
+            )
         digest = hashlib.sha256()
         for start in range(0, record.size, _PIECE):
             digest.update(reader.store.read(path, start, min(_PIECE, record.size - start)))
@@ -81,14 +83,12 @@ def verify_archive(
         raise FormatError(f"{reader.store.url}: holds {unlisted[0]!r}, which the manifest does not list")
     if embedded:
         _check_base(reader, decoder)
-    return VerifyReport(
-        files=len(manifest.parts) + 1, bytes=total, tasks=tuple(manifest.tasks), unlisted=unlisted
-    )
+    return VerifyReport(files=len(manifest.parts) + 1, bytes=total, tasks=tuple(manifest.tasks), unlisted=unlisted)
 
 
 def _check_base(reader: Reader, decoder: Decoder) -> None:
     for name, facts in reader.manifest.base.tensors.items():
-        if hashlib.sha256(as_bytes(decoder.base_tensor(name))).hexdigest() != facts.sha256:
+        if hashlib.sha256(as_bytes(decoder.base_tensor(name)).data).hexdigest() != facts.sha256:
             raise DamagedError(f"{reader.store.url}: base tensor {name!r} is not the one that the manifest identifies")
 
 
@@ -104,7 +104,9 @@ def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
         info = original.tensors[name]
         theirs = original.read(name, 0, info.numel)
         if (ours.dtype, ours.numel()) != (theirs.dtype, theirs.numel()):
-            raise ModelMismatchError(f"{original.where}: not the original of {task!r}: tensor {name!r} differs in shape")
+            raise ModelMismatchError(
+                f"{original.where}: not the original of {task!r}: tensor {name!r} differs in shape"
+            )
         same = not ours.numel() or torch.equal(ours.view(torch.uint8), theirs.contiguous().view(torch.uint8))
         exact &= same
         if place.entry.kind in {"private", "tied"}:

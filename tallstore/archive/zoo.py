@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import export_folder
+from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.reader import Place, Reader, read_manifest
+from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint
-from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError
+from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError, OptionError
+from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Store, open_store
 
@@ -99,10 +102,15 @@ class Zoo:
 
     def tensors(self, task: str) -> dict[str, TensorFacts]:
         """How each tensor of a task is stored, in the checkpoint's order."""
-        return {name: self._facts(task, name, place) for name, place in self._places(task).items()}
+        return {name: self._facts(task, place) for name, place in self._places(task).items()}
 
     def state_dict(
-        self, task: str, *, names: Iterable[str] | None = None, device: str | torch.device = "cpu"
+        self,
+        task: str,
+        *,
+        names: Iterable[str] | None = None,
+        device: str | torch.device = "cpu",
+        exact: bool = False,
     ) -> dict[str, Tensor]:
         """What the fine-tuned checkpoint held: names, shapes and types included; tied tensors share their memory.
 
@@ -110,25 +118,16 @@ class Zoo:
             task: its name.
             names: decode only these tensors; only their bytes are read.
             device: where the tensors go.
+            exact: bit for bit the original, for tasks that were packed with `exact`.
 
         Raises:
             NoSuchTaskError, NoSuchTensorError: with the names that there are.
+            OptionError: `exact`, and the task was not packed so.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
         places = self._places(task)
         wanted = list(places) if names is None else [self._known(task, name) for name in names]
-        out = self._decoder.tensors(task, wanted)
-        target = torch.device(device)
-        if target.type == "cpu":
-            return out
-        moved: dict[int, Tensor] = {}
-        try:
-            for tensor in out.values():
-                moved.setdefault(id(tensor), tensor.to(target))
-        except (RuntimeError, AssertionError) as error:
-            line = str(error).splitlines()[0]
-            raise DeviceError(f"device {str(device)!r} cannot hold task {task!r} ({line}); use device='cpu'") from error
-        return {name: moved[id(tensor)] for name, tensor in out.items()}
+        return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
 
     def load_into(self, model: nn.Module, task: str) -> None:
         """Write a task's weights into a model's own parameters and buffers, in place and strictly.
@@ -153,30 +152,117 @@ class Zoo:
         task: str,
         out: str | os.PathLike[str],
         *,
+        exact: bool = False,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Path:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
 
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
+        `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
         """
         places = self._places(task)
-        facts = {name: self._facts(task, name, place) for name, place in places.items()}
-        files = {
-            name: partial(self._reader.file, path) for name, path in self._manifest.tasks[task].files.items()
-        }
+        decode = self._decode(task, exact=exact)
+        facts = {name: self._facts(task, place) for name, place in places.items()}
+        files = {name: partial(self._reader.file, path) for name, path in self._manifest.tasks[task].files.items()}
         return export_folder(
             out,
             {name: TensorInfo(f.dtype, f.shape) for name, f in facts.items()},
-            lambda name: self._decoder.tensors(task, [name])[name],
+            lambda name: decode([name])[name],
             files,
             overwrite=overwrite,
             progress=progress,
         )
 
-    def verify(
-        self, against: Mapping[str, Source] | None = None, *, progress: Progress | None = None
-    ) -> VerifyReport:
+    def merged(
+        self,
+        method: str = "consensus",
+        *,
+        k: int | None = None,
+        alpha: float | None = None,
+        tasks: Sequence[str] | None = None,
+        heads: str | None = None,
+        device: str | torch.device = "cpu",
+        evaluator: Evaluator | str | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Merged:
+        """One model for several tasks: θ0 + α·δ, for all that comes from the base, in the base's types.
+
+        Args:
+            method: `arithmetic` (or `task_arithmetic`): δ = Στ. `ties`: trimmed, elected, merged by sign. `consensus`:
+                the sum where at least k tasks agree.
+            k: of consensus, 2 by default. 0 keeps everything, 1 drops what no task uses, 2 also what one task uses
+                alone; above the number of tasks it drops everything and leaves the base.
+            alpha: α. Without it, it is chosen by the evaluator from 0.1, 0.2 … 1; without one, so that α·δ is as long
+                as the task vectors are, on the average.
+            tasks: merge these; all of them by default.
+            heads: a task whose head, and whatever else is its own, the model is given: it then has exactly the
+                tensors of that task's checkpoint. Without it, heads are left out, and names are those of the tasks'
+                checkpoints if all agree, else the base's.
+            device: where the tensors go.
+            evaluator: a callable (state dict, task name) → score, higher is better; or `module:function`. It is given
+                the merged model with the task's own head. The mean over the tasks decides.
+            progress: called with a text, how much is done, and of how much.
+            **options: the method's own: `topk` and `merge` of ties, `source` of the others.
+
+        Returns:
+            A state dict. Its `report` says what is not in it, and whether the method had to work on decoded task
+            vectors in place of the true ones.
+
+        Raises:
+            OptionError: a method, a k or an option that makes no sense.
+            EvaluatorError: the evaluator cannot be found, failed, or gave no number; names the task.
+        """
+        merger = self._merger(
+            method, k=k, alpha=alpha, tasks=tasks, head=heads, evaluator=evaluator, progress=progress, **options
+        )
+        return Merged(_on(device, merger.state_dict(), "the merged model"), merger.report())
+
+    def export_merged(
+        self,
+        out: str | os.PathLike[str],
+        method: str = "consensus",
+        *,
+        heads: str | None = None,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> MergeReport:
+        """Write a merged model as a Hugging Face folder; it appears whole or not at all.
+
+        Takes what `merged` takes. Beside `model.safetensors` it holds the files of the head's task; without a head
+        those that all tasks share and the first task's `config.json`, which may speak of that task's head. What
+        the report says is in `merge.json`.
+        """
+        merger = self._merger(method, head=heads, progress=progress, **options)
+        files = merger.files()
+        read = {name: partial(self._reader.file, path) for name, path in files.items()}
+        export_folder(
+            out,
+            {name: slot.info for name, slot in merger.outline.slots.items()},
+            merger.tensor,
+            {**read, "merge.json": lambda: strict_json.dumps(merger.report().to_json(), indent=1) + b"\n"},
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return merger.report()
+
+    def mask_statistics(
+        self, tasks: Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> MaskStatistics:
+        """Which parameters the tasks use, alone and together, by tensor and by layer. Streams over the masks.
+
+        Used is what a task adds anything to: where its mask is on and v is not 0, or its own delta is not 0. Tensors
+        that are stored whole have no mask and are not counted.
+        """
+        chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
+        return count_masks(self._decoder, self._manifest, chosen, progress)
+
+    def _merger(self, method: str, **options: Any) -> Merger:
+        return Merger(self._decoder, self._manifest, method, **options)
+
+    def verify(self, against: Mapping[str, Source] | None = None, *, progress: Progress | None = None) -> VerifyReport:
         """Check every byte against every hash, and what it says for sense.
 
         Args:
@@ -225,6 +311,15 @@ class Zoo:
         """
         return self._decoder.vector_tensor(group or self._manifest.groups[0].id, self._base_name(name))
 
+    def scales(self, task: str, name: str) -> Tensor:
+        """The scale s of every element of a task's tensor: float32, in the tensor's shape; 1 where there is none."""
+        entry = self._places(task)[self._known(task, name)].entry
+        out = torch.ones(entry.numel, dtype=torch.float32)
+        if entry.scales is not None and entry.coded is not None:
+            for index, scale in enumerate(entry.scales):
+                out[index * entry.coded.chunk : min((index + 1) * entry.coded.chunk, entry.covered)] = scale
+        return out.reshape(entry.shape or ())
+
     def base(self, name: str) -> Tensor:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
         return self._decoder.base_tensor(self._base_name(name))
@@ -238,11 +333,20 @@ class Zoo:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return f"<tallstore.Zoo {self.url!r}: {len(self.tasks)} tasks>"
+
+    def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
+        if not exact:
+            return partial(self._decoder.tensors, task)
+        if "exact" not in self._manifest.tasks[self._task(task)].parts:
+            raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
+        return partial(self._decoder.exact_tensors, task)
 
     def _task(self, task: str) -> str:
         if task not in self._manifest.tasks:
@@ -255,12 +359,18 @@ class Zoo:
     def _known(self, task: str, name: str) -> str:
         places = self._places(task)
         if name not in places:
-            raise NoSuchTensorError(f"{self.url}: task {task!r} has no tensor {name!r}; it has {names_of(list(places))}")
+            raise NoSuchTensorError(
+                f"{self.url}: task {task!r} has no tensor {name!r}; it has {names_of(list(places))}"
+            )
         return name
 
-    def _facts(self, task: str, name: str, place: Place) -> TensorFacts:
+    def _facts(self, task: str, place: Place) -> TensorFacts:
         entry = place.entry
-        shown = self._places(task)[str(entry.to)].entry if entry.kind == "tied" and entry.to in self._places(task) else entry
+        shown = (
+            self._places(task)[str(entry.to)].entry
+            if entry.kind == "tied" and entry.to in self._places(task)
+            else entry
+        )
         return TensorFacts(
             kind=entry.kind,
             dtype=str(shown.dtype),
@@ -280,10 +390,17 @@ class Zoo:
             place = self._places(task).get(name)
             if place is not None and place.entry.base is not None:
                 return place.entry.base
-        raise NoSuchTensorError(f"{self.url}: neither the base nor a task has a tensor {name!r} that comes from the base")
+        raise NoSuchTensorError(
+            f"{self.url}: neither the base nor a task has a tensor {name!r} that comes from the base"
+        )
 
     def _check_model(self, own: Mapping[str, Any], places: Mapping[str, Place], task: str) -> None:
-        shapes = {name: self._facts(task, name, place).shape for name, place in places.items()}
+        shapes = {name: self._facts(task, place).shape for name, place in places.items()}
+        if lost := next((name for name, tensor in own.items() if tensor.is_meta), None):
+            raise ModelMismatchError(
+                f"task {task!r} cannot be written: the model's {lost!r} has no memory (device meta); "
+                "give it some with model.to_empty(device='cpu'); nothing was written"
+            )
         held = {tensor.data_ptr() for name, tensor in own.items() if name in shapes}
         missing = [n for n in shapes if n not in own]
         extra = [n for n, tensor in own.items() if n not in shapes and tensor.data_ptr() not in held]
@@ -296,6 +413,21 @@ class Zoo:
                     f"task {task!r} does not fit the model: {text} {first!r}{shown}"
                     f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}; nothing was written"
                 )
+
+
+def _on(device: str | torch.device, tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Tensors on a device; those that share memory still do."""
+    target = torch.device(device)
+    if target.type == "cpu":
+        return tensors
+    moved: dict[int, Tensor] = {}
+    try:
+        for tensor in tensors.values():
+            moved.setdefault(id(tensor), tensor.to(target))
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).splitlines()[0]
+        raise DeviceError(f"device {str(device)!r} cannot hold {what} ({line}); use device='cpu'") from error
+    return {name: moved[id(tensor)] for name, tensor in tensors.items()}
 
 
 def open_zoo(

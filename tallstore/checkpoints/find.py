@@ -52,6 +52,13 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
         return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
     if isinstance(source, Mapping):
         return MemoryCheckpoint(source, where or "state dict")
+    try:
+        return _open_path(source)
+    except OSError as error:
+        raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
+
+
+def _open_path(source: str | os.PathLike[str]) -> Checkpoint:
     path = Path(source)
     if not path.exists():
         text = os.fspath(source)
@@ -73,7 +80,9 @@ def _open_file(path: Path) -> Checkpoint:
         return MemoryCheckpoint(_unpickle(path), str(path))
     if path.name.endswith(".index.json"):
         return _open_index(path)
-    raise CheckpointError(f"{path}: not a checkpoint: a .safetensors, .bin, .pt, .pth or .ckpt file, or a folder, is due")
+    raise CheckpointError(
+        f"{path}: not a checkpoint: a .safetensors, .bin, .pt, .pth or .ckpt file, or a folder, is due"
+    )
 
 
 def _open_folder(folder: Path) -> Checkpoint:

@@ -26,7 +26,13 @@ class MemoryCheckpoint(Checkpoint):
         self.ties = _ties(self._state)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._state[name].reshape(-1)[start:stop].cpu()
+        tensor = self._state[name]
+        if tensor.numel() and not tensor.is_contiguous():
+            # Only the rows that are asked for: flattening copies, and a tensor is read in many pieces.
+            row = tensor.numel() // len(tensor)
+            first = start // row
+            tensor, start, stop = tensor[first : -(-stop // row)], start - first * row, stop - first * row
+        return tensor.reshape(-1)[start:stop].contiguous().cpu()
 
 
 def _plain(name: str, value: Any, where: str) -> Tensor:

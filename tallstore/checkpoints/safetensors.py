@@ -15,6 +15,7 @@ from tallstore.checkpoints.base import Checkpoint, TensorInfo
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.part import METADATA_KEY
 from tallstore.tensors import as_bytes, empty
 
 
@@ -48,6 +49,10 @@ class SafetensorsCheckpoint(Checkpoint):
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         except FormatError as error:
             raise CheckpointError(f"{error}: not a whole safetensors file") from error
+        if METADATA_KEY in header.metadata:
+            raise CheckpointError(
+                f"{path}: a part of a tallstore archive, not a checkpoint: extract a task of it first"
+            )
         for name, slot in header.slots.items():
             if name in self.tensors:
                 raise CheckpointError(f"{path}: tensor {name!r} is also in {self._places[name][2].name}")
@@ -58,7 +63,7 @@ class SafetensorsCheckpoint(Checkpoint):
         handle, offset, path = self._places[name]
         info = self.tensors[name]
         out = empty(info.dtype, stop - start)
-        target = memoryview(as_bytes(out)).cast("B")
+        target = as_bytes(out).data
         offset += start * ITEM_BYTES[info.dtype]
         try:
             while target:

@@ -20,6 +20,9 @@ def extract(
     ] = ".",
     every: Annotated[bool, typer.Option("--all", help="Every task of the archive.")] = False,
     base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Bit for bit the original weights, where the zoo was packed with --exact.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -41,6 +44,6 @@ def extract(
         for name in wanted:
             target = Path(out) / name if several or out == "." else Path(out)
             with output.progress(f"extracting {name}", quiet=quiet) as progress:
-                opened.export(name, target, overwrite=overwrite, progress=progress)
+                opened.export(name, target, exact=exact, overwrite=overwrite, progress=progress)
             if not quiet:
                 typer.echo(f"{name}: {target}")

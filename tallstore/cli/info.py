@@ -12,22 +12,36 @@ from tallstore.cli import output
 
 def info(
     zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Count which parameters the tasks use, alone and together.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show what an archive holds, what it kept of each task, and what it saves.
 
-    Example:
+    Examples:
 
       tallstore info zoo.tall
+
+      tallstore info zoo.tall --masks
     """
     import tallstore
 
+    counted = None
     with tallstore.open(zoo) as opened:
         facts = opened.info()
+        if masks:
+            with output.progress("counting", quiet=as_json) as progress:
+                counted = opened.mask_statistics(progress=progress)
     if as_json:
-        output.print_json(facts)
-    else:
-        show(output.console(), facts, zoo)
+        output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
+        return
+    console = output.console()
+    show(console, facts, zoo)
+    if counted is not None:
+        from tallstore.cli.masks import show as show_masks
+
+        show_masks(console, counted)
 
 
 def show(console: Console, facts: dict[str, Any], path: str) -> None:

@@ -12,6 +12,11 @@ from tallstore.cli.zoofile import from_words
 from tallstore.errors import OptionError
 
 _ENCODING = "How to encode"
+_PROMISES = "What to promise"
+# Said here and not read from the tables, so that --help needs no torch; a test compares.
+_RECIPES = "solo, fit, tall, ties, mean, emr"
+_VECTORS = "f32, bf16, q8, q5, q4"
+_MASKS = "bits, bits+zstd, adaptive"
 
 
 def pack(
@@ -28,21 +33,56 @@ def pack(
         typer.Option("-o", "--output", help="The archive: one file if it ends in .tall, else a folder."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="How vector and masks are chosen.", rich_help_panel=_ENCODING)
+        str | None,
+        typer.Option(help=f"How vector and masks are chosen: {_RECIPES}.", rich_help_panel=_ENCODING),
     ] = None,
     lam: Annotated[
         float | None, typer.Option("--lambda", help="λ, for the recipes that have one.", rich_help_panel=_ENCODING)
     ] = None,
-    vector: Annotated[
-        str | None, typer.Option(help="Codec of the multi-task vector.", rich_help_panel=_ENCODING)
+    quality: Annotated[
+        str | None, typer.Option(help="small, balanced or high, in place of the default.", rich_help_panel=_ENCODING)
     ] = None,
-    mask: Annotated[str | None, typer.Option(help="Codec of the masks.", rich_help_panel=_ENCODING)] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(help="Bits a parameter and task, all but the base in it.", rich_help_panel=_ENCODING),
+    ] = None,
+    vector: Annotated[
+        str | None,
+        typer.Option(help=f"Codec of the multi-task vector: {_VECTORS}.", rich_help_panel=_ENCODING),
+    ] = None,
+    mask: Annotated[str | None, typer.Option(help=f"Codec of the masks: {_MASKS}.", rich_help_panel=_ENCODING)] = None,
     base_storage: Annotated[
         str | None,
         typer.Option(help="embed keeps the base in the archive; reference identifies it.", rich_help_panel=_ENCODING),
     ] = None,
     base_codec: Annotated[
-        str | None, typer.Option(help="Codec of whole tensors, the base's among them.", rich_help_panel=_ENCODING)
+        str | None,
+        typer.Option(
+            help="Codec of whole tensors, the base's among them: raw, planes+zstd.", rich_help_panel=_ENCODING
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Scores a model: called with (state dict, task), returns a number, higher is better.",
+            rich_help_panel=_PROMISES,
+        ),
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Relative error that no task may exceed.", rich_help_panel=_PROMISES)
+    ] = None,
+    min_retention: Annotated[
+        float | None,
+        typer.Option(help="Share of its original's score that every task must keep.", rich_help_panel=_PROMISES),
+    ] = None,
+    exact: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK|all",
+            help="Store what is lost, so that extract --exact gives the task back bit for bit. May be repeated.",
+            rich_help_panel=_PROMISES,
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = None,
     allow_distant: Annotated[
@@ -66,8 +106,14 @@ def pack(
     given = {
         "recipe": recipe,
         "lam": lam,
+        "bits": bits,
+        "quality": quality,
         "vector": vector,
         "mask": mask,
+        "evaluate": evaluate,
+        "max_error": max_error,
+        "min_retention": min_retention,
+        "exact": ("all" if "all" in exact else exact) if exact else None,
         "base_storage": base_storage,
         "base_codec": base_codec,
         "device": device,
@@ -95,5 +141,3 @@ def pack(
 
             show(console, zoo.info(), str(report.path))
         console.print(f"packed in {report.seconds:.1f} s")
-
-

@@ -48,9 +48,16 @@ def verify(
         console.print(f"not part of the archive: {path}", markup=False)
     if report.against:
         rows = [
-            [name, output.number(a.relative_error, 4), "yes" if a.exact else "no", "yes" if a.whole_tensors_exact else "NO"]
+            [
+                name,
+                output.number(a.relative_error, 4),
+                "yes" if a.exact else "no",
+                "yes" if a.whole_tensors_exact else "NO",
+            ]
             for name, a in report.against.items()
         ]
         columns = [("task", False), ("error ‖τ̂−τ‖/‖τ‖", True), ("bit for bit", False), ("whole tensors exact", False)]
         console.print(output.table(None, columns, rows))
-    console.print(f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks", markup=False)
+    console.print(
+        f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks", markup=False
+    )

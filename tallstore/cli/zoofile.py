@@ -1,12 +1,12 @@
 """What to pack, from the command line's words or from a zoo file.
 
-    base: minilm/
-    tasks:
-      trec: runs/trec
-      mr: runs/mr
-    output: zoo.tall
-    options:
-      recipe: fit
+base: minilm/
+tasks:
+  trec: runs/trec
+  mr: runs/mr
+output: zoo.tall
+options:
+  recipe: fit
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def from_words(words: Sequence[str]) -> Job:
                 raise TaskNameError(f"task {each!r} is given twice: {tasks[each]} and {source}")
             tasks[each] = source
     if not tasks:
-        raise InputError(f"no task was given beside the base {base!r}: add NAME=FOLDER, or a folder of fine-tuned models")
+        raise InputError(
+            f"no task was given beside the base {base!r}: add NAME=FOLDER, or a folder of fine-tuned models"
+        )
     return Job(base, tasks)
 
 
@@ -64,7 +66,11 @@ def from_file(path: Path) -> Job:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not a zoo file ({' '.join(str(error).split())})") from error
-    if not isinstance(facts, dict) or not isinstance(facts.get("base"), str) or not isinstance(facts.get("tasks"), dict):
+    if (
+        not isinstance(facts, dict)
+        or not isinstance(facts.get("base"), str)
+        or not isinstance(facts.get("tasks"), dict)
+    ):
         raise InputError(f"{path}: not a zoo file: it needs `base` and `tasks` (name: folder)")
     if odd := sorted(set(facts) - set(_KEYS)):
         raise OptionError(f"{path}: no such key: {', '.join(map(str, odd))}; there are {', '.join(_KEYS)}")

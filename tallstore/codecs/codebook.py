@@ -73,8 +73,8 @@ class Codebook(VectorCodec):
         if not 1 <= count <= self.levels or bits not in {4, 8} or (bits == 4 and count > 16) or len(view) < end:
             raise FormatError(f"a codebook of {count} levels with {bits}-bit indices is not one of {self.id}")
         table = np.frombuffer(view[_HEAD.size : end], "<f4")
-        if not np.isfinite(table).all() or table[0] != 0:
-            raise FormatError("a codebook holds a level that is not finite, or does not begin with 0")
+        if not np.isfinite(table).all() or bytes(view[_HEAD.size : _HEAD.size + 4]) != bytes(4):
+            raise FormatError("a codebook holds a level that is not finite, or does not begin with +0")
         if layout == _DENSE:
             return _look_up(table, view[end:], bits, n)
         if layout != _SPARSE or len(view) < end + 4:
@@ -133,7 +133,8 @@ def _pack(indices: Bytes, bits: int) -> Bytes:
         return indices
     even = np.zeros(-(-len(indices) // 2) * 2, np.uint8)
     even[: len(indices)] = indices
-    return even[0::2] | even[1::2] << 4  # type: ignore[no-any-return]
+    packed: Bytes = even[0::2] | (even[1::2] << 4).astype(np.uint8)
+    return packed
 
 
 def _look_up(table: Floats, frame: Buffer, bits: int, n: int) -> Floats:
@@ -144,7 +145,7 @@ def _look_up(table: Floats, frame: Buffer, bits: int, n: int) -> Floats:
         return table[packed]
     if n % 2 and packed[-1] >> 4:
         raise FormatError("bits behind the last index are not zero")
-    if len(packed) and max((packed & 15).max(), (packed >> 4).max()) >= max(len(table), 1):
+    if len(packed) and max((packed & 15).max(), (packed >> 4).max()) >= len(table):
         raise FormatError(f"an index lies outside a codebook of {len(table)} levels")
     full = np.zeros(16, np.float32)
     full[: len(table)] = table

@@ -8,6 +8,8 @@ one bit, which moves the sign to the end and makes the exponent's eight bits one
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tallstore.codecs import zstd
@@ -16,7 +18,7 @@ from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
-_WORD = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 _TILE = 1 << 15
 _WORTH = 0.99
 """A plane that coding leaves above this share of its size is stored as it is: it then costs no decoding."""

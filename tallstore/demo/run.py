@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tallstore.archive import open_zoo
 from tallstore.demo.zoo import DemoZoo, Plan, demo_task, evaluate, load_state, make_zoo, require_empty, silent
-from tallstore.encoder import PackReport, Progress, pack
+from tallstore.encoder import PackReport, Progress
+from tallstore.promises import pack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tallstore.encoder.options import Options
-from tallstore.encoder.pack import pack
+from tallstore.encoder.options import Evaluator, Options
+from tallstore.encoder.pack import Packed, encode
 from tallstore.encoder.report import PackReport, Progress, TaskReport
 
-__all__ = ["Options", "PackReport", "Progress", "TaskReport", "pack"]
+__all__ = ["Evaluator", "Options", "PackReport", "Packed", "Progress", "TaskReport", "encode"]

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.codecs.base import MaskCodec, VectorCodec
+from tallstore import codecs
+from tallstore.codecs.base import Bytes, Floats, MaskCodec, VectorCodec
 from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.quality import N_SUMS, scaled, sums
 from tallstore.kernels import cpu
 from tallstore.recipes.base import Recipe, Tile
 
-DELTA = Codebook("q4", 16)
-"""Codec of levels of one's own."""
+LEVELS = Codebook("q4", 16)
+"""Codec of levels that a recipe bounds."""
 TILE = 1 << 15
 """Parameters a recipe is given at once: rows of all tasks fit a core's cache."""
 
@@ -31,6 +33,10 @@ class Row:
     task: int
     weights: Tensor
     """θt, flat, in the task's own type."""
+    form: str | None = None
+    """A vector codec: the row is stored as a delta of its own in place of what the recipe makes of it."""
+    exact: bool = False
+    """Whether what the decoder will lose is wanted too."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class Made:
     scale: float
     sums: tuple[float, ...]
     """What `quality.sums` measured, at that scale."""
+    codec: str = ""
+    """Of `data`, where it is a delta."""
+    decoded: Tensor | None = None
+    """What the decoder will give back, where that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,39 +101,64 @@ def encode_chunk(
         found = recipe.masks(tile, stored[a:b].to(tile.tau.dtype))
         measured = sums(tile.tau, stored[a:b].to(tile.tau.dtype), found, recipe.kind).cpu()
         found = found.cpu()
-        for row, task in enumerate(tile.tasks):
-            symbols[at[task]][a:b] = found[row].numpy()
-            totals[at[task]] += measured[row]
+        for index, task in enumerate(tile.tasks):
+            symbols[at[task]][a:b] = found[index].numpy()
+            totals[at[task]] += measured[index]
     made = []
     for row, marks, total in zip(rows, symbols, totals.tolist(), strict=True):
         bounds = recipe.levels(row.task, tensor)
-        if bounds is not None:
-            made.append(_levels(base, row, bounds))
-            continue
-        scale = float(np.float32(recipe.scale(row.task, total)))
-        made.append(Made(recipe.kind, mask_codec.encode(marks, recipe.kind), scale, scaled(total, scale)))
+        if row.form is not None:
+            made.append(_delta(base, row, codecs.VECTOR[row.form], None))
+        elif bounds is not None:
+            made.append(_delta(base, row, LEVELS, bounds))
+        else:
+            scale = float(np.float32(recipe.scale(row.task, total)))
+            decoded = _decoded_mask(base, row, stored, marks, scale) if row.exact else None
+            coded = mask_codec.encode(marks, recipe.kind)
+            made.append(Made(recipe.kind, coded, scale, scaled(total, scale), decoded=decoded))
     return Coded(data, tuple(made))
 
 
-def _levels(base: Tensor, row: Row, bounds: Sequence[float]) -> Made:
-    """A row with levels of its own: each the mean of the magnitudes between its bounds, all scaled to be unbiased."""
-    tau = task_vector(base[: len(row.weights)], row.weights).to(torch.float32).numpy()
+def _delta(base: Tensor, row: Row, codec: VectorCodec, bounds: Sequence[float] | None) -> Made:
+    """A row's own task vector, coded by itself: on levels between given bounds, or as the codec likes."""
+    start = base[: len(row.weights)]
+    tau = task_vector(start, row.weights).to(torch.float32)
+    if bounds is None:
+        data = codec.encode(tau.numpy())
+    else:
+        assert isinstance(codec, Codebook)
+        data = codec.encode_indices(*_levels(tau.numpy(), bounds))
+    step = torch.from_numpy(np.array(codec.decode(data, len(tau))))
+    on = (step != 0).to(torch.uint8)
+    measured = sums(tau[None], step, on[None], "binary")
+    decoded = None
+    if row.exact:
+        decoded = torch.empty_like(row.weights)
+        cpu.apply_delta(decoded, start, step)
+    return Made("delta", data, 1.0, tuple(measured[0].tolist()), codec.id, decoded)
+
+
+def _levels(tau: Floats, bounds: Sequence[float]) -> tuple[Floats, Bytes]:
+    """Table and indices: each level the mean of the magnitudes between its bounds, all scaled to be unbiased."""
     magnitude = np.abs(tau)
     cell = np.searchsorted(np.array(bounds, np.float32), magnitude, side="right")
     cell[magnitude == 0] = 0
     count = np.bincount(cell, minlength=len(bounds) + 1).astype(np.float64)
     total = np.bincount(cell, weights=magnitude, minlength=len(bounds) + 1)
     mean = total[1:] / np.maximum(count[1:], 1)
-    norm = float(tau.astype(np.float64) @ tau)
     kept = float((mean * total[1:]).sum())
+    norm = float(tau.astype(np.float64) @ tau)
     mean = (mean * (norm / kept if kept else 1.0)).astype(np.float32)
-    # An empty cell has no mean; its table entry is dropped by the codec because nothing points at it.
+    # An empty cell has no mean; the codec drops its level because nothing points at it.
     table = np.concatenate([np.zeros(1, np.float32), mean, -mean])
-    indices = np.where((cell > 0) & (tau < 0), cell + len(bounds), cell).astype(np.uint8)
-    data = DELTA.encode_indices(table, indices)
-    decoded = torch.from_numpy(DELTA.decode(data, len(tau)))
-    measured = sums(torch.from_numpy(tau)[None], decoded, torch.from_numpy(indices != 0).to(torch.uint8)[None], "binary")
-    return Made("delta", data, 1.0, tuple(measured[0].tolist()))
+    return table, np.where((cell > 0) & (tau < 0), cell + len(bounds), cell).astype(np.uint8)
+
+
+def _decoded_mask(base: Tensor, row: Row, vector: Tensor, marks: Bytes, scale: float) -> Tensor:
+    n = len(row.weights)
+    out = torch.empty_like(row.weights)
+    cpu.apply_mask(out, base[:n], vector[:n].cpu(), torch.from_numpy(marks), scale)
+    return out
 
 
 def tiles(base: Tensor, rows: Sequence[Row], device: torch.device, tensor: str) -> Iterator[Tile]:
@@ -141,7 +176,7 @@ def task_vector(base: Tensor, weights: Tensor) -> Tensor:
 def _spans(n: int, rows: Sequence[Row]) -> list[tuple[int, int]]:
     """Cut [0, n) into tiles, also where a row ends, so that a tile has the same tasks throughout."""
     cuts = sorted({0, n, *(min(len(row.weights), n) for row in rows)})
-    return [(s, min(s + TILE, stop)) for start, stop in zip(cuts, cuts[1:], strict=False) for s in range(start, stop, TILE)]
+    return [(s, min(s + TILE, stop)) for start, stop in pairwise(cuts) for s in range(start, stop, TILE)]
 
 
 def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, device: torch.device, tensor: str) -> Tile:

@@ -16,7 +16,7 @@ from tallstore.errors import WrongBaseError
 _RESIZED_WITHIN = 0.5
 """Rows of a resized tensor (an embedding with added tokens) are shared if the smaller has this share of the larger."""
 _ENOUGH = 0.5
-"""Share of the task's parameters that must be found in the base."""
+"""Share of the task's parameters that must be found in the base, or of the base's in the task (a head may be large)."""
 _FAR = 1.0
 """‖τ‖/‖θ0‖ from which on a base is not believed to be the task's (unrelated weights of one size give 1.4)."""
 _SAMPLED_TENSORS, _SAMPLED_ELEMENTS = 8, 1 << 16
@@ -34,7 +34,7 @@ def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
     """Tensors of `task` that have a counterpart in `base`, by the task's name. Each base tensor serves once.
 
     Raises:
-        WrongBaseError: less than half of the task's parameters are found with their shapes; names the first.
+        WrongBaseError: less than half of either's parameters are found in the other with their shapes; names the first.
     """
     strip_task, strip_base = _prefixes(base.tensors, task.tensors)
     found: dict[str, Match] = {}
@@ -55,8 +55,11 @@ def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
             found[name] = Match(candidate, None if info.shape == base.tensors[candidate].shape else common)
             taken.add(candidate)
             break
-    total = sum(info.numel for info in task.tensors.values())
-    if sum(task.tensors[name].numel for name in found) < _ENOUGH * total:
+    for name, first in task.ties.items():
+        if name in found and first not in found:
+            found[first] = found.pop(name)  # the base knows the shared memory by its other name
+    shared = sum(task.tensors[name].numel for name in found)
+    if all(shared < _ENOUGH * sum(info.numel for info in all_of.tensors.values()) for all_of in (base, task)):
         lost = next(name for name in task.tensors if name not in found)
         raise WrongBaseError(
             f"{task.where}: {base.where} is not its base: {misfit or f'the base has no tensor {lost!r}'}; "
@@ -75,8 +78,10 @@ def check_distance(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Mat
             continue
         n = min(task.tensors[name].numel, base.tensors[matches[name].base].numel, _SAMPLED_ELEMENTS)
         start = base.read(matches[name].base, 0, n).double()
-        gap = float((task.read(name, 0, n).double() - start).square().sum())
-        here = float(start.square().sum())
+        tau = task.read(name, 0, n).double() - start
+        known = tau.isfinite()  # NaN and Inf say nothing about where a model comes from
+        gap = float(tau[known].square().sum())
+        here = float(start[known].square().sum())
         moved, size = moved + gap, size + here
         worst = max(worst, ((gap / here) ** 0.5 if here else 0.0, name))
     if size and moved > _FAR**2 * size:

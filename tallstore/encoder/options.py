@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,9 +14,11 @@ from tallstore.format.manifest import STORAGES
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
 
+Evaluator = Callable[[dict[str, torch.Tensor], str], float]
+"""Scores a task's state dict; higher is better."""
 
-QUALITIES = {"small": 0.28, "balanced": 0.58, "high": 0.98}
-"""Budgets of recipe `solo` by name, in bits a parameter and task: see `benchmarks/README.md`."""
+QUALITIES = {"small": 0.49, "balanced": 1.02, "high": 1.75}
+"""Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,12 @@ class Options:
 
     recipe: str = "solo"
     """How v and the masks are chosen: one of `tallstore.recipes.RECIPES`."""
-    lam: float | None = None
-    """λ of the recipes that have one."""
+    lam: float | Mapping[str, float] | None = None
+    """λ of the recipes that have one: for all tasks, or by task. Chosen by the evaluator, or data-free, if None."""
     bits: float | None = None
-    """Bits a parameter and task, everything but the base, of recipe `solo`."""
+    """Bits a parameter and task, everything but the base in it, that recipe `solo` may spend."""
     quality: str | None = None
-    """In place of `bits`: `small`, `balanced` or `high`."""
+    """In place of `bits`: `small`, `balanced` or `high`, by how many parameters moved."""
     vector: str | None = None
     """Codec of the multi-task vector; by default the recipe's own."""
     mask: str = "adaptive"
@@ -39,6 +41,14 @@ class Options:
     """`embed` keeps the base in the archive; `reference` only identifies it."""
     base_codec: str = "planes+zstd"
     """Codec of whole tensors: the base and what tasks store whole."""
+    evaluate: Evaluator | str | None = None
+    """Scores a task's model, higher is better: a callable (state dict, task name) → number, or `module:function`."""
+    max_error: float | None = None
+    """Relative error ‖τ̂−τ‖/‖τ‖ that no task may exceed."""
+    min_retention: float | None = None
+    """Share of its original's score that every task must keep. Needs `evaluate`."""
+    exact: str | Sequence[str] = ()
+    """Tasks, or `all`, that can be given back bit for bit: what is lost is stored in a part of its own."""
     device: str = "auto"
     """Where the arithmetic runs: `auto` takes CUDA where there is one."""
     allow_distant: bool = False
@@ -54,14 +64,36 @@ class Options:
             _one_of("quality", self.quality, QUALITIES)
             if self.bits is not None:
                 raise OptionError("bits and quality are two ways to say one thing: give one of them")
+        if self.recipe == "solo" and self.vector is not None:
+            raise OptionError("recipe 'solo' shares no vector: leave vector out, or choose recipe 'fit'")
+        if self.max_error is not None and not 0 <= self.max_error < float("inf"):
+            raise OptionError(f"max_error {self.max_error} is not a relative error (0 or more)")
+        if self.min_retention is not None and not 0 < self.min_retention <= 1:
+            raise OptionError(f"min_retention {self.min_retention} is not a share (above 0, at most 1)")
+        if self.min_retention is not None and self.evaluate is None:
+            raise OptionError("min_retention needs an evaluator: give evaluate (--evaluate module:function)")
         _one_of("mask", self.mask, codecs.MASK)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
         _one_of("base_storage", self.base_storage, STORAGES)
 
-    def make_recipe(self) -> Recipe:
+    def exact_tasks(self, names: Sequence[str]) -> list[str]:
+        """The tasks that `exact` names. Raises OptionError for one that there is not."""
+        if self.exact == "all":
+            return list(names)
+        wanted = [self.exact] if isinstance(self.exact, str) else list(self.exact)
+        if odd := [name for name in wanted if name not in names]:
+            raise OptionError(f"exact: no task {odd[0]!r}; there are {', '.join(names)}, or 'all'")
+        return wanted
+
+    def make_recipe(self, names: Sequence[str]) -> Recipe:
         """The recipe with those options that it has. Raises OptionError for options that it has not."""
-        bits = QUALITIES[self.quality] if self.quality is not None else self.bits
-        given = {"lam": self.lam, "bits": bits}
+        rate = QUALITIES[self.quality] if self.quality is not None else None
+        lam = self.lam
+        if isinstance(lam, Mapping):
+            if odd := sorted(set(lam) - set(names)):
+                raise OptionError(f"lam: no task {odd[0]!r}; there are {', '.join(names)}")
+            lam = {names.index(name): value for name, value in lam.items()}  # type: ignore[misc]
+        given = {"lam": lam, "bits": self.bits, "rate": rate}
         return make_recipe(self.recipe, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +16,52 @@ from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import Stream, Writers
+from tallstore.encoder.stream import Stream, TensorCost, Writers
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
 from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
+from tallstore.recipes import TallMasked
 from tallstore.stores import Sink, open_sink
 
 GROUP = "0"
-_NOT_RECORDED = {"device", "overwrite", "allow_distant"}
+_NOT_RECORDED = {"device", "overwrite", "allow_distant", "evaluate"}
 """Options that do not change what is stored."""
 
 
-def pack(
+@dataclass(frozen=True)
+class Packed:
+    """A finished archive, and what a caller who must keep a promise needs to know of it."""
+
+    report: PackReport
+    costs: Mapping[tuple[int, str], TensorCost]
+    """(task index, base tensor) → what it costs and keeps."""
+
+
+def encode(
     base: Source,
     tasks: Mapping[str, Source],
     path: str | os.PathLike[str],
+    chosen: Options,
     *,
     progress: Progress | None = None,
-    **options: Any,
-) -> PackReport:
-    """Pack fine-tunes of one base into one archive. The originals are only read.
+    forms: Mapping[tuple[int, str], str] | None = None,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+) -> Packed:
+    """Write one archive, once, with one set of choices. `tallstore.pack` is this and the promises around it.
 
     Args:
-        base: the pre-trained model: a folder or file, a Hub id, a state dict or a module.
-        tasks: name → fine-tuned model, likewise. Names become folders: letters, digits, `.`, `_`, `-`.
-        path: the archive: one file if it ends in `.tall`, else a folder.
-        progress: called now and then with a text, bytes done and bytes in all.
-        **options: see `tallstore.Options`.
-
-    Returns:
-        What was stored, what it cost and kept, and warnings.
-
-    Raises:
-        InputError: a checkpoint, a task name or an option that cannot be used; the message says what to do.
-        OutputError: the archive cannot be written, or is there already. No half of it is left behind.
+        base: see `tallstore.pack`.
+        tasks: see `tallstore.pack`.
+        path: see `tallstore.pack`.
+        chosen: the options.
+        progress: see `tallstore.pack`.
+        forms: (task index, base tensor) → a stronger form than the recipe's: a vector codec, or `whole`.
+        scores: by task, what an evaluator said of it; recorded.
     """
     began = time.perf_counter()
-    chosen = Options.from_mapping(options)
     names = check_task_names(list(tasks))
     if not names:
         raise InputError("no task was given: name at least one fine-tuned model")
@@ -64,16 +70,18 @@ def pack(
         start = _open(stack, base, "base")
         opened = {name: _open(stack, tasks[name], name) for name in names}
         found = plan(start, opened, allow_distant=chosen.allow_distant)
-        recipe = chosen.make_recipe()
+        recipe = chosen.make_recipe(names)
         writers = Writers(sink, names, GROUP, embed=chosen.base_storage == "embed")
-        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress)
+        exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
+        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact)
         stream.run(writers)
-        manifest, warnings = _finish(sink, start, opened, found, stream, writers, chosen)
+        manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {})
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
-    return _report(Path(path), manifest, len(data), start, opened, found, warnings, seconds)
+    report = _report(Path(path), manifest, len(data), start, opened, found, warnings, seconds)
+    return Packed(report, stream.by_tensor)
 
 
 def _open(stack: ExitStack, source: Source, name: str) -> Checkpoint:
@@ -86,10 +94,10 @@ def _finish(
     sink: Sink,
     base: Checkpoint,
     tasks: Mapping[str, Checkpoint],
-    found: Plan,
     stream: Stream,
     writers: Writers,
     options: Options,
+    scores: Mapping[str, Mapping[str, float]],
 ) -> tuple[Manifest, tuple[str, ...]]:
     parts: dict[str, PartRecord] = {}
     if writers.base is not None and writers.base:
@@ -98,12 +106,15 @@ def _finish(
         parts[writers.vector.path] = writers.vector.finish()
     task_parts: dict[str, dict[str, tuple[str, ...]]] = {}
     for index, (name, checkpoint) in enumerate(tasks.items()):
-        mask, private = writers.masks[index], writers.privates[index]
+        mask, private, exact = writers.masks[index], writers.privates[index], writers.exacts[index]
         parts[mask.path] = mask.finish(list(checkpoint.tensors))
         task_parts[name] = {"mask": (mask.path,)}
         if private:
             parts[private.path] = private.finish()
             task_parts[name]["private"] = (private.path,)
+        if index in stream.exact:
+            parts[exact.path] = exact.finish()
+            task_parts[name]["exact"] = (exact.path,)
     files, records = write_files(sink, tasks)
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
@@ -131,7 +142,8 @@ def _finish(
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
-                measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream),
+                measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
+                | ({"scores": dict(scores[name])} if name in scores else {}),
             )
             for index, (name, checkpoint) in enumerate(tasks.items())
         },
@@ -151,9 +163,13 @@ def _measured(
     parts: Mapping[str, PartRecord],
     stream: Stream,
 ) -> dict[str, Any]:
-    paths = [p for ps in own.values() for p in ps] + [p for p in files.values() if p.startswith(f"tasks/{name}/")]
+    pulled = [path for kind, paths in own.items() if kind != "exact" for path in paths]
+    paths = pulled + [path for path in files.values() if path.startswith(f"tasks/{name}/")]
+    lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
         **stream.quality[index].measured(),
+        **({"lambda": lam} if lam is not None else {}),
+        **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "checkpoint_bytes": tensor_bytes(checkpoint),
         "bytes": sum(parts[path].size for path in paths),

@@ -61,11 +61,6 @@ class PartWriter:
         """Record a tensor that takes no bytes."""
         self._entries[name] = entry
 
-    @property
-    def bytes(self) -> int:
-        """Coded bytes so far."""
-        return self._size
-
     def __bool__(self) -> bool:
         return bool(self._entries)
 

@@ -55,7 +55,7 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
             check_distance(base, task, matches)
         found.private.append({})
         found.unmoved.append({})
-        for name, info in task.tensors.items():
+        for name in task.tensors:
             if name in task.ties:
                 continue
             if name not in matches:

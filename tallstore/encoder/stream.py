@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,13 +21,12 @@ import torch
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import WholeCodec
-from tallstore.encoder.chunk import DELTA
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import Plan, User, Whole
 from tallstore.encoder.quality import Quality
 from tallstore.encoder.report import Progress
-from tallstore.encoder.work import Done, Item, Tools, do, measure, same_bits
+from tallstore.encoder.work import BUDGET, WORDS, Done, Item, Tools, do, measure, same_bits
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
@@ -58,6 +57,7 @@ class Writers:
         self.base = PartWriter(sink, "base/base.safetensors", "base", "") if embed else None
         self.vector = PartWriter(sink, f"vector/{group}.safetensors", "vector", group)
         self.masks = [PartWriter(sink, f"tasks/{t}/mask.safetensors", "mask", t) for t in tasks]
+        self.exacts = [PartWriter(sink, f"tasks/{t}/exact.safetensors", "exact", t) for t in tasks]
         self.privates = [PartWriter(sink, f"tasks/{t}/private.safetensors", "private", t) for t in tasks]
 
 
@@ -71,6 +71,22 @@ class _Growing:
     moved: bool = False
     kind: str = ""
     why_whole: str = ""
+    if_moved: str = ""
+    codec: str = ""
+    """Of a delta."""
+
+
+@dataclass(frozen=True)
+class TensorCost:
+    """What one task's tensor loses, and in which form it is stored."""
+
+    error: float
+    """‖τ̂ − τ‖²."""
+    norm: float
+    """‖τ‖²."""
+    parameters: int
+    form: str
+    """A kind of mask, or the codec of a delta."""
 
 
 class Stream:
@@ -84,11 +100,16 @@ class Stream:
         recipe: Recipe,
         options: Options,
         progress: Progress | None,
+        forms: Mapping[tuple[int, str], str],
+        exact: frozenset[int],
     ) -> None:
         self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
         self.identity: dict[str, BaseTensor] = {}
         self.quality = [Quality() for _ in tasks]
+        self.by_tensor: dict[tuple[int, str], TensorCost] = {}
+        """(task, base tensor) → what it costs and keeps."""
         self.warnings: list[str] = []
+        self.exact = exact
         self.chunk = chunk_elements(len(tasks))
         self._options = options
         self._whole: WholeCodec = codecs.WHOLE[options.base_codec]
@@ -100,6 +121,9 @@ class Stream:
             mask=codecs.MASK[options.mask],
             whole=self._whole if options.base_storage == "embed" else None,
             device=options.torch_device(),
+            lossless=codecs.WHOLE["planes+zstd"],
+            forms=forms,
+            exact=exact,
         )
         self._progress = progress
         self._done, self._total = 0, self._bytes_to_read()
@@ -157,7 +181,9 @@ class Stream:
     def _tensor(self, name: str, items: Iterator[Done], writers: Writers) -> None:
         info = self.base.tensors[name]
         growing = [_Growing(user) for user in self.plan.users[name] if user.masked]
-        open_writers = [writers.vector, *(writers.masks[each.user.task] for each in growing)]
+        open_writers = [writers.vector]
+        for each in growing:
+            open_writers += [writers.masks[each.user.task], writers.exacts[each.user.task]]
         if writers.base is not None:
             open_writers.append(writers.base)
         for writer in open_writers:
@@ -165,7 +191,7 @@ class Stream:
         digest = hashlib.sha256()
         for _ in range(0, info.numel, self.chunk):
             done = next(items)
-            digest.update(done.raw)
+            digest.update(done.raw.data)
             writers.vector.add(done.vector)
             if writers.base is not None and done.base is not None:
                 writers.base.add(done.base)
@@ -174,31 +200,46 @@ class Stream:
                     continue
                 each.moved |= outcome.moved
                 each.why_whole = each.why_whole or outcome.why_whole
+                each.if_moved = each.if_moved or outcome.if_moved
                 if outcome.made is not None and not each.why_whole:
-                    each.kind = outcome.made.kind
+                    each.kind, each.codec = outcome.made.kind, outcome.made.codec
+                    if outcome.lost:
+                        writers.exacts[each.user.task].add(outcome.lost)
                     writers.masks[each.user.task].add(outcome.made.data)
                     each.scales.append(outcome.made.scale)
                     each.quality.add(outcome.made.sums, min(self.chunk, each.user.covered - done.item.start))
             self._step(name, done.read)
         self.identity[name] = BaseTensor(dtype=info.dtype, shape=info.shape, sha256=digest.hexdigest())
-        used = [self._end(name, each, writers.masks[each.user.task]) for each in growing]
+        used = [self._end(name, each, writers) for each in growing]
         if any(used):
             writers.vector.end(name, self._tools.vector.id, self.chunk, Entry(kind="vector", shape=info.shape))
         else:
             writers.vector.drop()
-        if writers.base is not None:
+        if writers.base is not None and name in self.base.ties:
+            writers.base.drop()
+            writers.base.note(name, Entry(kind="tied", to=self.base.ties[name]))
+        elif writers.base is not None:
             entry = Entry(kind="whole", dtype=info.dtype, shape=info.shape)
             writers.base.end(name, self._options.base_codec, self.chunk, entry)
         self._compare(name)
 
-    def _end(self, name: str, each: _Growing, writer: PartWriter) -> bool:
+    def _end(self, name: str, each: _Growing, writers: Writers) -> bool:
         """End a user's tensor as masked, as the base's, or as one to store whole. Whether it needs the vector."""
         user, task = each.user, self.tasks[each.user.task]
         info = task.tensors[user.name]
-        if each.why_whole:
+        writer, exact = writers.masks[user.task], writers.exacts[user.task]
+        why = each.why_whole or (each.if_moved if each.moved else "")
+        if why or not each.moved or user.task not in self.exact:
+            exact.drop()
+        else:
+            shape = info.shape if user.match.rows is None else (user.match.rows, *info.shape[1:])
+            words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
+            exact.end(user.name, "planes+zstd", self.chunk, words)
+        if why:
             writer.drop()
-            self.plan.private[user.task][user.name] = Whole(each.why_whole)
-            self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {each.why_whole}")
+            self.plan.private[user.task][user.name] = Whole(why)
+            if why != BUDGET:
+                self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
         if user.covered < info.numel:
             self.plan.private[user.task][user.name] = Whole("rows beyond the base's", user.covered)
@@ -209,7 +250,9 @@ class Stream:
             self.quality[user.task].add_unmoved(user.covered)
             return False
         scales = tuple(each.scales) if any(s != 1.0 for s in each.scales) else None
-        codec = DELTA.id if each.kind == "delta" else self._options.mask
+        codec = each.codec or self._options.mask
+        error, norm = each.quality.error, each.quality.norm
+        self.by_tensor[user.task, name] = TensorCost(error, norm, user.covered, each.codec or each.kind)
         writer.end(user.name, codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
         self.quality[user.task].merge(each.quality)
         return each.kind != "delta"

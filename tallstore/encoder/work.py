@@ -6,8 +6,9 @@ made of them depends on their order alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,22 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
-from tallstore.encoder.chunk import Made, Row, encode_chunk, tiles
+from tallstore.encoder.chunk import Coded, Made, Row, encode_chunk, tiles
 from tallstore.encoder.plan import User
+from tallstore.kernels.cpu import difference
 from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import as_bytes
+
+_FAR = 2.0**100
+_REACH = {torch.float16: 2.0**15}
+"""Magnitudes above these are stored as they are: sums and differences of such numbers could overflow."""
+
+
+WHOLE = "whole"
+"""The form of a tensor that a budget wants stored whole."""
+BUDGET = "the error budget asks for it"
+WORDS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
+"""Unsigned integers by bytes an element."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,16 @@ class Outcome:
     """Whether it differs from the base in any bit."""
     why_whole: str = ""
     """Why the tensor must be stored whole, if it must."""
+    if_moved: str = ""
+    """Why it must if another of its chunks moved: this one did not, but cannot be computed with."""
+
+    lost: bytes = b""
+    """The coded difference between the original and what the decoder gives, where that is stored."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether arithmetic can carry it."""
+        return not self.why_whole and not self.if_moved
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,12 @@ class Tools:
     whole: WholeCodec | None
     """Codec of the base's own chunks; None where the base is not stored."""
     device: torch.device
+    lossless: WholeCodec | None = None
+    """Codec of lost bits."""
+    forms: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    """(task, base tensor) → the vector codec of a delta of its own, or WHOLE: what a budget asks for."""
+    exact: frozenset[int] = frozenset()
+    """Tasks of which the lost bits are stored too."""
 
 
 def read(item: Item, tools: Tools) -> Read:
@@ -97,10 +126,10 @@ def read(item: Item, tools: Tools) -> Read:
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
     """What a statistic measures on an item's tiles, and how many bytes were read for it."""
+    if not item.users:
+        return [], 0
     found = read(item, tools)
-    pairs = zip(item.users, found.rows, strict=True)
-    rows = [Row(user.task, row) for user, row in pairs if row is not None]
-    cut = tiles(found.base, rows, tools.device, item.name)
+    cut = tiles(found.base, _usable(item, found, _looks(found)), tools.device, item.name)
     return [statistic.measure(tile) for tile in cut if tile.tasks], found.bytes
 
 
@@ -108,34 +137,72 @@ def do(item: Item, tools: Tools) -> Done:
     """Read an item and code it."""
     found = read(item, tools)
     raw = as_bytes(found.base)
-    sound = bool(torch.isfinite(found.base).all()) if item.users else True
-    looks = [None if row is None else _look(row, found.base, sound) for row in found.rows]
+    looks = _budget(item, _looks(found), tools)
     coded_base = None if tools.whole is None else tools.whole.encode(raw, tools.base.tensors[item.name].dtype)
     rows = [
-        Row(user.task, weights)
-        for user, weights, look in zip(item.users, found.rows, looks, strict=True)
-        if weights is not None and look is not None and not look.why_whole
+        replace(row, form=tools.forms.get((row.task, item.name)), exact=row.task in tools.exact)
+        for row in _usable(item, found, looks)
     ]
-    coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name)
-    made = iter(coded.rows)
-    outcomes: list[Outcome | None] = []
-    for look in looks:
-        if look is None or look.why_whole:
-            outcomes.append(look)
+    coded = Coded(b"", ())
+    if item.users:
+        coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name)
+    made = iter(zip(coded.rows, rows, strict=True))
+    outcomes = tuple(_outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks)
+    return Done(item, raw, coded_base, coded.vector, outcomes, found.bytes)
+
+
+def _outcome(look: Outcome, made: Made, row: Row, tools: Tools) -> Outcome:
+    if made.decoded is None or tools.lossless is None:
+        return replace(look, made=made)
+    item = row.weights.element_size()
+    lost = difference(as_bytes(row.weights), as_bytes(made.decoded), item)
+    return replace(look, made=replace(made, decoded=None), lost=tools.lossless.encode(lost, WORDS[item]))
+
+
+def _budget(item: Item, looks: Sequence[Outcome | None], tools: Tools) -> list[Outcome | None]:
+    """The same looks, except that rows a budget wants whole say so."""
+    out: list[Outcome | None] = []
+    for user, look in zip(item.users, looks, strict=True):
+        wanted = tools.forms.get((user.task, item.name)) == WHOLE
+        if wanted and look is not None and look.moved and look.usable:
+            out.append(replace(look, why_whole=BUDGET))
+        elif wanted and look is not None and look.usable:
+            out.append(replace(look, if_moved=BUDGET))
+        else:
+            out.append(look)
+    return out
+
+
+def _looks(found: Read) -> list[Outcome | None]:
+    """What is plain to see of each row, before anything is coded."""
+    largest = _largest(found.base) if found.rows else 0.0
+    return [None if row is None else _look(row, found.base[: len(row)], largest) for row in found.rows]
+
+
+def _usable(item: Item, found: Read, looks: Sequence[Outcome | None]) -> list[Row]:
+    """The rows that arithmetic can carry."""
+    together = zip(item.users, found.rows, looks, strict=True)
+    return [Row(user.task, row) for user, row, look in together if row is not None and look is not None and look.usable]
+
+
+def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
+    """Whether a row moved, and whether it or its base holds what arithmetic cannot carry."""
+    same = same_bits(weights, base.to(weights.dtype))
+    for whose, largest in (("the base's tensor", base_largest), ("it", _largest(weights))):
+        if largest <= _REACH.get(weights.dtype, _FAR):
             continue
-        outcomes.append(Outcome(next(made), moved=look.moved))
-    return Done(item, raw, coded_base, coded.vector, tuple(outcomes), found.bytes)
+        why = f"{whose} holds {f'numbers as large as {largest:.3g}' if math.isfinite(largest) else 'NaN or Inf'}"
+        # A NaN has no one image in another type, so only in the same type is such a row the base's.
+        return Outcome(if_moved=why) if same and weights.dtype == base.dtype else Outcome(moved=True, why_whole=why)
+    return Outcome(moved=not same)
 
 
-def _look(weights: Tensor, base: Tensor, sound: bool) -> Outcome:
-    """Whether a row moved, and whether it holds what arithmetic cannot carry."""
-    if same_bits(weights, base[: len(weights)].to(weights.dtype)):
-        return Outcome()
-    if not sound:
-        return Outcome(moved=True, why_whole="the base's tensor holds NaN or Inf")
-    if not bool(torch.isfinite(weights.to(torch.float32)).all()):
-        return Outcome(moved=True, why_whole="it holds NaN or Inf")
-    return Outcome(moved=True)
+def _largest(values: Tensor) -> float:
+    """The largest magnitude; NaN if there is a NaN."""
+    if not values.numel():
+        return 0.0
+    low, high = values.aminmax()
+    return max(abs(float(low)), abs(float(high)))
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

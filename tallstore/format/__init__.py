@@ -1,0 +1,1 @@
+"""Bytes ⇄ frozen header objects: what an archive is made of. No torch here. Specification: `spec/`."""

@@ -77,7 +77,7 @@ def check_path(path: object) -> str:
 
 
 def check_paths(paths: Iterable[object]) -> list[str]:
-    """Check each path, that none is doubled on a file system that ignores case, and that none is a folder of another."""
+    """Check each path, that no two are one where case does not count, and that none is a folder of another."""
     seen: set[str] = set()
     checked = []
     for each in paths:

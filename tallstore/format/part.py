@@ -27,10 +27,12 @@ KINDS_IN_PART: Mapping[str, frozenset[str]] = {
     "vector": frozenset({"vector"}),
     "mask": frozenset({"base", "binary", "signed", "delta", "private", "tied"}),
     "private": frozenset({"whole"}),
-    "exact": frozenset({"xor"}),
+    "exact": frozenset({"difference"}),
 }
 """Which kinds of entry each kind of part may hold."""
 
+_WORDS = ("U8", "U16", "U32", "U64")
+"""What differences are coded as, by the size of an element."""
 _CODED = frozenset({"codec", "chunk", "chunks"})
 _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     # kind: (members that must be there, members that may be)
@@ -42,7 +44,7 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
     "private": (frozenset({"dtype", "shape"}), frozenset()),
     "tied": (frozenset({"to"}), frozenset()),
-    "xor": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
+    "difference": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
 }
 
 
@@ -107,7 +109,11 @@ class Entry:
         if self.scales is not None:
             out["scales"] = list(self.scales)
         if self.coded is not None:
-            out |= {"codec": self.coded.codec, "chunk": self.coded.chunk, "chunks": [list(c) for c in self.coded.chunks]}
+            out |= {
+                "codec": self.coded.codec,
+                "chunk": self.coded.chunk,
+                "chunks": [list(c) for c in self.coded.chunks],
+            }
         return out
 
     @classmethod
@@ -134,6 +140,8 @@ class Entry:
             raise FormatError(f"{where}: rows {self.rows} do not fit shape {self.shape}")
         if self.kind in {"binary", "signed", "delta"} and self.dtype not in MASKABLE:
             raise FormatError(f"{where}: a {self.kind} entry cannot have element type {self.dtype}")
+        if self.kind == "difference" and self.dtype not in _WORDS:
+            raise FormatError(f"{where}: differences are of {', '.join(_WORDS)}, not {self.dtype}")
         if self.scales is not None and self.coded and len(self.scales) != len(self.coded.chunks):
             raise FormatError(f"{where}: {len(self.scales)} scales for {len(self.coded.chunks)} chunks")
 
@@ -261,5 +269,7 @@ def _offsets(header: safetensors.Header, entries: Mapping[str, Entry], where: st
         raise FormatError(f"{where}: tensor {odd!r} is described but not stored, or stored but not described")
     for name, slot in header.slots.items():
         if slot.dtype != "U8" or slot.shape != (coded[name].padded,):
-            raise FormatError(f"{where}: tensor {name!r}: {slot.stop - slot.start} bytes stored, {coded[name].padded} described")
+            raise FormatError(
+                f"{where}: tensor {name!r}: {slot.stop - slot.start} bytes stored, {coded[name].padded} described"
+            )
     return {name: header.size + slot.start for name, slot in header.slots.items()}

@@ -18,7 +18,9 @@ Bytes = npt.NDArray[np.uint8]
 SYMBOL_BITS = {"binary": 1, "signed": 2}
 """Bits a packed symbol takes, by kind of mask."""
 
-_FOUR = np.stack([(np.arange(256) >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1).astype(np.uint8).view(np.uint32)[:, 0]
+_FOUR = (
+    np.stack([(np.arange(256) >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1).astype(np.uint8).view(np.uint32)[:, 0]
+)
 """The four symbols of every byte, as one word: looked up four times as fast as a row of a table."""
 
 
@@ -34,7 +36,8 @@ def pack(symbols: Bytes, kind: str) -> Bytes:
     padded = np.zeros(-(-len(symbols) // 4) * 4, np.uint8)
     padded[: len(symbols)] = symbols
     four = padded.reshape(-1, 4)
-    return four[:, 0] | four[:, 1] << 2 | four[:, 2] << 4 | four[:, 3] << 6  # type: ignore[no-any-return]
+    packed: Bytes = (four[:, 0] | four[:, 1] << 2 | four[:, 2] << 4 | four[:, 3] << 6).astype(np.uint8)
+    return packed
 
 
 def unpack(packed: Bytes, kind: str, n: int) -> Bytes:
@@ -72,6 +75,27 @@ def apply_mask(out: Tensor, base: Tensor, vector: Tensor, symbols: Tensor, scale
     step = vector.to(kind) * torch.tensor(scale, dtype=kind)
     moved = torch.where(symbols == 2, start - step, start + step)
     out.copy_(torch.where(symbols == 0, base.to(out.dtype), moved.to(out.dtype)))
+
+
+def difference(original: Bytes, decoded: Bytes, item: int) -> Bytes:
+    """What turns decoded elements into the original's: their difference as integers, zigzag, little-endian words.
+
+    d = original − decoded modulo 2^w, read as signed; stored is 2d where d ≥ 0 and −2d − 1 where d < 0: near values
+    become small numbers, whose upper bytes are zero. Both inputs are bytes of elements of `item` bytes.
+    """
+    word = np.dtype(f"<u{item}")
+    d = (original.view(word) - decoded.view(word)).view(f"<i{item}")
+    zigzag: Bytes = ((d << 1) ^ (d >> (8 * item - 1))).view(np.uint8)
+    return zigzag
+
+
+def undo_difference(stored: Bytes, decoded: Bytes, item: int) -> Bytes:
+    """The inverse of `difference`: the original's bytes."""
+    word = np.dtype(f"<u{item}")
+    z = stored.view(word)
+    d = (z >> 1) ^ (~(z & 1) + 1)
+    original: Bytes = (decoded.view(word) + d.astype(word, copy=False)).view(np.uint8)
+    return original
 
 
 def apply_delta(out: Tensor, base: Tensor, delta: Tensor) -> None:

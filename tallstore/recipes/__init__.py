@@ -21,7 +21,9 @@ from tallstore.recipes.ties import Ties
 
 __all__ = ["GRID", "RECIPES", "Kind", "Lambda", "Recipe", "Statistic", "TallMasked", "Tile", "make_recipe"]
 
-RECIPES: Mapping[str, type[Recipe]] = MappingProxyType({recipe.id: recipe for recipe in (Solo, Fit, Tall, Ties, Mean, Emr)})
+RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
+    {recipe.id: recipe for recipe in (Solo, Fit, Tall, Ties, Mean, Emr)}
+)
 """Every recipe there is."""
 
 

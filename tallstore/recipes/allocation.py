@@ -12,17 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "Choice", "Magnitudes", "allocate", "choices", "magnitudes"]
+__all__ = ["BINS", "ENTRY_BITS", "Choice", "Magnitudes", "allocate", "choices", "magnitudes"]
 
 Floats = npt.NDArray[np.float64]
 
 _SHIFT = 18
 BINS = 1 << (31 - _SHIFT)
 """Bins of a histogram: the exponent of a float32 and the upper five bits of its mantissa, 32 to the octave."""
+_K = TypeVar("_K", bound=Hashable)
 _FINITE = 0x7F800000 >> _SHIFT
 _EDGES = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << np.uint32(_SHIFT)
 _EDGES = _EDGES.view(np.float32).astype(np.float64)
@@ -41,7 +43,7 @@ _FEWEST = 8
 """Marks below which a choice is not offered."""
 _REACH = 7.5
 """No level begins beyond so many root mean squares."""
-_ENTRY_BITS = 8 * 380
+ENTRY_BITS = 8 * 380
 """What the header spends on a tensor."""
 _CODER = 1.035
 """What the coder needs above the entropy: measured 1.00 to 1.05, 1.03 on the whole."""
@@ -119,16 +121,14 @@ def choices(found: Magnitudes) -> list[Choice]:
     return offered
 
 
-def allocate(
-    offers: Mapping[Hashable, Sequence[Choice]], weights: Mapping[Hashable, float], budget: float
-) -> dict[Hashable, Choice]:
+def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
     """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
     table = {
         key: (np.array([c.bits for c in offered]), weights[key] * np.array([c.harm for c in offered]))
         for key, offered in offers.items()
     }
 
-    def at(multiplier: float) -> tuple[float, dict[Hashable, int]]:
+    def at(multiplier: float) -> tuple[float, dict[_K, int]]:
         picked = {key: int(np.argmin(harm + multiplier * bits)) for key, (bits, harm) in table.items()}
         return sum(float(table[key][0][i]) for key, i in picked.items()), picked
 
@@ -152,4 +152,4 @@ def _choice(found: Magnitudes, bounds: tuple[float, ...], counts: Floats, totals
     zeros = found.moved - marks
     entropy = sum(float(-c * math.log2(c / found.moved)) for c in (*counts[here], zeros) if c > 0)
     table = 64 * len(bounds) if len(bounds) > 1 else 0
-    return Choice(bounds, (entropy + marks) * _CODER + table + _ENTRY_BITS, max(found.energy / kept - 1, 0.0))
+    return Choice(bounds, (entropy + marks) * _CODER + table, max(found.energy / kept - 1, 0.0))

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
-from tallstore.recipes.allocation import Choice, Magnitudes, allocate, choices, magnitudes
+from tallstore.recipes.allocation import ENTRY_BITS, Choice, Magnitudes, allocate, choices, magnitudes
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 
 __all__ = ["Solo"]
 
 Key = tuple[int, str]
 """A task and a base tensor."""
-BITS = 0.75
-"""The default budget: see `benchmarks/README.md`."""
+RATE = 1.32
+"""The default: see `benchmarks/README.md`."""
 _FINE = 8192
 """Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much."""
 _FINE_BOUND = 0.4
@@ -34,15 +34,20 @@ _FINE_BOUND = 0.4
 
 
 class Solo(Recipe):
-    """Signs above a threshold, or a few levels, by task and tensor; allocated so that `bits` are not exceeded."""
+    """Signs above a threshold, or a few levels, by task and tensor, allocated within a budget.
+
+    The budget is `rate` bits for every parameter that moved at all, whatever heads and headers take beside; or `bits`
+    for every parameter, moved or not, with all but the base in it.
+    """
 
     id = "solo"
     vector_codec = "ones"
 
-    def __init__(self, bits: float = BITS) -> None:
-        if not 0 < bits <= 32:
-            raise OptionError(f"bits {bits} is not a number of bits a parameter and task (above 0, at most 32)")
-        self.bits = bits
+    def __init__(self, bits: float | None = None, rate: float = RATE) -> None:
+        for name, value in (("bits", bits), ("rate", rate)):
+            if value is not None and not 0 < value <= 32:
+                raise OptionError(f"{name} {value} is not a number of bits a parameter and task (above 0, at most 32)")
+        self.bits, self.rate = bits, rate
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
         self._chosen: dict[Key, Choice] = {}
@@ -59,7 +64,12 @@ class Solo(Recipe):
         """Choose a precision for every task and tensor."""
         offers = {key: _offers(counted) for key, counted in found.items() if counted.moved}
         weights = {key: found[key].weight for key in offers}
-        self._chosen = allocate(offers, weights, self.bits * self._zoo.parameters - self._zoo.fixed_bits)
+        if self.bits is None:
+            budget = self.rate * sum(counted.moved for counted in found.values())
+        else:
+            headers = ENTRY_BITS * len(offers)
+            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - headers
+        self._chosen = allocate(offers, weights, budget)
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""

@@ -57,7 +57,7 @@ class TallMasked(Recipe):
             return self._match.chosen[task]
         if isinstance(self._lam, int | float):
             return float(self._lam)
-        assert self._lam is not None, "statistics() comes first"  # noqa: S101 - a caller's bug, not a user's
+        assert self._lam is not None, "statistics() comes first"
         return float(self._lam[task])
 
     def masks(self, tile: Tile, vector: Tensor) -> Tensor:

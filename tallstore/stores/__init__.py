@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tallstore.stores.base import Sink, Store
-from tallstore.stores.local import open_sink, open_store
+from tallstore.stores.local import check_target, open_sink, open_store
 
-__all__ = ["Sink", "Store", "open_sink", "open_store"]
+__all__ = ["Sink", "Store", "check_target", "open_sink", "open_store"]

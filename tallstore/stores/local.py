@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -16,11 +17,13 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
 from tallstore.format.names import check_paths
 from tallstore.stores.base import Sink, Store
-from tallstore.stores.staging import Staging, refuse_existing, translated
+from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 
 SUFFIX = ".tall"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _LOCAL = struct.Struct("<4s5H3I2H")
+_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error)
+"""What zipfile raises for bytes that are no zip."""
 _LOCAL_MAGIC = b"PK\x03\x04"
 _ALIGN_ID = 0xD935
 """Extra field that pads a local header so that its data is aligned (the id that Android's zipalign uses)."""
@@ -99,9 +102,12 @@ class FolderStore(_LocalStore):
     def _locate(self, path: str) -> tuple[_File, int, int]:
         if path not in self._open:
             full = self._root / path
-            if not full.is_file():
-                raise self._missing(path)
-            file = _File(full, mapped=self._mapped)
+            try:
+                if not full.is_file():
+                    raise self._missing(path)
+                file = _File(full, mapped=self._mapped)
+            except OSError as error:
+                raise DamagedError(f"{self.url}: {path} cannot be read ({error.strerror})") from error
             if self._open.setdefault(path, file) is not file:
                 file.close()
         file = self._open[path]
@@ -139,8 +145,10 @@ class FileStore(_LocalStore):
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-            raise NotAnArchiveError(f"{path}: not a .tall file, or cut off ({error}); fetch or pack it again") from error
+        except _NO_ZIP as error:
+            raise NotAnArchiveError(
+                f"{path}: not a .tall file, or cut off ({error}); fetch or pack it again"
+            ) from error
         if len(infos) > limits.PARTS:
             raise FormatError(f"{path}: {len(infos)} files are over the cap of {limits.PARTS}")
         check_paths(info.filename for info in infos)
@@ -178,11 +186,22 @@ class _LocalSink(Sink):
     """What folder and file share: staging, spools, one commit."""
 
     def __init__(self, target: Path, *, overwrite: bool) -> None:
-        refuse_existing(target, overwrite=overwrite, ours=_is_archive(target), what="a tallstore archive")
+        check_target(target, overwrite=overwrite)
         self.target = target
         self._overwrite = overwrite
-        self._staging = Staging(target)
         self._spools: list[BinaryIO] = []
+        with translated(target):
+            self._staging = Staging(followed(target))
+        try:
+            with translated(target):
+                self._begin()
+        except BaseException:
+            self._staging.discard()
+            raise
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Make what grows in the staging folder."""
 
     def spool(self, name: str) -> BinaryIO:
         with translated(self.target):
@@ -196,7 +215,8 @@ class _LocalSink(Sink):
 
     def _close(self) -> None:
         for spool in self._spools:
-            spool.close()
+            with contextlib.suppress(OSError):  # closing writes out what is buffered, and a full disk takes no more
+                spool.close()
         self._spools.clear()
 
     def _publish(self, name: str) -> None:
@@ -207,8 +227,7 @@ class _LocalSink(Sink):
 class FolderSink(_LocalSink):
     """Writes a folder, beside the target until it is whole."""
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
-        super().__init__(target, overwrite=overwrite)
+    def _begin(self) -> None:
         self._root = self._staging.path("archive")
         self._root.mkdir()
 
@@ -227,8 +246,7 @@ class FolderSink(_LocalSink):
 class FileSink(_LocalSink):
     """Writes one `.tall` file: a zip with stored entries whose data begins at multiples of 64 bytes."""
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
-        super().__init__(target, overwrite=overwrite)
+    def _begin(self) -> None:
         self._zip = zipfile.ZipFile(self._staging.path("archive"), "x", zipfile.ZIP_STORED, strict_timestamps=True)
 
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
@@ -237,9 +255,8 @@ class FileSink(_LocalSink):
         info.external_attr = 0o100644 << 16
         info.file_size = size
         info.extra = _padding(self._zip.start_dir, len(path.encode()), size)
-        with translated(self.target):
-            with self._zip.open(info, "w") as out:
-                written = sum(out.write(piece) for piece in pieces)
+        with translated(self.target), self._zip.open(info, "w") as out:
+            written = sum(out.write(piece) for piece in pieces)
         _check_written(path, written, size)
 
     def commit(self) -> None:
@@ -249,7 +266,8 @@ class FileSink(_LocalSink):
 
     def abort(self) -> None:
         if self._zip.fp is not None:
-            self._zip.fp.close()
+            with contextlib.suppress(OSError):
+                self._zip.fp.close()
             self._zip.fp = None
         super().abort()
 
@@ -268,9 +286,14 @@ def _check_written(path: str, written: int, size: int) -> None:
 
 
 def _is_archive(path: Path) -> bool:
+    """Whether something is plainly an archive, and nothing more precious such as a repository with one in it."""
     if path.is_dir():
-        return (path / MANIFEST).is_file()
-    return path.is_file() and zipfile.is_zipfile(path)
+        return (path / MANIFEST).is_file() and not (path / ".git").exists()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (*_NO_ZIP, OSError):
+        return False
 
 
 def open_store(path: str | os.PathLike[str], *, mapped: bool = True) -> Store:
@@ -284,7 +307,13 @@ def open_store(path: str | os.PathLike[str], *, mapped: bool = True) -> Store:
     Raises:
         NotAnArchiveError: nothing is there, or what is there is no archive.
     """
-    found = Path(path)
+    try:
+        return _open_store(Path(path), mapped=mapped)
+    except OSError as error:
+        raise NotAnArchiveError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _open_store(found: Path, *, mapped: bool) -> Store:
     if found.is_dir():
         if not (found / MANIFEST).is_file():
             raise NotAnArchiveError(f"{found}: a folder without {MANIFEST}: not an archive, or one never finished")
@@ -293,10 +322,14 @@ def open_store(path: str | os.PathLike[str], *, mapped: bool = True) -> Store:
         raise NotAnArchiveError(f"{found}: there is nothing there")
     if not found.is_file():
         raise NotAnArchiveError(f"{found}: neither a folder nor a file")
-    try:
-        return FileStore(found, mapped=mapped)
-    except OSError as error:
-        raise NotAnArchiveError(f"{found}: cannot be read ({error.strerror})") from error
+    return FileStore(found, mapped=mapped)
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise OutputExistsError if an archive cannot be put there: before the work, not after it."""
+    target = Path(path)
+    with translated(target):
+        refuse_existing(target, overwrite=overwrite, ours=_is_archive(target), what="a tallstore archive")
 
 
 def open_sink(path: str | os.PathLike[str], *, overwrite: bool = False) -> Sink:

@@ -19,6 +19,7 @@ from tallstore.errors import OutputError, OutputExistsError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_LOCK = "lock"
 
 
 class Staging:
@@ -27,18 +28,19 @@ class Staging:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.folder = target.parent / f".{target.name}.partial"
+        self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
-        with translated(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir(exist_ok=True)
-            self._lock = (self.folder / "lock").open("ab")
-        if not _try_lock(self._lock):
-            self._lock.close()
-            raise OutputError(f"{target}: another process is writing it; wait for it to end")
-        with translated(target):
-            for left in self.folder.iterdir():
-                if left.name != "lock":
-                    _remove(left)
+        try:
+            with translated(target):
+                self._make_parents()
+                self._lock = _locked(self.folder)
+            if self._lock is None:
+                raise OutputError(f"{target}: another process is writing it; wait for it to end")
+            with translated(target):
+                self._clear()
+        except BaseException:
+            self.discard()
+            raise
 
     def path(self, name: str) -> Path:
         """Where a scratch file or folder of that name goes."""
@@ -59,11 +61,29 @@ class Staging:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the scratch folder and all in it."""
+        """Remove the scratch folder and all in it, and the target's parents if they were made for nothing."""
         if self._lock is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._clear()
+                # The lock goes last: whoever waits for it finds nothing that is still being removed.
+                (self.folder / _LOCK).unlink()
+                self.folder.rmdir()
             self._lock.close()
             self._lock = None
+        with contextlib.suppress(OSError):
+            while self._made:
+                self._made.pop().rmdir()
+
+    def _make_parents(self) -> None:
+        parents = (self.target.parent, *self.target.parent.parents)
+        for parent in reversed([p for p in parents if not p.exists()]):
+            parent.mkdir(exist_ok=True)
+            self._made.append(parent)
+
+    def _clear(self) -> None:
+        for left in self.folder.iterdir():
+            if left.name != _LOCK:
+                _remove(left)
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +93,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def translated(target: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a context manager
+def translated(target: Path):  # type: ignore[no-untyped-def]
     """Turn the operating system's errors into OutputError with a remedy."""
     try:
         yield
@@ -88,6 +108,11 @@ def translated(target: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - 
             errno.EEXIST: "a part of the path is a file",
         }.get(error.errno or 0, error.strerror or str(error))
         raise OutputError(f"{target}: cannot be written: {remedy}") from error
+
+
+def followed(target: Path) -> Path:
+    """What a link points at, so that output lands there and the link stays; any other path as it is."""
+    return target.resolve() if target.is_symlink() and target.exists() else target
 
 
 def refuse_existing(target: Path, *, overwrite: bool, ours: bool, what: str) -> None:
@@ -113,6 +138,27 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _locked(folder: Path) -> IO[bytes] | None:
+    """The folder's lock, held; None if another process holds it. Makes the folder; leaves none behind that failed."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            handle = (folder / _LOCK).open("ab")
+        except FileNotFoundError:
+            continue  # its last user removed the folder just now
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
+        if not _try_lock(handle):
+            handle.close()
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if (folder / _LOCK).stat().st_ino == os.fstat(handle.fileno()).st_ino:
+                return handle
+        handle.close()  # a lock that its last user removed just now protects nothing
 
 
 def _try_lock(handle: IO[bytes]) -> bool:

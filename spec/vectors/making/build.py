@@ -171,7 +171,9 @@ class Archive:
         return out
 
     def _manifest(self, records: Facts) -> Facts:
-        tensors = {n: {"dtype": t.dtype, "shape": list(t.shape), "sha256": sha256(t.data)} for n, t in self.base.items()}
+        tensors = {
+            n: {"dtype": t.dtype, "shape": list(t.shape), "sha256": sha256(t.data)} for n, t in self.base.items()
+        }
         home = {task: id_ for id_, tasks, _ in self.groups for task in tasks}
         return {
             "format": "tallstore",
@@ -251,7 +253,9 @@ def tall(entries: Sequence[ZipEntry], *, comment: bytes = b"") -> bytes:
         name = entry.name.encode()
         if entry.size is not None:
             facts = (*facts[:5], entry.size, entry.size)
-        directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", 0x314, 20, *facts, len(name), 0, 0, 0, 0, 0o100644 << 16, offset)
+        directory += struct.pack(
+            "<4s6H3I5H2I", b"PK\1\2", 0x314, 20, *facts, len(name), 0, 0, 0, 0, 0o100644 << 16, offset
+        )
         directory += name
     counts = (0, 0, len(entries), len(entries), len(directory), len(out), len(comment))
     return bytes(out + directory) + struct.pack("<4s4H2IH", b"PK\5\6", *counts) + comment

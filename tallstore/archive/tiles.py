@@ -1,0 +1,143 @@
+"""The task vectors that an archive decodes to, side by side and a tile at a time: what merging computes on.
+
+Chunks are read, checked and decoded by the decoder's own path, several windows at once; of a window the codes of every
+task are in memory, and of its task vectors one tile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from tallstore.archive.decode import Decoder
+from tallstore.archive.lineup import Lineup, Member
+from tallstore.kernels.cpu import wide
+from tallstore.merging import MergeTile
+from tallstore.recipes.sums import sum_rows
+from tallstore.tensors import TORCH
+
+__all__ = ["Stored", "TaskVectors", "Work", "ahead"]
+
+Stored = Literal["sum", "mean", "ties"]
+"""What the stored v is of the true task vectors."""
+
+TILE = 1 << 15
+"""Elements worked on at once: torch runs so short operations in the calling thread."""
+
+_R = TypeVar("_R")
+Work = Callable[[Lineup, int, int], _R]
+Piece = Tensor | None
+"""A member's share of a window: symbols (uint8), a delta, or None where it is the base."""
+
+
+@dataclass(frozen=True)
+class DecodedTile(MergeTile):
+    """A tile whose task vectors do not all come from one v: they are given as they are."""
+
+    rows: Tensor
+    """Shape (T', N), dtype of `vector`."""
+
+    @cached_property
+    def tau(self) -> Tensor:
+        """The decoded task vectors."""
+        return self.rows
+
+
+class TaskVectors:
+    """Of several tasks of one archive."""
+
+    def __init__(self, decoder: Decoder, stored: Stored | None) -> None:
+        self._decoder = decoder
+        self._stored = stored
+
+    def tiles(self, lineup: Lineup, start: int, stop: int) -> Iterator[tuple[int, int, MergeTile]]:
+        """The tiles of a window, with their first element and the one behind their last."""
+        kind = wide(TORCH[lineup.facts.dtype])
+        there = [m for m in lineup.members if m.entry.covered > start]
+        pieces = {m.index: self._piece(lineup, m, start, min(stop, m.entry.covered)) for m in there}
+        groups = sorted({m.group for m in there if m.masked})
+        vectors = {g: self._decoder.vector_range(g, lineup.base, start, stop).to(kind) for g in groups}
+        for a, b, here in lineup.spans(start, stop, TILE):
+            own = [None if (piece := pieces[m.index]) is None else piece[a - start : b - start] for m in here]
+            cut = {group: vector[a - start : b - start] for group, vector in vectors.items()}
+            yield a, b, self._tile(here, own, cut, a, torch.zeros(b - a, dtype=kind))
+
+    def _piece(self, lineup: Lineup, member: Member, start: int, stop: int) -> Piece:
+        if member.masked:
+            return torch.from_numpy(self._decoder.symbol_range(member.task, member.name, start, stop))
+        if member.kind == "delta":
+            return self._decoder.delta_range(member.task, member.name, start, stop)
+        if member.kind == "base":
+            return None
+        weights = self._decoder.private_range(member.task, member.name, start, stop)
+        before = self._decoder.base_range(lineup.base, start, stop)
+        kind = wide(TORCH[lineup.facts.dtype])
+        # As the encoder has it: the base is rounded to the task's type first, so what did not move is exactly 0.
+        return weights.to(kind) - before.to(weights.dtype).to(kind)
+
+    def _tile(
+        self, here: Sequence[Member], own: Sequence[Piece], vectors: Mapping[str, Tensor], at: int, zeros: Tensor
+    ) -> MergeTile:
+        tasks = tuple(m.index for m in here)
+        scales = tuple(m.scale(at) for m in here)
+        if len(vectors) < 2 and all(m.masked or piece is None for m, piece in zip(here, own, strict=True)):
+            off = torch.zeros(len(zeros), dtype=torch.uint8)
+            masks = torch.stack([off if piece is None else piece for piece in own]) if own else off.reshape(0, -1)
+            plain = MergeTile(tasks, next(iter(vectors.values()), zeros), masks, scales)
+            if self._stored != "mean":
+                return plain
+            return DecodedTile(tasks, plain.vector * len(here), masks, scales, plain.tau)
+        rows = torch.stack(
+            [_row(m, piece, vectors.get(m.group, zeros), s) for m, piece, s in zip(here, own, scales, strict=True)]
+        )
+        return DecodedTile(tasks, sum_rows(rows), (rows != 0).to(torch.uint8), scales, rows)
+
+
+def _row(member: Member, piece: Piece, vector: Tensor, scale: float) -> Tensor:
+    if piece is None:
+        return torch.zeros_like(vector)
+    if not member.masked:
+        return piece.to(vector.dtype)
+    return MergeTile((member.index,), vector, piece.unsqueeze(0), (scale,)).tau[0]
+
+
+def ahead(
+    threads: int, lineups: Sequence[Lineup], work: Work[_R], progress: Callable[[int, int], None] | None = None
+) -> Iterator[_R]:
+    """Work on every window of some lineups, so many at a time; results in order. Progress counts elements."""
+    total, done = sum(lineup.numel for lineup in lineups), 0
+    waiting: deque[tuple[int, Future[_R]]] = deque()
+    windows = ((lineup, start, stop) for lineup in lineups for start, stop in lineup.windows())
+    with _workers(threads) as pool:
+        while True:
+            for lineup, start, stop in islice(windows, threads + 1 - len(waiting)):
+                waiting.append((stop - start, pool.submit(work, lineup, start, stop)))
+            if not waiting:
+                return
+            size, future = waiting.popleft()
+            yield future.result()
+            done += size
+            if progress is not None:
+                progress(done, total)
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads, and the caller's, each compute on one core: tiles are too short to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, "tallstore-merge", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)

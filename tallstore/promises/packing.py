@@ -1,0 +1,176 @@
+"""`tallstore.pack`: encode, judge, and encode again until every promise holds; or fail and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tallstore.archive import open_zoo
+from tallstore.checkpoints import Source, open_checkpoint
+from tallstore.encoder import Options, Packed, PackReport, Progress, encode
+from tallstore.errors import BudgetError, InputError
+from tallstore.format.names import check_task_names
+from tallstore.promises.budget import Key, escalate
+from tallstore.promises.evaluator import Score, find_evaluator, score
+from tallstore.recipes import GRID, RECIPES, TallMasked
+from tallstore.stores import check_target
+
+_ROUNDS = 12
+"""Archives tried before a promise is given up."""
+_TIGHTEN = 0.7
+"""By how much the error of a task is lowered when its score is too low."""
+
+
+def pack(
+    base: Source,
+    tasks: Mapping[str, Source],
+    path: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> PackReport:
+    """Pack fine-tunes of one base into one archive. The originals are only read.
+
+    Args:
+        base: the pre-trained model: a folder or file, a Hub id, a state dict or a module.
+        tasks: name → fine-tuned model, likewise. Names become folders: letters, digits, `.`, `_`, `-`.
+        path: the archive: one file if it ends in `.tall`, else a folder.
+        progress: called now and then with a text, bytes done and bytes in all.
+        **options: see `tallstore.Options`.
+
+    Returns:
+        What was stored, what it cost and kept, and warnings.
+
+    Raises:
+        InputError: a checkpoint, a task name or an option that cannot be used; the message says what to do.
+        BudgetError: `max_error` or `min_retention` cannot be kept; says for which task and why.
+        OutputError: the archive cannot be written, or is there already. No half of it is left behind.
+    """
+    chosen = Options.from_mapping(options)
+    names = check_task_names(list(tasks))
+    if not names:
+        raise InputError("no task was given: name at least one fine-tuned model")
+    chosen.exact_tasks(names)
+    check_target(path, overwrite=chosen.overwrite)
+    if chosen.evaluate is None and chosen.max_error is None:
+        return encode(base, tasks, path, chosen, progress=progress).report
+    with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
+        trials = _Trials(base, tasks, chosen, Path(scratch), progress)
+        trials.choose_lambda()
+        forms, scores = trials.keep_promises()
+    return encode(base, tasks, path, trials.options, progress=progress, forms=forms, scores=scores).report
+
+
+@dataclass
+class _Trials:
+    """Archives in a scratch folder, judged one after the other."""
+
+    base: Source
+    tasks: Mapping[str, Source]
+    options: Options
+    scratch: Path
+    progress: Progress | None
+    originals: dict[str, float] = field(default_factory=dict)
+    """Scores of the original checkpoints."""
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.names = list(self.tasks)
+        self.score: Score | None = find_evaluator(self.options.evaluate) if self.options.evaluate is not None else None
+        if self.score is not None:
+            for name in self.names:
+                self.originals[name] = score(self.score, _original(self.tasks[name], name), name)
+
+    def choose_lambda(self) -> None:
+        """λ of every task on the evaluator, over the paper's grid; the smaller of equals. As `options.lam`."""
+        if (
+            self.score is None
+            or self.options.lam is not None
+            or not issubclass(RECIPES[self.options.recipe], TallMasked)
+        ):
+            return
+        best: dict[str, tuple[float, float]] = {}
+        for lam in GRID:
+            _, found = self._try(replace(self.options, lam=lam), {})
+            for name, value in found.items():
+                if name not in best or value > best[name][0]:
+                    best[name] = (value, lam)
+        self.options = replace(self.options, lam={name: lam for name, (_, lam) in best.items()})
+
+    def keep_promises(self) -> tuple[dict[Key, str], dict[str, dict[str, float]]]:
+        """Forms with which every promise holds, and the scores of the archive that they make."""
+        forms: dict[Key, str] = {}
+        bounds = dict.fromkeys(self.names, self.options.max_error)
+        for _ in range(_ROUNDS):
+            packed, found = self._try(self.options, forms)
+            broken = self._broken(packed, found, bounds)
+            if not broken:
+                return forms, {n: {"original": self.originals[n], "decoded": v} for n, v in found.items()}
+            stronger = dict(forms)
+            for name, bound in broken.items():
+                index = self.names.index(name)
+                norm = _norm(packed, index)
+                stronger |= escalate(index, packed.costs, norm, bound, forms)
+                bounds[name] = bound
+            if stronger == forms:
+                break
+            forms = stronger
+        raise BudgetError(self._why(packed, found, next(iter(broken))))
+
+    def _try(self, options: Options, forms: Mapping[Key, str]) -> tuple[Packed, dict[str, float]]:
+        self.count += 1
+        path = self.scratch / f"trial-{self.count}.tall"
+        trial = replace(options, base_storage="reference", exact=(), overwrite=False, evaluate=None, min_retention=None)
+        packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms)
+        found = {}
+        if self.score is not None:
+            with open_zoo(path, base=self.base) as zoo:
+                for name in self.names:
+                    found[name] = score(self.score, zoo.state_dict(name), name)
+        path.unlink()
+        return packed, found
+
+    def _broken(
+        self, packed: Packed, found: Mapping[str, float], bounds: Mapping[str, float | None]
+    ) -> dict[str, float]:
+        """Tasks with a broken promise, and the error that each must come down to."""
+        broken: dict[str, float] = {}
+        for name in self.names:
+            error = packed.report.tasks[name].relative_error or 0.0
+            bound = bounds[name]
+            if bound is not None and error > bound:
+                broken[name] = bound
+            least = self.options.min_retention
+            if least is not None and found[name] < least * self.originals[name]:
+                broken[name] = min(broken.get(name, error), error) * _TIGHTEN if error > 0.01 else 0.0
+        return broken
+
+    def _why(self, packed: Packed, found: Mapping[str, float], name: str) -> str:
+        error = packed.report.tasks[name].relative_error
+        if self.options.min_retention is not None and found.get(name, 0.0) < (
+            self.options.min_retention * self.originals.get(name, 0.0)
+        ):
+            return (
+                f"task {name!r} scores {found[name]:.6g} where {self.options.min_retention:g} of its original's "
+                f"{self.originals[name]:.6g} was promised, at a relative error of {error}: "
+                "is the evaluator the same every time? Nothing was written"
+            )
+        return f"task {name!r} has a relative error of {error}, above {self.options.max_error}; nothing was written"
+
+
+def _norm(packed: Packed, task: int) -> float:
+    """‖τ‖² of a task's tensors that are not whole."""
+    return sum(cost.norm for (index, _), cost in packed.costs.items() if index == task)
+
+
+def _original(source: Source, name: str) -> dict[str, Tensor]:
+    with closing(open_checkpoint(source, f"{name} (in memory)" if isinstance(source, Mapping) else None)) as checkpoint:
+        state = {n: checkpoint.read(n, 0, i.numel).reshape(i.shape) for n, i in checkpoint.tensors.items()}
+        return {n: state[checkpoint.ties.get(n, n)] for n in state}
