@@ -226,20 +226,21 @@ class Forks:
     folder: Path
     count: int = 0
 
-    def start(self, code: str, *args: Any, env: Mapping[str, str] | None = None) -> int:
-        """Start a job; its process id."""
+    def start(
+        self, code: str, *args: Any, env: Mapping[str, str] | None = None, stop: tuple[float, int] | None = None
+    ) -> None:
+        """Start a job. `stop`: after so many seconds it is sent that signal."""
         self.count += 1
         out = str(self.folder / f"{self.count}.txt")
-        self._say(json.dumps({"code": code, "args": args, "env": env or {}, "out": out}))
-        return int(self._hear())
+        self._say(json.dumps({"code": code, "args": args, "env": env or {}, "stop": stop, "out": out}))
 
     def wait(self) -> tuple[int, str]:
         """The end of the job: its exit code (−N for signal N), and all that it printed."""
         code = int(self._hear())
         return code, (self.folder / f"{self.count}.txt").read_text()
 
-    def run(self, code: str, *args: Any, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-        self.start(code, *args, env=env)
+    def run(self, code: str, *args: Any, **how: Any) -> tuple[int, str]:
+        self.start(code, *args, **how)
         return self.wait()
 
     def _say(self, line: str) -> None:
@@ -253,34 +254,39 @@ class Forks:
 
 
 FORKS = """
-import json, os, sys, traceback, warnings
+import json, os, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)
-import tallstore, tallstore.encoder, tallstore.archive, support
+import tallstore, support
+tallstore.pack, tallstore.open  # loaded when first named: here, once, and not in every job
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 for line in sys.stdin:
     job = json.loads(line)
+    out = os.open(job["out"], os.O_WRONLY | os.O_CREAT, 0o666)
     pid = os.fork()
     if not pid:
-        out = os.open(job["out"], os.O_WRONLY | os.O_CREAT, 0o666)
-        os.dup2(out, 1), os.dup2(out, 2)
-        os.environ.update(job["env"])
         code = 0
         try:
+            os.dup2(out, 1), os.dup2(out, 2)
+            os.environ.update(job["env"])
             print("started", flush=True)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             exec(job["code"], {"args": job["args"]})
-        except SystemExit as error:
-            code = error.code
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            sys.stdout.flush()
         except KeyboardInterrupt:
             code = 130
         except tallstore.TallstoreError as error:
-            print(f"{type(error).__name__}: {error}")
+            print(f"{type(error).__name__}: {error}", flush=True)
             code = 1
         except BaseException:
             traceback.print_exc()
             code = 99
-        sys.stdout.flush()
         os._exit(code)
-    print(pid, flush=True)
+    os.close(out)
+    if job["stop"]:
+        time.sleep(job["stop"][0])
+        os.kill(pid, job["stop"][1])  # it may have ended, but nobody has waited for it: the number is still its own
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 

@@ -68,7 +68,7 @@ class Outlines:
             slot = self._common(name, outline) if self._agreed is not None else None
             if slot is not None:
                 outline.slots[name] = slot
-            elif why := self._why_own(name):
+            if (slot is None or slot.base is not None) and (why := self._why_own(name)):
                 outline.left_out[name] = why
         return outline
 

@@ -22,6 +22,8 @@ from tallstore.recipes.base import Recipe, Tile
 
 LEVELS = Codebook("q4", 16)
 """Codec of levels that a recipe bounds."""
+STATISTIC_TILE = 1 << 18
+"""Parameters a statistic is given at once: it makes few passes, and pays for each call."""
 TILE = 1 << 15
 """Parameters a recipe is given at once: rows of all tasks fit a core's cache."""
 
@@ -161,9 +163,11 @@ def _decoded_mask(base: Tensor, row: Row, vector: Tensor, marks: Bytes, scale: f
     return out
 
 
-def tiles(base: Tensor, rows: Sequence[Row], device: torch.device, tensor: str) -> Iterator[Tile]:
-    """The chunk's tiles, in order: runs of at most TILE parameters that the same tasks have."""
-    for a, b in _spans(len(base), rows):
+def tiles(
+    base: Tensor, rows: Sequence[Row], device: torch.device, tensor: str, size: int = TILE
+) -> Iterator[Tile]:
+    """The chunk's tiles, in order: runs of at most `size` parameters that the same tasks have."""
+    for a, b in _spans(len(base), rows, size):
         yield _tile(base, rows, a, b, device, tensor)
 
 
@@ -173,10 +177,10 @@ def task_vector(base: Tensor, weights: Tensor) -> Tensor:
     return weights.to(kind) - base.to(weights.dtype).to(kind)
 
 
-def _spans(n: int, rows: Sequence[Row]) -> list[tuple[int, int]]:
+def _spans(n: int, rows: Sequence[Row], size: int = TILE) -> list[tuple[int, int]]:
     """Cut [0, n) into tiles, also where a row ends, so that a tile has the same tasks throughout."""
     cuts = sorted({0, n, *(min(len(row.weights), n) for row in rows)})
-    return [(s, min(s + TILE, stop)) for start, stop in pairwise(cuts) for s in range(start, stop, TILE)]
+    return [(s, min(s + size, stop)) for start, stop in pairwise(cuts) for s in range(start, stop, size)]
 
 
 def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, device: torch.device, tensor: str) -> Tile:

@@ -19,7 +19,7 @@ _ENOUGH = 0.5
 """Share of the task's parameters that must be found in the base, or of the base's in the task (a head may be large)."""
 _FAR = 1.0
 """‖τ‖/‖θ0‖ from which on a base is not believed to be the task's (unrelated weights of one size give 1.4)."""
-_SAMPLED_TENSORS, _SAMPLED_ELEMENTS = 8, 1 << 16
+_SAMPLED_TENSORS, _SAMPLED_ELEMENTS = 8, 1 << 14
 
 
 @dataclass(frozen=True)

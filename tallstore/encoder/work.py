@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
-from tallstore.encoder.chunk import Coded, Made, Row, encode_chunk, tiles
+from tallstore.encoder.chunk import STATISTIC_TILE, Coded, Made, Row, encode_chunk, tiles
 from tallstore.encoder.plan import User
 from tallstore.kernels.cpu import difference
 from tallstore.recipes.base import Recipe, Statistic
@@ -129,7 +129,7 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     if not item.users:
         return [], 0
     found = read(item, tools)
-    cut = tiles(found.base, _usable(item, found, _looks(found)), tools.device, item.name)
+    cut = tiles(found.base, _usable(item, found, _looks(found)), tools.device, item.name, STATISTIC_TILE)
     return [statistic.measure(tile) for tile in cut if tile.tasks], found.bytes
 
 

@@ -13,6 +13,8 @@ from tallstore.format import limits
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 """A string, closed or not: possessive, so that no text takes more than linear time."""
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -60,10 +62,10 @@ def dumps(value: Any, *, indent: int | None = None) -> bytes:
 
 
 def _depth(data: bytes) -> int:
-    depth = deepest = 0
-    for byte in re.sub(rb"[^\[\]{}]", b"", _STRING.sub(b"", data)):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-        if deepest > limits.JSON_DEPTH:
-            break
-    return deepest
+    """Most brackets open at once; perhaps more in text that is no JSON, never fewer."""
+    left = _STRING.sub(b"", data).translate(_BRACKETS, _NO_BRACKETS)
+    depth = 0
+    while b"[]" in left and depth <= limits.JSON_DEPTH:
+        left = left.replace(b"[]", b"")
+        depth += 1
+    return depth + left.count(b"[")

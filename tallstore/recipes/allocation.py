@@ -88,12 +88,12 @@ class Magnitudes:
 
 def magnitudes(tau: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values."""
-    bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.int64)
-    counts = np.bincount(bins, minlength=BINS).astype(np.float64)
+    bins = np.abs(tau).view(np.uint32)
+    bins >>= _SHIFT
+    counts = np.bincount(bins.astype(np.intp), minlength=BINS).astype(np.float64)
     moved = tau != 0
     counts[0] -= len(tau) - np.count_nonzero(moved)
-    start = base[moved].astype(np.float64)
-    return Magnitudes(counts, float(start @ start))
+    return Magnitudes(counts, float(np.square(base * moved, dtype=np.float64).sum()))
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,15 @@ def choices(found: Magnitudes) -> list[Choice]:
     """Every precision on offer, with its cost and harm."""
     tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((found.counts * _MIDDLE)[::-1])[::-1], [0.0]])
+    moved, energy, rms = found.moved, found.energy, found.rms
     offered = []
     for ladder in [(t,) for t in _THRESHOLDS] + [_ladder(step) for step in _STEPS]:
-        at = [int(np.searchsorted(_EDGES, bound * found.rms)) for bound in ladder] + [BINS]
+        at = [int(np.searchsorted(_EDGES, bound * rms)) for bound in ladder] + [BINS]
         counts = tail[at[:-1]] - tail[at[1:]]
         totals = tail_total[at[:-1]] - tail_total[at[1:]]
         if counts.sum() < _FEWEST or (len(ladder) > 1 and (counts > 0).sum() < 2):
             continue
-        offered.append(_choice(found, tuple(float(_EDGES[i]) for i in at[:-1]), counts, totals))
+        offered.append(_choice(moved, energy, tuple(float(_EDGES[i]) for i in at[:-1]), counts, totals))
     return offered
 
 
@@ -145,11 +146,11 @@ def _ladder(step: float) -> tuple[float, ...]:
     return tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH)
 
 
-def _choice(found: Magnitudes, bounds: tuple[float, ...], counts: Floats, totals: Floats) -> Choice:
+def _choice(moved: float, energy: float, bounds: tuple[float, ...], counts: Floats, totals: Floats) -> Choice:
     marks = float(counts.sum())
     here = counts > 0
     kept = float((totals[here] ** 2 / counts[here]).sum())
-    zeros = found.moved - marks
-    entropy = sum(float(-c * math.log2(c / found.moved)) for c in (*counts[here], zeros) if c > 0)
+    zeros = moved - marks
+    entropy = sum(float(-c * math.log2(c / moved)) for c in (*counts[here], zeros) if c > 0)
     table = 64 * len(bounds) if len(bounds) > 1 else 0
-    return Choice(bounds, (entropy + marks) * _CODER + table, max(found.energy / kept - 1, 0.0))
+    return Choice(bounds, (entropy + marks) * _CODER + table, max(energy / kept - 1, 0.0))

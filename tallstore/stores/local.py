@@ -151,7 +151,10 @@ class FileStore(_LocalStore):
             ) from error
         if len(infos) > limits.PARTS:
             raise FormatError(f"{path}: {len(infos)} files are over the cap of {limits.PARTS}")
-        check_paths(info.filename for info in infos)
+        try:
+            check_paths(info.filename for info in infos)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
         found = {info.filename: self._entry(info) for info in infos}
         end = 0
         for name, (offset, size) in sorted(found.items(), key=lambda item: item[1]):

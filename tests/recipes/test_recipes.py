@@ -151,8 +151,8 @@ def test_a_grid_that_makes_no_sense(grid: object) -> None:
         make_recipe("mean", grid=grid)
 
 
-def test_the_table_is_sorted_and_closed() -> None:
-    assert list(RECIPES) == ["emr", "fit", "mean", "tall", "ties"]
+def test_the_table_is_closed_and_begins_with_the_default() -> None:
+    assert list(RECIPES) == ["solo", "fit", "tall", "ties", "mean", "emr"]
     assert all(recipe.id == name for name, recipe in RECIPES.items())
     with pytest.raises(OptionError, match="no recipe 'magic'; there are 'emr', 'fit', 'mean', 'tall', 'ties'"):
         make_recipe("magic")

@@ -1,0 +1,114 @@
+"""What the pages state in tables and examples is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tallstore import codecs
+from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
+from tallstore.format.part import _FIELDS, KINDS_IN_PART
+from tallstore.format.version import VERSION
+
+from .vectors import ROOT, valid
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("codecs/*.md"), *ROOT.glob("vectors/*.md")])
+PAGE_OF_CODEC = {
+    "bits": "bits", "bits+zstd": "bits-zstd", "adaptive": "adaptive",
+    "f32": "f32", "bf16": "bf16", "q8": "codebook", "q5": "codebook", "q4": "codebook", "ones": "ones",
+    "raw": "raw", "planes+zstd": "planes-zstd",
+}  # fmt: skip
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def row_cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_state_the_version_and_their_changes(page: Path) -> None:
+    words = page.read_text(encoding="utf-8")
+    assert f"Version {VERSION} · " in words
+    assert "## Change log" in words
+
+
+def test_every_codec_has_its_page() -> None:
+    known = {*codecs.MASK, *codecs.VECTOR, *codecs.WHOLE}
+    assert known == PAGE_OF_CODEC.keys()
+    for codec, page in PAGE_OF_CODEC.items():
+        assert f"`{codec}`" in text(f"codecs/{page}.md").splitlines()[0]
+        assert f"codecs/{page}.md" in text("README.md")
+
+
+def test_element_types_are_those_of_the_code() -> None:
+    table = text("parts.md").split("## Element types")[1].split("## Entries")[0]
+    found = {
+        dtype: int(size)
+        for types, size in re.findall(r"^\| ((?:`\w+` ?)+)\| ([0-9]) \|", table, re.MULTILINE)
+        for dtype in re.findall(r"`(\w+)`", types)
+    }
+    assert found == ITEM_BYTES
+    maskable = re.findall(r"`(\w+)`", table.split("row-major")[0].split("safetensors' types.")[1].split("maskable")[0])
+    assert tuple(maskable) == MASKABLE
+
+
+def test_entries_are_those_of_the_code() -> None:
+    lines = [
+        line
+        for line in text("parts.md").splitlines()
+        if re.match(r"\| `?kind`? ?\||\| `\w+` \| (base|vector|mask|exact)", line)
+    ]
+    members = ["dtype", "shape", "base", "rows", "scales", "to"]
+    assert row_cells(lines[0])[2:8] == [f"`{member}`" for member in members]
+    fields, parts = {}, {kind: set() for kind in _FIELDS}
+    for line in lines[1:]:
+        cells = row_cells(line)
+        kind = cells[0].strip("`")
+        for part in cells[1].split(", "):
+            parts[kind].add(part)
+        coded = frozenset({"codec", "chunk", "chunks"}) if cells[8] else frozenset()
+        marks = dict(zip(members, cells[2:8], strict=True))
+        must = frozenset(member for member, mark in marks.items() if mark == "●")
+        may = frozenset(member for member, mark in marks.items() if mark == "○")
+        fields[kind] = (must | coded, may)
+    assert fields == dict(_FIELDS)
+    assert parts == {kind: {part for part, kinds in KINDS_IN_PART.items() if kind in kinds} for kind in _FIELDS}
+
+
+def test_the_worked_example_is_the_vector_of_that_name() -> None:
+    rows = re.findall(
+        r"^\| ([0-9A-F]{8}) \| ([0-9A-F]{8}) \| ([012]) \| ([0-9A-F]{8}) \| ([0-9A-F]{8}) \| ([0-9A-F]{4}) \|$",
+        text("arithmetic.md"),
+        re.MULTILINE,
+    )
+    columns = [np.array([int(cell, 16) for cell in column], np.uint32) for column in zip(*rows, strict=True)]
+    start, vector, symbols, step, wide, narrow = columns
+    with np.errstate(all="ignore"):
+        product = np.float32(0.7) * vector.view(np.float32)
+        assert product.view(np.uint32).tolist() == step.tolist()
+        moved = np.where(symbols == 2, start.view(np.float32) - product, start.view(np.float32) + product)
+    assert np.where(symbols == 0, start, moved.view(np.uint32)).tolist() == wide.tolist()
+    decoded = valid("worked-example").decoded()["a"]
+    assert decoded["F32"][2] == wide.astype("<u4").tobytes()
+    assert decoded["BF16"][2] == narrow.astype("<u2").tobytes()
+
+
+def test_examples_of_the_codecs_hold() -> None:
+    assert codecs.MASK["bits"].encode(np.array([1, 0, 1, 1, 0, 0, 0, 0, 1], np.uint8), "binary") == b"\x0d\x01"
+    assert codecs.MASK["bits"].encode(np.array([1, 2, 0, 0, 2], np.uint8), "signed") == b"\x09\x02"
+    minus_one = np.array([-1.0], "<f4").view(np.uint8)
+    assert codecs.WHOLE["planes+zstd"].encode(minus_one, "F32") == b"\1\0\0\0" * 4 + b"\1\0\0\x7f"
+    for shown, page in (("0D 01", "bits"), ("09 02", "bits"), ("01 00 00 7F", "planes-zstd")):
+        assert shown in text(f"codecs/{page}.md")

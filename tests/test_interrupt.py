@@ -1,0 +1,105 @@
+"""A pack that is killed or interrupted at any moment: no archive, no litter that a second run stumbles over."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import tallstore
+
+from support import Forks, State, bytes_of, near, noise
+
+MOMENTS = 10
+
+PACK = """
+import tallstore, torch, test_interrupt
+tallstore.pack(*test_interrupt.zoo(), args[0], overwrite=True)
+"""
+
+EXPORT = """
+import tallstore
+with tallstore.open(args[1]) as zoo:
+    zoo.export("a", args[0], overwrite=True)
+"""
+
+
+def zoo() -> tuple[State, dict[str, State]]:
+    """Large enough to be caught at work."""
+    base = {f"layer{i}": noise(50, 500, seed=i) for i in range(4)}
+    return base, {task: {name: near(w, seed) for name, w in base.items()} for seed, task in ((21, "a"), (22, "b"))}
+
+
+def stopped(forks: Forks, seconds: float, number: int, *job: str) -> int:
+    """Start a job, send it a signal after so long, and wait for its end."""
+    code, text = forks.run(*job, stop=(seconds, number))
+    assert code in {0, -number, 130}, text
+    return code
+
+
+def duration(forks: Forks, *job: str) -> float:
+    """How long a job takes when it is left alone: the shorter of two runs."""
+    taken = []
+    for _ in range(2):
+        began = time.perf_counter()
+        code, text = forks.run(*job)
+        assert code == 0, text
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "existing"),
+    [
+        (signal.SIGKILL, "zoo", False),
+        (signal.SIGKILL, "zoo.tall", True),
+        (signal.SIGINT, "zoo", True),
+        (signal.SIGINT, "zoo.tall", False),
+    ],
+)
+def test_a_pack_that_is_stopped_at_any_moment(number: int, name: str, existing: bool, tmp_path: Path, forks: Forks) -> None:
+    target = tmp_path / name
+    length = duration(forks, PACK, str(target))
+    whole = {name: data for name, data in bytes_of(target.parent).items() if name.startswith(target.name)}
+    for path in sorted(target.parent.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    if existing:
+        tallstore.pack({"w": noise(300)}, {"old": {"w": near(noise(300), 1)}}, target)
+    old = bytes_of(target.parent)
+    rng = random.Random(number)
+    ends = []
+    for moment in range(MOMENTS):
+        ends.append(stopped(forks, length * (moment + rng.random()) / MOMENTS, number, PACK, str(target)))
+        found = bytes_of(target.parent)
+        visible = {name: data for name, data in found.items() if not name.startswith(".")}
+        if ends[-1] == 0 or visible == whole:
+            assert visible == whole, "it was put in place whole, in one step"
+            old = whole
+        assert visible == old, "what was there is still there, to the bit"
+        if number == signal.SIGINT:
+            assert found == visible, "an interrupt clears up"
+    assert any(end != 0 for end in ends)
+    tallstore.pack(*zoo(), target, overwrite=True)
+    assert bytes_of(target.parent) == whole, "a second run does not stumble, and clears the litter away"
+    with tallstore.open(target) as opened:
+        opened.verify()
+
+
+def test_an_export_that_is_killed_at_any_moment(forks: Forks, tmp_path: Path) -> None:
+    tallstore.pack(*zoo(), tmp_path / "zoo.tall")
+    out = tmp_path / "out"
+    length = duration(forks, EXPORT, str(out), str(tmp_path / "zoo.tall"))
+    whole = bytes_of(out)
+    (out / "config.json").write_text("{}")
+    old = bytes_of(out)
+    for moment in range(MOMENTS):
+        stopped(forks, length * (moment + 0.5) / MOMENTS, signal.SIGKILL, EXPORT, str(out), str(tmp_path / "zoo.tall"))
+        assert bytes_of(out) in (old, whole)
+        old = bytes_of(out)
+    with tallstore.open(tmp_path / "zoo.tall") as opened:
+        opened.export("a", out, overwrite=True)
+    assert bytes_of(out) == whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "zoo.tall"]

@@ -1,0 +1,111 @@
+"""Who may import whom (design, section 7), and that importing the package is quick and loads no optional package."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import ROOT, child
+
+PACKAGE = ROOT / "tallstore"
+LOW = {"errors", "format"}
+MAY_IMPORT = {
+    "errors": set(),
+    "format": {"errors"},
+    "kernels": {"errors"},
+    "tensors": set(),
+    "codecs": {"errors", "format", "kernels"},
+    "recipes": {"errors", "kernels"},
+    "merging": {"errors", "kernels", "recipes"},
+    "stores": {"errors", "format"},
+    "checkpoints": {"errors", "format", "tensors"},
+}
+"""Besides themselves. What is not listed here may import all of these, but see the tests below."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).with_suffix("").parts[0], path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The full names of modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports within the package are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layers(path: Path) -> set[str]:
+    """The parts of the package that a file imports."""
+    found = {name.split(".")[1] for name in imported(path) if name.startswith("tallstore.")}
+    return found - {"_version", "__version__"}
+
+
+def test_the_table_is_of_this_package() -> None:
+    assert set(MAY_IMPORT) <= {layer for layer, _ in modules()}
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_lower_layers_import_only_what_is_below_them(layer: str) -> None:
+    for owner, path in modules():
+        if owner == layer:
+            assert layers(path) - MAY_IMPORT[layer] <= {layer}, path
+
+
+def test_the_format_knows_no_torch() -> None:
+    for owner, path in modules():
+        if owner in LOW:
+            assert not {name.split(".")[0] for name in imported(path)} & {"torch", "numpy", "safetensors"}, path
+
+
+def test_encoder_and_archive_do_not_know_each_other() -> None:
+    for owner, path in modules():
+        if owner == "encoder":
+            assert "archive" not in layers(path), path
+        if owner == "archive":
+            assert "encoder" not in layers(path), path
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for owner, path in modules():
+        if owner not in {"cli", "__main__"}:
+            assert "cli" not in layers(path), path
+
+
+def test_the_package_prints_nowhere_but_on_the_command_line() -> None:
+    for owner, path in modules():
+        if owner not in {"cli", "demo", "__main__"}:
+            calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+            assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in {"print", "input"}], path
+
+
+LOADED = """
+import json, sys
+import tallstore
+first = sorted(sys.modules)
+for name in tallstore.__all__:
+    getattr(tallstore, name)
+import tallstore.encoder, tallstore.archive, tallstore.checkpoints, tallstore.stores, tallstore.recipes, tallstore.merging
+print(json.dumps([first, sorted(sys.modules)]))
+"""
+
+
+def test_importing_loads_no_optional_package() -> None:
+    done = child(LOADED)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    first, everything = (set(names) for names in json.loads(done.stdout))
+    optional = {"huggingface_hub", "transformers", "sklearn", "rich", "typer", "click", "matplotlib", "triton", "yaml", "fsspec"}
+    # torch itself brings some of these in where they are installed; what counts is what we add to it.
+    with_torch = set(json.loads(child("import json, sys, torch; print(json.dumps(sorted(sys.modules)))").stdout))
+    assert not first & optional
+    assert "torch" not in first, "the bare import is quick"
+    assert not (everything - with_torch) & optional
+    assert "tallstore.cli" not in everything
