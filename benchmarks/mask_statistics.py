@@ -71,7 +71,8 @@ def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]]
     names = [f"task{n:02}" for n in range(tasks)]
     parts: dict[str, PartRecord] = {}
     with open_sink(path, overwrite=True) as sink:
-        values = (random.standard_normal(CHUNK) * 1e-3).astype(np.float32)
+        # Of one magnitude, so that no codec rounds a value to 0 and the expected profile is known.
+        values = (random.choice([-1e-3, 1e-3], CHUNK)).astype(np.float32)
         entries = {name: Entry(kind="vector", shape=shape) for name, shape in tensors.items()}
         vector = PartWriter(sink, "vector/0.safetensors", "vector", "0")
         fill(vector, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))

@@ -34,7 +34,7 @@ from safetensors.numpy import load_file
 import tallstore
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.spec.second_reader import Archive  # noqa: E402 - found by the line above
+from tests.spec.second_reader import Archive
 
 WEIGHTS = "model.safetensors"
 MAX_TOKENS = 32
@@ -125,8 +125,8 @@ def differing(zoo: tallstore.Zoo, task: str, original: Mapping[str, Array], deco
     """Tensors that are not, bit for bit, what they must be.
 
     Every tensor must be what a second reader makes of the archive, which was written from `spec/` alone with numpy.
-    Masked tensors must follow the formula from `zoo.base`, `vector`, `mask` and `scales` besides, kept ones be the base's
-    and those stored whole the original's.
+    Masked tensors must follow the formula from `zoo.base`, `vector`, `mask` and `scales` besides, kept ones be the
+    base's, and those stored whole the original's.
     """
     second = Archive(Path(zoo.url)).decode(task)
     wrong = set(second) ^ set(decoded) | set(original) ^ set(decoded)

@@ -86,6 +86,18 @@ def packed(base: Any, tasks: Mapping[str, Any], path: Path, **options: Any) -> I
         yield zoo
 
 
+def kinds(zoo: Zoo, task: str) -> dict[str, str]:
+    """How each tensor of a task is stored."""
+    return {name: facts.kind for name, facts in zoo.tensors(task).items()}
+
+
+def spoilt(tensor: Tensor, value: float, at: int = 7) -> Tensor:
+    """A copy with one element changed."""
+    out = tensor.clone()
+    out.view(-1)[at] = value
+    return out
+
+
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

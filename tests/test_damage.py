@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import bytes_of, near, raw, slots, tiny_base, write_folder
 
 import tallstore
 from tallstore.errors import ArchiveError, DamagedError, FormatError, NotAnArchiveError
-
-from support import bytes_of, near, raw, slots, tiny_base, write_folder
 
 Content = dict[str, dict[str, bytes]]
 
@@ -117,10 +116,17 @@ def test_every_bit_of_a_part_counts(folder: Path) -> None:
 
 
 def test_the_damaged_part_and_tensor_are_named(folder: Path) -> None:
-    for path in ("base/base.safetensors", "vector/0.safetensors", "tasks/a/mask.safetensors", "tasks/a/private.safetensors"):
+    for path in (
+        "base/base.safetensors",
+        "vector/0.safetensors",
+        "tasks/a/mask.safetensors",
+        "tasks/a/private.safetensors",
+    ):
         data = (folder / path).read_bytes()
         with tallstore.open(folder) as zoo:
-            needed = {facts.base for facts in zoo.tensors("a").values()} | set(slots(data)[1] if "tasks" in path else ())
+            needed = {facts.base for facts in zoo.tensors("a").values()} | set(
+                slots(data)[1] if "tasks" in path else ()
+            )
         for tensor, (start, _) in slots(data)[1].items():
             if tensor not in needed:
                 continue
@@ -136,7 +142,18 @@ def test_the_damaged_part_and_tensor_are_named(folder: Path) -> None:
 
 def test_a_truncated_file(file: Path, tmp_path: Path) -> None:
     data = file.read_bytes()
-    lengths = {0, 1, 21, 22, 23, len(data) - 1, len(data) - 22, len(data) - 23, *range(0, len(data), 997), *range(0, len(data), 64 * 11)}
+    lengths = {
+        0,
+        1,
+        21,
+        22,
+        23,
+        len(data) - 1,
+        len(data) - 22,
+        len(data) - 23,
+        *range(0, len(data), 997),
+        *range(0, len(data), 64 * 11),
+    }
     for length in sorted(lengths):
         (tmp_path / "bad.tall").write_bytes(data[:length])
         with pytest.raises(NotAnArchiveError, match=r"not a \.tall file, or cut off .* fetch or pack it again"):

@@ -36,13 +36,13 @@ def test_the_number_of_threads_changes_no_byte(
     monkeypatch.setattr(stream, "_CHUNK", 1 << 16)
     base, tasks = large_zoo()
     written = []
-    for count in (1, 2, 5):
+    for count in (1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         torch.set_num_threads(count)
         tallstore.pack(base, tasks, tmp_path / f"{count}.tall", recipe=recipe)
         assert torch.get_num_threads() == count
         written.append((tmp_path / f"{count}.tall").read_bytes())
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
 
 
 def test_the_number_of_threads_changes_no_decoded_bit(tmp_path: Path, small_chunks: int) -> None:

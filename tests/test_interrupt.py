@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from support import Forks, State, bytes_of, near, noise
 
 import tallstore
 
-from support import Forks, State, bytes_of, near, noise
-
-MOMENTS = 10
+MOMENTS = 6
 
 PACK = """
 import tallstore, torch, test_interrupt
@@ -60,7 +59,9 @@ def duration(forks: Forks, *job: str) -> float:
         (signal.SIGINT, "zoo.tall", False),
     ],
 )
-def test_a_pack_that_is_stopped_at_any_moment(number: int, name: str, existing: bool, tmp_path: Path, forks: Forks) -> None:
+def test_a_pack_that_is_stopped_at_any_moment(
+    number: int, name: str, existing: bool, tmp_path: Path, forks: Forks
+) -> None:
     target = tmp_path / name
     length = duration(forks, PACK, str(target))
     whole = {name: data for name, data in bytes_of(target.parent).items() if name.startswith(target.name)}

@@ -7,11 +7,10 @@ import re
 from importlib import metadata
 
 import pytest
+from support import ROOT
 
 import tallstore
 from tallstore import errors
-
-from support import ROOT
 
 
 def test_the_list_is_sorted_and_true() -> None:

@@ -194,7 +194,7 @@ tensors = st.tuples(shapes, st.sampled_from(FLOATS), st.sampled_from([0.0, 1e-6,
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(
     spec=st.lists(tensors, min_size=1, max_size=5),

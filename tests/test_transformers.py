@@ -77,9 +77,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path
     return folder / "base", tasks
 
 
-@pytest.mark.parametrize("recipe", ["solo", "fit"])
-def test_bert_classifiers(recipe: str, bert: tuple[Path, dict[str, Path]], target: Path) -> None:
+@pytest.mark.parametrize(("recipe", "name"), [("solo", "zoo.tall"), ("fit", "zoo")])
+def test_bert_classifiers(recipe: str, name: str, bert: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     base, tasks = bert
+    target = tmp_path / name
     report = tallstore.pack(base, tasks, target, recipe=recipe)
     words = torch.arange(20).reshape(2, 10)
     kind = transformers.BertForSequenceClassification
@@ -97,8 +98,8 @@ def test_bert_classifiers(recipe: str, bert: tuple[Path, dict[str, Path]], targe
                 assert logits.shape == (2, int(task.removeprefix("labels")))
                 moved = (logits - original(words).logits).norm() / original(words).logits.norm()
             assert moved < 0.5
-            for name in ("classifier.weight", "classifier.bias"):
-                assert same_bits(state[name], load_file(folder / "model.safetensors")[name]), "heads are exact"
+            for head in ("classifier.weight", "classifier.bias"):
+                assert same_bits(state[head], load_file(folder / "model.safetensors")[head]), "heads are exact"
             assert report.tasks[task].missing == ()
             assert 0 < report.tasks[task].relative_error < 1
             assert load(transformers.AutoModelForSequenceClassification, out).config.num_labels == logits.shape[1]
@@ -150,14 +151,14 @@ def test_vit_classifiers(tmp_path: Path) -> None:
     image = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
     kind = transformers.ViTForImageClassification
     with tallstore.open(tmp_path / "zoo.tall") as zoo:
-        for task in tasks:
+        for task, folder in tasks.items():
             out = zoo.export(task, tmp_path / "out" / task)
             state = zoo.state_dict(task)
             # What transformers saves has older names than its module: only its own loader brings them together.
             twin = tmp_path / "twin" / task
             twin.mkdir(parents=True)
             save_file(state, twin / "model.safetensors", {"format": "pt"})
-            (twin / "config.json").write_bytes((tasks[task] / "config.json").read_bytes())
+            (twin / "config.json").write_bytes((folder / "config.json").read_bytes())
             model, wanted = load(kind, out), load(kind, twin)
             assert_same(model.state_dict(), wanted.state_dict())
             with torch.no_grad():

@@ -11,9 +11,20 @@ import json
 import shutil
 from pathlib import Path
 
-from making import build, invalid, invalid_codes, invalid_containers, invalid_manifests, valid
+from making import (
+    build,
+    invalid,
+    invalid_codes,
+    invalid_containers,
+    invalid_manifests,
+    valid,
+    valid_archives,
+    valid_codes,
+)
 
 HERE = Path(__file__).resolve().parent
+REGISTERED_BY = (valid_archives, valid_codes)
+"""The modules whose import registers the valid vectors."""
 
 
 def write_json(path: Path, value: object) -> None:
@@ -24,7 +35,8 @@ def write_json(path: Path, value: object) -> None:
 
 def write_valid(root: Path) -> None:
     """Archives, what they decode to, and what they are about."""
-    for name, make in valid.CASES.items():
+    abouts = {}
+    for name, make in sorted(valid.CASES.items()):
         case = make()
         files = case.archive.build()
         if case.file:
@@ -36,7 +48,8 @@ def write_valid(root: Path) -> None:
                 build.write_safetensors(tensors, root / name / folder / f"{task}.safetensors")
         if case.given is not None:
             build.write_safetensors(case.given, root / name / "base.safetensors")
-        write_json(root / name / "about.json", {"about": case.about})
+        abouts[name] = case.about
+    write_json(root.parent / "valid.json", abouts)
 
 
 def write_invalid(root: Path) -> None:
@@ -68,8 +81,8 @@ def write_sums(root: Path) -> None:
 if __name__ == "__main__":
     for part in ("valid", "invalid"):
         shutil.rmtree(HERE / part, ignore_errors=True)
-    for maker in (invalid_manifests, invalid_containers, invalid_codes):
-        maker.make()
+    for module in (invalid_manifests, invalid_containers, invalid_codes):
+        module.make()
     write_valid(HERE / "valid")
     write_invalid(HERE / "invalid")
     write_sums(HERE)

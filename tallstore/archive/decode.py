@@ -29,7 +29,7 @@ from tallstore.errors import (
     NoSuchTensorError,
     WrongBaseError,
 )
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import Coded, Entry
 from tallstore.kernels import cpu
@@ -69,20 +69,13 @@ class Decoder:
     def tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Decode tensors of a task: fresh CPU tensors, tied ones sharing memory."""
         places = self.task(task)
-        out: dict[str, Tensor] = {}
-        ties: dict[str, str] = {}
-        jobs: list[Job] = []
-        for name in names:
-            entry = places[name].entry
-            if entry.kind == "tied":
-                ties[name] = self._tied(task, name)
-                continue
-            out[name] = empty(str(entry.dtype), entry.numel)
-            jobs += self._jobs(task, name, out[name])
-        for target in set(ties.values()) - set(out):
-            out[target] = empty(str(places[target].entry.dtype), places[target].entry.numel)
-            jobs += self._jobs(task, target, out[target])
-        self._run(jobs)
+        names = list(names)
+        ties = {name: self._tied(task, name) for name in names if places[name].entry.kind == "tied"}
+        own = dict.fromkeys(ties.get(name, name) for name in names)
+        for name in own:
+            self._check(task, name)
+        out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
+        self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
         return {name: shaped[ties.get(name, name)] for name in names}
 
@@ -292,6 +285,10 @@ class Decoder:
             fits = bool(shape and facts.shape) and facts.shape[1:] == shape[1:] and entry.rows <= facts.shape[0]
         if not fits:
             raise FormatError(f"{where}: shape {list(shape)} does not come from the base's {list(facts.shape)}")
+        if not {facts.dtype, str(entry.dtype)} <= set(MASKABLE) and (entry.kind, entry.dtype) != ("base", facts.dtype):
+            raise FormatError(
+                f"{where}: a {entry.kind} entry of {entry.dtype} cannot come from the base's {facts.dtype}"
+            )
         return str(entry.base)
 
     def _check_vector(self, place: Place, name: str) -> None:
@@ -407,7 +404,36 @@ class Decoder:
             if place.entry.kind == "tied":
                 self._tied(task, name)
             else:
-                self._jobs(task, name, torch.empty(place.entry.numel, dtype=torch.uint8, device="meta"))
+                self._check(task, name)
+
+    def check_codes(self, task: str) -> None:
+        """Read and decode every chunk of a task's own parts, one at a time, and put nothing together."""
+        for part in ("mask", "private", "exact"):
+            for name, place in self.task(task, part).items():
+                if place.entry.coded is not None:
+                    self._check_chunks(place, name)
+
+    def check_vector(self, group: str) -> None:
+        """Read and decode every chunk of a group's vector."""
+        for name, place in self.vectors(group).items():
+            self._check_vector(place, name)
+            self._check_chunks(place, name)
+
+    def _check_chunks(self, place: Place, name: str) -> None:
+        kind, size = place.entry.kind, _coded(place).chunk
+        for index in range(len(_coded(place).chunks)):
+            n = min(size, place.entry.covered - index * size)
+            if kind in cpu.SYMBOL_BITS:
+                self._symbol_chunk(place, index, n, name)
+            elif kind in {"vector", "delta"}:
+                self._vector_chunk(place, index, n, name)
+            else:
+                self._whole_chunk(place, index, name, empty(str(place.entry.dtype), n))
+
+    def _check(self, task: str, name: str) -> None:
+        """Raise for an entry that does not fit the archive, before memory is taken for it."""
+        entry = self.task(task)[name].entry
+        self._jobs(task, name, torch.empty(entry.numel, dtype=TORCH[str(entry.dtype)], device="meta"))
 
 
 def base_needed(url: str, manifest: Manifest) -> str:

@@ -94,6 +94,14 @@ class Reader:
             at += length
         return found
 
+    def check_padding(self, path: str) -> None:
+        """Raise FormatError for a byte behind a tensor's coded bytes that is not zero."""
+        header = self.header(path)
+        for name, start in header.offsets.items():
+            coded = header.entries[name].coded
+            if coded is not None and any(self.store.read(path, start + coded.size, coded.padded - coded.size)):
+                raise FormatError(f"{self.where(path)}: tensor {name!r}: bytes behind it are not zero")
+
     def file(self, path: str) -> bytes:
         """A small file, checked against the manifest's hash."""
         record = self.manifest.parts[path]

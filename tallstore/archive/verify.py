@@ -71,9 +71,12 @@ def verify_archive(
         if digest.hexdigest() != record.sha256:
             raise DamagedError(f"{reader.where(path)}: damaged (sha256 differs); fetch or pack it again")
         if record.header_size is not None:
-            reader.header(path)
+            reader.check_padding(path)
+    for group in manifest.groups:
+        decoder.check_vector(group.id)
     for task in manifest.tasks:
         decoder.check(task)
+        decoder.check_codes(task)
     unlisted = tuple(
         path
         for path in reader.store.paths()

@@ -163,9 +163,7 @@ def _decoded_mask(base: Tensor, row: Row, vector: Tensor, marks: Bytes, scale: f
     return out
 
 
-def tiles(
-    base: Tensor, rows: Sequence[Row], device: torch.device, tensor: str, size: int = TILE
-) -> Iterator[Tile]:
+def tiles(base: Tensor, rows: Sequence[Row], device: torch.device, tensor: str, size: int = TILE) -> Iterator[Tile]:
     """The chunk's tiles, in order: runs of at most `size` parameters that the same tasks have."""
     for a, b in _spans(len(base), rows, size):
         yield _tile(base, rows, a, b, device, tensor)

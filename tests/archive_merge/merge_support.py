@@ -63,7 +63,9 @@ def summed(zoo: Zoo, recipe: str, name: str, rows: list[np.ndarray]) -> np.ndarr
     """Στ of one tensor: v where the recipe says so, else the decoded task vectors, one after the other."""
     kinds = {zoo.tensors(task)[name].kind for task in zoo.tasks}
     if recipe in SUM_IN_VECTOR and kinds <= {"binary", "signed", "base"}:
-        return to_numpy(zoo.vector(name.removeprefix("body."))).astype(rows[0].dtype) * rows[0].dtype.type(SUM_IN_VECTOR[recipe])
+        return to_numpy(zoo.vector(name.removeprefix("body."))).astype(rows[0].dtype) * rows[0].dtype.type(
+            SUM_IN_VECTOR[recipe]
+        )
     total = np.zeros_like(rows[0])
     for row in rows:
         total = total + row

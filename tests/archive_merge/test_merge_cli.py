@@ -41,11 +41,28 @@ def test_merge(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "head.weight: each task's own" in out
 
 
-def test_merge_as_json(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "scores_of_test.py").write_text("def score(state, task):\n    return -float(state['body.fc.bias'].norm())\n")
+def test_merge_as_json(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scores_of_test.py").write_text(
+        "def score(state, task):\n    return -float(state['body.fc.bias'].norm())\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    words = ("merge", archive, "-o", "m", "--method", "ties", "--task", "c", "--task", "a", "--evaluate", "scores_of_test:score")
+    words = (
+        "merge",
+        archive,
+        "-o",
+        "m",
+        "--method",
+        "ties",
+        "--task",
+        "c",
+        "--task",
+        "a",
+        "--evaluate",
+        "scores_of_test:score",
+    )
     code, out, _ = run(capsys, *words, "--json")
     report = json.loads(out)
     assert code == 0

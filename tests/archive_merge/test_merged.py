@@ -39,7 +39,9 @@ def golden_zoo(name: str) -> tuple[State, dict[str, State], dict[str, np.ndarray
 def test_consensus_of_an_archive_is_the_references(name: str, tmp_path: Path) -> None:
     base, tasks, golden = golden_zoo(name)
     n = len(base["w"])
-    with packed(base, tasks, tmp_path / "z", recipe="tall", lam=0.6, vector="f32", mask="bits", allow_distant=True) as zoo:
+    with packed(
+        base, tasks, tmp_path / "z", recipe="tall", lam=0.6, vector="f32", mask="bits", allow_distant=True
+    ) as zoo:
         for k in range(len(tasks) + 2):
             agreed = np.unpackbits(golden[f"consensus/{k}"], count=n, bitorder="little")
             found = zoo.merged("consensus", k=k, alpha=0.4)
@@ -61,7 +63,9 @@ def test_ties_of_an_archive_that_stores_it_is_the_references(name: str, tmp_path
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_every_recipes_archive_merges_by_the_formula(recipe: str, dtype: torch.dtype, tmp_path: Path, small_chunks: int) -> None:
+def test_every_recipes_archive_merges_by_the_formula(
+    recipe: str, dtype: torch.dtype, tmp_path: Path, small_chunks: int
+) -> None:
     base, tasks = zoo_with_heads(dtype)
     base["big"] = noise(60, 50, seed=50, dtype=dtype)
     for n, state in enumerate(tasks.values()):
@@ -101,7 +105,9 @@ def test_solo_merges_masks_and_deltas_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["arithmetic", "ties", "consensus"])
 @pytest.mark.parametrize("recipe", ["solo", "tall"])
-def test_threads_and_chunks_change_nothing(method: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_chunks_change_nothing(
+    method: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, tasks = tiny_zoo(4)
     found = []
     for n, chunk in enumerate((1 << 20, 1024) if recipe == "tall" else (1024,)):
@@ -208,8 +214,13 @@ def test_what_cannot_be_computed_with_is_not_merged(tmp_path: Path) -> None:
     with packed(base, tasks, tmp_path / "z", recipe="tall", vector="f32") as zoo:
         found = zoo.merged("arithmetic", alpha=1.0)
         assert all(bool(tensor.isfinite().all()) for tensor in found.values())
-        assert [note.split(" is not")[0] for note in found.report.notes] == ["b: tensor 'fc.weight'", "b: tensor 'fc.bias'"]
-        wanted = base["fc.bias"] + ((tasks["a"]["fc.bias"] - base["fc.bias"]) + (tasks["c"]["fc.bias"] - base["fc.bias"]))
+        assert [note.split(" is not")[0] for note in found.report.notes] == [
+            "b: tensor 'fc.weight'",
+            "b: tensor 'fc.bias'",
+        ]
+        wanted = base["fc.bias"] + (
+            (tasks["a"]["fc.bias"] - base["fc.bias"]) + (tasks["c"]["fc.bias"] - base["fc.bias"])
+        )
         assert torch.allclose(found["fc.bias"], wanted)
 
 
@@ -366,7 +377,9 @@ def test_tasks_that_there_are_not(tmp_path: Path) -> None:
 
 def folders(tmp_path: Path) -> tuple[Path, dict[str, Path]]:
     base, tasks = zoo_with_heads()
-    made = {task: write_folder(tmp_path / task, state, labels=len(state["head.weight"])) for task, state in tasks.items()}
+    made = {
+        task: write_folder(tmp_path / task, state, labels=len(state["head.weight"])) for task, state in tasks.items()
+    }
     for folder in made.values():
         (folder / "tokenizer.json").write_text("{}")
     return write_folder(tmp_path / "base", base), made

@@ -154,7 +154,7 @@ def test_a_grid_that_makes_no_sense(grid: object) -> None:
 def test_the_table_is_closed_and_begins_with_the_default() -> None:
     assert list(RECIPES) == ["solo", "fit", "tall", "ties", "mean", "emr"]
     assert all(recipe.id == name for name, recipe in RECIPES.items())
-    with pytest.raises(OptionError, match="no recipe 'magic'; there are 'emr', 'fit', 'mean', 'tall', 'ties'"):
+    with pytest.raises(OptionError, match="no recipe 'magic'; there are 'solo', 'fit', 'tall', 'ties', 'mean', 'emr'"):
         make_recipe("magic")
     with pytest.raises(OptionError, match="no option 'lam'; it has 'kind'"):
         make_recipe("fit", lam=0.4)

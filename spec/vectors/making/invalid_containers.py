@@ -382,6 +382,11 @@ def _links() -> None:
         tied("base-tied-in-a-ring"),
         vector(ones, (8,)),
     )
+    integers = Tensor("I64", (8,), bytes(64))
+    archive.base["integers"], bases["integers"] = integers, whole(integers)
+    vectors["integers"] = vector(ones, (8,))
+    put("integers-masked", "a mask on a base tensor of integers", "I64", masked(base="integers"))
+    put("integers-converted", "a base tensor of integers as floats", "I64", kept("F32", (8,), "integers"))
     put("codec-unknown", "an unknown codec", "lzma", masked(codec="lzma"), "CodecError")
     put("codec-of-another-family", "a whole codec for a mask", "raw", masked(codec="raw"), "CodecError")
     put("codec-a-module", "a codec named as a module", "os:system", masked(codec="os:system"), "CodecError")

@@ -13,6 +13,11 @@ from .numbers import floats
 FILE = "tasks/a/files/x"
 
 
+def empty() -> Archive:
+    """A task without parts: the least that a manifest can hold."""
+    return Archive(groups=[("0", ["a"], {})], tasks={"a": {"mask": {}}})
+
+
 def alone(archive: Archive) -> Files:
     """A folder that holds nothing but a manifest: no reader gets further."""
     return {"tall.json": archive.build()["tall.json"]}
@@ -20,25 +25,26 @@ def alone(archive: Archive) -> Files:
 
 def edited(spoil: Callable[[Facts], Any], archive: Archive | None = None) -> Files:
     """A manifest changed before its hash is taken."""
-    archive = archive or bare()
+    archive = archive or empty()
     archive.on_manifest = lambda facts: spoil(facts) and None
     return alone(archive)
 
 
 def ending(text: bytes) -> Files:
     """A manifest that ends otherwise, its hash taken after that."""
-    archive = bare()
+    archive = empty()
     made: list[Facts] = []
     archive.on_manifest = lambda facts: made.append(copy.deepcopy(facts))
     archive.build()
     return {"tall.json": signed(dumps(made[0])[:-1] + text)}
 
 
-def with_base(spoil: Callable[[Facts], Any]) -> Files:
-    """A manifest with a base, its tensors `w` or all of it changed, and its identity taken after that."""
-    archive = bare()
-    archive.base = {"w": floats("F32", [1.0])}
-    archive.base_parts = {"base/b": Part("base", "", {})}
+def with_base(spoil: Callable[[Facts], Any], storage: str) -> Files:
+    """A manifest with a base, its tensor `w` or all of it changed, and its identity taken after that."""
+    archive = empty()
+    archive.base, archive.storage = {"w": floats("F32", [1.0])}, storage
+    if storage == "embed":
+        archive.base_parts = {"base/b": Part("base", "", {})}
 
     def both(facts: Facts) -> None:
         spoil(facts["base"])
@@ -55,10 +61,10 @@ def _json() -> None:
             "json-cut-off",
             "the manifest's second half is missing",
             "JSON",
-            {"tall.json": alone(bare())["tall.json"][:300]},
+            {"tall.json": alone(empty())["tall.json"][:300]},
         ),
         ("json-trailing", "something behind the manifest", "JSON", ending(b"}{}")),
-        ("json-bom", "a byte order mark", "JSON", {"tall.json": b"\xef\xbb\xbf" + alone(bare())["tall.json"]}),
+        ("json-bom", "a byte order mark", "JSON", {"tall.json": b"\xef\xbb\xbf" + alone(empty())["tall.json"]}),
         ("json-not-utf8", "a byte that is not UTF-8", "JSON", ending(b',"x":"\xff"}')),
         ("json-half-a-pair", "half a surrogate pair", "JSON", ending(b',"x":"\\ud800"}')),
         ("json-doubled-key", "a member twice", "twice", ending(b',"parts":{}}')),
@@ -74,7 +80,7 @@ def _json() -> None:
 
 def _hash_late() -> Files:
     made: list[Facts] = []
-    archive = bare()
+    archive = empty()
     archive.on_manifest = lambda facts: made.append(copy.deepcopy(facts))
     archive.build()
     facts = made[0]
@@ -88,7 +94,7 @@ def _header() -> None:
     files = bare().build()
     del files["tall.json"]
     add("manifest-missing-in-file", "a zip without tall.json", "NotAnArchiveError", "open", "tall.json", files)
-    flipped = alone(bare())["tall.json"].replace(b'"0"', b'"1"')
+    flipped = alone(empty())["tall.json"].replace(b'"0"', b'"1"')
     for name, about, error, mentions, files_ in (
         (
             "manifest-other-format",
@@ -118,7 +124,7 @@ def _renamed(path: str) -> Files:
         facts["parts"][path] = facts["parts"].pop(MASK)
         facts["tasks"]["a"]["parts"]["mask"] = [path]
 
-    return edited(rename)
+    return edited(rename, bare())
 
 
 def _listed(*paths: str) -> Files:
@@ -133,15 +139,18 @@ def _paths() -> None:
         ("path-backslash", "backslashes", "tasks\\a\\mask.safetensors"),
         ("path-drive", "a drive", "C:/tasks/a/mask.safetensors"),
         ("path-device", "a device of Windows", "tasks/a/NUL.safetensors"),
-        ("path-git", "a version control system's own folder", "tasks/a/.Git/hooks"),
-        ("path-not-normal", "not in normal form C", "tasks/a/e\u0301.safetensors"),
-        ("path-control", "a control character", "tasks/a/mask\n.safetensors"),
-        ("path-direction", "a character that turns the direction of text", "tasks/a/\u202etxt.safetensors"),
-        ("path-space", "a space at a segment's end", "tasks/a/mask.safetensors "),
-        ("path-dot-at-end", "a dot at a segment's end", "tasks/a/mask."),
-        ("path-long", "a path of 1,025 bytes", "tasks/a/" + "m/" * 508 + "m"),
     ):
         add(name, about, "FormatError", "open", "path", _renamed(path))
+    for name, about, path in (
+        ("path-git", "a version control system's own folder", "common/.Git/hooks"),
+        ("path-not-normal", "not in normal form C", "common/e\u0301"),
+        ("path-control", "a control character", "common/x\n"),
+        ("path-direction", "a character that turns the direction of text", "common/\u202etxt"),
+        ("path-space", "a space at a segment's end", "common/x "),
+        ("path-dot-at-end", "a dot at a segment's end", "common/x."),
+        ("path-long", "a path of 1,025 bytes", "common/" + "m/" * 508 + "mm"),
+    ):
+        add(name, about, "FormatError", "open", "path", _listed(path))
     for name, about, paths, mentions in (
         ("path-empty", "an empty path", ("",), "path"),
         ("paths-letter-case", "two paths that differ in letter case", ("common/a.txt", "common/A.txt"), "twice"),
@@ -159,12 +168,13 @@ def _files() -> None:
         ("file-names-collide", "two names in letter case", {"a": FILE, "A": FILE}, "twice"),
         ("file-of-another-task", "a file of another task", {"x": "tasks/b/files/x"}, "tasks/b"),
         ("file-unlisted", "a file that the manifest does not list", {"x": "common/y"}, "common/y"),
-        ("file-a-part", "a part as a small file", {"x": MASK}, "mask"),
+        ("file-of-the-base", "a file in the base's folder", {"x": "base/x"}, "base/x"),
     ):
-        archive = bare()
-        archive.files, archive.task_files = {FILE: b"", "tasks/b/files/x": b""}, {"a": table}
+        archive = empty()
+        archive.files, archive.task_files = dict.fromkeys(table.values(), b""), {"a": table}
+        archive.files.pop("common/y", None)
         add(name, about, "FormatError", "open", mentions, alone(archive))
-    archive = bare()
+    archive = empty()
     archive.files, archive.task_files = {FILE: b""}, {"a": {"x": FILE}}
     made = edited(lambda m: m["parts"][FILE].update(size=(1 << 28) + 1), archive)
     add("file-over-cap", "a small file of 256 MiB and a byte", "FormatError", "open", "cap", made)
@@ -172,12 +182,8 @@ def _files() -> None:
 
 def _named(*tasks: str) -> Files:
     def rename(facts: Facts) -> None:
-        one, record = facts["tasks"].pop("a"), facts["parts"].pop(MASK)
+        facts["tasks"] = dict.fromkeys(tasks, facts["tasks"]["a"])
         facts["groups"][0]["tasks"] = list(tasks)
-        for number, task in enumerate(tasks):
-            path = f"tasks/{task or 'a'}/mask{number}.safetensors".replace("..", "")
-            facts["tasks"][task] = one | {"parts": {"mask": [path]}}
-            facts["parts"][path] = record
 
     return edited(rename)
 
@@ -216,7 +222,8 @@ def _structure() -> None:
         ("base-identity-wrong", "an identity of other tensors", "identity",
          lambda m: m["base"].update(identity="0" * 63 + "1")),
     ):  # fmt: skip
-        add(name, about, "FormatError", "open", mentions, edited(spoil))
+        archive = bare() if name.startswith("part-") else empty()
+        add(name, about, "FormatError", "open", mentions, edited(spoil, archive))
 
 
 def _base() -> None:
@@ -237,7 +244,8 @@ def _base() -> None:
         ("base-name-control", "a control character in a tensor name", "control", lambda b: _rename(b, "w\0")),
         ("base-name-long", "a tensor name of 1,025 bytes", "longer", lambda b: _rename(b, "w" * 1025)),
     ):  # fmt: skip
-        add(name, about, "FormatError", "open", mentions, with_base(spoil))
+        storage = "embed" if mentions in {"parts", "storage"} else "reference"
+        add(name, about, "FormatError", "open", mentions, with_base(spoil, storage))
 
 
 def _rename(base: Facts, name: str) -> None:
