@@ -141,6 +141,16 @@ class Decoder:
             self._run([partial(job, index) for index in range(len(_coded(place).chunks))])
         return out.reshape(facts.shape)
 
+    def delta(self, task: str, name: str) -> Tensor:
+        """A task's own quantized task vector: float32 in the tensor's shape; 0 where rows are its own."""
+        place = self.task(task)[name]
+        entry, size = place.entry, _coded(place).chunk
+        out = torch.zeros(entry.numel, dtype=torch.float32)
+        for index in range(len(_coded(place).chunks)):
+            n = min(size, entry.covered - index * size)
+            out[index * size : index * size + n] = torch.from_numpy(self._delta_chunk(place, index, n, name))
+        return out.reshape(entry.shape or ())
+
     def symbols(self, task: str, name: str) -> Tensor:
         """A task's mask for a tensor: uint8 symbols in the tensor's shape; 0 where rows are its own."""
         place = self.task(task)[name]

@@ -311,6 +311,16 @@ class Zoo:
         """
         return self._decoder.vector_tensor(group or self._manifest.groups[0].id, self._base_name(name))
 
+    def delta(self, task: str, name: str) -> Tensor:
+        """A task's own quantized task vector, for a tensor of kind `delta`: float32, in the tensor's shape.
+
+        The decoder computes round(f32(θ0) + δ) from it. Raises NoSuchTensorError for a tensor of another kind.
+        """
+        entry = self._places(task)[self._known(task, name)].entry
+        if entry.kind != "delta":
+            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no delta: it is {entry.kind}")
+        return self._decoder.delta(task, name)
+
     def scales(self, task: str, name: str) -> Tensor:
         """The scale s of every element of a task's tensor: float32, in the tensor's shape; 1 where there is none."""
         entry = self._places(task)[self._known(task, name)].entry

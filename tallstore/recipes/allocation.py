@@ -107,7 +107,7 @@ class Choice:
 
 
 def choices(found: Magnitudes) -> list[Choice]:
-    """Every precision on offer, with its cost and harm."""
+    """The precisions on offer, with cost and harm: those that are the best for some price of a bit."""
     tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((found.counts * _MIDDLE)[::-1])[::-1], [0.0]])
     moved, energy, rms = found.moved, found.energy, found.rms
@@ -119,7 +119,25 @@ def choices(found: Magnitudes) -> list[Choice]:
         if counts.sum() < _FEWEST or (len(ladder) > 1 and (counts > 0).sum() < 2):
             continue
         offered.append(_choice(moved, energy, tuple(float(_EDGES[i]) for i in at[:-1]), counts, totals))
-    return offered
+    return _hull(offered)
+
+
+def _hull(offered: Sequence[Choice]) -> list[Choice]:
+    """The lower convex hull of harm over bits, by rising bits. Whatever λ is, the best choice lies on it."""
+    hull: list[Choice] = []
+    for choice in sorted(offered, key=lambda c: (c.bits, c.harm)):
+        if hull and choice.harm >= hull[-1].harm:
+            continue
+        while len(hull) > 1 and _above(hull[-2], hull[-1], choice):
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def _above(left: Choice, middle: Choice, right: Choice) -> bool:
+    """Whether `middle` lies on or above the line from `left` to `right`."""
+    rise = (right.harm - left.harm) * (middle.bits - left.bits)
+    return (middle.harm - left.harm) * (right.bits - left.bits) >= rise
 
 
 def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:

@@ -60,15 +60,12 @@ class Solo(Recipe):
         """One: a histogram of magnitudes for every task and tensor."""
         return (_Histograms(self),)
 
-    def settle(self, found: Mapping[Key, Magnitudes]) -> None:
-        """Choose a precision for every task and tensor."""
-        offers = {key: _offers(counted) for key, counted in found.items() if counted.moved}
-        weights = {key: found[key].weight for key in offers}
+    def settle(self, offers: Mapping[Key, Sequence[Choice]], weights: Mapping[Key, float], moved: float) -> None:
+        """Choose a precision for every task and tensor; `moved` is how many parameters did in all."""
         if self.bits is None:
-            budget = self.rate * sum(counted.moved for counted in found.values())
+            budget = self.rate * moved
         else:
-            headers = ENTRY_BITS * len(offers)
-            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - headers
+            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(offers)
         self._chosen = allocate(offers, weights, budget)
 
     def vector(self, tile: Tile) -> Tensor:
@@ -99,11 +96,14 @@ class Solo(Recipe):
 
 
 class _Histograms(Statistic):
-    """Magnitudes by task and tensor."""
+    """Magnitudes by task and tensor; of a tensor that is done, only what can be chosen for it is kept."""
 
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
         self._found: dict[Key, Magnitudes] = {}
+        self._offers: dict[Key, list[Choice]] = {}
+        self._weights: dict[Key, float] = {}
+        self._moved = 0.0
 
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
         base = tile.base.to(torch.float32).cpu().numpy()
@@ -111,17 +111,26 @@ class _Histograms(Statistic):
         return [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
 
     def update(self, tile: list[tuple[Key, Magnitudes]]) -> None:
+        if tile and self._found and next(iter(self._found))[1] != tile[0][0][1]:
+            self._close()
         for key, counted in tile:
             self._found.setdefault(key, Magnitudes()).add(counted)
 
     def finish(self) -> None:
-        self._recipe.settle(self._found)
+        self._close()
+        self._recipe.settle(self._offers, self._weights, self._moved)
+
+    def _close(self) -> None:
+        for key, counted in self._found.items():
+            if counted.moved:
+                self._offers[key], self._weights[key] = _offers(counted), counted.weight
+                self._moved += counted.moved
         self._found.clear()
 
 
 def _offers(found: Magnitudes) -> list[Choice]:
     every = choices(found)
-    if found.moved >= _FINE:
+    if found.moved >= _FINE and every:
         return every
     fine = [choice for choice in every if len(choice.bounds) > 1]
     return [min(fine, key=lambda choice: abs(choice.bounds[0] - _FINE_BOUND * found.rms))] if fine else [_signs(found)]

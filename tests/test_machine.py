@@ -1,0 +1,145 @@
+"""Any sequence of packing, failing, overwriting, reading and damaging leaves what a simple model of it says."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import State, leftovers, near, noise, raw, same_bits
+
+import tallstore
+from tallstore.errors import DamagedError, OutputExistsError
+
+NAMES = ("one", "two.tall")
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(*_: object) -> None:
+    raise Stop
+
+
+class Shelf(RuleBasedStateMachine):
+    """A folder with up to two archives. The model: for each, the tasks it was packed with, or that it is damaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.held: dict[str, dict[str, State]] = {}
+        self.damaged: set[str] = set()
+        self.open: dict[str, tuple[tallstore.Zoo, dict[str, State]]] = {}
+        self.base: State = {}
+
+    def teardown(self) -> None:
+        for zoo, _ in self.open.values():
+            zoo.close()
+        shutil.rmtree(self.root)
+
+    @initialize(rows=st.integers(1, 40))
+    def begin(self, rows: int) -> None:
+        self.base = {"w": noise(rows, 30, seed=1), "b": noise(rows, seed=2), "e": noise(300, seed=3)}
+
+    def tasks(self, seed: int, count: int) -> dict[str, State]:
+        return {
+            f"t{i}": {name: near(t, seed + 10 * i) for name, t in self.base.items()} | {"head": noise(3, seed=seed + i)}
+            for i in range(count)
+        }
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        seed=st.integers(0, 99),
+        count=st.integers(1, 3),
+        overwrite=st.booleans(),
+        recipe=st.sampled_from(["fit", "solo", "emr"]),
+    )
+    def pack(self, name: str, seed: int, count: int, overwrite: bool, recipe: str) -> None:
+        tasks = self.tasks(seed, count)
+        if name in self.held and not overwrite:
+            with pytest.raises(OutputExistsError):
+                tallstore.pack(self.base, tasks, self.root / name, recipe=recipe)
+            return
+        tallstore.pack(self.base, tasks, self.root / name, recipe=recipe, overwrite=overwrite, exact="all")
+        self.held[name] = tasks
+        self.damaged.discard(name)
+
+    @rule(name=st.sampled_from(NAMES), seed=st.integers(0, 99))
+    def fail_to_pack(self, name: str, seed: int) -> None:
+        with pytest.raises(Stop):
+            tallstore.pack(self.base, self.tasks(seed, 2), self.root / name, overwrite=True, progress=stop)
+
+    @precondition(lambda self: set(self.held) - self.damaged)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(set(self.held) - self.damaged)))
+        with tallstore.open(self.root / name, mapped=data.draw(st.booleans())) as zoo:
+            assert set(zoo.tasks) == set(self.held[name])
+            task = data.draw(st.sampled_from(zoo.tasks))
+            for tensor, original in self.held[name][task].items():
+                assert same_bits(zoo.state_dict(task, names=[tensor], exact=True)[tensor], original)
+            zoo.verify()
+
+    @precondition(lambda self: set(self.held) - self.damaged - set(self.open))
+    @rule(data=st.data())
+    def open_and_keep(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(set(self.held) - self.damaged - set(self.open))))
+        zoo = tallstore.open(self.root / name)
+        for task in zoo.tasks:
+            zoo.state_dict(task)
+        self.open[name] = zoo, self.held[name]
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def read_what_is_open(self, data: st.DataObject) -> None:
+        """What was open before it was overwritten is still itself."""
+        name = data.draw(st.sampled_from(sorted(self.open)))
+        zoo, tasks = self.open.pop(name)
+        with zoo:
+            for task, state in tasks.items():
+                assert same_bits(zoo.state_dict(task)["head"], state["head"])
+
+    @precondition(lambda self: "one" in self.held and "one" not in self.damaged and "one" not in self.open)
+    @rule(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+    def damage(self, where: float, bit: int) -> None:
+        """Flip a bit of the folder: rename, so that nobody who has it open sees it change."""
+        parts = sorted((self.root / "one").rglob("*.safetensors"))
+        part = parts[int(where * len(parts))]
+        data = bytearray(part.read_bytes())
+        data[int(where * len(data))] ^= 1 << bit
+        part.unlink()
+        part.write_bytes(data)
+        self.damaged.add("one")
+
+    @precondition(lambda self: self.damaged)
+    @rule()
+    def find_damage(self) -> None:
+        with tallstore.open(self.root / "one") as zoo, pytest.raises(DamagedError):
+            zoo.verify()
+
+    @precondition(lambda self: set(self.held) - self.damaged)
+    @rule(data=st.data())
+    def export_and_pack_again(self, data: st.DataObject) -> None:
+        """An exported task is a checkpoint like any other: packed again, its weights are the base's and a mask's."""
+        name = data.draw(st.sampled_from(sorted(set(self.held) - self.damaged)))
+        with tempfile.TemporaryDirectory() as scratch, tallstore.open(self.root / name) as zoo:
+            task = zoo.tasks[0]
+            out = zoo.export(task, Path(scratch) / "out")
+            tallstore.pack(self.base, {"again": out}, Path(scratch) / "again.tall", exact="all")
+            with tallstore.open(Path(scratch) / "again.tall") as again:
+                found = again.state_dict("again", exact=True)
+            wanted = zoo.state_dict(task)
+        assert {n: raw(t).tobytes() for n, t in found.items()} == {n: raw(t).tobytes() for n, t in wanted.items()}
+
+    @invariant()
+    def nothing_else_lies_around(self) -> None:
+        assert {name.split("/")[0] for name in leftovers(self.root)} == set(self.held)
+
+
+TestShelf = Shelf.TestCase
+TestShelf.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
