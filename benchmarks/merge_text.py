@@ -92,6 +92,6 @@ class Judge:
         batches = [
             (torch.tensor([tokens[n] for n in cut]), torch.tensor([int(lines[n][0]) for n in cut])) for cut in cuts
         ]
-        key = f"{task} {split} {xxhash.xxh3_64_hexdigest(text)} {len(lines)}"
+        key = f"{task} {split} {xxhash.xxh3_64_hexdigest(text.encode())} {len(lines)}"
         self._sets[task, split] = _Examples(batches, len(lines), key)
         return self._sets[task, split]

@@ -80,19 +80,19 @@ def flips(data: bytes, count: int, seed: int) -> Iterator[tuple[int, bytes]]:
 def test_a_flipped_bit_anywhere_is_found_or_without_effect(file: Path, tmp_path: Path) -> None:
     wanted, data = content(file), file.read_bytes()
     harmless = 0
-    for at, bad in flips(data, 300, seed=1):
+    for at, bad in flips(data, 200, seed=1):
         path = tmp_path / "bad.tall"
         path.write_bytes(bad)
         if not verified(path):
             assert content(path) == wanted, f"bit flipped in byte {at}"
             harmless += 1
-    assert harmless < 0.35 * 300, "the zip's own bookkeeping alone may be without effect"
+    assert harmless < 0.35 * 200, "the zip's own bookkeeping alone may be without effect"
 
 
 def test_damage_is_found_without_verify_too(file: Path, tmp_path: Path) -> None:
     """Decoding checks what it reads: what comes out is right, or nothing comes out."""
     wanted, data = content(file), file.read_bytes()
-    for n, (at, bad) in enumerate(flips(data, 100, seed=2)):
+    for n, (at, bad) in enumerate(flips(data, 60, seed=2)):
         path = tmp_path / "bad.tall"
         path.write_bytes(bad)
         try:

@@ -142,4 +142,4 @@ class Shelf(RuleBasedStateMachine):
 
 
 TestShelf = Shelf.TestCase
-TestShelf.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestShelf.settings = settings(max_examples=8, stateful_step_count=15, deadline=None)

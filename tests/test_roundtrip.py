@@ -48,11 +48,11 @@ def mixed_zoo(
 ) -> tuple[State, dict[str, State]]:
     """Every pair of types, tensors of odd sizes; task b has one tensor frozen."""
     pairs = list(itertools.product(base_types, task_types))
-    sizes = itertools.cycle((1025, 300, 2500))
+    sizes = itertools.cycle((1025, 300, 2100))
     base = {f"{i}": noise(next(sizes), seed=i, dtype=b) for i, (b, _) in enumerate(pairs)}
     tasks = {
         task: {f"{i}": near(base[f"{i}"].to(t), seed=50 * seed + i, size=0.05) for i, (_, t) in enumerate(pairs)}
-        for seed, task in enumerate(("a", "b", "c"), 1)
+        for seed, task in enumerate(("a", "b"), 1)
     }
     tasks["b"]["0"] = base["0"].to(pairs[0][1])
     return base, tasks
@@ -107,7 +107,7 @@ def test_tensors_of_several_tiles_and_chunks(tile: int, tmp_path: Path, monkeypa
 
 
 def test_masks_are_made_against_the_stored_vector(tmp_path: Path) -> None:
-    base, tasks = tiny_zoo(5)
+    base, tasks = tiny_zoo(3)
     for vector in VECTORS:
         with packed(base, tasks, tmp_path / f"{vector}.tall", recipe="fit", vector=vector) as zoo:
             for task, name in itertools.product(tasks, ("emb.weight", "fc.weight", "norm.weight")):
@@ -146,7 +146,7 @@ def test_a_single_task_comes_back_exactly_with_an_exact_vector(tmp_path: Path) -
 
 
 def test_the_reported_error_is_the_true_one(tmp_path: Path) -> None:
-    base, tasks = tiny_zoo(4)
+    base, tasks = tiny_zoo(2)
     for recipe in RECIPES:
         report = tallstore.pack(base, tasks, tmp_path / f"{recipe}.tall", recipe=recipe)
         with tallstore.open(tmp_path / f"{recipe}.tall") as zoo:

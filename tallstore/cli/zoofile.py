@@ -61,7 +61,7 @@ def from_file(path: Path) -> Job:
     """Read a zoo file; paths in it are relative to it."""
     try:
         text = path.read_text(encoding="utf-8")
-        facts = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        facts = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _OnceLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
@@ -87,6 +87,16 @@ def from_file(path: Path) -> Job:
         None if output is None else os.fspath(path.parent / output),
         options,
     )
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, which lets the last of two equal keys win silently; here two are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if doubled := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{doubled!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _beside(zoo_file: Path, source: str) -> str:

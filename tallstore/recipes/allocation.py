@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "ENTRY_BITS", "Choice", "Magnitudes", "allocate", "choices", "magnitudes"]
+__all__ = ["BINS", "ENTRY_BITS", "Choice", "Magnitudes", "allocate", "bounds", "choices", "is_mask", "magnitudes"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,6 +47,13 @@ ENTRY_BITS = 8 * 380
 """What the header spends on a tensor."""
 _CODER = 1.035
 """What the coder needs above the entropy: measured 1.00 to 1.05, 1.03 on the whole."""
+
+
+_LADDERS: tuple[tuple[float, ...], ...] = (
+    *((threshold,) for threshold in _THRESHOLDS),
+    *(tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH) for step in _STEPS),
+)
+"""Bounds of every precision on offer, in root mean squares. The first one marks all that moved."""
 
 
 @dataclass
@@ -96,14 +103,24 @@ def magnitudes(tau: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> M
     return Magnitudes(counts, float(np.square(base * moved, dtype=np.float64).sum()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """One precision for one tensor: magnitudes above bounds[i] and up to bounds[i+1] become level i+1."""
+    """One precision for one tensor. There are thousands of these, so it says no more than it must."""
 
-    bounds: tuple[float, ...]
-    """Absolute. One bound is a ternary mask."""
+    ladder: int
+    """Index into the precisions on offer: see `bounds`."""
     bits: float
     harm: float
+
+
+def bounds(ladder: int, rms: float) -> tuple[float, ...]:
+    """What a choice means for a tensor: magnitudes from bounds[i] up to bounds[i+1] are level i+1. One: a mask."""
+    return tuple(float(_EDGES[int(np.searchsorted(_EDGES, bound * rms))]) for bound in _LADDERS[ladder])
+
+
+def is_mask(ladder: int) -> bool:
+    """Whether a choice is a mask, and not levels of one's own."""
+    return len(_LADDERS[ladder]) == 1
 
 
 def choices(found: Magnitudes) -> list[Choice]:
@@ -112,13 +129,13 @@ def choices(found: Magnitudes) -> list[Choice]:
     tail_total = np.concatenate([np.cumsum((found.counts * _MIDDLE)[::-1])[::-1], [0.0]])
     moved, energy, rms = found.moved, found.energy, found.rms
     offered = []
-    for ladder in [(t,) for t in _THRESHOLDS] + [_ladder(step) for step in _STEPS]:
+    for index, ladder in enumerate(_LADDERS):
         at = [int(np.searchsorted(_EDGES, bound * rms)) for bound in ladder] + [BINS]
         counts = tail[at[:-1]] - tail[at[1:]]
         totals = tail_total[at[:-1]] - tail_total[at[1:]]
         if counts.sum() < _FEWEST or (len(ladder) > 1 and (counts > 0).sum() < 2):
             continue
-        offered.append(_choice(moved, energy, tuple(float(_EDGES[i]) for i in at[:-1]), counts, totals))
+        offered.append(_choice(moved, energy, index, counts, totals))
     return _hull(offered)
 
 
@@ -160,15 +177,11 @@ def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float],
     return {key: offers[key][i] for key, i in picked.items()}
 
 
-def _ladder(step: float) -> tuple[float, ...]:
-    return tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH)
-
-
-def _choice(moved: float, energy: float, bounds: tuple[float, ...], counts: Floats, totals: Floats) -> Choice:
+def _choice(moved: float, energy: float, ladder: int, counts: Floats, totals: Floats) -> Choice:
     marks = float(counts.sum())
     here = counts > 0
     kept = float((totals[here] ** 2 / counts[here]).sum())
     zeros = moved - marks
     entropy = sum(float(-c * math.log2(c / moved)) for c in (*counts[here], zeros) if c > 0)
-    table = 64 * len(bounds) if len(bounds) > 1 else 0
-    return Choice(bounds, (entropy + marks) * _CODER + table, max(energy / kept - 1, 0.0))
+    table = 0 if is_mask(ladder) else 64 * len(counts)
+    return Choice(ladder, (entropy + marks) * _CODER + table, max(energy / kept - 1, 0.0))

@@ -13,12 +13,22 @@ was tuned less. `benchmarks/README.md` has the measurement.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
-from tallstore.recipes.allocation import ENTRY_BITS, Choice, Magnitudes, allocate, choices, magnitudes
+from tallstore.recipes.allocation import (
+    ENTRY_BITS,
+    Choice,
+    Magnitudes,
+    allocate,
+    bounds,
+    choices,
+    is_mask,
+    magnitudes,
+)
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 
 __all__ = ["Solo"]
@@ -50,7 +60,8 @@ class Solo(Recipe):
         self.bits, self.rate = bits, rate
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
-        self._chosen: dict[Key, Choice] = {}
+        self._chosen: dict[Key, tuple[float, ...]] = {}
+        """Bounds of the levels of each task's tensor; a single one is a mask's."""
 
     def prepare(self, zoo: ZooFacts) -> None:
         """Remember what the budget must cover."""
@@ -60,13 +71,16 @@ class Solo(Recipe):
         """One: a histogram of magnitudes for every task and tensor."""
         return (_Histograms(self),)
 
-    def settle(self, offers: Mapping[Key, Sequence[Choice]], weights: Mapping[Key, float], moved: float) -> None:
+    def settle(self, found: Mapping[Key, _Tensor], moved: float) -> None:
         """Choose a precision for every task and tensor; `moved` is how many parameters did in all."""
+        offers = {key: tensor.offers for key, tensor in found.items()}
+        weights = {key: tensor.weight for key, tensor in found.items()}
         if self.bits is None:
             budget = self.rate * moved
         else:
             budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(offers)
-        self._chosen = allocate(offers, weights, budget)
+        chosen = allocate(offers, weights, budget)
+        self._chosen = {key: bounds(choice.ladder, found[key].rms) for key, choice in chosen.items()}
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""
@@ -76,23 +90,32 @@ class Solo(Recipe):
         """Signs above the task's threshold for this tensor."""
         out = torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
         for row, task in enumerate(tile.tasks):
-            choice = self._chosen.get((task, tile.tensor))
-            if choice is None or len(choice.bounds) > 1:
+            found = self._chosen.get((task, tile.tensor))
+            if found is None or len(found) > 1:
                 continue
             tau = tile.tau[row]
-            on = (tau.abs() >= choice.bounds[0]) & (tau != 0)
+            on = (tau.abs() >= found[0]) & (tau != 0)
             out[row] = on.to(torch.uint8) << (tau < 0).to(torch.uint8)
         return out
 
     def levels(self, task: int, tensor: str) -> Sequence[float] | None:
         """Bounds of the levels where a tensor has several."""
-        choice = self._chosen.get((task, tensor))
-        return choice.bounds if choice is not None and len(choice.bounds) > 1 else None
+        found = self._chosen.get((task, tensor))
+        return found if found is not None and len(found) > 1 else None
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
         """The unbiased scale."""
         _, norm, _, dot, _ = sums
         return norm / dot if dot > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor whose magnitudes are counted."""
+
+    offers: list[Choice]
+    weight: float
+    rms: float
 
 
 class _Histograms(Statistic):
@@ -101,8 +124,7 @@ class _Histograms(Statistic):
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
         self._found: dict[Key, Magnitudes] = {}
-        self._offers: dict[Key, list[Choice]] = {}
-        self._weights: dict[Key, float] = {}
+        self._done: dict[Key, _Tensor] = {}
         self._moved = 0.0
 
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
@@ -118,12 +140,12 @@ class _Histograms(Statistic):
 
     def finish(self) -> None:
         self._close()
-        self._recipe.settle(self._offers, self._weights, self._moved)
+        self._recipe.settle(self._done, self._moved)
 
     def _close(self) -> None:
         for key, counted in self._found.items():
             if counted.moved:
-                self._offers[key], self._weights[key] = _offers(counted), counted.weight
+                self._done[key] = _Tensor(_offers(counted), counted.weight, counted.rms)
                 self._moved += counted.moved
         self._found.clear()
 
@@ -132,10 +154,12 @@ def _offers(found: Magnitudes) -> list[Choice]:
     every = choices(found)
     if found.moved >= _FINE and every:
         return every
-    fine = [choice for choice in every if len(choice.bounds) > 1]
-    return [min(fine, key=lambda choice: abs(choice.bounds[0] - _FINE_BOUND * found.rms))] if fine else [_signs(found)]
+    fine = [choice for choice in every if not is_mask(choice.ladder)]
+    if not fine:
+        return [_signs(found)]
+    return [min(fine, key=lambda choice: abs(bounds(choice.ladder, found.rms)[0] - _FINE_BOUND * found.rms))]
 
 
 def _signs(found: Magnitudes) -> Choice:
     """The sign of everything that moved: for tensors with too few parameters to offer a choice."""
-    return Choice((0.0,), 2 * found.moved, 1.0)
+    return Choice(0, 2 * found.moved, 1.0)

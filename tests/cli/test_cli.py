@@ -188,6 +188,7 @@ WRONG = {
     "target there": (("extract", "zoo.tall", "mr", "-o", "runs/mr"), "--overwrite"),
     "archive there": (("pack", "base", "runs", "-o", "zoo.tall"), "--overwrite"),
     "against what": (("verify", "zoo.tall", "--against", "mr"), "TASK=CHECKPOINT"),
+    "task twice in a zoo file": (("pack", "twice.yaml", "-o", "z.tall"), "'mr' is there twice"),
     "bad zoo file": (("pack", "bad.yaml", "-o", "z.tall"), "needs `base` and `tasks`"),
 }
 
@@ -199,6 +200,7 @@ def test_a_mistake_is_one_line_with_a_remedy(
     monkeypatch.chdir(zoo.parent)
     Path("empty").mkdir()
     Path("bad.yaml").write_text("tasks: {mr: runs/mr}")
+    Path("twice.yaml").write_text("base: base\ntasks:\n  mr: runs/mr\n  mr: runs/trec\n")
     before = zoo.read_bytes()
     words, remedy = WRONG[case]
     code, out, err = run(capsys, *words)
