@@ -169,6 +169,18 @@ def test_no_right_to_write(public: Path, forks: Forks, zoo: tuple[State, dict[st
     assert leftovers(public) == before
 
 
+def test_what_lies_beside_the_target_is_not_touched(public: Path, forks: Forks, zoo: tuple[State, dict[str, State]]) -> None:
+    """Not even opened: it may be unreadable, or a disk full of data that nobody asked to flush."""
+    (public / "shared").mkdir()
+    (public / "shared").chmod(0o777)
+    (public / "shared" / "secret").write_text("x")
+    (public / "shared" / "secret").chmod(0o600)
+    (public / "shared" / "closed").mkdir(mode=0o700)
+    code, text = forks.run(AS_NOBODY, str(public / "shared" / "zoo.tall"), "pack", None, None)
+    assert code == 0, text
+    assert leftovers(public / "shared") == ["closed", "secret", "zoo.tall"]
+
+
 def test_no_right_to_read(public: Path, forks: Forks, zoo: tuple[State, dict[str, State]]) -> None:
     base, tasks = zoo
     (public / "free").mkdir()

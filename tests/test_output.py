@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,31 @@ def test_a_second_process_is_refused_too(target: Path, forks: Forks, other: tupl
     assert code == 0, text
     with tallstore.open(target) as opened:
         opened.verify()
+    assert [p.name for p in target.parent.iterdir()] == [target.name]
+
+
+def test_a_crowd_of_writers_spoils_nothing(target: Path, zoo: tuple[State, dict[str, State]]) -> None:
+    """Each either writes the whole archive or is told to wait, and no lock or litter is left."""
+    base, tasks = zoo
+    crowd = [{f"by{n}": tasks["a"]} for n in range(4)]
+
+    def write(n: int) -> list[str]:
+        told = []
+        for _ in range(6):
+            try:
+                tallstore.pack(base, crowd[n], target, overwrite=True)
+                told.append("")
+            except OutputError as error:
+                told.append(str(error))
+        return told
+
+    with ThreadPoolExecutor(len(crowd)) as pool:
+        told = [text for texts in pool.map(write, range(len(crowd))) for text in texts]
+    assert set(told) <= {"", f"{target}: another process is writing it; wait for it to end"}
+    assert "" in told
+    with tallstore.open(target) as opened:
+        opened.verify()
+        assert len(opened.tasks) == 1
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
 

@@ -57,7 +57,8 @@ class Staging:
                 _exchange(source, self.target)
             else:
                 source.replace(self.target)
-            sync(self.target.parent)
+            with contextlib.suppress(PermissionError):  # a folder may be one to write to and not to read
+                _flush(self.target.parent)
         self.discard()
 
     def discard(self) -> None:
@@ -131,6 +132,11 @@ def sync(path: Path) -> None:
         for below in path.iterdir():
             if below.is_dir() or below.is_file():
                 sync(below)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Flush one file, or a folder's own entries."""
     if path.is_dir() and sys.platform == "win32":
         return
     handle = os.open(path, os.O_RDONLY)

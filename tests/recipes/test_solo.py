@@ -1,0 +1,117 @@
+"""Recipe `solo`: bits within the budget, scales without bias, choices that no other price of a bit could better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tallstore
+from tallstore.recipes.allocation import Choice, allocate, bounds, choices, is_mask, magnitudes
+from tallstore.recipes.solo import Solo
+
+
+def tail(n: int, seed: int, still: float = 0.0) -> np.ndarray:
+    """Heavy-tailed values, as task vectors are, a share of them exactly 0."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(4, n).astype(np.float32) * 1e-3
+    values[rng.random(n) < still] = 0
+    return values
+
+
+@pytest.mark.parametrize("still", [0.0, 0.4, 0.999])
+def test_counted_magnitudes_are_those_of_the_values(still: float) -> None:
+    values = tail(200_000, 1, still)
+    base = tail(200_000, 2) * 30
+    whole = magnitudes(values, base)
+    halves = magnitudes(values[:77_777], base[:77_777])
+    halves.add(magnitudes(values[77_777:], base[77_777:]))
+    assert (whole.counts == halves.counts).all()
+    assert whole.moved == np.count_nonzero(values)
+    assert whole.energy == pytest.approx(float(np.square(values, dtype=np.float64).sum()), rel=0.01)
+    assert whole.base_energy == pytest.approx(float(np.square(base[values != 0], dtype=np.float64).sum()), rel=1e-6)
+    assert halves.base_energy == pytest.approx(whole.base_energy, rel=1e-6)
+
+
+def test_harm_is_what_an_unbiased_scale_leaves_and_bits_are_what_the_coder_takes() -> None:
+    values = tail(1 << 20, 3)
+    found = magnitudes(values, np.ones_like(values))
+    for choice in choices(found):
+        if not is_mask(choice.ladder):
+            continue
+        (threshold,) = bounds(choice.ladder, found.rms)
+        marks = np.where(np.abs(values) >= threshold, np.sign(values), 0)
+        scale = float(values @ values) / float(values @ marks)
+        left = np.square(values - scale * marks, dtype=np.float64).sum() / np.square(values, dtype=np.float64).sum()
+        assert choice.harm == pytest.approx(left, rel=0.03, abs=0.01)
+        symbols = np.where(marks < 0, 2, marks != 0).astype(np.uint8)
+        coded = 8 * len(tallstore.codecs.MASK["adaptive"].encode(symbols, "signed"))
+        assert choice.bits == pytest.approx(coded, rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 50)), min_size=1, max_size=6), min_size=1, max_size=8),
+    st.floats(0, 4e6),
+)
+def test_what_is_allocated_fits_the_budget_if_anything_does(
+    offers: list[list[tuple[float, float]]], budget: float
+) -> None:
+    table = {n: [Choice(0, bits, harm) for bits, harm in offered] for n, offered in enumerate(offers)}
+    chosen = allocate(table, dict.fromkeys(table, 1.0), budget)
+    assert set(chosen) == set(table)
+    least = sum(min(choice.bits for choice in offered) for offered in table.values())
+    spent = sum(choice.bits for choice in chosen.values())
+    assert spent <= max(budget, least) * (1 + 1e-9)
+
+
+def test_the_choices_offered_are_a_convex_hull() -> None:
+    offered = choices(magnitudes(tail(100_000, 4), np.ones(100_000, np.float32)))
+    bits, harm = np.array([c.bits for c in offered]), np.array([c.harm for c in offered])
+    slopes = np.diff(harm) / np.diff(bits)
+    assert (np.diff(bits) > 0).all()
+    assert (slopes < 0).all()
+    assert (np.diff(slopes) >= -1e-15).all()
+    assert len(offered) > 5
+
+
+@pytest.mark.parametrize("bits", [0.3, 0.7, 1.5, 3.0])
+@pytest.mark.parametrize("n_tasks", [1, 3])
+def test_an_archive_keeps_within_its_bits(bits: float, n_tasks: int, tmp_path: Path) -> None:
+    base = {f"w{i}": torch.randn(600, 500, generator=torch.Generator().manual_seed(i)) for i in range(2)}
+    tasks = {
+        f"t{t}": {
+            n: w + torch.from_numpy(tail(w.numel(), 10 * t + i)).reshape(w.shape)
+            for i, (n, w) in enumerate(base.items())
+        }
+        for t in range(n_tasks)
+    }
+    report = tallstore.pack(base, tasks, tmp_path / "zoo.tall", bits=bits)
+    assert 0.85 * bits <= report.bits_per_parameter <= bits
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        for task, state in tasks.items():
+            decoded = zoo.state_dict(task)
+            for name, start in base.items():
+                tau, kept = (state[name] - start).double(), (decoded[name] - start).double()
+                assert float((tau * kept).sum()) == pytest.approx(float((tau * tau).sum()), rel=1e-4)
+
+
+def test_more_bits_leave_less_error(tmp_path: Path) -> None:
+    base = {"w": torch.randn(500, 400, generator=torch.Generator().manual_seed(0))}
+    task = {"w": base["w"] + torch.from_numpy(tail(200_000, 5)).reshape(500, 400)}
+    errors = []
+    for n, bits in enumerate((0.2, 0.5, 1.0, 2.0, 3.5)):
+        report = tallstore.pack(base, {"a": task}, tmp_path / f"{n}.tall", bits=bits)
+        errors.append(report.tasks["a"].relative_error or 0.0)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.25
+
+
+def test_a_recipe_of_no_sense_is_refused() -> None:
+    for options in ({"bits": 0.0}, {"bits": -1.0}, {"rate": 33.0}):
+        with pytest.raises(tallstore.errors.OptionError, match="bits a parameter"):
+            Solo(**options)
