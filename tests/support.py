@@ -62,6 +62,18 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Pa
     return folder
 
 
+def shards(folder: Path, state: State) -> Path:
+    """Two shards and an index, as `save_pretrained` writes them; neither is called model.safetensors."""
+    folder.mkdir()
+    names = sorted(state)
+    files = {"model-00001-of-00002.safetensors": names[:2], "model-00002-of-00002.safetensors": names[2:]}
+    for file, held in files.items():
+        save_file({name: state[name] for name in held}, folder / file)
+    table = {name: file for file, held in files.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    return folder
+
+
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Equal in type, shape and every bit: a NaN is itself, −0 is not 0."""
     return left.dtype == right.dtype and left.shape == right.shape and raw(left).tobytes() == raw(right).tobytes()

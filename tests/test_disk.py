@@ -169,7 +169,9 @@ def test_no_right_to_write(public: Path, forks: Forks, zoo: tuple[State, dict[st
     assert leftovers(public) == before
 
 
-def test_what_lies_beside_the_target_is_not_touched(public: Path, forks: Forks, zoo: tuple[State, dict[str, State]]) -> None:
+def test_what_lies_beside_the_target_is_not_touched(
+    public: Path, forks: Forks, zoo: tuple[State, dict[str, State]]
+) -> None:
     """Not even opened: it may be unreadable, or a disk full of data that nobody asked to flush."""
     (public / "shared").mkdir()
     (public / "shared").chmod(0o777)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tallstore.archive.merge import Merged, MergeReport
+from tallstore.archive.statistics import MaskStatistics
 from tallstore.archive.verify import Against, VerifyReport
 from tallstore.archive.zoo import TensorFacts, Zoo, open_zoo
 
-__all__ = ["Against", "TensorFacts", "VerifyReport", "Zoo", "open_zoo"]
+__all__ = ["Against", "MaskStatistics", "MergeReport", "Merged", "TensorFacts", "VerifyReport", "Zoo", "open_zoo"]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,18 @@ _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _NESTED = ("state_dict", "model", "model_state_dict", "module")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _FOLDER_ORDER = (
-    "model.safetensors.index.json",
     "model.safetensors",
+    "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
     "open_clip_model.safetensors",
-    "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
+"""Which weights are taken where there are several: as transformers chooses."""
+_OTHER_FORMS = re.compile(r"((diffusion_)?pytorch_model|(tf_|flax_|rust_)?model|open_clip_(pytorch_)?model)\b[^/]*")
+"""Names under which a folder holds the same weights once more, in another form."""
+_EARLIER = re.compile(r"(.*/)?checkpoint-[^/]+/.*")
+"""What a trainer saved on the way."""
 
 
 def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
@@ -89,7 +94,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     weights = _weights(folder)
     found = _open_file(weights)
     found.where = str(folder)
-    found.files, found.left_out = _companions(folder)
+    used = {weights, *(_shards(weights)[1] if weights.name.endswith(".index.json") else ())}
+    found.files, found.left_out = _companions(folder, used)
     return found
 
 
@@ -109,7 +115,8 @@ def _weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no checkpoint (no .safetensors, .bin, .pt or .pth file)")
 
 
-def _open_index(index: Path) -> Checkpoint:
+def _shards(index: Path) -> tuple[Mapping[str, str], list[Path]]:
+    """An index's table, tensor → file, and the files."""
     try:
         table = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(table.values()))
@@ -117,7 +124,11 @@ def _open_index(index: Path) -> Checkpoint:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FormatError) as error:
         raise CheckpointError(f"{index}: not an index of shards") from error
-    shards = [index.parent / name for name in names]
+    return table, [index.parent / name for name in names]
+
+
+def _open_index(index: Path) -> Checkpoint:
+    table, shards = _shards(index)
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"{shard}: missing, and {index.name} names it")
@@ -164,8 +175,8 @@ def _why(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _companions(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Files beside the weights: which to take along, and which are left out."""
+def _companions(folder: Path, used: Set[Path]) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Files beside the weights that are `used`: which to take along, and which are left out."""
     taken: dict[str, Path] = {}
     left: list[str] = []
     seen: set[str] = set()
@@ -173,9 +184,12 @@ def _companions(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or any(piece.startswith(".") for piece in name.split("/")):
             continue
-        if path.suffix in _WEIGHTS or name.endswith(".index.json") or path.name in _TRAINING or _is_model(folder, path):
+        weights = path.suffix in _WEIGHTS or name.endswith(".index.json")
+        if path in used or path.name in _TRAINING or _EARLIER.fullmatch(name):
             continue
-        if _wanted(name, path) and _is_free(name, seen):
+        if (weights and _OTHER_FORMS.fullmatch(name)) or (not weights and _is_model(folder, path)):
+            continue
+        if not weights and _wanted(name, path) and _is_free(name, seen):
             taken[name] = path
         else:
             left.append(name)
@@ -193,7 +207,7 @@ def _is_free(name: str, seen: set[str]) -> bool:
 
 
 def _is_model(folder: Path, path: Path) -> bool:
-    """Whether a file lies in a folder of its own weights, such as an earlier `checkpoint-500/`."""
+    """Whether a file lies in a folder with weights of its own."""
     return any(
         parent != folder and any(p.suffix in _WEIGHTS for p in parent.iterdir())
         for parent in path.parents
