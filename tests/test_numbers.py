@@ -117,10 +117,6 @@ def test_numbers_too_large_to_subtract_are_stored_exactly(
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-20, 1e15])
 def test_steps_of_any_size_survive(recipe: str, size: float, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if (recipe, size) == ("solo", 1e-44):
-        request.applymarker(
-            pytest.mark.xfail(raises=ZeroDivisionError, strict=True, reason="allocation._choice: kept is 0")
-        )
     base = {"w": noise(2000, seed=1, size=size)}
     tasks = {t: {"w": base["w"] + noise(2000, size=size / 10, seed=seed)} for seed, t in ((3, "a"), (4, "b"))}
     with packed(base, tasks, tmp_path / "zoo.tall", recipe=recipe) as zoo:

@@ -6,6 +6,7 @@ task are in memory, and of its task vectors one tile.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -130,14 +131,39 @@ def ahead(
                 progress(done, total)
 
 
+class _OneThreadEach:
+    """Torch with one thread in each of ours while any of them is at work, as many as before afterwards.
+
+    Tiles are too short to share. Torch keeps the number both for the process and for each thread, so it is put back by
+    every caller, to what it was before the first of those that overlap.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callers = 0
+        self._before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._callers:
+                self._before = torch.get_num_threads()
+            self._callers += 1
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._callers -= 1
+        torch.set_num_threads(self._before)
+
+
+_ONE_EACH = _OneThreadEach()
+
+
 @contextmanager
 def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads, and the caller's, each compute on one core: tiles are too short to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     pool = ThreadPoolExecutor(count, "tallstore-merge", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+    with _ONE_EACH:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -133,7 +133,7 @@ def choices(found: Magnitudes) -> list[Choice]:
         at = [int(np.searchsorted(_EDGES, bound * rms)) for bound in ladder] + [BINS]
         counts = tail[at[:-1]] - tail[at[1:]]
         totals = tail_total[at[:-1]] - tail_total[at[1:]]
-        if counts.sum() < _FEWEST or (len(ladder) > 1 and (counts > 0).sum() < 2):
+        if counts.sum() < _FEWEST or not totals.sum() ** 2 > 0 or (len(ladder) > 1 and (counts > 0).sum() < 2):
             continue
         offered.append(_choice(moved, energy, index, counts, totals))
     return _hull(offered)

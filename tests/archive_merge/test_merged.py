@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def test_threads_and_chunks_change_nothing(
             with tallstore.open(tmp_path / f"{n}", threads=threads) as zoo:
                 found.append(zoo.merged(method, alpha=0.7))
     assert all(same_bits(other[name], found[0][name]) for other in found[1:] for name in base)
+
+
+def test_merges_side_by_side(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with packed(*tiny_zoo(4), tmp_path / "z", recipe="fit") as zoo, ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: zoo.merged("ties"), range(8)))
+            assert all(same_bits(other["fc.weight"], found[0]["fc.weight"]) for other in found)
+            zoo.merged()
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_tiles_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
