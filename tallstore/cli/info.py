@@ -44,30 +44,47 @@ def info(
         show_masks(console, counted)
 
 
+_NONE = output.number(None)
+_COLUMNS = {
+    "density": ("mask on", True),
+    "relative_error": ("error ‖τ̂−τ‖/‖τ‖", True),
+    "cosine": ("cosine", True),
+    "lambda": ("λ", True),
+    "original": ("score", True),
+    "decoded": ("score kept", True),
+    "bytes": ("own bytes", True),
+    "share": ("of its checkpoint", True),
+    "exact_bytes": ("to be exact", True),
+}
+_ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
+
+
+def _cell(key: str, task: dict[str, Any]) -> str:
+    """What a column says of a task; a dash where nothing was measured."""
+    scores, own, plain = task.get("scores") or {}, task.get("bytes") or 0, task.get("checkpoint_bytes") or 0
+    if key in {"original", "decoded"}:
+        return output.number(scores.get(key), 4)
+    if key == "share":
+        return output.share(own / plain if plain else None)
+    if key == "density":
+        return output.share(task.get(key))
+    if key in {"bytes", "exact_bytes"}:
+        return output.size(task[key]) if key in task else _NONE
+    return output.number(task.get(key), 1 if key == "lambda" else 3)
+
+
 def show(console: Console, facts: dict[str, Any], path: str) -> None:
     """The table that a person likes to read."""
     sizes = facts["bytes"]
-    rows = []
-    for name, task in facts["tasks"].items():
-        own, plain = task.get("bytes") or 0, task.get("checkpoint_bytes") or 0
-        rows.append(
-            [
-                name,
-                output.share(task.get("density")),
-                output.number(task.get("relative_error")),
-                output.number(task.get("cosine")),
-                output.size(own),
-                output.share(own / plain if plain else None),
-            ]
-        )
+    tasks = facts["tasks"]
     columns = [
-        ("task", False),
-        ("mask on", True),
-        ("error ‖τ̂−τ‖/‖τ‖", True),
-        ("cosine", True),
-        ("own bytes", True),
-        ("of its checkpoint", True),
+        _COLUMNS[key] for key in _COLUMNS if key in _ALWAYS or any(_cell(key, t) != _NONE for t in tasks.values())
     ]
+    rows = [
+        [name, *(_cell(key, task) for key, column in _COLUMNS.items() if column in columns)]
+        for name, task in tasks.items()
+    ]
+    columns.insert(0, ("task", False))
     console.print(output.table(f"{path} — {len(rows)} tasks", columns, rows))
     console.print()
     base = facts["base"]

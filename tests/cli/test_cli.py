@@ -224,3 +224,27 @@ def test_overwrite_replaces(zoo: Path, models: Path, capsys: pytest.CaptureFixtu
     assert code == 0
     with tallstore.open(zoo) as opened:
         assert opened.tasks == ("one",)
+
+
+def test_info_shows_lambda_and_scores_where_there_are_any(
+    zoo: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "λ" not in run(capsys, "info", zoo)[1]
+    (models / "scores.py").write_text("def number_of_tensors(state, task):\n    return len(state)\n")
+    monkeypatch.chdir(models)
+    words = (
+        "pack",
+        "base",
+        "runs",
+        "-o",
+        "scored.tall",
+        "--recipe",
+        "tall",
+        "--evaluate",
+        "scores:number_of_tensors",
+        "-q",
+    )
+    assert run(capsys, *words) == (0, "", "")
+    out = run(capsys, "info", "scored.tall")[1]
+    assert re.search(r"λ\s+score\s+score kept", out)
+    assert re.search(r"mr .* 0\.2\s+3\.0000\s+3\.0000", out)
