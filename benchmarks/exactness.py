@@ -58,7 +58,7 @@ def others(zoo: Path, tasks: list[str]) -> dict[str, int]:
     return found
 
 
-def _zipnn():  # type: ignore[no-untyped-def]  # noqa: ANN202 - an optional peer without types
+def _zipnn():  # type: ignore[no-untyped-def]
     try:
         from zipnn import ZipNN
     except ImportError:
