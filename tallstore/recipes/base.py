@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from tallstore.recipes.allocation import Levels
+
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""
 
@@ -38,6 +40,8 @@ class Tile:
     """τt = θt − θ0, shape (T', N)."""
     tensor: str = ""
     """The base's name of the tensor."""
+    start: int = 0
+    """Where in the tensor the run begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +115,9 @@ class Recipe(ABC):
         """
         return 1.0
 
-    def levels(self, task: int, tensor: str) -> Sequence[float] | None:  # noqa: ARG002 - part of the interface
+    def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.
 
-        |τ| up to bounds[0] is 0; from bounds[i] to bounds[i+1] it is one level. None: the tensor is masked.
+        |τ| up to the first bound is 0; from one bound to the next it is one level. None: the tensor is masked.
         """
         return None
