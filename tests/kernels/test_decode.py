@@ -49,7 +49,7 @@ def packed_by_chunk(symbols: Tensor, kind: str) -> Tensor:
     return torch.from_numpy(np.concatenate([cpu.pack(symbols[cut].numpy(), kind) for cut in chunks(len(symbols))]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.sampled_from(["binary", "signed"]), SIZES, SEEDS, st.data())
 def test_masks(device: Any, dtype: Any, base_dtype: Any, kind: str, n: int, seed: int, data: st.DataObject) -> None:
     base = anything(n, base_dtype, seed)
@@ -73,7 +73,7 @@ def test_masks(device: Any, dtype: Any, base_dtype: Any, kind: str, n: int, seed
     assert_same(out, by_cpu(base, dtype, vector, symbols, scales), passed=passed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.sampled_from([4, 8]), SIZES, SEEDS)
 def test_deltas(device: Any, dtype: Any, base_dtype: Any, width: int, n: int, seed: int) -> None:
     base = anything(n, base_dtype, seed)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tallstore.kernels.cpu import SYMBOL_BITS, wide
-from tallstore.kernels.gpu.elements import WIDE, as_elements, narrow, on_device, widen
+from tallstore.kernels.gpu.elements import WIDE, as_elements, load, narrow, on_device, store, widen
 
 __all__ = ["apply_packed_delta", "apply_packed_mask"]
 
@@ -105,20 +105,11 @@ def apply_packed_delta(out: Tensor, base: Tensor, packed: Tensor, bits: int, tab
 
 
 @triton.jit
-def _load(at, left, offset, ALL: tl.constexpr):
-    """Load at pointers of elements `offset`, of which `left` exist; 0 for the others."""
-    if ALL:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=offset < left, other=0)
-
-
-@triton.jit
 def _words(packed, left, row, BITS: tl.constexpr, ALL: tl.constexpr):
     """A row's eight fields of BITS bits as one int32, shape (R, 1): byte by byte, for they need not be aligned."""
-    word = _load(packed + row * BITS, left, row * 8, ALL).to(tl.int32)
+    word = load(packed + row * BITS, left, row * 8, ALL).to(tl.int32)
     for i in tl.static_range(1, BITS):
-        byte = _load(packed + row * BITS + i, left, row * 8 + i * (8 // BITS), ALL)
+        byte = load(packed + row * BITS + i, left, row * 8 + i * (8 // BITS), ALL)
         word |= byte.to(tl.int32) << (8 * i)
     return word
 
@@ -127,7 +118,7 @@ def _words(packed, left, row, BITS: tl.constexpr, ALL: tl.constexpr):
 def _levels(packed, table, left, row, column, BITS: tl.constexpr, ALL: tl.constexpr):
     """What indices stand for: float32, shape (R, 8)."""
     if BITS == 8:
-        index = _load(packed + (row * 8 + column), left, row * 8 + column, ALL).to(tl.int32)
+        index = load(packed + (row * 8 + column), left, row * 8 + column, ALL).to(tl.int32)
     else:
         index = (_words(packed, left, row, BITS, ALL) >> (column * BITS)) & ((1 << BITS) - 1)
     return tl.load(table + index)
@@ -152,12 +143,12 @@ def _mask_block(
     column = tl.arange(0, 8)[None, :]
     at = row * 8 + column
     D = out.dtype.element_ty
-    start = _load(base + at, left, at, ALL)
+    start = load(base + at, left, at, ALL)
     symbol = (_words(packed, left, row, BITS, ALL) >> (column * BITS)) & ((1 << BITS) - 1)
     if VECTOR == 0:
         step = scale.to(W)
     elif VECTOR == 1:
-        step = _load(vector + at, left, at, ALL).to(W) * scale.to(W)
+        step = load(vector + at, left, at, ALL).to(W) * scale.to(W)
     else:
         step = _levels(vector, table, left, row, column, 4, ALL).to(W) * scale.to(W)
     value = widen(start, W)
@@ -170,10 +161,7 @@ def _mask_block(
     else:
         kept = narrow(value, D)
     found = tl.where(symbol == 0, kept, narrow(moved, D))
-    if ALL:
-        tl.store(out + at, found)
-    else:
-        tl.store(out + at, found, mask=at < left)
+    store(out + at, found, left, at, ALL)
 
 
 @triton.jit
@@ -219,12 +207,9 @@ def _delta_block(
     column = tl.arange(0, 8)[None, :]
     at = row * 8 + column
     step = _levels(packed, table, left, row, column, BITS, ALL)
-    value = widen(_load(base + at, left, at, ALL), W) + step.to(W)
+    value = widen(load(base + at, left, at, ALL), W) + step.to(W)
     found = narrow(value, out.dtype.element_ty)
-    if ALL:
-        tl.store(out + at, found)
-    else:
-        tl.store(out + at, found, mask=at < left)
+    store(out + at, found, left, at, ALL)
 
 
 @triton.jit

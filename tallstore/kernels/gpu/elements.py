@@ -51,3 +51,45 @@ def narrow(x, D: tl.constexpr):
         return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.int16)
     else:
         return x.to(tl.float32).to(D)
+
+
+@triton.jit
+def task_vector(weights, start, W: tl.constexpr):
+    """τ = θt − θ0, where θ0 is rounded to the task's type first."""
+    if start.dtype == weights.dtype:
+        same = start
+    elif start.dtype == tl.float64:
+        same = narrow(start, weights.dtype)
+    else:
+        same = narrow(widen(start, tl.float32), weights.dtype)
+    if weights.dtype == tl.float64:
+        return weights - same
+    else:
+        return (widen(weights, tl.float32) - widen(same, tl.float32)).to(W)
+
+
+@triton.jit
+def divide(x, y, W: tl.constexpr):
+    """x / y, rounded to nearest: in float32 Triton's `/` is not."""
+    if W == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def load(at, left, offset, ALL: tl.constexpr):
+    """Load at pointers `at` of elements `offset`, of which `left` exist; 0 for the others. ALL: all exist."""
+    if ALL:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=offset < left, other=0)
+
+
+@triton.jit
+def store(at, values, left, offset, ALL: tl.constexpr):
+    """The same for storing."""
+    if ALL:
+        tl.store(at, values)
+    else:
+        tl.store(at, values, mask=offset < left)
