@@ -129,7 +129,7 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     if not item.users:
         return [], 0
     found = read(item, tools)
-    cut = tiles(found.base, _usable(item, found, _looks(found)), tools.device, item.name, STATISTIC_TILE)
+    cut = tiles(found.base, _usable(item, found, _looks(found)), item.name, STATISTIC_TILE)
     return [statistic.measure(tile) for tile in cut if tile.tasks], found.bytes
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import Levels
 
 Kind = Literal["binary", "signed"]
@@ -105,6 +106,10 @@ class Recipe(ABC):
         Returns shape (T', N), uint8: 0 where the task keeps θ0, 1 where it adds s·v, 2 (`signed` only) where it
         subtracts it.
         """
+
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule | None:  # noqa: ARG002 - part of the interface
+        """What `vector` and `masks` do to a tile of these tasks, in the words of a kernel; None if none can do it."""
+        return None
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - part of the interface
         """The scale s of one task on one chunk of one tensor; 1.0 where the recipe has none.

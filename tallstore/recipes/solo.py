@@ -13,6 +13,7 @@ is, every parameter is right on the average, and not the tensor alone. `benchmar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import (
     ENTRY_BITS,
     Choice,
@@ -108,6 +110,19 @@ class Solo(Recipe):
             on = (tau.abs() >= self._threshold(found, task, tile)) & (tau != 0)
             out[row] = on.to(torch.uint8) << (tau < 0).to(torch.uint8)
         return out
+
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule:
+        """Thresholds; out of reach where a tensor is not masked."""
+        found = [self._chosen.get((task, tensor)) for task in tasks]
+        masked = [levels if levels is not None and len(levels.bounds) == 1 else Levels((math.inf,)) for levels in found]
+        return Rule(
+            vector="ones",
+            mask="above",
+            signed=True,
+            limits=tuple(levels.bounds[0] for levels in masked),
+            widths=tuple(levels.width for levels in masked),
+            seeds=tuple(seed_of(task, tensor) for task in tasks),
+        )
 
     def _threshold(self, found: Levels, task: int, tile: Tile) -> Tensor | float:
         (low,) = found.bounds
