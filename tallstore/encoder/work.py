@@ -19,6 +19,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.chunk import STATISTIC_TILE, Coded, Made, Row, encode_chunk, tiles
 from tallstore.encoder.plan import User
+from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
 from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import as_bytes
@@ -210,8 +211,8 @@ def _usable(item: Item, found: Read, looks: Sequence[Outcome | None]) -> list[Ro
 
 def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
     """Whether a row moved, and whether it or its base holds what arithmetic cannot carry."""
-    same = same_bits(weights, base.to(weights.dtype))
-    for whose, largest in (("the base's tensor", base_largest), ("it", _largest(weights))):
+    same, own_largest = _same_and_largest(weights, base.to(weights.dtype))
+    for whose, largest in (("the base's tensor", base_largest), ("it", own_largest)):
         if largest <= _REACH.get(weights.dtype, _FAR):
             continue
         why = f"{whose} holds {f'numbers as large as {largest:.3g}' if math.isfinite(largest) else 'NaN or Inf'}"
@@ -220,8 +221,19 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
     return Outcome(moved=not same)
 
 
+def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
+    compiled = fast.kernels()
+    if compiled is None or weights.dtype not in _WORD_OF or not weights.numel():
+        return same_bits(weights, base), _largest(weights)
+    same, largest = compiled.look(weights.numpy(), base.view(_WORD_OF[weights.dtype]).numpy())
+    return bool(same), float(largest)
+
+
+_WORD_OF = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
 def _largest(values: Tensor) -> float:
-    """The largest magnitude; NaN if there is a NaN."""
+    """The largest magnitude; not finite if there is a NaN."""
     if not values.numel():
         return 0.0
     low, high = values.aminmax()
