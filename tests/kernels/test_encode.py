@@ -104,7 +104,7 @@ def assert_same_choice(base: Tensor, rows: Sequence[Row], recipe: Recipe, codec:
     assert found is not None
     assert found.vector == wanted.vector
     assert torch.equal(bits(found.stored), bits(wanted.stored))
-    for mine, theirs in zip(found.symbols, wanted.symbols, strict=True):
+    for mine, theirs in zip(found.packed, wanted.packed, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert torch.equal(found.totals, wanted.totals)
 
