@@ -15,6 +15,8 @@ def kernels() -> ModuleType | None:
     """`tallstore.kernels.compiled`, or None where numba is not installed, or `TALLSTORE_COMPILED` is 0."""
     if os.environ.get("TALLSTORE_COMPILED", "1") == "0" or importlib.util.find_spec("numba") is None:
         return None
-    from tallstore.kernels import compiled
-
+    try:
+        from tallstore.kernels import compiled
+    except (ImportError, OSError):  # it is there, and cannot be loaded: the same bits come without it
+        return None
     return compiled

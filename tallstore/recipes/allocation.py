@@ -27,6 +27,7 @@ __all__ = [
     "Magnitudes",
     "allocate",
     "choices",
+    "fine",
     "is_mask",
     "levels_of",
     "magnitudes",
@@ -85,7 +86,9 @@ _LADDERS: tuple[Levels, ...] = (
     *(Levels(tuple(step * i for i in range(_LEVELS)), step) for step in _EVEN_STEPS),
 )
 """Every precision on offer, in root mean squares. The first one marks all that moved."""
-_HARD = [(i, np.array(ladder.bounds)) for i, ladder in enumerate(_LADDERS) if not ladder.width]
+_HARD = [i for i, ladder in enumerate(_LADDERS) if not ladder.width]
+_HARD_BOUNDS = np.array([(*_LADDERS[i].bounds, *([np.inf] * _LEVELS))[:_LEVELS] for i in _HARD])
+"""Shape (hard choices, levels): infinite where a choice has fewer."""
 _RAMPED = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) == 1]
 _EVEN = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) > 1]
 
@@ -179,53 +182,55 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> list[Choice]:
     return _hull(offered)
 
 
-def _hard(found: Magnitudes, kappa: float) -> list[Choice]:
+def fine(found: Magnitudes, bound: float) -> Choice | None:
+    """Of the hard choices with several levels the one whose first begins nearest to `bound` root mean squares."""
+    several = [row for row, i in enumerate(_HARD) if not is_mask(i)]
+    nearest = min(several, key=lambda row: abs(float(_HARD_BOUNDS[row, 0]) - bound))
+    return next(iter(_hard(found, 1.0, slice(nearest, nearest + 1))), None)
+
+
+def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> list[Choice]:
     tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((found.counts * _MIDDLE)[::-1])[::-1], [0.0]])
-    moved, energy, rms = found.moved, found.energy, found.rms
-    offered = []
-    for index, relative in _HARD:
-        at = [*np.searchsorted(_EDGES, relative * rms), BINS]
-        counts = tail[at[:-1]] - tail[at[1:]]
-        totals = tail_total[at[:-1]] - tail_total[at[1:]]
-        here = counts > 0
-        if counts.sum() < _FEWEST or not totals.sum() ** 2 > 0 or (len(relative) > 1 and here.sum() < 2):
-            continue
-        kept = float((totals[here] ** 2 / counts[here]).sum())
-        offered.append(_choice(index, moved, counts, kappa * max(energy / kept - 1, 0.0)))
-    return offered
+    bounds = _HARD_BOUNDS[rows]
+    at = np.searchsorted(_EDGES, bounds * found.rms)
+    at = np.concatenate([np.where(np.isinf(bounds), BINS, at), np.full((len(at), 1), BINS)], axis=1)
+    counts = tail[at[:, :-1]] - tail[at[:, 1:]]
+    totals = tail_total[at[:, :-1]] - tail_total[at[:, 1:]]
+    several = np.isfinite(bounds[:, 1])
+    kept = (totals**2 / np.maximum(counts, 1e-300)).sum(axis=1)
+    offered = (counts.sum(axis=1) >= _FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
+    harm = kappa * np.maximum(found.energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
+    return _priced(_HARD[rows], offered, found.moved, counts, harm)
 
 
 def _dithered(found: Magnitudes, kappa: float) -> list[Choice]:
-    """The same of choices with dither, all of them at once, over the bins that hold something."""
+    """The same of choices with dither, over the bins that hold something."""
     (used,) = np.nonzero(found.counts)
     c, x = found.counts[used], _MIDDLE[used] / found.rms
     energy, moved = float(c @ (x * x)), found.moved
     low = np.array([_LADDERS[i].bounds[0] for i in _RAMPED])[:, None]
     width = np.array([_LADDERS[i].width for i in _RAMPED])[:, None]
     mean = np.clip((x - low) / width, 0.0, 1.0)
-    offered = []
-    rows = zip(_RAMPED, mean @ c, mean @ (c * x), np.square(mean) @ c, strict=True)
-    for index, marks, along, square in rows:
-        if marks >= _FEWEST and along > 0:
-            gain = energy / along
-            harm = gain**2 * (marks - square + kappa * square) / energy - kappa
-            offered.append(_choice(index, moved, np.array([marks]), max(harm, 0.0)))
+    marks, along, biased = mean @ c, mean @ (c * x), np.square(mean) @ c
+    harm = _spoiled(energy, along, marks, biased, kappa)
+    offered = _priced(_RAMPED, (marks >= _FEWEST) & (along > 0), moved, marks[:, None], harm)
     step = np.array([_LADDERS[i].width for i in _EVEN])[:, None, None]
-    place = np.minimum(x / step, _LEVELS)
-    share = np.maximum(0.0, 1.0 - np.abs(place - np.arange(1, _LEVELS + 1)[:, None]))
     levels = np.arange(1.0, _LEVELS + 1)
+    share = np.maximum(0.0, 1.0 - np.abs(np.minimum(x / step, _LEVELS) - levels[:, None]))
     counts = share @ c
     mean = np.einsum("sjb,j->sb", share, levels)
-    square = np.einsum("sjb,j->sb", share, levels**2) @ c
-    for index, here, along, biased, energetic in zip(
-        _EVEN, counts, mean @ (c * x), np.square(mean) @ c, square, strict=True
-    ):
-        if here.sum() >= _FEWEST and (here > 0).sum() > 1 and along > 0:
-            gain = energy / along
-            harm = gain**2 * (energetic - biased + kappa * biased) / energy - kappa
-            offered.append(_choice(index, moved, here, max(harm, 0.0)))
-    return offered
+    along, biased = mean @ (c * x), np.square(mean) @ c
+    harm = _spoiled(energy, along, counts @ levels**2, biased, kappa)
+    there = (counts.sum(axis=1) >= _FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
+    return offered + _priced(_EVEN, there, moved, counts, harm)
+
+
+def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa: float) -> Floats:
+    """Noise and κ times bias, of choices with ⟨τ, w⟩, ‖w‖² and ‖the mean of w‖² as given, the scale being unbiased."""
+    gain = energy / np.where(along > 0, along, np.inf)
+    found: Floats = np.maximum(gain**2 * (square - biased + kappa * biased) / energy - kappa, 0.0)
+    return found
 
 
 def _hull(offered: Sequence[Choice]) -> list[Choice]:
@@ -266,8 +271,16 @@ def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float],
     return {key: offers[key][i] for key, i in picked.items()}
 
 
-def _choice(ladder: int, moved: float, counts: Floats, harm: float) -> Choice:
-    marks = float(counts.sum())
-    entropy = sum(float(-c * math.log2(c / moved)) for c in (*counts, moved - marks) if c > 0)
-    table = 0 if is_mask(ladder) else 64 * len(counts)
-    return Choice(ladder, (entropy + marks) * _CODER + table, harm)
+def _priced(
+    ladders: Sequence[int], offered: npt.NDArray[np.bool_], moved: float, counts: Floats, harm: Floats
+) -> list[Choice]:
+    """Choices with their cost, from how many parameters they put at each level: shape (choices, levels)."""
+    marks = counts.sum(axis=1)
+    every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
+    entropy = -(every * np.log2(np.maximum(every, 1e-300) / moved)).sum(axis=1)
+    bits = (entropy + marks) * _CODER
+    return [
+        Choice(ladder, float(bits[n]) + (0 if is_mask(ladder) else 64 * len(_LADDERS[ladder].bounds)), float(harm[n]))
+        for n, ladder in enumerate(ladders)
+        if offered[n]
+    ]

@@ -30,7 +30,7 @@ from tallstore.recipes.allocation import (
     Magnitudes,
     allocate,
     choices,
-    is_mask,
+    fine,
     levels_of,
     magnitudes,
 )
@@ -193,11 +193,7 @@ class _Histograms(Statistic):
 def _offers(found: Magnitudes, kappa: float) -> list[Choice]:
     if found.moved >= _FINE and (every := choices(found, kappa)):
         return every
-    fine = [choice for choice in choices(found) if not is_mask(choice.ladder)]
-    if not fine:
-        return [_signs(found)]
-    wanted = _FINE_BOUND * found.rms
-    return [min(fine, key=lambda choice: abs(levels_of(choice.ladder, found.rms).bounds[0] - wanted))]
+    return [fine(found, _FINE_BOUND) or _signs(found)]
 
 
 def _signs(found: Magnitudes) -> Choice:
