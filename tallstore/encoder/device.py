@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.codecs.base import VectorCodec
+from tallstore.codecs.base import Bytes, VectorCodec
 from tallstore.encoder.chunk import TILE, Choice, Row, spans, tile_type
 from tallstore.encoder.quality import BLOCK, N_SUMS, add_blocks
 from tallstore.kernels import cpu
@@ -100,7 +100,7 @@ def choose(
                     encode(*cut(piece), piece.rule, packed=masks, vector=v_of(piece), given=True)
         elif vector is not None:
             vector = vector.float()
-        symbols = [np.zeros(len(row.weights), np.uint8) for row in rows]
+        joined: list[list[tuple[Bytes, int]]] = [[] for _ in rows]
         totals = torch.zeros(len(rows), N_SUMS, dtype=torch.float64)
         signed = recipe.kind == "signed"
         found = []
@@ -115,11 +115,18 @@ def choose(
         for piece, masks, parts_of in zip(pieces, packed, found, strict=True):
             size = piece.stop - piece.start
             for row, marks in zip(piece.rows, masks.cpu().numpy(), strict=True):
-                unpacked = cpu.unpack(marks[: cpu.packed_size(recipe.kind, size)], recipe.kind, size)
-                symbols[row][piece.start : piece.stop] = unpacked
+                joined[row].append((marks[: cpu.packed_size(recipe.kind, size)], size))
             for blocks in torch.split(parts_of.cpu(), TILE // BLOCK, dim=-1):
                 totals[list(piece.rows)] += add_blocks(blocks)
-    return Choice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
+    return Choice(data, stored, [_join(parts, recipe.kind) for parts in joined], totals)
+
+
+def _join(parts: Sequence[tuple[Bytes, int]], kind: str) -> Bytes:
+    """One run of packed symbols from several, each with its number of symbols."""
+    if all(size % 8 == 0 for _, size in parts[:-1]):
+        return np.concatenate([np.zeros(0, np.uint8), *(packed for packed, _ in parts)])
+    # Where another row ends, a piece may end within a byte.
+    return cpu.pack(np.concatenate([cpu.unpack(packed, kind, size) for packed, size in parts]), kind)
 
 
 def _pieces(n: int, rows: Sequence[Row], recipe: Recipe, tensor: str) -> list[_Piece] | None:

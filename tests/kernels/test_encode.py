@@ -134,7 +134,7 @@ def test_mixed_types_and_short_rows(device: Any, way: str, options: Any, base_dt
     assert_same_choice(base, rows, recipe, "ones" if way == "solo" else "f32", device, 0)
 
 
-@pytest.mark.parametrize("count", [16, 17, 33])
+@pytest.mark.parametrize("count", [16, 17, 32])
 @pytest.mark.parametrize("way", ["tall", "fit"])
 def test_many_tasks(device: Any, way: str, count: int) -> None:
     base, rows = zoo(150, torch.float32, [torch.float32] * count, count)
@@ -175,7 +175,7 @@ def test_packing_gives_the_same_archive(
 
 
 def test_too_many_tasks_are_left_to_the_cpu(device: Any) -> None:
-    base, rows = zoo(8, torch.float32, [torch.float32] * 65, 1)
+    base, rows = zoo(8, torch.float32, [torch.float32] * 33, 1)
     recipe = ready("fit", {}, base, rows)
     assert encoder_device.choose(base, rows, recipe, codecs.VECTOR["f32"], device, NAME, 0) is None
 

@@ -22,8 +22,8 @@ from tallstore.kernels.rules import Rule
 
 __all__ = ["MOST_TASKS", "encode", "packed_stride"]
 
-MOST_TASKS = 64
-"""More do not fit the registers."""
+MOST_TASKS = 32
+"""The kernel for 32 takes half a minute to compile, once for a machine; for more it grows fast."""
 _WARPS = 4
 _REGISTERS = 80
 """What the values of all tasks may take of a thread's 255."""
