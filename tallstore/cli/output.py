@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tallstore.words import number, share, size
+
+__all__ = ["console", "number", "print_json", "progress", "share", "size", "table"]
+
 Report = Callable[[str, int, int], None]
 
 
@@ -23,25 +27,6 @@ def console() -> Console:
 def print_json(value: Any) -> None:
     """For scripts: JSON on stdout, nothing else."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def size(count: float) -> str:
-    """Bytes for people: powers of 1024, three digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A measured number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A share as per cent, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def table(title: str | None, columns: list[tuple[str, bool]], rows: list[list[str]]) -> Table:

@@ -1,0 +1,24 @@
+"""Numbers as people read them: on the command line, in reports, on model cards."""
+
+from __future__ import annotations
+
+__all__ = ["number", "share", "size"]
+
+
+def size(count: float) -> str:
+    """Bytes: powers of 1024, three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """A share as per cent, or a dash."""
+    return "–" if value is None else f"{100 * value:.1f} %"
