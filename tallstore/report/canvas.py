@@ -76,7 +76,7 @@ class Canvas:
         drawn = Line2D(xs, ys, color=LIGHT[role], linewidth=width, solid_capstyle="butt")
         if dashed:
             drawn.set_dashes((2, 3))
-        self._axes.add_line(drawn)
+        self._axes.add_line(drawn).set_clip_on(False)
 
     def text(
         self,
@@ -133,7 +133,7 @@ class Canvas:
         drawn = re.sub(rf'<g id="{_TIP}(\d+)">', lambda m: f"<g><title>{escape(self._tips[int(m[1])])}</title>", drawn)
         drawn = re.sub(r'<g id="only-(light|dark)">', r'<g class="only-\1">', drawn)
         # What is left of the identifiers Matplotlib gives to groups would be there once in each figure.
-        drawn = re.sub(r'<g id="[a-z]+_\d+">', "<g>", drawn)
+        drawn = re.sub(r'<g id="[a-z0-9]+_\d+">', "<g>", drawn)
         roles = {colour: role for role, colour in LIGHT.items()}
         drawn = re.sub(
             r"(fill|stroke): (#[0-9a-f]{6})",
@@ -148,7 +148,7 @@ class Canvas:
         if tip:
             patch.set_gid(f"{_TIP}{len(self._tips)}")
             self._tips.append(tip)
-        self._axes.add_patch(patch)
+        self._axes.add_patch(patch).set_clip_on(False)
 
     def _save(self, kind: str, fonts: str, salt: str = "tallstore") -> bytes:
         out = io.BytesIO()
@@ -159,7 +159,9 @@ class Canvas:
         for shown in self._axes.get_images():
             shown.set_visible(not alone or shown.get_gid() != "only-dark")
         ground = {"facecolor": LIGHT["paper"]} if alone else {"transparent": True}
-        with _settings({"svg.fonttype": fonts, "svg.hashsalt": salt, "font.family": _FONTS}):
+        with _settings(
+            {"svg.fonttype": fonts, "svg.hashsalt": salt, "image.composite_image": False, "font.family": _FONTS}
+        ):
             about: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
             dots = _POINTS * _SHARP if kind == "png" else _POINTS
             self._figure.savefig(out, format=kind, metadata=about, dpi=dots, **ground)
