@@ -11,10 +11,12 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
+    from tallstore.cli import plain
     from tallstore.cli.app import app
 
+    plain.prepare()
     try:
-        app(arguments, standalone_mode=True)
+        app(arguments, prog_name="tallstore", standalone_mode=True)
     except TallstoreError as error:
         _fail(str(error))
     except KeyboardInterrupt:

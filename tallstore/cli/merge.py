@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallstore.cli import output
+from tallstore.cli import complete, output
 
 if TYPE_CHECKING:
     from tallstore.archive.merge import MergeReport
@@ -29,10 +29,20 @@ def merge(
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="α: how far to go. Chosen if it is not given.")] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Merge these tasks; may be given several times. [default: all]")
+        list[str] | None,
+        typer.Option(
+            "--task",
+            help="Merge these tasks; may be given several times. [default: all]",
+            autocompletion=complete.tasks,
+        ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option("--head", help="Give the model this task's head, configuration and tokenizer.")
+        str | None,
+        typer.Option(
+            "--head",
+            help="Give the model this task's head, configuration and tokenizer.",
+            autocompletion=complete.tasks,
+        ),
     ] = None,
     evaluate: Annotated[
         str | None,

@@ -165,7 +165,7 @@ def _agreement(facts: Facts, width: float) -> Canvas:
         canvas.box(n * slot + gap / 2, bottom - tall, slot - gap, tall, role, tip=tip)
         if slot > 42:
             canvas.text((n + 0.5) * slot, bottom - tall - 9, share(value), "muted", size=11, align="center")
-        if n % every == 0:
+        if n % every == 0 and (n + 0.5) * slot < width - 8:
             canvas.text((n + 0.5) * slot, bottom + 13, str(n), align="center")
     canvas.line([(0, bottom), (width, bottom)], "muted")
     canvas.text(width / 2, canvas.height - 8, "tasks that use the parameter", "muted", align="center")
@@ -180,10 +180,9 @@ def _layers(facts: Facts, width: float) -> Canvas:
         [[shares.get(task, np.nan) for task in facts.masks.tasks] for shares in layers.values()], list(layers)
     )
     known = values[np.isfinite(values)]
-    most = float(known.max()) if known.size else 0.0
-    low, high = (float(np.nanmin(values)), most) if known.size else (0.0, 0.0)
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     about = f"Share of each of {len(layers)} layers that each task uses, from {share(low)} to {share(high)}."
-    return draw_heat_map(values, names, list(facts.masks.tasks), width, about=about, scale=(0.0, most), square=False)
+    return draw_heat_map(values, names, list(facts.masks.tasks), width, about=about, scale=(low, high), square=False)
 
 
 def _fewer(rows: list[list[float]], names: list[str]) -> tuple[list[str], np.ndarray]:

@@ -21,6 +21,8 @@ _TALL = 24
 _BESIDE = 52.0
 """To the right of the cells: the tree, and what slanted headings need."""
 _LABEL = 170.0
+_LEAF = 5
+"""Rows closer than this make a tree that is one grey."""
 
 
 def draw_heat_map(
@@ -48,17 +50,15 @@ def draw_heat_map(
         joins: a tree over the rows: the corners of each join as (places, heights).
         shares: write values as per cent.
     """
-    label = min(_LABEL, width * 0.3)
+    label = min(_LABEL, width * 0.3, 24 + 6.6 * max(map(len, rows), default=0))
     many = values.size > _MOST_CELLS
     least = 3.0 if many else 13.0
     cell = min(max((width - label - _BESIDE) / max(len(columns), 1), least), 64.0)
     tall = min(cell, 44.0) if square else (_TALL if not many else max(3.0, min(_TALL, 900 / max(len(rows), 1))))
-    head = 16 + min(max(map(len, columns), default=0), 16) * 6.2 if cell >= 12 else 8
-    canvas = Canvas(
-        max(label + cell * len(columns) + _BESIDE, min(width, 320)), head + tall * len(rows) + 46, about=about
-    )
+    head = 22 + min(max(map(len, columns), default=0), 16) * 6.2 if cell >= 12 else 8
+    canvas = Canvas(max(label + cell * len(columns) + _BESIDE, width), head + tall * len(rows) + 46, about=about)
     x, y = label, head
-    for places, heights in joins:
+    for places, heights in joins if tall >= _LEAF else ():
         start = x + cell * len(columns) + 3
         corners = [(start + h * (_BESIDE - 8), y + (p + 0.5) * tall) for p, h in zip(places, heights, strict=True)]
         canvas.line(corners, "muted")

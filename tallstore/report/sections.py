@@ -56,7 +56,7 @@ def tiles(facts: Facts) -> list[Tile]:
     worst = facts.worst
     found = [
         Tile(what="archive", value=size(facts.total), note=f"instead of {size(facts.separate)}"),
-        Tile(what="smaller", value=saving(facts), note=f"of {len(facts.tasks) + 1} checkpoints"),
+        Tile(what="size", value=saving(facts), note=f"of {len(facts.tasks) + 1} checkpoints"),
         Tile(what="bits", value=number(facts.bits, 2), note="a parameter and task, beside the base"),
     ]
     if facts.retention is not None and worst is not None:
