@@ -4,6 +4,9 @@ from __future__ import annotations
 
 __all__ = ["number", "share", "size"]
 
+_LARGE = 1e6
+"""From here on a number is shown with its exponent."""
+
 
 def size(count: float) -> str:
     """Bytes: powers of 1024, three digits."""
@@ -16,9 +19,11 @@ def size(count: float) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A measured number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if abs(value) < _LARGE else f"{value:.3g}"
 
 
 def share(value: float | None) -> str:
     """A share as per cent, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{number(100 * value, 1)} %"

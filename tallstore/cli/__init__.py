@@ -30,5 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"tallstore: error: {' '.join(message.split())}", file=sys.stderr)
+    from tallstore.cli.plain import harmless
+
+    print(harmless(f"tallstore: error: {' '.join(message.split())}"), file=sys.stderr)
     sys.exit(1)

@@ -59,21 +59,22 @@ def demo(
     console.print()
     console.print(output.fitted(console, title, columns, rows, ("question", "error", "own bytes", "not tuned")))
     separate, packed = found.checkpoints_bytes, found.archive_bytes["total"]
-    console.print(
+    output.say(
+        console,
         f"\n{len(rows) + 1} checkpoints of {output.size(separate)} became one archive of {output.size(packed)} "
-        f"(1/{separate / packed:.1f}); accuracy kept: {output.share(found.retention)}."
+        f"(1/{separate / packed:.1f}); accuracy kept: {output.share(found.retention)}.",
     )
     look = "" if found.report is None else f"\nLook at it: open {found.report} in a browser.\n"
     extra = '  pip install "tallstore[report]"\n' if found.report is None else ""
-    console.print(
+    output.say(
+        console,
         f"{look}\nAll of it is in {folder}. Try next:\n"
         f"  tallstore info {found.archive} --masks\n"
         f"  tallstore verify {found.archive}\n"
         f"  tallstore extract {found.archive} {found.tasks[0].name} -o {folder}/again\n"
         f"  tallstore merge {found.archive} -o {folder}/merged\n"
         f"{extra}  tallstore report {found.archive} -o {folder}/again.html --plots {folder}/plots",
-        markup=False,
-        soft_wrap=True,
+        whole=True,
     )
 
 

@@ -62,8 +62,7 @@ _COLUMNS = {
 }
 _ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
 _EXPENDABLE = tuple(
-    _COLUMNS[key][0]
-    for key in ("cosine", "share", "lambda", "density", "exact_bytes", "original", "bytes", "relative_error")
+    _COLUMNS[key][0] for key in ("cosine", "share", "lambda", "density", "exact_bytes", "original", "bytes")
 )
 """What goes first where there is no room."""
 _BAR = 24
@@ -114,13 +113,13 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
     lines.append(["archive", output.size(sizes["total"]), "", ""])
     headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
-    console.print(_saving(facts), markup=False)
+    output.say(console, _saving(facts))
 
 
 def _saving(facts: dict[str, Any]) -> str:
     separate, total = facts["checkpoints_bytes"], facts["bytes"]["total"]
-    count = len(facts["tasks"]) + 1
+    count, times = len(facts["tasks"]) + 1, output.number(separate / total, 1)
     return (
-        f"\n{output.size(total)} instead of {output.size(separate)} as {count} checkpoints: 1/{separate / total:.1f}; "
-        f"{facts['bits_per_parameter']:.2f} bits a parameter and task beside the base"
+        f"\n{output.size(total)} instead of {output.size(separate)} as {count} checkpoints: 1/{times}; "
+        f"{output.number(facts['bits_per_parameter'], 2)} bits a parameter and task beside the base"
     )

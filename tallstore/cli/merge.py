@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallstore.cli import complete, output
+from tallstore.cli import output
 
 if TYPE_CHECKING:
     from tallstore.archive.merge import MergeReport
@@ -29,20 +29,10 @@ def merge(
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="α: how far to go. Chosen if it is not given.")] = None,
     tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task",
-            help="Merge these tasks; may be given several times. [default: all]",
-            autocompletion=complete.tasks,
-        ),
+        list[str] | None, typer.Option("--task", help="Merge these tasks; may be given several times. [default: all]")
     ] = None,
     head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            help="Give the model this task's head, configuration and tokenizer.",
-            autocompletion=complete.tasks,
-        ),
+        str | None, typer.Option("--head", help="Give the model this task's head, configuration and tokenizer.")
     ] = None,
     evaluate: Annotated[
         str | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tallstore.cli.plain import is_unicode
+from tallstore.cli.plain import harmless, is_unicode
 from tallstore.words import number, share, size
 
-__all__ = ["bar", "console", "fitted", "number", "print_json", "progress", "share", "size", "table"]
+__all__ = ["bar", "console", "fitted", "number", "print_json", "progress", "say", "share", "size", "table"]
 
 Report = Callable[[str, int, int], None]
 
@@ -91,9 +90,13 @@ def _without(
     return table(title, [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
 
 
+def say(to: Console, words: str, *, whole: bool = False) -> None:
+    """A line of text, or several; whatever names are in it. `whole`: lines are not broken, to be copied."""
+    to.print(Text("\n").join(map(_text, words.split("\n"))), soft_wrap=whole)
+
+
 def _text(words: str) -> Text:
-    # A terminal obeys control characters, and shows a line backwards for some of the others.
-    return Text("".join(c if unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in words))
+    return Text(harmless(words))
 
 
 @contextmanager
