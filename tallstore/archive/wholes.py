@@ -51,7 +51,7 @@ def _why(name: str, entry: Entry, base: Mapping[str, BaseTensor], *, matched: bo
     if entry.kind != "private":
         return "rows beyond the base's"
     if matched:
-        return "unlike the base's, and a mask would save too little or lose too much"
+        return "moved, and no mask is worth it"
     there = base.get(name)
     if there is None:
         return "the base has no such tensor"

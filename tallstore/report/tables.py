@@ -205,7 +205,7 @@ def by_whole(facts: Facts) -> Table:
             summary="Tensors stored whole and exact, and why",
             columns=columns,
             rows=rows,
-            folded=len(rows) > 24,
+            folded=len(rows) > 12,
             search="Find a tensor" if len(rows) > 8 else "",
         )
     )
