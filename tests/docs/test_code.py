@@ -26,6 +26,10 @@ NOT_RUN = {
         "Push to the Hub": "needs the Hub",
     },
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},
+    "docs/pages/examples.md": dict.fromkeys(
+        ("A service that switches tasks per request", "A callback that adds a finished fine-tune to a zoo"),
+        "files, which test_examples.py runs",
+    ),
 }
 """Sections whose code is not run here, and why."""
 
@@ -107,7 +111,7 @@ def test_the_first_tutorial(packed: Path) -> None:
     assert "score kept" in (packed / "scored.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["tutorials/serve.md", "tutorials/merge.md", "index.md"])
+@pytest.mark.parametrize("page", ["tutorials/serve.md", "tutorials/merge.md", "index.md", "examples.md"])
 def test_the_other_pages(
     page: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,4 +147,10 @@ def test_the_readme(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_every_page_is_run() -> None:
     with_code = {page.relative_to(PAGES).as_posix() for page in PAGES.rglob("*.md") if blocks(page)}
-    assert with_code == {"index.md", "tutorials/pack.md", "tutorials/serve.md", "tutorials/merge.md"}
+    assert with_code == {
+        "index.md",
+        "examples.md",
+        "tutorials/pack.md",
+        "tutorials/serve.md",
+        "tutorials/merge.md",
+    }

@@ -49,6 +49,13 @@ def test_the_format_is_shown_with_it(site: Path) -> None:
     assert (site / "spec" / "manifest.schema.json").is_file()
 
 
+def test_examples_are_shown_whole(site: Path) -> None:
+    page = unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text(encoding="utf-8")))
+    for example in ("service.py", "callback.py"):
+        code = (ROOT / "docs" / "examples" / example).read_text(encoding="utf-8")
+        assert code.strip().splitlines()[-1].strip() in page
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
