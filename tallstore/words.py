@@ -1,8 +1,10 @@
-"""Numbers as people read them: on the command line, in reports, on model cards."""
+"""Numbers and names as people read them: on the command line, in reports, on model cards."""
 
 from __future__ import annotations
 
-__all__ = ["number", "share", "size"]
+import unicodedata
+
+__all__ = ["harmless", "number", "share", "size"]
 
 _LARGE = 1e6
 """From here on a number is shown with its exponent."""
@@ -27,3 +29,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def share(value: float | None) -> str:
     """A share as per cent, or a dash."""
     return "–" if value is None else f"{number(100 * value, 1)} %"
+
+
+def harmless(text: str) -> str:
+    """A name from anywhere, without control characters, halves of pairs, and marks that turn a line around."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in text)

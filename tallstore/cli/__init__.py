@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    from tallstore.cli.plain import harmless
+    from tallstore.words import harmless
 
     print(harmless(f"tallstore: error: {' '.join(message.split())}"), file=sys.stderr)
     sys.exit(1)

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from tallstore.cli.plain import harmless, is_unicode
-from tallstore.words import number, share, size
+from tallstore.cli.plain import is_unicode
+from tallstore.words import harmless, number, share, size
 
 __all__ = ["bar", "console", "fitted", "number", "print_json", "progress", "say", "share", "size", "table"]
 

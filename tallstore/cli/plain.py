@@ -8,9 +8,8 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-import unicodedata
 
-__all__ = ["harmless", "is_unicode", "prepare"]
+__all__ = ["is_unicode", "prepare"]
 
 _HANDLER = "tallstore.plain"
 _SIGNS = str.maketrans(
@@ -45,11 +44,6 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
-
-
-def harmless(text: str) -> str:
-    """A text without what a terminal would obey (control characters) or show backwards."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in text)
 
 
 def is_unicode(stream: object) -> bool:

@@ -15,6 +15,7 @@ from html import escape
 from typing import Any, Literal
 
 from tallstore.report.theme import DARK, LIGHT
+from tallstore.words import harmless
 
 __all__ = ["Canvas", "shorten"]
 
@@ -35,7 +36,7 @@ class Canvas:
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
-        self.about = about
+        self.about = harmless(about)
         """What the figure shows, for those who do not see it."""
         self._figure = Figure(figsize=(width / _POINTS, height / _POINTS), dpi=_POINTS)
         FigureCanvasAgg(self._figure)
@@ -94,7 +95,7 @@ class Canvas:
         self._axes.text(
             x,
             y,
-            words,
+            harmless(words),
             color=LIGHT[role],
             fontsize=size,
             fontweight="bold" if bold else "normal",
@@ -147,7 +148,7 @@ class Canvas:
     def _add(self, patch: Any, tip: str) -> None:
         if tip:
             patch.set_gid(f"{_TIP}{len(self._tips)}")
-            self._tips.append(tip)
+            self._tips.append(harmless(tip))
         self._axes.add_patch(patch).set_clip_on(False)
 
     def _save(self, kind: str, fonts: str, salt: str = "tallstore") -> bytes:

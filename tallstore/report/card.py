@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tallstore.report.canvas import Canvas, shorten
 from tallstore.report.extra import require
 from tallstore.report.facts import PARTS, Facts, gather
-from tallstore.report.figures import saving
+from tallstore.report.figures import checkpoints, saving
 from tallstore.words import number, share, size
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _draw(facts: Facts) -> Canvas:
         text = size(count) if count == facts.separate else f"{size(count)}  ({saving(facts)})"
         canvas.text(right, y, text, size=16, bold=True, align="right")
     x = float(_EDGE)
-    for count in (facts.manifest.base.bytes, *(task.checkpoint or 0 for task in facts.tasks)):
+    for _, count in checkpoints(facts, wide):
         canvas.box(x, 148, max(wide * count / whole - _GAP, 0.5), 30, "base" if x == _EDGE else "some")
         x += wide * count / whole
     x = float(_EDGE)

@@ -13,7 +13,7 @@ from tallstore.report.heatmap import draw_heat_map
 from tallstore.report.overlap import cluster
 from tallstore.words import number, share, size
 
-__all__ = ["FIGURES", "Drawn", "saving"]
+__all__ = ["FIGURES", "Drawn", "checkpoints", "saving"]
 
 _BAR = 26
 _ROW = 24
@@ -37,6 +37,14 @@ def saving(facts: Facts) -> str:
     return f"1/{facts.ratio:.3g}" if facts.ratio >= 1 else f"{1 / facts.ratio:.3g} times" if facts.ratio else "–"
 
 
+def checkpoints(facts: Facts, width: float) -> list[tuple[str, int]]:
+    """Base and tasks with their bytes; tasks in one where a bar of that width has no room for all."""
+    base = facts.manifest.base.bytes
+    if len(facts.tasks) > width / 2:
+        return [("base", base), (f"{len(facts.tasks)} tasks", facts.separate - base)]
+    return [("base", base), *((task.name, task.checkpoint or 0) for task in facts.tasks)]
+
+
 def _bytes(facts: Facts, width: float) -> Canvas:
     """Two bars of one scale, and the shorter one again, enlarged and taken apart."""
     parts = facts.packed
@@ -49,7 +57,7 @@ def _bytes(facts: Facts, width: float) -> Canvas:
     whole = max(facts.separate, facts.total, 1)
     canvas.text(0, 9, f"{len(facts.tasks) + 1} separate checkpoints", "muted")
     canvas.text(width, 9, size(facts.separate), bold=True, align="right")
-    pieces = [("base", facts.manifest.base.bytes), *((task.name, task.checkpoint or 0) for task in facts.tasks)]
+    pieces = checkpoints(facts, width)
     at, gap = 0.0, 1.5 if len(pieces) < width / 8 else 0.0
     for name, count in pieces:
         wide = width * count / whole
@@ -175,14 +183,15 @@ def _agreement(facts: Facts, width: float) -> Canvas:
 def _layers(facts: Facts, width: float) -> Canvas:
     """The share of each layer that each task uses."""
     assert facts.masks is not None
-    layers = facts.masks.layers
-    names, values = _fewer(
-        [[shares.get(task, np.nan) for task in facts.masks.tasks] for shares in layers.values()], list(layers)
-    )
+    layers, tasks = facts.masks.layers, facts.masks.tasks[:_MOST_TASKS]
+    if not layers:
+        return _words("no tensor has a mask", width)
+    names, values = _fewer([[shares.get(task, np.nan) for task in tasks] for shares in layers.values()], list(layers))
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-    about = f"Share of each of {len(layers)} layers that each task uses, from {share(low)} to {share(high)}."
-    return draw_heat_map(values, names, list(facts.masks.tasks), width, about=about, scale=(low, high), square=False)
+    of = "each task" if len(tasks) == len(facts.tasks) else f"each of the first {len(tasks)} tasks"
+    about = f"Share of each of {len(layers)} layers that {of} uses, from {share(low)} to {share(high)}."
+    return draw_heat_map(values, names, tasks, width, about=about, scale=(low, high), square=False)
 
 
 def _fewer(rows: list[list[float]], names: list[str]) -> tuple[list[str], np.ndarray]:
@@ -206,10 +215,10 @@ def _overlap(facts: Facts, width: float) -> Canvas:
     both = facts.masks.agreement.jaccard
     tasks = facts.masks.tasks
     if not 2 <= len(tasks) <= _MOST_TASKS:
-        words = "one task overlaps with nothing" if len(tasks) < 2 else f"{len(tasks)} tasks are too many for a matrix"
-        canvas = Canvas(width, 40, about=words)
-        canvas.text(0, 20, words, "muted")
-        return canvas
+        few = len(tasks) < 2
+        return _words(
+            "one task overlaps with nothing" if few else f"{len(tasks)} tasks are too many for a matrix", width
+        )
     found = cluster(both)
     values = both[np.ix_(found.order, found.order)].astype(float)
     np.fill_diagonal(values, np.nan)
@@ -223,6 +232,13 @@ def _overlap(facts: Facts, width: float) -> Canvas:
     return draw_heat_map(
         values, names, names, width, about=about, scale=(low, high), square=True, joins=found.joins, shares=False
     )
+
+
+def _words(words: str, width: float) -> Canvas:
+    """What is said where there is nothing to draw."""
+    canvas = Canvas(width, 40, about=words)
+    canvas.text(0, 20, words, "muted")
+    return canvas
 
 
 FIGURES: Mapping[str, Drawn] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import unicodedata
 from dataclasses import replace
 from importlib import resources
 
@@ -17,6 +16,7 @@ from tallstore.report.facts import Facts
 from tallstore.report.figures import FIGURES
 from tallstore.report.sections import Section, lead, sections, tiles
 from tallstore.report.theme import DARK, LIGHT, variables
+from tallstore.words import harmless
 
 __all__ = ["render"]
 
@@ -74,7 +74,5 @@ def _asset(name: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """Text without what is not text: control characters, halves of pairs, marks that turn the line around."""
-    if type(value) is not str:
-        return value
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in value)
+    """What a template shows: text as it may be shown, and what is markup already as it is."""
+    return harmless(value) if type(value) is str else value

@@ -16,6 +16,7 @@ from tallstore.format.manifest import MANIFEST, Manifest
 MASKED = ("layers", "agreement", "overlap")
 EVERY = ("bytes", "tasks", *MASKED)
 HARM = "<script>window.harmed = 1</script><img src=x onerror='window.harmed = 2'>\"'&amp;]]>--></style></svg>"
+TURNED = "turn\u202eed\ufffe<b>.weight"
 VOID = {"meta", "link", "input", "br", "img"}
 
 
@@ -56,9 +57,10 @@ def scored(folder: Path, tasks: int = 3) -> Path:
 def hostile(folder: Path) -> Path:
     """What the format allows a stranger to write, wherever he may write."""
     base, tasks = tiny_zoo(3)
-    base[HARM] = noise(20, 20)
+    for name in (HARM, TURNED):
+        base[name] = noise(20, 20)
     for n, state in enumerate(tasks.values()):
-        state[HARM] = near(base[HARM], seed=n)
+        state |= {name: near(base[name], seed=n) for name in (HARM, TURNED)}
         state[f"{HARM}.$\\frac{{1}}{{2}}$.{chr(0x202E)}\u4e2d\u6587"] = torch.ones(3)
     tallstore.pack(base, tasks, folder)
     manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
