@@ -20,6 +20,7 @@
     ├── NoSuchTensorError          the task, vector or base has no such tensor
     ├── BaseNeededError            the base is referenced, and was not given or found
     ├── ModelMismatchError         a model's parameters are not those of the task
+    │   └── ModelChangedError      a model that a switcher serves was changed by someone else
     ├── DeviceError                the asked device is not there or has no memory left
     └── MissingExtraError          an optional package is needed (names the install command)
 
@@ -41,6 +42,7 @@ __all__ = [
     "FormatError",
     "InputError",
     "MissingExtraError",
+    "ModelChangedError",
     "ModelMismatchError",
     "NoSuchTaskError",
     "NoSuchTensorError",
@@ -133,6 +135,10 @@ class BaseNeededError(TallstoreError):
 
 class ModelMismatchError(TallstoreError):
     """A model's parameters are not those of the task. Nothing was written to it."""
+
+
+class ModelChangedError(ModelMismatchError):
+    """A model that a switcher serves was changed by someone else. Nothing was written to it."""
 
 
 class DeviceError(TallstoreError):

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import export_folder
+from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.reader import Place, Reader, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
+from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint
-from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError, OptionError
+from tallstore.errors import DeviceError, NoSuchTaskError, NoSuchTensorError, OptionError
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Store, open_store
@@ -139,14 +141,24 @@ class Zoo:
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
-        own = model.state_dict(keep_vars=True)
-        places = self._places(task)
-        self._check_model(own, places, task)
-        values = self.state_dict(task)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                if name in values:
-                    tensor.copy_(values[name])
+        load_into(self._decoder, model, self._task(task))
+
+    def switcher(self, model: nn.Module, tasks: Iterable[str] | None = None) -> Switcher:
+        """What makes a model any of several tasks, in place and at the speed of memory: `switch("mnist")`.
+
+        Base and masks are read and checked now, and stay resident on the model's device: the base once, and one or
+        two bits a parameter and task.
+
+        Args:
+            model: its tensors must be those of every task; only heads may differ in shape.
+            tasks: to switch between; all of them by default.
+
+        Raises:
+            ModelMismatchError: names or shapes differ. Nothing was written.
+            ArchiveError: something is damaged.
+        """
+        chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
+        return Switcher(self._decoder, self._manifest, self.url, model, chosen)
 
     def export(
         self,
@@ -438,26 +450,6 @@ class Zoo:
         raise NoSuchTensorError(
             f"{self.url}: neither the base nor a task has a tensor {name!r} that comes from the base"
         )
-
-    def _check_model(self, own: Mapping[str, Any], places: Mapping[str, Place], task: str) -> None:
-        shapes = {name: self._facts(task, place).shape for name, place in places.items()}
-        if lost := next((name for name, tensor in own.items() if tensor.is_meta), None):
-            raise ModelMismatchError(
-                f"task {task!r} cannot be written: the model's {lost!r} has no memory (device meta); "
-                "give it some with model.to_empty(device='cpu'); nothing was written"
-            )
-        held = {tensor.data_ptr() for name, tensor in own.items() if name in shapes}
-        missing = [n for n in shapes if n not in own]
-        extra = [n for n, tensor in own.items() if n not in shapes and tensor.data_ptr() not in held]
-        wrong = [n for n in own if n in shapes and tuple(own[n].shape) != shapes[n]]
-        for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
-            if names:
-                first = names[0]
-                shown = f" (model {list(own[first].shape)}, task {list(shapes[first])})" if names is wrong else ""
-                raise ModelMismatchError(
-                    f"task {task!r} does not fit the model: {text} {first!r}{shown}"
-                    f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}; nothing was written"
-                )
 
 
 def _on(device: str | torch.device, tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import Levels
 
 Kind = Literal["binary", "signed"]
@@ -42,6 +43,8 @@ class Tile:
     """The base's name of the tensor."""
     start: int = 0
     """Where in the tensor the run begins."""
+    weight: float = 1.0
+    """How many parameters each one stands for, where a statistic is given a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,9 @@ class Statistic(ABC):
     The encoder calls `measure` for every tile, in any order and on several threads, then `update` with what it
     returned, in one fixed order, and then `finish` once.
     """
+
+    one_in: int = 1
+    """Of large tensors, one parameter in so many is enough: runs of them, evenly spaced."""
 
     def measure(self, tile: Tile) -> Any:
         """What `update` needs of a tile: the tile itself, unless there is work that threads can share."""
@@ -105,6 +111,10 @@ class Recipe(ABC):
         Returns shape (T', N), uint8: 0 where the task keeps θ0, 1 where it adds s·v, 2 (`signed` only) where it
         subtracts it.
         """
+
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule | None:  # noqa: ARG002 - part of the interface
+        """What `vector` and `masks` do to a tile of these tasks, in the words of a kernel; None if none can do it."""
+        return None
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - part of the interface
         """The scale s of one task on one chunk of one tensor; 1.0 where the recipe has none.

@@ -13,6 +13,7 @@ is, every parameter is right on the average, and not the tensor alone. `benchmar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import (
     ENTRY_BITS,
     Choice,
@@ -109,6 +111,19 @@ class Solo(Recipe):
             out[row] = on.to(torch.uint8) << (tau < 0).to(torch.uint8)
         return out
 
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule:
+        """Thresholds; out of reach where a tensor is not masked."""
+        found = [self._chosen.get((task, tensor)) for task in tasks]
+        masked = [levels if levels is not None and len(levels.bounds) == 1 else Levels((math.inf,)) for levels in found]
+        return Rule(
+            vector="ones",
+            mask="above",
+            signed=True,
+            limits=tuple(levels.bounds[0] for levels in masked),
+            widths=tuple(levels.width for levels in masked),
+            seeds=tuple(seed_of(task, tensor) for task in tasks),
+        )
+
     def _threshold(self, found: Levels, task: int, tile: Tile) -> Tensor | float:
         (low,) = found.bounds
         if not found.width:
@@ -141,6 +156,8 @@ class _Tensor:
 class _Histograms(Statistic):
     """Magnitudes by task and tensor; of a tensor that is done, only what can be chosen for it is kept."""
 
+    one_in = 8
+
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
         self._found: dict[Key, Magnitudes] = {}
@@ -150,7 +167,10 @@ class _Histograms(Statistic):
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
         base = tile.base.to(torch.float32).cpu().numpy()
         rows = tile.tau.to(torch.float32).cpu().numpy()
-        return [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
+        found = [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
+        for _, counted in found:
+            counted.scale(tile.weight)
+        return found
 
     def update(self, tile: list[tuple[Key, Magnitudes]]) -> None:
         if tile and self._found and next(iter(self._found))[1] != tile[0][0][1]:

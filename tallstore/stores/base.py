@@ -29,6 +29,10 @@ class Store(ABC):
     def read(self, path: str, start: int, length: int) -> memoryview:
         """Exactly `length` bytes from `start`. Raises DamagedError if the file ends before."""
 
+    def read_into(self, path: str, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `start` on. Raises DamagedError if the file ends before."""
+        out[:] = self.read(path, start, len(out))
+
     def close(self) -> None:
         """Release files and mappings. Memory that `read` returned stays valid."""
 
