@@ -7,6 +7,8 @@ import io
 import re
 import shlex
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,16 @@ def run(page: Path, known: dict[str, Any], *, fresh: bool = False) -> dict[str, 
     return known
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_scores() -> Iterator[None]:
+    """Evaluators are modules called `scores`, here as in other tests: none may find another's."""
+    before = sys.modules.pop("scores", None)
+    yield
+    sys.modules.pop("scores", None)
+    if before is not None:
+        sys.modules["scores"] = before
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the first tutorial was followed; the others begin with what it leaves."""
@@ -137,7 +149,7 @@ def test_the_readme(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("scores.py").write_text("def accuracy(state, task):\n    return 0.9\n")
     Path("zoo.yaml").write_text("base: minilm\ntasks: {trec: runs/trec, mr: runs/mr}\noutput: from-yaml.tall\n")
-    monkeypatch.delitem(__import__("sys").modules, "scores", raising=False)
+    sys.modules.pop("scores", None)
     with tallstore.open(packed / "zoo.tall") as zoo:
         name = next(name for name, facts in zoo.tensors("topic").items() if facts.kind == "signed")
     given = {"model": AutoModelForSequenceClassification.from_pretrained("runs/trec"), "name": name}

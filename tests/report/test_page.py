@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -286,7 +287,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(folder: Path, tmp_pat
 def test_without_the_extra_its_command_is_named(
     package: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with tallstore.open(folder) as zoo:
         for use in (lambda: zoo.report(tmp_path / "r.html"), lambda: tallstore.report.card_picture(zoo)):
             with pytest.raises(MissingExtraError, match=rf'{package}: pip install "tallstore\[report\]"'):
