@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tallstore._version import __version__
 
 if TYPE_CHECKING:
-    from tallstore import errors
+    from tallstore import errors, report
     from tallstore.archive import TensorFacts, VerifyReport, Zoo
     from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
     from tallstore.encoder import Options, PackReport, TaskReport
@@ -34,6 +34,7 @@ __all__ = [
     "errors",
     "open",
     "pack",
+    "report",
 ]
 
 _WHERE = {
@@ -50,8 +51,8 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("tallstore.errors")
+    if name in {"errors", "report"}:
+        return importlib.import_module(f"tallstore.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'tallstore' has no attribute {name!r}")
     module, attribute = _WHERE[name]

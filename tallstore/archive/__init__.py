@@ -5,6 +5,17 @@ from __future__ import annotations
 from tallstore.archive.merge import Merged, MergeReport
 from tallstore.archive.statistics import MaskStatistics
 from tallstore.archive.verify import Against, VerifyReport
+from tallstore.archive.wholes import WholeTensor
 from tallstore.archive.zoo import TensorFacts, Zoo, open_zoo
 
-__all__ = ["Against", "MaskStatistics", "MergeReport", "Merged", "TensorFacts", "VerifyReport", "Zoo", "open_zoo"]
+__all__ = [
+    "Against",
+    "MaskStatistics",
+    "MergeReport",
+    "Merged",
+    "TensorFacts",
+    "VerifyReport",
+    "WholeTensor",
+    "Zoo",
+    "open_zoo",
+]

@@ -21,6 +21,7 @@ from tallstore.archive.reader import Place, Reader, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
+from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint
 from tallstore.errors import DeviceError, NoSuchTaskError, NoSuchTensorError, OptionError
 from tallstore.format import strict_json
@@ -82,7 +83,7 @@ class Zoo:
         """What the archive holds and what it costs, as plain JSON values. Bytes are as on disk."""
         manifest = self._manifest
         size = self._store.size(MANIFEST)
-        checkpoints = sum(int(t.measured.get("checkpoint_bytes") or 0) for t in manifest.tasks.values())
+        checkpoints = sum(int(t.number("checkpoint_bytes") or 0) for t in manifest.tasks.values())
         return {
             "format": "tallstore",
             "version": manifest.version,
@@ -270,6 +271,40 @@ class Zoo:
         """
         chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
         return count_masks(self._decoder, self._manifest, chosen, progress)
+
+    def wholes(self, task: str) -> dict[str, WholeTensor]:
+        """What a task stores whole and exact, and why: its head, small tensors, rows beyond the base's."""
+        return list_wholes(self._decoder, self._manifest, self._task(task))
+
+    def report(
+        self,
+        out: str | os.PathLike[str] = "report.html",
+        *,
+        plots: str | os.PathLike[str] | None = None,
+        masks: bool = True,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write what the archive holds, costs and kept as one HTML page that needs nothing else.
+
+        Masks are streamed: the memory it takes does not grow with the models. Needs `tallstore[report]`.
+
+        Args:
+            out: the page. It appears whole or not at all.
+            plots: a folder for the same figures as SVG and PNG.
+            masks: False leaves out what has to read every mask (density by layer, agreement, overlap), and takes a
+                moment whatever the archive's size.
+            overwrite: replace a report, or a folder of plots, that is there.
+            progress: called with a text, how much is done, and of how much.
+
+        Raises:
+            MissingExtraError: with the command that installs what draws reports.
+            OutputExistsError, OutputError: something is there already, or it cannot be written.
+            ArchiveError: something is damaged.
+        """
+        from tallstore.report import write_report
+
+        return write_report(self, out, plots=plots, masks=masks, overwrite=overwrite, progress=progress)
 
     def _merger(self, method: str, **options: Any) -> Merger:
         return Merger(self._decoder, self._manifest, method, **options)

@@ -11,10 +11,12 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
+    from tallstore.cli import plain
     from tallstore.cli.app import app
 
+    plain.prepare()
     try:
-        app(arguments, standalone_mode=True)
+        app(arguments, prog_name="tallstore", standalone_mode=True)
     except TallstoreError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -28,5 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"tallstore: error: {' '.join(message.split())}", file=sys.stderr)
+    from tallstore.words import harmless
+
+    print(harmless(f"tallstore: error: {' '.join(message.split())}"), file=sys.stderr)
     sys.exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tallstore.cli import output
 
@@ -29,7 +28,8 @@ def demo(
     from tallstore.demo import run_demo
 
     with output.progress("demo", quiet=quiet or as_json) as progress:
-        found = run_demo(folder, progress=progress)
+        told = progress if quiet or as_json else _Narrated(progress)
+        found = run_demo(folder, progress=told)
     if as_json:
         output.print_json(found.to_json())
         return
@@ -55,19 +55,50 @@ def demo(
         ("error", True),
         ("own bytes", True),
     ]
-    console.print(output.table("accuracy on images that no model has seen", columns, rows))
-    _sum_up(console, found.checkpoints_bytes, found.archive_bytes["total"], len(rows), found.retention)
-    console.print(
-        f"\nAll of it is in {folder}. Try next:\n"
-        f"  tallstore info {found.archive}\n"
+    title = "accuracy on images that no model has seen"
+    console.print()
+    console.print(output.fitted(console, title, columns, rows, ("question", "error", "own bytes", "not tuned")))
+    separate, packed = found.checkpoints_bytes, found.archive_bytes["total"]
+    output.say(
+        console,
+        f"\n{len(rows) + 1} checkpoints of {output.size(separate)} became one archive of {output.size(packed)} "
+        f"(1/{separate / packed:.1f}); accuracy kept: {output.share(found.retention)}.",
+    )
+    look = "" if found.report is None else f"\nLook at it: open {found.report} in a browser.\n"
+    extra = '  pip install "tallstore[report]"\n' if found.report is None else ""
+    output.say(
+        console,
+        f"{look}\nAll of it is in {folder}. Try next:\n"
+        f"  tallstore info {found.archive} --masks\n"
         f"  tallstore verify {found.archive}\n"
-        f"  tallstore extract {found.archive} {found.tasks[0].name} -o {folder}/again",
-        markup=False,
+        f"  tallstore extract {found.archive} {found.tasks[0].name} -o {folder}/again\n"
+        f"  tallstore merge {found.archive} -o {folder}/merged\n"
+        f"{extra}  tallstore report {found.archive} -o {folder}/again.html --plots {folder}/plots",
+        whole=True,
     )
 
 
-def _sum_up(console: Console, separate: int, packed: int, tasks: int, retention: float) -> None:
-    console.print(
-        f"\n{tasks + 1} checkpoints of {output.size(separate)} became one archive of {output.size(packed)} "
-        f"(1/{separate / packed:.1f}); accuracy kept: {output.share(retention)}."
-    )
+_STEPS = {
+    "pre-training": "1. A small transformer learns to read handwritten digits: the base.",
+    "fine-tuning": "2. Copies of it are fine-tuned, all weights of them, each to answer a question of its own.",
+    "pack": "3. Base and fine-tunes are packed into one archive, and every task is scored as it comes out.",
+    "extracting": "4. Every task is taken out again, as a folder of its own.",
+    "evaluating": "5. Originals and copies take the same test, on images that no model has seen.",
+}
+"""What is said when work of a kind begins. What has no line of its own is packing's, or the report's, business."""
+
+
+class _Narrated:
+    """Says in a line what begins, and passes the progress on."""
+
+    def __init__(self, then: output.Report | None) -> None:
+        self._then = then
+        self._said: set[str] = set()
+
+    def __call__(self, text: str, done: int, total: int) -> None:
+        kind = next((kind for kind in _STEPS if text.startswith(kind)), "pack")
+        if kind not in self._said and ("fine-tuning" in self._said or kind != "pack"):
+            self._said.add(kind)
+            typer.echo(_STEPS[kind])
+        if self._then is not None:
+            self._then(text, done, total)

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from tallstore.cli import output
+from tallstore.cli import complete, output
 from tallstore.errors import OptionError
 
 
 def extract(
     zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
-    tasks: Annotated[list[str] | None, typer.Argument(metavar="[TASK]…", help="Which tasks.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]…", help="Which tasks.", autocompletion=complete.tasks)
+    ] = None,
     out: Annotated[
         str,
         typer.Option("-o", "--output", help="The folder to write; with several tasks, one folder in it for each."),

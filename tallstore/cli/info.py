@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tallstore.cli import output
+
+if TYPE_CHECKING:
+    from tallstore.archive import Zoo
+    from tallstore.format.manifest import Task
 
 
 def info(
@@ -27,17 +31,17 @@ def info(
     """
     import tallstore
 
-    counted = None
     with tallstore.open(zoo) as opened:
-        facts = opened.info()
+        counted = None
         if masks:
             with output.progress("counting", quiet=as_json) as progress:
                 counted = opened.mask_statistics(progress=progress)
-    if as_json:
-        output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
-        return
-    console = output.console()
-    show(console, facts, zoo)
+        if as_json:
+            facts = opened.info()
+            output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
+            return
+        console = output.console()
+        show(console, opened, zoo)
     if counted is not None:
         from tallstore.cli.masks import show as show_masks
 
@@ -57,58 +61,65 @@ _COLUMNS = {
     "exact_bytes": ("to be exact", True),
 }
 _ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
+_EXPENDABLE = tuple(
+    _COLUMNS[key][0] for key in ("cosine", "share", "lambda", "density", "exact_bytes", "original", "bytes")
+)
+"""What goes first where there is no room."""
+_BAR = 24
 
 
-def _cell(key: str, task: dict[str, Any]) -> str:
+def _cell(key: str, task: Task) -> str:
     """What a column says of a task; a dash where nothing was measured."""
-    scores, own, plain = task.get("scores") or {}, task.get("bytes") or 0, task.get("checkpoint_bytes") or 0
     if key in {"original", "decoded"}:
-        return output.number(scores.get(key), 4)
+        return output.number(task.number("scores", key), 4)
     if key == "share":
-        return output.share(own / plain if plain else None)
+        own, plain = task.number("bytes"), task.number("checkpoint_bytes")
+        return output.share(own / plain if own and plain else None)
+    value = task.number(key)
     if key == "density":
-        return output.share(task.get(key))
+        return output.share(value)
     if key in {"bytes", "exact_bytes"}:
-        return output.size(task[key]) if key in task else _NONE
-    return output.number(task.get(key), 1 if key == "lambda" else 3)
+        return _NONE if value is None else output.size(value)
+    return output.number(value, 1 if key == "lambda" else 3)
 
 
-def show(console: Console, facts: dict[str, Any], path: str) -> None:
-    """The table that a person likes to read."""
-    sizes = facts["bytes"]
-    tasks = facts["tasks"]
-    columns = [
-        _COLUMNS[key] for key in _COLUMNS if key in _ALWAYS or any(_cell(key, t) != _NONE for t in tasks.values())
-    ]
-    rows = [
-        [name, *(_cell(key, task) for key, column in _COLUMNS.items() if column in columns)]
-        for name, task in tasks.items()
-    ]
-    columns.insert(0, ("task", False))
-    console.print(output.table(f"{path} — {len(rows)} tasks", columns, rows))
+def show(console: Console, zoo: Zoo, path: str) -> None:
+    """The tables that a person likes to read."""
+    facts = zoo.info()
+    sizes, tasks = facts["bytes"], zoo.manifest.tasks
+    columns = {
+        key: _COLUMNS[key]
+        for key in _COLUMNS
+        if key in _ALWAYS or any(_cell(key, task) != _NONE for task in tasks.values())
+    }
+    rows = [[name, *(_cell(key, task) for key in columns)] for name, task in tasks.items()]
+    title = f"{path} — {len(rows)} tasks"
+    console.print(output.fitted(console, title, [("task", False), *columns.values()], rows, _EXPENDABLE))
     console.print()
     base = facts["base"]
     where = "in the archive" if base["storage"] == "embed" else "referenced, not in the archive"
-    console.print(
-        output.table(
-            None,
-            [("part", False), ("bytes", True), ("", False)],
-            [
-                ["base", output.size(sizes["base"]), f"{output.size(base['bytes'])} of weights, {where}"],
-                ["multi-task vector", output.size(sizes["vector"]), ""],
-                ["masks", output.size(sizes["masks"]), ""],
-                ["whole tensors", output.size(sizes["private"]), "heads and the like, exact"],
-                ["files", output.size(sizes["files"] + sizes["manifest"]), "configurations, tokenizers, manifest"],
-                ["archive", output.size(sizes["total"]), _saving(facts)],
-            ],
-        )
-    )
+    parts = {
+        "base": (sizes["base"], f"{output.size(base['bytes'])} of weights, {where}"),
+        "multi-task vector": (sizes["vector"], ""),
+        "masks": (sizes["masks"], ""),
+        "whole tensors": (sizes["private"], "heads and the like, exact"),
+        **({"exact parts": (sizes["exact"], "what makes tasks bit for bit the original")} if sizes["exact"] else {}),
+        "files": (sizes["files"] + sizes["manifest"], "configurations, tokenizers, manifest"),
+    }
+    lines = [
+        [name, output.size(count), output.bar(count, sizes["total"], _BAR), note]
+        for name, (count, note) in parts.items()
+    ]
+    lines.append(["archive", output.size(sizes["total"]), "", ""])
+    headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]
+    console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
+    output.say(console, _saving(facts))
 
 
 def _saving(facts: dict[str, Any]) -> str:
     separate, total = facts["checkpoints_bytes"], facts["bytes"]["total"]
-    count = len(facts["tasks"]) + 1
+    count, times = len(facts["tasks"]) + 1, output.number(separate / total, 1)
     return (
-        f"instead of {output.size(separate)} as {count} checkpoints: 1/{separate / total:.1f}; "
-        f"{facts['bits_per_parameter']:.2f} bits a parameter and task beside the base"
+        f"\n{output.size(total)} instead of {output.size(separate)} as {count} checkpoints: 1/{times}; "
+        f"{output.number(facts['bits_per_parameter'], 2)} bits a parameter and task beside the base"
     )

@@ -12,8 +12,6 @@ from tallstore.cli import output
 if TYPE_CHECKING:
     from tallstore.archive.statistics import MaskStatistics
 
-_WIDTH = 32
-_PARTS = " ▏▎▍▌▋▊▉█"
 _MOST_ROWS = 24
 _MOST_TASKS = 12
 _NAME = 9
@@ -21,7 +19,7 @@ _NAME = 9
 
 def show(console: Console, found: MaskStatistics) -> None:
     """The agreement profile, what each task uses, how tasks overlap, and the density by layer."""
-    for part in (_profile(found), _by_task(found), _overlap(found), _by_layer(found)):
+    for part in (_profile(found), _by_task(found), _overlap(found, console.width), _by_layer(found)):
         console.print()
         console.print(part)
 
@@ -39,7 +37,7 @@ def _profile(found: MaskStatistics) -> object:
     return output.table(
         f"parameters by how many of {len(found.tasks)} tasks use them, of {found.agreement.parameters:,}",
         [("used by", True), ("share", True), ("", False), ("", False)],
-        [[n, output.share(share), bar(share, most), notes.get(n, "")] for n, share in rows],
+        [[n, output.share(share), output.bar(share, most), notes.get(n, "")] for n, share in rows],
     )
 
 
@@ -53,14 +51,15 @@ def _by_task(found: MaskStatistics) -> object:
     return output.table("what each task uses, of all parameters", columns, rows)
 
 
-def _overlap(found: MaskStatistics) -> object:
-    tasks = found.tasks[:_MOST_TASKS]
+def _overlap(found: MaskStatistics, width: int) -> object:
+    most = min(_MOST_TASKS, max((width - max(map(len, found.tasks))) // (_NAME + 2), 1))
+    tasks = found.tasks[:most]
     short = [task if len(task) <= _NAME else f"{task[: _NAME - 1]}…" for task in tasks]
     both = found.agreement.jaccard
     rows = [
         [task, *(f"{both[i, j]:.2f}" if i != j else "·" for j in range(len(tasks)))] for i, task in enumerate(tasks)
     ]
-    more = f" (the first {_MOST_TASKS} of {len(found.tasks)}; --json has all)" if len(found.tasks) > _MOST_TASKS else ""
+    more = f" (the first {most} of {len(found.tasks)}; --json has all)" if len(found.tasks) > most else ""
     return output.table(f"overlap |A∩B| / |A∪B|{more}", [("", False), *((name, True) for name in short)], rows)
 
 
@@ -71,16 +70,10 @@ def _by_layer(found: MaskStatistics) -> object:
     for layer, shares in found.layers.items():
         low, high = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
         least, largest = f"{output.share(shares[low])} {low}", f"{output.share(shares[high])} {high}"
-        rows.append([layer, output.share(means[layer]), bar(means[layer], most), least, largest])
+        rows.append([layer, output.share(means[layer]), output.bar(means[layer], most), least, largest])
     columns = [("layer", False), ("mean", True), ("", False), ("least", False), ("most", False)]
     return output.table("density by layer", columns, rows)
 
 
 def _mean(shares: Mapping[str, float]) -> float:
     return sum(shares.values()) / len(shares)
-
-
-def bar(share: float, most: float) -> str:
-    """A bar, as long as `share` is of `most`."""
-    eighths = round(8 * _WIDTH * share / most) if most > 0 else 0
-    return _PARTS[-1] * (eighths // 8) + (_PARTS[eighths % 8] if eighths % 8 else "")

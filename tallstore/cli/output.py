@@ -1,57 +1,102 @@
-"""How results look: tables, sizes, progress bars. Plain where the output is no terminal."""
+"""How results look: tables, bars, progress. Plain where the output is no terminal, narrow where that is narrow."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from tallstore.cli.plain import is_unicode
+from tallstore.words import harmless, number, share, size
+
+__all__ = ["bar", "console", "fitted", "number", "print_json", "progress", "say", "share", "size", "table"]
 
 Report = Callable[[str, int, int], None]
+
+_PIPE = 140
+"""Columns of what is no terminal."""
+_BAR = 32
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def console() -> Console:
     """Where results go. In a pipe: no colours, and lines as long as they are."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _PIPE, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """For scripts: JSON on stdout, nothing else."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """For scripts: JSON on stdout, nothing else; what stdout has no letters for is escaped, as JSON knows how."""
+    print(json.dumps(value, indent=2, ensure_ascii=not is_unicode(sys.stdout)))
 
 
-def size(count: float) -> str:
-    """Bytes for people: powers of 1024, three digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
+def bar(part: float, most: float, width: int = _BAR) -> str:
+    """A bar, as long as `part` is of `most`."""
+    eighths = round(8 * width * min(max(part / most, 0.0), 1.0)) if most > 0 else 0
+    return _EIGHTHS[-1] * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A measured number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A share as per cent, or a dash."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def table(title: str | None, columns: list[tuple[str, bool]], rows: list[list[str]]) -> Table:
-    """A table; columns are (heading, numeric)."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+def table(title: str | None, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> Table:
+    """A table; columns are (heading, numeric). Cells are text: no markup, no control characters."""
+    made = Table(
+        title=None if title is None else _text(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        caption_justify="left",
+        caption_style="dim",
+    )
     for heading, numeric in columns:
-        made.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
+        made.add_column(_text(heading), justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(_text, row))
     return made
+
+
+def fitted(
+    to: Console,
+    title: str | None,
+    columns: Sequence[tuple[str, bool]],
+    rows: Sequence[Sequence[str]],
+    expendable: Sequence[str],
+) -> Table:
+    """A table as wide as there is room: headings that are `expendable` go, in that order, until the rest fits."""
+    gone: list[str] = []
+    made = _without(gone, title, columns, rows)
+    for heading in expendable:
+        if Measurement.get(to, to.options.update(width=10_000), made).maximum <= to.width:
+            break
+        if heading in [name for name, _ in columns]:
+            gone.append(heading)
+            made = _without(gone, title, columns, rows)
+    if gone:
+        made.caption = _text(f"no room for: {', '.join(gone)}")
+    return made
+
+
+def _without(
+    gone: Collection[str], title: str | None, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]
+) -> Table:
+    kept = [at for at, (heading, _) in enumerate(columns) if heading not in gone]
+    return table(title, [columns[at] for at in kept], [[row[at] for at in kept] for row in rows])
+
+
+def say(to: Console, words: str, *, whole: bool = False) -> None:
+    """A line of text, or several; whatever names are in it. `whole`: lines are not broken, to be copied."""
+    to.print(Text("\n").join(map(_text, words.split("\n"))), soft_wrap=whole)
+
+
+def _text(words: str) -> Text:
+    return Text(harmless(words))
 
 
 @contextmanager
@@ -60,7 +105,7 @@ def progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    bar = Progress(
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
@@ -69,10 +114,10 @@ def progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
         console=Console(stderr=True),
         transient=True,
     )
-    with bar:
-        line = bar.add_task(what, total=None, now="")
+    with bars:
+        line = bars.add_task(what, total=None, now="")
 
         def report(text: str, done: int, total: int) -> None:
-            bar.update(line, completed=done, total=total, now=text[-48:])
+            bars.update(line, completed=done, total=total, now=text[-48:])
 
         yield report

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tallstore.cli import output
 from tallstore.cli.zoofile import from_words
 from tallstore.errors import OptionError
+
+if TYPE_CHECKING:
+    from tallstore.encoder import PackReport
 
 _ENCODING = "How to encode"
 _PROMISES = "What to promise"
@@ -140,11 +144,21 @@ def pack(
         output.print_json(report.to_json())
         return
     console = output.console()
-    for warning in report.warnings:
+    for warning in (*report.warnings, *_swapped(report)):
         typer.echo(f"tallstore: warning: {warning}", err=True)
     if not quiet:
         with tallstore.open(report.path, base=job.base if options.get("base_storage") == "reference" else None) as zoo:
             from tallstore.cli.info import show
 
-            show(console, zoo.info(), str(report.path))
+            show(console, zoo, str(report.path))
         console.print(f"packed in {report.seconds:.1f} s")
+
+
+def _swapped(report: PackReport) -> Iterator[str]:
+    """Tasks that lack tensors of the base and have none of their own, as if base and task had changed places."""
+    for name, task in report.tasks.items():
+        if task.missing and not any("no such tensor" in why for why in task.private.values()):
+            yield (
+                f"task {name!r} lacks tensors of the base ({task.missing[0]!r}) and has none of its own: are base and "
+                "task swapped? The base comes first"
+            )

@@ -45,7 +45,7 @@ def verify(
         return
     console = output.console()
     for path in report.unlisted:
-        console.print(f"not part of the archive: {path}", markup=False)
+        output.say(console, f"not part of the archive: {path}")
     if report.against:
         rows = [
             [
@@ -58,6 +58,4 @@ def verify(
         ]
         columns = [("task", False), ("error ‖τ̂−τ‖/‖τ‖", True), ("bit for bit", False), ("whole tensors exact", False)]
         console.print(output.table(None, columns, rows))
-    console.print(
-        f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks", markup=False
-    )
+    output.say(console, f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks")

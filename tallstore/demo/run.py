@@ -14,6 +14,7 @@ from torch import Tensor
 from tallstore.archive import open_zoo
 from tallstore.demo.zoo import DemoZoo, Plan, demo_task, evaluate, load_state, make_zoo, require_empty, silent
 from tallstore.encoder import PackReport, Progress
+from tallstore.errors import MissingExtraError
 from tallstore.promises import pack
 
 
@@ -61,6 +62,8 @@ class DemoResult:
     """Bits a parameter and task: everything but the base."""
     seconds: Mapping[str, float]
     """How long `train`, `pack`, `extract` and `evaluate` took."""
+    report: Path | None = None
+    """The page to look at; None without `tallstore[report]`."""
 
     @property
     def retention(self) -> float:
@@ -72,6 +75,7 @@ class DemoResult:
         return {
             "folder": str(self.folder),
             "archive": str(self.archive),
+            "report": None if self.report is None else str(self.report),
             "tasks": {task.name: asdict(task) | {"retention": task.retention} for task in self.tasks},
             "checkpoints_bytes": self.checkpoints_bytes,
             "archive_bytes": dict(self.archive_bytes),
@@ -102,10 +106,10 @@ def run_demo(
     progress: Progress | None = None,
     **options: Any,
 ) -> DemoResult:
-    """Make a zoo, pack it, extract every task, and evaluate each model before and after.
+    """Make a zoo, pack it, extract every task, evaluate each model before and after, and report on it.
 
     Args:
-        folder: gets `models/`, `zoo.tall` and `extracted/`. Must be empty or not there.
+        folder: gets `models/`, `zoo.tall`, `extracted/` and `report.html`. Must be empty or not there.
         seed: the same seed gives the same zoo.
         plan: how large a zoo; the default takes less than a minute.
         progress: called with what is being done, how much of it is done, and how much there is.
@@ -116,12 +120,13 @@ def run_demo(
     clock = _Clock()
     zoo = make_zoo(place / "models", seed, report, plan=plan)
     clock.lap("train")
-    packed = pack(zoo.base, zoo.tasks, place / "zoo.tall", progress=report, **options)
+    packed = pack(zoo.base, zoo.tasks, place / "zoo.tall", progress=report, **{"evaluate": evaluate} | options)
     clock.lap("pack")
     extracted = _extract(packed.path, place / "extracted", report)
     clock.lap("extract")
     tasks = _measure(zoo, extracted, packed, report)
     clock.lap("evaluate")
+    page = _report(packed.path, place / "report.html", report)
     return DemoResult(
         folder=place,
         zoo=zoo,
@@ -132,7 +137,16 @@ def run_demo(
         archive_bytes=packed.bytes,
         bits_per_parameter=packed.bits_per_parameter,
         seconds=clock.laps,
+        report=page,
     )
+
+
+def _report(archive: Path, out: Path, progress: Progress) -> Path | None:
+    with open_zoo(archive) as opened:
+        try:
+            return opened.report(out, progress=progress)
+        except MissingExtraError:
+            return None
 
 
 def _extract(archive: Path, out: Path, progress: Progress) -> dict[str, Path]:

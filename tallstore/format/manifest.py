@@ -130,6 +130,13 @@ class Task:
     """relative_error, cosine, density, parameters, bytes, …: information, never needed to decode."""
     source: Mapping[str, str] = field(default_factory=dict)
 
+    def number(self, *keys: str) -> float | None:
+        """A measured number; None where there is none. What stands there is anybody's JSON, so it is looked at."""
+        value: Any = self.measured
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return None if isinstance(value, bool) or not isinstance(value, int | float) else finite(float(value))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -157,7 +164,7 @@ class Manifest:
     def bits_per_parameter(self, manifest_bytes: int) -> float:
         """Bits a parameter and task: vector, masks and private tensors, over the parameters of all tasks."""
         by_kind = self.bytes_by_kind(manifest_bytes)
-        parameters = sum(int(task.measured.get("parameters") or 0) for task in self.tasks.values())
+        parameters = sum(int(task.number("parameters") or 0) for task in self.tasks.values())
         return 8 * (by_kind["vector"] + by_kind["masks"] + by_kind["private"]) / parameters if parameters else 0.0
 
     def to_bytes(self) -> bytes:

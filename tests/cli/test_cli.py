@@ -16,7 +16,7 @@ from tallstore.cli import main
 from tallstore.cli import pack as pack_verb
 from tallstore.recipes import RECIPES
 
-VERBS = ("pack", "info", "extract", "verify", "merge", "demo")
+VERBS = ("pack", "info", "extract", "verify", "merge", "report", "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -153,6 +153,15 @@ def test_exact_gives_the_original_back(models: Path, capsys: pytest.CaptureFixtu
     assert "not packed with exact" in err
 
 
+def test_report_writes_a_page_and_plots(zoo: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, plots = models / "look" / "report.html", models / "plots"
+    code, out, err = run(capsys, "report", zoo, "-o", page, "--plots", plots)
+    assert (code, out, err) == (0, f"report: {page}\nplots: {plots}\n", "")
+    assert "<title>zoo.tall · tallstore report</title>" in page.read_text(encoding="utf-8")
+    assert run(capsys, "report", zoo, "-o", page, "--no-masks", "--overwrite", "-q") == (0, "", "")
+    assert 'id="masks"' in page.read_text(encoding="utf-8")
+
+
 def test_verify_says_what_it_checked(zoo: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "verify", zoo, "--against", f"mr={models / 'runs' / 'mr'}")
     assert code == 0
@@ -187,6 +196,9 @@ WRONG = {
     "which task": (("extract", "zoo.tall", "-o", "x"), "which task?"),
     "target there": (("extract", "zoo.tall", "mr", "-o", "runs/mr"), "--overwrite"),
     "archive there": (("pack", "base", "runs", "-o", "zoo.tall"), "--overwrite"),
+    "report there": (("report", "zoo.tall", "-o", "zoo.tall"), "--overwrite"),
+    "report over something else": (("report", "zoo.tall", "-o", "zoo.tall", "--overwrite"), "is not a report"),
+    "report of nothing": (("report", "nowhere.tall"), "nothing there"),
     "against what": (("verify", "zoo.tall", "--against", "mr"), "TASK=CHECKPOINT"),
     "task twice in a zoo file": (("pack", "twice.yaml", "-o", "z.tall"), "'mr' is there twice"),
     "bad zoo file": (("pack", "bad.yaml", "-o", "z.tall"), "needs `base` and `tasks`"),

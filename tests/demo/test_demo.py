@@ -3,11 +3,15 @@
 import builtins
 import hashlib
 import json
+import re
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tallstore.cli import main
 from tallstore.demo import TASKS, DemoZoo, Plan, evaluate, make_zoo, run_demo
 from tallstore.demo.digits import N_TEST, held_out, load_digits
 from tallstore.demo.zoo import load_state
@@ -141,3 +145,38 @@ def test_without_scikit_learn_it_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(MissingExtraError, match=r'pip install "tallstore\[demo\]"'):
         make_zoo(tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
+
+
+def test_the_verb_tells_what_happens_and_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = Plan(tasks=("odd", "swapped"), width=32, depth=1, base_steps=2, task_steps=2)
+    monkeypatch.setattr("tallstore.demo.run_demo", partial(run_demo, plan=two))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(list(words))
+        assert stop.value.code in {0, None}
+        return capsys.readouterr().out
+
+    out = run("demo", "-o", "made")
+    assert re.findall(r"^(\d)\. ", out, re.MULTILINE) == ["1", "2", "3", "4", "5"]
+    assert re.search(r"odd +is the digit odd\? .* %", out)
+    assert "3 checkpoints of" in out
+    assert "open made/report.html in a browser" in out
+    assert "score kept" in (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
+    commands = re.findall(r"^  tallstore (.*)$", out, re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"info", "verify", "extract", "merge", "report"}
+    for command in commands:
+        run(*command.split())
+
+
+def test_without_the_extra_there_is_no_report_and_the_rest_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    found = run_demo(tmp_path / "demo", plan=TINY)
+    assert found.report is None
+    assert found.to_json()["report"] is None
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["extracted", "models", "zoo.tall"]

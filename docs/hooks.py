@@ -1,0 +1,20 @@
+"""The format's pages are shown with the rest; they stay where they are, in `spec/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("spec/*.md", "spec/*.json", "spec/codecs/*.md", "spec/vectors/README.md")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add them."""
+    for pattern in PAGES:
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
