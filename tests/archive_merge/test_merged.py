@@ -215,8 +215,8 @@ def test_rows_beyond_the_bases_are_the_heads_own(tmp_path: Path, small_chunks: i
         rows = [np.zeros(90 * 16, np.float32) for _ in range(3)]
         for n, task in enumerate("abc"):
             have = min(len(tasks[task]["emb.weight"]), 90) * 16
-            mask = zoo.mask(task, "emb.weight").reshape(-1)[:have].numpy()
-            rows[n][:have] = mask * zoo.vector("emb.weight").reshape(-1)[:have].numpy()
+            step = zoo.scales(task, "emb.weight").reshape(-1)[:have] * zoo.vector("emb.weight").reshape(-1)[:have]
+            rows[n][:have] = (zoo.mask(task, "emb.weight").reshape(-1)[:have] * step).numpy()
         step = (np.zeros_like(rows[0]) + rows[0] + rows[1] + rows[2]) * np.float32(0.5)
         assert same_bits(found["emb.weight"], moved(base["emb.weight"], step))
 
@@ -263,7 +263,8 @@ def test_several_groups_are_merged_from_their_decoded_task_vectors(tmp_path: Pat
                 there = zoo.state_dict(task)[name]
                 exact = zoo.tensors(task)[name].kind == "private"
                 group = zoo.manifest.tasks[task].group
-                moving = zoo.mask(task, name) * zoo.vector(name, group=group) if not exact else there - tensor
+                kept = zoo.mask(task, name) * (zoo.scales(task, name) * zoo.vector(name, group=group))
+                moving = there - tensor if exact else kept
                 total = total + moving.reshape(-1).numpy()
             assert same_bits(found[name], moved(tensor, total * np.float32(0.5))), name
         assert not torch.equal(zoo.merged(k=2, alpha=0.5)["fc.weight"], found["fc.weight"])
