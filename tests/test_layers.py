@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "recipes": {"errors", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "stores": {"errors", "format"},
-    "checkpoints": {"errors", "format", "tensors"},
+    "checkpoints": {"errors", "format", "tensors", "stores"},
 }
 """Besides themselves. What is not listed here may import all of these, but see the tests below."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import xxhash
 
@@ -14,6 +16,8 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.format.part import Entry, PartHeader
 from tallstore.stores import Store
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,26 @@ def read_manifest(store: Store) -> Manifest:
         raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
     if size > limits.MANIFEST_BYTES:
         raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
-    return Manifest.from_bytes(bytes(store.read(MANIFEST, 0, size)), f"{store.url}: {MANIFEST}")
+    return _again(
+        store,
+        MANIFEST,
+        lambda: Manifest.from_bytes(_whole(store, MANIFEST), f"{store.url}: {MANIFEST}"),
+        (DamagedError, FormatError),
+    )
+
+
+def _whole(store: Store, path: str) -> bytes:
+    return bytes(store.read(path, 0, store.size(path)))
+
+
+def _again(store: Store, path: str, read: Callable[[], _T], kinds: tuple[type[Exception], ...] = (DamagedError,)) -> _T:
+    """What a reading that checks gives; if it finds damage, and the store can get the file anew, a second time."""
+    try:
+        return read()
+    except kinds:
+        if not store.renew(path):
+            raise
+    return read()
 
 
 class Reader:
@@ -44,6 +67,7 @@ class Reader:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.manifest = manifest
+        store.expect(manifest.parts)
         self._headers: dict[str, PartHeader] = {}
         self._lock = threading.Lock()
 
@@ -51,7 +75,7 @@ class Reader:
         """A part's header, its bytes checked against the manifest's hash."""
         with self._lock:
             if path not in self._headers:
-                self._headers[path] = self._read_header(path)
+                self._headers[path] = _again(self.store, path, partial(self._read_header, path))
             return self._headers[path]
 
     def places(self, paths: Sequence[str], part: str, owner: str) -> dict[str, Place]:
@@ -75,6 +99,9 @@ class Reader:
 
     def chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
         """The coded bytes of consecutive chunks: one range is read, each chunk is checked."""
+        return _again(self.store, place.path, partial(self._chunks, place, indices, name))
+
+    def _chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
         coded = place.entry.coded
         assert coded is not None
         assert place.offset is not None
@@ -104,6 +131,9 @@ class Reader:
 
     def file(self, path: str) -> bytes:
         """A small file, checked against the manifest's hash."""
+        return _again(self.store, path, partial(self._file, path))
+
+    def _file(self, path: str) -> bytes:
         record = self.manifest.parts[path]
         if record.size > limits.FILE_BYTES or self.store.size(path) != record.size:
             raise DamagedError(

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import export_folder
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
+from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
-from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint
+from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError, OptionError
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Store, open_store
+from tallstore.stores import Access, Store, open_any
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,10 +55,14 @@ class Zoo:
     Safe to use from several threads. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, store: Store, *, base: Source | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, store: Store, *, base: Source | None = None, threads: int | None = None, access: Access | None = None
+    ) -> None:
         self._store = store
         self._manifest = read_manifest(store)
         self._base_checkpoint: Checkpoint | None = None if base is None else open_checkpoint(base, "base (in memory)")
+        if self._base_checkpoint is None and access is not None and self._manifest.base.storage == "reference":
+            self._base_checkpoint = referenced(self._manifest.base.source, access)
         self._reader = Reader(store, self._manifest)
         self._decoder = Decoder(self._reader, self._base_checkpoint, threads)
 
@@ -125,6 +130,7 @@ class Zoo:
             OptionError: `exact`, and the task was not packed so.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
+        self._announce(task, names, exact=exact)
         places = self._places(task)
         wanted = list(places) if names is None else [self._known(task, name) for name in names]
         return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
@@ -161,6 +167,8 @@ class Zoo:
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
         `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
         """
+        self._announce(task, None, exact=exact)
+        announce_files(self._reader, task)
         places = self._places(task)
         decode = self._decode(task, exact=exact)
         facts = {name: self._facts(task, place) for name, place in places.items()}
@@ -358,6 +366,13 @@ class Zoo:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
         return partial(self._decoder.exact_tensors, task)
 
+    def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
+        """Let a store that is far away know what a task, or some tensors of it, will read."""
+        if self._store.far:
+            parts = self._manifest.tasks[self._task(task)].parts
+            embedded = self._base_checkpoint is None and self._manifest.base.storage == "embed"
+            announce(self._reader, task, names, exact=exact and "exact" in parts, base=embedded)
+
     def _task(self, task: str) -> str:
         if task not in self._manifest.tasks:
             raise NoSuchTaskError(f"{self.url}: no task {task!r}; there are {names_of(self.tasks)}")
@@ -441,22 +456,53 @@ def _on(device: str | torch.device, tensors: dict[str, Tensor], what: str) -> di
 
 
 def open_zoo(
-    url: str | os.PathLike[str], *, base: Source | None = None, mapped: bool = True, threads: int | None = None
+    url: str | os.PathLike[str],
+    *,
+    base: Source | None = None,
+    mapped: bool = True,
+    threads: int | None = None,
+    lazy: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    timeout: float | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Zoo:
-    """Open an archive for reading. Reads the manifest alone.
+    """Open an archive for reading, here or far away. Reads the manifest alone.
+
+    From the Hub (`hf://user/zoo`, `hf://user/zoo@revision`), each file is fetched whole, into the Hub's own cache, when
+    a task first needs it, at the commit that the revision is now; what was fetched is checked against the manifest's
+    hashes. A base that is only referenced is fetched from its own repository. With `lazy`, and from any other address
+    (`https://…`, `s3://…`, what else fsspec knows), no files are kept, and
+    exactly the byte ranges that a task needs are read.
 
     Args:
-        url: a folder or a `.tall` file.
+        url: a folder, a `.tall` file, or an address of either.
         base: the base checkpoint, where the archive only references it. Checked, tensor by tensor, by hash.
         mapped: map files into memory. False reads plainly and in order: much quicker on network file systems.
         threads: for decoding; as many as there are cores by default.
+        lazy: read from the Hub by byte range, past its cache.
+        revision: branch, tag or commit on the Hub, if `url` does not say it.
+        token: for the Hub: True for the stored one, False for none; by default the stored one if there is one.
+        endpoint: the Hub's address, in place of HF_ENDPOINT.
+        cache_dir: the Hub's cache, in place of HF_HUB_CACHE.
+        local_files_only: take from the cache, or fail; HF_HUB_OFFLINE does the same.
+        timeout: seconds that a range read may be silent before it is tried again.
+        storage_options: for fsspec's file systems.
 
     Raises:
         NotAnArchiveError, VersionError, FormatError, DamagedError: what it is instead of a whole archive.
+        RemoteError: the Hub or another server does not give it; its subclasses say why.
+        MissingExtraError: a package is missing; names the command that installs it.
     """
-    store = open_store(url, mapped=mapped)
+    access = Access(
+        token=token, endpoint=endpoint, cache_dir=cache_dir, local_files_only=local_files_only, timeout=timeout
+    )
+    store = open_any(url, mapped=mapped, lazy=lazy, revision=revision, access=access, storage_options=storage_options)
     try:
-        return Zoo(store, base=base, threads=threads)
+        return Zoo(store, base=base, threads=threads, access=access if store.far else None)
     except BaseException:
         store.close()
         raise

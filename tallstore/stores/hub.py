@@ -1,0 +1,451 @@
+"""Archives on the Hugging Face Hub: one repository at one pinned commit, through the Hub's own cache or by range.
+
+Through the cache, a file is fetched when something of it is first wanted, and what was fetched is held against the
+manifest's hash before anything is read from it. What lies in the cache already is held to its size here, and to its
+checksums wherever it is read; a file found damaged is named, dropped and fetched anew, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tallstore._version import __version__
+from tallstore.errors import (
+    AccessError,
+    ConflictError,
+    DamagedError,
+    FormatError,
+    MissingExtraError,
+    NoSuchRepoError,
+    NoSuchRevisionError,
+    OptionError,
+    RemoteError,
+    TallstoreError,
+    UnreachableError,
+)
+from tallstore.format import limits
+from tallstore.format.manifest import MANIFEST, PartRecord
+from tallstore.stores.base import Range
+from tallstore.stores.far import TIMEOUT, Files, Passing, tried
+from tallstore.stores.local import FolderStore, LocalFile
+from tallstore.stores.web import Answer, range_header, take
+
+SCHEME = "hf://"
+Progress = Callable[[str, int, int], None]
+
+_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_URL = re.compile(r"(?:hf://)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>.+))?", re.DOTALL)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECRET = re.compile(r"(hf_|api_org_)[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|(?<=\?)\S+")
+_WORKERS = 8
+_TRIES = 3
+_PIECE = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How the Hub is asked; what its own client's functions take by these names. Its text shows no token."""
+
+    token: str | bool | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    timeout: float | None = None
+
+
+def parse_id(text: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Owner/name and revision of `user/zoo`, `user/zoo@revision` or the same with `hf://`; else OptionError."""
+    match = _URL.fullmatch(text)
+    if match is None or not _ID.fullmatch(match["repo"]):
+        raise OptionError(f"{text!r}: no repository of the Hub: user/name or hf://user/name@revision is due")
+    if revision is not None and match["revision"] not in {None, revision}:
+        raise OptionError(f"{text}: revision {revision!r} was given too: leave one of them out")
+    return match["repo"], revision or match["revision"]
+
+
+def client(what: str) -> Any:
+    """The Hub's own client package."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError(f'{what}: needs huggingface_hub: pip install "tallstore[hub]"') from error
+    return huggingface_hub
+
+
+def connect(access: Access, what: str) -> Any:
+    """The client's `HfApi` that asks as `access` says."""
+    return client(what).HfApi(
+        endpoint=access.endpoint, token=access.token, library_name="tallstore", library_version=__version__
+    )
+
+
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turn the client's errors into ours: one line that begins with `where`, says what to do, and holds no secret."""
+    try:
+        yield
+    except (TallstoreError, Passing):
+        raise
+    except Exception as error:  # the client's transport has errors of its own, which differ between its versions
+        raise _explain(error, where) from _shown(error)
+
+
+def _shown(error: Exception) -> Exception | None:
+    """The error as a cause, unless its text holds a token."""
+    return None if _SECRET.search(str(error)) else error
+
+
+def _explain(error: Exception, where: str) -> TallstoreError:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    for names, (made, text) in _KNOWN.items():
+        if kinds & names:
+            return made(f"{where}: {text}")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and status in _BY_STATUS:
+        made, text = _BY_STATUS[status]
+        return made(f"{where}: {text}")
+    if isinstance(status, int) and 400 <= status < 500:
+        return RemoteError(f"{where}: the Hub refuses ({_line(error)})")
+    return UnreachableError(f"{where}: the Hub did not answer as it should ({_line(error)}); try again later")
+
+
+_NO_REPO = "no such repository on the Hub, or a private one: check its name, or give a token that may see it (--token)"
+_OFFLINE = "not in the local cache, and the network is not to be used; fetch it once with the network"
+_KNOWN: Mapping[frozenset[str], tuple[type[TallstoreError], str]] = {
+    frozenset({"GatedRepoError"}): (
+        AccessError,
+        "gated: ask for access on its page on the Hub, and give your token (--token, or `hf auth login`)",
+    ),
+    frozenset({"RepositoryNotFoundError"}): (NoSuchRepoError, _NO_REPO),
+    frozenset({"RevisionNotFoundError"}): (NoSuchRevisionError, "the repository has no such branch, tag or commit"),
+    frozenset({"LocalTokenNotFoundError"}): (AccessError, "a token is asked for and none is stored: `hf auth login`"),
+    frozenset({"OfflineModeIsEnabled"}): (UnreachableError, _OFFLINE),
+    frozenset({"HFValidationError"}): (OptionError, "not a name that the Hub allows: user/name is due"),
+}
+_BY_STATUS: Mapping[int, tuple[type[TallstoreError], str]] = {
+    401: (AccessError, "the Hub does not accept the token, or asks for one (--token, or `hf auth login`)"),
+    403: (AccessError, "the token may not do this: it needs the right to write here, or to see the repository"),
+    404: (NoSuchRepoError, _NO_REPO),
+    412: (ConflictError, "the repository changed in the meantime; nothing was pushed: push again"),
+}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind; nothing secret."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _SECRET.sub("…", line.strip())[:160]
+
+
+def _line(error: BaseException) -> str:
+    """What went wrong in a few words, and nothing secret."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    shown = first_line(error)
+    return ", ".join(word for word in (type(error).__name__, f"status {status}" if status else "", shown) if word)
+
+
+class Repo:
+    """A repository at one commit, which is found out once."""
+
+    def __init__(self, repo_id: str, revision: str | None, access: Access) -> None:
+        self.id = repo_id
+        self.access = access
+        named = f"{SCHEME}{repo_id}" + (f"@{revision}" if revision else "")
+        self._api = connect(access, named)
+        with explained(named):
+            try:
+                self.commit = str(
+                    self._api.resolve_revision(
+                        repo_id,
+                        revision=revision,
+                        cache_dir=access.cache_dir,
+                        local_files_only=access.local_files_only,
+                    ).resolved
+                )
+            except Exception as error:
+                if type(error).__name__ == "RevisionResolutionError":
+                    raise self._unresolved(error, named) from None
+                raise
+        self.url = f"{SCHEME}{repo_id}@{self.commit}"
+
+    def paths(self) -> list[str]:
+        """Every file of the commit, as the Hub lists them."""
+        with explained(self.url):
+            return list(self._api.list_repo_files(self.id, revision=self.commit))
+
+    def cached(self, path: str) -> Path | None:
+        """A file's place in the cache, if it is there."""
+        found = client(self.url).try_to_load_from_cache(
+            self.id, path, cache_dir=self.access.cache_dir, revision=self.commit
+        )
+        return Path(found) if isinstance(found, str) else None
+
+    def download(self, path: str, cap: int | None = None) -> Path:
+        """Fetch a file into the cache unless it is there. DamagedError if the commit has no such file."""
+        with self._asking(path):
+            how: dict[str, Any] = {
+                "revision": self.commit,
+                "cache_dir": self.access.cache_dir,
+                "local_files_only": self.access.local_files_only,
+            }
+            if cap is not None:
+                size = self._api.hf_hub_download(self.id, path, dry_run=True, **how).file_size
+                if size is not None and size > cap:
+                    raise FormatError(f"{self.url}: {path} of {size} bytes is over the cap of {cap}")
+            return Path(self._api.hf_hub_download(self.id, path, **how))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file, as the Hub says."""
+        with self._asking(path):
+            url = client(self.url).hf_hub_url(self.id, path, revision=self.commit, endpoint=self.access.endpoint)
+            size = self._api.get_hf_file_metadata(url=url, timeout=self.access.timeout or TIMEOUT).size
+        if not isinstance(size, int):
+            raise RemoteError(f"{self.url}: {path}: the Hub does not say how long it is")
+        return size
+
+    @contextmanager
+    def ask(self, path: str, headers: Mapping[str, str], timeout: float) -> Iterator[Answer]:
+        """One GET of a file, as it is answered. The token goes to the Hub and never to where it sends us on."""
+        hub = client(self.url)
+        url = hub.hf_hub_url(self.id, path, revision=self.commit, endpoint=self.access.endpoint)
+        with self._asking(path):
+            own = hub.utils.build_hf_headers(
+                token=self.access.token, library_name="tallstore", library_version=__version__, headers=dict(headers)
+            )
+            session = hub.utils.get_session()
+            with session.stream("GET", url, headers=own, timeout=timeout, follow_redirects=True) as response:
+                if response.status_code in {401, 403, 404}:
+                    response.read()
+                    hub.utils.hf_raise_for_status(response)
+                yield _Streamed(response)
+
+    @contextmanager
+    def _asking(self, path: str) -> Iterator[None]:
+        where = f"{self.url}: {path}"
+        with explained(where):
+            try:
+                yield
+            except Exception as error:
+                kinds = {kind.__name__ for kind in type(error).__mro__}
+                if "RemoteEntryNotFoundError" in kinds:
+                    raise DamagedError(f"{where} is missing: the commit has no such file") from None
+                if "LocalEntryNotFoundError" in kinds:
+                    raise self._absent(error, where) from None
+                if not isinstance(error, (TallstoreError, Passing)) and _may_pass(error):
+                    raise Passing(_line(error)) from None
+                raise
+
+    def _absent(self, error: Exception, where: str) -> TallstoreError:
+        """Why a file that is not in the cache did not come."""
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not self.access.local_files_only:
+            return _explain(cause, where)
+        return UnreachableError(f"{where}: {_OFFLINE}")
+
+    def _unresolved(self, error: Exception, named: str) -> TallstoreError:
+        cause = error.__cause__
+        if self.access.local_files_only or type(cause).__name__ == "OfflineModeIsEnabled":
+            return UnreachableError(f"{named}: {_OFFLINE}")
+        return UnreachableError(
+            f"{named}: the Hub cannot be reached ({_line(cause) if cause is not None else 'no answer'}), "
+            "and nothing of it is in the local cache"
+        )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a download that failed may succeed at once: a connection that broke, a file that came cut off."""
+    if getattr(error, "response", None) is not None:
+        return False
+    module = type(error).__module__.split(".")[0]
+    return module in {"httpx", "httpx2", "httpcore"} or (isinstance(error, OSError) and "Consistency" in str(error))
+
+
+class _Streamed:
+    """An answer of the client's own session."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+
+    def read(self, amount: int, /) -> bytes:
+        found = bytearray()
+        for piece in self._response.iter_raw(1 << 16):
+            found += piece
+            if len(found) >= amount:
+                break
+        return bytes(found[:amount])
+
+
+class HubFiles(Files):
+    """A repository's files, read by range."""
+
+    def __init__(self, repo: Repo) -> None:
+        self.url = repo.url
+        self._repo = repo
+        self._timeout = repo.access.timeout or TIMEOUT
+
+    def paths(self) -> list[str]:
+        return self._repo.paths()
+
+    def size(self, path: str) -> int:
+        return self._repo.size(path)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        with self._repo.ask(path, range_header(start, stop), self._timeout) as answer:
+            return take(answer, start, stop, f"{self.url}: {path}")
+
+
+class HubStore(FolderStore):
+    """A repository's files, through the Hub's cache: each fetched whole when it is first wanted."""
+
+    far = True
+
+    def __init__(self, repo: Repo, *, mapped: bool = True) -> None:
+        super().__init__(Path(repo.id), mapped=mapped)
+        self.url = repo.url
+        self.repo = repo
+        self._records: Mapping[str, PartRecord] = {}
+        self._places: dict[str, Path] = {}
+        self._fetched: set[str] = set()
+        self._renewed: set[str] = set()
+        self._retired: list[LocalFile] = []
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def paths(self) -> list[str]:
+        if not self.repo.access.local_files_only:
+            try:
+                return self.repo.paths()
+            except UnreachableError:
+                pass  # what is in the cache is what can be read
+        return [path for path in (MANIFEST, *self._records) if self.repo.cached(path) is not None]
+
+    def expect(self, records: Mapping[str, PartRecord]) -> None:
+        self._records = records
+
+    def want(self, ranges: Sequence[Range]) -> None:
+        self.fetch(dict.fromkeys(wanted.path for wanted in ranges))
+
+    def fetch(self, paths: Sequence[str] | Mapping[str, Any], progress: Progress | None = None) -> None:
+        """Have files in the cache, fetched several at a time, the largest first. Progress counts bytes."""
+        sizes = {path: self._records[path].size if path in self._records else 0 for path in paths}
+        wanted = sorted((p for p in sizes if p not in self._places), key=lambda p: -sizes[p])
+        done, total = 0, sum(sizes[p] for p in wanted)
+        if not wanted:
+            return
+        with ThreadPoolExecutor(_WORKERS, "tallstore-fetch") as pool:
+            futures = {path: pool.submit(self._full, path) for path in wanted}
+            try:
+                for path, future in futures.items():
+                    future.result()
+                    done += sizes[path]
+                    if progress is not None:
+                        progress(path, done, total)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def check(self, paths: Sequence[str]) -> None:
+        """Hold every byte of files to the manifest's hashes; what is damaged is fetched anew."""
+        for path in paths:
+            if path in self._records and path not in self._fetched and self._wrong(path, self._full(path)):
+                if not self.renew(path):
+                    raise DamagedError(f"{self.url}: {path}: damaged, and cannot be fetched anew")
+                self._full(path)
+
+    def renew(self, path: str) -> bool:
+        with self._lock(path):
+            if path in self._renewed:  # and whoever asks again still had the old bytes
+                return True
+            place = self.repo.cached(path)
+            if place is None:
+                return False
+            self._renewed.add(path)
+            self._drop(path, place, "damaged in the local cache")
+            if self.repo.access.local_files_only:
+                raise UnreachableError(
+                    f"{self.url}: {path}: the file in the local cache was damaged, and is removed; "
+                    "fetch it again with the network"
+                )
+        return True
+
+    def close(self) -> None:
+        super().close()
+        for file in self._retired:
+            file.close()
+
+    @property
+    def fetched(self) -> frozenset[str]:
+        """Paths that were fetched, and not found in the cache, since the archive was opened."""
+        return frozenset(self._fetched)
+
+    def _full(self, path: str) -> Path:
+        with self._lock(path):
+            if path not in self._places:
+                self._places[path] = self._have(path)
+            return self._places[path]
+
+    def _have(self, path: str) -> Path:
+        """The file in the cache; right in size, and in every byte if it was fetched just now."""
+        found = None if self.repo.access.force_download else self.repo.cached(path)
+        if found is not None:
+            if path not in self._records or found.stat().st_size == self._records[path].size:
+                return found
+            self._drop(path, found, "of the wrong size in the local cache")
+        elif self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
+            _remove(old)
+        for _ in range(2):
+            found = self._download(path)
+            why = self._wrong(path, found)
+            if not why:
+                self._fetched.add(path)
+                return found
+            self._drop(path, found, f"{why} after it was fetched")
+        raise DamagedError(f"{self.url}: {path}: {why}, twice in a row: the repository's own copy is damaged")
+
+    def _download(self, path: str) -> Path:
+        cap = limits.MANIFEST_BYTES if path == MANIFEST else None
+        return tried(f"{self.url}: {path}", lambda: self.repo.download(path, cap), _TRIES)
+
+    def _wrong(self, path: str, place: Path) -> str:
+        """What is wrong with a file's bytes; nothing if they are those that the manifest says."""
+        record = self._records.get(path)
+        if record is None:
+            return ""
+        if (size := place.stat().st_size) != record.size:
+            return f"{size} bytes, and the manifest says {record.size}"
+        digest = hashlib.sha256()
+        with place.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+        return "" if digest.hexdigest() == record.sha256 else "damaged (sha256 differs)"
+
+    def _drop(self, path: str, place: Path, why: str) -> None:
+        """Name a damaged file, and remove it from the cache, so that nobody takes it for whole."""
+        warnings.warn(f"{self.url}: {path}: {why}: removed, to be fetched again", stacklevel=2)
+        _remove(place)
+        self._places.pop(path, None)
+        if (old := self._open.pop(path, None)) is not None:
+            self._retired.append(old)  # others may be reading from it
+
+    def _lock(self, path: str) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(path, threading.Lock())
+
+
+def _remove(place: Path) -> None:
+    """Remove a file of the cache: the link, and the bytes that it points at."""
+    blob = place.resolve()
+    place.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
