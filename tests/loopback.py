@@ -167,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(fault.at, b'{"error":"told to"}', {})
         return self.serve()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - as http.server names them
 
     def serve(self) -> None:
         pieces = self.pieces
