@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,17 @@ from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
+from tallstore.archive.subset import write_subset
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError, OptionError
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Store, open_any
+from tallstore.stores.staging import translated
+
+if TYPE_CHECKING:
+    from tallstore.hub import PushReport
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,6 +75,16 @@ class Zoo:
     def url(self) -> str:
         """Where the archive is."""
         return self._store.url
+
+    @property
+    def store(self) -> Store:
+        """Where the archive's files are read."""
+        return self._store
+
+    @property
+    def base_checkpoint(self) -> Checkpoint | None:
+        """The base that was given, or that a referenced one is fetched as; None where the archive's own is used."""
+        return self._base_checkpoint
 
     @property
     def manifest(self) -> Manifest:
@@ -181,6 +196,32 @@ class Zoo:
             overwrite=overwrite,
             progress=progress,
         )
+
+    def write_files(self, task: str, out: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names."""
+        files = self._manifest.tasks[self._task(task)].files
+        announce_files(self._reader, task)
+        for name, path in files.items():
+            target = Path(out) / name
+            with translated(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self._reader.file(path))
+        return tuple(files)
+
+    def write_subset(
+        self,
+        tasks: Sequence[str],
+        out: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write an archive with some of the tasks, their parts as they are; whole or not at all.
+
+        One file if the name ends in `.tall`, else a folder. With all tasks it is the same archive, byte for byte.
+        """
+        chosen = [self._task(name) for name in tasks]
+        return write_subset(self._reader, chosen, out, overwrite=overwrite, progress=progress)
 
     def merged(
         self,
@@ -341,6 +382,21 @@ class Zoo:
     def base(self, name: str) -> Tensor:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
         return self._decoder.base_tensor(self._base_name(name))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
+        """Push the archive to the Hub, in one commit. Takes what `tallstore.push` takes.
+
+        Args:
+            repo_id: `user/zoo`; made if it is not there.
+            **options: commit_message, private, token, branch, create_pr, endpoint, license, picture, dry_run, progress.
+        """
+        from tallstore.hub import push
+
+        return push(self, repo_id, **options)
+
+    def manifest_bytes(self) -> bytes:
+        """`tall.json` as it is stored."""
+        return bytes(self._store.read(MANIFEST, 0, self._store.size(MANIFEST)))
 
     def close(self) -> None:
         """Release files. Tensors that were given out stay valid."""

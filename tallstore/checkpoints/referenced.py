@@ -32,21 +32,21 @@ class ReferencedBase(Checkpoint):
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:  # type: ignore[override]
-        return self._opened.tensors
+        return self.open().tensors
 
     @cached_property
     def ties(self) -> Mapping[str, str]:  # type: ignore[override]
-        return self._opened.ties
+        return self.open().ties
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._opened.read(name, start, stop)
+        return self.open().read(name, start, stop)
 
     def close(self) -> None:
         if self._found is not None:
             self._found.close()
 
-    @property
-    def _opened(self) -> Checkpoint:
+    def open(self) -> Checkpoint:
+        """Fetch it, unless that was done; BaseNeededError if it cannot be had."""
         with self._lock:
             if self._found is None:
                 try:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tallstore._version import __version__
-from tallstore.cli import demo, extract, info, merge, pack, verify
+from tallstore.cli import demo, extract, info, merge, pack, pull, push, verify
 
 app = typer.Typer(
     name="tallstore",
@@ -34,5 +34,7 @@ def _root(
     pass
 
 
-for verb in (pack.pack, info.info, extract.extract, merge.merge, verify.verify, demo.demo):
+for verb in (
+    pack.pack, info.info, extract.extract, push.push, pull.pull, merge.merge, verify.verify, demo.demo,
+):  # fmt: skip
     app.command()(verb)

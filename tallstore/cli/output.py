@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,19 @@ def table(title: str | None, columns: list[tuple[str, bool]], rows: list[list[st
     for row in rows:
         made.add_row(*row)
     return made
+
+
+@contextmanager
+def warned(*, quiet: bool = False) -> Iterator[None]:
+    """Say warnings that arise while the block runs in one line each, on stderr, when it ends."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for each in found if not quiet else ():
+                if issubclass(each.category, UserWarning):
+                    print(f"tallstore: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
 
 
 @contextmanager

@@ -41,6 +41,10 @@ class Store(ABC):
     def read(self, path: str, start: int, length: int) -> memoryview:
         """Exactly `length` bytes from `start`. Raises DamagedError if the file ends before."""
 
+    def local(self, path: str) -> Path | None:  # noqa: ARG002 - most stores have none
+        """Where a file lies on this machine as a file of its own; None where it does not."""
+        return None
+
     def expect(self, records: Mapping[str, PartRecord]) -> None:
         """Be told sizes and hashes of the files. A store that fetches files holds them to it; others need not."""
 

@@ -107,6 +107,8 @@ def _shown(error: Exception) -> Exception | None:
 
 
 def _explain(error: Exception, where: str) -> TallstoreError:
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # around what an upload met
+        return _explain(error.__cause__, where)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     for names, (made, text) in _KNOWN.items():
         if kinds & names:
@@ -345,7 +347,7 @@ class HubStore(FolderStore):
         if not wanted:
             return
         with ThreadPoolExecutor(_WORKERS, "tallstore-fetch") as pool:
-            futures = {path: pool.submit(self._full, path) for path in wanted}
+            futures = {path: pool.submit(self.local, path) for path in wanted}
             try:
                 for path, future in futures.items():
                     future.result()
@@ -359,10 +361,10 @@ class HubStore(FolderStore):
     def check(self, paths: Sequence[str]) -> None:
         """Hold every byte of files to the manifest's hashes; what is damaged is fetched anew."""
         for path in paths:
-            if path in self._records and path not in self._fetched and self._wrong(path, self._full(path)):
+            if path in self._records and path not in self._fetched and self._wrong(path, self.local(path)):
                 if not self.renew(path):
                     raise DamagedError(f"{self.url}: {path}: damaged, and cannot be fetched anew")
-                self._full(path)
+                self.local(path)
 
     def renew(self, path: str) -> bool:
         with self._lock(path):
@@ -390,7 +392,7 @@ class HubStore(FolderStore):
         """Paths that were fetched, and not found in the cache, since the archive was opened."""
         return frozenset(self._fetched)
 
-    def _full(self, path: str) -> Path:
+    def local(self, path: str) -> Path:
         with self._lock(path):
             if path not in self._places:
                 self._places[path] = self._have(path)

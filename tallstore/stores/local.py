@@ -98,7 +98,7 @@ class FolderStore(_LocalStore):
         file = self._open.get(path)
         if file is None:
             try:
-                full = self._full(path)
+                full = self.local(path)
                 if not full.is_file():
                     raise self._missing(path)
                 made = LocalFile(full, mapped=self._mapped)
@@ -109,8 +109,7 @@ class FolderStore(_LocalStore):
                 made.close()
         return file, 0, file.size
 
-    def _full(self, path: str) -> Path:
-        """Where a file of the archive lies."""
+    def local(self, path: str) -> Path:
         return self._root / path
 
     def close(self) -> None:
