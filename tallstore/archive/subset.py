@@ -44,6 +44,7 @@ def write_subset(
     With all tasks it is the same archive, byte for byte.
     """
     manifest = reader.manifest
+    tasks = [task for task in manifest.tasks if task in tasks]
     config = _config(reader, tasks)
     paths = paths_of(manifest, tasks)
     smaller = manifest if tuple(tasks) == tuple(manifest.tasks) else _smaller(manifest, tasks, paths, config)
@@ -79,7 +80,7 @@ def _smaller(manifest: Manifest, tasks: Sequence[str], paths: Sequence[str], con
     groups = [replace(group, tasks=tuple(t for t in group.tasks if t in tasks)) for group in manifest.groups]
     return replace(
         manifest,
-        tasks={task: manifest.tasks[task] for task in manifest.tasks if task in tasks},
+        tasks={task: manifest.tasks[task] for task in tasks},
         groups=tuple(group for group in groups if group.tasks),
         parts=records,
     )

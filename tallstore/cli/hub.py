@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any
 
 import typer
 
@@ -27,8 +28,8 @@ LOCAL_FILES_ONLY = Annotated[
 def quiet_client() -> None:
     """Let our own progress bar be the only one, and errors be one line."""
     try:
-        from huggingface_hub.utils import disable_progress_bars, logging
+        tools: Any = importlib.import_module("huggingface_hub.utils")
     except ImportError:
         return  # whoever needs the client says so
-    disable_progress_bars()
-    logging.set_verbosity_error()
+    tools.disable_progress_bars()
+    tools.logging.set_verbosity_error()

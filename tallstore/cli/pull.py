@@ -24,7 +24,8 @@ def pull(
         typer.Option(
             "-o",
             "--output",
-            help="The model's folder; with several tasks, a folder of one for each. Without it, only the cache is filled.",
+            help="The model's folder; with several tasks, one folder in it for each. Without it, only the cache is "
+            "filled.",
         ),
     ] = None,
     archive: Annotated[
