@@ -69,6 +69,8 @@ class Request:
     """Bytes of the body that went out."""
     received: int
     status: int
+    secret: str
+    """What came to authenticate a request at a plain web server: user and password in base64, `?`, and the query."""
 
 
 @dataclass
@@ -159,7 +161,9 @@ class Handler(BaseHTTPRequestHandler):
         self.query = {name: values[-1] for name, values in parse_qs(split.query).items()}
         self.pieces = [unquote(piece) for piece in split.path.strip("/").split("/")]
         self.shown = "/" + "/".join(self.pieces)
-        self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        kind, _, secret = (self.headers.get("Authorization") or "").partition(" ")
+        self.token = secret if kind == "Bearer" else None
+        self.secret = f"{secret if kind == 'Basic' else ''}?{split.query}"
         name = f"{self.command} {self.shown}"
         if fault := self.server.fault(name, "slow"):
             time.sleep(fault.at / 1000)
@@ -375,7 +379,8 @@ class Handler(BaseHTTPRequestHandler):
     def cdn(self, owner: str, name: str, commit: str, *path: str) -> None:
         if self.token is not None:
             return self.refuse(400, "a token came to where none is due")
-        return self.give(self.server.repos[f"{owner}/{name}"].commits[commit]["/".join(path)], {})
+        data = self.server.repos[f"{owner}/{name}"].commits.get(commit, {}).get("/".join(path))
+        return self.give(data, {}) if data is not None else self.refuse(404, "no such file")
 
     def give(self, data: bytes, headers: dict[str, str]) -> None:
         headers = {"Accept-Ranges": "bytes", **headers}
@@ -410,7 +415,7 @@ class Handler(BaseHTTPRequestHandler):
             data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
         cut = self.server.fault(name, "cut") if data and self.command != "HEAD" and status < 300 else None
         sent = b"" if self.command == "HEAD" else data[: cut.at % len(data)] if cut else data
-        request = Request(self.command, self.shown, self.token, start, len(sent), len(self.body), status)
+        request = Request(self.command, self.shown, self.token, start, len(sent), len(self.body), status, self.secret)
         with self.server.lock:
             self.server.log.append(request)
         self.wfile.write(sent)

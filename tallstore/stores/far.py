@@ -229,6 +229,8 @@ class _Seekable(io.RawIOBase):
     def __init__(self, read: Callable[[int, int], memoryview], size: int, url: str) -> None:
         self._read, self._size, self._url = read, size, url
         self._at = 0
+        self._seen: dict[bytes, int] = {}
+        """What was read, and where it ends."""
 
     def seekable(self) -> bool:
         return True
@@ -250,6 +252,10 @@ class _Seekable(io.RawIOBase):
         length = max(0, min(self._size - self._at, self._size if size is None or size < 0 else size))
         if length > _DIRECTORY:
             raise FormatError(f"{self._url}: a zip directory of {length} bytes is over the cap of {_DIRECTORY}")
-        data = bytes(self._read(self._at, length))
+        stop = self._at + length
+        # zipfile reads from the end, and what it has read once more as the end of something longer.
+        known = next((data for data in self._seen if len(data) <= length and self._seen[data] == stop), b"")
+        data = bytes(self._read(self._at, length - len(known))) + known
+        self._seen[data] = stop
         self._at += len(data)
         return data

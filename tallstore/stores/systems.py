@@ -22,7 +22,10 @@ class SystemFiles(Files):
         self._timeout = timeout or TIMEOUT
 
     def paths(self) -> list[str]:
-        found = self._try(lambda: self._system.find(self._root), "the archive")
+        try:
+            found = self._try(lambda: self._system.find(self._root), "the archive")
+        except DamagedError:
+            return []  # a file system that lists nothing
         below = f"{self._root.rstrip('/')}/"
         return [str(path).removeprefix(below) for path in found]
 
