@@ -13,7 +13,7 @@ import xxhash
 
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
-from tallstore.format.manifest import MANIFEST, Manifest
+from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
 from tallstore.stores import Store
 
@@ -39,23 +39,21 @@ def read_manifest(store: Store) -> Manifest:
         raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
     if size > limits.MANIFEST_BYTES:
         raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
-    return _again(
-        store,
-        MANIFEST,
-        lambda: Manifest.from_bytes(_whole(store, MANIFEST), f"{store.url}: {MANIFEST}"),
-        (DamagedError, FormatError),
-    )
+    data = _whole(store, MANIFEST)
+    if not is_intact(data) and store.renew(MANIFEST):
+        data = _whole(store, MANIFEST)
+    return Manifest.from_bytes(data, f"{store.url}: {MANIFEST}")
 
 
 def _whole(store: Store, path: str) -> bytes:
     return bytes(store.read(path, 0, store.size(path)))
 
 
-def _again(store: Store, path: str, read: Callable[[], _T], kinds: tuple[type[Exception], ...] = (DamagedError,)) -> _T:
+def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:
     """What a reading that checks gives; if it finds damage, and the store can get the file anew, a second time."""
     try:
         return read()
-    except kinds:
+    except DamagedError:
         if not store.renew(path):
             raise
     return read()

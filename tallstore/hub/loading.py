@@ -227,6 +227,10 @@ def _filled(
     """A model of the class with these weights and no others. Nothing of it is made at random on the way."""
     try:
         model, told = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise OptionError(f"{where}: {kind.__name__} does not take all of the options ({error})") from error
     except (RuntimeError, ValueError, ImportError) as error:
         if "accelerate" in str(error):
             raise MissingExtraError(f"{where}: this device_map needs accelerate: pip install accelerate") from error

@@ -197,6 +197,8 @@ class FarFile(FarFolder):
         end, last = 0, ""
         for info in sorted(self._entries.values(), key=lambda info: info.header_offset):
             check_entry(info, f"{self.url}: {info.filename}")
+            if info.header_offset + LOCAL.size > self._total:
+                raise FormatError(f"{self.url}: {info.filename}: the zip's directory points at no file")
             if info.header_offset < end:
                 raise FormatError(f"{self.url}: {info.filename} overlaps {last}")
             last, end = info.filename, info.header_offset + LOCAL.size + len(info.orig_filename) + info.file_size
