@@ -40,9 +40,12 @@ def read_manifest(store: Store) -> Manifest:
     if size > limits.MANIFEST_BYTES:
         raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
     data = _whole(store, MANIFEST)
-    if not is_intact(data) and store.renew(MANIFEST):
-        data = _whole(store, MANIFEST)
-    return Manifest.from_bytes(data, f"{store.url}: {MANIFEST}")
+    try:
+        return Manifest.from_bytes(data, f"{store.url}: {MANIFEST}")
+    except (DamagedError, FormatError):
+        if is_intact(data) or not store.renew(MANIFEST):
+            raise
+    return Manifest.from_bytes(_whole(store, MANIFEST), f"{store.url}: {MANIFEST}")
 
 
 def _whole(store: Store, path: str) -> bytes:

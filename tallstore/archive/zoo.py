@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.export import export_folder
+from tallstore.archive.export import check_folder, export_folder
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, read_manifest
@@ -145,6 +145,7 @@ class Zoo:
             OptionError: `exact`, and the task was not packed so.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
+        names = None if names is None else list(names)
         self._announce(task, names, exact=exact)
         places = self._places(task)
         wanted = list(places) if names is None else [self._known(task, name) for name in names]
@@ -182,6 +183,8 @@ class Zoo:
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
         `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
         """
+        self._task(task)
+        check_folder(out, overwrite=overwrite)
         self._announce(task, None, exact=exact)
         announce_files(self._reader, task)
         places = self._places(task)

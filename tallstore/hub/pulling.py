@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore.archive import Zoo
+from tallstore.archive.export import check_folder
 from tallstore.archive.needs import parts_of
 from tallstore.archive.subset import paths_of
 from tallstore.checkpoints import ReferencedBase, Source
@@ -95,15 +96,15 @@ def pull(
     with open_named(name, access, revision=revision, base=base) as zoo:
         wanted = chosen_tasks(zoo, tasks)
         paths = _paths(zoo, wanted, exact=exact, archive=archive)
+        one = isinstance(tasks, str) or (tasks is not None and len(wanted) == 1)
+        folders = {} if out is None or archive else {t: Path(out) if one else Path(out) / t for t in wanted}
+        for folder in folders.values():
+            check_folder(folder, overwrite=overwrite)
         _fetch(zoo, paths, progress, base=not archive)
-        folders = {}
         if archive:
             zoo.write_subset(wanted, Path(str(out)), overwrite=overwrite, progress=progress)
-        elif out is not None:
-            several = tasks is None or not isinstance(tasks, str)
-            for task in wanted:
-                folder = Path(out) / task if several and (len(wanted) > 1 or tasks is None) else Path(out)
-                folders[task] = str(zoo.export(task, folder, exact=exact, overwrite=overwrite, progress=progress))
+        for task, folder in folders.items():
+            zoo.export(task, folder, exact=exact, overwrite=overwrite, progress=progress)
         sizes = {path: zoo.store.size(path) for path in [MANIFEST, *paths]}
         fresh = zoo.store.fetched if isinstance(zoo.store, HubStore) else frozenset(sizes)
         return PullReport(
@@ -112,7 +113,7 @@ def pull(
             files=len(sizes),
             bytes=sum(sizes.values()),
             fetched={path: size for path, size in sizes.items() if path in fresh},
-            paths=folders,
+            paths={task: str(folder) for task, folder in folders.items()},
             archive=str(out) if archive else None,
         )
 

@@ -358,6 +358,7 @@ def test_an_output_that_is_there_is_kept(hub: Hub, cache: Path, tmp_path: Path) 
         with pytest.raises(OutputExistsError):
             tallstore.pull("user/zoo", tmp_path / "mine", tasks="a", endpoint=hub.url, cache_dir=cache, **how)
     assert leftovers(tmp_path / "mine") == ["thesis.txt"]
+    assert not [path for path in hub.got() if path != "tall.json"], "and nothing was downloaded to find that out"
     with pytest.raises(OptionError, match="output"):
         tallstore.pull("user/zoo", tasks="a", archive=True, endpoint=hub.url, cache_dir=cache)
 
