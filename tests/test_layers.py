@@ -114,6 +114,10 @@ def test_importing_loads_no_optional_package() -> None:
         "triton",
         "yaml",
         "fsspec",
+        "aiohttp",
+        "httpx",
+        "httpx2",
+        "s3fs",
     }
     assert not first & optional
     assert "torch" not in first, "the bare import is quick"

@@ -91,6 +91,8 @@ def test_pull_writes_a_model_that_stock_loaders_open(zoo: Path, hub: Hub, cache:
     assert (tmp_path / "more" / "a" / "model.safetensors").read_bytes() == (
         tmp_path / "a" / "model.safetensors"
     ).read_bytes()
+    fresh = tallstore.pull("user/zoo", tasks="a", force_download=True, endpoint=hub.url, cache_dir=cache)
+    assert dict(fresh.fetched) == dict(report.fetched), "what is cached is fetched again when that is asked for"
     every = tallstore.pull("user/zoo", endpoint=hub.url, cache_dir=cache)
     assert (every.tasks, dict(every.paths)) == (("a", "b", "c"), {})
 
