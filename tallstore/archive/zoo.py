@@ -21,8 +21,15 @@ from tallstore.archive.reader import Place, Reader, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
-from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint, referenced
-from tallstore.errors import DeviceError, ModelMismatchError, NoSuchTaskError, NoSuchTensorError, OptionError
+from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
+from tallstore.errors import (
+    DeviceError,
+    ModelMismatchError,
+    NoSuchTaskError,
+    NoSuchTensorError,
+    OptionError,
+    WrongBaseError,
+)
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Store, open_any
@@ -420,10 +427,19 @@ class Zoo:
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
         if not exact:
-            return partial(self._decoder.tensors, task)
+            return partial(self._with_base, partial(self._decoder.tensors, task))
         if "exact" not in self._manifest.tasks[self._task(task)].parts:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
-        return partial(self._decoder.exact_tensors, task)
+        return partial(self._with_base, partial(self._decoder.exact_tensors, task))
+
+    def _with_base(self, decode: Callable[[list[str]], dict[str, Tensor]], names: list[str]) -> dict[str, Tensor]:
+        """Decode; once more if the base does not fit because the Hub's cache holds a damaged one."""
+        try:
+            return decode(names)
+        except WrongBaseError:
+            if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
+                raise
+        return decode(names)
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""

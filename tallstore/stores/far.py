@@ -91,7 +91,7 @@ class FarFolder(Store):
         if path in self._records:
             return self._records[path].size
         if path not in self._sizes:
-            self._sizes[path] = tried(f"{self.url}: {path}", lambda: self._files.size(path))
+            self._sizes[path] = tried(self._where(path), lambda: self._files.size(path))
         return self._sizes[path]
 
     def read(self, path: str, start: int, length: int) -> memoryview:
@@ -141,14 +141,16 @@ class FarFolder(Store):
                 raise
         return found[0] if len(found) == 1 else memoryview(b"".join(found))
 
+    def _where(self, path: str) -> str:
+        return f"{self.url}: {path}" if path else self.url
+
     def _submit(self, block: Block) -> Bytes:
         return self._pool.submit(self._fetch, block.path, block.start, block.stop)
 
     def _fetch(self, path: str, start: int, stop: int) -> memoryview:
         if start == stop:
             return memoryview(b"")
-        where = f"{self.url}: {path}: bytes {start} to {stop}" if path else f"{self.url}: bytes {start} to {stop}"
-        return tried(where, lambda: self._once(path, start, stop))
+        return tried(f"{self._where(path)}: bytes {start} to {stop}", lambda: self._once(path, start, stop))
 
     def _once(self, path: str, start: int, stop: int) -> memoryview:
         data = memoryview(self._files.read(path, start, stop))

@@ -406,7 +406,7 @@ class HubStore(FolderStore):
                 return found
             self._drop(path, found, "of the wrong size in the local cache")
         elif self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
-            _remove(old)
+            remove(old)
         for _ in range(2):
             found = self._download(path)
             why = self._wrong(path, found)
@@ -427,16 +427,12 @@ class HubStore(FolderStore):
             return ""
         if (size := place.stat().st_size) != record.size:
             return f"{size} bytes, and the manifest says {record.size}"
-        digest = hashlib.sha256()
-        with place.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-        return "" if digest.hexdigest() == record.sha256 else "damaged (sha256 differs)"
+        return "" if sha256_of(place) == record.sha256 else "damaged (sha256 differs)"
 
     def _drop(self, path: str, place: Path, why: str) -> None:
         """Name a damaged file, and remove it from the cache, so that nobody takes it for whole."""
         warnings.warn(f"{self.url}: {path}: {why}: removed, to be fetched again", stacklevel=2)
-        _remove(place)
+        remove(place)
         self._places.pop(path, None)
         if (old := self._open.pop(path, None)) is not None:
             self._retired.append(old)  # others may be reading from it
@@ -446,7 +442,16 @@ class HubStore(FolderStore):
             return self._locks.setdefault(path, threading.Lock())
 
 
-def _remove(place: Path) -> None:
+def sha256_of(place: Path) -> str:
+    """The sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with place.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def remove(place: Path) -> None:
     """Remove a file of the cache: the link, and the bytes that it points at."""
     blob = place.resolve()
     place.unlink(missing_ok=True)

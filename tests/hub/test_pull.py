@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import torch
 from loopback import Hub, Repository
 from safetensors.torch import load_file, save
 from support import Forks, assert_same, bytes_of, leftovers, same_bits, slots, tiny_zoo
@@ -130,6 +132,36 @@ def test_every_file_comes_from_one_commit(zoo: Path, hub: Hub, cache: Path) -> N
         with tallstore.open(name, revision=revision, endpoint=hub.url, cache_dir=cache) as opened:
             assert opened.url == f"hf://user/zoo@{first}"
             assert opened.tasks == ("a", "b", "c")
+
+
+def test_a_pull_by_hand_is_whole_for_its_task(zoo: Path, hub: Hub, cache: Path, tmp_path: Path) -> None:
+    """`hf download user/zoo tall.json config.json base/ common/ vector/ tasks/a/`, by the function behind it."""
+    patterns = ["tall.json", "config.json", "base/*", "common/*", "vector/*", "tasks/a/*"]
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    folder = api.snapshot_download("user/zoo", allow_patterns=patterns, local_dir=tmp_path / "hand", cache_dir=cache)
+    with tallstore.open(folder) as opened:
+        assert_same(opened.state_dict("a"), states(zoo)["a"])
+        opened.export("a", tmp_path / "out")
+        with pytest.raises(DamagedError, match=r"tasks/b/mask\.safetensors is missing"):
+            opened.state_dict("b")
+
+
+def test_a_task_is_written_into_a_module_from_far_away(zoo: Path, hub: Hub, cache: Path) -> None:
+    class Tiny(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb = torch.nn.Embedding(40, 16)
+            self.fc = torch.nn.Linear(32, 16)
+            self.norm = torch.nn.Linear(1, 300, bias=False)
+            self.fc.bias = torch.nn.Parameter(torch.zeros(32))
+            self.norm.weight = torch.nn.Parameter(torch.zeros(300))
+
+    for how in ({"lazy": True}, {}):
+        model = Tiny()
+        with tallstore.open("hf://user/zoo", endpoint=hub.url, cache_dir=cache, **how) as opened:
+            opened.load_into(model, "c")
+        for name, tensor in states(zoo)["c"].items():
+            assert same_bits(model.state_dict()[name], tensor)
 
 
 # Damage.
@@ -282,8 +314,30 @@ def test_a_referenced_base_comes_from_its_own_repository(
     tallstore.pull("user/small", tmp_path / "b", tasks="b", **where)
     assert [p for p in hub.got() if p.endswith("model.safetensors")] == [], "it is at hand"
     tallstore.pull("user/small", tmp_path / "again", tasks="b", local_files_only=True, **where)
+    del hub.repos["user/base"]
+    tallstore.pull("user/small", tmp_path / "gone", tasks="b", **where)
     with tallstore.open(referencing) as local, pytest.raises(BaseNeededError, match="user/base"):
         local.state_dict("a")
+
+
+def test_a_referenced_base_that_is_damaged_in_the_cache_is_fetched_again(
+    referencing: Path, hub: Hub, cache: Path, tmp_path: Path
+) -> None:
+    where = {"endpoint": hub.url, "cache_dir": cache}
+    with tallstore.open("hf://user/small", **where) as opened:
+        wanted = opened.state_dict("a")
+    (weights,) = cache.glob("models--user--base/snapshots/*/model.safetensors")
+    flip(weights.resolve(), slots(weights.read_bytes())[1]["fc.weight"][0] + 1)
+    with pytest.raises(WrongBaseError, match=r"tensor 'fc\.weight' differs"):
+        tallstore.pull("user/small", tmp_path / "offline", tasks="a", local_files_only=True, **where)
+    with tallstore.open("hf://user/small", **where) as opened:
+        with pytest.warns(UserWarning, match="user/base@.*: model.safetensors: damaged in the local cache"):
+            assert_same(opened.state_dict("a"), wanted)
+        assert_same(opened.state_dict("a"), wanted)
+    flip(weights.resolve(), 20)
+    with tallstore.open("hf://user/small", **where) as opened:
+        with pytest.warns(UserWarning, match="user/base@.*: model.safetensors: damaged in the local cache"):
+            assert_same(opened.state_dict("a"), wanted)
 
 
 def test_a_base_that_changed_or_went_is_named(referencing: Path, hub: Hub, cache: Path) -> None:
