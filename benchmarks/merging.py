@@ -34,7 +34,6 @@ from tallstore.merging import ALPHAS
 State = dict[str, Tensor]
 SOLO: Mapping[str, dict[str, Any]] = {
     "solo, small": {"quality": "small"},
-    "solo, balanced": {"quality": "balanced"},
     "solo (default)": {},
     "solo, high": {"quality": "high"},
 }

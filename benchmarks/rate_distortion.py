@@ -7,7 +7,7 @@ come, so that a second run measures only what is new.
 
 example:
   python benchmarks/rate_distortion.py ~/zoo ~/data --out /tmp/rd
-  python benchmarks/rate_distortion.py ~/zoo ~/data --out /tmp/rd4 --tasks 4 --examples 300 --only 'alone|BitDelta'
+  python benchmarks/rate_distortion.py ~/zoo ~/data --out /tmp/rd4 --tasks 4 --examples 300 --only 'tallstore|BitDelta'
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-LINED = ("tallstore", "alone, allocated")
+LINED = ("tallstore",)
 """Families whose points are one setting at several rates."""
 
 

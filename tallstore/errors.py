@@ -20,6 +20,7 @@
     ├── NoSuchTensorError          the task, vector or base has no such tensor
     ├── BaseNeededError            the base is referenced, and was not given or found
     ├── ModelMismatchError         a model's parameters are not those of the task
+    │   └── ModelChangedError      a model that a switcher serves was changed by someone else
     ├── RemoteError                another machine did not give, or take, what was asked of it
     │   ├── NoSuchRepoError        the Hub has no such repository, or shows it to others only
     │   ├── NoSuchRevisionError    the repository has no such branch, tag or commit
@@ -49,6 +50,7 @@ __all__ = [
     "FormatError",
     "InputError",
     "MissingExtraError",
+    "ModelChangedError",
     "ModelMismatchError",
     "NoSuchRepoError",
     "NoSuchRevisionError",
@@ -145,6 +147,10 @@ class BaseNeededError(TallstoreError):
 
 class ModelMismatchError(TallstoreError):
     """A model's parameters are not those of the task. Nothing was written to it."""
+
+
+class ModelChangedError(ModelMismatchError):
+    """A model that a switcher serves was changed by someone else. Nothing was written to it."""
 
 
 class RemoteError(TallstoreError):

@@ -49,7 +49,7 @@ def test_no_task_exceeds_the_error_that_was_promised(
 
 def test_a_promise_that_holds_anyhow_changes_nothing(tmp_path: Path, zoo: tuple[State, dict[str, State]]) -> None:
     tallstore.pack(*zoo, tmp_path / "plain")
-    tallstore.pack(*zoo, tmp_path / "promised", max_error=0.999)
+    tallstore.pack(*zoo, tmp_path / "promised", max_error=99.0)
     plain, promised = bytes_of(tmp_path / "plain"), bytes_of(tmp_path / "promised")
     assert all(promised[path] == data for path, data in plain.items() if path != "tall.json")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.archive.packed import Packed
 from tallstore.archive.reader import Place, Reader
 from tallstore.checkpoints import Checkpoint
-from tallstore.codecs.base import Bytes, Floats
+from tallstore.codecs.base import Bytes, Floats, Levels
 from tallstore.errors import (
     BaseNeededError,
     DamagedError,
@@ -33,9 +35,16 @@ from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import Coded, Entry
 from tallstore.kernels import cpu
+from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
 from tallstore.tensors import TORCH, as_bytes, empty
 
-Job = Callable[[], None]
+RAW, ONES = "raw", "ones"
+"""Codecs of which no bytes need decoding."""
+_KEPT = 1 << 29
+"""Elements up to which decoded masks are kept between checking and writing them: at most 128 MiB of signed symbols."""
+_READ = 1 << 18
+"""Bytes of a base read, checked and changed at a time: they stay in a core's second-level cache."""
+Job = Callable[[], object]
 _T = TypeVar("_T")
 _Array = npt.NDArray[Any]
 
@@ -70,14 +79,110 @@ class Decoder:
         """Decode tensors of a task: fresh CPU tensors, tied ones sharing memory."""
         places = self.task(task)
         names = list(names)
-        ties = {name: self._tied(task, name) for name in names if places[name].entry.kind == "tied"}
-        own = dict.fromkeys(ties.get(name, name) for name in names)
+        ties = {name: self._source(task, name) for name in names}
+        own = dict.fromkeys(ties.values())
         for name in own:
             self._check(task, name)
         out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
-        return {name: shaped[ties.get(name, name)] for name in names}
+        return {name: shaped[ties[name]] for name in names}
+
+    def base_is_raw(self, task: str) -> bool:
+        """Whether what a task takes from the base is stored as it is, so that it cannot fail to decode once checked."""
+        if self._given is not None or self._manifest.base.storage != "embed":
+            return True
+        used = {str(p.entry.base) for p in self.task(task).values() if p.entry.base is not None}
+        return all(_coded(self._base_place(name)).codec == RAW for name in used)
+
+    def prepare(self, task: str, names: Iterable[str]) -> dict[tuple[str, int], Steps]:
+        """Check all that `write` will read of some tensors. Returns what it decoded, if that is not too much."""
+        kept: dict[tuple[str, int], Steps] = {}
+        names = list(names)
+        places = self.task(task)
+        keep = sum(places[name].entry.numel for name in names) <= _KEPT
+        jobs: list[Job] = []
+        for name in dict.fromkeys(self._source(task, name) for name in names):
+            self._check(task, name)
+            jobs += self._checks(task, name, kept if keep else None)
+        self._run(jobs)
+        return kept
+
+    def write(
+        self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps] | None = None
+    ) -> None:
+        """Decode tensors of a task into flat, contiguous CPU tensors of their types."""
+        self._run(
+            [
+                job
+                for name, flat in out.items()
+                for job in self._jobs(task, self._source(task, name), flat, prepared or {})
+            ]
+        )
+
+    def _source(self, task: str, name: str) -> str:
+        return self._tied(task, name) if self.task(task)[name].entry.kind == "tied" else name
+
+    def _checks(self, task: str, name: str, kept: dict[tuple[str, int], Steps] | None) -> list[Job]:
+        """Jobs that read and check everything that a tensor needs."""
+        place = self.task(task)[name]
+        entry = place.entry
+        jobs: list[Job] = []
+        if entry.kind == "private" or entry.covered < entry.numel:
+            jobs.append(partial(self._check_chunks, self.task(task, "private")[name], name))
+        if entry.kind == "private":
+            return jobs
+        base = str(entry.base)
+        if self._given is None and self._manifest.base.storage == "embed":
+            start = self._base_place(base)
+            jobs += [partial(self._reader.chunk, start, i, base) for i in range(len(_coded(start).chunks))]
+        else:
+            jobs.append(partial(self._given_tensor, base))
+        if entry.kind == "base":
+            return jobs
+        vector = None if entry.kind == "delta" else self.vectors(self._manifest.tasks[task].group)[base]
+
+        def steps(index: int) -> None:
+            found = self._steps(place, vector, index, name)
+            if kept is not None:
+                kept[name, index] = found
+
+        return jobs + [partial(steps, index) for index in range(len(_coded(place).chunks))]
+
+    def packed(self, task: str, name: str) -> Packed | None:
+        """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
+        place = self.task(task)[name]
+        entry = place.entry
+        if entry.coded is None:
+            return None
+        size = entry.coded.chunk
+        runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
+        if entry.kind in cpu.SYMBOL_BITS:
+            symbols = np.concatenate([self._packed_chunk(place, i, n, name) for i, n in runs])
+            scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))
+            return Packed(entry.kind, torch.from_numpy(symbols), cpu.SYMBOL_BITS[entry.kind], size, scales=scales)
+        found = [self._levels_chunk(place, i, n, name) for i, n in runs]
+        levels = [each for each in found if each is not None]
+        if len(levels) < len(found):
+            values = np.concatenate([self._delta_chunk(place, i, n, name) for i, n in runs])
+            return Packed("values", torch.from_numpy(values), 32, size)
+        bits = max(each.bits for each in levels)
+        tables = np.zeros((len(levels), 1 << bits), np.float32)
+        for row, each in zip(tables, levels, strict=True):
+            row[: len(each.table)] = each.table
+        codes = [
+            each.packed if each.bits == bits else np.stack([each.packed & 15, each.packed >> 4], 1).reshape(-1)[:n]
+            for each, (_, n) in zip(levels, runs, strict=True)
+        ]
+        return Packed("levels", torch.from_numpy(np.concatenate(codes)), bits, size, tables=torch.from_numpy(tables))
+
+    def vector_of(self, task: str, name: str) -> tuple[str, str] | None:
+        """Group and base tensor of the vector that a tensor's mask is over; None where it has none, or v is 1."""
+        entry = self.task(task)[name].entry
+        if entry.kind not in cpu.SYMBOL_BITS:
+            return None
+        group, base = self._manifest.tasks[task].group, str(entry.base)
+        return None if _coded(self.vectors(group)[base]).codec == ONES else (group, base)
 
     def exact_tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
         """The same, bit for bit what was packed: what the masks lost is put back from the task's exact part."""
@@ -221,12 +326,14 @@ class Decoder:
             raise FormatError(f"{where}: is tied to {target!r}, which is no tensor of its own")
         return target
 
-    def _jobs(self, task: str, name: str, out: Tensor) -> list[Job]:
+    def _jobs(
+        self, task: str, name: str, out: Tensor, prepared: Mapping[tuple[str, int], Steps] = MappingProxyType({})
+    ) -> list[Job]:
         place = self.task(task)[name]
         entry = place.entry
         if entry.kind == "private":
             return self._private_jobs(task, name, entry, out)
-        jobs = self._moved_jobs(task, name, place, out[: entry.covered])
+        jobs = self._moved_jobs(task, name, place, out[: entry.covered], prepared)
         if entry.covered < entry.numel:
             jobs += self._private_jobs(task, name, entry, out[entry.covered :])
         return jobs
@@ -244,7 +351,9 @@ class Decoder:
             for index in range(len(_coded(place).chunks))
         ]
 
-    def _moved_jobs(self, task: str, name: str, place: Place, out: Tensor) -> list[Job]:
+    def _moved_jobs(
+        self, task: str, name: str, place: Place, out: Tensor, prepared: Mapping[tuple[str, int], Steps]
+    ) -> list[Job]:
         entry = place.entry
         base = self._base_facts(task, name, entry)
         if entry.kind == "base":
@@ -262,15 +371,12 @@ class Decoder:
         def job(index: int, start: Tensor | None = None) -> None:
             a, b = index * size, min((index + 1) * size, entry.covered)
             part = out[a:b]
-            before = self._base_range(base, a, b, part) if start is None else start[a:b]
-            if vector is None:
-                cpu.apply_delta(part, before, torch.from_numpy(self._delta_chunk(place, index, b - a, name)))
+            steps = prepared.get((name, index)) or self._steps(place, vector, index, name)
+            if start is not None:
+                steps.apply(part, start[a:b])
                 return
-            n = min(size, vector.entry.numel - a)
-            values = torch.from_numpy(self._vector_chunk(vector, index, n, base)[: b - a])
-            symbols = torch.from_numpy(self._symbol_chunk(place, index, b - a, name))
-            scale = entry.scales[index] if entry.scales is not None else 1.0
-            cpu.apply_mask(part, before, values, symbols, scale)
+            for first, before in self._base_tiles(base, a, b, part):
+                steps.apply(part[first : first + len(before)], before, first)
 
         indices = range(len(_coded(place).chunks))
         if self._given is None:
@@ -282,6 +388,47 @@ class Decoder:
                 job(index, start)
 
         return [all_at_once]
+
+    def _steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
+        """What is added to the base in one chunk of a masked tensor, or one with a delta of its own."""
+        entry = place.entry
+        n = min(_coded(place).chunk, entry.covered - index * _coded(place).chunk)
+        dtype = TORCH[str(entry.dtype)]
+        if vector is None:
+            levels = self._levels_chunk(place, index, n, name)
+            if levels is None:
+                return ValueSteps(self._delta_chunk(place, index, n, name), dtype)
+            return DeltaSteps(levels.packed, levels.bits, levels.table, dtype)
+        values = None
+        if _coded(vector).codec != ONES or _coded(vector).size:
+            whole = min(_coded(vector).chunk, vector.entry.numel - index * _coded(vector).chunk)
+            values = self._vector_chunk(vector, index, whole, str(entry.base))[:n]
+        scale = entry.scales[index] if entry.scales is not None else 1.0
+        return MaskSteps(self._packed_chunk(place, index, n, name), entry.kind, scale, dtype, values)
+
+    def _base_tiles(self, name: str, a: int, b: int, out: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Elements [a, b) of an embedded base tensor, run by run while they are in the cache, with their places from a.
+
+        They lie in `out` if that has the base's type, else in memory of their own.
+        """
+        if self._manifest.base.storage != "embed":
+            self._given_tensor(name)
+        place = self._base_place(name)
+        dtype, size = str(place.entry.dtype), _coded(place).chunk
+        item = ITEM_BYTES[dtype]
+        target = out if out.dtype == TORCH[dtype] else empty(dtype, b - a)
+        for index in range(a // size, -(-b // size)):
+            start, stop = index * size, min((index + 1) * size, place.entry.numel)
+            if a <= start and stop <= b:
+                at = start - a
+                for low, high in self._whole_tiles(place, index, name, target[at : stop - a]):
+                    yield at + low // item, target[at + low // item : at + high // item]
+            else:
+                piece = empty(dtype, stop - start)
+                self._whole_chunk(place, index, name, piece)
+                low, high = max(a, start), min(b, stop)
+                target[low - a : high - a] = piece[low - start : high - start]
+                yield low - a, target[low - a : high - a]
 
     def _base_facts(self, task: str, name: str, entry: Entry) -> str:
         """The base tensor's name, its shape and the entry's checked against each other."""
@@ -342,11 +489,11 @@ class Decoder:
 
         return [whole]
 
-    def _base_range(self, name: str, a: int, b: int, out: Tensor) -> Tensor:
-        """Elements [a, b) of an embedded base tensor; into `out` if that has the base's type, else into new memory."""
+    def _base_range(self, name: str, a: int, b: int, out: Tensor) -> None:
+        """Elements [a, b) of an embedded base tensor into `out`, which has the base's type."""
         if self._manifest.base.storage != "embed":
             self._given_tensor(name)
-        return self._whole_range(self._base_place(name), name, a, b, out)
+        self._whole_range(self._base_place(name), name, a, b, out)
 
     def _whole_range(self, place: Place, name: str, a: int, b: int, out: Tensor | None = None) -> Tensor:
         """Elements [a, b) of a tensor that is stored whole; into `out` if that has its type, else into new memory."""
@@ -384,9 +531,21 @@ class Decoder:
         return flat
 
     def _whole_chunk(self, place: Place, index: int, name: str, out: Tensor) -> None:
+        for _ in self._whole_tiles(place, index, name, out):
+            pass
+
+    def _whole_tiles(self, place: Place, index: int, name: str, out: Tensor) -> Iterator[tuple[int, int]]:
+        """Write one chunk of a tensor that is stored whole; yields each run of bytes when it is there."""
         codec = codecs.find(codecs.WHOLE, _coded(place).codec, self._reader.where(place.path))
-        data = self._reader.chunk(place, index, name)
-        self._guard(place, name, lambda: codec.decode(data, as_bytes(out), str(place.entry.dtype)))
+        target = as_bytes(out)
+        try:
+            if codec.id == RAW:
+                yield from self._reader.chunk_into(place, index, name, target.data, _READ)
+            else:
+                data = self._reader.chunk(place, index, name)
+                yield from codec.decode_tiles(data, target, str(place.entry.dtype))
+        except (FormatError, DamagedError) as error:
+            self._raise_named(place, name, error)
 
     def _vector_chunk(self, place: Place, index: int, n: int, name: str) -> Floats:
         codec = codecs.find(codecs.VECTOR, _coded(place).codec, self._reader.where(place.path))
@@ -401,12 +560,29 @@ class Decoder:
         data = self._reader.chunk(place, index, name)
         return self._guard(place, name, lambda: codec.decode(data, kind, n))
 
+    def _packed_chunk(self, place: Place, index: int, n: int, name: str) -> Bytes:
+        kind = place.entry.kind
+        codec = codecs.find(codecs.MASK, _coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode_packed(data, kind, n))
+
+    def _levels_chunk(self, place: Place, index: int, n: int, name: str) -> Levels | None:
+        codec = codecs.find(codecs.VECTOR, _coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode_levels(data, n))
+
     def _guard(self, place: Place, name: str, work: Callable[[], _T]) -> _T:
         """Run a codec; its error gets the names that it does not know."""
         try:
             return work()
         except (FormatError, DamagedError) as error:
-            raise type(error)(f"{self._reader.where(place.path)}: tensor {name!r}: {error}") from error
+            self._raise_named(place, name, error)
+
+    def _raise_named(self, place: Place, name: str, error: FormatError | DamagedError) -> NoReturn:
+        where = self._reader.where(place.path)
+        if str(error).startswith(where):
+            raise error
+        raise type(error)(f"{where}: tensor {name!r}: {error}") from error
 
     def check(self, task: str) -> None:
         """Raise for any entry of a task that does not fit the archive, without reading coded bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -15,9 +15,13 @@ from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
-from tallstore.stores import Store
+from tallstore.stores import Range, Store
 
 _T = TypeVar("_T")
+
+
+class RenewedError(DamagedError):
+    """What was read was damaged, and the store has got the file anew: the same work may succeed now."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +107,57 @@ class Reader:
         return _again(self.store, place.path, partial(self._chunks, place, indices, name))
 
     def _chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
-        coded = place.entry.coded
-        assert coded is not None
-        assert place.offset is not None
-        lengths = [coded.chunks[i][0] for i in indices]
-        start = place.offset + sum(length for length, _ in coded.chunks[: indices[0]])
+        start, lengths = self._range(place, indices)
         data = self.store.read(place.path, start, sum(lengths))
         found = []
         at = 0
         for index, length in zip(indices, lengths, strict=True):
             piece = data[at : at + length]
-            if xxhash.xxh3_64_hexdigest(piece) != coded.chunks[index][1]:
-                raise DamagedError(
-                    f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
-                    "fetch or pack it again"
-                )
+            self._check(place, index, name, xxhash.xxh3_64_hexdigest(piece))
             found.append(piece)
             at += length
         return found
+
+    def chunk_into(self, place: Place, index: int, name: str, out: memoryview, step: int) -> Iterator[tuple[int, int]]:
+        """Read a chunk's coded bytes, as many as `out` has, into it; check them when the last is there.
+
+        Yields each run of `step` bytes, first and behind its last, as soon as it is read: it is in the cache then, and
+        may be changed. Raises DamagedError at the end, so nothing made of them counts before: RenewedError where
+        the file was got anew meanwhile.
+        """
+        start, (length,) = self._range(place, [index])
+        if length != len(out):
+            raise FormatError(f"{length} raw bytes where {len(out)} are due")
+        if self.store.far:
+            self.store.want([Range(place.path, start, length)])  # in one piece, not run by run
+        digest = xxhash.xxh3_64()
+        for a in range(0, length, step):
+            run = out[a : a + step]
+            self.store.read_into(place.path, start + a, run)
+            digest.update(run)
+            yield a, a + len(run)
+        try:
+            self._check(place, index, name, digest.hexdigest())
+        except DamagedError as error:
+            if self.store.renew(place.path):
+                raise RenewedError(*error.args) from error
+            raise
+
+    def _range(self, place: Place, indices: Sequence[int]) -> tuple[int, list[int]]:
+        """Where consecutive chunks begin in their part, and how long they are."""
+        coded = place.entry.coded
+        assert coded is not None
+        assert place.offset is not None
+        lengths = [coded.chunks[i][0] for i in indices]
+        return place.offset + sum(length for length, _ in coded.chunks[: indices[0]]), lengths
+
+    def _check(self, place: Place, index: int, name: str, found: str) -> None:
+        assert place.entry.coded is not None
+        if found != place.entry.coded.chunks[index][1]:
+            raise DamagedError(
+                f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
+                "fetch or pack it again"
+            )
 
     def check_padding(self, path: str) -> None:
         """Raise FormatError for a byte behind a tensor's coded bytes that is not zero."""

@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import check_folder, export_folder
+from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
-from tallstore.archive.reader import Place, Reader, read_manifest
+from tallstore.archive.reader import Place, Reader, RenewedError, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
+from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import (
     DeviceError,
-    ModelMismatchError,
     NoSuchTaskError,
     NoSuchTensorError,
     OptionError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tallstore.hub import PushReport
 
 Progress = Callable[[str, int, int], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +169,27 @@ class Zoo:
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
-        own = model.state_dict(keep_vars=True)
-        places = self._places(task)
-        self._check_model(own, places, task)
-        values = self.state_dict(task)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                if name in values:
-                    tensor.copy_(values[name])
+        self._announce(task, None, exact=False)
+        self._twice(load_into, self._decoder, model, self._task(task))
+
+    def switcher(self, model: nn.Module, tasks: Iterable[str] | None = None) -> Switcher:
+        """What makes a model any of several tasks, in place and at the speed of memory: `switch("mnist")`.
+
+        Base and masks are read and checked now, and stay resident on the model's device: the base once, and one or
+        two bits a parameter and task.
+
+        Args:
+            model: its tensors must be those of every task; only heads may differ in shape.
+            tasks: to switch between; all of them by default.
+
+        Raises:
+            ModelMismatchError: names or shapes differ. Nothing was written.
+            ArchiveError: something is damaged.
+        """
+        chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
+        for task in chosen:
+            self._announce(task, None, exact=False)
+        return self._twice(Switcher, self._decoder, self._manifest, self.url, model, chosen)
 
     def export(
         self,
@@ -427,19 +442,21 @@ class Zoo:
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
         if not exact:
-            return partial(self._with_base, partial(self._decoder.tensors, task))
+            return partial(self._twice, partial(self._decoder.tensors, task))
         if "exact" not in self._manifest.tasks[self._task(task)].parts:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
-        return partial(self._with_base, partial(self._decoder.exact_tensors, task))
+        return partial(self._twice, partial(self._decoder.exact_tensors, task))
 
-    def _with_base(self, decode: Callable[[list[str]], dict[str, Tensor]], names: list[str]) -> dict[str, Tensor]:
-        """Decode; once more if the base does not fit because the Hub's cache holds a damaged one."""
+    def _twice(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""
         try:
-            return decode(names)
+            return work(*arguments)
+        except RenewedError:
+            pass
         except WrongBaseError:
             if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
                 raise
-        return decode(names)
+        return work(*arguments)
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""
@@ -493,26 +510,6 @@ class Zoo:
         raise NoSuchTensorError(
             f"{self.url}: neither the base nor a task has a tensor {name!r} that comes from the base"
         )
-
-    def _check_model(self, own: Mapping[str, Any], places: Mapping[str, Place], task: str) -> None:
-        shapes = {name: self._facts(task, place).shape for name, place in places.items()}
-        if lost := next((name for name, tensor in own.items() if tensor.is_meta), None):
-            raise ModelMismatchError(
-                f"task {task!r} cannot be written: the model's {lost!r} has no memory (device meta); "
-                "give it some with model.to_empty(device='cpu'); nothing was written"
-            )
-        held = {tensor.data_ptr() for name, tensor in own.items() if name in shapes}
-        missing = [n for n in shapes if n not in own]
-        extra = [n for n, tensor in own.items() if n not in shapes and tensor.data_ptr() not in held]
-        wrong = [n for n in own if n in shapes and tuple(own[n].shape) != shapes[n]]
-        for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
-            if names:
-                first = names[0]
-                shown = f" (model {list(own[first].shape)}, task {list(shapes[first])})" if names is wrong else ""
-                raise ModelMismatchError(
-                    f"task {task!r} does not fit the model: {text} {first!r}{shown}"
-                    f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}; nothing was written"
-                )
 
 
 def _on(device: str | torch.device, tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:

@@ -40,11 +40,17 @@ def pack(
         float | None, typer.Option("--lambda", help="λ, for the recipes that have one.", rich_help_panel=_ENCODING)
     ] = None,
     quality: Annotated[
-        str | None, typer.Option(help="small, balanced or high, in place of the default.", rich_help_panel=_ENCODING)
+        str | None, typer.Option(help="small, balanced (the default) or high.", rich_help_panel=_ENCODING)
     ] = None,
     bits: Annotated[
         float | None,
         typer.Option(help="Bits a parameter and task, all but the base in it.", rich_help_panel=_ENCODING),
+    ] = None,
+    kappa: Annotated[
+        float | None,
+        typer.Option(
+            help="How many times worse bias is than noise: 1 for the least relative error.", rich_help_panel=_ENCODING
+        ),
     ] = None,
     vector: Annotated[
         str | None,
@@ -108,6 +114,7 @@ def pack(
         "lam": lam,
         "bits": bits,
         "quality": quality,
+        "kappa": kappa,
         "vector": vector,
         "mask": mask,
         "evaluate": evaluate,

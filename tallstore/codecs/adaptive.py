@@ -20,6 +20,7 @@ from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.errors import FormatError
+from tallstore.kernels import cpu, fast
 
 _PACKED, _GAPS = 0, 1
 _HEAD = struct.Struct("<B3xIII")
@@ -47,11 +48,11 @@ class Adaptive(MaskCodec):
         sparse = _HEAD.pack(_GAPS, len(marks), len(gaps), len(coded)) + coded + signs
         return sparse if len(sparse) < _WORTH * len(packed) else packed
 
-    def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
+    def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """By the first byte."""
         view = memoryview(data).cast("B")
         if len(view) and view[0] == _PACKED:
-            return self._packed.decode(view[1:], kind, n)
+            return self._packed.decode_packed(view[1:], kind, n)
         if len(view) < _HEAD.size or view[0] != _GAPS or any(view[1:4]):
             raise FormatError("a mask that is neither packed nor gaps, or cut off")
         _, count, gap_bytes, coded_bytes = _HEAD.unpack_from(view)
@@ -60,10 +61,18 @@ class Adaptive(MaskCodec):
         if count > n or gap_bytes > count + n // _MORE or _HEAD.size + coded_bytes + sign_bytes != len(view):
             raise FormatError(f"{count} marks in {gap_bytes} gap bytes do not fit {n} symbols and {len(view)} bytes")
         gaps = zstd.decompress(view[_HEAD.size : _HEAD.size + coded_bytes], gap_bytes)
+        signs = _signs(view[_HEAD.size + coded_bytes :], count)
+        compiled = fast.kernels()
+        if compiled is not None:
+            out = np.zeros(cpu.packed_size(kind, n), np.uint8)
+            _check_count(compiled.gaps_to_packed(out, gaps, count, n, signs, cpu.SYMBOL_BITS[kind]), count, n)
+            return out
         marks = _decode_gaps(gaps, count, n)
         symbols = np.zeros(n, np.uint8)
-        symbols[marks] = 1 if kind == "binary" else 1 + _signs(view[_HEAD.size + coded_bytes :], count)
-        return symbols
+        symbols[marks] = 1
+        if kind == "signed":
+            symbols[marks] += np.unpackbits(signs, count=count, bitorder="little")
+        return cpu.pack(symbols, kind)
 
 
 def _encode_gaps(marks: np.ndarray) -> Bytes:
@@ -77,23 +86,29 @@ def _encode_gaps(marks: np.ndarray) -> Bytes:
 def _decode_gaps(gaps: Bytes, count: int, n: int) -> np.ndarray:
     """Positions of the marks, ascending."""
     ends = gaps != _MORE
-    if int(gaps.sum(dtype=np.int64)) + count > n:
-        raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
+    found = int(np.count_nonzero(ends))
+    going_on = len(gaps) > 0 and not ends[-1]
+    fits = int(gaps.sum(dtype=np.int64)) + found <= n
+    _check_count((-2 if going_on else found) if fits else -1, count, n)
     steps = gaps.astype(np.int32)
     steps += ends
-    at = np.cumsum(steps, dtype=np.int32)
-    if not ends.all():
-        if len(gaps) and not ends[-1]:
-            raise FormatError("a list of gaps ends within a gap")
-        at = at[ends]
-    if len(at) != count:
-        raise FormatError(f"a list of gaps holds {len(at)} marks where {count} are due")
-    at -= 1
+    at: np.ndarray = np.cumsum(steps, dtype=np.int32)[ends] - 1
     return at
 
 
+def _check_count(found: int, count: int, n: int) -> None:
+    """Raise unless as many marks were found as were announced; negative numbers say what else is wrong."""
+    if found == -1:
+        raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
+    if found == -2:
+        raise FormatError("a list of gaps ends within a gap")
+    if found != count:
+        raise FormatError(f"a list of gaps holds {found} marks where {count} are due")
+
+
 def _signs(data: Buffer, count: int) -> Bytes:
+    """Packed signs of `count` marks, or none."""
     bits = np.frombuffer(data, np.uint8)
-    if count % 8 and bits[-1] >> (count % 8):
+    if len(bits) and count % 8 and bits[-1] >> (count % 8):
         raise FormatError("bits behind the last sign are not zero")
-    return np.unpackbits(bits, count=count, bitorder="little")
+    return bits

@@ -7,10 +7,13 @@ else. Codecs never see names, files or whole tensors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from tallstore.kernels import cpu
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -28,8 +31,23 @@ class MaskCodec(ABC):
         """Code one chunk: uint8 symbols, shape (n,)."""
 
     @abstractmethod
+    def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
+        """Give back exactly `n` symbols as `kernels.cpu.pack` packs them, all of them valid for the kind."""
+
     def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
-        """Give back exactly `n` symbols, all of them valid for the kind."""
+        """The same, unpacked: uint8, shape (n,)."""
+        return cpu.unpack(self.decode_packed(data, kind, n), kind, n)
+
+
+class Levels(NamedTuple):
+    """Values as indices into a table."""
+
+    table: Floats
+    """Shape (K,)."""
+    packed: Bytes
+    """Indices below K: one a byte, or two, the first in the low half."""
+    bits: int
+    """Of an index: 8 or 4."""
 
 
 class VectorCodec(ABC):
@@ -45,6 +63,10 @@ class VectorCodec(ABC):
     def decode(self, data: Buffer, n: int) -> Floats:
         """Give back exactly `n` float32 values."""
 
+    def decode_levels(self, data: Buffer, n: int) -> Levels | None:  # noqa: ARG002 - part of the interface
+        """The same values as indices into a table, from codecs that have one."""
+        return None
+
 
 class WholeCodec(ABC):
     """A whole tensor's elements as bytes ⇄ coded bytes, exactly."""
@@ -58,3 +80,11 @@ class WholeCodec(ABC):
     @abstractmethod
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
         """Fill `out`, which has exactly the size that the chunk's elements take."""
+
+    def decode_tiles(self, data: Buffer, out: Bytes, dtype: str) -> Iterator[tuple[int, int]]:
+        """The same piece by piece: yields each run of bytes, first and behind its last, when it is there.
+
+        What is done with a run at once finds it in the cache.
+        """
+        self.decode(data, out, dtype)
+        yield 0, len(out)

@@ -18,15 +18,15 @@ class Bits(MaskCodec):
         """Pack."""
         return cpu.pack(symbols, kind).tobytes()
 
-    def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
-        """Unpack."""
-        return unpack(np.frombuffer(data, np.uint8), kind, n)
+    def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
+        """As they are."""
+        return checked(np.frombuffer(data, np.uint8), kind, n)
 
 
-def unpack(packed: Bytes, kind: str, n: int) -> Bytes:
-    """Symbols from packed bytes that may be anything."""
+def checked(packed: Bytes, kind: str, n: int) -> Bytes:
+    """Packed bytes that may be anything, if they are n symbols."""
     if len(packed) != cpu.packed_size(kind, n):
         raise FormatError(f"{len(packed)} bytes of mask where {cpu.packed_size(kind, n)} are due")
     if not cpu.packed_is_valid(packed, kind, n):
         raise FormatError(f"a {kind} mask holds a symbol that there is not, or bits behind its last")
-    return cpu.unpack(packed, kind, n)
+    return packed

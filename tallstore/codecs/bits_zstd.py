@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, MaskCodec
-from tallstore.codecs.bits import unpack
+from tallstore.codecs.bits import checked
 from tallstore.kernels import cpu
 
 
@@ -21,6 +21,6 @@ class BitsZstd(MaskCodec):
         """One frame."""
         return zstd.compress(cpu.pack(symbols, kind))
 
-    def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
+    def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """One frame of exactly the bytes that n symbols take."""
-        return unpack(zstd.decompress(data, cpu.packed_size(kind, n)), kind, n)
+        return checked(zstd.decompress(data, cpu.packed_size(kind, n)), kind, n)

@@ -20,8 +20,9 @@ import numpy as np
 
 from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
-from tallstore.codecs.base import Buffer, Bytes, Floats, VectorCodec
+from tallstore.codecs.base import Buffer, Bytes, Floats, Levels, VectorCodec
 from tallstore.errors import FormatError
+from tallstore.kernels import fast
 
 _HEAD = struct.Struct("<HBB")
 _DENSE, _SPARSE = 0, 1
@@ -65,6 +66,16 @@ class Codebook(VectorCodec):
 
     def decode(self, data: Buffer, n: int) -> Floats:
         """Look every index up."""
+        table, packed, bits = self.decode_levels(data, n)
+        if bits == 8:
+            return table[packed]
+        full = np.zeros(16, np.float32)
+        full[: len(table)] = table
+        pairs = np.stack([full[np.arange(256) & 15], full[np.arange(256) >> 4]], axis=1).view(np.uint64)[:, 0]
+        return pairs[packed].view(np.float32)[:n]
+
+    def decode_levels(self, data: Buffer, n: int) -> Levels:
+        """The table as stored, and packed indices whatever the layout."""
         view = memoryview(data).cast("B")
         if len(view) < _HEAD.size:
             raise FormatError("a codebook is cut off")
@@ -76,16 +87,15 @@ class Codebook(VectorCodec):
         if not np.isfinite(table).all() or bytes(view[_HEAD.size : _HEAD.size + 4]) != bytes(4):
             raise FormatError("a codebook holds a level that is not finite, or does not begin with +0")
         if layout == _DENSE:
-            return _look_up(table, view[end:], bits, n)
+            return Levels(table, _indices(view[end:], count, bits, n), bits)
         if layout != _SPARSE or len(view) < end + 4:
             raise FormatError(f"a codebook with indices in layout {layout} is not one of {self.id}, or is cut off")
         middle = end + 4 + int.from_bytes(view[end : end + 4], "little")
         if middle > len(view):
             raise FormatError("a codebook's mask is cut off")
-        on = _MASK.decode(view[end + 4 : middle], "binary", n).view(bool)
-        out = np.zeros(n, np.float32)
-        out[on] = _look_up(table[1:], view[middle:], bits, int(np.count_nonzero(on)))
-        return out
+        on = _MASK.decode_packed(view[end + 4 : middle], "binary", n)
+        marks = int(np.bitwise_count(on).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(on).sum())
+        return Levels(table, _spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits)
 
 
 def design(values: Floats, levels: int) -> Floats:
@@ -137,17 +147,27 @@ def _pack(indices: Bytes, bits: int) -> Bytes:
     return packed
 
 
-def _look_up(table: Floats, frame: Buffer, bits: int, n: int) -> Floats:
+def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:
+    """n packed indices, all of them below `count`."""
     packed = zstd.decompress(frame, -(-n * bits // 8))
-    if bits == 8:
-        if len(packed) and packed.max() >= len(table):
-            raise FormatError(f"an index {packed.max()} lies outside a codebook of {len(table)} levels")
-        return table[packed]
-    if n % 2 and packed[-1] >> 4:
+    if bits == 4 and n % 2 and packed[-1] >> 4:
         raise FormatError("bits behind the last index are not zero")
-    if len(packed) and max((packed & 15).max(), (packed >> 4).max()) >= len(table):
-        raise FormatError(f"an index lies outside a codebook of {len(table)} levels")
-    full = np.zeros(16, np.float32)
-    full[: len(table)] = table
-    pairs = np.stack([full[np.arange(256) & 15], full[np.arange(256) >> 4]], axis=1).view(np.uint64)[:, 0]
-    return pairs[packed].view(np.float32)[:n]
+    if len(packed):
+        largest = int(packed.max() if bits == 8 else max((packed & 15).max(), (packed >> 4).max()))
+        if largest >= count:
+            raise FormatError(f"an index {largest} lies outside a codebook of {count} levels")
+    return packed
+
+
+def _spread(on: Bytes, n: int, rest: Bytes, bits: int) -> Bytes:
+    """Packed indices of n values, from those of the values that are not 0, less 1."""
+    compiled = fast.kernels()
+    if compiled is not None:
+        out = np.zeros(-(-n * bits // 8), np.uint8)
+        compiled.spread(out, on, n, rest, bits)
+        return out
+    marked = np.unpackbits(on, count=n, bitorder="little").view(bool)
+    indices = np.zeros(n, np.uint8)
+    each = rest if bits == 8 else np.stack([rest & 15, rest >> 4], axis=1).reshape(-1)
+    indices[marked] = each[: int(np.count_nonzero(marked))] + 1
+    return _pack(indices, bits)

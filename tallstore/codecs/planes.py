@@ -8,6 +8,7 @@ one bit, which moves the sign to the end and makes the exponent's eight bits one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ class Planes(WholeCodec):
         return b"".join([lengths.tobytes(), *planes])
 
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
+        """All tiles."""
+        for _ in self.decode_tiles(data, out, dtype):
+            pass
+
+    def decode_tiles(self, data: Buffer, out: Bytes, dtype: str) -> Iterator[tuple[int, int]]:
         """Put the planes back in place and rotate back, a cache-sized tile at a time."""
         item = ITEM_BYTES[dtype]
         words = out.view(_WORD[item])
@@ -60,6 +66,7 @@ class Planes(WholeCodec):
                 sign = np.left_shift(tile, 8 * item - 1, out=spare[: len(tile)])
                 tile >>= 1
                 tile |= sign
+            yield start * item, (start + len(tile)) * item
 
 
 def _planes(data: Buffer, item: int, n: int) -> list[Bytes]:

@@ -18,7 +18,9 @@ from tallstore.codecs.base import Bytes, Floats, MaskCodec, VectorCodec
 from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.quality import N_SUMS, scaled, sums
 from tallstore.kernels import cpu
+from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe, Tile
+from tallstore.recipes.dither import seed_of, uniform
 
 LEVELS = Codebook("q4", 16)
 """Codec of levels that a recipe bounds."""
@@ -65,6 +67,20 @@ class Coded:
     rows: tuple[Made, ...]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """v and the masks of a chunk."""
+
+    vector: bytes
+    """v, coded."""
+    stored: Tensor
+    """What that decodes to: shape (n,), float32."""
+    symbols: list[Bytes]
+    """The masks, one a row, as long as the row."""
+    totals: Tensor
+    """What `quality.sums` measured of each row, at scale 1: float64, shape (rows, N_SUMS)."""
+
+
 def encode_chunk(
     base: Tensor,
     rows: Sequence[Row],
@@ -73,6 +89,7 @@ def encode_chunk(
     mask_codec: MaskCodec,
     device: torch.device,
     tensor: str = "",
+    start: int = 0,
 ) -> Coded:
     """Choose v and the masks, and code both.
 
@@ -82,54 +99,69 @@ def encode_chunk(
         recipe: its statistics are finished.
         vector_codec: codec of v; the masks are made against what it decodes to.
         mask_codec: codec of the masks.
-        device: where the arithmetic runs.
+        device: where the arithmetic runs, if there are kernels for it; else the CPU does it.
         tensor: the base's name of the tensor.
+        start: where in the tensor the chunk begins.
     """
+    from tallstore.encoder import device as kernels
+
+    chosen = None
+    if kernels.has_kernels(device):
+        chosen = kernels.choose(base, rows, recipe, vector_codec, device, tensor, start)
+    if chosen is None:
+        chosen = choose(base, rows, recipe, vector_codec, tensor, start)
+    made = []
+    for row, marks, total in zip(rows, chosen.symbols, chosen.totals.tolist(), strict=True):
+        levels = recipe.levels(row.task, tensor)
+        if row.form is not None:
+            made.append(_delta(base, row, codecs.VECTOR[row.form], None))
+        elif levels is not None:
+            dither = uniform(start, len(row.weights), seed_of(row.task, tensor)) if levels.width else None
+            made.append(_delta(base, row, LEVELS, levels, dither))
+        else:
+            scale = float(np.float32(recipe.scale(row.task, total)))
+            decoded = _decoded_mask(base, row, chosen.stored, marks, scale) if row.exact else None
+            coded = mask_codec.encode(marks, recipe.kind)
+            made.append(Made(recipe.kind, coded, scale, scaled(total, scale), decoded=decoded))
+    return Coded(chosen.vector, tuple(made))
+
+
+def choose(
+    base: Tensor, rows: Sequence[Row], recipe: Recipe, vector_codec: VectorCodec, tensor: str, start: int
+) -> Choice:
+    """Choose v and the masks, on the CPU."""
     n = len(base)
-    spans = _spans(n, rows)
-    cut = list(tiles(base, rows, device, tensor))
+    ranges = spans(n, rows)
+    cut = list(tiles(base, rows, tensor, start=start))
     vector = torch.zeros(n, dtype=torch.float32)
-    for (a, b), tile in zip(spans, cut, strict=True):
+    for (a, b), tile in zip(ranges, cut, strict=True):
         if tile.tasks:
-            vector[a:b] = recipe.vector(tile).to(torch.float32).cpu()
+            vector[a:b] = recipe.vector(tile).to(torch.float32)
     data = vector_codec.encode(vector.numpy())
-    stored = torch.from_numpy(np.array(vector_codec.decode(data, n))).to(device)
+    stored = torch.from_numpy(np.array(vector_codec.decode(data, n)))
     at = {row.task: i for i, row in enumerate(rows)}
     symbols = [np.zeros(len(row.weights), np.uint8) for row in rows]
     totals = torch.zeros(len(rows), N_SUMS, dtype=torch.float64)
-    for (a, b), tile in zip(spans, cut, strict=True):
+    for (a, b), tile in zip(ranges, cut, strict=True):
         if not tile.tasks:
             continue
         found = recipe.masks(tile, stored[a:b].to(tile.tau.dtype))
-        measured = sums(tile.tau, stored[a:b].to(tile.tau.dtype), found, recipe.kind).cpu()
-        found = found.cpu()
+        measured = sums(tile.tau, stored[a:b].to(tile.tau.dtype), found, recipe.kind)
         for index, task in enumerate(tile.tasks):
             symbols[at[task]][a:b] = found[index].numpy()
             totals[at[task]] += measured[index]
-    made = []
-    for row, marks, total in zip(rows, symbols, totals.tolist(), strict=True):
-        bounds = recipe.levels(row.task, tensor)
-        if row.form is not None:
-            made.append(_delta(base, row, codecs.VECTOR[row.form], None))
-        elif bounds is not None:
-            made.append(_delta(base, row, LEVELS, bounds))
-        else:
-            scale = float(np.float32(recipe.scale(row.task, total)))
-            decoded = _decoded_mask(base, row, stored, marks, scale) if row.exact else None
-            coded = mask_codec.encode(marks, recipe.kind)
-            made.append(Made(recipe.kind, coded, scale, scaled(total, scale), decoded=decoded))
-    return Coded(data, tuple(made))
+    return Choice(data, stored, symbols, totals)
 
 
-def _delta(base: Tensor, row: Row, codec: VectorCodec, bounds: Sequence[float] | None) -> Made:
+def _delta(base: Tensor, row: Row, codec: VectorCodec, levels: Levels | None, dither: Floats | None = None) -> Made:
     """A row's own task vector, coded by itself: on levels between given bounds, or as the codec likes."""
     start = base[: len(row.weights)]
     tau = task_vector(start, row.weights).to(torch.float32)
-    if bounds is None:
+    if levels is None:
         data = codec.encode(tau.numpy())
     else:
         assert isinstance(codec, Codebook)
-        data = codec.encode_indices(*_levels(tau.numpy(), bounds))
+        data = codec.encode_indices(*_levels(tau.numpy(), levels, dither))
     step = torch.from_numpy(np.array(codec.decode(data, len(tau))))
     on = (step != 0).to(torch.uint8)
     measured = sums(tau[None], step, on[None], "binary")
@@ -140,33 +172,42 @@ def _delta(base: Tensor, row: Row, codec: VectorCodec, bounds: Sequence[float] |
     return Made("delta", data, 1.0, tuple(measured[0].tolist()), codec.id, decoded)
 
 
-def _levels(tau: Floats, bounds: Sequence[float]) -> tuple[Floats, Bytes]:
-    """Table and indices: each level the mean of the magnitudes between its bounds, all scaled to be unbiased."""
+def _levels(tau: Floats, levels: Levels, dither: Floats | None) -> tuple[Floats, Bytes]:
+    """Table and indices, scaled to be unbiased.
+
+    Hard levels stand for the mean of the magnitudes between their bounds; with dither they are evenly spaced, so that
+    a magnitude between two of them is right on the average.
+    """
     magnitude = np.abs(tau)
-    cell = np.searchsorted(np.array(bounds, np.float32), magnitude, side="right")
+    count = len(levels.bounds)
+    shifted = magnitude if dither is None else magnitude - dither * np.float32(levels.width)
+    cell = np.searchsorted(np.array(levels.bounds, np.float32), shifted, side="right")
     cell[magnitude == 0] = 0
-    count = np.bincount(cell, minlength=len(bounds) + 1).astype(np.float64)
-    total = np.bincount(cell, weights=magnitude, minlength=len(bounds) + 1)
-    mean = total[1:] / np.maximum(count[1:], 1)
-    kept = float((mean * total[1:]).sum())
+    total = np.bincount(cell, weights=magnitude, minlength=count + 1)[1:]
+    if dither is None:
+        number = np.bincount(cell, minlength=count + 1)[1:].astype(np.float64)
+        mean = total / np.maximum(number, 1)
+    else:
+        mean = np.arange(1.0, count + 1)
+    kept = float((mean * total).sum())
     norm = float(tau.astype(np.float64) @ tau)
     mean = (mean * (norm / kept if kept else 1.0)).astype(np.float32)
     # An empty cell has no mean; the codec drops its level because nothing points at it.
     table = np.concatenate([np.zeros(1, np.float32), mean, -mean])
-    return table, np.where((cell > 0) & (tau < 0), cell + len(bounds), cell).astype(np.uint8)
+    return table, np.where((cell > 0) & (tau < 0), cell + count, cell).astype(np.uint8)
 
 
 def _decoded_mask(base: Tensor, row: Row, vector: Tensor, marks: Bytes, scale: float) -> Tensor:
     n = len(row.weights)
     out = torch.empty_like(row.weights)
-    cpu.apply_mask(out, base[:n], vector[:n].cpu(), torch.from_numpy(marks), scale)
+    cpu.apply_mask(out, base[:n], vector[:n], torch.from_numpy(marks), scale)
     return out
 
 
-def tiles(base: Tensor, rows: Sequence[Row], device: torch.device, tensor: str, size: int = TILE) -> Iterator[Tile]:
+def tiles(base: Tensor, rows: Sequence[Row], tensor: str, size: int = TILE, start: int = 0) -> Iterator[Tile]:
     """The chunk's tiles, in order: runs of at most `size` parameters that the same tasks have."""
-    for a, b in _spans(len(base), rows, size):
-        yield _tile(base, rows, a, b, device, tensor)
+    for a, b in spans(len(base), rows, size):
+        yield _tile(base, rows, a, b, tensor, start)
 
 
 def task_vector(base: Tensor, weights: Tensor) -> Tensor:
@@ -175,19 +216,24 @@ def task_vector(base: Tensor, weights: Tensor) -> Tensor:
     return weights.to(kind) - base.to(weights.dtype).to(kind)
 
 
-def _spans(n: int, rows: Sequence[Row], size: int = TILE) -> list[tuple[int, int]]:
+def spans(n: int, rows: Sequence[Row], size: int = TILE) -> list[tuple[int, int]]:
     """Cut [0, n) into tiles, also where a row ends, so that a tile has the same tasks throughout."""
     cuts = sorted({0, n, *(min(len(row.weights), n) for row in rows)})
     return [(s, min(s + size, stop)) for start, stop in pairwise(cuts) for s in range(start, stop, size)]
 
 
-def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, device: torch.device, tensor: str) -> Tile:
+def tile_type(rows: Sequence[Row]) -> torch.dtype:
+    """The type that a tile of these rows is computed in."""
+    return torch.float64 if any(row.weights.dtype == torch.float64 for row in rows) else torch.float32
+
+
+def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, tensor: str, first: int) -> Tile:
     here = [row for row in rows if len(row.weights) >= b]
-    kind = torch.float64 if any(row.weights.dtype == torch.float64 for row in here) else torch.float32
-    start = base[a:b].to(device)
-    weights = torch.stack([row.weights[a:b].to(device).to(kind) for row in here]) if here else start.new_zeros(0, b - a)
+    kind = tile_type(here)
+    start = base[a:b]
+    weights = torch.stack([row.weights[a:b].to(kind) for row in here]) if here else start.new_zeros(0, b - a)
     if all(row.weights.dtype == base.dtype for row in here):
         tau = weights - start.to(kind)
     else:
-        tau = torch.stack([task_vector(start, row.weights[a:b].to(device)).to(kind) for row in here])
-    return Tile(tuple(row.task for row in here), start.to(kind), weights, tau, tensor)
+        tau = torch.stack([task_vector(start, row.weights[a:b]).to(kind) for row in here])
+    return Tile(tuple(row.task for row in here), start.to(kind), weights, tau, tensor, first + a)

@@ -13,11 +13,12 @@ from tallstore.errors import DeviceError, OptionError
 from tallstore.format.manifest import STORAGES
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
+from tallstore.recipes.solo import RATE
 
 Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 """Scores a task's state dict; higher is better."""
 
-QUALITIES = {"small": 0.44, "balanced": 0.95, "high": 1.63}
+QUALITIES = {"small": 0.42, "balanced": RATE, "high": 1.63}
 """Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
 
 
@@ -32,7 +33,13 @@ class Options:
     bits: float | None = None
     """Bits a parameter and task, everything but the base in it, that recipe `solo` may spend."""
     quality: str | None = None
-    """In place of `bits`: `small`, `balanced` or `high`, by how many parameters moved."""
+    """In place of `bits`: `small`, `balanced` (the default) or `high`, by how many parameters moved."""
+    kappa: float | None = None
+    """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).
+
+    1 makes the least relative error, and is tried before anything dearer where `max_error` is not kept. The default
+    falls with the rate, from 19 to 1: few bits let the model's function diverge less if errors are random.
+    """
     vector: str | None = None
     """Codec of the multi-task vector; by default the recipe's own."""
     mask: str = "adaptive"
@@ -93,7 +100,7 @@ class Options:
             if odd := sorted(set(lam) - set(names)):
                 raise OptionError(f"lam: no task {odd[0]!r}; there are {', '.join(names)}")
             lam = {names.index(name): value for name, value in lam.items()}  # type: ignore[misc]
-        given = {"lam": lam, "bits": self.bits, "rate": rate}
+        given = {"lam": lam, "bits": self.bits, "rate": rate, "kappa": self.kappa}
         return make_recipe(self.recipe, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod

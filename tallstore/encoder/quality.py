@@ -55,18 +55,48 @@ class Quality:
 
 N_SUMS = 5
 """What `sums` measures: squared error, squared norm of τ, squared norm of what is kept, their product, count of on."""
+BLOCK = 1024
+"""Products that are added up first, by themselves."""
 
 
 def sums(tau: Tensor, vector: Tensor, symbols: Tensor, kind: str) -> Tensor:
-    """What masks keep of τ at scale 1. Takes (T', N), (N,), (T', N); returns (T', N_SUMS), float64."""
-    on = symbols != 0
-    kept = vector * on
-    if kind == "signed":
-        kept = torch.where(symbols == 2, -kept, kept)
-    gap = tau - kept
-    pairs = ((gap, gap), (tau, tau), (kept, kept), (tau, kept))
-    totals = [torch.linalg.vecdot(a, b).double() for a, b in pairs]
-    return torch.stack([*totals, on.sum(dim=1).double()], dim=1)
+    """What masks keep of τ at scale 1. Takes (T', N), (N,), (T', N); returns (T', N_SUMS), float64.
+
+    Scales come of these, so they have one order of additions on every machine: products are rounded to the type of τ
+    and added up in blocks of 1024, whose sums `add_blocks` adds up.
+    """
+    n = len(vector)
+    # Zeros fill the last block up. Rows are worked on one by one in scratch that stays in the cache.
+    products = tau.new_zeros(N_SUMS - 1, -(-n // BLOCK) * BLOCK)
+    error, norm, energy, dot = products[:, :n].unbind(0)
+    kept = torch.empty_like(vector)
+    signed = kind == "signed"
+    out = []
+    for row, marks in zip(tau, symbols, strict=True):
+        sign = ((marks & 1).view(torch.int8) - (marks >> 1).view(torch.int8)) if signed else marks
+        torch.mul(vector, sign, out=kept)
+        torch.sub(row, kept, out=error).square_()
+        torch.mul(row, row, out=norm)
+        torch.mul(kept, kept, out=energy)
+        torch.mul(row, kept, out=dot)
+        found = add_blocks(_halve(products.view(N_SUMS - 1, -1, BLOCK)).double())
+        out.append(torch.cat([found, marks.count_nonzero().double().reshape(1)]))
+    return torch.stack(out)
+
+
+def add_blocks(found: Tensor) -> Tensor:
+    """Add up the sums of a tile's blocks, float64, shape (…, B) to (…): halves upon halves, zeros filling them up."""
+    count = found.shape[-1]
+    filled = found.new_zeros(*found.shape[:-1], 1 << max(count - 1, 0).bit_length())
+    filled[..., :count] = found
+    return _halve(filled)
+
+
+def _halve(values: Tensor) -> Tensor:
+    """Add the second half to the first until one is left; the length is a power of two. `values` is overwritten."""
+    while (half := values.shape[-1] // 2) > 0:
+        values = values[..., :half].add_(values[..., half:])
+    return values[..., 0]
 
 
 def scaled(found: Sequence[float], scale: float) -> tuple[float, ...]:

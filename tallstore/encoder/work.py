@@ -129,7 +129,7 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     if not item.users:
         return [], 0
     found = read(item, tools)
-    cut = tiles(found.base, _usable(item, found, _looks(found)), tools.device, item.name, STATISTIC_TILE)
+    cut = tiles(found.base, _usable(item, found, _looks(found)), item.name, STATISTIC_TILE)
     return [statistic.measure(tile) for tile in cut if tile.tasks], found.bytes
 
 
@@ -145,7 +145,9 @@ def do(item: Item, tools: Tools) -> Done:
     ]
     coded = Coded(b"", ())
     if item.users:
-        coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name)
+        coded = encode_chunk(
+            found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start
+        )
     made = iter(zip(coded.rows, rows, strict=True))
     outcomes = tuple(_outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks)
     return Done(item, raw, coded_base, coded.vector, outcomes, found.bytes)

@@ -113,6 +113,14 @@ class _Trials:
             broken = self._broken(packed, found, bounds)
             if not broken:
                 return forms, {n: {"original": self.originals[n], "decoded": v} for n, v in found.items()}
+            if (
+                self.options.recipe == "solo"
+                and self.options.kappa is None
+                and any(self._far(packed, n) for n in broken)
+            ):
+                # The least error at the same bytes: cheaper than any stronger form.
+                self.options = replace(self.options, kappa=1.0)
+                continue
             stronger = dict(forms)
             for name, bound in broken.items():
                 index = self.names.index(name)
@@ -151,6 +159,12 @@ class _Trials:
             if least is not None and found[name] < least * self.originals[name]:
                 broken[name] = min(broken.get(name, error), error) * _TIGHTEN if error > 0.01 else 0.0
         return broken
+
+    def _far(self, packed: Packed, name: str) -> bool:
+        """Whether a task's error is above what was promised."""
+        return self.options.max_error is not None and (packed.report.tasks[name].relative_error or 0.0) > (
+            self.options.max_error
+        )
 
     def _why(self, packed: Packed, found: Mapping[str, float], name: str) -> str:
         error = packed.report.tasks[name].relative_error

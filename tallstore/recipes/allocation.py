@@ -1,8 +1,10 @@
 """Where bits do the most good: a choice for every task and tensor that meets a budget and loses the least function.
 
-Each task vector is coded by itself, at one of several precisions: signs above a threshold, or a few levels. From a
-histogram of magnitudes both cost (entropy, in bits) and harm of each choice follow without coding anything. Harm is
-the variance that is added to the task vector once its scale is unbiased (see `solo`): ‖τ‖²·‖w‖²/⟨τ,w⟩² − 1.
+Each task vector is coded by itself, at one of several precisions: signs above a threshold, or a few levels; hard, or
+with dither (see `dither`), which makes more error that is all noise. From a histogram of magnitudes both cost (entropy,
+in bits) and harm of each choice follow without coding anything. Harm is what is added to the task vector once its scale
+is unbiased (see `solo`): the variance of the noise, and κ times the square of what is the same for equal magnitudes
+(bias). At κ = 1 it is the squared error, ‖τ‖²·‖w‖²/⟨τ,w⟩² − 1, and dither is never worth its bits.
 
 One multiplier λ trades the two off for all tensors alike (Shoham and Gersho 1988): the budget decides λ.
 """
@@ -12,12 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "ENTRY_BITS", "Choice", "Magnitudes", "allocate", "bounds", "choices", "is_mask", "magnitudes"]
+__all__ = [
+    "BINS",
+    "ENTRY_BITS",
+    "Choice",
+    "Levels",
+    "Magnitudes",
+    "allocate",
+    "choices",
+    "is_mask",
+    "levels_of",
+    "magnitudes",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,11 +62,32 @@ _CODER = 1.035
 """What the coder needs above the entropy: measured 1.00 to 1.05, 1.03 on the whole."""
 
 
-_LADDERS: tuple[tuple[float, ...], ...] = (
-    *((threshold,) for threshold in _THRESHOLDS),
-    *(tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH) for step in _STEPS),
+_RAMPS = tuple(round(1.1**i, 3) for i in range(40))
+"""Magnitudes that a ternary choice with dither takes for whole, likewise."""
+_FEET = (0.0, 0.06, 0.15)
+"""Where its marks begin, and how far below that magnitude they become certain: relative to it."""
+_EVEN_STEPS = (*_STEPS, 0.2)
+"""Of multi-level choices with dither."""
+
+
+class Levels(NamedTuple):
+    """Where magnitudes become levels: |τ| is at level i+1 from bounds[i] + u·width on, u uniform in [0, 1)."""
+
+    bounds: tuple[float, ...]
+    width: float = 0.0
+    """0: hard. For several levels it is otherwise the step between them."""
+
+
+_LADDERS: tuple[Levels, ...] = (
+    *(Levels((threshold,)) for threshold in _THRESHOLDS),
+    *(Levels(tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH)) for step in _STEPS),
+    *(Levels((foot * top,), (1 - 2 * foot) * top) for top in _RAMPS for foot in _FEET),
+    *(Levels(tuple(step * i for i in range(_LEVELS)), step) for step in _EVEN_STEPS),
 )
-"""Bounds of every precision on offer, in root mean squares. The first one marks all that moved."""
+"""Every precision on offer, in root mean squares. The first one marks all that moved."""
+_HARD = [(i, np.array(ladder.bounds)) for i, ladder in enumerate(_LADDERS) if not ladder.width]
+_RAMPED = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) == 1]
+_EVEN = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) > 1]
 
 
 @dataclass
@@ -108,35 +142,84 @@ class Choice:
     """One precision for one tensor. There are thousands of these, so it says no more than it must."""
 
     ladder: int
-    """Index into the precisions on offer: see `bounds`."""
+    """Index into the precisions on offer: see `levels_of`."""
     bits: float
     harm: float
 
 
-def bounds(ladder: int, rms: float) -> tuple[float, ...]:
-    """What a choice means for a tensor: magnitudes from bounds[i] up to bounds[i+1] are level i+1. One: a mask."""
-    return tuple(float(_EDGES[int(np.searchsorted(_EDGES, bound * rms))]) for bound in _LADDERS[ladder])
+def levels_of(ladder: int, rms: float) -> Levels:
+    """What a choice means for a tensor. One bound: a mask."""
+    relative = _LADDERS[ladder]
+    if relative.width:
+        return Levels(
+            tuple(float(np.float32(b * rms)) for b in relative.bounds), float(np.float32(relative.width * rms))
+        )
+    return Levels(tuple(float(_EDGES[int(np.searchsorted(_EDGES, bound * rms))]) for bound in relative.bounds))
 
 
 def is_mask(ladder: int) -> bool:
     """Whether a choice is a mask, and not levels of one's own."""
-    return len(_LADDERS[ladder]) == 1
+    return len(_LADDERS[ladder].bounds) == 1
 
 
-def choices(found: Magnitudes) -> list[Choice]:
-    """The precisions on offer, with cost and harm: those that are the best for some price of a bit."""
+def choices(found: Magnitudes, kappa: float = 1.0) -> list[Choice]:
+    """The precisions on offer, with cost and harm: those that are the best for some price of a bit.
+
+    `kappa`: how many times worse bias is than noise of the same energy.
+    """
+    offered = _hard(found, kappa)
+    if kappa > 1:
+        offered += _dithered(found, kappa)
+    return _hull(offered)
+
+
+def _hard(found: Magnitudes, kappa: float) -> list[Choice]:
     tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((found.counts * _MIDDLE)[::-1])[::-1], [0.0]])
     moved, energy, rms = found.moved, found.energy, found.rms
     offered = []
-    for index, ladder in enumerate(_LADDERS):
-        at = [int(np.searchsorted(_EDGES, bound * rms)) for bound in ladder] + [BINS]
+    for index, relative in _HARD:
+        at = [*np.searchsorted(_EDGES, relative * rms), BINS]
         counts = tail[at[:-1]] - tail[at[1:]]
         totals = tail_total[at[:-1]] - tail_total[at[1:]]
-        if counts.sum() < _FEWEST or not totals.sum() ** 2 > 0 or (len(ladder) > 1 and (counts > 0).sum() < 2):
+        here = counts > 0
+        if counts.sum() < _FEWEST or not totals.sum() ** 2 > 0 or (len(relative) > 1 and here.sum() < 2):
             continue
-        offered.append(_choice(moved, energy, index, counts, totals))
-    return _hull(offered)
+        kept = float((totals[here] ** 2 / counts[here]).sum())
+        offered.append(_choice(index, moved, counts, kappa * max(energy / kept - 1, 0.0)))
+    return offered
+
+
+def _dithered(found: Magnitudes, kappa: float) -> list[Choice]:
+    """The same of choices with dither, all of them at once, over the bins that hold something."""
+    (used,) = np.nonzero(found.counts)
+    c, x = found.counts[used], _MIDDLE[used] / found.rms
+    energy, moved = float(c @ (x * x)), found.moved
+    low = np.array([_LADDERS[i].bounds[0] for i in _RAMPED])[:, None]
+    width = np.array([_LADDERS[i].width for i in _RAMPED])[:, None]
+    mean = np.clip((x - low) / width, 0.0, 1.0)
+    offered = []
+    rows = zip(_RAMPED, mean @ c, mean @ (c * x), np.square(mean) @ c, strict=True)
+    for index, marks, along, square in rows:
+        if marks >= _FEWEST and along > 0:
+            gain = energy / along
+            harm = gain**2 * (marks - square + kappa * square) / energy - kappa
+            offered.append(_choice(index, moved, np.array([marks]), max(harm, 0.0)))
+    step = np.array([_LADDERS[i].width for i in _EVEN])[:, None, None]
+    place = np.minimum(x / step, _LEVELS)
+    share = np.maximum(0.0, 1.0 - np.abs(place - np.arange(1, _LEVELS + 1)[:, None]))
+    levels = np.arange(1.0, _LEVELS + 1)
+    counts = share @ c
+    mean = np.einsum("sjb,j->sb", share, levels)
+    square = np.einsum("sjb,j->sb", share, levels**2) @ c
+    for index, here, along, biased, energetic in zip(
+        _EVEN, counts, mean @ (c * x), np.square(mean) @ c, square, strict=True
+    ):
+        if here.sum() >= _FEWEST and (here > 0).sum() > 1 and along > 0:
+            gain = energy / along
+            harm = gain**2 * (energetic - biased + kappa * biased) / energy - kappa
+            offered.append(_choice(index, moved, here, max(harm, 0.0)))
+    return offered
 
 
 def _hull(offered: Sequence[Choice]) -> list[Choice]:
@@ -177,11 +260,8 @@ def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float],
     return {key: offers[key][i] for key, i in picked.items()}
 
 
-def _choice(moved: float, energy: float, ladder: int, counts: Floats, totals: Floats) -> Choice:
+def _choice(ladder: int, moved: float, counts: Floats, harm: float) -> Choice:
     marks = float(counts.sum())
-    here = counts > 0
-    kept = float((totals[here] ** 2 / counts[here]).sum())
-    zeros = moved - marks
-    entropy = sum(float(-c * math.log2(c / moved)) for c in (*counts[here], zeros) if c > 0)
+    entropy = sum(float(-c * math.log2(c / moved)) for c in (*counts, moved - marks) if c > 0)
     table = 0 if is_mask(ladder) else 64 * len(counts)
-    return Choice(ladder, (entropy + marks) * _CODER + table, max(energy / kept - 1, 0.0))
+    return Choice(ladder, (entropy + marks) * _CODER + table, harm)

@@ -17,6 +17,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from tallstore.kernels.rules import Rule
+from tallstore.recipes.allocation import Levels
+
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""
 
@@ -38,6 +41,8 @@ class Tile:
     """τt = θt − θ0, shape (T', N)."""
     tensor: str = ""
     """The base's name of the tensor."""
+    start: int = 0
+    """Where in the tensor the run begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,10 @@ class Recipe(ABC):
         subtracts it.
         """
 
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule | None:  # noqa: ARG002 - part of the interface
+        """What `vector` and `masks` do to a tile of these tasks, in the words of a kernel; None if none can do it."""
+        return None
+
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - part of the interface
         """The scale s of one task on one chunk of one tensor; 1.0 where the recipe has none.
 
@@ -111,9 +120,9 @@ class Recipe(ABC):
         """
         return 1.0
 
-    def levels(self, task: int, tensor: str) -> Sequence[float] | None:  # noqa: ARG002 - part of the interface
+    def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.
 
-        |τ| up to bounds[0] is 0; from bounds[i] to bounds[i+1] it is one level. None: the tensor is masked.
+        |τ| up to the first bound is 0; from one bound to the next it is one level. None: the tensor is masked.
         """
         return None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe, Statistic, Tile
 from tallstore.recipes.sums import sum_rows
 
@@ -58,6 +59,10 @@ class Emr(Recipe):
     def masks(self, tile: Tile, vector: Tensor) -> Tensor:
         """1 where the task's sign is the vector's."""
         return _agrees(tile.tau, vector).view(torch.uint8)
+
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule:  # noqa: ARG002 - all are treated alike
+        """The election."""
+        return Rule(vector="elect", mask="agrees")
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - one scale for all chunks
         """Σ|τt| / Σ|mt·v|."""

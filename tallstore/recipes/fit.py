@@ -5,13 +5,17 @@ With the masks of kind `signed`, tasks share a magnitude and each takes it with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Kind, Recipe, Tile
 from tallstore.recipes.closed_form import best_magnitude, best_vector
 from tallstore.recipes.masks import nearer_than_zero
+from tallstore.recipes.network import exchanges
 
 __all__ = ["Fit"]
 
@@ -37,3 +41,9 @@ class Fit(Recipe):
         on = nearer_than_zero(tile.tau.abs(), vector).view(torch.uint8)
         # The sign bit is 1 for −: symbol 1 becomes 2.
         return on << torch.signbit(tile.tau).view(torch.uint8)
+
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule:  # noqa: ARG002 - all tensors are treated alike
+        """The closed form by a sorting network."""
+        signed = self.kind == "signed"
+        network = exchanges(len(tasks))
+        return Rule(vector="best magnitude" if signed else "best", mask="nearer", signed=signed, exchanges=network)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Tile
 from tallstore.recipes.sums import sum_rows
 from tallstore.recipes.tallmask import TallMasked
@@ -19,3 +22,7 @@ class Mean(TallMasked):
     def vector(self, tile: Tile) -> Tensor:
         """The mean over tasks."""
         return sum_rows(tile.tau).div_(max(len(tile.tasks), 1))
+
+    def vector_rule(self, tasks: Sequence[int]) -> Rule:  # noqa: ARG002 - all tasks are treated alike
+        """The mean."""
+        return Rule(vector="mean", mask="tall")

@@ -7,36 +7,44 @@ where bits are plenty. One scale a chunk makes the result unbiased: with w the m
 
 The error is then larger than with the scale of least squares, s = ⟨τ, w⟩/⟨w, w⟩, which shrinks what it is unsure of;
 but a layer adds up thousands of parameters, so that errors without bias cancel where shrinkage adds up to a task that
-was tuned less. `benchmarks/README.md` has the measurement.
+was tuned less. With few bits that holds one step further: where marks are drawn at random, more likely the larger |τ|
+is, every parameter is right on the average, and not the tensor alone. `benchmarks/README.md` has the measurements.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import (
     ENTRY_BITS,
     Choice,
+    Levels,
     Magnitudes,
     allocate,
-    bounds,
     choices,
     is_mask,
+    levels_of,
     magnitudes,
 )
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
+from tallstore.recipes.dither import seed_of, uniform
 
 __all__ = ["Solo"]
 
 Key = tuple[int, str]
 """A task and a base tensor."""
-RATE = 1.32
+RATE = 0.95
 """The default: see `benchmarks/README.md`."""
+_KAPPA_AT, _KAPPA_MOST = 4.0 * RATE**2, 19.0
+"""κ falls as the square of the rate, which keeps it near what diverges least: see `benchmarks/README.md`."""
 _FINE = 8192
 """Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much."""
 _FINE_BOUND = 0.4
@@ -47,21 +55,26 @@ class Solo(Recipe):
     """Signs above a threshold, or a few levels, by task and tensor, allocated within a budget.
 
     The budget is `rate` bits for every parameter that moved at all, whatever heads and headers take beside; or `bits`
-    for every parameter, moved or not, with all but the base in it.
+    for every parameter, moved or not, with all but the base in it. `kappa` says how many times worse than noise it is
+    to be wrong in the same way for equal |τ|: 1 makes the least squared error, more lets marks be drawn at random.
     """
 
     id = "solo"
     vector_codec = "ones"
 
-    def __init__(self, bits: float | None = None, rate: float = RATE) -> None:
+    def __init__(self, bits: float | None = None, rate: float = RATE, kappa: float | None = None) -> None:
         for name, value in (("bits", bits), ("rate", rate)):
             if value is not None and not 0 < value <= 32:
                 raise OptionError(f"{name} {value} is not a number of bits a parameter and task (above 0, at most 32)")
-        self.bits, self.rate = bits, rate
+        if kappa is None:
+            kappa = min(_KAPPA_MOST, max(1.0, _KAPPA_AT / (bits or rate) ** 2))
+        if not 1 <= kappa < float("inf"):
+            raise OptionError(f"kappa {kappa} is not a weight (1 or more)")
+        self.bits, self.rate, self.kappa = bits, rate, kappa
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
-        self._chosen: dict[Key, tuple[float, ...]] = {}
-        """Bounds of the levels of each task's tensor; a single one is a mask's."""
+        self._chosen: dict[Key, Levels] = {}
+        """Of each task's tensor; a single level is a mask's."""
 
     def prepare(self, zoo: ZooFacts) -> None:
         """Remember what the budget must cover."""
@@ -80,7 +93,7 @@ class Solo(Recipe):
         else:
             budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(offers)
         chosen = allocate(offers, weights, budget)
-        self._chosen = {key: bounds(choice.ladder, found[key].rms) for key, choice in chosen.items()}
+        self._chosen = {key: levels_of(choice.ladder, found[key].rms) for key, choice in chosen.items()}
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""
@@ -91,17 +104,39 @@ class Solo(Recipe):
         out = torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
         for row, task in enumerate(tile.tasks):
             found = self._chosen.get((task, tile.tensor))
-            if found is None or len(found) > 1:
+            if found is None or len(found.bounds) > 1:
                 continue
             tau = tile.tau[row]
-            on = (tau.abs() >= found[0]) & (tau != 0)
+            on = (tau.abs() >= self._threshold(found, task, tile)) & (tau != 0)
             out[row] = on.to(torch.uint8) << (tau < 0).to(torch.uint8)
         return out
 
-    def levels(self, task: int, tensor: str) -> Sequence[float] | None:
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule:
+        """Thresholds; out of reach where a tensor is not masked."""
+        found = [self._chosen.get((task, tensor)) for task in tasks]
+        masked = [levels if levels is not None and len(levels.bounds) == 1 else Levels((math.inf,)) for levels in found]
+        return Rule(
+            vector="ones",
+            mask="above",
+            signed=True,
+            limits=tuple(levels.bounds[0] for levels in masked),
+            widths=tuple(levels.width for levels in masked),
+            seeds=tuple(seed_of(task, tensor) for task in tasks),
+        )
+
+    def _threshold(self, found: Levels, task: int, tile: Tile) -> Tensor | float:
+        (low,) = found.bounds
+        if not found.width:
+            return low
+        u = uniform(tile.start, len(tile.base), seed_of(task, tile.tensor))
+        u *= np.float32(found.width)
+        u += np.float32(low)
+        return torch.from_numpy(u).to(tile.tau.device)
+
+    def levels(self, task: int, tensor: str) -> Levels | None:
         """Bounds of the levels where a tensor has several."""
         found = self._chosen.get((task, tensor))
-        return found if found is not None and len(found) > 1 else None
+        return found if found is not None and len(found.bounds) > 1 else None
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
         """The unbiased scale."""
@@ -145,19 +180,19 @@ class _Histograms(Statistic):
     def _close(self) -> None:
         for key, counted in self._found.items():
             if counted.moved:
-                self._done[key] = _Tensor(_offers(counted), counted.weight, counted.rms)
+                self._done[key] = _Tensor(_offers(counted, self._recipe.kappa), counted.weight, counted.rms)
                 self._moved += counted.moved
         self._found.clear()
 
 
-def _offers(found: Magnitudes) -> list[Choice]:
-    every = choices(found)
-    if found.moved >= _FINE and every:
+def _offers(found: Magnitudes, kappa: float) -> list[Choice]:
+    if found.moved >= _FINE and (every := choices(found, kappa)):
         return every
-    fine = [choice for choice in every if not is_mask(choice.ladder)]
+    fine = [choice for choice in choices(found) if not is_mask(choice.ladder)]
     if not fine:
         return [_signs(found)]
-    return [min(fine, key=lambda choice: abs(bounds(choice.ladder, found.rms)[0] - _FINE_BOUND * found.rms))]
+    wanted = _FINE_BOUND * found.rms
+    return [min(fine, key=lambda choice: abs(levels_of(choice.ladder, found.rms).bounds[0] - wanted))]
 
 
 def _signs(found: Magnitudes) -> Choice:

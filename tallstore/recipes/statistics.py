@@ -107,6 +107,10 @@ class Trim:
         high, low = (p.bucket for p in self._passes)
         return (high << 16 | low).to(torch.int32).view(torch.float32)
 
+    def least(self, tasks: Sequence[int]) -> tuple[float, ...]:
+        """The thresholds of some tasks; none where nothing is trimmed."""
+        return () if self.percent == 100 else tuple(self.thresholds()[list(tasks)].tolist())
+
     def __call__(self, tile: TaskVectors) -> Tensor:
         """τ with everything under the threshold 0: shape (T', N)."""
         if self.percent == 100:

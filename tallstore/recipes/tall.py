@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.norm_match import GRID
 from tallstore.recipes.statistics import Trim
@@ -34,3 +35,7 @@ class Tall(TallMasked):
     def vector(self, tile: Tile) -> Tensor:
         """The sum over tasks."""
         return sum_rows(self._trim(tile))
+
+    def vector_rule(self, tasks: Sequence[int]) -> Rule:
+        """The sum."""
+        return Rule(vector="sum", mask="tall", trims=self._trim.least(tasks))

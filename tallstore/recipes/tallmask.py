@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe, Statistic, Tile
 from tallstore.recipes.masks import tall_masks
 from tallstore.recipes.norm_match import GRID, NormMatch
@@ -62,7 +64,18 @@ class TallMasked(Recipe):
 
     def masks(self, tile: Tile, vector: Tensor) -> Tensor:
         """The TALL-masks at each task's λ: uint8 (T', N)."""
-        return tall_masks(tile, vector, [self.lam(task) for task in tile.tasks]).view(torch.uint8)
+        return tall_masks(tile, vector, self._lams(tile.tasks)).view(torch.uint8)
+
+    def rule(self, tasks: Sequence[int], tensor: str) -> Rule:  # noqa: ARG002 - all tensors are treated alike
+        """The vector's rule with these masks."""
+        return replace(self.vector_rule(tasks), limits=tuple(self._lams(tasks)))
+
+    @abstractmethod
+    def vector_rule(self, tasks: Sequence[int]) -> Rule:
+        """What `vector` does, in the words of a kernel."""
+
+    def _lams(self, tasks: Sequence[int]) -> list[float]:
+        return [self.lam(task) for task in tasks]
 
     def _check_covers(self, n_tasks: int) -> None:
         if isinstance(self._lam, int | float | None):

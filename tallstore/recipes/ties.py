@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.rules import Rule, VectorRule
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.norm_match import GRID
 from tallstore.recipes.statistics import BitHistogram, TaskVectors, Trim
@@ -64,6 +65,11 @@ class Election:
         """The merged task vector: shape (N,)."""
         return disjoint_merge(self._trim(tile), self._majority.sign, self._merge)
 
+    def rule(self, tasks: Sequence[int]) -> Rule:
+        """The merge in the words of a kernel, with TALL-masks."""
+        vector: VectorRule = "disjoint sum" if self._merge == "sum" else "disjoint mean"
+        return Rule(vector=vector, mask="tall", trims=self._trim.least(tasks), majority=self._majority.sign)
+
 
 class Ties(TallMasked):
     """v by TIES, masks |τt| > λ·|v − τt|."""
@@ -83,6 +89,10 @@ class Ties(TallMasked):
     def vector(self, tile: Tile) -> Tensor:
         """The merged task vector."""
         return self._election(tile)
+
+    def vector_rule(self, tasks: Sequence[int]) -> Rule:
+        """The merge's."""
+        return self._election.rule(tasks)
 
 
 def disjoint_merge(tau: Tensor, majority: int, merge: Merge) -> Tensor:

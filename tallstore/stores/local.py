@@ -39,13 +39,17 @@ class LocalFile:
         if self._map is not None:
             return memoryview(self._map)[start : start + length]
         out = memoryview(bytearray(max(0, min(length, self.size - start))))
+        return out[: self.read_into(start, out)]
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        """By position, mapped or not: what is copied once anyhow is not worth a page fault for each of its pages."""
         done = 0
         while done < len(out):
             got = os.preadv(self._handle.fileno(), [out[done : done + (1 << 30)]], start + done)
             if not got:
                 break
             done += got
-        return out[:done]
+        return done
 
     def close(self) -> None:
         # The map closes when the last view of it is gone; closing it here would pull memory from under tensors.
@@ -68,15 +72,35 @@ class _LocalStore(Store):
 
     def read(self, path: str, start: int, length: int) -> memoryview:
         try:
-            file, offset, size = self._locate(path)
-            if start < 0 or length < 0 or start + length > size:
-                raise DamagedError(f"{self.url}: {path} ends at byte {size}, and {start + length} are needed: cut off")
-            data = file.read(offset + start, length)
+            file, offset = self._find(path, start, length)
+            data = file.read(offset, length)
         except OSError as error:
-            raise DamagedError(f"{self.url}: {path} cannot be read ({error.strerror})") from error
+            raise self._unreadable(path, error) from error
         if len(data) != length:
-            raise DamagedError(f"{self.url}: {path} is cut off; fetch or pack it again")
+            raise self._cut_off(path)
         return data
+
+    def read_into(self, path: str, start: int, out: memoryview) -> None:
+        try:
+            file, offset = self._find(path, start, len(out))
+            read = file.read_into(offset, out)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        if read != len(out):
+            raise self._cut_off(path)
+
+    def _find(self, path: str, start: int, length: int) -> tuple[LocalFile, int]:
+        """The file that holds some bytes of `path`, and where in it they begin."""
+        file, offset, size = self._locate(path)
+        if start < 0 or length < 0 or start + length > size:
+            raise DamagedError(f"{self.url}: {path} ends at byte {size}, and {start + length} are needed: cut off")
+        return file, offset + start
+
+    def _unreadable(self, path: str, error: OSError) -> DamagedError:
+        return DamagedError(f"{self.url}: {path} cannot be read ({error.strerror})")
+
+    def _cut_off(self, path: str) -> DamagedError:
+        return DamagedError(f"{self.url}: {path} is cut off; fetch or pack it again")
 
     def _missing(self, path: str) -> DamagedError:
         return DamagedError(f"{self.url}: {path} is missing; fetch or pack it again")

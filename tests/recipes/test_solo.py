@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tallstore
-from tallstore.recipes.allocation import Choice, allocate, bounds, choices, is_mask, magnitudes
+from tallstore.recipes.allocation import Choice, allocate, choices, is_mask, levels_of, magnitudes
+from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.solo import Solo
 
 
@@ -43,7 +44,7 @@ def test_harm_is_what_an_unbiased_scale_leaves_and_bits_are_what_the_coder_takes
     for choice in choices(found):
         if not is_mask(choice.ladder):
             continue
-        (threshold,) = bounds(choice.ladder, found.rms)
+        ((threshold,), _) = levels_of(choice.ladder, found.rms)
         marks = np.where(np.abs(values) >= threshold, np.sign(values), 0)
         scale = float(values @ values) / float(values @ marks)
         left = np.square(values - scale * marks, dtype=np.float64).sum() / np.square(values, dtype=np.float64).sum()
@@ -115,3 +116,86 @@ def test_a_recipe_of_no_sense_is_refused() -> None:
     for options in ({"bits": 0.0}, {"bits": -1.0}, {"rate": 33.0}):
         with pytest.raises(tallstore.errors.OptionError, match="bits a parameter"):
             Solo(**options)
+    for kappa in (0.5, float("nan"), float("inf")):
+        with pytest.raises(tallstore.errors.OptionError, match="kappa"):
+            Solo(kappa=kappa)
+
+
+def test_numbers_of_a_place_do_not_depend_on_where_one_begins() -> None:
+    whole = uniform(0, 5000, 7)
+    assert (uniform(1234, 3766, 7) == whole[1234:]).all()
+    assert (whole >= 0).all()
+    assert (whole < 1).all()
+    over = uniform((1 << 32) - 100, 200, 7)
+    assert (over[100:] == uniform(1 << 32, 100, 7)).all()
+    assert not np.isin(uniform(1 << 32, 1000, 7), uniform(0, 1000, 7)).any()
+    assert seed_of(0, "a") != seed_of(1, "a") != seed_of(1, "b")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**40), st.integers(0, 2**32 - 1))
+def test_numbers_are_spread_evenly_and_not_like_their_neighbours(start: int, seed: int) -> None:
+    u = uniform(start, 1 << 16, seed).astype(np.float64)
+    counts = np.histogram(u, 64, (0, 1))[0]
+    assert np.square(counts - 1024).sum() / 1024 < 130  # chi-squared with 63 degrees of freedom: 1 in 10^6 is 128
+    for other in (np.roll(u, 1), uniform(start, 1 << 16, seed + 1)):
+        assert abs(np.corrcoef(u, other)[0, 1]) < 0.025
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(0.3, "signed"), (1.4, "delta")])
+def test_with_dither_every_magnitude_is_right_on_the_average(bits: float, kind: str, tmp_path: Path) -> None:
+    base = {"w": torch.zeros(1500, 1400)}
+    tau = torch.from_numpy(tail(base["w"].numel(), 8)).reshape(base["w"].shape)
+    for name, kappa in (("hard", 1.0), ("dithered", 1000.0)):
+        tallstore.pack(base, {"a": {"w": tau}}, tmp_path / name, bits=bits, kappa=kappa, allow_distant=True)
+    slopes = {}
+    rms = float(tau.square().mean().sqrt())
+    for name in ("hard", "dithered"):
+        with tallstore.open(tmp_path / name) as zoo:
+            assert zoo.tensors("a")["w"].kind == kind
+            decoded = zoo.state_dict("a")["w"]
+        kept = [
+            float((decoded * tau.sign())[there].mean() / tau.abs()[there].mean())
+            for low in (0.1, 0.4, 0.8, 1.2, 1.8)
+            if (there := (tau.abs() > low * rms) & (tau.abs() < (low + 0.3) * rms)).any()
+        ]
+        slopes[name] = max(abs(k - 1) for k in kept)
+    assert slopes["dithered"] < 0.25
+    assert slopes["hard"] > 2 * slopes["dithered"]
+
+
+def test_the_price_of_dither_is_what_it_costs_and_spoils() -> None:
+    values = tail(1 << 19, 3)
+    found = magnitudes(values, np.ones_like(values))
+    u = uniform(0, len(values), 1)
+    tried = 0
+    for choice in choices(found, 19.0):
+        levels = levels_of(choice.ladder, found.rms)
+        if not levels.width or not is_mask(choice.ladder) or choice.harm > 40:  # fewer marks are a matter of luck
+            continue
+        tried += 1
+        marks = np.where(np.abs(values) >= levels.bounds[0] + u * levels.width, np.sign(values), 0)
+        energy = float(np.square(values, dtype=np.float64).sum())
+        scale = energy / float(values @ marks)
+        mean = scale * np.clip((np.abs(values) - levels.bounds[0]) / levels.width, 0, 1)
+        noise = np.square(scale * np.abs(marks) - mean, dtype=np.float64).sum() / energy
+        bias = np.square(mean - np.abs(values), dtype=np.float64).sum() / energy
+        assert choice.harm == pytest.approx(noise + 19 * bias, rel=0.05)
+        symbols = np.where(marks < 0, 2, marks != 0).astype(np.uint8)
+        coded = 8 * len(tallstore.codecs.MASK["adaptive"].encode(symbols, "signed"))
+        assert choice.bits == pytest.approx(coded, rel=0.06)
+    assert tried > 5
+
+
+def test_less_error_is_there_for_who_wants_it(tmp_path: Path) -> None:
+    base = {"w": torch.randn(500, 400, generator=torch.Generator().manual_seed(0))}
+    task = {"w": base["w"] + torch.from_numpy(tail(200_000, 5)).reshape(500, 400)}
+    report = tallstore.pack(base, {"a": task}, tmp_path / "plain.tall")
+    hard = tallstore.pack(base, {"a": task}, tmp_path / "hard.tall", kappa=1.0)
+    promised = tallstore.pack(base, {"a": task}, tmp_path / "promised.tall", max_error=0.8)
+    error, least = report.tasks["a"].relative_error, hard.tasks["a"].relative_error
+    assert error is not None
+    assert least is not None
+    assert least < 0.8 < error
+    assert promised.tasks["a"].relative_error == least
+    assert abs(hard.bits_per_parameter - report.bits_per_parameter) < 0.1

@@ -1,0 +1,300 @@
+"""One model in memory, and any of several tasks in it from one moment to the next.
+
+Base, vector and the packed masks of the chosen tasks stay resident on the model's device; switching rewrites the
+model's own tensors from them in one pass over memory. Nothing is read and nothing can be found damaged then.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tallstore.archive.decode import Decoder, Job
+from tallstore.archive.into import check_fit, shapes_of, tensors_of, touched, version_of
+from tallstore.archive.lineup import line_up
+from tallstore.archive.packed import Packed
+from tallstore.errors import ModelChangedError, NoSuchTaskError
+from tallstore.format.manifest import Manifest, names_of
+from tallstore.tensors import TORCH
+
+__all__ = ["Switcher"]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a model's tensor looked like when it was last written."""
+
+    tensor: Tensor
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Seen:
+        return cls(tensor, tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, version_of(tensor))
+
+    def changed(self, now: Tensor) -> str:
+        """What is different; nothing if it is the same."""
+        if now is not self.tensor:
+            return "was replaced"
+        if now.dtype != self.dtype or tuple(now.shape) != self.shape or now.data_ptr() != self.pointer:
+            return "was moved or converted"
+        if version_of(now) != self.version:
+            return "was written to"
+        return ""
+
+
+@dataclass
+class _Slot:
+    """What one of the model's tensors becomes for one task."""
+
+    name: str
+    base: Tensor | None = None
+    """θ0 of the leading elements, flat, on the model's device."""
+    packed: Packed | None = None
+    """What is added to it; the base as it is if None."""
+    dtype: torch.dtype = torch.float32
+    """The task's type D: what is computed is rounded to it before the model's type."""
+    tail: Tensor | None = None
+    """The elements behind those, or all of them: as stored."""
+    shape: tuple[int, ...] = ()
+
+
+class Switcher:
+    """Makes a model any of several tasks, in place.
+
+    The model is as it was until the first `switch`. Its parameters stay the same objects, so optimizers, compiled
+    graphs and tied weights keep pointing at them; only a head whose shape differs between tasks gets other memory.
+    Not for several threads at once: a model can be but one task at a time.
+    """
+
+    def __init__(self, decoder: Decoder, manifest: Manifest, url: str, model: nn.Module, tasks: Sequence[str]) -> None:
+        self._model, self._url = model, url
+        self._tasks = tuple(tasks)
+        self._lock = threading.Lock()
+        self._threads = decoder.threads
+        self._task: str | None = None
+        own = tensors_of(model)
+        for task in self._tasks:
+            places = decoder.task(task)
+            free = [name for name, place in places.items() if place.entry.kind == "private"]
+            check_fit(own, shapes_of(places), task, free)
+            decoder.check(task)
+        self._bases: dict[tuple[str, torch.device], Tensor] = {}
+        self._vectors: dict[tuple[str, str, torch.device], Tensor] = {}
+        self._slots = {task: self._prepare(decoder, task, own) for task in self._tasks}
+        self._plain = self._without_task(decoder, manifest, own)
+        self._seen = {name: _Seen.of(tensor) for name, tensor in own.items()}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What can be switched to, besides None."""
+        return self._tasks
+
+    @property
+    def task(self) -> str | None:
+        """What the model is now; None for the base, or before the first switch."""
+        return self._task
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory held: base, vectors, masks and what tasks store whole, without the model's own."""
+        held: dict[int, int] = {}
+        for slots in (*self._slots.values(), self._plain):
+            for slot in slots:
+                tensors = [slot.base, slot.tail, *(slot.packed.tensors if slot.packed else ())]
+                held |= {t.data_ptr(): t.numel() * t.element_size() for t in tensors if t is not None}
+        return sum(held.values())
+
+    def switch(self, task: str | None, *, force: bool = False) -> None:
+        """Rewrite the model's tensors: a task's weights, or with None the base's (heads as they were at first).
+
+        The same bits as `Zoo.state_dict(task)`, converted to the model's types. All or nothing: if it is interrupted,
+        the model is put back.
+
+        Args:
+            task: one of `tasks`, or None.
+            force: also where the model's weights were changed since the last switch; the changes are lost.
+
+        Raises:
+            NoSuchTaskError: the switcher was not made for this task.
+            ModelChangedError: a tensor was replaced, moved, converted or written to meanwhile. Nothing was written.
+        """
+        if task is not None and task not in self._slots:
+            raise NoSuchTaskError(f"{self._url}: the switcher has no task {task!r}; it has {names_of(self._tasks)}")
+        with self._lock:
+            own = self._unchanged(force=force)
+            before = self._slots[self._task] if self._task is not None else self._plain
+            try:
+                self._write(self._slots[task] if task is not None else self._plain, own)
+            except BaseException:
+                self._write(before, own)
+                raise
+            finally:
+                self._seen = {name: _Seen.of(tensor) for name, tensor in own.items()}
+            self._task = task
+
+    def _unchanged(self, *, force: bool) -> dict[str, Tensor]:
+        own = tensors_of(self._model)
+        for name, seen in self._seen.items():
+            what = seen.changed(own[name]) if name in own else "is gone"
+            if what and not (force and what == "was written to"):
+                remedy = "switch(…, force=True) overwrites it" if what == "was written to" else "make a new switcher"
+                raise ModelChangedError(f"the model's {name!r} {what} since the last switch: {remedy}")
+        return own
+
+    # ------------------------------------------------------------------------------------------------- what is held
+
+    def _prepare(self, decoder: Decoder, task: str, own: Mapping[str, Tensor]) -> list[_Slot]:
+        """Read, check and keep all that a task needs."""
+        found = []
+        done: set[int] = set()
+        for name, place in decoder.task(task).items():
+            entry = place.entry
+            if entry.kind == "tied" and own[name].data_ptr() in done:
+                continue
+            source = str(entry.to) if entry.kind == "tied" else name
+            entry = decoder.task(task)[source].entry
+            done.add(own[name].data_ptr())
+            device = own[name].device
+            slot = _Slot(name, dtype=TORCH[str(entry.dtype)], shape=entry.shape or ())
+            if entry.kind == "private" or entry.covered < entry.numel:
+                whole = decoder.tensors(task, [source])[source].reshape(-1)
+                slot.tail = _resident(whole[0 if entry.kind == "private" else entry.covered :].clone(), device)
+            if entry.kind != "private":
+                slot.base = self._base(decoder, str(entry.base), device)[: entry.covered]
+                slot.packed = self._packed(decoder, task, source, device)
+            found.append(slot)
+        return found
+
+    def _packed(self, decoder: Decoder, task: str, name: str, device: torch.device) -> Packed | None:
+        found = decoder.packed(task, name)
+        if found is None:
+            return None
+        found = found.to(partial(_resident, device=device))
+        vector = decoder.vector_of(task, name)
+        if vector is None:
+            return found
+        key = (*vector, device)
+        if key not in self._vectors:
+            self._vectors[key] = _resident(decoder.vector_tensor(*vector).reshape(-1), device)
+        return replace(found, vector=self._vectors[key])
+
+    def _base(self, decoder: Decoder, name: str, device: torch.device) -> Tensor:
+        key = (name, device)
+        if key not in self._bases:
+            self._bases[key] = _resident(decoder.base_tensor(name).reshape(-1), device)
+        return self._bases[key]
+
+    def _without_task(self, decoder: Decoder, manifest: Manifest, own: Mapping[str, Tensor]) -> list[_Slot]:
+        """The base, and the model's own elements where it has none."""
+        comes_from = {
+            member.name: base
+            for base, lineup in line_up(decoder, manifest, self._tasks).items()
+            for member in lineup.members
+        }
+        found: dict[str, _Slot] = {}
+        for slot in (slot for slots in self._slots.values() for slot in slots):
+            if slot.name in found:
+                continue
+            tensor = own[slot.name].detach()
+            base, covered = comes_from.get(slot.name), 0
+            plain = _Slot(slot.name, dtype=slot.dtype, shape=tuple(tensor.shape))
+            if base is not None:
+                whole = self._base(decoder, base, tensor.device)
+                covered = min(len(whole), tensor.numel())
+                plain.base = whole[:covered]
+            if covered < tensor.numel():
+                plain.tail = tensor.reshape(-1)[covered:].clone()
+            found[slot.name] = plain
+        return list(found.values())
+
+    # ---------------------------------------------------------------------------------------------------- switching
+
+    def _write(self, slots: Iterable[_Slot], own: Mapping[str, Tensor]) -> None:
+        jobs: list[Job] = []
+        with torch.no_grad():
+            for slot in slots:
+                target = own[slot.name].detach()
+                if tuple(target.shape) != slot.shape:
+                    with torch.inference_mode(mode=version_of(own[slot.name]) < 0):
+                        target = torch.empty(slot.shape, dtype=target.dtype, device=target.device)
+                    own[slot.name].data = target
+                straight = target.is_contiguous()
+                flat = target.view(-1) if straight else torch.empty_like(target.reshape(-1))
+                jobs += _jobs(slot, flat)
+                if not straight:
+                    self._run(jobs)
+                    jobs = []
+                    target.copy_(flat.reshape(slot.shape))
+            self._run(jobs)
+        touched([own[slot.name] for slot in slots])
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        if self._threads == 1 or len(jobs) < 2:
+            for job in jobs:
+                _quietly(job)
+            return
+        with ThreadPoolExecutor(self._threads, "tallstore-switch") as pool:
+            for future in [pool.submit(_quietly, job) for job in jobs]:
+                future.result()
+
+
+def _quietly(job: Job) -> None:
+    """Where inference tensors may be written too: the mode is each thread's own."""
+    with torch.inference_mode():
+        job()
+
+
+def _jobs(slot: _Slot, out: Tensor) -> list[Job]:
+    """What writes a tensor: run side by side on the CPU, in order on a device that has a queue of its own."""
+    covered = 0 if slot.base is None else len(slot.base)
+    jobs: list[Job] = []
+    if slot.tail is not None:
+        jobs.append(partial(out[covered:].copy_, slot.tail))
+    if slot.base is None:
+        return jobs
+    step = covered if out.device.type != "cpu" else _SHARE
+    for a in range(0, covered, max(step, 1)):
+        b = min(a + step, covered)
+        jobs.append(partial(_apply, slot, out[a:b], a))
+    return jobs
+
+
+_SHARE = 1 << 20
+"""Elements a thread writes at a time on the CPU; a whole number of chunks, or a whole part of one."""
+
+
+def _apply(slot: _Slot, out: Tensor, a: int) -> None:
+    assert slot.base is not None
+    before = slot.base[a : a + len(out)]
+    exact = out if out.dtype == slot.dtype else torch.empty(len(out), dtype=slot.dtype, device=out.device)
+    if slot.packed is None:
+        exact.copy_(before)
+    else:
+        slot.packed.apply(exact, before, a)
+    if exact is not out:
+        out.copy_(exact)
+
+
+def _resident(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the model's device; in host memory, with a warning, where that is full."""
+    if device.type == "cpu":
+        return tensor
+    try:
+        return tensor.to(device)
+    except torch.OutOfMemoryError:
+        warnings.warn(
+            f"{device} has no memory left for masks: what does not fit stays in host memory, and switching is slower",
+            ResourceWarning,
+            stacklevel=2,
+        )
+        return tensor.pin_memory()

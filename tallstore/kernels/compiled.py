@@ -1,0 +1,252 @@
+"""Kernels that numba compiles, where it is installed (the extra `fast`): one pass over memory, in vector instructions.
+
+Elementwise sums as the reference has them: products and sums are rounded by themselves, since nothing here allows the
+compiler to fuse or reorder (no fastmath). Every decoding kernel looks at a run of elements before it writes it, and
+stops at the first run whose base has a NaN: an addition might change its bits, so the caller leaves it to the
+reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "RUN",
+    "delta4",
+    "delta8",
+    "gaps_to_packed",
+    "mask_binary",
+    "mask_binary_vector",
+    "mask_signed",
+    "mask_signed_vector",
+    "spread",
+]
+
+RUN = 1 << 12
+"""Elements that are looked at before they are written: they stay in the first-level cache."""
+
+_Array = npt.NDArray[Any]
+
+
+def _compile(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled when it is first called, and kept on disk where that can be."""
+    try:
+        made: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(kernel)
+    except RuntimeError:  # nowhere to keep it
+        made = numba.njit(nogil=True, error_model="numpy")(kernel)
+    return made
+
+
+# Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
+
+
+@_compile
+def _clean(base: _Array) -> bool:
+    """Whether no element is a NaN."""
+    odd = 0
+    for i in range(base.shape[0]):
+        odd += base[i] != base[i]  # NaN alone
+    return odd == 0
+
+
+@_compile
+def _as(one: Any, number: Any) -> Any:
+    """A number in the type of another one."""
+    return type(one)(number)
+
+
+@_compile
+def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> None:
+    n = base.shape[0]
+    for i in range(n >> 2):
+        byte = np.int32(packed[i])
+        for j in range(4):
+            symbol = (byte >> (2 * j)) & 3
+            # 0, −1 or +1: times scale it is exact, +0 where the symbol is 0, and x − (+0) is x.
+            out[4 * i + j] = base[4 * i + j] - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
+    for k in range(n & ~3, n):
+        symbol = (np.int32(packed[k >> 2]) >> (2 * (k & 3))) & 3
+        out[k] = base[k] - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
+
+
+@_compile
+def _binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> None:
+    n = base.shape[0]
+    for i in range(n >> 3):
+        byte = np.int32(packed[i])
+        for j in range(4):
+            out[8 * i + j] = base[8 * i + j] - _as(scale, -((byte >> j) & 1)) * scale
+        for j in range(4, 8):
+            out[8 * i + j] = base[8 * i + j] - _as(scale, -((byte >> j) & 1)) * scale
+    for k in range(n & ~7, n):
+        out[k] = base[k] - _as(scale, -((np.int32(packed[k >> 3]) >> (k & 7)) & 1)) * scale
+
+
+@_compile
+def _signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> None:
+    n = base.shape[0]
+    for i in range(n >> 2):
+        byte = np.int32(packed[i])
+        for j in range(4):
+            k, symbol = 4 * i + j, (byte >> (2 * j)) & 3
+            moved = base[k] + _as(one, (symbol & 1) - (symbol >> 1)) * (scale * _as(one, vector[k]))
+            out[k] = moved if symbol else base[k]
+    for k in range(n & ~3, n):
+        symbol = (np.int32(packed[k >> 2]) >> (2 * (k & 3))) & 3
+        moved = base[k] + _as(one, (symbol & 1) - (symbol >> 1)) * (scale * _as(one, vector[k]))
+        out[k] = moved if symbol else base[k]
+
+
+@_compile
+def _binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> None:
+    n = base.shape[0]
+    for i in range(n >> 3):
+        byte = np.int32(packed[i])
+        for j in range(4):
+            k, on = 8 * i + j, (byte >> j) & 1
+            moved = base[k] + _as(one, on) * (scale * _as(one, vector[k]))
+            out[k] = moved if on else base[k]
+        for j in range(4, 8):
+            k, on = 8 * i + j, (byte >> j) & 1
+            moved = base[k] + _as(one, on) * (scale * _as(one, vector[k]))
+            out[k] = moved if on else base[k]
+    for k in range(n & ~7, n):
+        moved = base[k] + scale * _as(one, vector[k])
+        out[k] = moved if (np.int32(packed[k >> 3]) >> (k & 7)) & 1 else base[k]
+
+
+@_compile
+def mask_signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> int:
+    """out = base ± scale by signed symbols; out and base of one type, and `scale` ≥ 0 too.
+
+    Returns where it stopped: the number of elements, or the beginning of a run of `RUN` with a NaN in its base.
+    """
+    n, a = base.shape[0], 0
+    while a < n:
+        b = min(a + RUN, n)
+        if not _clean(base[a:b]):
+            break
+        _signed(out[a:b], base[a:b], packed[a >> 2 : (b + 3) >> 2], scale)
+        a = b
+    return a
+
+
+@_compile
+def mask_binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> int:
+    """out = base + scale by binary symbols. As `mask_signed`."""
+    n, a = base.shape[0], 0
+    while a < n:
+        b = min(a + RUN, n)
+        if not _clean(base[a:b]):
+            break
+        _binary(out[a:b], base[a:b], packed[a >> 3 : (b + 7) >> 3], scale)
+        a = b
+    return a
+
+
+@_compile
+def mask_signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> int:
+    """out = base ± scale · vector (float32) by signed symbols. As `mask_signed`."""
+    n, a = base.shape[0], 0
+    while a < n:
+        b = min(a + RUN, n)
+        if not _clean(base[a:b]):
+            break
+        _signed_vector(out[a:b], base[a:b], packed[a >> 2 : (b + 3) >> 2], one, scale, vector[a:b])
+        a = b
+    return a
+
+
+@_compile
+def mask_binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> int:
+    """out = base + scale · vector (float32) by binary symbols. As `mask_signed`."""
+    n, a = base.shape[0], 0
+    while a < n:
+        b = min(a + RUN, n)
+        if not _clean(base[a:b]):
+            break
+        _binary_vector(out[a:b], base[a:b], packed[a >> 3 : (b + 7) >> 3], one, scale, vector[a:b])
+        a = b
+    return a
+
+
+@_compile
+def delta4(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
+    """out = base + table[index], two indices a byte; table has 16 levels of the base's type."""
+    n = base.shape[0]
+    for i in range(n >> 1):
+        byte = packed[i]
+        out[2 * i] = base[2 * i] + table[byte & 15]
+        out[2 * i + 1] = base[2 * i + 1] + table[byte >> 4]
+    if n & 1:
+        out[n - 1] = base[n - 1] + table[packed[n >> 1] & 15]
+
+
+@_compile
+def delta8(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
+    """out = base + table[index], an index a byte; table has 256 levels of the base's type."""
+    for i in range(base.shape[0]):
+        out[i] = base[i] + table[packed[i]]
+
+
+@_compile
+def gaps_to_packed(out: _Array, gaps: _Array, count: int, n: int, signs: _Array, bits: int) -> int:
+    """Packed symbols from gaps (255: go on) and signs, one bit a mark.
+
+    Args:
+        out: uint8, packed symbols, all zero.
+        gaps: uint8.
+        count: marks that are due.
+        n: symbols.
+        signs: uint8, packed, a bit for each of `count` marks; none where masks are binary.
+        bits: of a symbol.
+
+    Returns the number of marks, no more than count + 1; −1 where they do not fit n symbols, −2 where the last gap
+    does not end.
+    """
+    place, marks, going_on = np.int64(0), 0, False
+    for i in range(gaps.shape[0]):
+        gap = np.int64(gaps[i])
+        place += gap
+        going_on = gap == 255
+        if going_on:
+            continue
+        if place >= n:
+            return -1
+        if marks == count:
+            return count + 1
+        if bits == 1:
+            out[place >> 3] |= np.uint8(1 << (place & 7))
+        else:
+            symbol = 1 + ((np.int64(signs[marks >> 3]) >> (marks & 7)) & 1)
+            out[place >> 2] |= np.uint8(symbol << (2 * (place & 3)))
+        place += 1
+        marks += 1
+    return -2 if going_on else marks
+
+
+@_compile
+def spread(out: _Array, on: _Array, n: int, rest: _Array, bits: int) -> None:
+    """Packed indices of n elements, from those of the elements that are not 0.
+
+    Args:
+        out: uint8, packed, `bits` (4 or 8) an index, all zero.
+        on: uint8, packed bits: which elements are not 0.
+        n: elements.
+        rest: uint8, packed, `bits` an index: for each element that is on its index less 1.
+        bits: 4 or 8.
+    """
+    at = 0
+    for i in range(n):
+        if (on[i >> 3] >> (i & 7)) & 1:
+            if bits == 8:
+                out[i] = rest[at] + 1
+            else:
+                index = ((rest[at >> 1] >> (4 * (at & 1))) & 15) + 1
+                out[i >> 1] |= np.uint8(index << (4 * (i & 1)))
+            at += 1

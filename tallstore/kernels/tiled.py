@@ -1,0 +1,262 @@
+"""The reference's arithmetic at the speed of memory: a cache-sized tile at a time, straight from packed symbols.
+
+A byte of packed symbols is looked up as the float32 steps it stands for (four of a signed mask, two of 4-bit levels),
+so that what is left for each element is one addition. A step is subtracted with its sign turned: x − (+0) is x for
+every x, −0 too, so parameters whose symbol is 0 need no branch. NaN is the one exception (an addition may change its
+bits): a tile whose base has one goes to the reference.
+
+Where numba is installed, compiled kernels do the same in one pass (`compiled`). Everything here equals `kernels.cpu`
+bit for bit. Nothing starts threads: callers share tensors out.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tallstore.kernels import cpu, fast
+from tallstore.kernels.cpu import Bytes
+
+__all__ = ["TILE", "DeltaSteps", "MaskSteps", "Steps", "ValueSteps", "apply_packed_delta", "apply_packed_mask"]
+
+TILE = 1 << 15
+"""Elements: a float32 tile of base, step and output fit a core's second-level cache. Torch runs so short operations in
+the calling thread."""
+
+_Array = npt.NDArray[Any]
+_FOUR = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3).astype(np.uint8)
+"""Shape (256, 4): the signed symbols of a byte."""
+_EIGHT = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.uint8)
+"""Shape (256, 8): the binary symbols of a byte."""
+_NIBBLES = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)
+"""Shape (256, 2): the 4-bit indices of a byte."""
+_WORD: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
+_local = threading.local()
+
+
+def _spare(name: str, n: int, dtype: Any) -> _Array:
+    """This thread's scratch memory of a name: at least n elements, cut to n."""
+    key = f"{name}{np.dtype(dtype).char}"
+    found: _Array | None = getattr(_local, key, None)
+    if found is None or len(found) < n:
+        found = np.empty(max(n, TILE + 8), dtype)
+        setattr(_local, key, found)
+    return found[:n]
+
+
+class Steps(ABC):
+    """What is added to the base in one chunk. Several threads may share it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """`dtype`: of the output, which decides in what type is computed."""
+        self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
+
+    def apply(self, out: Tensor, base: Tensor, start: int = 0) -> None:
+        """Write θ̂ of a run of the chunk's elements.
+
+        Args:
+            out: shape (N,), the task's type D. May be `base` itself.
+            base: θ0, shape (N,), any maskable type.
+            start: where in the chunk they begin: a multiple of 8.
+        """
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            if base.dtype == out.dtype and out.dtype in {torch.float32, torch.float64}:
+                odd = self._add(base.detach().numpy(), out.detach().numpy(), start)
+                self._leave(out, base, start, odd)
+                return
+            for a in range(0, len(out), TILE):
+                before = _spare("wide", min(TILE, len(out) - a), self._wide)
+                wide = torch.from_numpy(before)
+                wide.copy_(base[a : a + TILE])
+                odd = self._add(before, before, start + a)
+                if odd is None:
+                    out[a : a + TILE].copy_(wide)
+                else:
+                    self._by_reference(out[a : a + TILE], base[a : a + TILE], start + a)
+
+    @abstractmethod
+    def _add(self, before: _Array, after: _Array, start: int) -> int | None:
+        """after = before + step, from the chunk's element `start` on. Where it met a NaN, and stopped; None if not."""
+
+    def _leave(self, out: Tensor, base: Tensor, start: int, odd: int | None) -> None:
+        """Go on where a NaN was met: that run by the reference, what follows as usual."""
+        while odd is not None:
+            end = min(odd + TILE, len(out))
+            self._by_reference(out[odd:end], base[odd:end], start + odd)
+            if end == len(out):
+                return
+            more = self._add(base.detach().numpy()[end:], out.detach().numpy()[end:], start + end)
+            odd = None if more is None else end + more
+
+    def _by_reference(self, out: Tensor, base: Tensor, start: int) -> None:
+        raise NotImplementedError
+
+
+class MaskSteps(Steps):
+    """A mask over a vector."""
+
+    def __init__(
+        self, packed: Bytes, kind: str, scale: float, dtype: torch.dtype, vector: npt.NDArray[np.float32] | None = None
+    ) -> None:
+        """Of one chunk.
+
+        Args:
+            packed: symbols as `cpu.pack` packs them, valid.
+            kind: binary or signed.
+            scale: s, exactly a float32.
+            dtype: of the output.
+            vector: v, float32; None where it is 1 everywhere.
+        """
+        super().__init__(dtype)
+        self._packed, self._kind, self._scale, self._vector = packed, kind, scale, vector
+        self._each = 8 // cpu.SYMBOL_BITS[kind]
+        self._compiled = fast.kernels()
+        if vector is None and np.signbit(scale):
+            self._compiled = None  # 0 times such a scale is −0, and x − (−0) is not always x
+        if self._compiled is not None:
+            return
+        s = self._wide.type(scale)
+        symbols = _FOUR if kind == "signed" else _EIGHT
+        if vector is None:
+            self._table = np.array([0, -s, s, 0], self._wide)[symbols]
+        else:
+            word = _WORD[self._wide]
+            self._table = np.array([0, ~word(0), ~word(0), 0], word)[symbols]
+            self._signs = np.array([-s, -s, s, -s], self._wide)[symbols] if kind == "signed" else None
+
+    def _add(self, before: _Array, after: _Array, start: int) -> int | None:
+        compiled = self._compiled
+        if compiled is None:
+            for a in range(0, len(before), TILE):
+                tile = before[a : a + TILE]
+                if np.isnan(np.maximum.reduce(tile)):
+                    return a
+                self._subtract(tile, after[a : a + TILE], start + a)
+            return None
+        packed = self._packed[start // self._each :]
+        one, scale = self._wide.type(1), self._wide.type(self._scale)
+        if self._vector is None:
+            kernel = compiled.mask_signed if self._kind == "signed" else compiled.mask_binary
+            end = kernel(after, before, packed, scale)
+        else:
+            kernel = compiled.mask_signed_vector if self._kind == "signed" else compiled.mask_binary_vector
+            end = kernel(after, before, packed, one, scale, self._vector[start : start + len(before)])
+        return None if end == len(before) else int(end)
+
+    def _subtract(self, before: _Array, after: _Array, start: int) -> None:
+        n = len(before)
+        if self._vector is None:
+            np.subtract(before, self._look_up("step", self._table, start, n), out=after)
+            return
+        step = _spare("product", n, self._wide)
+        factor = -self._wide.type(self._scale) if self._signs is None else self._look_up("sign", self._signs, start, n)
+        np.multiply(self._vector[start : start + n], factor, out=step, dtype=self._wide)
+        words = step.view(_WORD[self._wide])
+        np.bitwise_and(words, self._look_up("mask", self._table, start, n), out=words)
+        np.subtract(before, step, out=after)
+
+    def _look_up(self, name: str, table: _Array, start: int, n: int) -> _Array:
+        each = self._each
+        packed = self._packed[start // each : -(-(start + n) // each)]
+        out = _spare(name, len(packed) * each, table.dtype)
+        np.take(table, packed, axis=0, out=out.reshape(-1, each), mode="clip")
+        return out[:n]
+
+    def _by_reference(self, out: Tensor, base: Tensor, start: int) -> None:
+        n = len(out)
+        symbols = cpu.unpack(self._packed[start // self._each : -(-(start + n) // self._each)], self._kind, n)
+        v = np.ones(n, np.float32) if self._vector is None else np.array(self._vector[start : start + n])
+        cpu.apply_mask(out, base, torch.from_numpy(v), torch.from_numpy(symbols), self._scale)
+
+
+class DeltaSteps(Steps):
+    """A delta on levels of its own."""
+
+    def __init__(self, packed: Bytes, bits: int, table: npt.NDArray[np.float32], dtype: torch.dtype) -> None:
+        """Of one chunk.
+
+        Args:
+            packed: indices, one a byte (`bits` = 8) or two (4, the first in the low half), valid.
+            bits: 4 or 8.
+            table: levels, float32, shape (K,).
+            dtype: of the output.
+        """
+        super().__init__(dtype)
+        self._packed, self._bits = packed, bits
+        self._table = np.zeros(256 if bits == 8 else 16, self._wide)
+        self._table[: len(table)] = table
+        self._pairs = self._table[_NIBBLES] if bits == 4 and fast.kernels() is None else None
+
+    def _add(self, before: _Array, after: _Array, start: int) -> None:
+        n, compiled = len(before), fast.kernels()
+        packed = self._packed[start * self._bits // 8 : -(-(start + n) * self._bits // 8)]
+        if compiled is not None:
+            (compiled.delta8 if self._bits == 8 else compiled.delta4)(after, before, packed, self._table)
+            return
+        table = self._table if self._pairs is None else self._pairs
+        each = 1 if self._pairs is None else 2
+        for a in range(0, n, TILE):
+            own = packed[a // each : -(-min(n, a + TILE) // each)]
+            step = _spare("step", len(own) * each, self._wide)
+            np.take(table, own, axis=0, out=step.reshape(len(own), *table.shape[1:]), mode="clip")
+            run = slice(a, min(n, a + TILE))
+            np.add(before[run], step[: run.stop - a], out=after[run])
+
+
+class ValueSteps(Steps):
+    """A delta that is there as values."""
+
+    def __init__(self, values: npt.NDArray[np.float32], dtype: torch.dtype) -> None:
+        """`values`: float32, the chunk's."""
+        super().__init__(dtype)
+        self._values = values
+
+    def _add(self, before: _Array, after: _Array, start: int) -> None:
+        np.add(before, self._values[start : start + len(before)], out=after, dtype=self._wide)
+
+
+def apply_packed_mask(
+    out: Tensor, base: Tensor, packed: Tensor, kind: str, scales: Tensor, chunk: int, vector: Tensor | None = None
+) -> None:
+    """Write θ̂ of a whole tensor into `out`, from packed symbols.
+
+    Args:
+        out: shape (N,), the task's type D. May be `base` itself.
+        base: θ0, shape (N,), any maskable type.
+        packed: uint8. The symbols of every chunk begin with a byte of their own.
+        kind: binary or signed.
+        scales: s of every chunk, float32, shape (ceil(N / chunk),).
+        chunk: elements a chunk: a multiple of 8.
+        vector: v, shape (N,), float32; None where it is 1 everywhere.
+    """
+    each = 8 // cpu.SYMBOL_BITS[kind]
+    symbols, values = packed.numpy(), None if vector is None else vector.numpy()
+    for index, a in enumerate(range(0, len(out), chunk)):
+        b = min(a + chunk, len(out))
+        own = symbols[a // each : a // each + cpu.packed_size(kind, b - a)]
+        v = None if values is None else values[a:b]
+        MaskSteps(own, kind, float(scales[index]), out.dtype, v).apply(out[a:b], base[a:b])
+
+
+def apply_packed_delta(out: Tensor, base: Tensor, packed: Tensor, bits: int, tables: Tensor, chunk: int) -> None:
+    """Write round_D(f32(θ0) + d) of a whole tensor into `out`, d looked up.
+
+    Args:
+        out: shape (N,), the task's type D. May be `base` itself.
+        base: θ0, shape (N,), any maskable type.
+        packed: uint8 indices of `bits` bits, 4 or 8. Those of every chunk begin with a byte of their own.
+        bits: of an index.
+        tables: float32, shape (ceil(N / chunk), 16 or 256).
+        chunk: elements a chunk: a multiple of 8.
+    """
+    indices, levels = packed.numpy(), tables.numpy()
+    for index, a in enumerate(range(0, len(out), chunk)):
+        b = min(a + chunk, len(out))
+        own = indices[a * bits // 8 : a * bits // 8 + -(-(b - a) * bits // 8)]
+        DeltaSteps(own, bits, levels[index], out.dtype).apply(out[a:b], base[a:b])

@@ -1,0 +1,174 @@
+"""Encoding on a GPU chooses what the recipes choose on a CPU: v, masks and sums, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from elements import DTYPES, bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import read_all, tiny_zoo
+from torch import Tensor
+
+import tallstore
+from tallstore import codecs
+from tallstore.encoder import chunk, stream
+from tallstore.encoder import device as encoder_device
+from tallstore.encoder.chunk import Row, tiles
+from tallstore.recipes import RECIPES, Recipe, make_recipe
+from tallstore.recipes.allocation import Levels
+
+pytest.importorskip("triton")
+
+if not torch.cuda.is_available():
+    from tallstore.kernels.gpu import encode
+
+NAME = "a.weight"
+SIZES = st.sampled_from([1, 7, 8, 127, 129, 1024, 1500])
+WAYS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("tall", {"lam": 0.4}),
+    ("tall", {"lam": 0.3, "topk": 30}),
+    ("mean", {"lam": 0.6}),
+    ("emr", {}),
+    ("fit", {}),
+    ("fit", {"kind": "signed"}),
+    ("ties", {"lam": 0.5}),
+    ("ties", {"lam": 0.5, "merge": "mean", "topk": 60}),
+    ("solo", {}),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs() -> Iterator[None]:
+    """The interpreter takes its time for each program: longer blocks, fewer of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setattr(encode, "_WARPS", 16)
+        yield
+
+
+def moved(base: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+    """A fine-tune: steps of every size and none, equal ones, opposite ones, and weights of either zero."""
+    g = torch.Generator().manual_seed(seed)
+    n = len(base)
+    step = torch.randn(n, generator=g, dtype=torch.float64) * 2.0 ** torch.randint(-12, 0, (n,), generator=g)
+    equal = torch.tensor([0.5, -0.5, 0.25, 2.0**-140])[torch.randint(0, 4, (n,), generator=g)]
+    which = torch.randint(0, 8, (n,), generator=g)
+    step = torch.where(which < 2, equal.double(), torch.where(which == 2, 0.0, step))
+    weights = (base.double() + step).to(dtype)
+    weights[which == 3] = 0.0
+    weights[which == 4] = -0.0
+    return weights
+
+
+def zoo(n: int, base_dtype: torch.dtype, dtypes: Sequence[torch.dtype], seed: int) -> tuple[Tensor, list[Row]]:
+    g = torch.Generator().manual_seed(seed)
+    base = torch.randn(n, generator=g, dtype=torch.float64) * 2.0 ** torch.randint(-6, 2, (n,), generator=g)
+    odd = torch.tensor([0.0, -0.0, 2.0**-130, -(2.0**-149), 2.0**-24, 2.0**14, 1.0])
+    at = torch.randint(0, 3 * len(odd), (n,), generator=g)
+    base = torch.where(at < len(odd), odd.double()[at % len(odd)], base).to(base_dtype)
+    return base, [Row(task, moved(base, dtype, seed + task)) for task, dtype in enumerate(dtypes)]
+
+
+def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) -> Recipe:
+    """A recipe whose statistics are finished."""
+    recipe = make_recipe(way, **options)
+    for statistic in recipe.statistics(len(rows)):
+        for tile in tiles(base, rows, NAME):
+            statistic.update(statistic.measure(tile))
+        statistic.finish()
+    if way == "solo":
+        # Every sort of threshold, whatever the statistics would make of so few elements.
+        sorts = (Levels((0.01,)), Levels((0.125,), 0.5), Levels((0.0,)), Levels((0.1, 0.2)), None)
+        for row in rows:
+            recipe._chosen.pop((row.task, NAME), None)
+            if (levels := sorts[row.task % len(sorts)]) is not None:
+                recipe._chosen[row.task, NAME] = levels
+    return recipe
+
+
+def assert_same_choice(base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: str, where: Any, start: int) -> None:
+    wanted = chunk.choose(base, rows, recipe, codecs.VECTOR[codec], NAME, start)
+    found = encoder_device.choose(base, rows, recipe, codecs.VECTOR[codec], where, NAME, start)
+    assert found is not None
+    assert found.vector == wanted.vector
+    assert torch.equal(bits(found.stored), bits(wanted.stored))
+    for mine, theirs in zip(found.symbols, wanted.symbols, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert torch.equal(found.totals, wanted.totals)
+
+
+@pytest.mark.parametrize(("way", "options"), WAYS, ids=lambda x: str(x))
+@settings(max_examples=5, deadline=None)
+@given(SIZES, st.sampled_from(DTYPES), st.integers(1, 9), st.integers(0, 2**32), st.sampled_from(["f32", "bf16", "q4"]))
+def test_one_type(device: Any, way: str, options: Any, n: int, dtype: Any, count: int, seed: int, codec: str) -> None:
+    base, rows = zoo(n, dtype, [dtype] * count, seed)
+    recipe = ready(way, options, base, rows)
+    assert_same_choice(base, rows, recipe, "ones" if way == "solo" else codec, device, seed * 64)
+
+
+@pytest.mark.parametrize(("way", "options"), WAYS, ids=lambda x: str(x))
+@settings(max_examples=2, deadline=None)
+@given(st.sampled_from(DTYPES), st.lists(st.sampled_from(DTYPES), min_size=2, max_size=4), st.integers(0, 2**32))
+def test_mixed_types_and_short_rows(
+    device: Any, way: str, options: Any, base_dtype: Any, dtypes: Any, seed: int
+) -> None:
+    base, rows = zoo(1300, base_dtype, dtypes, seed)
+    rows[0] = Row(0, rows[0].weights[: 1 + seed % 1299])
+    recipe = ready(way, options, base, rows)
+    assert_same_choice(base, rows, recipe, "ones" if way == "solo" else "f32", device, 0)
+
+
+@pytest.mark.parametrize("count", [16, 17, 33])
+@pytest.mark.parametrize("way", ["tall", "fit"])
+def test_many_tasks(device: Any, way: str, count: int) -> None:
+    base, rows = zoo(150, torch.float32, [torch.float32] * count, count)
+    assert_same_choice(base, rows, ready(way, {"lam": 0.4} if way == "tall" else {}, base, rows), "f32", device, 0)
+
+
+def test_a_chunk_of_several_tiles(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_device, "PIECE", chunk.TILE)
+    base, rows = zoo(chunk.TILE + 2077, torch.bfloat16, [torch.bfloat16] * 2, 5)
+    rows[1] = Row(1, rows[1].weights[:5001])
+    # The hash of places counts on beyond 32 bits.
+    assert_same_choice(base, rows, ready("solo", {}, base, rows), "ones", device, (1 << 32) - 7005)
+
+
+@pytest.mark.parametrize(("way", "codec"), [("solo", None), ("fit", "q4"), ("emr", "bf16")])
+def test_packing_gives_the_same_archive(
+    device: Any, way: str, codec: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tasks = tiny_zoo(3, torch.bfloat16)
+    options = {"recipe": way, **({} if codec is None else {"vector": codec})}
+    tallstore.pack(base, tasks, tmp_path / "cpu", device="cpu", **options)
+    used = []
+    kernels = encoder_device.choose
+
+    def choose(*args: Any) -> Any:
+        used.append(kernels(*args))
+        return used[-1]
+
+    monkeypatch.setattr(encoder_device, "choose", choose)
+    monkeypatch.setattr(encoder_device, "has_kernels", lambda _: True)
+    if device.type == "cpu":
+        # The interpreter does one thing at a time.
+        monkeypatch.setattr(stream.Stream, "_in_flight", lambda _: 1)
+    tallstore.pack(base, tasks, tmp_path / "kernels", device=device.type, **options)
+    assert used
+    assert None not in used
+    assert read_all(tmp_path / "kernels") == read_all(tmp_path / "cpu")
+
+
+def test_too_many_tasks_are_left_to_the_cpu(device: Any) -> None:
+    base, rows = zoo(8, torch.float32, [torch.float32] * 65, 1)
+    recipe = ready("fit", {}, base, rows)
+    assert encoder_device.choose(base, rows, recipe, codecs.VECTOR["f32"], device, NAME, 0) is None
+
+
+def test_every_recipe_has_a_rule() -> None:
+    assert {way for way, _ in WAYS} == set(RECIPES)
