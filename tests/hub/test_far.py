@@ -150,6 +150,25 @@ def test_exactly_the_bytes_that_are_needed(form: str, names: list[str] | None, p
     assert extra <= directory + 20 + heads, "the zip's directory, and the headers of the files that are read"
 
 
+class Module(torch.nn.Module):
+    """A module with the tensors of task a."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            self.register_parameter(name, torch.nn.Parameter(torch.zeros_like(tensor)))
+
+
+@pytest.mark.parametrize("form", ["hub", "web"])
+def test_a_module_costs_the_same_bytes(form: str, packed: Path, server: Hub) -> None:
+    url, how = address(server, form)
+    with tallstore.open(packed) as local, tallstore.open(url, **how) as zoo:
+        model = Module(local.state_dict("a"))
+        zoo.load_into(model, "a")
+        assert_same(dict(model.state_dict()), local.state_dict("a"))
+    assert {path: joined(ranges) for path, ranges in spans(server).items()} == wanted(packed, "a")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_ranges_that_touch_are_joined(form: str, packed: Path, server: Hub) -> None:
     url, how = address(server, form)

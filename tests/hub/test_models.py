@@ -187,10 +187,6 @@ def test_types_devices_and_words_of_the_configuration(where: dict[str, Any]) -> 
     assert not any(told.values())
 
 
-def test_meta_is_the_device_of_a_model_whose_weights_nobody_wants(where: dict[str, Any]) -> None:
-    assert tallstore.from_pretrained("user/bert", task="one", device="meta", **where).device.type == "meta"
-
-
 def test_nothing_is_made_at_random_on_the_way(where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way in which torch fills a tensor with random numbers is watched; none is used on a real tensor."""
     filled: list[str] = []
