@@ -36,17 +36,18 @@ class Adaptive(MaskCodec):
     id = "adaptive"
     _packed = BitsZstd()
 
-    def encode(self, symbols: Bytes, kind: str) -> bytes:
+    def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:
         """Packed, unless gaps are clearly smaller: they take longer to decode."""
-        packed = bytes([_PACKED]) + self._packed.encode(symbols, kind)
-        marks = np.flatnonzero(symbols)
-        if len(marks) > _NEVER_ABOVE * len(symbols):
-            return packed
-        gaps = _encode_gaps(marks)
+        dense = bytes([_PACKED]) + self._packed.encode_packed(packed, kind, n)
+        count = (
+            int(np.bitwise_count(packed).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(packed).sum())
+        )
+        if count > _NEVER_ABOVE * n:
+            return dense
+        gaps, signs = _gaps(packed, kind, n, count)
         coded = zstd.compress(gaps)
-        signs = np.packbits(symbols[marks] == 2, bitorder="little").tobytes() if kind == "signed" else b""
-        sparse = _HEAD.pack(_GAPS, len(marks), len(gaps), len(coded)) + coded + signs
-        return sparse if len(sparse) < _WORTH * len(packed) else packed
+        sparse = _HEAD.pack(_GAPS, count, len(gaps), len(coded)) + coded + signs.tobytes()
+        return sparse if len(sparse) < _WORTH * len(dense) else dense
 
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """By the first byte."""
@@ -73,6 +74,20 @@ class Adaptive(MaskCodec):
         if kind == "signed":
             symbols[marks] += np.unpackbits(signs, count=count, bitorder="little")
         return cpu.pack(symbols, kind)
+
+
+def _gaps(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
+    """The gaps of `count` marks, and their packed signs. Every symbol that is on has one bit."""
+    compiled = fast.kernels()
+    if compiled is not None:
+        room = np.empty(count + n // _MORE + 1, np.uint8)
+        signs = np.zeros(-(-count // 8), np.uint8)
+        size, _ = compiled.packed_to_gaps(room, signs, packed, cpu.SYMBOL_BITS[kind])
+        return room[:size], signs if kind == "signed" else signs[:0]
+    symbols = cpu.unpack(packed, kind, n)
+    marks = np.flatnonzero(symbols)
+    negative = symbols[marks] == 2
+    return _encode_gaps(marks), np.packbits(negative[: count if kind == "signed" else 0], bitorder="little")
 
 
 def _encode_gaps(marks: np.ndarray) -> Bytes:

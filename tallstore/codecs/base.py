@@ -26,9 +26,13 @@ class MaskCodec(ABC):
 
     id: ClassVar[str]
 
-    @abstractmethod
     def encode(self, symbols: Bytes, kind: str) -> bytes:
         """Code one chunk: uint8 symbols, shape (n,)."""
+        return self.encode_packed(cpu.pack(symbols, kind), kind, len(symbols))
+
+    @abstractmethod
+    def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:
+        """Code one chunk of n symbols, packed by `kernels.cpu.pack`."""
 
     @abstractmethod
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:

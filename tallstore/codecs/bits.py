@@ -14,9 +14,9 @@ class Bits(MaskCodec):
 
     id = "bits"
 
-    def encode(self, symbols: Bytes, kind: str) -> bytes:
-        """Pack."""
-        return cpu.pack(symbols, kind).tobytes()
+    def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:  # noqa: ARG002 - as they are
+        """As they are."""
+        return packed.tobytes()
 
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """As they are."""

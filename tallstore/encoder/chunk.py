@@ -17,7 +17,7 @@ from tallstore import codecs
 from tallstore.codecs.base import Bytes, Floats, MaskCodec, VectorCodec
 from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.quality import N_SUMS, scaled, sums
-from tallstore.kernels import cpu
+from tallstore.kernels import cpu, fast
 from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe, Tile
 from tallstore.recipes.dither import seed_of, uniform
@@ -75,8 +75,8 @@ class Choice:
     """v, coded."""
     stored: Tensor
     """What that decodes to: shape (n,), float32."""
-    symbols: list[Bytes]
-    """The masks, one a row, as long as the row."""
+    packed: list[Bytes]
+    """The masks, one a row, packed; of rows that get levels of their own whatever."""
     totals: Tensor
     """What `quality.sums` measured of each row, at scale 1: float64, shape (rows, N_SUMS)."""
 
@@ -104,14 +104,17 @@ def encode_chunk(
         start: where in the tensor the chunk begins.
     """
     from tallstore.encoder import device as kernels
+    from tallstore.encoder import quick
 
     chosen = None
     if kernels.has_kernels(device):
         chosen = kernels.choose(base, rows, recipe, vector_codec, device, tensor, start)
+    elif fast.kernels() is not None:
+        chosen = quick.choose(base, rows, recipe, vector_codec, tensor, start)
     if chosen is None:
         chosen = choose(base, rows, recipe, vector_codec, tensor, start)
     made = []
-    for row, marks, total in zip(rows, chosen.symbols, chosen.totals.tolist(), strict=True):
+    for row, marks, total in zip(rows, chosen.packed, chosen.totals.tolist(), strict=True):
         levels = recipe.levels(row.task, tensor)
         if row.form is not None:
             made.append(_delta(base, row, codecs.VECTOR[row.form], None))
@@ -120,8 +123,8 @@ def encode_chunk(
             made.append(_delta(base, row, LEVELS, levels, dither))
         else:
             scale = float(np.float32(recipe.scale(row.task, total)))
-            decoded = _decoded_mask(base, row, chosen.stored, marks, scale) if row.exact else None
-            coded = mask_codec.encode(marks, recipe.kind)
+            decoded = _decoded_mask(base, row, chosen.stored, marks, recipe.kind, scale) if row.exact else None
+            coded = mask_codec.encode_packed(marks, recipe.kind, len(row.weights))
             made.append(Made(recipe.kind, coded, scale, scaled(total, scale), decoded=decoded))
     return Coded(chosen.vector, tuple(made))
 
@@ -150,7 +153,7 @@ def choose(
         for index, task in enumerate(tile.tasks):
             symbols[at[task]][a:b] = found[index].numpy()
             totals[at[task]] += measured[index]
-    return Choice(data, stored, symbols, totals)
+    return Choice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
 
 
 def _delta(base: Tensor, row: Row, codec: VectorCodec, levels: Levels | None, dither: Floats | None = None) -> Made:
@@ -197,10 +200,10 @@ def _levels(tau: Floats, levels: Levels, dither: Floats | None) -> tuple[Floats,
     return table, np.where((cell > 0) & (tau < 0), cell + count, cell).astype(np.uint8)
 
 
-def _decoded_mask(base: Tensor, row: Row, vector: Tensor, marks: Bytes, scale: float) -> Tensor:
+def _decoded_mask(base: Tensor, row: Row, vector: Tensor, packed: Bytes, kind: str, scale: float) -> Tensor:
     n = len(row.weights)
     out = torch.empty_like(row.weights)
-    cpu.apply_mask(out, base[:n], vector[:n], torch.from_numpy(marks), scale)
+    cpu.apply_mask(out, base[:n], vector[:n], torch.from_numpy(cpu.unpack(packed, kind, n)), scale)
     return out
 
 

@@ -119,7 +119,7 @@ def choose(
                 symbols[row][piece.start : piece.stop] = unpacked
             for blocks in torch.split(parts_of.cpu(), TILE // BLOCK, dim=-1):
                 totals[list(piece.rows)] += add_blocks(blocks)
-    return Choice(data, stored, symbols, totals)
+    return Choice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
 
 
 def _pieces(n: int, rows: Sequence[Row], recipe: Recipe, tensor: str) -> list[_Piece] | None:

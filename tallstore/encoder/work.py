@@ -125,12 +125,33 @@ def read(item: Item, tools: Tools) -> Read:
 
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
-    """What a statistic measures on an item's tiles, and how many bytes were read for it."""
+    """What a statistic measures on an item's tiles, and how many bytes it stands for."""
     if not item.users:
         return [], 0
-    found = read(item, tools)
-    cut = tiles(found.base, _usable(item, found, _looks(found)), item.name, STATISTIC_TILE)
-    return [statistic.measure(tile) for tile in cut if tile.tasks], found.bytes
+    runs = _sample(item, statistic.one_in)
+    weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
+    measured: list[Any] = []
+    size = 0
+    for run in runs:
+        found = read(run, tools)
+        size += found.bytes
+        cut = tiles(found.base, _usable(run, found, _looks(found)), run.name, STATISTIC_TILE, run.start)
+        measured += [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
+    return measured, round(size * weight)
+
+
+def _sample(item: Item, one_in: int) -> list[Item]:
+    """Runs of one element in so many; of a small item, all of it."""
+    if one_in == 1 or item.stop - item.start < _SAMPLED:
+        return [item]
+    starts = range(item.start, item.stop, _RUN * one_in)
+    return [replace(item, start=start, stop=min(start + _RUN, item.stop)) for start in starts]
+
+
+_SAMPLED = 1 << 19
+"""Elements from which on an item is sampled."""
+_RUN = 1 << 13
+"""Elements of a run: several rows of an embedding, read at once."""
 
 
 def do(item: Item, tools: Tools) -> Done:

@@ -20,10 +20,12 @@ __all__ = [
     "delta4",
     "delta8",
     "gaps_to_packed",
+    "marks_above",
     "mask_binary",
     "mask_binary_vector",
     "mask_signed",
     "mask_signed_vector",
+    "packed_to_gaps",
     "spread",
 ]
 
@@ -250,3 +252,134 @@ def spread(out: _Array, on: _Array, n: int, rest: _Array, bits: int) -> None:
                 index = ((rest[at >> 1] >> (4 * (at & 1))) & 15) + 1
                 out[i >> 1] |= np.uint8(index << (4 * (i & 1)))
             at += 1
+
+
+@_compile
+def packed_to_gaps(gaps: _Array, signs: _Array, packed: _Array, bits: int) -> tuple[int, int]:
+    """Gaps (255: go on) and packed signs of packed symbols: the inverse of `gaps_to_packed`.
+
+    Args:
+        gaps: uint8, room for marks + n / 255 + 1.
+        signs: uint8, all zero, room for a bit a mark.
+        packed: uint8, n symbols.
+        bits: of a symbol.
+
+    Returns the bytes of gaps and the marks.
+    """
+    each = 8 // bits
+    ones = (1 << bits) - 1
+    at, marks, last = 0, 0, -1
+    for i in range(packed.shape[0]):
+        byte = np.int64(packed[i])
+        k = each * i
+        while byte:
+            symbol = byte & ones
+            if symbol:
+                gap = k - last - 1
+                while gap >= 255:
+                    gaps[at] = 255
+                    at += 1
+                    gap -= 255
+                gaps[at] = gap
+                at += 1
+                if symbol == 2:
+                    signs[marks >> 3] |= np.uint8(1 << (marks & 7))
+                marks += 1
+                last = k
+            byte >>= bits
+            k += 1
+    return at, marks
+
+
+BLOCK = 1 << 10
+"""Products that are added up first, by themselves: see `encoder.quality.sums`."""
+
+
+@_compile
+def _halve(values: _Array, n: int) -> Any:
+    """Add the second half to the first until one is left; n is a power of two."""
+    half = n >> 1
+    while half:
+        for k in range(half):
+            values[k] += values[k + half]
+        half >>= 1
+    return values[0]
+
+
+@_compile
+def _numbers(out: _Array, first: int) -> None:
+    """`recipes.dither.uniform`'s numbers, from the one on whose unmixed place is `first`."""
+    for k in range(out.shape[0]):
+        x = np.uint32(first + k)
+        x = np.uint32(x ^ (x >> np.uint32(16)))
+        x = np.uint32(x * np.uint32(0x7FEB352D))
+        x = np.uint32(x ^ (x >> np.uint32(15)))
+        x = np.uint32(x * np.uint32(0x846CA68B))
+        x = np.uint32(x ^ (x >> np.uint32(16)))
+        out[k] = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24)
+
+
+@_compile
+def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _Array, limits: _Array, zero: Any) -> int:
+    count = 0
+    for k in range(weights.shape[0]):
+        tau = weights[k] - base[k]
+        size = abs(tau)
+        on = (size >= limits[k]) & (size > zero)
+        symbols[k] = np.uint8(on) << np.uint8(tau < zero)
+        norm[k] = tau * tau
+        dot[k] = size if on else zero
+        count += on
+    return count
+
+
+@_compile
+def marks_above(packed: _Array, sums: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int) -> None:
+    """Signed marks where |τ| ≥ low + u · width, and what `encoder.quality.sums` measures of them over v = 1.
+
+    Args:
+        packed: uint8, room for n symbols of two bits, all zero.
+        sums: float64, shape (5,): what the tile adds up to is added: unset, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
+        weights: θt, float32, shape (n,), at most a tile.
+        base: θ0 as the task's type has it, float32, shape (n,).
+        low: float32.
+        width: float32. Above 0, u is the number of each parameter's place.
+        first: the unmixed place of the first parameter, modulo 2^32.
+    """
+    n = weights.shape[0]
+    symbols = np.zeros(BLOCK, np.uint8)
+    words = symbols.view(np.uint32)
+    norm, dot = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+    limits = np.full(BLOCK, low, np.float32)
+    blocks = (n + BLOCK - 1) // BLOCK
+    size = 1
+    while size < blocks:
+        size *= 2
+    norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
+    marks = 0
+    for i in range(blocks):
+        a = i * BLOCK
+        m = min(BLOCK, n - a)
+        if m < BLOCK:
+            symbols[:] = 0
+            norm[:] = 0
+            dot[:] = 0
+        if width > 0:
+            _numbers(limits[:m], first + a)
+            for k in range(m):
+                limits[k] = limits[k] * width
+            for k in range(m):
+                limits[k] = limits[k] + low
+        here = _above(
+            symbols[:m], norm[:m], dot[:m], weights[a : a + m], base[a : a + m], limits[:m], weights.dtype.type(0)
+        )
+        marks += here
+        for k in range((m + 3) >> 2):
+            w = words[k]
+            packed[(a >> 2) + k] = np.uint8((w | (w >> 6) | (w >> 12) | (w >> 18)) & 0xFF)
+        norms[i] = _halve(norm, BLOCK)
+        dots[i] = _halve(dot, BLOCK)
+    sums[1] += _halve(norms, size)
+    sums[2] += marks
+    sums[3] += _halve(dots, size)
+    sums[4] += marks

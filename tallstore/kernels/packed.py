@@ -36,7 +36,7 @@ def kernels_for(device_type: str) -> Kernels:
     """The kernels for tensors on `cpu` or `cuda`."""
     if device_type == "cpu":
         return tiled
-    from tallstore.kernels import triton
+    from tallstore.kernels.gpu import decode
 
-    found: Kernels = triton
+    found: Kernels = decode
     return found

@@ -103,6 +103,12 @@ class Magnitudes:
         self.counts += other.counts
         self.base_energy += other.base_energy
 
+    def scale(self, weight: float) -> None:
+        """Let every parameter that was counted stand for so many."""
+        if weight != 1.0:
+            self.counts *= weight
+            self.base_energy *= weight
+
     @property
     def energy(self) -> float:
         """Σ τ²."""

@@ -43,6 +43,8 @@ class Tile:
     """The base's name of the tensor."""
     start: int = 0
     """Where in the tensor the run begins."""
+    weight: float = 1.0
+    """How many parameters each one stands for, where a statistic is given a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class Statistic(ABC):
     The encoder calls `measure` for every tile, in any order and on several threads, then `update` with what it
     returned, in one fixed order, and then `finish` once.
     """
+
+    one_in: int = 1
+    """Of large tensors, one parameter in so many is enough: runs of them, evenly spaced."""
 
     def measure(self, tile: Tile) -> Any:
         """What `update` needs of a tile: the tile itself, unless there is work that threads can share."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-__all__ = ["seed_of", "uniform"]
+__all__ = ["seed_of", "uniform", "unmixed"]
 
 _ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
 """Shifts and factors of a mixing function of 32 bits with little bias (Wellons 2018, "lowbias32")."""
@@ -23,6 +23,12 @@ def seed_of(task: int, tensor: str) -> int:
     return int(xxhash.xxh32_intdigest(tensor.encode(), seed=task))
 
 
+def unmixed(place: int, seed: int) -> int:
+    """What is mixed for a place: it counts up by one from place to place, modulo 2^32, as far as 2^32 divides none."""
+    high, low = divmod(place, 1 << 32)
+    return (low + (seed ^ (high * 0x85EBCA6B & 0xFFFFFFFF)) * _GOLDEN) & 0xFFFFFFFF
+
+
 def uniform(start: int, n: int, seed: int) -> npt.NDArray[np.float32]:
     """Numbers for elements [start, start + n) of a tensor: multiples of 2^-24 in [0, 1), shape (n,).
 
@@ -32,11 +38,9 @@ def uniform(start: int, n: int, seed: int) -> npt.NDArray[np.float32]:
     out = np.empty(n, np.float32)
     at = 0
     while at < n:
-        high, low = divmod(start + at, 1 << 32)
-        run = min(n - at, (1 << 32) - low)
-        first = (low + (seed ^ (high * 0x85EBCA6B & 0xFFFFFFFF)) * _GOLDEN) & 0xFFFFFFFF
+        run = min(n - at, (1 << 32) - (start + at) % (1 << 32))
         x = np.arange(run, dtype=np.uint32)
-        x += np.uint32(first)
+        x += np.uint32(unmixed(start + at, seed))
         spare = np.empty_like(x)
         for shift, factor in _ROUNDS:
             x ^= np.right_shift(x, shift, out=spare)

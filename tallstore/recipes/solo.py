@@ -156,6 +156,8 @@ class _Tensor:
 class _Histograms(Statistic):
     """Magnitudes by task and tensor; of a tensor that is done, only what can be chosen for it is kept."""
 
+    one_in = 8
+
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
         self._found: dict[Key, Magnitudes] = {}
@@ -165,7 +167,10 @@ class _Histograms(Statistic):
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
         base = tile.base.to(torch.float32).cpu().numpy()
         rows = tile.tau.to(torch.float32).cpu().numpy()
-        return [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
+        found = [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
+        for _, counted in found:
+            counted.scale(tile.weight)
+        return found
 
     def update(self, tile: list[tuple[Key, Magnitudes]]) -> None:
         if tile and self._found and next(iter(self._found))[1] != tile[0][0][1]:

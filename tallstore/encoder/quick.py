@@ -1,0 +1,72 @@
+"""The choice of masks on the CPU in one compiled pass, for what is packed most: signs above a threshold, over v = 1.
+
+What is chosen and measured is bit for bit what `chunk.choose` has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tallstore.codecs.base import Bytes, VectorCodec
+from tallstore.encoder.chunk import Choice, Row, spans, tile_type
+from tallstore.encoder.quality import N_SUMS
+from tallstore.kernels import cpu, fast
+from tallstore.kernels.rules import Rule
+from tallstore.recipes.base import Recipe
+from tallstore.recipes.dither import unmixed
+
+__all__ = ["choose"]
+
+
+def choose(
+    base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: VectorCodec, tensor: str, start: int
+) -> Choice | None:
+    """What `chunk.choose` does; None for what has no compiled kernel."""
+    rule = recipe.rule([row.task for row in rows], tensor) if rows else None
+    if rule is None or (rule.vector, rule.mask, codec.id) != ("ones", "above", "ones"):
+        return None
+    if tile_type(rows) != torch.float32:
+        return None
+    n = len(base)
+    cuts = spans(n, rows)
+    totals = np.zeros((len(rows), N_SUMS))
+    packed = []
+    for at, row in enumerate(rows):
+        skipped = row.form is not None or recipe.levels(row.task, tensor) is not None
+        marks = np.zeros(cpu.packed_size(recipe.kind, len(row.weights)), np.uint8)
+        if not skipped:
+            _mark(marks, totals[at], base, row.weights, rule, at, start, cuts)
+            _, norm, kept, dot, _ = totals[at]
+            totals[at, 0] = norm - 2 * dot + kept
+        packed.append(marks)
+    data = codec.encode(np.ones(n, np.float32))
+    return Choice(data, torch.ones(n), packed, torch.from_numpy(totals))
+
+
+def _mark(
+    packed: Bytes,
+    sums: np.ndarray,
+    base: Tensor,
+    weights: Tensor,
+    rule: Rule,
+    at: int,
+    start: int,
+    cuts: Sequence[tuple[int, int]],
+) -> None:
+    compiled = fast.kernels()
+    assert compiled is not None
+    low, width = np.float32(rule.limits[at]), np.float32(rule.widths[at])
+    for a, b in cuts:
+        if b > len(weights):
+            break
+        own = weights[a:b].to(torch.float32).numpy()
+        before = base[a:b].to(weights.dtype).to(torch.float32).numpy()
+        marks = packed[a // 4 : -(-b // 4)] if not a % 4 else np.zeros(-(-(b - a) // 4), np.uint8)
+        compiled.marks_above(marks, sums, own, before, low, width, unmixed(start + a, rule.seeds[at]))
+        if a % 4:
+            whole = np.concatenate([cpu.unpack(packed, "signed", a), cpu.unpack(marks, "signed", b - a)])
+            packed[: -(-b // 4)] = cpu.pack(whole, "signed")
