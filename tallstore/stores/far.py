@@ -41,6 +41,8 @@ class Files(ABC):
 
     url: str
     """How messages name it: nothing secret in it."""
+    totals: dict[str, int]
+    """Bytes of the files that were read from, as far as the answers told."""
 
     @abstractmethod
     def paths(self) -> list[str]:
@@ -154,6 +156,10 @@ class FarFolder(Store):
 
     def _once(self, path: str, start: int, stop: int) -> memoryview:
         data = memoryview(self._files.read(path, start, stop))
+        if path in self._records and (total := self._files.totals.get(path)) not in {None, self._records[path].size}:
+            raise DamagedError(
+                f"{self._where(path)}: {total} bytes, and the manifest says {self._records[path].size}: fetch it again"
+            )
         if len(data) != stop - start:
             raise Passing(f"{len(data)} bytes came instead of {stop - start}")
         return data

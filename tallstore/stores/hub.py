@@ -296,6 +296,7 @@ class HubFiles(Files):
         self.url = repo.url
         self._repo = repo
         self._timeout = repo.access.timeout or TIMEOUT
+        self.totals = {}
 
     def paths(self) -> list[str]:
         return self._repo.paths()
@@ -305,7 +306,8 @@ class HubFiles(Files):
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         with self._repo.ask(path, range_header(start, stop), self._timeout) as answer:
-            return take(answer, start, stop, f"{self.url}: {path}")
+            data, self.totals[path] = take(answer, start, stop, f"{self.url}: {path}")
+            return data
 
 
 class HubStore(FolderStore):

@@ -20,6 +20,7 @@ class SystemFiles(Files):
         self.url = _SECRET.sub("", url)
         self._system, self._root = _find(url, options or {}, self.url)
         self._timeout = timeout or TIMEOUT
+        self.totals = {}
 
     def paths(self) -> list[str]:
         try:
@@ -36,6 +37,9 @@ class SystemFiles(Files):
         return int(found["size"])
 
     def read(self, path: str, start: int, stop: int) -> bytes:
+        if path not in self.totals:
+            self.totals[path] = self.size(path)
+
         def work() -> bytes:
             full = self._full(path)
             if self._system.async_impl:

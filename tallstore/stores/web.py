@@ -16,7 +16,7 @@ from tallstore._version import __version__
 from tallstore.errors import AccessError, DamagedError, RemoteError
 from tallstore.stores.far import TIMEOUT, Files, Passing
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 _T = TypeVar("_T")
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -42,6 +42,7 @@ class WebFiles(Files):
         self._parts = parts._replace(netloc=host)
         self._user = base64.b64encode(unquote(user).encode()).decode() if user else None
         self._timeout = timeout or TIMEOUT
+        self.totals = {}
 
     def paths(self) -> list[str]:
         return []  # a web server lists nothing
@@ -56,7 +57,8 @@ class WebFiles(Files):
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         with self._ask("GET", path, range_header(start, stop)) as answer:
-            return take(answer, start, stop, f"{self.url}: {path}" if path else self.url)
+            data, self.totals[path] = take(answer, start, stop, f"{self.url}: {path}" if path else self.url)
+            return data
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str]) -> AbstractContextManager[Answer]:
         below = f"{self._parts.path.rstrip('/')}/{quote(path)}" if path else self._parts.path
@@ -119,20 +121,22 @@ def check_status(status: int, where: str) -> None:
         raise RemoteError(f"{where}: the server answers with status {status}")
 
 
-def take(answer: Answer, start: int, stop: int, where: str) -> bytes:
-    """The bytes [start, stop) of an answer to `range_header`, which must be these and no others."""
+def take(answer: Answer, start: int, stop: int, where: str) -> tuple[bytes, int]:
+    """The bytes [start, stop) of an answer to `range_header`, which must be these and no others; the file's size."""
     check_status(answer.status, where)
-    length = answer.headers.get("content-length", "")
+    total = stop
     if answer.status == 206:
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        if found is None or (int(found[1]), int(found[2]) + 1) != (start, stop):
-            total = int(found[3]) if found is not None and found[3].isdigit() else None
-            if total is not None and total < stop:
-                raise DamagedError(f"{where} ends at byte {total}, and {stop} are needed: cut off")
+        if found is None or not found[3].isdigit():
+            raise RemoteError(f"{where}: the server does not say which bytes it answers with; download it first")
+        total = int(found[3])
+        if total < stop:
+            raise DamagedError(f"{where} ends at byte {total}, and {stop} are needed: cut off")
+        if (int(found[1]), int(found[2]) + 1) != (start, stop):
             raise RemoteError(f"{where}: the server answers with other bytes than were asked for; download it first")
-    elif start or length != str(stop):
+    elif start or answer.headers.get("content-length", "") != str(stop):
         raise RemoteError(f"{where}: the server gives no byte ranges; download the archive, and open it here")
     data = answer.read(stop - start)
     if len(data) != stop - start:
         raise Passing(f"cut off after {len(data)} of {stop - start} bytes")
-    return data
+    return data, total

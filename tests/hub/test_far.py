@@ -248,6 +248,16 @@ def test_a_byte_that_is_always_wrong_is_named_by_part_and_tensor(packed: Path, s
             zoo.state_dict("a")
 
 
+@pytest.mark.parametrize("change", [lambda d: d + b"more", lambda d: d[:-1], lambda d: d[:9]])
+@pytest.mark.parametrize("form", ["hub", "web", "fsspec"])
+def test_a_file_of_another_size_is_refused(form: str, change: Any, packed: Path, server: Hub) -> None:
+    files = server.files("user/zoo")
+    files[MASK] = change(files[MASK])
+    url, how = address(server, form)
+    with tallstore.open(url, **how) as zoo, pytest.raises(DamagedError, match=f"{MASK}.*(manifest says|cut off)"):
+        zoo.verify()
+
+
 def test_a_server_that_gives_no_ranges_is_refused(packed: Path, server: Hub) -> None:
     url, how = address(server, "web")
     with tallstore.open(url, **how) as zoo:
@@ -320,6 +330,7 @@ class Counted(Files):
     url = "counted"
 
     def __init__(self) -> None:
+        self.totals = {}
         self.data = {path: torch.randint(256, (500,), dtype=torch.uint8).numpy().tobytes() for path in "xy"}
         self.read_of: list[tuple[str, int, int]] = []
 
