@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore.errors import CheckpointError
-from tallstore.stores.hub import Access, client, connect, first_line
+from tallstore.stores.asking import Access, client, connect, first_line
 
 _SKIPPED = (
     "*.h5",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tallstore.stores.hub import client
+from tallstore.stores.asking import client
 
 README = "README.md"
 PICTURE = "card.png"

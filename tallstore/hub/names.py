@@ -11,7 +11,7 @@ from tallstore.checkpoints import Source
 from tallstore.errors import NoSuchTaskError, NotAnArchiveError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.stores import Access, is_address, open_any
-from tallstore.stores.hub import SCHEME, parse_id
+from tallstore.stores.asking import SCHEME, parse_id
 
 
 def open_named(

@@ -21,7 +21,7 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.hub.card import PICTURE, README, is_ours, model_card
 from tallstore.stores import Access, Store
-from tallstore.stores.hub import client, connect, explained, parse_id
+from tallstore.stores.asking import client, connect, explained, parse_id
 
 Progress = Callable[[str, int, int], None]
 

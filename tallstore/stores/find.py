@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tallstore.errors import OptionError
+from tallstore.stores.asking import Access, parse_id
 from tallstore.stores.base import Store
 from tallstore.stores.far import FarFile, FarFolder, Files
-from tallstore.stores.hub import Access, HubFiles, HubStore, Repo, parse_id
+from tallstore.stores.hub import HubFiles, HubStore, Repo
 from tallstore.stores.local import open_store
 from tallstore.stores.systems import SystemFiles
 from tallstore.stores.web import WebFiles
