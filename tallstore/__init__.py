@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
+    from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
     from tallstore.promises import pack
 
 __all__ = [
     "Options",
     "PackReport",
+    "PullReport",
+    "PushReport",
     "TallstoreError",
     "TaskReport",
     "TensorFacts",
@@ -32,21 +35,31 @@ __all__ = [
     "Zoo",
     "__version__",
     "errors",
+    "from_pretrained",
+    "load_processor",
     "open",
     "pack",
+    "pull",
+    "push",
     "report",
 ]
 
 _WHERE = {
     "Options": ("tallstore.encoder", "Options"),
     "PackReport": ("tallstore.encoder", "PackReport"),
+    "PullReport": ("tallstore.hub", "PullReport"),
+    "PushReport": ("tallstore.hub", "PushReport"),
     "TallstoreError": ("tallstore.errors", "TallstoreError"),
     "TaskReport": ("tallstore.encoder", "TaskReport"),
     "TensorFacts": ("tallstore.archive", "TensorFacts"),
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
     "Zoo": ("tallstore.archive", "Zoo"),
+    "from_pretrained": ("tallstore.hub", "from_pretrained"),
+    "load_processor": ("tallstore.hub", "load_processor"),
     "open": ("tallstore.archive", "open_zoo"),
     "pack": ("tallstore.promises", "pack"),
+    "pull": ("tallstore.hub", "pull"),
+    "push": ("tallstore.hub", "push"),
 }
 
 

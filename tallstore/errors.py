@@ -21,6 +21,12 @@
     ├── BaseNeededError            the base is referenced, and was not given or found
     ├── ModelMismatchError         a model's parameters are not those of the task
     │   └── ModelChangedError      a model that a switcher serves was changed by someone else
+    ├── RemoteError                another machine did not give, or take, what was asked of it
+    │   ├── NoSuchRepoError        the Hub has no such repository, or shows it to others only
+    │   ├── NoSuchRevisionError    the repository has no such branch, tag or commit
+    │   ├── AccessError            it may not be read or written with this token, or without one
+    │   ├── UnreachableError       no answer; or offline, and not in the local cache
+    │   └── ConflictError          the repository changed while it was being pushed to
     ├── DeviceError                the asked device is not there or has no memory left
     └── MissingExtraError          an optional package is needed (names the install command)
 
@@ -31,11 +37,13 @@ and what to do next.
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "ArchiveError",
     "BaseNeededError",
     "BudgetError",
     "CheckpointError",
     "CodecError",
+    "ConflictError",
     "DamagedError",
     "DeviceError",
     "EvaluatorError",
@@ -44,14 +52,18 @@ __all__ = [
     "MissingExtraError",
     "ModelChangedError",
     "ModelMismatchError",
+    "NoSuchRepoError",
+    "NoSuchRevisionError",
     "NoSuchTaskError",
     "NoSuchTensorError",
     "NotAnArchiveError",
     "OptionError",
     "OutputError",
     "OutputExistsError",
+    "RemoteError",
     "TallstoreError",
     "TaskNameError",
+    "UnreachableError",
     "VersionError",
     "WrongBaseError",
 ]
@@ -139,6 +151,30 @@ class ModelMismatchError(TallstoreError):
 
 class ModelChangedError(ModelMismatchError):
     """A model that a switcher serves was changed by someone else. Nothing was written to it."""
+
+
+class RemoteError(TallstoreError):
+    """Another machine did not give, or take, what was asked of it."""
+
+
+class NoSuchRepoError(RemoteError):
+    """The Hub has no such repository, or shows it to others only."""
+
+
+class NoSuchRevisionError(RemoteError):
+    """The repository has no such branch, tag or commit."""
+
+
+class AccessError(RemoteError):
+    """It may not be read or written with this token, or without one."""
+
+
+class UnreachableError(RemoteError):
+    """No answer; or the network is not to be used, and what is needed is not in the local cache."""
+
+
+class ConflictError(RemoteError):
+    """The repository changed while it was being pushed to. Nothing was changed by this push."""
 
 
 class DeviceError(TallstoreError):

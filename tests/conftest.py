@@ -1,12 +1,29 @@
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support import FORKS, Forks, child_args, child_env
+
+# The Hub's client reads these when it is imported. No test sees the user's token or cache, or leaves this machine.
+_HOME = tempfile.mkdtemp(prefix="tallstore-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {
+    "HF_HOME": _HOME,
+    "HF_ENDPOINT": "http://127.0.0.1:9",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+os.environ.pop("HF_TOKEN", None)
 
 
 @pytest.fixture(autouse=True, scope="session")

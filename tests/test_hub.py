@@ -87,7 +87,7 @@ def test_hub_ids_pack_and_pin_the_commit(zoo: Zoo, tmp_path: Path, forks: Forks)
             "safetensors are preferred"
         )
         commits = {name: hub.commit(name) for name in repos}
-        hub.requests.clear()
+        hub.log.clear()
         pinned = {"base": f"user/base@{commits['user/base']}", "tasks": {"b": f"user/task-b@{commits['user/task-b']}"}}
         assert run(forks, hub.url, tmp_path / "cache", {**pinned, "out": str(tmp_path / "again.tall")}) == ["packed"]
         assert fetched(hub) == [], "what is in the cache is not fetched again"

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "recipes": {"errors", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "stores": {"errors", "format"},
-    "checkpoints": {"errors", "format", "tensors"},
+    "checkpoints": {"errors", "format", "tensors", "stores"},
     "report": {"archive", "errors", "format", "stores", "words"},
 }
 """Besides themselves. What is not listed here may import all of these, but see the tests below."""
@@ -118,6 +118,10 @@ def test_importing_loads_no_optional_package() -> None:
         "triton",
         "yaml",
         "fsspec",
+        "aiohttp",
+        "httpx",
+        "httpx2",
+        "s3fs",
     }
     assert not first & optional
     assert "torch" not in first, "the bare import is quick"

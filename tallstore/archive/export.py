@@ -38,9 +38,8 @@ def export_folder(
         progress: called with a text, bytes done, bytes in all.
     """
     target = Path(out)
+    check_folder(target, overwrite=overwrite)
     with translated(target):
-        if not (target.is_dir() and not any(target.iterdir())):
-            refuse_existing(target, overwrite=overwrite, ours=_is_model(target), what="a folder with a model")
         place = followed(target)
     # Largest elements first: every tensor then begins at a multiple of its element size.
     order = sorted(tensors, key=lambda name: -ITEM_BYTES[tensors[name].dtype])
@@ -59,6 +58,14 @@ def export_folder(
                 (folder / name).write_bytes(content)
         staging.publish("model", overwrite=True)
     return target
+
+
+def check_folder(out: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise OutputExistsError if a model cannot be put there: before the work, not after it."""
+    target = Path(out)
+    with translated(target):
+        if not (target.is_dir() and not any(target.iterdir())):
+            refuse_existing(target, overwrite=overwrite, ours=_is_model(target), what="a folder with a model")
 
 
 def _pieces(

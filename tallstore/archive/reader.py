@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import xxhash
 
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
-from tallstore.format.manifest import MANIFEST, Manifest
+from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
-from tallstore.stores import Store
+from tallstore.stores import Range, Store
+
+_T = TypeVar("_T")
+
+
+class RenewedError(DamagedError):
+    """What was read was damaged, and the store has got the file anew: the same work may succeed now."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,27 @@ def read_manifest(store: Store) -> Manifest:
         raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
     if size > limits.MANIFEST_BYTES:
         raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
-    return Manifest.from_bytes(bytes(store.read(MANIFEST, 0, size)), f"{store.url}: {MANIFEST}")
+    data = _whole(store, MANIFEST)
+    try:
+        return Manifest.from_bytes(data, f"{store.url}: {MANIFEST}")
+    except (DamagedError, FormatError):
+        if is_intact(data) or not store.renew(MANIFEST):
+            raise
+    return Manifest.from_bytes(_whole(store, MANIFEST), f"{store.url}: {MANIFEST}")
+
+
+def _whole(store: Store, path: str) -> bytes:
+    return bytes(store.read(path, 0, store.size(path)))
+
+
+def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:
+    """What a reading that checks gives; if it finds damage, and the store can get the file anew, a second time."""
+    try:
+        return read()
+    except DamagedError:
+        if not store.renew(path):
+            raise
+    return read()
 
 
 class Reader:
@@ -44,6 +72,7 @@ class Reader:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.manifest = manifest
+        store.expect(manifest.parts)
         self._headers: dict[str, PartHeader] = {}
         self._lock = threading.Lock()
 
@@ -51,7 +80,7 @@ class Reader:
         """A part's header, its bytes checked against the manifest's hash."""
         with self._lock:
             if path not in self._headers:
-                self._headers[path] = self._read_header(path)
+                self._headers[path] = _again(self.store, path, partial(self._read_header, path))
             return self._headers[path]
 
     def places(self, paths: Sequence[str], part: str, owner: str) -> dict[str, Place]:
@@ -75,6 +104,9 @@ class Reader:
 
     def chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
         """The coded bytes of consecutive chunks: one range is read, each chunk is checked."""
+        return _again(self.store, place.path, partial(self._chunks, place, indices, name))
+
+    def _chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
         start, lengths = self._range(place, indices)
         data = self.store.read(place.path, start, sum(lengths))
         found = []
@@ -90,18 +122,26 @@ class Reader:
         """Read a chunk's coded bytes, as many as `out` has, into it; check them when the last is there.
 
         Yields each run of `step` bytes, first and behind its last, as soon as it is read: it is in the cache then, and
-        may be changed. Raises DamagedError at the end, so nothing made of them counts before.
+        may be changed. Raises DamagedError at the end, so nothing made of them counts before: RenewedError where
+        the file was got anew meanwhile.
         """
         start, (length,) = self._range(place, [index])
         if length != len(out):
             raise FormatError(f"{length} raw bytes where {len(out)} are due")
+        if self.store.far:
+            self.store.want([Range(place.path, start, length)])  # in one piece, not run by run
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
             run = out[a : a + step]
             self.store.read_into(place.path, start + a, run)
             digest.update(run)
             yield a, a + len(run)
-        self._check(place, index, name, digest.hexdigest())
+        try:
+            self._check(place, index, name, digest.hexdigest())
+        except DamagedError as error:
+            if self.store.renew(place.path):
+                raise RenewedError(*error.args) from error
+            raise
 
     def _range(self, place: Place, indices: Sequence[int]) -> tuple[int, list[int]]:
         """Where consecutive chunks begin in their part, and how long they are."""
@@ -129,6 +169,9 @@ class Reader:
 
     def file(self, path: str) -> bytes:
         """A small file, checked against the manifest's hash."""
+        return _again(self.store, path, partial(self._file, path))
+
+    def _file(self, path: str) -> bytes:
         record = self.manifest.parts[path]
         if record.size > limits.FILE_BYTES or self.store.size(path) != record.size:
             raise DamagedError(

@@ -8,27 +8,40 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.export import export_folder
+from tallstore.archive.export import check_folder, export_folder
 from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
-from tallstore.archive.reader import Place, Reader, read_manifest
+from tallstore.archive.needs import announce, announce_files
+from tallstore.archive.reader import Place, Reader, RenewedError, read_manifest
 from tallstore.archive.statistics import MaskStatistics, count_masks
+from tallstore.archive.subset import write_subset
 from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.archive.wholes import WholeTensor, list_wholes
-from tallstore.checkpoints import Checkpoint, Source, TensorInfo, open_checkpoint
-from tallstore.errors import DeviceError, NoSuchTaskError, NoSuchTensorError, OptionError
+from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
+from tallstore.errors import (
+    DeviceError,
+    NoSuchTaskError,
+    NoSuchTensorError,
+    OptionError,
+    WrongBaseError,
+)
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Store, open_store
+from tallstore.stores import Access, Store, open_any
+from tallstore.stores.staging import translated
+
+if TYPE_CHECKING:
+    from tallstore.hub import PushReport
 
 Progress = Callable[[str, int, int], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +70,14 @@ class Zoo:
     Safe to use from several threads. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, store: Store, *, base: Source | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, store: Store, *, base: Source | None = None, threads: int | None = None, access: Access | None = None
+    ) -> None:
         self._store = store
         self._manifest = read_manifest(store)
         self._base_checkpoint: Checkpoint | None = None if base is None else open_checkpoint(base, "base (in memory)")
+        if self._base_checkpoint is None and access is not None and self._manifest.base.storage == "reference":
+            self._base_checkpoint = referenced(self._manifest.base.source, access)
         self._reader = Reader(store, self._manifest)
         self._decoder = Decoder(self._reader, self._base_checkpoint, threads)
 
@@ -68,6 +85,16 @@ class Zoo:
     def url(self) -> str:
         """Where the archive is."""
         return self._store.url
+
+    @property
+    def store(self) -> Store:
+        """Where the archive's files are read."""
+        return self._store
+
+    @property
+    def base_checkpoint(self) -> Checkpoint | None:
+        """The base that was given, or that a referenced one is fetched as; None where the archive's own is used."""
+        return self._base_checkpoint
 
     @property
     def manifest(self) -> Manifest:
@@ -128,6 +155,8 @@ class Zoo:
             OptionError: `exact`, and the task was not packed so.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
+        names = None if names is None else list(names)
+        self._announce(task, names, exact=exact)
         places = self._places(task)
         wanted = list(places) if names is None else [self._known(task, name) for name in names]
         return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
@@ -141,7 +170,8 @@ class Zoo:
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
-        load_into(self._decoder, model, self._task(task))
+        self._announce(task, None, exact=False)
+        self._twice(load_into, self._decoder, model, self._task(task))
 
     def switcher(self, model: nn.Module, tasks: Iterable[str] | None = None) -> Switcher:
         """What makes a model any of several tasks, in place and at the speed of memory: `switch("mnist")`.
@@ -158,7 +188,9 @@ class Zoo:
             ArchiveError: something is damaged.
         """
         chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
-        return Switcher(self._decoder, self._manifest, self.url, model, chosen)
+        for task in chosen:
+            self._announce(task, None, exact=False)
+        return self._twice(Switcher, self._decoder, self._manifest, self.url, model, chosen)
 
     def export(
         self,
@@ -174,6 +206,10 @@ class Zoo:
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
         `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
         """
+        self._task(task)
+        check_folder(out, overwrite=overwrite)
+        self._announce(task, None, exact=exact)
+        announce_files(self._reader, task)
         places = self._places(task)
         decode = self._decode(task, exact=exact)
         facts = {name: self._facts(task, place) for name, place in places.items()}
@@ -186,6 +222,32 @@ class Zoo:
             overwrite=overwrite,
             progress=progress,
         )
+
+    def write_files(self, task: str, out: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names."""
+        files = self._manifest.tasks[self._task(task)].files
+        announce_files(self._reader, task)
+        for name, path in files.items():
+            target = Path(out) / name
+            with translated(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self._reader.file(path))
+        return tuple(files)
+
+    def write_subset(
+        self,
+        tasks: Sequence[str],
+        out: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Write an archive with some of the tasks, their parts as they are; whole or not at all.
+
+        One file if the name ends in `.tall`, else a folder. With all tasks it is the same archive, byte for byte.
+        """
+        chosen = [self._task(name) for name in tasks]
+        return write_subset(self._reader, chosen, out, overwrite=overwrite, progress=progress)
 
     def merged(
         self,
@@ -381,6 +443,21 @@ class Zoo:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
         return self._decoder.base_tensor(self._base_name(name))
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
+        """Push the archive to the Hub, in one commit. Takes what `tallstore.push` takes.
+
+        Args:
+            repo_id: `user/zoo`; made if it is not there.
+            **options: commit_message, private, token, branch, create_pr, endpoint, license, picture, dry_run, progress.
+        """
+        from tallstore.hub import push
+
+        return push(self, repo_id, **options)
+
+    def manifest_bytes(self) -> bytes:
+        """`tall.json` as it is stored."""
+        return bytes(self._store.read(MANIFEST, 0, self._store.size(MANIFEST)))
+
     def close(self) -> None:
         """Release files. Tensors that were given out stay valid."""
         self._store.close()
@@ -400,10 +477,28 @@ class Zoo:
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
         if not exact:
-            return partial(self._decoder.tensors, task)
+            return partial(self._twice, partial(self._decoder.tensors, task))
         if "exact" not in self._manifest.tasks[self._task(task)].parts:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
-        return partial(self._decoder.exact_tensors, task)
+        return partial(self._twice, partial(self._decoder.exact_tensors, task))
+
+    def _twice(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""
+        try:
+            return work(*arguments)
+        except RenewedError:
+            pass
+        except WrongBaseError:
+            if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
+                raise
+        return work(*arguments)
+
+    def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
+        """Let a store that is far away know what a task, or some tensors of it, will read."""
+        if self._store.far:
+            parts = self._manifest.tasks[self._task(task)].parts
+            embedded = self._base_checkpoint is None and self._manifest.base.storage == "embed"
+            announce(self._reader, task, names, exact=exact and "exact" in parts, base=embedded)
 
     def _task(self, task: str) -> str:
         if task not in self._manifest.tasks:
@@ -468,22 +563,53 @@ def _on(device: str | torch.device, tensors: dict[str, Tensor], what: str) -> di
 
 
 def open_zoo(
-    url: str | os.PathLike[str], *, base: Source | None = None, mapped: bool = True, threads: int | None = None
+    url: str | os.PathLike[str],
+    *,
+    base: Source | None = None,
+    mapped: bool = True,
+    threads: int | None = None,
+    lazy: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    timeout: float | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Zoo:
-    """Open an archive for reading. Reads the manifest alone.
+    """Open an archive for reading, here or far away. Reads the manifest alone.
+
+    From the Hub (`hf://user/zoo`, `hf://user/zoo@revision`), each file is fetched whole, into the Hub's own cache, when
+    a task first needs it, at the commit that the revision is now; what was fetched is checked against the manifest's
+    hashes. A base that is only referenced is fetched from its own repository. With `lazy`, and from any other address
+    (`https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte ranges that a task needs are
+    read, held to their checksums, and tried again where that fails.
 
     Args:
-        url: a folder or a `.tall` file.
+        url: a folder, a `.tall` file, or an address of either.
         base: the base checkpoint, where the archive only references it. Checked, tensor by tensor, by hash.
         mapped: map files into memory. False reads plainly and in order: much quicker on network file systems.
         threads: for decoding; as many as there are cores by default.
+        lazy: read from the Hub by byte range, past its cache.
+        revision: branch, tag or commit on the Hub, if `url` does not say it.
+        token: for the Hub: True for the stored one, False for none; by default the stored one if there is one.
+        endpoint: the Hub's address, in place of HF_ENDPOINT.
+        cache_dir: the Hub's cache, in place of HF_HUB_CACHE.
+        local_files_only: take from the cache, or fail; HF_HUB_OFFLINE does the same.
+        timeout: seconds that a range read may be silent before it is tried again.
+        storage_options: for fsspec's file systems.
 
     Raises:
         NotAnArchiveError, VersionError, FormatError, DamagedError: what it is instead of a whole archive.
+        RemoteError: the Hub or another server does not give it; its subclasses say why.
+        MissingExtraError: a package is missing; names the command that installs it.
     """
-    store = open_store(url, mapped=mapped)
+    access = Access(
+        token=token, endpoint=endpoint, cache_dir=cache_dir, local_files_only=local_files_only, timeout=timeout
+    )
+    store = open_any(url, mapped=mapped, lazy=lazy, revision=revision, access=access, storage_options=storage_options)
     try:
-        return Zoo(store, base=base, threads=threads)
+        return Zoo(store, base=base, threads=threads, access=access if store.far else None)
     except BaseException:
         store.close()
         raise

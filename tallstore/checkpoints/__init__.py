@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
 from tallstore.checkpoints.find import open_checkpoint
+from tallstore.checkpoints.referenced import ReferencedBase, referenced
 
-__all__ = ["Checkpoint", "Source", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "ReferencedBase", "Source", "TensorInfo", "open_checkpoint", "referenced"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tallstore.errors import CheckpointError, MissingExtraError
+from tallstore.errors import CheckpointError
+from tallstore.stores.asking import Access, client, connect, first_line
 
 _SKIPPED = (
     "*.h5",
@@ -21,37 +23,49 @@ _SKIPPED = (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def download(repo: str, revision: str | None) -> tuple[Path, dict[str, str]]:
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_OLD_WEIGHTS = (*_PICKLES, "*.bin.index.json")
+
+
+def download(
+    repo: str, revision: str | None, access: Access | None = None, *, weights_only: bool = False
+) -> tuple[Path, dict[str, str]]:
     """Fetch a model repository's weights and files: its folder in the cache, and its repo and commit.
 
     Weights are fetched as safetensors where the repository has them, else as pickles.
     """
+    access = access or Access()
+    hub = client("Hub ids")
     try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        raise MissingExtraError('Hub ids need huggingface_hub: pip install "tallstore[hub]"') from error
-    try:
-        folder = _snapshot(hub, repo, revision)
+        folder = _snapshot(hub, repo, revision, access, weights_only=weights_only)
     except Exception as error:  # the client's transport has errors of its own, which differ between its versions
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{repo}: no such folder or file here, and the Hub did not give it ({line})") from error
+        raise CheckpointError(
+            f"{repo}: no such folder or file here, and the Hub did not give it ({first_line(error)})"
+        ) from error
     return folder, {"repo": repo, "commit": folder.name}
 
 
-def _snapshot(hub, repo: str, revision: str | None) -> Path:  # type: ignore[no-untyped-def]
+def _snapshot(hub: Any, repo: str, revision: str | None, access: Access, *, weights_only: bool) -> Path:
     """The repository's folder in the cache. Its name is the commit, which the client resolves once for all files."""
+    api = connect(access, repo)
+    how = {"revision": revision, "cache_dir": access.cache_dir}
     try:
-        info = hub.HfApi().model_info(repo, revision=revision)
+        if access.local_files_only:
+            raise hub.errors.OfflineModeIsEnabled("only local files are to be used")
+        info = api.model_info(repo, revision=revision)
     except hub.errors.HfHubHTTPError:
         raise
     except Exception as error:  # no network, in whatever way the transport says so: what is in the cache may do
         try:
-            patterns = [*_SKIPPED, *_PICKLES]  # pickles that were fetched are in the folder nevertheless
-            return Path(hub.snapshot_download(repo, revision=revision, ignore_patterns=patterns, local_files_only=True))
+            # Patterns, because a cache that lacks what they leave out is whole nevertheless; pickles that were
+            # fetched are in the folder all the same.
+            lacking = {"allow_patterns": _WEIGHTS} if weights_only else {"ignore_patterns": [*_SKIPPED, *_PICKLES]}
+            return Path(api.snapshot_download(repo, local_files_only=True, **lacking, **how))
         except hub.errors.LocalEntryNotFoundError:
             raise error from None
     names = [sibling.rfilename for sibling in info.siblings or ()]
-    skipped = [*_SKIPPED]
-    if any(name.endswith(".safetensors") for name in names):
-        skipped += _PICKLES
-    return Path(hub.snapshot_download(repo, revision=revision, ignore_patterns=skipped))
+    safe = any(name.endswith(".safetensors") for name in names)
+    if weights_only:
+        return Path(api.snapshot_download(repo, allow_patterns=_WEIGHTS if safe else _OLD_WEIGHTS, **how))
+    skipped = [*_SKIPPED, *_PICKLES] if safe else [*_SKIPPED]
+    return Path(api.snapshot_download(repo, ignore_patterns=skipped, **how))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tallstore._version import __version__
-from tallstore.cli import demo, extract, info, merge, pack, report, verify
+from tallstore.cli import demo, extract, info, merge, pack, pull, push, report, verify
 
 app = typer.Typer(
     name="tallstore",
@@ -34,5 +34,8 @@ def _root(
     pass
 
 
-for verb in (pack.pack, info.info, extract.extract, merge.merge, verify.verify, report.report, demo.demo):
+_VERBS = (
+    pack.pack, info.info, extract.extract, push.push, pull.pull, merge.merge, verify.verify, report.report, demo.demo,
+)  # fmt: skip
+for verb in _VERBS:
     app.command()(verb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -97,6 +98,19 @@ def say(to: Console, words: str, *, whole: bool = False) -> None:
 
 def _text(words: str) -> Text:
     return Text(harmless(words))
+
+
+@contextmanager
+def warned(*, quiet: bool = False) -> Iterator[None]:
+    """Say warnings that arise while the block runs in one line each, on stderr, when it ends."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for each in found if not quiet else ():
+                if issubclass(each.category, UserWarning):
+                    print(f"tallstore: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
 
 
 @contextmanager

@@ -268,9 +268,17 @@ def _check_self_hash(data: bytes, facts: Mapping[str, Any], where: str) -> None:
     match = _SELF_HASH.search(data)
     if match is None or facts.get("sha256") != match[1].decode():
         raise FormatError(f"{where}: the manifest's own sha256 is missing")
-    zeroed = data[: match.start(1)] + b"0" * _DIGITS + data[match.end(1) :]
-    if hashlib.sha256(zeroed).hexdigest() != facts["sha256"]:
+    if not is_intact(data):
         raise DamagedError(f"{where}: damaged: its bytes differ from its own sha256; fetch or pack it again")
+
+
+def is_intact(data: bytes) -> bool:
+    """Whether a manifest's bytes are those that its own sha256 was taken of, whatever they say."""
+    match = _SELF_HASH.search(data)
+    if match is None:
+        return False
+    zeroed = data[: match.start(1)] + b"0" * _DIGITS + data[match.end(1) :]
+    return hashlib.sha256(zeroed).hexdigest() == match[1].decode()
 
 
 def _sized(value: Any, where: str) -> tuple[int, str]:

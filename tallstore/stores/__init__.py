@@ -1,8 +1,10 @@
-"""Where archives lie: folder or `.tall` file. Stores move byte ranges and never interpret them."""
+"""Where archives lie: a folder or `.tall` file here, or far away. Stores move byte ranges and never interpret them."""
 
 from __future__ import annotations
 
-from tallstore.stores.base import Sink, Store
+from tallstore.stores.asking import Access
+from tallstore.stores.base import Range, Sink, Store
+from tallstore.stores.find import is_address, open_any
 from tallstore.stores.local import check_target, open_sink, open_store
 
-__all__ = ["Sink", "Store", "check_target", "open_sink", "open_store"]
+__all__ = ["Access", "Range", "Sink", "Store", "check_target", "is_address", "open_any", "open_sink", "open_store"]

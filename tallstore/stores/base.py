@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
+
+from tallstore.format.manifest import PartRecord
+
+
+class Range(NamedTuple):
+    """Bytes [start, start + length) of a file of an archive."""
+
+    path: str
+    start: int
+    length: int
 
 
 class Store(ABC):
@@ -16,6 +26,8 @@ class Store(ABC):
     """How messages name it."""
     open_ended: bool = True
     """Whether files that are no part of the archive may lie beside it."""
+    far: bool = False
+    """Whether it pays to say ahead what will be read: see `want`."""
 
     @abstractmethod
     def paths(self) -> list[str]:
@@ -32,6 +44,20 @@ class Store(ABC):
     def read_into(self, path: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes from `start` on. Raises DamagedError if the file ends before."""
         out[:] = self.read(path, start, len(out))
+
+    def local(self, path: str) -> Path | None:  # noqa: ARG002 - most stores have none
+        """Where a file lies on this machine as a file of its own; None where it does not."""
+        return None
+
+    def expect(self, records: Mapping[str, PartRecord]) -> None:
+        """Be told sizes and hashes of the files. A store that fetches files holds them to it; others need not."""
+
+    def want(self, ranges: Sequence[Range]) -> None:
+        """Be told which ranges will be read soon, about in that order. Costs nothing where nothing is far away."""
+
+    def renew(self, path: str) -> bool:  # noqa: ARG002 - what is here already cannot be had anew
+        """Get a file, whose bytes were found to be damaged, anew: once. False where that cannot help."""
+        return False
 
     def close(self) -> None:
         """Release files and mappings. Memory that `read` returned stays valid."""

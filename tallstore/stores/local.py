@@ -15,21 +15,16 @@ from typing import BinaryIO
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
-from tallstore.format.names import check_paths
 from tallstore.stores.base import Sink, Store
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
+from tallstore.stores.zipped import LOCAL, NO_ZIP, SUFFIX, check_entry, find_data, read_directory
 
-SUFFIX = ".tall"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_LOCAL = struct.Struct("<4s5H3I2H")
-_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error)
-"""What zipfile raises for bytes that are no zip."""
-_LOCAL_MAGIC = b"PK\x03\x04"
 _ALIGN_ID = 0xD935
 """Extra field that pads a local header so that its data is aligned (the id that Android's zipalign uses)."""
 
 
-class _File:
+class LocalFile:
     """One open file, mapped or read by position; ranges of it are safe to take from several threads.
 
     The map is private (copy on write): what a caller does to the memory it gets never reaches the file.
@@ -69,7 +64,7 @@ class _LocalStore(Store):
         self.url = str(path)
 
     @abstractmethod
-    def _locate(self, path: str) -> tuple[_File, int, int]:
+    def _locate(self, path: str) -> tuple[LocalFile, int, int]:
         """The file that holds `path`, and offset and size in it."""
 
     def size(self, path: str) -> int:
@@ -94,7 +89,7 @@ class _LocalStore(Store):
         if read != len(out):
             raise self._cut_off(path)
 
-    def _find(self, path: str, start: int, length: int) -> tuple[_File, int]:
+    def _find(self, path: str, start: int, length: int) -> tuple[LocalFile, int]:
         """The file that holds some bytes of `path`, and where in it they begin."""
         file, offset, size = self._locate(path)
         if start < 0 or length < 0 or start + length > size:
@@ -118,24 +113,28 @@ class FolderStore(_LocalStore):
         super().__init__(root)
         self._root = root
         self._mapped = mapped
-        self._open: dict[str, _File] = {}
+        self._open: dict[str, LocalFile] = {}
 
     def paths(self) -> list[str]:
         return [p.relative_to(self._root).as_posix() for p in sorted(self._root.rglob("*")) if p.is_file()]
 
-    def _locate(self, path: str) -> tuple[_File, int, int]:
-        if path not in self._open:
-            full = self._root / path
+    def _locate(self, path: str) -> tuple[LocalFile, int, int]:
+        file = self._open.get(path)
+        if file is None:
             try:
+                full = self.local(path)
                 if not full.is_file():
                     raise self._missing(path)
-                file = _File(full, mapped=self._mapped)
+                made = LocalFile(full, mapped=self._mapped)
             except OSError as error:
                 raise DamagedError(f"{self.url}: {path} cannot be read ({error.strerror})") from error
-            if self._open.setdefault(path, file) is not file:
-                file.close()
-        file = self._open[path]
+            file = self._open.setdefault(path, made)
+            if file is not made:
+                made.close()
         return file, 0, file.size
+
+    def local(self, path: str) -> Path:
+        return self._root / path
 
     def close(self) -> None:
         for file in self._open.values():
@@ -150,7 +149,7 @@ class FileStore(_LocalStore):
 
     def __init__(self, path: Path, *, mapped: bool = True) -> None:
         super().__init__(path)
-        self._file = _File(path, mapped=mapped)
+        self._file = LocalFile(path, mapped=mapped)
         try:
             self._entries = self._directory(path)
         except BaseException:
@@ -160,25 +159,14 @@ class FileStore(_LocalStore):
     def paths(self) -> list[str]:
         return list(self._entries)
 
-    def _locate(self, path: str) -> tuple[_File, int, int]:
+    def _locate(self, path: str) -> tuple[LocalFile, int, int]:
         if path not in self._entries:
             raise self._missing(path)
         return self._file, *self._entries[path]
 
     def _directory(self, path: Path) -> dict[str, tuple[int, int]]:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
-        except _NO_ZIP as error:
-            raise NotAnArchiveError(
-                f"{path}: not a .tall file, or cut off ({error}); fetch or pack it again"
-            ) from error
-        if len(infos) > limits.PARTS:
-            raise FormatError(f"{path}: {len(infos)} files are over the cap of {limits.PARTS}")
-        try:
-            check_paths(info.filename for info in infos)
-        except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
+        with path.open("rb") as file:
+            infos = read_directory(file, str(path))
         found = {info.filename: self._entry(info) for info in infos}
         end = 0
         for name, (offset, size) in sorted(found.items(), key=lambda item: item[1]):
@@ -189,21 +177,8 @@ class FileStore(_LocalStore):
 
     def _entry(self, info: zipfile.ZipInfo) -> tuple[int, int]:
         where = f"{self.url}: {info.filename}"
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & ~0x800:
-            raise FormatError(f"{where}: compressed or encrypted; entries of a .tall file are stored")
-        head = bytes(self._file.read(info.header_offset, _LOCAL.size))
-        if len(head) != _LOCAL.size or head[:4] != _LOCAL_MAGIC:
-            raise FormatError(f"{where}: the zip's directory points at no file")
-        fields = _LOCAL.unpack(head)
-        name_length, extra_length = fields[-2:]
-        start = info.header_offset + _LOCAL.size + name_length + extra_length
-        if bytes(self._file.read(info.header_offset + _LOCAL.size, name_length)) != info.orig_filename.encode():
-            raise FormatError(f"{where}: the zip's directory and the file's own header disagree on the name")
-        if start + info.file_size > self._file.size:
-            raise DamagedError(f"{where}: is cut off; fetch or pack it again")
-        if start % limits.ALIGNMENT:
-            raise FormatError(f"{where}: its data is not aligned to {limits.ALIGNMENT} bytes")
-        return start, info.file_size
+        check_entry(info, where)
+        return find_data(info, self._file.read, self._file.size, where), info.file_size
 
     def close(self) -> None:
         self._file.close()
@@ -302,7 +277,7 @@ class FileSink(_LocalSink):
 def _padding(at: int, name_bytes: int, size: int) -> bytes:
     """An extra field after which the entry's data, its header beginning at `at`, is aligned."""
     zip64 = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
-    begin = at + _LOCAL.size + name_bytes + zip64 + 4
+    begin = at + LOCAL.size + name_bytes + zip64 + 4
     fill = -begin % limits.ALIGNMENT
     return struct.pack("<HH", _ALIGN_ID, fill) + bytes(fill)
 
@@ -319,7 +294,7 @@ def _is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return MANIFEST in archive.namelist()
-    except (*_NO_ZIP, OSError):
+    except (*NO_ZIP, OSError):
         return False
 
 

@@ -16,7 +16,7 @@ from tallstore.cli import main
 from tallstore.cli import pack as pack_verb
 from tallstore.recipes import RECIPES
 
-VERBS = ("pack", "info", "extract", "verify", "merge", "report", "demo")
+VERBS = ("pack", "info", "extract", "push", "pull", "verify", "merge", "report", "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:

@@ -1,0 +1,110 @@
+"""A base that an archive references and that the Hub has: fetched, at its own commit, when it is first read."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from tallstore.checkpoints.base import Checkpoint, TensorInfo
+from tallstore.checkpoints.find import open_checkpoint
+from tallstore.checkpoints.hub import download
+from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
+from tallstore.stores import Access
+from tallstore.stores.hub import remove, sha256_of
+
+_REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ReferencedBase(Checkpoint):
+    """Opened when something of it is first wanted: an archive that is only looked at costs no download."""
+
+    def __init__(self, repo: str, commit: str, access: Access) -> None:
+        self.where = f"{repo}@{commit}"
+        self.source = {"repo": repo, "commit": commit}
+        self._repo, self._commit, self._access = repo, commit, access
+        self._found: Checkpoint | None = None
+        self._folder: Path | None = None
+        self._lock = threading.Lock()
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:  # type: ignore[override]
+        return self.open().tensors
+
+    @cached_property
+    def ties(self) -> Mapping[str, str]:  # type: ignore[override]
+        return self.open().ties
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self.open().read(name, start, stop)
+
+    def close(self) -> None:
+        if self._found is not None:
+            self._found.close()
+
+    def open(self) -> Checkpoint:
+        """Fetch it, unless that was done; BaseNeededError if it cannot be had."""
+        with self._lock:
+            if self._found is None:
+                try:
+                    self._found = self._open(replace(self._access, local_files_only=True))
+                except CheckpointError:  # not in the cache, or not whole
+                    self._drop_damaged()
+                    try:
+                        self._found = self._open(self._access)
+                    except (RemoteError, CheckpointError) as error:
+                        raise BaseNeededError(
+                            f"{self.where}: the archive's base cannot be had ({error}); give it with base=… (--base)"
+                        ) from error
+            return self._found
+
+    def renew(self) -> bool:
+        """Drop weights that are damaged in the cache, so that they are fetched anew. Whether there were any."""
+        with self._lock:
+            if not self._drop_damaged():
+                return False
+            if self._found is not None:
+                self._found.close()
+            self._found = None
+            self.__dict__.pop("tensors", None)
+            self.__dict__.pop("ties", None)
+            return True
+
+    def _drop_damaged(self) -> bool:
+        """Remove damaged weights from the cache. Whether there were any.
+
+        Large files lie in the cache under their sha256: whether one is damaged does not depend on what any archive
+        says of it.
+        """
+        if self._folder is None or self._access.local_files_only:
+            return False
+        blobs = {place: place.resolve() for place in self._folder.rglob("*") if place.is_file()}
+        bad = [p for p, blob in blobs.items() if _SHA256.fullmatch(blob.name) and sha256_of(blob) != blob.name]
+        for place in bad:
+            name = place.relative_to(self._folder).as_posix()
+            warnings.warn(
+                f"{self.where}: {name}: damaged in the local cache: removed, to be fetched again", stacklevel=4
+            )
+            remove(place)
+        return bool(bad)
+
+    def _open(self, access: Access) -> Checkpoint:
+        """Its weights alone, from its folder in the Hub's cache."""
+        self._folder = download(self._repo, self._commit, access, weights_only=True)[0]
+        return open_checkpoint(self._folder)
+
+
+def referenced(source: Mapping[str, str], access: Access) -> ReferencedBase | None:
+    """The base that an archive says it came from, if that is a repository at a commit."""
+    repo, commit = source.get("repo", ""), source.get("commit", "")
+    if not _REPO.fullmatch(repo) or not _COMMIT.fullmatch(commit):
+        return None
+    return ReferencedBase(repo, commit, access)

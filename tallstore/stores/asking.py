@@ -1,0 +1,135 @@
+"""How the Hub's own client is asked, and what its errors are in our words: one line, a remedy, nothing secret."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tallstore._version import __version__
+from tallstore.errors import (
+    AccessError,
+    ConflictError,
+    MissingExtraError,
+    NoSuchRepoError,
+    NoSuchRevisionError,
+    OptionError,
+    RemoteError,
+    TallstoreError,
+    UnreachableError,
+)
+from tallstore.stores.far import Passing
+
+SCHEME = "hf://"
+OFFLINE = "not in the local cache, and the network is not to be used; fetch it once with the network"
+
+_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_URL = re.compile(r"(?:hf://)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>.+))?", re.DOTALL)
+_SECRET = re.compile(r"(hf_|api_org_)[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|(?<=\?)\S+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How the Hub is asked; what its own client's functions take by these names. Its text shows no token."""
+
+    token: str | bool | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    timeout: float | None = None
+
+
+def parse_id(text: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Owner/name and revision of `user/zoo`, `user/zoo@revision` or the same with `hf://`; else OptionError."""
+    match = _URL.fullmatch(text)
+    if match is None or not _ID.fullmatch(match["repo"]):
+        raise OptionError(f"{text!r}: no repository of the Hub: user/name or hf://user/name@revision is due")
+    if revision is not None and match["revision"] not in {None, revision}:
+        raise OptionError(f"{text}: revision {revision!r} was given too: leave one of them out")
+    return match["repo"], revision or match["revision"]
+
+
+def client(what: str) -> Any:
+    """The Hub's own client package."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError(f'{what}: needs huggingface_hub: pip install "tallstore[hub]"') from error
+    return huggingface_hub
+
+
+def connect(access: Access, what: str) -> Any:
+    """The client's `HfApi` that asks as `access` says."""
+    return client(what).HfApi(
+        endpoint=access.endpoint, token=access.token, library_name="tallstore", library_version=__version__
+    )
+
+
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turn the client's errors into ours: one line that begins with `where`, says what to do, and holds no secret."""
+    try:
+        yield
+    except (TallstoreError, Passing):
+        raise
+    except Exception as error:  # the client's transport has errors of its own, which differ between its versions
+        raise explain(error, where) from _shown(error)
+
+
+def _shown(error: Exception) -> Exception | None:
+    """The error as a cause, unless its text holds a token."""
+    return None if _SECRET.search(str(error)) else error
+
+
+def explain(error: Exception, where: str) -> TallstoreError:
+    """Our error for one of the client's."""
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # around what an upload met
+        return explain(error.__cause__, where)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    for names, (made, text) in _KNOWN.items():
+        if kinds & names:
+            return made(f"{where}: {text}")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and status in _BY_STATUS:
+        made, text = _BY_STATUS[status]
+        return made(f"{where}: {text}")
+    if isinstance(status, int) and 400 <= status < 500:
+        return RemoteError(f"{where}: the Hub refuses ({summary(error)})")
+    return UnreachableError(f"{where}: the Hub did not answer as it should ({summary(error)}); try again later")
+
+
+_NO_REPO = "no such repository on the Hub, or a private one: check its name, or give a token that may see it (--token)"
+_KNOWN: Mapping[frozenset[str], tuple[type[TallstoreError], str]] = {
+    frozenset({"GatedRepoError"}): (
+        AccessError,
+        "gated: ask for access on its page on the Hub, and give your token (--token, or `hf auth login`)",
+    ),
+    frozenset({"RepositoryNotFoundError"}): (NoSuchRepoError, _NO_REPO),
+    frozenset({"RevisionNotFoundError"}): (NoSuchRevisionError, "the repository has no such branch, tag or commit"),
+    frozenset({"LocalTokenNotFoundError"}): (AccessError, "a token is asked for and none is stored: `hf auth login`"),
+    frozenset({"OfflineModeIsEnabled"}): (UnreachableError, OFFLINE),
+    frozenset({"HFValidationError"}): (OptionError, "not a name that the Hub allows: user/name is due"),
+}
+_BY_STATUS: Mapping[int, tuple[type[TallstoreError], str]] = {
+    401: (AccessError, "the Hub does not accept the token, or asks for one (--token, or `hf auth login`)"),
+    403: (AccessError, "the token may not do this: it needs the right to write here, or to see the repository"),
+    404: (NoSuchRepoError, _NO_REPO),
+    412: (ConflictError, "the repository changed in the meantime; nothing was pushed: push again"),
+}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind; nothing secret."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _SECRET.sub("…", line.strip())[:160]
+
+
+def summary(error: BaseException) -> str:
+    """What went wrong in a few words, and nothing secret."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    shown = first_line(error)
+    return ", ".join(word for word in (type(error).__name__, f"status {status}" if status else "", shown) if word)

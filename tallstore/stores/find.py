@@ -1,0 +1,77 @@
+"""From what a user names to a store: a folder or file here, or an address somewhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from tallstore.errors import OptionError
+from tallstore.stores.asking import Access, parse_id
+from tallstore.stores.base import Store
+from tallstore.stores.far import FarFile, FarFolder, Files
+from tallstore.stores.hub import HubFiles, HubStore, Repo
+from tallstore.stores.local import open_store
+from tallstore.stores.systems import SystemFiles
+from tallstore.stores.web import WebFiles
+from tallstore.stores.zipped import SUFFIX
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(::[^:]+)*://.*", re.DOTALL)
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether it names something by `scheme://`, and not a path on this machine."""
+    return isinstance(path, str) and _ADDRESS.fullmatch(path) is not None
+
+
+def open_any(
+    path: str | os.PathLike[str],
+    *,
+    mapped: bool = True,
+    lazy: bool = False,
+    revision: str | None = None,
+    access: Access | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Store:
+    """Open an archive for reading, wherever it is.
+
+    Args:
+        path: a folder or a `.tall` file; `hf://user/zoo@revision`; `https://…`; or what fsspec knows.
+        mapped: map files of this machine, or of the Hub's cache, into memory.
+        lazy: from the Hub, read byte ranges and keep no files. Elsewhere that is always so.
+        revision: branch, tag or commit on the Hub.
+        access: how the Hub is asked.
+        storage_options: for fsspec's file systems.
+    """
+    access = access or Access()
+    text = os.fspath(path)
+    scheme = (_ADDRESS.fullmatch(text) or [""] * 2)[1].lower() if is_address(path) else ""
+    if scheme != "hf" and (revision is not None or lazy):
+        raise OptionError(f"{path}: revision and lazy are for archives on the Hub (hf://user/zoo)")
+    if not scheme:
+        return open_store(path, mapped=mapped)
+    if scheme == "hf":
+        repo = Repo(*parse_id(text, revision), access)
+        return FarFolder(HubFiles(repo)) if lazy else HubStore(repo, mapped=mapped)
+    files = _FILES.get(scheme, _system)(text, access, storage_options)
+    single = urlsplit(text).path.endswith(SUFFIX)
+    try:
+        return FarFile(files) if single else FarFolder(files)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _web(url: str, access: Access, options: Mapping[str, Any] | None) -> Files:
+    if options:
+        return _system(url, access, options)
+    return WebFiles(url, timeout=access.timeout)
+
+
+def _system(url: str, access: Access, options: Mapping[str, Any] | None) -> Files:
+    return SystemFiles(url, options, timeout=access.timeout)
+
+
+_FILES: Mapping[str, Callable[[str, Access, Mapping[str, Any] | None], Files]] = {"http": _web, "https": _web}

@@ -1,0 +1,343 @@
+"""Archives on the Hugging Face Hub: one repository at one pinned commit, through the Hub's own cache or by range.
+
+Through the cache, a file is fetched when something of it is first wanted, and what was fetched is held against the
+manifest's hash before anything is read from it. What lies in the cache already is held to its size here, and to its
+checksums wherever it is read; a file found damaged is named, dropped and fetched anew, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tallstore._version import __version__
+from tallstore.errors import (
+    DamagedError,
+    FormatError,
+    RemoteError,
+    TallstoreError,
+    UnreachableError,
+)
+from tallstore.format import limits
+from tallstore.format.manifest import MANIFEST, PartRecord
+from tallstore.stores.asking import OFFLINE, SCHEME, Access, client, connect, explain, explained, summary
+from tallstore.stores.base import Range
+from tallstore.stores.far import TIMEOUT, Files, Passing, tried
+from tallstore.stores.local import FolderStore, LocalFile
+from tallstore.stores.web import Answer, range_header, take
+
+Progress = Callable[[str, int, int], None]
+
+_WORKERS = 8
+_TRIES = 3
+_PIECE = 1 << 22
+
+
+class Repo:
+    """A repository at one commit, which is found out once."""
+
+    def __init__(self, repo_id: str, revision: str | None, access: Access) -> None:
+        self.id = repo_id
+        self.access = access
+        named = f"{SCHEME}{repo_id}" + (f"@{revision}" if revision else "")
+        self._api = connect(access, named)
+        with explained(named):
+            try:
+                self.commit = str(
+                    self._api.resolve_revision(
+                        repo_id,
+                        revision=revision,
+                        cache_dir=access.cache_dir,
+                        local_files_only=access.local_files_only,
+                    ).resolved
+                )
+            except Exception as error:
+                if type(error).__name__ == "RevisionResolutionError":
+                    raise self._unresolved(error, named) from None
+                raise
+        self.url = f"{SCHEME}{repo_id}@{self.commit}"
+
+    def paths(self) -> list[str]:
+        """Every file of the commit, as the Hub lists them."""
+        with explained(self.url):
+            return list(self._api.list_repo_files(self.id, revision=self.commit))
+
+    def cached(self, path: str) -> Path | None:
+        """A file's place in the cache, if it is there."""
+        found = client(self.url).try_to_load_from_cache(
+            self.id, path, cache_dir=self.access.cache_dir, revision=self.commit
+        )
+        return Path(found) if isinstance(found, str) else None
+
+    def download(self, path: str, cap: int | None = None) -> Path:
+        """Fetch a file into the cache unless it is there. DamagedError if the commit has no such file."""
+        with self._asking(path):
+            how: dict[str, Any] = {
+                "revision": self.commit,
+                "cache_dir": self.access.cache_dir,
+                "local_files_only": self.access.local_files_only,
+            }
+            if cap is not None:
+                size = self._api.hf_hub_download(self.id, path, dry_run=True, **how).file_size
+                if size is not None and size > cap:
+                    raise FormatError(f"{self.url}: {path} of {size} bytes is over the cap of {cap}")
+            return Path(self._api.hf_hub_download(self.id, path, **how))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file, as the Hub says."""
+        with self._asking(path):
+            url = client(self.url).hf_hub_url(self.id, path, revision=self.commit, endpoint=self.access.endpoint)
+            size = self._api.get_hf_file_metadata(url=url, timeout=self.access.timeout or TIMEOUT).size
+        if not isinstance(size, int):
+            raise RemoteError(f"{self.url}: {path}: the Hub does not say how long it is")
+        return size
+
+    @contextmanager
+    def ask(self, path: str, headers: Mapping[str, str], timeout: float) -> Iterator[Answer]:
+        """One GET of a file, as it is answered. The token goes to the Hub and never to where it sends us on."""
+        hub = client(self.url)
+        url = hub.hf_hub_url(self.id, path, revision=self.commit, endpoint=self.access.endpoint)
+        with self._asking(path):
+            own = hub.utils.build_hf_headers(
+                token=self.access.token, library_name="tallstore", library_version=__version__, headers=dict(headers)
+            )
+            session = hub.utils.get_session()
+            with session.stream("GET", url, headers=own, timeout=timeout, follow_redirects=True) as response:
+                if response.status_code in {401, 403, 404}:
+                    response.read()
+                    hub.utils.hf_raise_for_status(response)
+                yield _Streamed(response)
+
+    @contextmanager
+    def _asking(self, path: str) -> Iterator[None]:
+        where = f"{self.url}: {path}"
+        with explained(where):
+            try:
+                yield
+            except Exception as error:
+                kinds = {kind.__name__ for kind in type(error).__mro__}
+                if "RemoteEntryNotFoundError" in kinds:
+                    raise DamagedError(f"{where} is missing: the commit has no such file") from None
+                if "LocalEntryNotFoundError" in kinds:
+                    raise self._absent(error, where) from None
+                if not isinstance(error, (TallstoreError, Passing)) and _may_pass(error):
+                    raise Passing(summary(error)) from None
+                raise
+
+    def _absent(self, error: Exception, where: str) -> TallstoreError:
+        """Why a file that is not in the cache did not come."""
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not self.access.local_files_only:
+            return explain(cause, where)
+        return UnreachableError(f"{where}: {OFFLINE}")
+
+    def _unresolved(self, error: Exception, named: str) -> TallstoreError:
+        cause = error.__cause__
+        if self.access.local_files_only or type(cause).__name__ == "OfflineModeIsEnabled":
+            return UnreachableError(f"{named}: {OFFLINE}")
+        return UnreachableError(
+            f"{named}: the Hub cannot be reached ({summary(cause) if cause is not None else 'no answer'}), "
+            "and nothing of it is in the local cache"
+        )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a download that failed may succeed at once: a connection that broke, a file that came cut off."""
+    if getattr(error, "response", None) is not None:
+        return False
+    module = type(error).__module__.split(".")[0]
+    return module in {"httpx", "httpx2", "httpcore"} or (isinstance(error, OSError) and "Consistency" in str(error))
+
+
+class _Streamed:
+    """An answer of the client's own session."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+
+    def read(self, amount: int, /) -> bytes:
+        found = bytearray()
+        for piece in self._response.iter_raw(1 << 16):
+            found += piece
+            if len(found) >= amount:
+                break
+        return bytes(found[:amount])
+
+
+class HubFiles(Files):
+    """A repository's files, read by range."""
+
+    def __init__(self, repo: Repo) -> None:
+        self.url = repo.url
+        self._repo = repo
+        self._timeout = repo.access.timeout or TIMEOUT
+        self.totals = {}
+
+    def paths(self) -> list[str]:
+        return self._repo.paths()
+
+    def size(self, path: str) -> int:
+        return self._repo.size(path)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        with self._repo.ask(path, range_header(start, stop), self._timeout) as answer:
+            data, self.totals[path] = take(answer, start, stop, f"{self.url}: {path}")
+            return data
+
+
+class HubStore(FolderStore):
+    """A repository's files, through the Hub's cache: each fetched whole when it is first wanted."""
+
+    far = True
+
+    def __init__(self, repo: Repo, *, mapped: bool = True) -> None:
+        super().__init__(Path(repo.id), mapped=mapped)
+        self.url = repo.url
+        self.repo = repo
+        self._records: Mapping[str, PartRecord] = {}
+        self._places: dict[str, Path] = {}
+        self._fetched: set[str] = set()
+        self._renewed: set[str] = set()
+        self._retired: list[LocalFile] = []
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def paths(self) -> list[str]:
+        if not self.repo.access.local_files_only:
+            try:
+                return self.repo.paths()
+            except UnreachableError:
+                pass  # what is in the cache is what can be read
+        return [path for path in (MANIFEST, *self._records) if self.repo.cached(path) is not None]
+
+    def expect(self, records: Mapping[str, PartRecord]) -> None:
+        self._records = records
+
+    def want(self, ranges: Sequence[Range]) -> None:
+        self.fetch(dict.fromkeys(wanted.path for wanted in ranges))
+
+    def fetch(self, paths: Sequence[str] | Mapping[str, Any], progress: Progress | None = None) -> None:
+        """Have files in the cache, fetched several at a time, the largest first. Progress counts bytes."""
+        sizes = {path: self._records[path].size if path in self._records else 0 for path in paths}
+        wanted = sorted((p for p in sizes if p not in self._places), key=lambda p: -sizes[p])
+        done, total = 0, sum(sizes[p] for p in wanted)
+        if not wanted:
+            return
+        with ThreadPoolExecutor(_WORKERS, "tallstore-fetch") as pool:
+            futures = {path: pool.submit(self.local, path) for path in wanted}
+            try:
+                for path, future in futures.items():
+                    future.result()
+                    done += sizes[path]
+                    if progress is not None:
+                        progress(path, done, total)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def check(self, paths: Sequence[str]) -> None:
+        """Hold every byte of files to the manifest's hashes; what is damaged is fetched anew."""
+        for path in paths:
+            if path in self._records and path not in self._fetched and self._wrong(path, self.local(path)):
+                if not self.renew(path):
+                    raise DamagedError(f"{self.url}: {path}: damaged, and cannot be fetched anew")
+                self.local(path)
+
+    def renew(self, path: str) -> bool:
+        with self._lock(path):
+            if path in self._renewed:  # and whoever asks again still had the old bytes
+                return True
+            place = self.repo.cached(path)
+            if place is None:
+                return False
+            self._renewed.add(path)
+            self._drop(path, place, "damaged in the local cache")
+            if self.repo.access.local_files_only:
+                raise UnreachableError(
+                    f"{self.url}: {path}: the file in the local cache was damaged, and is removed; "
+                    "fetch it again with the network"
+                )
+        return True
+
+    def close(self) -> None:
+        super().close()
+        for file in self._retired:
+            file.close()
+
+    @property
+    def fetched(self) -> frozenset[str]:
+        """Paths that were fetched, and not found in the cache, since the archive was opened."""
+        return frozenset(self._fetched)
+
+    def local(self, path: str) -> Path:
+        with self._lock(path):
+            if path not in self._places:
+                self._places[path] = self._have(path)
+            return self._places[path]
+
+    def _have(self, path: str) -> Path:
+        """The file in the cache; right in size, and in every byte if it was fetched just now."""
+        found = None if self.repo.access.force_download else self.repo.cached(path)
+        if found is not None:
+            if path not in self._records or found.stat().st_size == self._records[path].size:
+                return found
+            self._drop(path, found, "of the wrong size in the local cache")
+        elif self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
+            remove(old)
+        for _ in range(2):
+            found = self._download(path)
+            why = self._wrong(path, found)
+            if not why:
+                self._fetched.add(path)
+                return found
+            self._drop(path, found, f"{why} after it was fetched")
+        raise DamagedError(f"{self.url}: {path}: {why}, twice in a row: the repository's own copy is damaged")
+
+    def _download(self, path: str) -> Path:
+        cap = limits.MANIFEST_BYTES if path == MANIFEST else None
+        return tried(f"{self.url}: {path}", lambda: self.repo.download(path, cap), _TRIES)
+
+    def _wrong(self, path: str, place: Path) -> str:
+        """What is wrong with a file's bytes; nothing if they are those that the manifest says."""
+        record = self._records.get(path)
+        if record is None:
+            return ""
+        if (size := place.stat().st_size) != record.size:
+            return f"{size} bytes, and the manifest says {record.size}"
+        return "" if sha256_of(place) == record.sha256 else "damaged (sha256 differs)"
+
+    def _drop(self, path: str, place: Path, why: str) -> None:
+        """Name a damaged file, and remove it from the cache, so that nobody takes it for whole."""
+        warnings.warn(f"{self.url}: {path}: {why}: removed, to be fetched again", stacklevel=2)
+        remove(place)
+        self._places.pop(path, None)
+        if (old := self._open.pop(path, None)) is not None:
+            self._retired.append(old)  # others may be reading from it
+
+    def _lock(self, path: str) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(path, threading.Lock())
+
+
+def sha256_of(place: Path) -> str:
+    """The sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with place.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def remove(place: Path) -> None:
+    """Remove a file of the cache: the link, and the bytes that it points at."""
+    blob = place.resolve()
+    place.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)

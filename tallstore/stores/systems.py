@@ -1,0 +1,86 @@
+"""Files on any file system that fsspec knows: s3://, gs://, az://, sftp://, memory:// and others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from tallstore.errors import AccessError, DamagedError, MissingExtraError, OptionError
+from tallstore.stores.far import TIMEOUT, Files, Passing
+
+_T = TypeVar("_T")
+_SECRET = re.compile(r"(?<=//)[^/@]*@|\?.*")
+
+
+class SystemFiles(Files):
+    """Files below one address, or the one file at it."""
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> None:
+        self.url = _SECRET.sub("", url)
+        self._system, self._root = _find(url, options or {}, self.url)
+        self._timeout = timeout or TIMEOUT
+        self.totals = {}
+
+    def paths(self) -> list[str]:
+        try:
+            found = self._try(lambda: self._system.find(self._root), "the archive")
+        except DamagedError:
+            return []  # a file system that lists nothing
+        below = f"{self._root.rstrip('/')}/"
+        return [str(path).removeprefix(below) for path in found]
+
+    def size(self, path: str) -> int:
+        found = self._try(lambda: self._system.info(self._full(path)), path)
+        if found.get("type") != "file" or not isinstance(found.get("size"), int):
+            raise DamagedError(f"{self.url}: {path} is no file")
+        return int(found["size"])
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        if path not in self.totals:
+            self.totals[path] = self.size(path)
+
+        def work() -> bytes:
+            full = self._full(path)
+            if self._system.async_impl:
+                from fsspec.asyn import sync
+
+                found = sync(
+                    self._system.loop, self._system._cat_file, full, start=start, end=stop, timeout=self._timeout
+                )
+                return bytes(found)
+            # Without this, fsspec reads megabytes around what it is asked for.
+            with self._system.open(full, "rb", cache_type="none") as file:
+                file.seek(start)
+                return bytes(file.read(stop - start))
+
+        return self._try(work, path)
+
+    def _full(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}" if path else self._root
+
+    def _try(self, work: Callable[[], _T], path: str) -> _T:
+        try:
+            return work()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise DamagedError(f"{self.url}: {path} is missing; fetch or pack it again") from None
+        except PermissionError:
+            raise AccessError(f"{self.url}: {path} may not be read: check your rights to it") from None
+        except Exception as error:  # each file system has errors of its own
+            raise Passing(type(error).__name__) from None
+
+
+def _find(url: str, options: Mapping[str, Any], shown: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MissingExtraError(f'{shown}: needs fsspec: pip install "tallstore[remote]"') from error
+    try:
+        system, root = url_to_fs(url, **options)
+    except ImportError as error:
+        package = "s3fs" if url.startswith(("s3:", "s3a:")) else "the package that fsspec names for it"
+        raise MissingExtraError(f"{shown}: needs {package}: {next(iter(str(error).splitlines()), '')}") from error
+    except (ValueError, TypeError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OptionError(f"{shown}: no file system that fsspec knows, or not with these options ({line})") from error
+    return system, str(root)

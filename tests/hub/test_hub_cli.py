@@ -1,0 +1,133 @@
+"""push and pull as a person and as a script use them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from loopback import Hub
+from safetensors.torch import load_file
+from support import assert_same, bytes_of
+
+import tallstore
+from tallstore.cli import main
+
+from .conftest import TOKEN, needed
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    code = stop.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def test_push_dry_run_push_and_push_again(
+    zoo: Path, empty: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--token", TOKEN, "--endpoint", empty.url)
+    code, out, err = run(capsys, "push", zoo, "user/zoo", "--dry-run", *how)
+    assert (code, err) == (0, "")
+    assert all(path in out for path in bytes_of(zoo))
+    assert "would be sent" in out
+    assert empty.repos == {}
+    code, out, err = run(capsys, "push", zoo, "user/zoo", "--private", "-m", "Mine", *how)
+    assert (code, err) == (0, "")
+    assert f"{empty.url}/user/zoo/commit/{empty.commit('user/zoo')}" in out
+    assert empty.repos["user/zoo"].private
+    assert empty.repos["user/zoo"].messages[-1] == "Mine"
+    code, out, _ = run(capsys, "push", zoo, "user/zoo", "--json", *how)
+    facts = json.loads(out)
+    assert (code, facts["add"], facts["delete"], facts["bytes"]) == (0, {}, [], 0)
+    assert set(facts["keep"]) == {*bytes_of(zoo), "README.md"}
+    assert run(capsys, "push", zoo, "user/zoo", "-q", *how) == (0, "", "")
+
+
+def test_pull_a_task_several_and_all(zoo: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ("--endpoint", hub.url, "--cache-dir", tmp_path / "cache")
+    code, out, err = run(capsys, "pull", "user/zoo", "--task", "b", "-o", tmp_path / "b", *how)
+    assert (code, err) == (0, "")
+    assert f"b: {tmp_path / 'b'}" in out
+    with tallstore.open(zoo) as opened:
+        assert_same(load_file(tmp_path / "b" / "model.safetensors"), opened.state_dict("b"))
+    assert hub.got() == {"tall.json": len(bytes_of(zoo)["tall.json"]), **needed(zoo, "b")}
+    code, out, _ = run(capsys, "pull", "user/zoo", "-t", "a", "-t", "b", "-o", tmp_path / "two", "--json", *how)
+    facts = json.loads(out)
+    assert code == 0
+    assert sorted(facts["fetched"]) == sorted(path for path in needed(zoo, "a") if path.startswith("tasks/a/"))
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["a", "b"]
+    assert run(capsys, "pull", "user/zoo", "--all", "-o", tmp_path / "all.tall", "-q", *how) == (0, "", "")
+    with tallstore.open(tmp_path / "all.tall") as opened:
+        assert opened.tasks == ("a", "b", "c")
+        opened.verify()
+    code, _, _ = run(capsys, "pull", "user/zoo", "--task", "b", "--local-files-only", *how)
+    assert code == 0
+
+
+def test_a_damaged_cache_is_a_warning_on_stderr(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ("--endpoint", hub.url, "--cache-dir", tmp_path / "cache")
+    run(capsys, "pull", "user/zoo", "--task", "b", *how)
+    (part,) = (tmp_path / "cache").glob("models--*/snapshots/*/tasks/b/mask.safetensors")
+    part.resolve().write_bytes(part.read_bytes()[:-5] + b"wrong")
+    code, _, err = run(capsys, "pull", "user/zoo", "--task", "b", *how)
+    assert code == 0
+    assert err.startswith("tallstore: warning: hf://user/zoo@")
+    assert "tasks/b/mask.safetensors: damaged in the local cache" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_other_verbs_take_addresses(zoo: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    web = f"{hub.cdn}/cdn/user/zoo/{hub.commit('user/zoo')}"
+    code, out, _ = run(capsys, "info", web, "--json")
+    assert (code, list(json.loads(out)["tasks"])) == (0, ["a", "b", "c"])
+    assert run(capsys, "verify", web, "-q") == (0, "", "")
+    code, _, _ = run(capsys, "extract", web, "c", "-o", tmp_path / "c")
+    assert code == 0
+    with tallstore.open(zoo) as opened:
+        assert_same(load_file(tmp_path / "c" / "model.safetensors"), opened.state_dict("c"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("pull", "user/zoo", "-o", "x"), "which tasks?"),
+        (("pull", "user/zoo", "--task", "a", "--all"), "which tasks?"),
+        (("pull", "user/zoo", "--task", "mnist", "-o", "x"), "no task 'mnist'; there are a, b, c"),
+        (("pull", "user/nothing", "--task", "a", "-o", "x"), "no such repository"),
+        (("pull", "user/zoo", "--revision", "v9", "--task", "a", "-o", "x"), "no such branch, tag or commit"),
+        (("pull", "user/zoo", "--task", "a", "--token", "hf_wrongwrong", "-o", "x"), "does not accept the token"),
+        (("pull", "user/zoo", "--task", "a", "--local-files-only", "-o", "x"), "not in the local cache"),
+        (("pull", "user/zoo", "--task", "a", "--archive"), "An archive needs an output"),
+    ],
+)
+def test_failures_are_one_line_and_exit_code_1(
+    words: tuple[str, ...], said: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *words, "--endpoint", hub.url, "--cache-dir", tmp_path / "cache")
+    assert (code, out) == (1, "")
+    assert err.startswith("tallstore: error: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert "hf_" not in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Path) -> None:
+    import sys
+
+    for package, call, command in (
+        ("huggingface_hub", lambda: tallstore.open("hf://user/zoo"), 'pip install "tallstore[hub]"'),
+        ("huggingface_hub", lambda: tallstore.push(zoo, "user/zoo"), 'pip install "tallstore[hub]"'),
+        ("transformers", lambda: tallstore.from_pretrained(zoo, task="a"), 'pip install "tallstore[transformers]"'),
+        ("transformers", lambda: tallstore.load_processor(zoo, task="a"), 'pip install "tallstore[transformers]"'),
+        ("fsspec.core", lambda: tallstore.open("s3://zoos/mine"), 'pip install "tallstore[remote]"'),
+    ):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            with pytest.raises(tallstore.errors.MissingExtraError) as caught:
+                call()
+        assert command in str(caught.value)

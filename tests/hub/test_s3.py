@@ -1,0 +1,98 @@
+"""An archive in a bucket: s3fs against moto's server, in processes of their own; the ranges are counted where they are sent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from support import bytes_of, child_env, slots, tiny_zoo
+
+import tallstore
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+
+SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+host, port = server.get_host_and_port()
+print(f"http://127.0.0.1:{port}", flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+READ = """
+import json, pathlib, sys
+import s3fs, tallstore
+from support import assert_same
+endpoint, folder = sys.argv[1:]
+options = {"key": "k", "secret": "s3cret", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
+system = s3fs.S3FileSystem(**options)
+system.call_s3("create_bucket", Bucket="zoos")
+for path in pathlib.Path(folder).rglob("*"):
+    if path.is_file():
+        system.pipe_file(f"zoos/mine/{path.relative_to(folder).as_posix()}", path.read_bytes())
+asked = []
+
+def note(params, **_):
+    asked.append((params["url_path"], params["headers"].get("Range")))
+
+system.s3.meta.events.register("before-call.s3.GetObject", note)
+with tallstore.open(folder) as local, tallstore.open("s3://zoos/mine", storage_options=options) as zoo:
+    assert zoo.tasks == local.tasks
+    assert_same(zoo.state_dict("a"), local.state_dict("a"))
+    ranges = list(asked)
+    assert zoo.verify().unlisted == ()
+said = []
+for url in ("s3://zoos/nothing", "s3://nobucket/mine"):
+    try:
+        tallstore.open(url, storage_options=options)
+    except tallstore.TallstoreError as error:
+        said.append(f"{type(error).__name__}: {error}")
+print(json.dumps([ranges, said]))
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", SERVER], text=True, env=child_env(), **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def test_a_task_is_read_from_a_bucket_by_exact_ranges(server: str, tmp_path: Path) -> None:
+    base, tasks = tiny_zoo(3)
+    tallstore.pack(base, tasks, tmp_path / "zoo")
+    env = child_env({"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_EC2_METADATA_DISABLED": "true"})
+    done = subprocess.run(
+        [sys.executable, "-c", READ, server, str(tmp_path / "zoo")],
+        env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    asked, said = json.loads(done.stdout.splitlines()[-1])
+    files = bytes_of(tmp_path / "zoo")
+    found: dict[str, list[tuple[int, int]]] = {}
+    for place, asked_range in asked:
+        first, _, last = asked_range.removeprefix("bytes=").partition("-")
+        found.setdefault(place.split("zoos/mine/")[-1].removeprefix("/mine/"), []).append((int(first), int(last) + 1))
+    assert not [path for path in found if path.startswith(("tasks/b/", "tasks/c/"))]
+    for path, ranges in found.items():
+        read = sorted(ranges)
+        assert all(a[1] <= b[0] for a, b in pairwise(read)), f"{path}: no byte twice"
+        if path.endswith(".safetensors"):
+            begin, places = slots(files[path])
+            allowed = {at for start, stop in [(0, begin), *places.values()] for at in range(start, stop)}
+            assert {at for start, stop in read for at in range(start, stop)} <= allowed
+            assert read[0] == (0, begin)
+    assert [line.split(":")[0] for line in said] == ["NotAnArchiveError"] * 2
+    assert "s3cret" not in done.stdout + done.stderr
