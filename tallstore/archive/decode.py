@@ -42,7 +42,7 @@ RAW, ONES = "raw", "ones"
 """Codecs of which no bytes need decoding."""
 _KEPT = 1 << 29
 """Elements up to which decoded masks are kept between checking and writing them: at most 128 MiB of signed symbols."""
-_READ = 1 << 18
+_READ = 1 << 19
 """Bytes of a base read, checked and changed at a time: they stay in a core's second-level cache."""
 Job = Callable[[], object]
 _T = TypeVar("_T")
@@ -409,7 +409,7 @@ class Decoder:
     def _base_tiles(self, name: str, a: int, b: int, out: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Elements [a, b) of an embedded base tensor, run by run while they are in the cache, with their places from a.
 
-        They lie in `out` if that has the base's type, else in memory of their own.
+        They lie where they were read, in `out` if that has the base's type, or in memory of their own.
         """
         if self._manifest.base.storage != "embed":
             self._given_tensor(name)
@@ -419,7 +419,10 @@ class Decoder:
         target = out if out.dtype == TORCH[dtype] else empty(dtype, b - a)
         for index in range(a // size, -(-b // size)):
             start, stop = index * size, min((index + 1) * size, place.entry.numel)
-            if a <= start and stop <= b:
+            if a <= start and stop <= b and _coded(place).codec == RAW:
+                for low, run in self._raw_runs(place, index, name, (stop - start) * item):
+                    yield start - a + low // item, run.view(TORCH[dtype])
+            elif a <= start and stop <= b:
                 at = start - a
                 for low, high in self._whole_tiles(place, index, name, target[at : stop - a]):
                     yield at + low // item, target[at + low // item : at + high // item]
@@ -429,6 +432,15 @@ class Decoder:
                 low, high = max(a, start), min(b, stop)
                 target[low - a : high - a] = piece[low - start : high - start]
                 yield low - a, target[low - a : high - a]
+
+    def _raw_runs(self, place: Place, index: int, name: str, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Bytes of a chunk that is stored as it is, where they were read."""
+        try:
+            for at, run in self._reader.chunk_runs(place, index, name, size, _READ):
+                found = np.frombuffer(run, np.uint8)
+                yield at, torch.from_numpy(found if found.flags.writeable else found.copy())
+        except (FormatError, DamagedError) as error:
+            self._raise_named(place, name, error)
 
     def _base_facts(self, task: str, name: str, entry: Entry) -> str:
         """The base tensor's name, its shape and the entry's checked against each other."""
@@ -540,7 +552,9 @@ class Decoder:
         target = as_bytes(out)
         try:
             if codec.id == RAW:
-                yield from self._reader.chunk_into(place, index, name, target.data, _READ)
+                for at, run in self._reader.chunk_runs(place, index, name, len(target), _READ):
+                    np.copyto(target[at : at + len(run)], np.frombuffer(run, np.uint8))
+                    yield at, at + len(run)
             else:
                 data = self._reader.chunk(place, index, name)
                 yield from codec.decode_tiles(data, target, str(place.entry.dtype))

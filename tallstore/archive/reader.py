@@ -15,7 +15,7 @@ from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
-from tallstore.stores import Range, Store
+from tallstore.stores import Store
 
 _T = TypeVar("_T")
 
@@ -118,24 +118,21 @@ class Reader:
             at += length
         return found
 
-    def chunk_into(self, place: Place, index: int, name: str, out: memoryview, step: int) -> Iterator[tuple[int, int]]:
-        """Read a chunk's coded bytes, as many as `out` has, into it; check them when the last is there.
+    def chunk_runs(self, place: Place, index: int, name: str, size: int, step: int) -> Iterator[tuple[int, memoryview]]:
+        """A chunk's coded bytes, `size` of them due, run by run as they are checked: they are in the cache then.
 
-        Yields each run of `step` bytes, first and behind its last, as soon as it is read: it is in the cache then, and
-        may be changed. Raises DamagedError at the end, so nothing made of them counts before: RenewedError where
-        the file was got anew meanwhile.
+        Yields where each run of `step` bytes begins, and its bytes. Raises DamagedError at the end, so nothing made
+        of them counts before: RenewedError where the file was got anew meanwhile.
         """
         start, (length,) = self._range(place, [index])
-        if length != len(out):
-            raise FormatError(f"{length} raw bytes where {len(out)} are due")
-        if self.store.far:
-            self.store.want([Range(place.path, start, length)])  # in one piece, not run by run
+        if length != size:
+            raise FormatError(f"{length} raw bytes where {size} are due")
+        data = self.store.read(place.path, start, length)
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
-            run = out[a : a + step]
-            self.store.read_into(place.path, start + a, run)
+            run = data[a : a + step]
             digest.update(run)
-            yield a, a + len(run)
+            yield a, run
         try:
             self._check(place, index, name, digest.hexdigest())
         except DamagedError as error:

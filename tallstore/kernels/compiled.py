@@ -64,17 +64,22 @@ def _as(one: Any, number: Any) -> Any:
 
 
 @_compile
-def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> None:
-    n = base.shape[0]
+def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> bool:
+    n, odd = base.shape[0], 0
     for i in range(n >> 2):
         byte = np.int32(packed[i])
         for j in range(4):
             symbol = (byte >> (2 * j)) & 3
+            before = base[4 * i + j]
             # 0, −1 or +1: times scale it is exact, +0 where the symbol is 0, and x − (+0) is x.
-            out[4 * i + j] = base[4 * i + j] - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
+            out[4 * i + j] = before - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
+            odd |= before != before
     for k in range(n & ~3, n):
         symbol = (np.int32(packed[k >> 2]) >> (2 * (k & 3))) & 3
-        out[k] = base[k] - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
+        before = base[k]
+        out[k] = before - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
+        odd |= before != before
+    return odd == 0
 
 
 @_compile
@@ -124,17 +129,20 @@ def _binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: A
 
 
 @_compile
-def mask_signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> int:
+def mask_signed(out: _Array, base: _Array, packed: _Array, scale: Any, apart: bool) -> int:
     """out = base ± scale by signed symbols; out and base of one type, and `scale` ≥ 0 too.
+
+    `apart`: out is not the base's own memory, so that a run may be written before it is known to be clean.
 
     Returns where it stopped: the number of elements, or the beginning of a run of `RUN` with a NaN in its base.
     """
     n, a = base.shape[0], 0
     while a < n:
         b = min(a + RUN, n)
-        if not _clean(base[a:b]):
+        if not (apart or _clean(base[a:b])):
             break
-        _signed(out[a:b], base[a:b], packed[a >> 2 : (b + 3) >> 2], scale)
+        if not _signed(out[a:b], base[a:b], packed[a >> 2 : (b + 3) >> 2], scale):
+            break
         a = b
     return a
 

@@ -142,8 +142,11 @@ class MaskSteps(Steps):
         packed = self._packed[start // self._each :]
         one, scale = self._wide.type(1), self._wide.type(self._scale)
         if self._vector is None:
-            kernel = compiled.mask_signed if self._kind == "signed" else compiled.mask_binary
-            end = kernel(after, before, packed, scale)
+            if self._kind == "signed":
+                apart = not np.may_share_memory(before, after)
+                end = compiled.mask_signed(after, before, packed, scale, apart)
+            else:
+                end = compiled.mask_binary(after, before, packed, scale)
         else:
             kernel = compiled.mask_signed_vector if self._kind == "signed" else compiled.mask_binary_vector
             end = kernel(after, before, packed, one, scale, self._vector[start : start + len(before)])

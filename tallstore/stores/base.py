@@ -41,10 +41,6 @@ class Store(ABC):
     def read(self, path: str, start: int, length: int) -> memoryview:
         """Exactly `length` bytes from `start`. Raises DamagedError if the file ends before."""
 
-    def read_into(self, path: str, start: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from `start` on. Raises DamagedError if the file ends before."""
-        out[:] = self.read(path, start, len(out))
-
     def local(self, path: str) -> Path | None:  # noqa: ARG002 - most stores have none
         """Where a file lies on this machine as a file of its own; None where it does not."""
         return None
