@@ -50,7 +50,7 @@ def check_tensor_name(name: object) -> str:
     if not isinstance(name, str) or not name or name == "__metadata__":
         raise FormatError(f"tensor name {name!r} is not allowed")
     _utf8(name, limits.NAME_BYTES, "tensor name")
-    if any(unicodedata.category(c) == "Cc" for c in name):
+    if not (name.isascii() and name.isprintable()) and any(unicodedata.category(c) == "Cc" for c in name):
         raise FormatError(f"tensor name {name!r} holds a control character")
     return name
 

@@ -73,12 +73,12 @@ def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> bool:
             before = base[4 * i + j]
             # 0, −1 or +1: times scale it is exact, +0 where the symbol is 0, and x − (+0) is x.
             out[4 * i + j] = before - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
-            odd |= before != before
+            odd |= before != before  # noqa: PLR0124 - NaN alone differs from itself
     for k in range(n & ~3, n):
         symbol = (np.int32(packed[k >> 2]) >> (2 * (k & 3))) & 3
         before = base[k]
         out[k] = before - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
-        odd |= before != before
+        odd |= before != before  # noqa: PLR0124 - NaN alone differs from itself
     return odd == 0
 
 
