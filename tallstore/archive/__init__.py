@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tallstore.archive.merge import Merged, MergeReport
 from tallstore.archive.statistics import MaskStatistics
+from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import Against, VerifyReport
 from tallstore.archive.wholes import WholeTensor
 from tallstore.archive.zoo import TensorFacts, Zoo, open_zoo
@@ -13,6 +14,7 @@ __all__ = [
     "MaskStatistics",
     "MergeReport",
     "Merged",
+    "Switcher",
     "TensorFacts",
     "VerifyReport",
     "WholeTensor",
