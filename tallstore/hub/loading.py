@@ -76,7 +76,12 @@ def from_pretrained(
         device_map: as in transformers. Maps over several devices need accelerate.
         base: the base, where the archive only references it; by default its own repository's at its own commit.
         exact: bit for bit the original's weights, for tasks that were packed so.
-        revision, token, endpoint, cache_dir, local_files_only, force_download: as in transformers and the Hub's tools.
+        revision: a branch, tag or commit of the repository.
+        token: to be let in with; by default the one that the Hub's tools keep.
+        endpoint: another Hub's address.
+        cache_dir: where downloads are kept; by default where the Hub's tools keep theirs.
+        local_files_only: take what is there, and ask no one.
+        force_download: fetch again what is there.
         output_loading_info: give a pair, the model and what transformers says of the loading.
         **kwargs: what transformers' own `from_pretrained` takes: `dtype`, `attn_implementation` and so on; values of
             the configuration by name; and what the model's class takes.

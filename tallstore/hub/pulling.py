@@ -74,7 +74,12 @@ def pull(
         archive: write an archive with these tasks in place of models. So does an `out` that ends in `.tall`.
         base: the base, where the archive only references it; by default its own repository's at its own commit.
         exact: bit for bit the originals, for tasks that were packed so.
-        revision, token, endpoint, cache_dir, local_files_only, force_download: as in the Hub's own tools.
+        revision: a branch, tag or commit of the repository.
+        token: to be let in with; by default the one that the Hub's tools keep.
+        endpoint: another Hub's address.
+        cache_dir: where downloads are kept; by default where the Hub's tools keep theirs.
+        local_files_only: take what is there, and ask no one.
+        force_download: fetch again what is there.
         overwrite: replace a model or an archive that is there.
         progress: called with a text, bytes done, bytes in all.
 
