@@ -43,8 +43,9 @@ Key = tuple[int, str]
 """A task and a base tensor."""
 RATE = 0.95
 """The default: see `benchmarks/README.md`."""
-_KAPPA_AT, _KAPPA_MOST = 4.0 * RATE**2, 19.0
-"""κ falls as the square of the rate, which keeps it near what diverges least: see `benchmarks/README.md`."""
+_KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
+"""κ at the default rate and above; it rises as the square below, to a limit, and is 1 from the last rate on. That keeps
+it near what diverges least: see `benchmarks/README.md`."""
 _FINE = 8192
 """Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much."""
 _FINE_BOUND = 0.4
@@ -67,7 +68,7 @@ class Solo(Recipe):
             if value is not None and not 0 < value <= 32:
                 raise OptionError(f"{name} {value} is not a number of bits a parameter and task (above 0, at most 32)")
         if kappa is None:
-            kappa = min(_KAPPA_MOST, max(1.0, _KAPPA_AT / (bits or rate) ** 2))
+            kappa = _kappa(bits or rate)
         if not 1 <= kappa < float("inf"):
             raise OptionError(f"kappa {kappa} is not a weight (1 or more)")
         self.bits, self.rate, self.kappa = bits, rate, kappa
@@ -188,6 +189,13 @@ class _Histograms(Statistic):
                 self._done[key] = _Tensor(_offers(counted, self._recipe.kappa), counted.weight, counted.rms)
                 self._moved += counted.moved
         self._found.clear()
+
+
+def _kappa(rate: float) -> float:
+    """What diverges least, or nearly, at so many bits."""
+    if rate >= _FINE_RATE:
+        return 1.0
+    return min(_KAPPA_MOST, _KAPPA * max(1.0, RATE / rate) ** 2)
 
 
 def _offers(found: Magnitudes, kappa: float) -> list[Choice]:
