@@ -20,6 +20,9 @@ def push(
     branch: Annotated[str | None, typer.Option(help="The branch; made if it is not there. main by default.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request.")] = False,
     license: Annotated[str | None, typer.Option(help="For the model card: apache-2.0, mit, …")] = None,
+    picture: Annotated[
+        bool, typer.Option("--picture/--no-picture", help="Draw the model card's picture (needs tallstore[report]).")
+    ] = True,
     token: TOKEN = None,
     endpoint: ENDPOINT = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; list what would be sent.")] = False,
@@ -50,6 +53,7 @@ def push(
             create_pr=create_pr,
             endpoint=endpoint,
             license=license,
+            picture=_picture(zoo) if picture else None,
             dry_run=dry_run,
             progress=progress,
         )
@@ -73,3 +77,15 @@ def push(
     )
     if (url := report.pr_url or report.commit_url) is not None:
         console.print(url, markup=False)
+
+
+def _picture(zoo: str) -> bytes | None:
+    """Bytes and retention at a glance, as a PNG; None where what draws it is not installed."""
+    import tallstore
+    from tallstore.report import card_picture
+
+    try:
+        with tallstore.open(zoo) as opened:
+            return card_picture(opened)
+    except tallstore.errors.MissingExtraError:
+        return None

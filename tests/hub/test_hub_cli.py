@@ -38,10 +38,12 @@ def test_push_dry_run_push_and_push_again(
     assert f"{empty.url}/user/zoo/commit/{empty.commit('user/zoo')}" in out
     assert empty.repos["user/zoo"].private
     assert empty.repos["user/zoo"].messages[-1] == "Mine"
+    assert empty.files("user/zoo")["card.png"].startswith(b"\x89PNG")
+    assert b"](card.png)" in empty.files("user/zoo")["README.md"]
     code, out, _ = run(capsys, "push", zoo, "user/zoo", "--json", *how)
     facts = json.loads(out)
     assert (code, facts["add"], facts["delete"], facts["bytes"]) == (0, {}, [], 0)
-    assert set(facts["keep"]) == {*bytes_of(zoo), "README.md"}
+    assert set(facts["keep"]) == {*bytes_of(zoo), "README.md", "card.png"}
     assert run(capsys, "push", zoo, "user/zoo", "-q", *how) == (0, "", "")
 
 
