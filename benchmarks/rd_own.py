@@ -159,7 +159,10 @@ def methods() -> list[Method]:
     m = Method
     scales = {"least squares": least_squares, "norm kept": norm_keeping, "unbiased": unbiased}
     return [
-        *(m(name, "tallstore", partial(package, options=options)) for name, options in PACKAGE.items()),
+        *(
+            m(name, "shared vector" if "recipe" in options else "tallstore", partial(package, options=options))
+            for name, options in PACKAGE.items()
+        ),
         *(m(name, "ablations", partial(package, options=options)) for name, options in ABLATIONS.items()),
         *(
             m(f"alone, {c} σ, {name}", "ablations", partial(threshold, c=c, scale=scale))

@@ -42,7 +42,8 @@ def draw(rows: Sequence[Point], file: Path) -> None:
         for n, family in enumerate(families):
             points = sorted((r for r in rows if r.family == family), key=lambda r: r.bits)
             style = "o-" if family in LINED else "osD^v<>PX*"[n % 10]
-            axis.plot([r.bits for r in points], [value(r) for r in points], style, color=f"C{n % 10}", label=family)
+            color = plt.get_cmap("tab20")(2 * n % 19)
+            axis.plot([r.bits for r in points], [value(r) for r in points], style, color=color, label=family)
         axis.set_xscale("log")
         axis.set_xlabel("bits a parameter and task, all but the base")
         axis.set_ylabel(label)
