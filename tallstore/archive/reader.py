@@ -121,16 +121,20 @@ class Reader:
     def chunk_runs(self, place: Place, index: int, name: str, size: int, step: int) -> Iterator[tuple[int, memoryview]]:
         """A chunk's coded bytes, `size` of them due, run by run as they are checked: they are in the cache then.
 
-        Yields where each run of `step` bytes begins, and its bytes. Raises DamagedError at the end, so nothing made
-        of them counts before: RenewedError where the file was got anew meanwhile.
+        Yields where each run of `step` bytes begins, and its bytes, which hold until the next run is asked for. Raises
+        DamagedError at the end, so nothing made of them counts before: RenewedError where the file was got anew
+        meanwhile.
         """
         start, (length,) = self._range(place, [index])
         if length != size:
             raise FormatError(f"{length} raw bytes where {size} are due")
-        data = self.store.read(place.path, start, length)
+        data = self.store.read(place.path, start, length) if self.store.far else None
+        spare = memoryview(_spare(min(step, length)))
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
-            run = data[a : a + step]
+            run = spare[: min(step, length - a)] if data is None else data[a : a + step]
+            if data is None:
+                self.store.read_into(place.path, start + a, run)
             digest.update(run)
             yield a, run
         try:
@@ -194,6 +198,17 @@ class Reader:
         if hashlib.sha256(data).hexdigest() != record.header_sha256:
             raise DamagedError(f"{self.where(path)}: its header is damaged (sha256 differs); fetch or pack it again")
         return PartHeader.from_bytes(data, record.size, self.where(path))
+
+
+_local = threading.local()
+
+
+def _spare(size: int) -> bytearray:
+    """This thread's memory for runs, at least so large: used again and again, it stays in the cache."""
+    found: bytearray | None = getattr(_local, "spare", None)
+    if found is None or len(found) < size:
+        found = _local.spare = bytearray(size)
+    return found
 
 
 def covered_chunks(entry: Entry, start: int, stop: int) -> Mapping[int, tuple[int, int]]:

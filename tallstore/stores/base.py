@@ -55,6 +55,10 @@ class Store(ABC):
         """Get a file, whose bytes were found to be damaged, anew: once. False where that cannot help."""
         return False
 
+    def read_into(self, path: str, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `start` on. Raises DamagedError if the file ends before."""
+        out[:] = self.read(path, start, len(out))
+
     def close(self) -> None:
         """Release files and mappings. Memory that `read` returned stays valid."""
 

@@ -39,13 +39,17 @@ class LocalFile:
         if self._map is not None:
             return memoryview(self._map)[start : start + length]
         out = memoryview(bytearray(max(0, min(length, self.size - start))))
+        return out[: self.read_into(start, out)]
+
+    def read_into(self, start: int, out: memoryview) -> int:
+        """By position, mapped or not: pages that are read once are not worth mapping. How many bytes there were."""
         done = 0
         while done < len(out):
             got = os.preadv(self._handle.fileno(), [out[done : done + (1 << 30)]], start + done)
             if not got:
                 break
             done += got
-        return out[:done]
+        return done
 
     def close(self) -> None:
         # The map closes when the last view of it is gone; closing it here would pull memory from under tensors.
@@ -75,6 +79,15 @@ class _LocalStore(Store):
         if len(data) != length:
             raise self._cut_off(path)
         return data
+
+    def read_into(self, path: str, start: int, out: memoryview) -> None:
+        try:
+            file, offset = self._find(path, start, len(out))
+            read = file.read_into(offset, out)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        if read != len(out):
+            raise self._cut_off(path)
 
     def _find(self, path: str, start: int, length: int) -> tuple[LocalFile, int]:
         """The file that holds some bytes of `path`, and where in it they begin."""
