@@ -37,8 +37,8 @@ class Options:
     kappa: float | None = None
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).
 
-    1 makes the least relative error, and is tried before anything dearer where `max_error` is not kept. The default
-    falls with the rate, from 19 to 1: few bits let the model's function diverge less if errors are random.
+    1 makes the least relative error. It is tried before anything dearer where `max_error` is not kept, and taken with
+    `exact`. The default falls with the rate, from 19 to 1: few bits diverge less if errors are random.
     """
     vector: str | None = None
     """Codec of the multi-task vector; by default the recipe's own."""
@@ -100,7 +100,9 @@ class Options:
             if odd := sorted(set(lam) - set(names)):
                 raise OptionError(f"lam: no task {odd[0]!r}; there are {', '.join(names)}")
             lam = {names.index(name): value for name, value in lam.items()}  # type: ignore[misc]
-        given = {"lam": lam, "bits": self.bits, "rate": rate, "kappa": self.kappa}
+        # What the masks lose is stored too, and the least error is the least to store.
+        kappa = 1.0 if self.exact and self.kappa is None and self.recipe == "solo" else self.kappa
+        given = {"lam": lam, "bits": self.bits, "rate": rate, "kappa": kappa}
         return make_recipe(self.recipe, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
