@@ -22,13 +22,23 @@ import tallstore
 # ---------------------------------------------------------------------------------------------- the package itself
 
 PACKAGE: Mapping[str, Mapping[str, Any]] = {
-    "tallstore, fit": {"recipe": "fit"},
     "tallstore, quality small": {"quality": "small"},
     "tallstore, quality balanced": {"quality": "balanced"},
     "tallstore, quality high": {"quality": "high"},
     **{f"tallstore, {bits} bits": {"bits": bits} for bits in (0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.8, 1.5, 2.5)},
 }
 """Name → options of `tallstore.pack`."""
+SHARED: Mapping[str, Mapping[str, Any]] = {
+    **{
+        f"tallstore, {recipe}, {vector}": {"recipe": recipe, "vector": vector}
+        for recipe in ("fit", "tall", "ties", "mean", "emr")
+        for vector in ("f32", "bf16", "q8", "q5", "q4")
+    },
+    **{f"tallstore, fit, q4, {mask}": {"recipe": "fit", "mask": mask} for mask in ("bits", "bits+zstd")},
+    **{f"tallstore, {mask}": {"mask": mask} for mask in ("bits", "bits+zstd")},
+}
+"""Every recipe with a shared vector and every codec of it; mask codecs, `adaptive` being the others'. λ as without an
+evaluator."""
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     f"tallstore, {bits} bits, κ = {kappa:g}": {"bits": bits, "kappa": kappa}
     for bits in (0.15, 0.3, 0.55, 0.95)
@@ -159,10 +169,8 @@ def methods() -> list[Method]:
     m = Method
     scales = {"least squares": least_squares, "norm kept": norm_keeping, "unbiased": unbiased}
     return [
-        *(
-            m(name, "shared vector" if "recipe" in options else "tallstore", partial(package, options=options))
-            for name, options in PACKAGE.items()
-        ),
+        *(m(name, "tallstore", partial(package, options=options)) for name, options in PACKAGE.items()),
+        *(m(name, "recipes and codecs", partial(package, options=options)) for name, options in SHARED.items()),
         *(m(name, "ablations", partial(package, options=options)) for name, options in ABLATIONS.items()),
         *(
             m(f"alone, {c} σ, {name}", "ablations", partial(threshold, c=c, scale=scale))
