@@ -63,7 +63,7 @@ def pack(
     mask: Annotated[str | None, typer.Option(help=f"Codec of the masks: {_MASKS}.", rich_help_panel=_ENCODING)] = None,
     base_storage: Annotated[
         str | None,
-        typer.Option(help="embed keeps the base in the archive; reference identifies it.", rich_help_panel=_ENCODING),
+        typer.Option(help="embed keeps the base; bf16 rounds it; reference identifies it.", rich_help_panel=_ENCODING),
     ] = None,
     base_codec: Annotated[
         str | None,

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.checkpoints import Checkpoint
+from tallstore.checkpoints import Checkpoint, RoundedBase
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.chunk import STATISTIC_TILE, Coded, Made, Row, encode_chunk, tiles
+from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
@@ -51,6 +52,9 @@ class Read:
     """An item's elements."""
 
     base: Tensor
+    """As it is stored."""
+    origin: Tensor
+    """As it was given: what fine-tuning changed is told from this."""
     rows: tuple[Tensor | None, ...]
     """One a user; None where its tensor has no elements in this chunk."""
 
@@ -122,7 +126,11 @@ def read(item: Item, tools: Tools) -> Read:
         else None
         for user in item.users
     ]
-    return Read(tools.base.read(item.name, item.start, item.stop), tuple(rows))
+    base = tools.base.read(item.name, item.start, item.stop)
+    origin = base
+    if isinstance(tools.base, RoundedBase):
+        origin = tools.base.origin.read(item.name, item.start, item.stop)
+    return Read(base, origin, tuple(rows))
 
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
@@ -136,7 +144,7 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     for run in runs:
         found = read(run, tools)
         size += found.bytes
-        cut = tiles(found.base, _usable(run, found, _looks(found)), run.name, STATISTIC_TILE, run.start)
+        cut = tiles(found.origin, _usable(run, found, _looks(found)), run.name, STATISTIC_TILE, run.start)
         measured += [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
     return measured, round(size * weight)
 
@@ -168,8 +176,10 @@ def do(item: Item, tools: Tools) -> Done:
     coded = Coded(b"", ())
     if item.users:
         coded = encode_chunk(
-            found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start
+            found.origin, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start
         )
+        rounded = found.base.dtype != found.origin.dtype
+        coded = remeasure(coded, rows, found.base, rounded=rounded, vector=tools.vector, mask=tools.mask)
     made = iter(zip(coded.rows, rows, strict=True))
     outcomes = tuple(_outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks)
     return Done(item, raw, coded_base, coded.vector, outcomes, found.bytes)
@@ -199,8 +209,8 @@ def _budget(item: Item, looks: Sequence[Outcome | None], tools: Tools) -> list[O
 
 def _looks(found: Read) -> list[Outcome | None]:
     """What is plain to see of each row, before anything is coded."""
-    largest = _largest(found.base) if found.rows else 0.0
-    return [None if row is None else _look(row, found.base[: len(row)], largest) for row in found.rows]
+    largest = _largest(found.origin) if found.rows else 0.0
+    return [None if row is None else _look(row, found.origin[: len(row)], largest) for row in found.rows]
 
 
 def _usable(item: Item, found: Read, looks: Sequence[Outcome | None]) -> list[Row]:
