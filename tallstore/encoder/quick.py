@@ -57,7 +57,7 @@ def _mark(
     start: int,
     cuts: Sequence[tuple[int, int]],
 ) -> None:
-    compiled = fast.kernels()
+    compiled = fast.encode_kernels()
     assert compiled is not None
     low, width = np.float32(rule.limits[at]), np.float32(rule.widths[at])
     for a, b in cuts:

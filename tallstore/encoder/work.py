@@ -222,7 +222,7 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
 
 
 def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
-    compiled = fast.kernels()
+    compiled = fast.encode_kernels()
     if compiled is None or weights.dtype not in _WORD_OF or not weights.numel():
         return same_bits(weights, base), _largest(weights)
     same, largest = compiled.look(weights.numpy(), base.view(_WORD_OF[weights.dtype]).numpy())
