@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, WholeCodec
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels import fast
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
 _WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
@@ -33,15 +35,10 @@ class Planes(WholeCodec):
     def encode(self, raw: Bytes, dtype: str) -> bytes:
         """Rotate, split, and code each plane, or leave it where coding does not pay."""
         item = ITEM_BYTES[dtype]
-        words = raw.view(_WORD[item])
-        if dtype in _ROTATED:
-            words = words << 1 | words >> (8 * item - 1)
-        by_place = words.astype(_WORD[item], copy=False).view(np.uint8).reshape(-1, item)
-        planes = []
-        for place in range(item):
-            plane = np.ascontiguousarray(by_place[:, place])
+        planes: list[bytes | Bytes] = []
+        for plane in _split(raw.view(_WORD[item]), dtype in _ROTATED):
             coded = zstd.compress(plane)
-            planes.append(coded if len(coded) < _WORTH * len(plane) else plane.tobytes())
+            planes.append(coded if len(coded) < _WORTH * len(plane) else plane)
         lengths = np.array([len(p) for p in planes], "<u4")
         return b"".join([lengths.tobytes(), *planes])
 
@@ -67,6 +64,19 @@ class Planes(WholeCodec):
                 tile >>= 1
                 tile |= sign
             yield start * item, (start + len(tile)) * item
+
+
+def _split(words: npt.NDArray[Any], rotated: bool) -> Bytes:
+    """Bytes of equal place, least significant first: shape (bytes of a word, words)."""
+    item = words.itemsize
+    compiled = fast.encode_kernels()
+    if compiled is not None:
+        out = np.empty((item, len(words)), np.uint8)
+        compiled.split(out, words, rotated)
+        return out
+    if rotated:
+        words = words << 1 | words >> (8 * item - 1)
+    return np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)
 
 
 def _planes(data: Buffer, item: int, n: int) -> list[Bytes]:

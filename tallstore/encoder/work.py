@@ -222,14 +222,15 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
 
 
 def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
+    """Whether both are equal in every bit, and the largest magnitude of the first; not finite if there is a NaN."""
     compiled = fast.encode_kernels()
-    if compiled is None or weights.dtype not in _WORD_OF or not weights.numel():
+    if compiled is None or not weights.numel():
         return same_bits(weights, base), _largest(weights)
-    same, largest = compiled.look(weights.numpy(), base.view(_WORD_OF[weights.dtype]).numpy())
-    return bool(same), float(largest)
-
-
-_WORD_OF = {torch.float32: torch.int32, torch.float64: torch.int64}
+    word = np.dtype(f"<u{weights.element_size()}")
+    sign = word.type(2 ** (8 * word.itemsize - 1) - 1)
+    same, top = compiled.look(as_bytes(weights).view(word), as_bytes(base).view(word), sign)
+    found = torch.from_numpy(np.array([top], word).view(f"<i{word.itemsize}")).view(weights.dtype)
+    return bool(same), float(found)
 
 
 def _largest(values: Tensor) -> float:
