@@ -43,8 +43,8 @@ def choose(
             _, norm, kept, dot, _ = totals[at]
             totals[at, 0] = norm - 2 * dot + kept
         packed.append(marks)
-    data = codec.encode(np.ones(n, np.float32))
-    return Choice(data, torch.ones(n), packed, torch.from_numpy(totals))
+    stored = torch.ones(1).expand(n)
+    return Choice(codec.encode(stored.numpy()), stored, packed, torch.from_numpy(totals))
 
 
 def _mark(

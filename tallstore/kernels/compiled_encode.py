@@ -98,18 +98,18 @@ def look(weights: _Array, base: _Array, sign: Any) -> tuple[bool, Any]:
 
 
 @compiled
-def magnitudes(counts: _Array, weights: _Array, base: _Array, shift: Any) -> tuple[int, float]:
+def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[int, float]:
     """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`.
 
     Args:
         counts: uint32, one for each value of the bits above `shift`: counted on.
-        weights: θt, float32, shape (n,).
-        base: θ0 as the task's type has it, float32, shape (n,).
+        tau: float32, shape (n,).
+        base: θ0, float32, shape (n,).
         shift: uint32.
 
     Returns how many are not 0, and Σ θ0² of these.
     """
-    n = weights.shape[0]
+    n = tau.shape[0]
     size = np.empty(BLOCK, np.float32)
     words = size.view(np.uint32)
     squares = np.zeros(BLOCK, np.float64)
@@ -122,11 +122,11 @@ def magnitudes(counts: _Array, weights: _Array, base: _Array, shift: Any) -> tup
     for i in range(blocks):
         a = i * BLOCK
         m = min(BLOCK, n - a)
-        own, before = weights[a : a + m], base[a : a + m]
+        own, before = tau[a : a + m], base[a : a + m]
         if m < BLOCK:
             squares[:] = 0
         for k in range(m):
-            size[k] = abs(own[k] - before[k])
+            size[k] = abs(own[k])
         for k in range(m):
             # Not a branch: 0 times it is 0.
             value = np.float64(before[k]) * np.float64(words[k] != 0)
@@ -160,8 +160,6 @@ def split(planes: _Array, words: _Array, rotated: bool) -> None:
             else:
                 for k in range(run.shape[0]):
                     plane[k] = np.uint8(run[k] >> shift)
-
-
 
 
 @compiled
