@@ -60,11 +60,14 @@ class SafetensorsCheckpoint(Checkpoint):
             self._places[name] = (handle, header.size + slot.start, path)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
+        out = empty(self.tensors[name].dtype, stop - start)
+        self.read_into(name, start, out)
+        return out
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
         handle, offset, path = self._places[name]
-        info = self.tensors[name]
-        out = empty(info.dtype, stop - start)
         target = as_bytes(out).data
-        offset += start * ITEM_BYTES[info.dtype]
+        offset += start * ITEM_BYTES[self.tensors[name].dtype]
         try:
             while target:
                 got = os.preadv(handle, [target[: 1 << 30]], offset)
@@ -73,7 +76,6 @@ class SafetensorsCheckpoint(Checkpoint):
                 target, offset = target[got:], offset + got
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
-        return out
 
     def close(self) -> None:
         for handle in self._handles:
