@@ -34,7 +34,7 @@ from tallstore.errors import (
 )
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Access, Store, open_any
+from tallstore.stores import Access, Store, is_address, open_any
 from tallstore.stores.staging import translated
 
 if TYPE_CHECKING:
@@ -582,7 +582,7 @@ def open_zoo(
     From the Hub (`hf://user/zoo`, `hf://user/zoo@revision`), each file is fetched whole, into the Hub's own cache, when
     a task first needs it, at the commit that the revision is now; what was fetched is checked against the manifest's
     hashes. A base that is only referenced is fetched from its own repository. With `lazy`, and from any other address
-    (`https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte ranges that a task needs are
+    (`hf://user/repo/zoo.tall`, `https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte ranges that a task needs are
     read, held to their checksums, and tried again where that fails.
 
     Args:
@@ -609,7 +609,7 @@ def open_zoo(
     )
     store = open_any(url, mapped=mapped, lazy=lazy, revision=revision, access=access, storage_options=storage_options)
     try:
-        return Zoo(store, base=base, threads=threads, access=access if store.far else None)
+        return Zoo(store, base=base, threads=threads, access=access if is_address(url) else None)
     except BaseException:
         store.close()
         raise
