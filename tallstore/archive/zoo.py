@@ -582,8 +582,8 @@ def open_zoo(
     From the Hub (`hf://user/zoo`, `hf://user/zoo@revision`), each file is fetched whole, into the Hub's own cache, when
     a task first needs it, at the commit that the revision is now; what was fetched is checked against the manifest's
     hashes. A base that is only referenced is fetched from its own repository. With `lazy`, and from any other address
-    (`hf://user/repo/zoo.tall`, `https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte ranges that a task needs are
-    read, held to their checksums, and tried again where that fails.
+    (`hf://user/repo/zoo.tall`, `https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte
+    ranges that a task needs are read, held to their checksums, and tried again where that fails.
 
     Args:
         url: a folder, a `.tall` file, or an address of either.
