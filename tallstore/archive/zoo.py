@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,16 +223,22 @@ class Zoo:
             progress=progress,
         )
 
-    def write_files(self, task: str, out: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names."""
+    def write_files(
+        self, task: str, out: str | os.PathLike[str], names: Collection[str] | None = None
+    ) -> tuple[str, ...]:
+        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names.
+
+        `names`: only these. All are fetched where the archive is far away: what needs one will soon need the others.
+        """
         files = self._manifest.tasks[self._task(task)].files
         announce_files(self._reader, task)
-        for name, path in files.items():
+        wanted = {name: path for name, path in files.items() if names is None or name in names}
+        for name, path in wanted.items():
             target = Path(out) / name
             with translated(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._reader.file(path))
-        return tuple(files)
+        return tuple(wanted)
 
     def write_subset(
         self,
