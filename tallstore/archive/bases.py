@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 
@@ -16,7 +15,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.tensors import TORCH, as_bytes, empty
+from tallstore.tensors import TORCH, empty
 
 __all__ = ["BaseElements", "base_needed"]
 
@@ -78,7 +77,7 @@ class BaseElements:
                 f"and {facts.dtype} {list(facts.shape)} is due"
             )
         flat = self._given.read(name, 0, info.numel)
-        if hashlib.sha256(as_bytes(flat).data).hexdigest() != facts.sha256:
+        if not self._given.matches(flat, facts.sha256):
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
                 "(another version of it, perhaps); give the base that the zoo was packed with"

@@ -189,8 +189,25 @@ class HubFiles(Files):
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         with self._repo.ask(path, range_header(start, stop), self._timeout) as answer:
-            data, self.totals[path] = take(answer, start, stop, f"{self.url}: {path}")
+            data, self.totals[path] = take(answer, start, stop, f"{self._repo.url}: {path}")
             return data
+
+
+class HubFile(HubFiles):
+    """One file of a repository, which the empty path names."""
+
+    def __init__(self, repo: Repo, path: str) -> None:
+        super().__init__(repo)
+        self.url = f"{repo.url}/{path}"
+        self._path = path
+
+    def size(self, path: str) -> int:  # noqa: ARG002 - there is one
+        return self._repo.size(self._path)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        data = super().read(self._path, start, stop)
+        self.totals[path] = self.totals[self._path]
+        return data
 
 
 class HubStore(FolderStore):
