@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from spec import second_reader
 from torch import Tensor
 
 import tallstore
+from spec import second_reader
 from tallstore.archive import Zoo
 from tallstore.errors import BaseNeededError, FormatError, TallstoreError
 from tallstore.format.dtypes import ITEM_BYTES

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from spec import second_reader
 
+from spec import second_reader
 from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError

@@ -7,6 +7,7 @@ right again, as somebody who means harm would do.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -24,7 +25,7 @@ from . import frames, texts
 from .base import ROOT, Plain
 
 sys.path.append(str(ROOT / "spec" / "vectors"))  # the builder of the conformance vectors
-from making.build import ZipEntry, identity, sha256, signed, tall  # noqa: E402
+from making.build import ZipEntry, identity, sha256, signed, tall
 
 Files = dict[str, bytes]
 ZEROS = "0" * 64
@@ -121,10 +122,8 @@ def sign(files: Files) -> None:
                 size = min(8 + int.from_bytes(files[path][:8], "little"), len(files[path]))
                 record["header"] |= {"size": size, "sha256": sha256(files[path][:size])}
     base = manifest.get("base")
-    try:
+    with contextlib.suppress(TypeError, LookupError, ValueError, AttributeError):
         base["identity"] = identity(base["tensors"])  # type: ignore[index]
-    except (TypeError, LookupError, ValueError, AttributeError):
-        pass
     files[MANIFEST] = sign_text(manifest)
 
 
