@@ -153,7 +153,7 @@ class Decoder:
         """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
         place = self.task(task)[name]
         entry = place.entry
-        if entry.coded is None:
+        if entry.coded is None or not entry.covered:
             return None
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
