@@ -7,6 +7,7 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,8 @@ class Decoder:
         own = dict.fromkeys(ties.values())
         for name in own:
             self._check(task, name)
+            if places[name].entry.base is not None:
+                self.check_base(str(places[name].entry.base))
         out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
@@ -225,6 +228,7 @@ class Decoder:
         """A base tensor, whole."""
         if name not in self._manifest.base.tensors:
             raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
+        self.check_base(name)
         facts = self._manifest.base.tensors[name]
         out = empty(facts.dtype, int(np.prod(facts.shape, dtype=np.int64)))
         self._run(self._base_jobs(name, out))
@@ -522,8 +526,11 @@ class Decoder:
                 target[low - a : high - a] = piece[low - start : high - start]
         return target
 
-    def _given_tensor(self, name: str) -> Tensor:
-        """A tensor of the base that the caller gave, checked against the archive's identity of it."""
+    def check_base(self, name: str) -> None:
+        """Raise for a base tensor that cannot be had, or is of another type or shape, before memory is taken for it."""
+        if self._given is None and self._manifest.base.storage == "embed":
+            self._base_place(name)
+            return
         facts = self._manifest.base.tensors[name]
         if self._given is None:
             raise BaseNeededError(base_needed(self._reader.store.url, self._manifest))
@@ -534,7 +541,13 @@ class Decoder:
                 f"{self._given.where}: not the base of {self._reader.store.url}: for tensor {name!r} it has {has}, "
                 f"and {facts.dtype} {list(facts.shape)} is due"
             )
-        flat = self._given.read(name, 0, info.numel)
+
+    def _given_tensor(self, name: str) -> Tensor:
+        """A tensor of the base that the caller gave, checked against the archive's identity of it."""
+        self.check_base(name)
+        assert self._given is not None
+        facts = self._manifest.base.tensors[name]
+        flat = self._given.read(name, 0, math.prod(facts.shape))
         if hashlib.sha256(as_bytes(flat).data).hexdigest() != facts.sha256:
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
