@@ -23,6 +23,7 @@ from torch import Tensor
 from tallstore import codecs
 from tallstore.archive.packed import Packed
 from tallstore.archive.reader import Place, Reader
+from tallstore.archive.room import bytes_of, room_for
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes, Floats, Levels
 from tallstore.errors import (
@@ -86,7 +87,8 @@ class Decoder:
             self._check(task, name)
             if places[name].entry.base is not None:
                 self.check_base(str(places[name].entry.base))
-        out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
+        with room_for(bytes_of(places[name] for name in own), f"{self._reader.store.url}: task {task!r}"):
+            out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
         return {name: shaped[ties[name]] for name in names}

@@ -20,7 +20,7 @@ from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, RenewedError, read_manifest
-from tallstore.archive.room import bytes_of, room_for
+from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
 from tallstore.archive.switch import Switcher
@@ -492,17 +492,7 @@ class Zoo:
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
         if exact and "exact" not in self._manifest.tasks[self._task(task)].parts:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
-        work = partial(self._decoder.exact_tensors if exact else self._decoder.tensors, task)
-
-        def decode(names: list[str]) -> dict[str, Tensor]:
-            places, base = self._places(task), self._manifest.base.tensors
-            for source in dict.fromkeys(places[name].entry.base for name in names):
-                if source is not None and source in base:
-                    self._decoder.check_base(source)
-            with room_for(bytes_of(places[name] for name in names), f"{self.url}: task {task!r}"):
-                return self._twice(work, names)
-
-        return decode
+        return partial(self._twice, partial(self._decoder.exact_tensors if exact else self._decoder.tensors, task))
 
     def _twice(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""

@@ -35,6 +35,8 @@ class ZipEntry:
     header_offset: int
     file_size: int
     crc: int
+    first: bool
+    """Whether no other file lies before it."""
     end: int
     """Where its data must end: where the next file, or the directory, begins."""
 
@@ -62,8 +64,6 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
     file.seek(-_END_BYTES, os.SEEK_END)
     if comment or file.read(len(_END)) != _END:
         raise FormatError(f"{where}: something lies behind the zip's directory; fetch or pack it again")
-    if infos and min(info.header_offset for info in infos) != 0:
-        raise FormatError(f"{where}: something lies before the zip's first file; fetch or pack it again")
     begins = {info.header_offset for info in infos}
     ends = dict(pairwise(sorted(begins | {start})))
     for info in infos:
@@ -74,6 +74,7 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
             header_offset=info.header_offset,
             file_size=info.file_size,
             crc=info.CRC,
+            first=info.header_offset == min(begins),
             end=ends.get(info.header_offset, start),
         )
         for info in infos
@@ -101,6 +102,8 @@ def find_data(info: ZipEntry, read: Callable[[int, int], memoryview], total: int
     head = bytes(read(info.header_offset, LOCAL.size))
     if len(head) != LOCAL.size or head[:4] != _MAGIC:
         raise FormatError(f"{where}: the zip's directory points at no file")
+    if info.first and info.header_offset:
+        raise FormatError(f"{where}: bytes before it belong to no file")
     _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = LOCAL.unpack(head)
     start: int = info.header_offset + LOCAL.size + name_length + extra_length
     name = info.name_bytes
