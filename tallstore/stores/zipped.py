@@ -62,7 +62,7 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from error
     file.seek(-_END_BYTES, os.SEEK_END)
-    if comment or file.read(len(_END)) != _END:
+    if comment or not file.read(_END_BYTES).startswith(_END):
         raise FormatError(f"{where}: something lies behind the zip's directory; fetch or pack it again")
     begins = {info.header_offset for info in infos}
     ends = dict(pairwise(sorted(begins | {start})))
