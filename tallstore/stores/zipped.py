@@ -117,7 +117,9 @@ def find_data(info: ZipEntry, read: Callable[[int, int], memoryview], total: int
         raise FormatError(f"{where}: bytes behind it belong to no file")
     sizes = {info.file_size, _ELSEWHERE}
     if method or flags & ~0x800 or crc != info.crc or size not in sizes or packed not in sizes:
-        raise FormatError(f"{where}: the zip's directory and the file's own header disagree on what is stored")
+        raise DamagedError(
+            f"{where}: damaged (the zip's directory and the file's own header disagree); fetch or pack it again"
+        )
     if start % limits.ALIGNMENT:
         raise FormatError(f"{where}: its data is not aligned to {limits.ALIGNMENT} bytes")
     return start
