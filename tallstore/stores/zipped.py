@@ -18,13 +18,14 @@ from tallstore.format.names import check_paths
 SUFFIX = ".tall"
 LOCAL = struct.Struct("<4s5H3I2H")
 """The header before an entry's data."""
+END = struct.Struct("<4s4H2IH")
+"""The last record: disks, files, where the directory is, how long a comment."""
 NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error)
 """What zipfile raises for bytes that are no zip."""
 _MAGIC, _END = b"PK\x03\x04", b"PK\x05\x06"
-_END_BYTES = 22
 _UNIX = 3
-_ELSEWHERE = 0xFFFFFFFF
-"""In the place of a number of 32 bits: an extra field has it."""
+_ELSEWHERE, _SMALL = 0xFFFFFFFF, 0xFFFF
+"""In the place of a number of 32 or 16 bits: a ZIP64 field or record has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,9 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
         check_paths(info.orig_filename for info in infos)
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from error
-    file.seek(-_END_BYTES, os.SEEK_END)
-    if comment or not file.read(_END_BYTES).startswith(_END):
-        raise FormatError(f"{where}: something lies behind the zip's directory; fetch or pack it again")
+    _check_end(file, len(infos), comment, where)
     begins = {info.header_offset for info in infos}
-    ends = dict(pairwise(sorted(begins | {start})))
+    first, ends = min(begins, default=0), dict(pairwise(sorted(begins | {start})))
     for info in infos:
         _check_plain(info, f"{where}: {info.orig_filename}")
     return [
@@ -74,11 +73,23 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
             header_offset=info.header_offset,
             file_size=info.file_size,
             crc=info.CRC,
-            first=info.header_offset == min(begins),
+            first=info.header_offset == first,
             end=ends.get(info.header_offset, start),
         )
         for info in infos
     ]
+
+
+def _check_end(file: IO[bytes], count: int, comment: bytes, where: str) -> None:
+    """Raise FormatError unless the directory ends the file, and is the whole of the only disk's."""
+    file.seek(-END.size, os.SEEK_END)
+    magic, disk, begun_on, here, total, _, _, comment_length = END.unpack(file.read(END.size))
+    if comment or magic != _END or comment_length:
+        raise FormatError(f"{where}: something lies behind the zip's directory; fetch or pack it again")
+    if _SMALL in {disk, begun_on, here, total}:
+        return  # the numbers are those of the ZIP64 record, which was read
+    if disk or begun_on or {here, total} != {count}:
+        raise FormatError(f"{where}: the zip's end speaks of other disks or files; fetch or pack it again")
 
 
 def _check_plain(info: zipfile.ZipInfo, where: str) -> None:
