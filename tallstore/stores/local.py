@@ -32,8 +32,12 @@ class LocalFile:
 
     def __init__(self, path: Path, *, mapped: bool) -> None:
         self._handle = path.open("rb")
-        self.size = os.fstat(self._handle.fileno()).st_size
-        self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_COPY) if mapped and self.size else None
+        try:
+            self.size = os.fstat(self._handle.fileno()).st_size
+            self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_COPY) if mapped and self.size else None
+        except BaseException:
+            self._handle.close()
+            raise
 
     def read(self, start: int, length: int) -> memoryview:
         if self._map is not None:

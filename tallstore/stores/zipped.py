@@ -67,6 +67,8 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
     first, ends = min(begins, default=0), dict(pairwise(sorted(begins | {start})))
     for info in infos:
         _check_plain(info, f"{where}: {info.orig_filename}")
+        if not 0 <= info.header_offset < start:
+            raise FormatError(f"{where}: {info.orig_filename}: the zip's directory points at no file")
     return [
         ZipEntry(
             filename=info.orig_filename,

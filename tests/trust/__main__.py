@@ -8,41 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import warnings
 from multiprocessing import get_context
-from pathlib import Path
 
-import torch
-from support import bytes_of
-
-import tallstore
-
-from .damage import Counts, Trial, content, cut_file, flip_base, flip_file
-from .small_zoos import KINDS, write
-
-
-def damage(kind: str, bits: bool) -> Counts:
-    """Everything that can be damaged of one kind of archive, as a folder and as a file."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, base = write(kind, Path(scratch))
-        other, _ = write(kind, Path(scratch), seed=1)
-        trial = Trial(bytes_of(folder), base)
-        trial.flip_all(range(8) if bits else ())
-        trial.cut_all()
-        trial.mix(bytes_of(other))
-        with tallstore.open(folder, base=base) as zoo:
-            wanted = content(zoo)
-            data = zoo.write_subset(zoo.tasks, Path(scratch) / "one.tall").read_bytes()
-        counts = trial.counts + flip_file(data, wanted, Path(scratch), base) + cut_file(data, Path(scratch))
-        if base is not None:
-            counts += flip_base(folder, base, wanted, Path(scratch) / "in0")
-        return counts
-
-
-def _damage(job: tuple[str, bool]) -> tuple[str, Counts]:
-    return job[0], damage(*job)
+from .damage import Counts
+from .kinds import damage_all
+from .small_zoos import KINDS
 
 
 def run_damage(bits: bool, processes: int) -> bool:
@@ -52,7 +23,7 @@ def run_damage(bits: bool, processes: int) -> bool:
         f"{'archive':20} {'flipped':>9} {'cut':>8} {'mixed':>6} {'by verify':>10} {'by decode':>10} {'without effect':>14}"
     )
     with get_context("spawn").Pool(processes) as pool:
-        for kind, counts in pool.imap(_damage, [(kind, bits) for kind in KINDS]):
+        for kind, counts in pool.imap(damage_all, [(kind, bits) for kind in KINDS]):
             total += counts
             _line(kind, counts)
     _line("all", total)

@@ -126,25 +126,32 @@ class Trial:
             self._judge({**self.files, **taken}, f"with the other's {', '.join(taken)}", unread=False, any_task=True)
         return self.counts
 
+    def _noticed(self, files: Files, what: str, any_task: bool) -> tuple[bool, bool]:
+        """Whether verifying finds something, and whether decoding does."""
+        found = []
+        try:
+            with Zoo(Held(files), base=self.base, threads=1) as zoo:
+                for step in (Zoo.verify, content):
+                    try:
+                        given = step(zoo)
+                    except TallstoreError as error:
+                        if step is Zoo.verify and not isinstance(error, ArchiveError):
+                            raise
+                        found.append(True)
+                        continue
+                    found.append(False)
+                    if step is content and given != self.wanted and not any_task:
+                        self.counts.wrong.append(f"{what}: wrong weights")
+        except ArchiveError:
+            return True, True  # it does not open
+        except Exception as error:
+            self.counts.wrong.append(f"{what}: {error!r}")
+            return True, True
+        return found[0], found[1]
+
     def _judge(self, files: Files, what: str, unread: bool, any_task: bool = False) -> None:
         """`unread`: a decode may pass. `any_task`: it may also pass where verifying finds something."""
-        verified = decoded = False
-        try:
-            with Zoo(Held(files), base=self.base, threads=1) as zoo:
-                zoo.verify()
-        except ArchiveError:
-            verified = True
-        except Exception as error:
-            self.counts.wrong.append(f"{what}: verify: {error!r}")
-        try:
-            with Zoo(Held(files), base=self.base, threads=1) as zoo:
-                found = content(zoo)
-            if found != self.wanted and not any_task:
-                self.counts.wrong.append(f"{what}: wrong weights")
-        except TallstoreError:
-            decoded = True
-        except Exception as error:
-            self.counts.wrong.append(f"{what}: decode: {error!r}")
+        verified, decoded = self._noticed(files, what, any_task)
         self.counts.found_by_verify += verified
         self.counts.found_by_decode += decoded
         self.counts.irrelevant += not decoded
