@@ -105,6 +105,8 @@ class Merger:
         self._chosen = choose(manifest, self.tasks, codecs, method, options if k is None else {**options, "k": k})
         self._score = None if evaluator is None else _scorer(evaluator)
         lineups = line_up(decoder, manifest, self.tasks)
+        for name in lineups:
+            decoder.check_base(name)
         lineups, self._notes = _without_odd(decoder, lineups)
         if (wanted := self._chosen.k) is not None and wanted > len(self.tasks):
             note = f"no weight is used by {wanted} of {len(self.tasks)} tasks: with such a k this is the base"
