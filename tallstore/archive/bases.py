@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,7 +27,6 @@ class BaseElements:
     def __init__(self, reader: Reader, places: Places, chunks: Chunks, given: Checkpoint | None) -> None:
         self._reader, self._places, self._chunks, self._given = reader, places, chunks, given
         self._manifest: Manifest = reader.manifest
-        self._lock = threading.Lock()
 
     @property
     def given(self) -> bool:

@@ -71,14 +71,19 @@ class SafetensorsCheckpoint(Checkpoint):
             self._maps[handle] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
+        handle, offset, _ = self._places[name]
+        dtype = self.tensors[name].dtype
+        place = offset + start * ITEM_BYTES[dtype]
+        if handle in self._maps and stop > start and place % ITEM_BYTES[dtype] == 0:
+            return torch.frombuffer(self._maps[handle], dtype=TORCH[dtype], count=stop - start, offset=place)
+        out = empty(dtype, stop - start)
+        self.read_into(name, start, out)
+        return out
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
         handle, offset, path = self._places[name]
-        info = self.tensors[name]
-        place = offset + start * ITEM_BYTES[info.dtype]
-        if handle in self._maps and stop > start and place % ITEM_BYTES[info.dtype] == 0:
-            return torch.frombuffer(self._maps[handle], dtype=TORCH[info.dtype], count=stop - start, offset=place)
-        out = empty(info.dtype, stop - start)
         target = as_bytes(out).data
-        offset += start * ITEM_BYTES[info.dtype]
+        offset += start * ITEM_BYTES[self.tensors[name].dtype]
         try:
             while target:
                 got = os.preadv(handle, [target[: 1 << 30]], offset)
@@ -87,7 +92,6 @@ class SafetensorsCheckpoint(Checkpoint):
                 target, offset = target[got:], offset + got
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
-        return out
 
     def close(self) -> None:
         self._maps.clear()  # each closes when the last tensor in it is gone
