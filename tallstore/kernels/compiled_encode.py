@@ -24,8 +24,7 @@ BLOCK = 1 << 10
 # Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
 
 
-@intrinsic
-def _lowest(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
+def _lowest_bit(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
     """The place of the lowest bit that is set, of a word that is not 0."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
@@ -34,6 +33,7 @@ def _lowest(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
     return types.uint64(types.uint64), code
 
 
+_lowest: Any = intrinsic(_lowest_bit)
 _ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
