@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, RenewedError, read_manifest
+from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
 from tallstore.archive.switch import Switcher
@@ -33,8 +35,9 @@ from tallstore.errors import (
     WrongBaseError,
 )
 from tallstore.format import strict_json
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Access, Store, open_any
+from tallstore.stores import Access, Store, is_address, open_any
 from tallstore.stores.staging import translated
 
 if TYPE_CHECKING:
@@ -223,16 +226,22 @@ class Zoo:
             progress=progress,
         )
 
-    def write_files(self, task: str, out: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names."""
+    def write_files(
+        self, task: str, out: str | os.PathLike[str], names: Collection[str] | None = None
+    ) -> tuple[str, ...]:
+        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names.
+
+        `names`: only these. All are fetched where the archive is far away: what needs one will soon need the others.
+        """
         files = self._manifest.tasks[self._task(task)].files
         announce_files(self._reader, task)
-        for name, path in files.items():
+        wanted = {name: path for name, path in files.items() if names is None or name in names}
+        for name, path in wanted.items():
             target = Path(out) / name
             with translated(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._reader.file(path))
-        return tuple(files)
+        return tuple(wanted)
 
     def write_subset(
         self,
@@ -292,7 +301,9 @@ class Zoo:
         merger = self._merger(
             method, k=k, alpha=alpha, tasks=tasks, head=heads, evaluator=evaluator, progress=progress, **options
         )
-        return Merged(_on(device, merger.state_dict(), "the merged model"), merger.report())
+        needed = sum(s.info.numel * ITEM_BYTES[s.info.dtype] for s in merger.outline.slots.values())
+        with room_for(needed, f"{self.url}: the merged model"):
+            return Merged(_on(device, merger.state_dict(), "the merged model"), merger.report())
 
     def export_merged(
         self,
@@ -408,7 +419,8 @@ class Zoo:
         entry = self._places(task)[self._known(task, name)].entry
         if entry.kind in {"private", "tied", "delta"}:
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
-        symbols = self._decoder.symbols(task, name)
+        with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
+            symbols = self._decoder.symbols(task, name)
         if entry.kind != "signed":
             return symbols.bool()
         return (symbols == 1).to(torch.int8) - (symbols == 2).to(torch.int8)
@@ -418,7 +430,9 @@ class Zoo:
 
         `name` is the base's name of the tensor, or the tasks' name of it. `group` is needed if there are several.
         """
-        return self._decoder.vector_tensor(group or self._manifest.groups[0].id, self._base_name(name))
+        base = self._base_name(name)
+        with room_for(4 * math.prod(self._manifest.base.tensors[base].shape), f"{self.url}: the vector of {name!r}"):
+            return self._decoder.vector_tensor(group or self._manifest.groups[0].id, base)
 
     def delta(self, task: str, name: str) -> Tensor:
         """A task's own quantized task vector, for a tensor of kind `delta`: float32, in the tensor's shape.
@@ -428,12 +442,14 @@ class Zoo:
         entry = self._places(task)[self._known(task, name)].entry
         if entry.kind != "delta":
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no delta: it is {entry.kind}")
-        return self._decoder.delta(task, name)
+        with room_for(4 * entry.numel, f"{self.url}: the delta of {name!r}"):
+            return self._decoder.delta(task, name)
 
     def scales(self, task: str, name: str) -> Tensor:
         """The scale s of every element of a task's tensor: float32, in the tensor's shape; 1 where there is none."""
         entry = self._places(task)[self._known(task, name)].entry
-        out = torch.ones(entry.numel, dtype=torch.float32)
+        with room_for(4 * entry.numel, f"{self.url}: the scales of {name!r}"):
+            out = torch.ones(entry.numel, dtype=torch.float32)
         if entry.scales is not None and entry.coded is not None:
             for index, scale in enumerate(entry.scales):
                 out[index * entry.coded.chunk : min((index + 1) * entry.coded.chunk, entry.covered)] = scale
@@ -441,7 +457,11 @@ class Zoo:
 
     def base(self, name: str) -> Tensor:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
-        return self._decoder.base_tensor(self._base_name(name))
+        base = self._base_name(name)
+        self._decoder.check_base(base)
+        facts = self._manifest.base.tensors[base]
+        with room_for(math.prod(facts.shape) * ITEM_BYTES[facts.dtype], f"{self.url}: the base's {base!r}"):
+            return self._decoder.base_tensor(base)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
         """Push the archive to the Hub, in one commit. Takes what `tallstore.push` takes.
@@ -476,11 +496,9 @@ class Zoo:
         return f"<tallstore.Zoo {self.url!r}: {len(self.tasks)} tasks>"
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
-        if not exact:
-            return partial(self._twice, partial(self._decoder.tensors, task))
-        if "exact" not in self._manifest.tasks[self._task(task)].parts:
+        if exact and "exact" not in self._manifest.tasks[self._task(task)].parts:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
-        return partial(self._twice, partial(self._decoder.exact_tensors, task))
+        return partial(self._twice, partial(self._decoder.exact_tensors if exact else self._decoder.tensors, task))
 
     def _twice(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""
@@ -582,8 +600,8 @@ def open_zoo(
     From the Hub (`hf://user/zoo`, `hf://user/zoo@revision`), each file is fetched whole, into the Hub's own cache, when
     a task first needs it, at the commit that the revision is now; what was fetched is checked against the manifest's
     hashes. A base that is only referenced is fetched from its own repository. With `lazy`, and from any other address
-    (`https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte ranges that a task needs are
-    read, held to their checksums, and tried again where that fails.
+    (`hf://user/repo/zoo.tall`, `https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte
+    ranges that a task needs are read, held to their checksums, and tried again where that fails.
 
     Args:
         url: a folder, a `.tall` file, or an address of either.
@@ -609,7 +627,7 @@ def open_zoo(
     )
     store = open_any(url, mapped=mapped, lazy=lazy, revision=revision, access=access, storage_options=storage_options)
     try:
-        return Zoo(store, base=base, threads=threads, access=access if store.far else None)
+        return Zoo(store, base=base, threads=threads, access=access if is_address(url) else None)
     except BaseException:
         store.close()
         raise

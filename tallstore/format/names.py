@@ -14,7 +14,9 @@ from tallstore.errors import FormatError, TaskNameError
 from tallstore.format import limits
 
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+_WINDOWS_DEVICES = {
+    "con", "prn", "aux", "nul", "conin$", "conout$", *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"),
+}  # fmt: skip
 _FORBIDDEN = frozenset('\\:*?"<>|[]')
 _HIDDEN = {".git", ".cache"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -60,7 +62,8 @@ def check_path(path: object) -> str:
     if not isinstance(path, str) or not path:
         raise FormatError(f"path {path!r} is not allowed in an archive")
     _utf8(path, limits.PATH_BYTES, "path")
-    if unicodedata.normalize("NFC", path) != path:
+    plain = path.isascii() and path.isprintable()
+    if not plain and unicodedata.normalize("NFC", path) != path:
         raise FormatError(f"path {path!r} is not in Unicode normal form C")
     for piece in path.split("/"):
         if (
@@ -68,12 +71,18 @@ def check_path(path: object) -> str:
             or piece.lower() in _HIDDEN
             or piece != piece.strip()
             or piece.endswith(".")
-            or piece.lower().split(".")[0] in _WINDOWS_DEVICES
-            or any(c in _FORBIDDEN or unicodedata.category(c)[0] == "C" for c in piece)
+            or piece.lower().split(".")[0].rstrip() in _WINDOWS_DEVICES
+            or not _FORBIDDEN.isdisjoint(piece)
+            or (not plain and any(unicodedata.category(c)[0] == "C" for c in piece))
             or len(piece.encode()) > limits.SEGMENT_BYTES
         ):
             raise FormatError(f"path {path!r} is not allowed in an archive")
     return path
+
+
+def folded(path: str) -> str:
+    """What paths have alike that are one where letter case does not count: Unicode's case folding, in form C."""
+    return unicodedata.normalize("NFC", path.casefold())
 
 
 def check_paths(paths: Iterable[object]) -> list[str]:
@@ -82,12 +91,12 @@ def check_paths(paths: Iterable[object]) -> list[str]:
     checked = []
     for each in paths:
         path = check_path(each)
-        if path.lower() in seen:
+        if folded(path) in seen:
             raise FormatError(f"path {path!r} is there twice (perhaps in other letter case)")
-        seen.add(path.lower())
+        seen.add(folded(path))
         checked.append(path)
     for path in checked:
-        pieces = path.lower().split("/")
+        pieces = folded(path).split("/")
         for n in range(1, len(pieces)):
             if "/".join(pieces[:n]) in seen:
                 raise FormatError(f"path {path!r} lies below a path that is a file")
@@ -105,7 +114,7 @@ def check_file_names(names: Iterable[object]) -> list[str]:
 
 def _utf8(text: str, cap: int, what: str) -> None:
     try:
-        size = len(text.encode("utf-8"))
+        size = len(text) if text.isascii() else len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise FormatError(f"{what} {text!r} is not Unicode text") from error
     if size > cap:
