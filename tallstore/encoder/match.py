@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tallstore.checkpoints import Checkpoint, TensorInfo
 from tallstore.errors import WrongBaseError
+from tallstore.tensors import one_thread
 
 _RESIZED_WITHIN = 0.5
 """Rows of a resized tensor (an embedding with added tokens) are shared if the smaller has this share of the larger."""
@@ -73,6 +74,7 @@ def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
     return found
 
 
+@one_thread()
 def check_distance(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Match]) -> None:
     """Raise WrongBaseError if sampled weights are as far from the base as those of an unrelated model."""
     largest = sorted(matches, key=lambda name: -task.tensors[name].numel)[:_SAMPLED_TENSORS]
