@@ -20,14 +20,16 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from common import MIB, describe_machine, table
 
 import tallstore
 from tallstore import codecs
 from tallstore.encoder.parts import PartWriter
+from tallstore.encoder.results import Span
 from tallstore.format.manifest import MANIFEST, Base, BaseTensor, Group, Manifest, PartRecord, Task
 from tallstore.format.part import Entry
-from tallstore.stores import open_sink
+from tallstore.stores import Sink, open_sink
 
 CHUNK = 1 << 20
 WIDTH = 768
@@ -75,17 +77,19 @@ def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]]
         values = (random.choice([-1e-3, 1e-3], CHUNK)).astype(np.float32)
         entries = {name: Entry(kind="vector", shape=shape) for name, shape in tensors.items()}
         vector = PartWriter(sink, "vector/0.safetensors", "vector", "0")
-        fill(vector, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))
-        parts[vector.path] = vector.finish()
+        spool = Spool(sink)
+        fill(vector, spool, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))
+        vectors = vector.finish()
+        parts |= vectors
         entries = {n: Entry(kind=case.kind, dtype="F32", shape=shape, base=n) for n, shape in tensors.items()}
         for name in names:
             mask = PartWriter(sink, f"tasks/{name}/mask.safetensors", "mask", name)
-            fill(mask, entries, case.mask, Chunks(case, random).draw)
-            parts[mask.path] = mask.finish()
+            fill(mask, spool, entries, case.mask, Chunks(case, random).draw)
+            parts |= mask.finish()
         identity = {n: BaseTensor(dtype="F32", shape=shape, sha256="0" * 64) for n, shape in tensors.items()}
         manifest = Manifest(
             base=Base(storage="reference", tensors=identity),
-            groups=(Group(id="0", tasks=tuple(names), parts=(vector.path,), recipe={"id": "synthetic"}),),
+            groups=(Group(id="0", tasks=tuple(names), parts=tuple(vectors), recipe={"id": "synthetic"}),),
             tasks={n: Task(group="0", parts={"mask": (f"tasks/{n}/mask.safetensors",)}) for n in names},
             parts=parts,
         )
@@ -112,12 +116,27 @@ class Chunks:
         return self._known[key]
 
 
-def fill(writer: PartWriter, entries: dict[str, Entry], codec: str, code: Callable[[int], bytes]) -> None:
+class Spool:
+    """Where coded chunks lie until their parts are put together."""
+
+    def __init__(self, sink: Sink) -> None:
+        sink.work.mkdir()
+        self._path = sink.work / "chunks"
+        self._file = self._path.open("xb", buffering=0)
+
+    def add(self, data: bytes) -> Span:
+        """Keep a chunk."""
+        start = self._file.tell()
+        self._file.write(data)
+        return Span(self._path, start, len(data), xxhash.xxh3_64_hexdigest(data))
+
+
+def fill(writer: PartWriter, spool: Spool, entries: dict[str, Entry], codec: str, code: Callable[[int], bytes]) -> None:
     """Write every tensor of a part."""
     for name, entry in entries.items():
         writer.begin()
         for start in range(0, entry.numel, CHUNK):
-            writer.add(code(min(CHUNK, entry.numel - start)))
+            writer.add(spool.add(code(min(CHUNK, entry.numel - start))))
         writer.end(name, codec, CHUNK, entry)
 
 

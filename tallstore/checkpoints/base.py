@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from torch import Tensor, nn
 
-Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
-"""Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict or
-a module."""
+from tallstore.tensors import as_bytes
 
 
 @dataclass(frozen=True)
@@ -49,5 +48,25 @@ class Checkpoint(ABC):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, row-major: a flat CPU tensor. Not to be written to."""
 
+    def fingerprint(self) -> str:
+        """What stays the same as long as the tensors do: here, a hash of all that is said of them and of their bytes.
+
+        Files say it sooner. Workers and resumed runs compare it.
+        """
+        digest = xxhash.xxh3_128()
+        for name, info in self.tensors.items():
+            digest.update(repr((name, info.dtype, info.shape, self.ties.get(name))).encode())
+            for start in range(0, info.numel if name not in self.ties else 0, _PIECE):
+                digest.update(as_bytes(self.read(name, start, min(start + _PIECE, info.numel))).data)
+        return digest.hexdigest()
+
     def close(self) -> None:
         """Release files."""
+
+
+_PIECE = 1 << 22
+
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | Checkpoint
+"""Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict, a
+module, or a `Checkpoint` of one's own."""

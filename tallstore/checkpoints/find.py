@@ -6,7 +6,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,15 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
 
     Args:
         source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
-            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module.
+            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
+            checkpoint that is open already is given back.
         where: how messages name it.
 
     Raises:
         CheckpointError: it is missing, unreadable, ambiguous, or of no known kind.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, nn.Module):
         return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
     if isinstance(source, Mapping):
@@ -61,6 +65,22 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
         return _open_path(source)
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def opened_checkpoint(source: Source, where: str) -> Iterator[Checkpoint]:
+    """A checkpoint that is closed afterwards, unless it is the caller's own.
+
+    Args:
+        source: see `open_checkpoint`.
+        where: how messages name a source that is no path.
+    """
+    found = open_checkpoint(source, None if isinstance(source, str | os.PathLike) else where)
+    try:
+        yield found
+    finally:
+        if found is not source:
+            found.close()
 
 
 def _open_path(source: str | os.PathLike[str]) -> Checkpoint:
@@ -82,7 +102,7 @@ def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return SafetensorsCheckpoint([path], str(path))
     if path.suffix in _PICKLES:
-        return MemoryCheckpoint(_unpickle(path), str(path))
+        return _open_pickles([path], str(path))
     if path.name.endswith(".index.json"):
         return _open_index(path)
     raise CheckpointError(
@@ -136,13 +156,17 @@ def _open_index(index: Path) -> Checkpoint:
     if all(shard.suffix == ".safetensors" for shard in shards):
         found = SafetensorsCheckpoint(shards, str(index.parent))
     else:
-        state: dict[str, Any] = {}
-        for shard in shards:
-            state |= _unpickle(shard)
-        found = MemoryCheckpoint(state, str(index.parent))
+        found = _open_pickles(shards, str(index.parent))
     if lost := next((name for name in table if name not in found.tensors), None):
         raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
     return found
+
+
+def _open_pickles(paths: Sequence[Path], where: str) -> MemoryCheckpoint:
+    state: dict[str, Any] = {}
+    for path in paths:
+        state |= _unpickle(path)
+    return MemoryCheckpoint(state, where, (_open_pickles, paths))
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:

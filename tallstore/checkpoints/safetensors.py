@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import xxhash
 from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
@@ -26,6 +27,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, paths: Sequence[Path], where: str) -> None:
         self.where = where
+        self._paths = [path.absolute() for path in paths]
+        self._marks: list[str] = []
         self._handles: list[int] = []
         self._places: dict[str, tuple[int, int, Path]] = {}
         self.tensors = {}
@@ -44,7 +47,9 @@ class SafetensorsCheckpoint(Checkpoint):
             self._handles.append(handle)
             size = os.fstat(handle).st_size
             length = safetensors.header_size(os.pread(handle, safetensors.PREFIX, 0), size, str(path))
-            header = safetensors.parse(os.pread(handle, length, 0), size, str(path))
+            data = os.pread(handle, length, 0)
+            header = safetensors.parse(data, size, str(path))
+            self._marks.append(f"{size} {os.fstat(handle).st_mtime_ns} {xxhash.xxh3_128_hexdigest(data)}")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         except FormatError as error:
@@ -74,6 +79,14 @@ class SafetensorsCheckpoint(Checkpoint):
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
         return out
+
+    def fingerprint(self) -> str:
+        """Of the files: path, size, time of their last change, and a hash of their headers."""
+        return repr(list(zip(map(str, self._paths), self._marks, strict=True)))
+
+    def __reduce__(self) -> tuple[type, tuple[list[Path], str]]:
+        """Another process opens the files itself."""
+        return SafetensorsCheckpoint, (self._paths, self.where)
 
     def close(self) -> None:
         for handle in self._handles:

@@ -45,6 +45,8 @@ class PackReport:
     """Bits a parameter and task: everything but the base."""
     seconds: float
     warnings: tuple[str, ...]
+    taken_up: int = 0
+    """Batches of work that an earlier run had finished: see `Options.resume`."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

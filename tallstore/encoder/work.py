@@ -6,6 +6,7 @@ made of them depends on their order alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint
-from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.chunk import STATISTIC_TILE, Coded, Made, Row, encode_chunk, tiles
 from tallstore.encoder.plan import User
 from tallstore.kernels import fast
@@ -44,6 +45,26 @@ class Item:
     start: int
     stop: int
     users: tuple[User, ...]
+    """Those that may be masked."""
+    alike: tuple[User, ...] = ()
+    """Those of the base's type and shape that may not: they are compared with it."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A base tensor whose hash is wanted, and which has more than one item."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, stop) of a task's tensor that is stored whole."""
+
+    task: int
+    name: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -85,12 +106,13 @@ class Outcome:
 class Done:
     """A finished item."""
 
-    item: Item
-    raw: Bytes
-    """The base's elements as bytes, for its hash."""
     base: bytes | None
     vector: bytes
     outcomes: tuple[Outcome | None, ...]
+    alike: tuple[bool, ...]
+    """Whether each of the item's `alike` is the base's to the last bit."""
+    sha256: str
+    """Of the base's elements, where they are the tensor's only ones."""
     read: int
 
 
@@ -103,8 +125,12 @@ class Tools:
     recipe: Recipe
     vector: VectorCodec
     mask: MaskCodec
-    whole: WholeCodec | None
-    """Codec of the base's own chunks; None where the base is not stored."""
+    whole: WholeCodec
+    """Codec of what is stored whole."""
+    embed: bool
+    """Whether the base is."""
+    chunk: int
+    """Elements of an item."""
     device: torch.device
     lossless: WholeCodec | None = None
     """Codec of lost bits."""
@@ -160,7 +186,7 @@ def do(item: Item, tools: Tools) -> Done:
     found = read(item, tools)
     raw = as_bytes(found.base)
     looks = _budget(item, _looks(found), tools)
-    coded_base = None if tools.whole is None else tools.whole.encode(raw, tools.base.tensors[item.name].dtype)
+    coded_base = tools.whole.encode(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     rows = [
         replace(row, form=tools.forms.get((row.task, item.name)), exact=row.task in tools.exact)
         for row in _usable(item, found, looks)
@@ -172,7 +198,28 @@ def do(item: Item, tools: Tools) -> Done:
         )
     made = iter(zip(coded.rows, rows, strict=True))
     outcomes = tuple(_outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks)
-    return Done(item, raw, coded_base, coded.vector, outcomes, found.bytes)
+    alike = tuple(
+        same_bits(found.base, tools.tasks[user.task].read(user.name, item.start, item.stop)) for user in item.alike
+    )
+    only = item.stop - item.start == tools.base.tensors[item.name].numel
+    sha256 = hashlib.sha256(raw.data).hexdigest() if only else ""
+    return Done(coded_base, coded.vector, outcomes, alike, sha256, found.bytes)
+
+
+def identify(name: str, tools: Tools) -> str:
+    """SHA-256 of a base tensor's bytes."""
+    digest = hashlib.sha256()
+    numel = tools.base.tensors[name].numel
+    for start in range(0, numel, tools.chunk):
+        digest.update(as_bytes(tools.base.read(name, start, min(start + tools.chunk, numel))).data)
+    return digest.hexdigest()
+
+
+def keep(piece: Piece, tools: Tools) -> bytes:
+    """Code elements of a tensor that is stored whole."""
+    checkpoint = tools.tasks[piece.task]
+    weights = checkpoint.read(piece.name, piece.start, piece.stop)
+    return tools.whole.encode(as_bytes(weights), checkpoint.tensors[piece.name].dtype)
 
 
 def _outcome(look: Outcome, made: Made, row: Row, tools: Tools) -> Outcome:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tallstore.archive import open_zoo
-from tallstore.checkpoints import Source, open_checkpoint
+from tallstore.checkpoints import Source, opened_checkpoint
 from tallstore.encoder import Options, Packed, PackReport, Progress, encode
 from tallstore.errors import BudgetError, InputError
 from tallstore.format.names import check_task_names
@@ -135,7 +134,15 @@ class _Trials:
     def _try(self, options: Options, forms: Mapping[Key, str]) -> tuple[Packed, dict[str, float]]:
         self.count += 1
         path = self.scratch / f"trial-{self.count}.tall"
-        trial = replace(options, base_storage="reference", exact=(), overwrite=False, evaluate=None, min_retention=None)
+        trial = replace(
+            options,
+            base_storage="reference",
+            exact=(),
+            overwrite=False,
+            evaluate=None,
+            min_retention=None,
+            resume=False,
+        )
         packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms)
         found = {}
         if self.score is not None:
@@ -185,6 +192,6 @@ def _norm(packed: Packed, task: int) -> float:
 
 
 def _original(source: Source, name: str) -> dict[str, Tensor]:
-    with closing(open_checkpoint(source, f"{name} (in memory)" if isinstance(source, Mapping) else None)) as checkpoint:
+    with opened_checkpoint(source, f"{name} (in memory)") as checkpoint:
         state = {n: checkpoint.read(n, 0, i.numel).reshape(i.shape) for n, i in checkpoint.tensors.items()}
         return {n: state[checkpoint.ties.get(n, n)] for n in state}

@@ -20,13 +20,20 @@ from tallstore.errors import OutputError, OutputExistsError
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _LOCK = "lock"
+WORK = "work"
+"""The folder in it that a resumed run finds again."""
 
 
 class Staging:
-    """A locked scratch folder `.NAME.partial` beside the target `NAME`."""
+    """A locked scratch folder `.NAME.partial` beside the target `NAME`.
 
-    def __init__(self, target: Path) -> None:
+    What a dead run left in it is cleared away at once; with `resume`, all but its folder `WORK` is, and that folder
+    also stays behind where this run fails.
+    """
+
+    def __init__(self, target: Path, *, resume: bool = False) -> None:
         self.target = target
+        self._resume = resume
         self.folder = target.parent / f".{target.name}.partial"
         self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
@@ -37,9 +44,9 @@ class Staging:
             if self._lock is None:
                 raise OutputError(f"{target}: another process is writing it; wait for it to end")
             with translated(target):
-                self._clear()
+                self._clear(keep=WORK if resume else None)
         except BaseException:
-            self.discard()
+            self.abandon()
             raise
 
     def path(self, name: str) -> Path:
@@ -61,6 +68,16 @@ class Staging:
                 _flush(self.target.parent)
         self.discard()
 
+    def abandon(self) -> None:
+        """Give up: remove everything; where the run may be resumed, everything but its work."""
+        if not self._resume or not self.path(WORK).is_dir():
+            self.discard()
+        elif self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._clear(keep=WORK)
+            self._lock.close()
+            self._lock = None
+
     def discard(self) -> None:
         """Remove the scratch folder and all in it, and the target's parents if they were made for nothing."""
         if self._lock is not None:
@@ -81,9 +98,9 @@ class Staging:
             parent.mkdir(exist_ok=True)
             self._made.append(parent)
 
-    def _clear(self) -> None:
+    def _clear(self, keep: str | None = None) -> None:
         for left in self.folder.iterdir():
-            if left.name != _LOCK:
+            if left.name not in {_LOCK, keep}:
                 _remove(left)
 
     def __enter__(self) -> Self:
