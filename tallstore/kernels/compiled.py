@@ -17,9 +17,13 @@ import numpy.typing as npt
 
 __all__ = [
     "RUN",
+    "add_gaps",
+    "add_gaps_bf16",
     "delta4",
     "delta8",
     "gaps_to_packed",
+    "join_four",
+    "join_two",
     "look",
     "marks_above",
     "mask_binary",
@@ -28,6 +32,7 @@ __all__ = [
     "mask_signed_vector",
     "packed_to_gaps",
     "spread",
+    "sum_gaps",
 ]
 
 RUN = 1 << 12
@@ -206,31 +211,36 @@ def delta8(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
 
 
 @_compile
-def gaps_to_packed(out: _Array, gaps: _Array, count: int, n: int, signs: _Array, bits: int) -> int:
-    """Packed symbols from gaps (255: go on) and signs, one bit a mark.
+def sum_gaps(gaps: _Array) -> tuple[Any, Any]:
+    """What gaps (uint8; 255: go on) add up to, and how many of them end."""
+    total, ends = np.int64(0), np.int64(0)
+    for a in range(0, gaps.shape[0], RUN):
+        run = gaps[a : a + RUN]
+        here, over = np.uint32(0), np.uint32(0)
+        for i in range(run.shape[0]):
+            here += np.uint32(run[i])
+            over += np.uint32(run[i] != 255)
+        total += here
+        ends += over
+    return total, ends
+
+
+@_compile
+def gaps_to_packed(out: _Array, gaps: _Array, signs: _Array, bits: int) -> None:
+    """Packed symbols from gaps and signs, one bit a mark.
 
     Args:
-        out: uint8, packed symbols, all zero.
-        gaps: uint8.
-        count: marks that are due.
-        n: symbols.
-        signs: uint8, packed, a bit for each of `count` marks; none where masks are binary.
+        out: uint8, packed symbols, all zero, with room for every mark.
+        gaps: uint8 (255: go on), the last one below 255.
+        signs: uint8, packed, a bit a mark; none where masks are binary.
         bits: of a symbol.
-
-    Returns the number of marks, no more than count + 1; −1 where they do not fit n symbols, −2 where the last gap
-    does not end.
     """
-    place, marks, going_on = np.int64(0), 0, False
+    place, marks = np.int64(0), 0
     for i in range(gaps.shape[0]):
         gap = np.int64(gaps[i])
         place += gap
-        going_on = gap == 255
-        if going_on:
+        if gap == 255:
             continue
-        if place >= n:
-            return -1
-        if marks == count:
-            return count + 1
         if bits == 1:
             out[place >> 3] |= np.uint8(1 << (place & 7))
         else:
@@ -238,7 +248,91 @@ def gaps_to_packed(out: _Array, gaps: _Array, count: int, n: int, signs: _Array,
             out[place >> 2] |= np.uint8(symbol << (2 * (place & 3)))
         place += 1
         marks += 1
-    return -2 if going_on else marks
+
+
+# Indices here are unsigned: they come from no loop's counter, and a signed one would be looked at for being negative.
+_ZERO, _ONE, _THREE, _SEVEN, _GO_ON = (np.uint64(n) for n in (0, 1, 3, 7, 255))
+
+
+@_compile
+def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
+    """out += `plus` or `minus` at every mark of a run of elements; runs follow each other from a chunk's first element.
+
+    Args:
+        out: shape (n,), float.
+        state: uint64, shape (4,): gaps and marks that are behind, the element behind the last mark, and the run's first
+            element: all 0 at a chunk's beginning, and set for the next run.
+        gaps: uint8 (255: go on).
+        signs: uint8, packed, a bit a mark, 1 where `minus` is added; none: `plus` everywhere.
+        plus: of the type of `out`.
+        minus: the same.
+    """
+    at, mark, place, first = state[0], state[1], state[2], state[3]
+    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
+    while at < count:
+        gap = np.uint64(gaps[at])
+        there = place + gap
+        if there >= end:
+            break
+        at += _ONE
+        place = there
+        if gap == _GO_ON:
+            continue
+        negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
+        out[there - first] += minus if negative else plus
+        place += _ONE
+        mark += _ONE
+    state[0], state[1], state[2], state[3] = at, mark, place, end
+
+
+@_compile
+def add_gaps_bf16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
+    """The same for bfloat16: `out` is uint16, sums are float32 and rounded to nearest, ties to even."""
+    at, mark, place, first = state[0], state[1], state[2], state[3]
+    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
+    word = np.zeros(1, np.uint32)
+    value = word.view(np.float32)
+    while at < count:
+        gap = np.uint64(gaps[at])
+        there = place + gap
+        if there >= end:
+            break
+        at += _ONE
+        place = there
+        if gap == _GO_ON:
+            continue
+        negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
+        word[0] = np.uint32(out[there - first]) << np.uint32(16)
+        value[0] += minus if negative else plus
+        if value[0] != value[0]:
+            out[there - first] = np.uint16(0x7FC0)
+        else:
+            last = (word[0] >> np.uint32(16)) & np.uint32(1)
+            out[there - first] = np.uint16((word[0] + np.uint32(0x7FFF) + last) >> np.uint32(16))
+        place += _ONE
+        mark += _ONE
+    state[0], state[1], state[2], state[3] = at, mark, place, end
+
+
+@_compile
+def join_two(out: _Array, low: _Array, high: _Array) -> None:
+    """Words of two bytes from planes of their bytes (uint8, shape (n,)), rotated right by one bit."""
+    for i in range(out.shape[0]):
+        word = np.uint16(low[i]) | np.uint16(np.uint16(high[i]) << np.uint16(8))
+        out[i] = np.uint16(word >> np.uint16(1)) | np.uint16(word << np.uint16(15))
+
+
+@_compile
+def join_four(out: _Array, low: _Array, second: _Array, third: _Array, high: _Array) -> None:
+    """The same of four bytes."""
+    for i in range(out.shape[0]):
+        word = (
+            np.uint32(low[i])
+            | np.uint32(second[i]) << np.uint32(8)
+            | np.uint32(third[i]) << np.uint32(16)
+            | np.uint32(high[i]) << np.uint32(24)
+        )
+        out[i] = word >> np.uint32(1) | word << np.uint32(31)
 
 
 @_compile
