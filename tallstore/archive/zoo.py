@@ -260,7 +260,7 @@ class Zoo:
         *,
         overwrite: bool = False,
         progress: Progress | None = None,
-    ) -> Path:
+    ) -> Path | str:
         """Write an archive with some of the tasks, their parts as they are; whole or not at all.
 
         One file if the name ends in `.tall`, else a folder. With all tasks it is the same archive, byte for byte.

@@ -20,6 +20,7 @@ from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import limits
 from tallstore.format.names import check_path
+from tallstore.stores import is_address
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _WEIGHTS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".tflite"}
@@ -43,7 +44,9 @@ _EARLIER = re.compile(r"(.*/)?checkpoint-[^/]+/.*")
 """What a trainer saved on the way."""
 
 
-def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: Source, where: str | None = None, storage_options: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Open a checkpoint for reading.
 
     Args:
@@ -51,6 +54,7 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
             index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
             checkpoint that is open already is given back.
         where: how messages name it.
+        storage_options: for fsspec's file systems, where the source is an address on one.
 
     Raises:
         CheckpointError: it is missing, unreadable, ambiguous, or of no known kind.
@@ -61,6 +65,10 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
         return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
     if isinstance(source, Mapping):
         return MemoryCheckpoint(source, where or "state dict")
+    if is_address(source) and not os.fspath(source).startswith("hf://"):
+        from tallstore.checkpoints.far import FarCheckpoint
+
+        return FarCheckpoint(os.fspath(source), storage_options)
     try:
         return _open_path(source)
     except OSError as error:
@@ -68,14 +76,17 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
 
 
 @contextmanager
-def opened_checkpoint(source: Source, where: str) -> Iterator[Checkpoint]:
+def opened_checkpoint(
+    source: Source, where: str, storage_options: Mapping[str, Any] | None = None
+) -> Iterator[Checkpoint]:
     """A checkpoint that is closed afterwards, unless it is the caller's own.
 
     Args:
         source: see `open_checkpoint`.
         where: how messages name a source that is no path.
+        storage_options: see `open_checkpoint`.
     """
-    found = open_checkpoint(source, None if isinstance(source, str | os.PathLike) else where)
+    found = open_checkpoint(source, None if isinstance(source, str | os.PathLike) else where, storage_options)
     try:
         yield found
     finally:
@@ -115,7 +126,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     found = _open_file(weights)
     found.where = str(folder)
     used = {weights, *(_shards(weights)[1] if weights.name.endswith(".index.json") else ())}
-    found.files, found.left_out = _companions(folder, used)
+    found.files, found.left_out = find_companions(folder, used)
     return found
 
 
@@ -199,7 +210,12 @@ def _why(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _companions(folder: Path, used: Set[Path]) -> tuple[dict[str, Path], tuple[str, ...]]:
+def is_companion(name: str) -> bool:
+    """Whether a file may be one that travels with a model, by its name."""
+    return Path(name).suffix in _COMPANIONS and not any(piece.startswith(".") for piece in name.split("/"))
+
+
+def find_companions(folder: Path, used: Set[Path] = frozenset()) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Files beside the weights that are `used`: which to take along, and which are left out."""
     taken: dict[str, Path] = {}
     left: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -166,7 +165,7 @@ def pack(
     import tallstore
 
     with output.progress("packing", quiet=quiet or as_json) as progress:
-        report = tallstore.pack(job.base, job.tasks, Path(target), progress=progress, **options)
+        report = tallstore.pack(job.base, job.tasks, target, progress=progress, **options)
     if as_json:
         output.print_json(report.to_json())
         return

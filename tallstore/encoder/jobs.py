@@ -44,7 +44,7 @@ class Context:
     """What they are called there."""
     job: bytes
     """16 bytes that tell this job from others."""
-    target: Path
+    target: Path | str
     """How messages name the output."""
     statistic: Statistic | None = None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
@@ -24,7 +23,7 @@ class Journal:
     def __init__(
         self, sink: Sink, base: Checkpoint, tasks: Mapping[str, Checkpoint], choices: Mapping[str, Any]
     ) -> None:
-        self.target: Path = sink.target
+        self.target = sink.target
         marks = {name: task.fingerprint() for name, task in tasks.items()}
         facts = [WRITER, _LAYOUT, base.fingerprint(), marks, choices]
         said = json.dumps(facts, default=_plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -72,6 +72,8 @@ class Options:
     """How many: by default as many as there are cores, and memory for."""
     resume: bool = False
     """Take up what an earlier run of the same job left behind, and leave what is done behind if this one fails."""
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    """For fsspec's file systems, where inputs or the archive lie on one (s3://, …)."""
     max_shard_size: int | str = "5GB"
     """Bytes that a part has at most, unless one tensor alone has more: a number, or one like 5GB or 512MiB."""
 

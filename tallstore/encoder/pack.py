@@ -30,7 +30,17 @@ from tallstore.stores import Sink, open_sink
 from tallstore.words import parse_size
 
 GROUP = "0"
-_NOT_RECORDED = {"device", "overwrite", "allow_distant", "evaluate", "engine", "workers", "resume", "max_shard_size"}
+_NOT_RECORDED = {
+    "device",
+    "overwrite",
+    "allow_distant",
+    "evaluate",
+    "engine",
+    "workers",
+    "resume",
+    "max_shard_size",
+    "storage_options",
+}
 """Options that do not change what is stored, or only how it is cut into files."""
 
 
@@ -69,9 +79,14 @@ def encode(
     if not names:
         raise InputError("no task was given: name at least one fine-tuned model")
     with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume))
-        start = stack.enter_context(opened_checkpoint(base, "base (in memory)"))
-        opened = {name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)")) for name in names}
+        sink = stack.enter_context(
+            open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
+        )
+        start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
+        opened = {
+            name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
+            for name in names
+        }
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
         chunk = chunk_elements(len(names))
@@ -89,7 +104,7 @@ def encode(
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
-    report = _report(Path(path), manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
+    report = _report(sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
     return Packed(report, stream.by_tensor)
 
 
@@ -186,7 +201,7 @@ def tensor_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _report(
-    path: Path,
+    path: Path | str,
     manifest: Manifest,
     manifest_bytes: int,
     base: Checkpoint,

@@ -35,7 +35,8 @@ class TaskReport:
 class PackReport:
     """What was packed, what it cost, and what deserves attention."""
 
-    path: Path
+    path: Path | str
+    """Where the archive is: an address where it is far away."""
     tasks: Mapping[str, TaskReport]
     bytes: Mapping[str, int]
     """On disk, by kind: base, vector, masks, private, files, manifest, total."""

@@ -40,7 +40,8 @@ def pack(
     Args:
         base: the pre-trained model: a folder or file, a Hub id, a state dict or a module.
         tasks: name → fine-tuned model, likewise. Names become folders: letters, digits, `.`, `_`, `-`.
-        path: the archive: one file if it ends in `.tall`, else a folder.
+        path: the archive: one file if it ends in `.tall`, else a folder; here, or at an address that fsspec can write
+            to (`s3://bucket/zoo`): there the manifest is put last.
         progress: called now and then with a text, bytes done and bytes in all.
         **options: see `tallstore.Options`.
 
@@ -57,7 +58,7 @@ def pack(
     if not names:
         raise InputError("no task was given: name at least one fine-tuned model")
     chosen.exact_tasks(names)
-    check_target(path, overwrite=chosen.overwrite)
+    check_target(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options)
     if chosen.evaluate is None and chosen.max_error is None:
         return encode(base, tasks, path, chosen, progress=progress).report
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:

@@ -74,8 +74,8 @@ class Store(ABC):
 class Sink(ABC):
     """An archive being written. Nothing shows under its final name before `commit`; `abort` leaves nothing behind."""
 
-    target: Path
-    """Where the archive will be; how messages name it."""
+    target: Path | str
+    """Where the archive will be, an address where that is far away; how messages name it."""
 
     work: Path
     """A folder for what is made before it is put together. Gone after commit; after abort, unless it can be resumed."""

@@ -186,12 +186,12 @@ class FileStore(_LocalStore):
 class _LocalSink(Sink):
     """What folder and file share: staging, one commit."""
 
-    def __init__(self, target: Path, *, overwrite: bool, resume: bool) -> None:
-        check_target(target, overwrite=overwrite)
-        self.target = target
+    def __init__(self, target: Path, *, overwrite: bool, resume: bool, shown: str | None = None) -> None:
+        check_local_target(target, overwrite=overwrite)
+        self.target = shown or target
         self._overwrite = overwrite
         with translated(target):
-            self._staging = Staging(followed(target), resume=resume)
+            self._staging = Staging(followed(target), resume=resume, shown=self.target)
         self.work = self._staging.path(WORK)
         try:
             with translated(target):
@@ -312,20 +312,14 @@ def _open_store(found: Path, *, mapped: bool) -> Store:
     return FileStore(found, mapped=mapped)
 
 
-def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_local_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Raise OutputExistsError if an archive cannot be put there: before the work, not after it."""
     target = Path(path)
     with translated(target):
         refuse_existing(target, overwrite=overwrite, ours=_is_archive(target), what="a tallstore archive")
 
 
-def open_sink(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Sink:
-    """Begin an archive: a single file if the name ends in `.tall`, else a folder.
-
-    Args:
-        path: where it will be.
-        overwrite: replace an archive that is there.
-        resume: find in `work` what an earlier run left there, and leave it there if this one fails.
-    """
+def open_local_sink(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Sink:
+    """Begin an archive on this machine; see `open_sink`."""
     target = Path(path)
     return (FileSink if target.suffix == SUFFIX else FolderSink)(target, overwrite=overwrite, resume=resume)

@@ -31,19 +31,21 @@ class Staging:
     also stays behind where this run fails.
     """
 
-    def __init__(self, target: Path, *, resume: bool = False) -> None:
+    def __init__(self, target: Path, *, resume: bool = False, shown: Path | str | None = None) -> None:
+        """`shown`: how messages name what is written, where that is not the target."""
         self.target = target
+        shown = shown or target
         self._resume = resume
         self.folder = target.parent / f".{target.name}.partial"
         self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
         try:
-            with translated(target):
+            with translated(shown):
                 self._make_parents()
                 self._lock = _locked(self.folder)
             if self._lock is None:
-                raise OutputError(f"{target}: another process is writing it; wait for it to end")
-            with translated(target):
+                raise OutputError(f"{shown}: another process is writing it; wait for it to end")
+            with translated(shown):
                 self._clear(keep=WORK if resume else None)
         except BaseException:
             self.abandon()
@@ -111,7 +113,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def translated(target: Path):  # type: ignore[no-untyped-def]
+def translated(target: Path | str):  # type: ignore[no-untyped-def]
     """Turn the operating system's errors into OutputError with a remedy."""
     try:
         yield
