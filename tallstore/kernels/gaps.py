@@ -56,7 +56,7 @@ class GapSteps(Steps):
                     compiled.add_gaps(out.detach().numpy(), *codes, plus, minus)
                 return
             for a in range(0, len(out), TILE):
-                wide = base[a : a + TILE].to(cpu.wide(out.dtype))
+                wide = base[a : a + TILE].to(cpu.wide(out.dtype), copy=True)
                 odd = bool(wide.isnan().any())
                 compiled.add_gaps(wide.numpy(), *codes, plus, minus)
                 if odd:  # types are changed in between: what is not marked may have lost its bits
