@@ -3,8 +3,8 @@
 Shapes are those of a decoder of language models (width 4096, 32,000 words), bf16, with as many layers as make the
 size. Base and task vectors are noise drawn once and repeated, so that making them costs what copying memory costs, and
 no disk limits what is measured. Each run packs in a process of its own; its peak is its largest resident set, all of
-it. With `--tensor`, one tensor of more than 2^31 elements is packed exactly, and slices of it around 2^31 and at its end
-are compared with the original, bit for bit.
+it. With `--tensor`, one tensor of more than 2^31 elements is packed exactly, and slices of it around 2^31 and at its
+end are compared with the original, bit for bit.
 
 example:
   python benchmarks/large.py /tmp/large --gigabytes 8 --tasks 4
