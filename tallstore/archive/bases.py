@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,7 +15,7 @@ from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
 from tallstore.kernels.tiled import Steps
-from tallstore.tensors import TORCH, as_bytes, empty
+from tallstore.tensors import TORCH, empty
 
 __all__ = ["BaseElements", "base_needed"]
 
@@ -30,7 +28,6 @@ class BaseElements:
     def __init__(self, reader: Reader, places: Places, chunks: Chunks, given: Checkpoint | None) -> None:
         self._reader, self._places, self._chunks, self._given = reader, places, chunks, given
         self._manifest: Manifest = reader.manifest
-        self._lock = threading.Lock()
 
     @property
     def given(self) -> bool:
@@ -79,7 +76,7 @@ class BaseElements:
                 f"and {facts.dtype} {list(facts.shape)} is due"
             )
         flat = self._given.read(name, 0, info.numel)
-        if hashlib.sha256(as_bytes(flat).data).hexdigest() != facts.sha256:
+        if not self._given.matches(flat, facts.sha256):
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
                 "(another version of it, perhaps); give the base that the zoo was packed with"

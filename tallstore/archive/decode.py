@@ -28,7 +28,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
-from tallstore.kernels.tiled import Steps
+from tallstore.kernels.tiled import Run, Steps
 from tallstore.tensors import TORCH, empty
 
 __all__ = ["Decoder", "Job"]
@@ -299,6 +299,31 @@ class Decoder:
     def delta_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor's own delta, which it has; `start` begins a chunk."""
         return torch.from_numpy(self._range(self.task(task)[name], name, start, stop, self._chunks.values))
+
+    def rows(self, task: str, name: str, start: int, stop: int) -> Run | None:
+        """What writes base + τ̂ of elements [start, stop) run by run, each within a chunk; `start` begins one.
+
+        None where a vector that tasks share is needed for it.
+        """
+        place = self.task(task)[name]
+        vector = self._places.vector_of(task, name)
+        if vector is not None and coded(vector).size:
+            return None
+        size = coded(place).chunk
+        chunks = iter(range(start // size, -(-min(stop, place.entry.covered) // size)))
+        left = 0
+        inner: Run | None = None
+
+        def run(out: Tensor, base: Tensor) -> None:
+            nonlocal left, inner
+            if inner is None or not left:
+                index = next(chunks)
+                left = min(size, place.entry.covered - index * size)
+                inner = self._chunks.steps(place, vector, index, name).begin()
+            inner(out, base)
+            left -= len(out)
+
+        return run
 
     def private_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor that a task stores whole."""

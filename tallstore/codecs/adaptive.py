@@ -105,16 +105,23 @@ def _sums(gaps: Bytes) -> tuple[int, int]:
 
 def _gaps(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     """The gaps of `count` marks, and their packed signs. Every symbol that is on has one bit."""
-    compiled = fast.kernels()
+    compiled = fast.encode_kernels()
     if compiled is not None:
         room = np.empty(count + n // _MORE + 1, np.uint8)
-        signs = np.zeros(-(-count // 8), np.uint8)
-        size, _ = compiled.packed_to_gaps(room, signs, packed, cpu.SYMBOL_BITS[kind])
-        return room[:size], signs if kind == "signed" else signs[:0]
+        signs = np.empty(-(-count // 64), np.uint64)
+        size, _ = compiled.packed_to_gaps(room, signs, _words(packed), cpu.SYMBOL_BITS[kind])
+        return room[:size], signs.view(np.uint8)[: -(-count // 8) if kind == "signed" else 0]
     symbols = cpu.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2
     return _encode_gaps(marks), np.packbits(negative[: count if kind == "signed" else 0], bitorder="little")
+
+
+def _words(packed: Bytes) -> np.ndarray:
+    """The same bytes, and zeros, as words of 64 bits."""
+    words = np.zeros(-(-len(packed) // 8), "<u8")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
 
 
 def _encode_gaps(marks: np.ndarray) -> Bytes:

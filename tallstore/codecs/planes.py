@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, WholeCodec
@@ -35,15 +36,10 @@ class Planes(WholeCodec):
     def encode(self, raw: Bytes, dtype: str) -> bytes:
         """Rotate, split, and code each plane, or leave it where coding does not pay."""
         item = ITEM_BYTES[dtype]
-        words = raw.view(_WORD[item])
-        if dtype in _ROTATED:
-            words = words << 1 | words >> (8 * item - 1)
-        by_place = words.astype(_WORD[item], copy=False).view(np.uint8).reshape(-1, item)
-        planes = []
-        for place in range(item):
-            plane = np.ascontiguousarray(by_place[:, place])
+        planes: list[bytes | Bytes] = []
+        for plane in _split(raw.view(_WORD[item]), dtype in _ROTATED):
             coded = zstd.compress(plane)
-            planes.append(coded if len(coded) < _WORTH * len(plane) else plane.tobytes())
+            planes.append(coded if len(coded) < _WORTH * len(plane) else plane)
         lengths = np.array([len(p) for p in planes], "<u4")
         return b"".join([lengths.tobytes(), *planes])
 
@@ -82,6 +78,19 @@ def _join(words: np.ndarray, planes: Sequence[Bytes], *, rotated: bool) -> None:
         sign = words << (8 * words.itemsize - 1)
         words >>= 1
         words |= sign
+
+
+def _split(words: npt.NDArray[Any], rotated: bool) -> Bytes:
+    """Bytes of equal place, least significant first: shape (bytes of a word, words)."""
+    item = words.itemsize
+    compiled = fast.encode_kernels()
+    if compiled is not None:
+        out = np.empty((item, len(words)), np.uint8)
+        compiled.split(out, words, rotated)
+        return out
+    if rotated:
+        words = words << 1 | words >> (8 * item - 1)
+    return np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)
 
 
 def _planes(data: Buffer, item: int, n: int) -> list[Bytes]:
