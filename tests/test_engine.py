@@ -359,8 +359,10 @@ def test_killed_at_any_moment_and_taken_up(
 def test_the_command_line(sources: tuple[str, dict[str, str]], whole: bytes, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
+    from tallstore.cli import pack as pack_verb
     from tallstore.cli.app import app
 
+    assert pack_verb._ENGINES.split(", ") == list(engines.NAMES)
     words = ["pack", sources[0], *(f"{name}={path}" for name, path in sources[1].items())]
     done = CliRunner().invoke(
         app, [*words, "-o", str(tmp_path / "zoo.tall"), "--engine", "threads", "--workers", "2", "--resume", "-q"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from tallstore.stores.staging import translated
 _R = TypeVar("_R")
 Job = Item | Identity | Piece
 Batch = tuple[Job, ...]
+_LATE = (0.01, 0.1, 1.0, 5.0, 25.0)
+"""Seconds that are waited for a file."""
 _MANY, _MOST = 64, 8
 """A batch has one item in so many of the zoo's, but no more than so many."""
 
@@ -55,6 +58,15 @@ class Context:
     def read(self, number: int, *, check: bool = False) -> list[Any] | None:
         """What a finished batch says of each of its jobs; None if it is not finished."""
         return read_result(self.result(number), self.job, check=check)
+
+    def awaited(self, number: int) -> list[Any] | None:
+        """The same of a batch that was just finished: a network file system may show its file a little later."""
+        for seconds in _LATE:
+            if self.result(number).exists():
+                break
+            time.sleep(seconds)
+            list(self.folder.iterdir())  # what is known of the folder is asked for anew
+        return self.read(number)
 
 
 def items(base: Checkpoint, plan: Plan, name: str, chunk: int) -> Iterator[Item]:

@@ -196,7 +196,7 @@ class Stream:
         for number in numbers:
             if number not in finished:
                 next(working)
-            said = context.read(number)
+            said = context.read(number) if number in finished else context.awaited(number)
             if said is None or len(said) != len(batches[number]):
                 raise OutputError(f"{context.result(number)}: what was just made is damaged on its disk, or not there")
             for facts in said:
