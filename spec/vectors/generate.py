@@ -40,7 +40,7 @@ def write_valid(root: Path) -> None:
         case = make()
         files = case.archive.build()
         if case.file:
-            build.write_tall(files, root / name / "archive.tall")
+            build.write_tall(files, root / name / "archive.tall", wide=case.wide)
         else:
             build.write_folder(files | case.unlisted, root / name / "archive")
         for folder, tasks in (("decoded", case.decoded), ("exact", case.exact)):

@@ -59,12 +59,10 @@ class BaseElements:
         return [read(index) for index in range(len(coded(place).chunks))]
 
     def check(self, name: str) -> None:
-        """Raise for a tensor that is not where the archive says."""
+        """Raise for a tensor that cannot be had, or is of another type or shape, before memory is taken for it."""
         if self.embedded:
             self._places.base(name)
-
-    def tensor(self, name: str) -> Tensor:
-        """A tensor of the base that the caller gave, flat, checked against the archive's identity of it."""
+            return
         facts = self.facts(name)
         if self._given is None:
             raise BaseNeededError(base_needed(self._reader.store.url, self._manifest))
@@ -75,7 +73,13 @@ class BaseElements:
                 f"{self._given.where}: not the base of {self._reader.store.url}: for tensor {name!r} it has {has}, "
                 f"and {facts.dtype} {list(facts.shape)} is due"
             )
-        flat = self._given.read(name, 0, info.numel)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the base that the caller gave, flat, checked against the archive's identity of it."""
+        self.check(name)
+        assert self._given is not None
+        facts = self.facts(name)
+        flat = self._given.read(name, 0, _numel(facts))
         if not self._given.matches(flat, facts.sha256):
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "

@@ -23,6 +23,7 @@ from tallstore.archive.chunks import Chunks
 from tallstore.archive.packed import Packed
 from tallstore.archive.places import ONES, Places, coded
 from tallstore.archive.reader import Place, Reader
+from tallstore.archive.room import bytes_of, room_for
 from tallstore.archive.weights import Pieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
@@ -67,7 +68,8 @@ class Decoder:
         own = dict.fromkeys(sources.values())
         for name in own:
             self._check(task, name)
-        out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
+        with room_for(bytes_of(places[name] for name in own), f"{self._reader.store.url}: task {task!r}"):
+            out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
         return {name: shaped[source] for name, source in sources.items()}
@@ -110,9 +112,19 @@ class Decoder:
         )
 
     def check(self, task: str) -> None:
-        """Raise for any entry of a task that does not fit the archive, without reading coded bytes."""
+        """Raise for any entry of a task that does not fit the archive, without reading coded bytes.
+
+        A base that the archive only references, and that was not given, is not missed.
+        """
         for name in self.task(task):
-            self._check(task, self._places.source(task, name))
+            self._places.check(task, name)
+            base = self.task(task)[name].entry.base
+            if base is not None and self._base.embedded:
+                self._base.check(base)
+
+    def check_base(self, name: str) -> None:
+        """Raise for a base tensor that cannot be had, or is of another type or shape."""
+        self._base.check(name)
 
     def _check(self, task: str, name: str) -> None:
         """Raise for an entry that does not fit the archive, before memory is taken for it."""
@@ -254,7 +266,7 @@ class Decoder:
         """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
         place = self.task(task)[name]
         entry = place.entry
-        if entry.coded is None:
+        if entry.coded is None or not entry.covered:
             return None
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]

@@ -105,6 +105,8 @@ class Merger:
         self._chosen = choose(manifest, self.tasks, codecs, method, options if k is None else {**options, "k": k})
         self._score = None if evaluator is None else _scorer(evaluator)
         lineups = line_up(decoder, manifest, self.tasks)
+        for name in lineups:
+            decoder.check_base(name)
         lineups, self._notes = _without_odd(decoder, lineups)
         self._lineups = {name: lineup for name, lineup in lineups.items() if lineup.facts.dtype in MASKABLE}
         self._vectors = TaskVectors(decoder, self._chosen.stored)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -127,11 +128,25 @@ def count_masks(
         if progress is not None:
             progress("counting", done, of)
 
-    for name, found in ahead(decoder.threads, lineups, count, tell):
+    # What only keeps the base stores nothing: it is counted without a walk along it, however long it says it is.
+    kept = [lineup for lineup in lineups if all(m.kind == "base" for m in lineup.members)]
+    walked = [lineup for lineup in lineups if any(m.kind != "base" for m in lineup.members)]
+    at_once = ((lineup.base, _unused(lineup, len(tasks))) for lineup in kept)
+    for name, found in chain(at_once, ahead(decoder.threads, walked, count, tell)):
         total += found
         size, on = tensors.get(name, (np.zeros_like(total.size), np.zeros_like(total.on)))
         tensors[name] = size + found.size, on + found.on
-    return MaskStatistics(tasks=tuple(tasks), agreement=total, tensors=tensors)
+    in_order = {lineup.base: tensors[lineup.base] for lineup in lineups if lineup.base in tensors}
+    return MaskStatistics(tasks=tuple(tasks), agreement=total, tensors=in_order)
+
+
+def _unused(lineup: Lineup, n_tasks: int) -> Agreement:
+    """The count of a tensor in which no task uses anything."""
+    found = Agreement.nothing(n_tasks)
+    for member in lineup.members:
+        found.size[member.index] = member.entry.covered
+    found.used_by[0] = max(member.entry.covered for member in lineup.members)
+    return found
 
 
 def _count(decoder: Decoder, lineup: Lineup, start: int, stop: int, n_tasks: int) -> Agreement:

@@ -14,6 +14,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
 from tallstore.checkpoints import Checkpoint
 from tallstore.errors import DamagedError, FormatError, ModelMismatchError
+from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
 from tallstore.tensors import as_bytes
 
@@ -91,7 +92,11 @@ def verify_archive(
 
 def _check_base(reader: Reader, decoder: Decoder) -> None:
     for name, facts in reader.manifest.base.tensors.items():
-        if hashlib.sha256(as_bytes(decoder.base_tensor(name)).data).hexdigest() != facts.sha256:
+        decoder.check_base(name)
+        digest, total = hashlib.sha256(), math.prod(facts.shape)
+        for start in range(0, total, limits.CHUNK_MAX):
+            digest.update(as_bytes(decoder.base_range(name, start, min(start + limits.CHUNK_MAX, total))).data)
+        if digest.hexdigest() != facts.sha256:
             raise DamagedError(f"{reader.store.url}: base tensor {name!r} is not the one that the manifest identifies")
 
 

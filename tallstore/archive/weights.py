@@ -20,7 +20,9 @@ from tallstore.archive.bases import BaseElements, Job
 from tallstore.archive.chunks import Chunks
 from tallstore.archive.places import Places, coded
 from tallstore.archive.reader import Place
+from tallstore.archive.room import room_for
 from tallstore.errors import NoSuchTensorError, OptionError
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import cpu
 from tallstore.tensors import TORCH, empty
@@ -162,10 +164,12 @@ class TensorSlice:
         inner = math.prod(self._shape[2:])
         width = (self._shape[1] if len(self._shape) > 1 else 1) * inner
         grid = _Grid.of(rows, (columns[0] * inner, columns[1] * inner), width)
-        out = empty(self.get_dtype(), grid.numel)
-        if grid.numel:
-            pieces = self._pieces.of(self._task, self._name, grid.start, grid.stop, exact=self._exact)
-            self._pieces.run([partial(grid.put, piece, out) for piece in pieces if grid.needs(piece)])
+        pieces: list[Piece] = []
+        if grid.numel:  # the entry is checked before memory is taken for it
+            pieces += self._pieces.of(self._task, self._name, grid.start, grid.stop, exact=self._exact)
+        with room_for(grid.numel * ITEM_BYTES[self.get_dtype()], f"task {self._task!r}: tensor {self._name!r}"):
+            out = empty(self.get_dtype(), grid.numel)
+        self._pieces.run([partial(grid.put, piece, out) for piece in pieces if grid.needs(piece)])
         shape = [stop - start for start, stop in ranges[:2]]
         return out.reshape([*shape, *self._shape[2:]])
 

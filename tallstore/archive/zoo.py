@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, RenewedError, read_manifest
+from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
 from tallstore.archive.switch import Switcher
@@ -35,6 +37,7 @@ from tallstore.errors import (
     WrongBaseError,
 )
 from tallstore.format import strict_json
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Store, is_address, open_any
 from tallstore.stores.staging import translated
@@ -317,7 +320,9 @@ class Zoo:
         merger = self._merger(
             method, k=k, alpha=alpha, tasks=tasks, head=heads, evaluator=evaluator, progress=progress, **options
         )
-        return Merged(_on(device, merger.state_dict(), "the merged model"), merger.report())
+        needed = sum(s.info.numel * ITEM_BYTES[s.info.dtype] for s in merger.outline.slots.values())
+        with room_for(needed, f"{self.url}: the merged model"):
+            return Merged(_on(device, merger.state_dict(), "the merged model"), merger.report())
 
     def export_merged(
         self,
@@ -433,7 +438,8 @@ class Zoo:
         entry = self._places(task)[self._known(task, name)].entry
         if entry.kind in {"private", "tied", "delta"}:
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
-        symbols = self._decoder.symbols(task, name)
+        with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
+            symbols = self._decoder.symbols(task, name)
         if entry.kind != "signed":
             return symbols.bool()
         return (symbols == 1).to(torch.int8) - (symbols == 2).to(torch.int8)
@@ -443,7 +449,9 @@ class Zoo:
 
         `name` is the base's name of the tensor, or the tasks' name of it. `group` is needed if there are several.
         """
-        return self._decoder.vector_tensor(group or self._manifest.groups[0].id, self._base_name(name))
+        base = self._base_name(name)
+        with room_for(4 * math.prod(self._manifest.base.tensors[base].shape), f"{self.url}: the vector of {name!r}"):
+            return self._decoder.vector_tensor(group or self._manifest.groups[0].id, base)
 
     def delta(self, task: str, name: str) -> Tensor:
         """A task's own quantized task vector, for a tensor of kind `delta`: float32, in the tensor's shape.
@@ -453,12 +461,14 @@ class Zoo:
         entry = self._places(task)[self._known(task, name)].entry
         if entry.kind != "delta":
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no delta: it is {entry.kind}")
-        return self._decoder.delta(task, name)
+        with room_for(4 * entry.numel, f"{self.url}: the delta of {name!r}"):
+            return self._decoder.delta(task, name)
 
     def scales(self, task: str, name: str) -> Tensor:
         """The scale s of every element of a task's tensor: float32, in the tensor's shape; 1 where there is none."""
         entry = self._places(task)[self._known(task, name)].entry
-        out = torch.ones(entry.numel, dtype=torch.float32)
+        with room_for(4 * entry.numel, f"{self.url}: the scales of {name!r}"):
+            out = torch.ones(entry.numel, dtype=torch.float32)
         if entry.scales is not None and entry.coded is not None:
             for index, scale in enumerate(entry.scales):
                 out[index * entry.coded.chunk : min((index + 1) * entry.coded.chunk, entry.covered)] = scale
@@ -466,7 +476,11 @@ class Zoo:
 
     def base(self, name: str) -> Tensor:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
-        return self._decoder.base_tensor(self._base_name(name))
+        base = self._base_name(name)
+        self._decoder.check_base(base)
+        facts = self._manifest.base.tensors[base]
+        with room_for(math.prod(facts.shape) * ITEM_BYTES[facts.dtype], f"{self.url}: the base's {base!r}"):
+            return self._decoder.base_tensor(base)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
         """Push the archive to the Hub, in one commit. Takes what `tallstore.push` takes.

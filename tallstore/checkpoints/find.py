@@ -19,7 +19,7 @@ from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import limits
-from tallstore.format.names import check_path
+from tallstore.format.names import check_path, folded
 from tallstore.stores import is_address
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -238,9 +238,9 @@ def find_companions(folder: Path, used: Set[Path] = frozenset()) -> tuple[dict[s
 
 def _is_free(name: str, seen: set[str]) -> bool:
     """Whether a name is neither a file nor a folder already, on a file system that ignores letter case. Notes it."""
-    pieces = name.lower().split("/")
+    pieces = folded(name).split("/")
     folders = ["/".join(pieces[:n]) for n in range(1, len(pieces))]
-    if "/".join(pieces) in seen or f"{name.lower()}/" in seen or any(folder in seen for folder in folders):
+    if "/".join(pieces) in seen or f"{folded(name)}/" in seen or any(folder in seen for folder in folders):
         return False
     seen.update(["/".join(pieces), *(f"{folder}/" for folder in folders)])
     return True

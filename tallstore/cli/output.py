@@ -110,7 +110,7 @@ def warned(*, quiet: bool = False) -> Iterator[None]:
         finally:
             for each in found if not quiet else ():
                 if issubclass(each.category, UserWarning):
-                    print(f"tallstore: warning: {' '.join(str(each.message).split())}", file=sys.stderr)
+                    print(harmless(f"tallstore: warning: {' '.join(str(each.message).split())}"), file=sys.stderr)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", style="dim", markup=False),
         console=Console(stderr=True),
         transient=True,
     )
@@ -132,6 +132,6 @@ def progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
         line = bars.add_task(what, total=None, now="")
 
         def report(text: str, done: int, total: int) -> None:
-            bars.update(line, completed=done, total=total, now=text[-48:])
+            bars.update(line, completed=done, total=total, now=harmless(text)[-48:])
 
         yield report

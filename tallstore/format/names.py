@@ -14,7 +14,9 @@ from tallstore.errors import FormatError, TaskNameError
 from tallstore.format import limits
 
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
+_WINDOWS_DEVICES = {
+    "con", "prn", "aux", "nul", "conin$", "conout$", *(f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"),
+}  # fmt: skip
 _FORBIDDEN = frozenset('\\:*?"<>|[]')
 _HIDDEN = {".git", ".cache"}
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -69,7 +71,7 @@ def check_path(path: object) -> str:
             or piece.lower() in _HIDDEN
             or piece != piece.strip()
             or piece.endswith(".")
-            or piece.lower().split(".")[0] in _WINDOWS_DEVICES
+            or piece.lower().split(".")[0].rstrip() in _WINDOWS_DEVICES
             or not _FORBIDDEN.isdisjoint(piece)
             or (not plain and any(unicodedata.category(c)[0] == "C" for c in piece))
             or len(piece.encode()) > limits.SEGMENT_BYTES
@@ -78,18 +80,23 @@ def check_path(path: object) -> str:
     return path
 
 
+def folded(path: str) -> str:
+    """What paths have alike that are one where letter case does not count: Unicode's case folding, in form C."""
+    return unicodedata.normalize("NFC", path.casefold())
+
+
 def check_paths(paths: Iterable[object]) -> list[str]:
     """Check each path, that no two are one where case does not count, and that none is a folder of another."""
     seen: set[str] = set()
     checked = []
     for each in paths:
         path = check_path(each)
-        if path.lower() in seen:
+        if folded(path) in seen:
             raise FormatError(f"path {path!r} is there twice (perhaps in other letter case)")
-        seen.add(path.lower())
+        seen.add(folded(path))
         checked.append(path)
     for path in checked:
-        pieces = path.lower().split("/")
+        pieces = folded(path).split("/")
         for n in range(1, len(pieces)):
             if "/".join(pieces[:n]) in seen:
                 raise FormatError(f"path {path!r} lies below a path that is a file")

@@ -14,7 +14,7 @@ from tallstore.errors import DamagedError, FormatError, UnreachableError
 from tallstore.format.manifest import PartRecord
 from tallstore.stores.base import Range, Store
 from tallstore.stores.plan import Block, Bytes, Plan
-from tallstore.stores.zipped import LOCAL, check_entry, find_data, read_directory
+from tallstore.stores.zipped import LOCAL, find_data, read_directory
 
 TIMEOUT = 30.0
 """Seconds that a request may be silent."""
@@ -202,16 +202,16 @@ class FarFile(FarFolder):
         super().want([Range("", self._start(path) + start, length) for path, start, length in there])
 
     def _check(self) -> None:
-        end, last = 0, ""
-        for info in sorted(self._entries.values(), key=lambda info: info.header_offset):
-            check_entry(info, f"{self.url}: {info.filename}")
+        """What can be said before the files' own headers are read."""
+        for info in self._entries.values():
+            where = f"{self.url}: {info.filename}"
             if info.header_offset + LOCAL.size > self._total:
-                raise FormatError(f"{self.url}: {info.filename}: the zip's directory points at no file")
-            if info.header_offset < end:
-                raise FormatError(f"{self.url}: {info.filename} overlaps {last}")
-            last, end = info.filename, info.header_offset + LOCAL.size + len(info.orig_filename) + info.file_size
+                raise FormatError(f"{where}: the zip's directory points at no file")
+            end = info.header_offset + LOCAL.size + len(info.name_bytes) + info.file_size
             if end > self._total:
-                raise DamagedError(f"{self.url}: {info.filename}: is cut off; fetch or pack it again")
+                raise DamagedError(f"{where}: is cut off; fetch or pack it again")
+            if end > info.end:
+                raise FormatError(f"{where}: overlaps another file of the archive")
 
     def _forget(self, path: str) -> None:  # noqa: ARG002 - all files are in one
         self._plan.drop("")
@@ -221,7 +221,7 @@ class FarFile(FarFolder):
         if path not in self._starts:
             info = self._entries[path]
             begin = info.header_offset
-            head = self._far(begin, min(LOCAL.size + len(info.orig_filename.encode()), self._total - begin))
+            head = self._far(begin, min(LOCAL.size + len(info.name_bytes), self._total - begin))
 
             def read(start: int, length: int) -> memoryview:
                 return head[start - begin : start - begin + length]

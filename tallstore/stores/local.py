@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.errors import DamagedError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
 from tallstore.stores.base import Sink, Store
 from tallstore.stores.held import READ, HeldFolder
 from tallstore.stores.staging import WORK, Staging, followed, refuse_existing, translated
-from tallstore.stores.zipped import LOCAL, NO_ZIP, SUFFIX, check_entry, find_data, read_directory
+from tallstore.stores.zipped import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find_data, read_directory
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ALIGN_ID = 0xD935
@@ -202,18 +202,10 @@ class FileStore(_LocalStore):
     def _directory(self) -> dict[str, tuple[int, int]]:
         with self._file.stream() as file:
             infos = read_directory(file, self.url)
-        found = {info.filename: self._entry(info) for info in infos}
-        end = 0
-        for name, (offset, size) in sorted(found.items(), key=lambda item: item[1]):
-            if offset < end:
-                raise FormatError(f"{self.url}: {name} overlaps another file of the archive")
-            end = offset + size
-        return found
+        return {info.filename: self._entry(info) for info in infos}
 
-    def _entry(self, info: zipfile.ZipInfo) -> tuple[int, int]:
-        where = f"{self.url}: {info.filename}"
-        check_entry(info, where)
-        return find_data(info, self._file.read, self._file.size, where), info.file_size
+    def _entry(self, info: ZipEntry) -> tuple[int, int]:
+        return find_data(info, self._file.read, self._file.size, f"{self.url}: {info.filename}"), info.file_size
 
     def close(self) -> None:
         self._file.close()

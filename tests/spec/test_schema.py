@@ -119,7 +119,8 @@ BEYOND_A_SCHEMA = {
     "group-lists-stranger", "group-other", "group-twice", "manifest-hash-not-first", "manifest-hash-wrong",
     "part-header-longer", "part-of-another-task", "part-unlisted", "part-without-header", "path-direction", "path-not-normal",
     "paths-file-below-file", "paths-letter-case", "paths-manifest-listed", "task-in-two-groups",
-    "task-names-letter-case",
+    "task-names-letter-case", "base-shape-fraction", "part-size-fraction", "path-segment-long",
+    "path-space-in-device", "path-superscript-device", "path-tag", "path-zero-width", "paths-case-folded",
 }  # fmt: skip
 """Vectors that are refused when they are opened, for a reason that no schema can state."""
 

@@ -235,36 +235,79 @@ class ZipEntry:
     """Where the directory says that the entry begins."""
     size: int | None = None
     """What the directory says of its size."""
+    mode: int = 0o100644
+    """What it is on Unix: type and rights."""
+    local: Mapping[int, int] = field(default_factory=dict)
+    """Numbers of the local header that are others, by their place: 1 flags, 2 method, 5 CRC, 6 and 7 sizes."""
+    wide: bool = False
+    """Whether sizes and place are in ZIP64 fields."""
+    extra: bytes | None = None
+    """The directory's extra field, where it is another."""
+    gap: bytes = b""
+    """What lies behind it, and is no file's."""
 
 
-def tall(entries: Sequence[ZipEntry], *, comment: bytes = b"") -> bytes:
-    """A zip file."""
+def _local(entry: ZipEntry, at: int) -> bytes:
+    """Local header and data."""
+    name, flags, raw = (entry.local_name or entry.name).encode(), _flags(entry), _raw(entry)
+    numbers = [20, flags, entry.method, 0, 0x21, zlib.crc32(entry.data), len(raw), len(entry.data)]
+    wide = b""
+    if entry.wide:
+        wide, numbers[6:] = struct.pack("<HHQQ", 1, 16, len(entry.data), len(raw)), [0xFFFFFFFF] * 2
+    for place, number in entry.local.items():
+        numbers[place] = number
+    fill = -(at + 30 + len(name) + len(wide) + 4) % 64 + (0 if entry.aligned else 1)
+    extra = wide + struct.pack("<HH", 0xD935, fill) + bytes(fill)
+    return struct.pack("<4s5H3I2H", b"PK\3\4", *numbers, len(name), len(extra)) + name + extra + raw
+
+
+def _flags(entry: ZipEntry) -> int:
+    return (0 if entry.name.isascii() else 0x800) if entry.flags is None else entry.flags
+
+
+def _raw(entry: ZipEntry) -> bytes:
+    return entry.data if entry.raw is None else entry.raw
+
+
+def _record(entry: ZipEntry, at: int) -> bytes:
+    """The entry's record in the directory."""
+    name, extra = entry.name.encode(), b""
+    packed, size = (len(_raw(entry)), len(entry.data)) if entry.size is None else (entry.size, entry.size)
+    at = at if entry.offset is None else entry.offset
+    if entry.wide:
+        extra = struct.pack("<HHQQQ", 1, 24, size, packed, at)
+        packed = size = at = 0xFFFFFFFF
+    extra = extra if entry.extra is None else entry.extra
+    facts = (_flags(entry), entry.method, 0, 0x21, zlib.crc32(entry.data), packed, size)
+    head = (0x314, 45 if entry.wide else 20, *facts, len(name), len(extra), 0, 0, 0, entry.mode << 16, at)
+    return struct.pack("<4s6H3I5H2I", b"PK\1\2", *head) + name + extra
+
+
+def tall(
+    entries: Sequence[ZipEntry], *, comment: bytes = b"", before: bytes = b"", behind: bytes = b"", **end: int
+) -> bytes:
+    """A zip file. `end`: numbers of a ZIP64 end record (`count`, `size`, `offset`) that are others than they should be."""
     out = bytearray()
     directory = bytearray()
     for entry in entries:
-        name = (entry.local_name or entry.name).encode()
-        flags = (0 if entry.name.isascii() else 0x800) if entry.flags is None else entry.flags
-        raw = entry.data if entry.raw is None else entry.raw
-        facts = (flags, entry.method, 0, 0x21, zlib.crc32(entry.data), len(raw), len(entry.data))
-        fill = -(len(out) + 30 + len(name) + 4) % 64 + (0 if entry.aligned else 1)
-        extra = struct.pack("<HH", 0xD935, fill) + bytes(fill)
-        offset = len(out) if entry.offset is None else entry.offset
-        out += struct.pack("<4s5H3I2H", b"PK\3\4", 20, *facts, len(name), len(extra)) + name + extra + raw
-        name = entry.name.encode()
-        if entry.size is not None:
-            facts = (*facts[:5], entry.size, entry.size)
-        directory += struct.pack(
-            "<4s6H3I5H2I", b"PK\1\2", 0x314, 20, *facts, len(name), 0, 0, 0, 0, 0o100644 << 16, offset
-        )
-        directory += name
+        record = _record(entry, len(out))
+        out += _local(entry, len(out)) + entry.gap
+        directory += record
     counts = (0, 0, len(entries), len(entries), len(directory), len(out), len(comment))
-    return bytes(out + directory) + struct.pack("<4s4H2IH", b"PK\5\6", *counts) + comment
+    tail = b""
+    if end or any(entry.wide for entry in entries):
+        right = {"count": len(entries), "size": len(directory), "offset": len(out)} | end
+        tail = struct.pack("<4sQ2H2I", b"PK\6\6", 44, 45, 45, 0, 0)
+        tail += struct.pack("<4Q", right["count"], right["count"], right["size"], right["offset"])
+        tail += struct.pack("<4sIQI", b"PK\6\7", 0, len(out) + len(directory), 1)
+        counts = (0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, len(comment))
+    return before + bytes(out + directory) + tail + struct.pack("<4s4H2IH", b"PK\5\6", *counts) + comment + behind
 
 
-def write_tall(files: Mapping[str, bytes], path: Path) -> None:
-    """As one `.tall` file."""
+def write_tall(files: Mapping[str, bytes], path: Path, *, wide: bool = False) -> None:
+    """As one `.tall` file; `wide`: with ZIP64 fields and records."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tall([ZipEntry(name, data) for name, data in files.items()]))
+    path.write_bytes(tall([ZipEntry(name, data, wide=wide) for name, data in files.items()]))
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:

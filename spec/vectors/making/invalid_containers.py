@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .build import Archive, Facts, Part, ZipEntry, kept, mask, noted, tall, vector, whole
+from .build import Archive, Facts, Part, ZipEntry, dumps, kept, mask, noted, tall, vector, whole
 from .invalid import BASE, CASES, MASK, PRIVATE, VECTOR, Case, add, bare, small, sound, tied, zipped
 from .numbers import Tensor, bits, floats
 
@@ -75,9 +75,80 @@ def _zips() -> None:
         "cut off",
         lambda e: setattr(e[1], "size", 1 << 20),
     )
+    _around()
+    _wide()
     stowaway = ZipEntry("common/stowaway.txt", b"boo")
     _zip("zip-extra-file", "a file that the manifest does not list", "FormatError", "does not list",
          lambda e: e.insert(0, stowaway), at="verify")  # fmt: skip
+
+
+def _entries_of(archive: Archive) -> list[ZipEntry]:
+    return [ZipEntry(path, data) for path, data in archive.build().items()]
+
+
+def _around() -> None:
+    """What is no regular file, what lies around the files, and local headers that say other things."""
+    for name, about, mentions, key, value in (
+        ("zip-link", "an entry that unpacks to a link", "link", "mode", 0o120777),
+        ("zip-character-device", "an entry that unpacks to a device", "device", "mode", 0o020666),
+        ("zip-pipe", "an entry that unpacks to a pipe", "device", "mode", 0o010644),
+        ("zip-gap", "bytes between two entries", "no file", "gap", b"#!/bin/sh\n".ljust(64, b"#")),
+    ):
+        _zip(name, about, "FormatError", mentions, lambda e, key=key, value=value: setattr(e[0], key, value))
+    for name, about, place, value in (
+        ("zip-local-method", "deflated, says the local header", 2, 8),
+        ("zip-local-flags", "encrypted, says the local header", 1, 1),
+        ("zip-local-crc", "another CRC in the local header", 5, 0),
+        ("zip-local-size", "another size in the local header", 7, 3),
+    ):
+        _zip(name, about, "DamagedError", "disagree",
+             lambda e, place=place, value=value: setattr(e[0], "local", {place: value}))  # fmt: skip
+    for name, about, mentions, how in (
+        (
+            "zip-before",
+            "a program before the first entry",
+            "before",
+            {"before": b"#!/bin/sh\nexit 1\n".ljust(64, b"#")},
+        ),
+        ("zip-behind", "bytes behind the zip", "behind", {"behind": b"<script>"}),
+        ("zip-comment", "a comment", "behind", {"comment": b"hello"}),
+    ):
+        CASES[name] = Case(about, "FormatError", "open", mentions, file=tall(_entries_of(bare()), **how))
+    _zip("zip-name-zero", "a name that goes on behind a zero byte", "FormatError", "path",
+         lambda e: e.insert(0, ZipEntry("common/x\0.txt", b"")))  # fmt: skip
+    _zip("zip-name-case-folded", "two names that are one where case does not count, ſ and s", "FormatError", "twice",
+         lambda e: [e.insert(0, ZipEntry(f"common/{x}", b"")) for x in "sſ"])  # fmt: skip
+    _zip("zip-no-files", "an end, and nothing before it", "NotAnArchiveError", "tall.json", lambda e: e.clear())
+
+
+def _wide() -> None:
+    """ZIP64 fields and records that claim what is not there."""
+
+    def extra(size: int, at: int) -> bytes:
+        return struct.pack("<HHQQQ", 1, 24, size, size, at)
+
+    def case(name: str, about: str, error: str, mentions: str, spoil: Callable[[list[ZipEntry]], Any]) -> None:
+        def wide(entries: list[ZipEntry]) -> None:
+            for entry in entries:
+                entry.wide = True
+            spoil(entries)
+
+        _zip(name, about, error, mentions, wide)
+
+    case("zip64-size-huge", "a size of 2^63", "DamagedError", "cut off",
+         lambda e: setattr(e[0], "extra", extra(1 << 63, 0)))  # fmt: skip
+    case("zip64-size-wraps", "a size of 2^64 − 64, which added to its place wraps around", "DamagedError", "cut off",
+         lambda e: setattr(e[0], "extra", extra((1 << 64) - 64, 0)))  # fmt: skip
+    case("zip64-place-huge", "an entry that begins at 2^63", "FormatError", "no file",
+         lambda e: setattr(e[1], "extra", extra(8, 1 << 63)))  # fmt: skip
+    case("zip64-extra-short", "a ZIP64 field that ends early", "NotAnArchiveError", "zip64",
+         lambda e: setattr(e[0], "extra", struct.pack("<HHQ", 1, 8, 64)))  # fmt: skip
+    for name, about, error, mentions, end in (
+        ("zip64-directory-huge", "a directory of 2^62 bytes", "NotAnArchiveError", "archive.tall", {"size": 1 << 62}),
+        ("zip64-directory-far", "a directory that begins at 2^62", "FormatError", "no file", {"offset": 1 << 62}),
+    ):
+        file = tall([ZipEntry(path, data, wide=True) for path, data in bare().build().items()], **end)
+        CASES[name] = Case(about, error, "open", mentions, file=file)
 
 
 class Many:
@@ -150,6 +221,13 @@ def _doubled_entry(header: Facts) -> None:
     header["__metadata__"]["tallstore"] = words.replace('"w":{', '"w":{"kind":"tied","to":"w"},"w":{', 1)
 
 
+def _deep() -> Any:
+    value: Any = []
+    for _ in range(32):
+        value = [value]
+    return value
+
+
 def _swap(values: dict[str, Any], first: str, second: str) -> None:
     values[first], values[second] = values[second], values[first]
 
@@ -208,6 +286,20 @@ def _parts() -> None:
         ("description-doubled-entry", "an entry twice", "twice", _doubled_entry),
     ):  # fmt: skip
         many.slot(name, about, mentions, spoil)
+    many.slot("header-deep", "a header nested 33 deep", "nested", lambda h: h.update(x=_deep()))
+    many.slot("description-deep", "a description nested 33 deep", "nested",
+              lambda h: h["__metadata__"].update(tallstore=dumps(_deep()).decode()))  # fmt: skip
+    many.slot("description-huge-integer", "2^53 in a description", "range",
+              lambda h: h["__metadata__"].update(tallstore='{"x":9007199254740992}'))  # fmt: skip
+    many.slot(
+        "header-offsets-swapped", "offsets that run backwards", "hold", lambda h: h["w"].update(data_offsets=[8, 0])
+    )
+    many.slot("header-offset-huge", "offsets of 2^53 − 1", "gap",
+              lambda h: h["w"].update(data_offsets=[(1 << 53) - 9, (1 << 53) - 1]))  # fmt: skip
+    many.slot("header-offset-fraction", "an offset with a fraction", "offsets",
+              lambda h: h["w"].update(data_offsets=[0, 8.0]))  # fmt: skip
+    path = many.put("part-size-huge", "a part of 2^53 − 1 bytes, says the manifest", "DamagedError", "bytes")
+    many.manifest(lambda m, path=path: m["parts"][path].update(size=(1 << 53) - 1))
     for name, about, mentions, spoil in (
         (
             "described-not-stored",
@@ -300,6 +392,24 @@ def _whole_archives() -> None:
         "'w'",
         archive.build(),
     )
+
+
+def _nothing_behind() -> None:
+    """A referenced base says of itself what it likes: nobody takes memory, or time, for it before it is there."""
+    archive = bare()
+    archive.storage, archive.base = "reference", {"w": Tensor("F32", (1 << 46,), b"")}
+    archive.parts()[MASK].items["w"] = kept("F32", (1 << 46,), "w")
+    files = archive.build()
+    add(
+        "reference-of-2-to-46",
+        "a referenced base of 2^46 elements, not given",
+        "BaseNeededError",
+        "decode",
+        "base",
+        files,
+    )
+    add("reference-of-2-to-46-given", "the same, and the base that is given has three", "WrongBaseError", "decode", "'w'",
+        files, given={"w": floats("F32", [1.0, 2.0, 3.0])})  # fmt: skip
 
 
 def _referenced() -> Archive:
@@ -403,5 +513,5 @@ def _links() -> None:
 
 def make() -> None:
     """Register them all."""
-    for step in (_zips, _parts, _entries, _whole_archives, _references, _links):
+    for step in (_zips, _parts, _entries, _whole_archives, _references, _nothing_behind, _links):
         step()

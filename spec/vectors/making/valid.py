@@ -35,6 +35,8 @@ class Case:
     decoded: dict[str, dict[str, Tensor]]
     file: bool = False
     """As a `.tall` file; a folder if not."""
+    wide: bool = False
+    """With ZIP64 fields and records."""
     given: dict[str, Tensor] | None = None
     """The referenced base."""
     exact: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class One:
 
     def case(self, about: str, **more: Any) -> Case:
         """The vector."""
-        known = {k: more.pop(k) for k in ("file", "given", "exact", "unlisted") if k in more}
+        known = {k: more.pop(k) for k in ("file", "wide", "given", "exact", "unlisted") if k in more}
         return Case(about, self.archive(**more), {self.task: self.decoded}, **known)
 
 

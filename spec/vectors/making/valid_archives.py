@@ -60,6 +60,14 @@ def minimal_folder() -> Case:
 
 
 @case
+def zip64() -> Case:
+    """Sizes and places in ZIP64 fields."""
+    return _minimal().case(
+        "a file whose sizes and places are in ZIP64 fields, its end in a ZIP64 record", file=True, wide=True
+    )
+
+
+@case
 def rows() -> Case:
     """More and fewer rows than the base has."""
     one = One(whole_codec="planes+zstd")
