@@ -20,16 +20,14 @@ from math import comb
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from common import MIB, describe_machine, table
 
 import tallstore
 from tallstore import codecs
 from tallstore.encoder.parts import PartWriter
-from tallstore.encoder.results import Span
 from tallstore.format.manifest import MANIFEST, Base, BaseTensor, Group, Manifest, PartRecord, Task
 from tallstore.format.part import Entry
-from tallstore.stores import Sink, open_sink
+from tallstore.stores import open_sink
 
 CHUNK = 1 << 20
 WIDTH = 768
@@ -77,14 +75,13 @@ def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]]
         values = (random.choice([-1e-3, 1e-3], CHUNK)).astype(np.float32)
         entries = {name: Entry(kind="vector", shape=shape) for name, shape in tensors.items()}
         vector = PartWriter(sink, "vector/0.safetensors", "vector", "0")
-        spool = Spool(sink)
-        fill(vector, spool, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))
+        fill(vector, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))
         vectors = vector.finish()
         parts |= vectors
         entries = {n: Entry(kind=case.kind, dtype="F32", shape=shape, base=n) for n, shape in tensors.items()}
         for name in names:
             mask = PartWriter(sink, f"tasks/{name}/mask.safetensors", "mask", name)
-            fill(mask, spool, entries, case.mask, Chunks(case, random).draw)
+            fill(mask, entries, case.mask, Chunks(case, random).draw)
             parts |= mask.finish()
         identity = {n: BaseTensor(dtype="F32", shape=shape, sha256="0" * 64) for n, shape in tensors.items()}
         manifest = Manifest(
@@ -116,27 +113,12 @@ class Chunks:
         return self._known[key]
 
 
-class Spool:
-    """Where coded chunks lie until their parts are put together."""
-
-    def __init__(self, sink: Sink) -> None:
-        sink.work.mkdir()
-        self._path = sink.work / "chunks"
-        self._file = self._path.open("xb", buffering=0)
-
-    def add(self, data: bytes) -> Span:
-        """Keep a chunk."""
-        start = self._file.tell()
-        self._file.write(data)
-        return Span(self._path, start, len(data), xxhash.xxh3_64_hexdigest(data))
-
-
-def fill(writer: PartWriter, spool: Spool, entries: dict[str, Entry], codec: str, code: Callable[[int], bytes]) -> None:
+def fill(writer: PartWriter, entries: dict[str, Entry], codec: str, code: Callable[[int], bytes]) -> None:
     """Write every tensor of a part."""
     for name, entry in entries.items():
         writer.begin()
         for start in range(0, entry.numel, CHUNK):
-            writer.add(spool.add(code(min(CHUNK, entry.numel - start))))
+            writer.add(code(min(CHUNK, entry.numel - start)))
         writer.end(name, codec, CHUNK, entry)
 
 

@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from tallstore.encoder.results import Span
+from tallstore.codecs.base import Buffer
+from tallstore.encoder.results import Span, Spool
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
 from tallstore.format.part import Coded, Entry, PartHeader
 from tallstore.stores import Sink
+from tallstore.stores.staging import translated
 
 MOST = 5 * 10**9
 """Bytes that a part has at most, unless one tensor alone has more: what the Hub likes files to have."""
@@ -21,13 +23,15 @@ _NAMED = 160
 
 
 class PartWriter:
-    """Parts of one kind and owner that grow tensor by tensor. `begin`, `add` each chunk, then `end` or `drop`.
+    """Parts of one kind and owner that grow tensor by tensor: `begin`, `add` each chunk, `end`; or begin another.
 
     One file, or several of at most so many bytes, named as the Hub likes: `base-00001-of-00003.safetensors`.
     """
 
     def __init__(self, sink: Sink, path: str, part: str, owner: str, most: int = MOST) -> None:
-        self._path = path
+        self.path = path
+        """Of the part, if there is one."""
+        self._spool: Spool | None = None
         self._sink, self._most = sink, most
         self._part, self._owner = part, owner
         self._chunks: list[Span] = []
@@ -38,9 +42,19 @@ class PartWriter:
         """Begin a tensor."""
         self._chunks = []
 
-    def add(self, data: Span) -> None:
-        """Add the current tensor's next chunk."""
-        self._chunks.append(data)
+    def add(self, data: Span | Buffer) -> None:
+        """Add the current tensor's next chunk: where it lies, or its bytes."""
+        if isinstance(data, Span):
+            self._chunks.append(data)
+            return
+        with translated(self._sink.target):
+            self._spool = self._spool or Spool(self._sink.work / f"spool-{self.path.replace('/', '~')}")
+            self._chunks.append(self._spool.add(data))
+
+    @property
+    def coded_bytes(self) -> int:
+        """Of the tensors so far, their padding with them."""
+        return sum(entry.coded.padded for entry in self._entries.values() if entry.coded is not None)
 
     def end(self, name: str, codec: str, chunk: int, entry: Entry) -> None:
         """End the current tensor; `entry` lacks only what the chunks say."""
@@ -65,8 +79,8 @@ class PartWriter:
 
     def _paths(self, count: int) -> list[str]:
         if count == 1:
-            return [self._path]
-        stem, ending = self._path.rsplit(".", 1)
+            return [self.path]
+        stem, ending = self.path.rsplit(".", 1)
         return [f"{stem}-{number:05}-of-{count:05}.{ending}" for number in range(1, count + 1)]
 
     def _cuts(self, order: Sequence[str]) -> Iterator[list[str]]:

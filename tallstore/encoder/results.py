@@ -50,6 +50,25 @@ class Span(NamedTuple):
             raise OutputError(f"{self.path}: what was just made is damaged on its disk: pack again, elsewhere")
 
 
+class Spool:
+    """Coded bytes that no worker made, kept one behind the other in a file until their part is put together."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._at = 0
+
+    def add(self, data: Buffer) -> Span:
+        """Keep a chunk."""
+        view = memoryview(data)
+        with self._path.open("ab", buffering=0) as file:
+            left = view
+            while left:
+                left = left[file.write(left) :]
+        start, self._at = self._at, self._at + view.nbytes
+        return Span(self._path, start, view.nbytes, xxhash.xxh3_64_hexdigest(view))
+
+
 Place = tuple[int, int, str]
 """Start, length and checksum of coded bytes, in the file that says it."""
 
