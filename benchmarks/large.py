@@ -124,6 +124,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[str]]:
             job = {"shapes": made, "tasks": arguments.tasks, "archive": str(archive), "options": options}
             best = min((in_child(job) for _ in range(arguments.repeat)), key=lambda found: found["seconds"])
             one = one or best["seconds"]
+            print(f"{engine}, {workers} workers: {best['seconds']:.1f} s", file=sys.stderr, flush=True)
             yield [
                 engine,
                 str(workers),

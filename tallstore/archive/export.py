@@ -1,9 +1,9 @@
-"""Write a task's model as a folder that stock loaders open: `model.safetensors` and the files it was packed with."""
+"""Write a task's model as a folder that stock loaders open: its weights and the files it was packed with."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,10 @@ from tallstore.tensors import as_bytes
 from tallstore.words import parse_size
 
 WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
+_WEIGHTS_BESIDE = {"open_clip_config.json": "open_clip_model.safetensors"}
+"""What a library that has a name of its own for weights calls them, by its own configuration beside them."""
+INDEX = ".index.json"
+"""What is added to that name for the index of several files."""
 SHARD = "5GB"
 """What the Hub likes files to have at most."""
 
@@ -51,7 +54,7 @@ def export_folder(
     check_folder(target, overwrite=overwrite)
     with translated(target):
         place = followed(target)
-    shards = _shards(tensors, most)
+    shards = _shards(tensors, most, weights_name(files))
     done = _Done(sum(_bytes(info) for info in tensors.values()), progress)
     with Staging(place) as staging:
         folder = staging.path("model")
@@ -62,7 +65,7 @@ def export_folder(
                     for piece in _pieces(names, tensors, read, done):
                         weights.write(piece)
             if len(shards) > 1:
-                (folder / INDEX).write_bytes(_index(shards, done.total))
+                (folder / f"{weights_name(files)}{INDEX}").write_bytes(_index(shards, done.total))
         for name, data in files.items():
             content = data()
             with translated(target):
@@ -70,6 +73,11 @@ def export_folder(
                 (folder / name).write_bytes(content)
         staging.publish("model", overwrite=True)
     return target
+
+
+def weights_name(files: Collection[str]) -> str:
+    """What the weights are called beside a model's small files, so that its own library finds them."""
+    return next((name for beside, name in _WEIGHTS_BESIDE.items() if beside in files), WEIGHTS)
 
 
 def check_folder(out: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -98,7 +106,7 @@ def _bytes(info: TensorInfo) -> int:
     return info.numel * ITEM_BYTES[info.dtype]
 
 
-def _shards(tensors: Mapping[str, TensorInfo], most: int) -> dict[str, list[str]]:
+def _shards(tensors: Mapping[str, TensorInfo], most: int, called: str) -> dict[str, list[str]]:
     """File → its tensors: in the checkpoint's order from file to file; within one, largest elements first.
 
     Every tensor then begins at a multiple of its element size.
@@ -112,8 +120,8 @@ def _shards(tensors: Mapping[str, TensorInfo], most: int) -> dict[str, list[str]
         shards[-1].append(name)
         size += _bytes(info)
     count = len(shards)
-    stem, ending = WEIGHTS.split(".")
-    files = [WEIGHTS] if count == 1 else [f"{stem}-{n:05}-of-{count:05}.{ending}" for n in range(1, count + 1)]
+    stem, ending = called.split(".")
+    files = [called] if count == 1 else [f"{stem}-{n:05}-of-{count:05}.{ending}" for n in range(1, count + 1)]
     ordered = [sorted(names, key=lambda name: -ITEM_BYTES[tensors[name].dtype]) for names in shards]
     return dict(zip(files, ordered, strict=True))
 
@@ -139,4 +147,5 @@ def _is_model(folder: Path) -> bool:
         return False
     if folder.resolve() in {Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents}:
         raise OutputExistsError(f"{folder}: is where you are, or above it; choose another name")
-    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    names = (WEIGHTS, *_WEIGHTS_BESIDE.values())
+    return any((folder / name).is_file() or (folder / f"{name}{INDEX}").is_file() for name in names)

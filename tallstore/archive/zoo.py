@@ -224,7 +224,8 @@ class Zoo:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
 
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
-        Weights of more than `max_shard_size` bytes (a number, or one like 5GB) become several files and an index. One
+        Weights beside an `open_clip_config.json` are called `open_clip_model.safetensors`, as open_clip calls them.
+        Those of more than `max_shard_size` bytes (a number, or one like 5GB) become several files and an index. One
         tensor is in memory at a time. `exact`: bit for bit the original's weights, for tasks packed with `exact`.
         """
         self._task(task)

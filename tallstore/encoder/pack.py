@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
-from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
+from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.journal import Journal
@@ -83,6 +83,8 @@ def encode(
             open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
         )
         start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
+        if chosen.base_storage == "bf16":
+            start = RoundedBase(start)
         opened = {
             name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
             for name in names
@@ -91,7 +93,7 @@ def encode(
         recipe = chosen.make_recipe(names)
         chunk = chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
-        writers = Writers(sink, names, GROUP, embed=chosen.base_storage == "embed", most=most)
+        writers = Writers(sink, names, GROUP, embed=chosen.base_storage != "reference", most=most)
         exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
         choices = {"options": recorded(chosen), "forms": sorted((forms or {}).items()), "exact": exact, "chunk": chunk}
         journal = Journal(sink, start, opened, choices)
@@ -142,7 +144,7 @@ def _finish(
     manifest = Manifest(
         writer=WRITER,
         base=Base(
-            storage=options.base_storage,
+            storage="reference" if options.base_storage == "reference" else "embed",
             tensors=stream.identity,
             parts=tuple(base_parts),
             source=base.source,

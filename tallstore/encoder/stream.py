@@ -104,7 +104,11 @@ class TensorCost:
     """‖τ‖²."""
     parameters: int
     form: str
-    """A kind of mask, or the codec of a delta."""
+    """A kind of mask, the codec of a delta, or UNMOVED."""
+
+
+UNMOVED = "base"
+"""The form of a tensor that is the base's, where the base that is stored misses it."""
 
 
 class Stream:
@@ -140,7 +144,7 @@ class Stream:
             vector=codecs.VECTOR[options.vector or recipe.vector_codec],
             mask=codecs.MASK[options.mask],
             whole=codecs.WHOLE[options.base_codec],
-            embed=options.base_storage == "embed",
+            embed=options.base_storage != "reference",
             chunk=self.chunk,
             device=options.torch_device(),
             lossless=codecs.WHOLE["planes+zstd"],
@@ -274,7 +278,10 @@ class Stream:
         facts: dict[str, Any] = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
         if not each.moved:
             writer.note(user.name, Entry(kind="base", **facts))
-            self.quality[user.task].add_unmoved(user.covered)
+            gap = each.quality.error
+            self.quality[user.task].add_unmoved(user.covered, gap)
+            if gap:
+                self.by_tensor[user.task, name] = TensorCost(gap, gap, user.covered, UNMOVED)
             return False
         scales = tuple(each.scales) if any(s != 1.0 for s in each.scales) else None
         codec = each.codec or self._options.mask
