@@ -198,8 +198,10 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
     measured: list[Any] = []
     size = 0
+    base: Tensor | None = None
     for found, users, start in _samples(item, runs, tools):
-        size += found.bytes
+        again = base.numel() * base.element_size() if base is not None and found.base is base else 0
+        base, size = found.base, size + found.bytes - again
         rows = _usable(users, found, _looks(found))
         cut = tiles(found.base, rows, item.name, STATISTIC_TILE, start)
         measured += [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
