@@ -266,29 +266,71 @@ def run(folder: Path, names: list[str], rounds: int, *, cold: bool) -> dict[str,
     return found
 
 
+GROWTH = (
+    (1, 0.25, "float32"),
+    (4, 0.25, "float32"),
+    (16, 0.25, "float32"),
+    (64, 0.25, "float32"),
+    (2, 0.5, "float32"),
+    (2, 1.0, "float32"),
+    (4, 0.25, "bfloat16"),
+    (4, 0.25, "float16"),
+    (4, 0.25, "float64"),
+)
+"""Tasks, scale of the model's widths, and type of its weights."""
+
+
+def converted(folder: Path, dtype: str, sources: Mapping[str, Path]) -> dict[str, Path]:
+    """Checkpoints in another type."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if dtype == "float32":
+        return dict(sources)
+    found = {}
+    for name, source in sources.items():
+        found[name] = folder / dtype / name
+        found[name].mkdir(parents=True, exist_ok=True)
+        if not (found[name] / WEIGHTS).exists():
+            state = load_file(source / WEIGHTS)
+            save_file({n: t.to(getattr(torch, dtype)) for n, t in state.items()}, found[name] / WEIGHTS)
+    return found
+
+
 def growth(folder: Path) -> str:
-    """Time and memory of one task's decode in archives of more tasks, and of larger models."""
+    """Time of one task's decode, and of packing, with more tasks, larger models and other types."""
     import tallstore
 
     cells = []
-    for tasks, scale in ((1, 0.25), (4, 0.25), (16, 0.25), (64, 0.25), (2, 0.5), (2, 1.0)):
+    for tasks, scale, dtype in GROWTH:
         own = folder / f"growth-{scale}"
         base, sources = make_checkpoints(own, vit_b32(scale=scale), tasks)
-        archive = own / f"{tasks}.tall"
-        if not archive.exists():
-            tallstore.pack(base, sources, archive, base_codec="raw")
-        for _ in range(3):
+        given = converted(own, dtype, {"base": base, **sources})
+        archive = own / f"{tasks}-{dtype}.tall"
+        began = time.perf_counter()
+        tallstore.pack(given["base"], {n: given[n] for n in sources}, archive, base_codec="raw", overwrite=True)
+        packed = time.perf_counter() - began
+        opened, decoded = [], []
+        for _ in range(7):
             began = time.perf_counter()
             zoo = tallstore.open(archive)
-            opened = time.perf_counter() - began
+            opened.append(time.perf_counter() - began)
             state = zoo.state_dict(TASK)
-            decoded = time.perf_counter() - began - opened
+            decoded.append(time.perf_counter() - began - opened[-1])
             size = sum(t.numel() for t in state.values())
             zoo.close()
+        middle = statistics.median(decoded)
         cells.append(
-            (tasks, f"{size / 1e6:.1f}", f"{1e3 * opened:.1f}", f"{1e3 * decoded:.0f}", f"{1e9 * decoded / size:.2f}")
-        )
-    return table(("tasks in the archive", "parameters, M", "open, ms", "decode one, ms", "ns a parameter"), cells)
+            (
+                tasks, dtype, f"{size / 1e6:.1f}", f"{1e9 * packed / size / tasks:.1f}",
+                f"{1e3 * statistics.median(opened):.1f}", f"{1e3 * middle:.0f}", f"{1e9 * middle / size:.2f}",
+            )
+        )  # fmt: skip
+    head = (
+        "tasks", "type", "parameters, M", "pack, ns a parameter and task", "open, ms", "decode one, ms",
+        "decode, ns a parameter",
+    )  # fmt: skip
+    return table(head, cells)
 
 
 def main() -> None:

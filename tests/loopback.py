@@ -101,6 +101,8 @@ class Hub(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.multipart = False
         self.page = 1000
+        self.xet = False
+        """Whether large files are said to lie behind Xet, of which no more than these words is there."""
         self.before_commit: Any = None
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
@@ -235,6 +237,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def api(self, name: str, rest: list[str]) -> None:
         what = rest[0] if rest else "revision"
+        if what not in {"revision", "commit", "preupload", "branch", "refs", "tree", "paths-info"}:
+            return self.refuse(404, f"no such route: {what}")
         if what in {"commit", "preupload"}:
             return getattr(self, f"api_{what}")(name, rest[1])
         if what == "branch":
@@ -373,6 +377,9 @@ class Handler(BaseHTTPRequestHandler):
         if len(data) < LARGE:
             return self.give(data, {"X-Repo-Commit": commit, "ETag": f'"{oid(data)}"'})
         linked = {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
+        if self.server.xet:
+            route = f"{self.server.url}/api/models/{name}/xet-read-token/{commit}"
+            linked |= {"X-Xet-Hash": sha256(data), "X-Xet-Refresh-Route": route}
         place = f"{self.server.cdn}/cdn/{name}/{commit}/{path}"
         return self.reply(302, b"", {"Location": place, "X-Repo-Commit": commit, **linked})
 

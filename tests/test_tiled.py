@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tallstore import codecs
 from tallstore.kernels import cpu, fast, tiled
+from tallstore.kernels.gaps import GapSteps
 
 TALL = ("adaptive", "bits", "bits+zstd")
 DTYPES = st.sampled_from(FLOATS)
@@ -130,6 +131,59 @@ def test_levels_are_the_values(codec: str, n: int, share: float, seed: int) -> N
         levels.packed if levels.bits == 8 else np.stack([levels.packed & 15, levels.packed >> 4], 1).reshape(-1)[:n]
     )
     assert (levels.table[indices].view(np.uint32) == found.decode(coded, n).view(np.uint32)).all()
+
+
+@pytest.mark.skipif(fast.kernels() is None, reason="numba is not installed: gaps are unpacked first")
+@settings(max_examples=150, deadline=None)
+@given(
+    DTYPES,
+    DTYPES,
+    st.sampled_from(["binary", "signed"]),
+    SIZES,
+    st.floats(0, 1),
+    st.integers(1, 5000),
+    st.integers(0, 2**32),
+)
+def test_gaps_equal_the_reference(
+    dtype: torch.dtype, base_dtype: torch.dtype, kind: str, n: int, share: float, step: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    base = values(rng, n, base_dtype)
+    symbols = (rng.random(n) < share**4).astype(np.uint8)
+    if kind == "signed":
+        symbols *= rng.integers(1, 3, n).astype(np.uint8)
+    scale = float(np.float32(rng.standard_normal()))
+    expected, found = torch.empty(n, dtype=dtype), torch.empty(n, dtype=dtype)
+    cpu.apply_mask(expected, base, torch.ones(n), torch.from_numpy(symbols), scale)
+    steps = GapSteps(*gaps_of(symbols, kind), kind, scale, dtype)
+    for _ in range(2):  # every beginning is one of its own
+        run = steps.begin()
+        for a in range(0, n, step):
+            run(found[a : a + step], base[a : a + step])
+        assert torch.equal(
+            bits(found)[symbols.repeat(dtype.itemsize) == 0], bits(expected)[symbols.repeat(dtype.itemsize) == 0]
+        )
+        both = found.isnan() & expected.isnan()
+        assert torch.equal(bits(found.masked_fill(both, 0)), bits(expected.masked_fill(both, 0)))
+    if dtype == base_dtype:
+        steps.begin()(base, base)
+        assert torch.equal(bits(base.masked_fill(both, 0)), bits(expected.masked_fill(both, 0)))
+
+
+def gaps_of(symbols: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Gaps and signs as the format has them, written down one by one."""
+    gaps: list[int] = []
+    signs: list[int] = []
+    zeros = 0
+    for symbol in symbols:
+        if not symbol:
+            zeros += 1
+            continue
+        gaps += [255] * (zeros // 255) + [zeros % 255]
+        signs.append(int(symbol == 2))
+        zeros = 0
+    packed = np.packbits(np.array(signs, np.uint8), bitorder="little") if kind == "signed" else np.empty(0, np.uint8)
+    return np.array(gaps, np.uint8), packed
 
 
 @pytest.mark.skipif(fast.kernels() is None, reason="numba is not installed: there is one path only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -118,25 +118,42 @@ class Reader:
             at += length
         return found
 
-    def chunk_runs(self, place: Place, index: int, name: str, size: int, step: int) -> Iterator[tuple[int, memoryview]]:
-        """A chunk's coded bytes, `size` of them due, run by run as they are checked: they are in the cache then.
+    def chunk_here(self, place: Place, index: int, name: str) -> memoryview:
+        """The coded bytes of one chunk, checked, in memory of this thread's that the next call uses again.
 
-        Yields where each run of `step` bytes begins, and its bytes, which hold until the next run is asked for. Raises
-        DamagedError at the end, so nothing made of them counts before: RenewedError where the file was got anew
-        meanwhile.
+        What is read once, from end to end, is not worth mapping, and should not take memory beside the output.
+        """
+        if self.store.far:
+            return self.chunk(place, index, name)
+        start, (length,) = self._range(place, [index])
+
+        def read() -> memoryview:
+            data = memoryview(_spare(length))[:length]
+            self.store.read_into(place.path, start, data)
+            self._check(place, index, name, xxhash.xxh3_64_hexdigest(data))
+            return data
+
+        return _again(self.store, place.path, read)
+
+    def chunk_into(self, place: Place, index: int, name: str, out: memoryview, step: int) -> Iterator[tuple[int, int]]:
+        """Fill `out` with a chunk's coded bytes, run by run as they are checked: they are in the cache then.
+
+        Yields the first byte of each run of `step` bytes and the one behind its last. Raises DamagedError at the end,
+        so nothing made of them counts before: RenewedError where the file was got anew meanwhile.
         """
         start, (length,) = self._range(place, [index])
-        if length != size:
-            raise FormatError(f"{length} raw bytes where {size} are due")
+        if length != len(out):
+            raise FormatError(f"{length} raw bytes where {len(out)} are due")
         data = self.store.read(place.path, start, length) if self.store.far else None
-        spare = memoryview(_spare(min(step, length)))
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
-            run = spare[: min(step, length - a)] if data is None else data[a : a + step]
+            b = min(a + step, length)
             if data is None:
-                self.store.read_into(place.path, start + a, run)
-            digest.update(run)
-            yield a, run
+                self.store.read_into(place.path, start + a, out[a:b])
+            else:
+                out[a:b] = data[a:b]
+            digest.update(out[a:b])
+            yield a, b
         try:
             self._check(place, index, name, digest.hexdigest())
         except DamagedError as error:
@@ -209,11 +226,3 @@ def _spare(size: int) -> bytearray:
     if found is None or len(found) < size:
         found = _local.spare = bytearray(size)
     return found
-
-
-def covered_chunks(entry: Entry, start: int, stop: int) -> Mapping[int, tuple[int, int]]:
-    """The chunks that elements [start, stop) lie in: index → its own range of elements, cut to the tensor."""
-    assert entry.coded is not None
-    size = entry.coded.chunk
-    total = entry.covered
-    return {i: (i * size, min((i + 1) * size, total)) for i in range(start // size, -(-stop // size))}

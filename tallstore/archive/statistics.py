@@ -130,13 +130,14 @@ def count_masks(
 
     # What only keeps the base stores nothing: it is counted without a walk along it, however long it says it is.
     kept = [lineup for lineup in lineups if all(m.kind == "base" for m in lineup.members)]
-    walked = [lineup for lineup in lineups if lineup not in kept]
+    walked = [lineup for lineup in lineups if any(m.kind != "base" for m in lineup.members)]
     at_once = ((lineup.base, _unused(lineup, len(tasks))) for lineup in kept)
     for name, found in chain(at_once, ahead(decoder.threads, walked, count, tell)):
         total += found
         size, on = tensors.get(name, (np.zeros_like(total.size), np.zeros_like(total.on)))
         tensors[name] = size + found.size, on + found.on
-    return MaskStatistics(tasks=tuple(tasks), agreement=total, tensors=tensors)
+    in_order = {lineup.base: tensors[lineup.base] for lineup in lineups if lineup.base in tensors}
+    return MaskStatistics(tasks=tuple(tasks), agreement=total, tensors=in_order)
 
 
 def _unused(lineup: Lineup, n_tasks: int) -> Agreement:

@@ -22,6 +22,7 @@ from torch import Tensor
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member
 from tallstore.kernels.cpu import wide
+from tallstore.kernels.tiled import Run
 from tallstore.merging import MergeTile
 from tallstore.recipes.sums import sum_rows
 from tallstore.tensors import TORCH
@@ -34,8 +35,12 @@ Stored = Literal["sum", "mean", "ties"]
 TILE = 1 << 15
 """Elements worked on at once: torch runs so short operations in the calling thread."""
 
+_TOGETHER = 8
+"""Elements that packed symbols are taken by."""
+
 _R = TypeVar("_R")
 Work = Callable[[Lineup, int, int], _R]
+Span = tuple[int, int, tuple[Member, ...]]
 Piece = Tensor | None
 """A member's share of a window: symbols (uint8), a delta, or None where it is the base."""
 
@@ -53,6 +58,15 @@ class DecodedTile(MergeTile):
         return self.rows
 
 
+@dataclass(frozen=True)
+class RowsTile(DecodedTile):
+    """One whose v is the sum of its rows."""
+
+    @property
+    def total(self) -> Tensor:
+        return self.vector
+
+
 class TaskVectors:
     """Of several tasks of one archive."""
 
@@ -64,13 +78,39 @@ class TaskVectors:
         """The tiles of a window, with their first element and the one behind their last."""
         kind = wide(TORCH[lineup.facts.dtype])
         there = [m for m in lineup.members if m.entry.covered > start]
+        spans = list(lineup.spans(start, stop, TILE))
+        runs = self._runs(there, spans, kind)
+        if runs is not None:
+            for a, b, here in spans:
+                rows = torch.zeros(len(here), b - a, dtype=kind)
+                for member, row in zip(here, rows, strict=True):
+                    if (run := runs.get(member.index)) is not None:
+                        run(row, row)
+                tasks, scales = tuple(m.index for m in here), tuple(m.scale(a) for m in here)
+                yield a, b, RowsTile(tasks, sum_rows(rows), (rows != 0).to(torch.uint8), scales, rows)
+            return
         pieces = {m.index: self._piece(lineup, m, start, min(stop, m.entry.covered)) for m in there}
         groups = sorted({m.group for m in there if m.masked})
         vectors = {g: self._decoder.vector_range(g, lineup.base, start, stop).to(kind) for g in groups}
-        for a, b, here in lineup.spans(start, stop, TILE):
+        for a, b, here in spans:
             own = [None if (piece := pieces[m.index]) is None else piece[a - start : b - start] for m in here]
             cut = {group: vector[a - start : b - start] for group, vector in vectors.items()}
             yield a, b, self._tile(here, own, cut, a, torch.zeros(b - a, dtype=kind))
+
+    def _runs(self, there: Sequence[Member], spans: Sequence[Span], kind: torch.dtype) -> Mapping[int, Run] | None:
+        """What writes each member's task vector straight from its codes; None where that is not to be had for all."""
+        found: dict[int, Run] = {}
+        moved = [m for m in there if m.kind != "base"]
+        if any(m.kind == "private" or wide(TORCH[str(m.entry.dtype)]) != kind for m in moved):
+            return None
+        if any(a % _TOGETHER for a, _, _ in spans):
+            return None
+        for m in moved:
+            run = self._decoder.rows(m.task, m.name, spans[0][0], spans[-1][1])
+            if run is None:
+                return None
+            found[m.index] = run
+        return found
 
     def _piece(self, lineup: Lineup, member: Member, start: int, stop: int) -> Piece:
         if member.masked:

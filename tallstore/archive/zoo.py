@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from tallstore.errors import (
 from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Access, Store, open_any
+from tallstore.stores import Access, Store, is_address, open_any
 from tallstore.stores.staging import translated
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ class Zoo:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
 
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
+        Weights beside an `open_clip_config.json` are called `open_clip_model.safetensors`, as open_clip calls them.
         `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
         """
         self._task(task)
@@ -226,16 +227,22 @@ class Zoo:
             progress=progress,
         )
 
-    def write_files(self, task: str, out: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names."""
+    def write_files(
+        self, task: str, out: str | os.PathLike[str], names: Collection[str] | None = None
+    ) -> tuple[str, ...]:
+        """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names.
+
+        `names`: only these. All are fetched where the archive is far away: what needs one will soon need the others.
+        """
         files = self._manifest.tasks[self._task(task)].files
         announce_files(self._reader, task)
-        for name, path in files.items():
+        wanted = {name: path for name, path in files.items() if names is None or name in names}
+        for name, path in wanted.items():
             target = Path(out) / name
             with translated(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._reader.file(path))
-        return tuple(files)
+        return tuple(wanted)
 
     def write_subset(
         self,
@@ -594,8 +601,8 @@ def open_zoo(
     From the Hub (`hf://user/zoo`, `hf://user/zoo@revision`), each file is fetched whole, into the Hub's own cache, when
     a task first needs it, at the commit that the revision is now; what was fetched is checked against the manifest's
     hashes. A base that is only referenced is fetched from its own repository. With `lazy`, and from any other address
-    (`https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte ranges that a task needs are
-    read, held to their checksums, and tried again where that fails.
+    (`hf://user/repo/zoo.tall`, `https://…`, `s3://…`, what else fsspec knows), no files are kept: exactly the byte
+    ranges that a task needs are read, held to their checksums, and tried again where that fails.
 
     Args:
         url: a folder, a `.tall` file, or an address of either.
@@ -621,7 +628,7 @@ def open_zoo(
     )
     store = open_any(url, mapped=mapped, lazy=lazy, revision=revision, access=access, storage_options=storage_options)
     try:
-        return Zoo(store, base=base, threads=threads, access=access if store.far else None)
+        return Zoo(store, base=base, threads=threads, access=access if is_address(url) else None)
     except BaseException:
         store.close()
         raise

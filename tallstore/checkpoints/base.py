@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+
+from tallstore.tensors import as_bytes
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 """Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict or
@@ -48,6 +51,14 @@ class Checkpoint(ABC):
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, row-major: a flat CPU tensor. Not to be written to."""
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Elements from `start` on into memory that is there: a flat CPU tensor of the tensor's type."""
+        out.copy_(self.read(name, start, start + len(out)))
+
+    def matches(self, data: Tensor, sha256: str) -> bool:
+        """Whether bytes that `read` gave, those of a whole tensor, have this sha256 (hex)."""
+        return hashlib.sha256(as_bytes(data).data).hexdigest() == sha256
 
     def close(self) -> None:
         """Release files."""

@@ -15,9 +15,12 @@ from torch import Tensor
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
 from tallstore.checkpoints.find import open_checkpoint
 from tallstore.checkpoints.hub import download
+from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
+from tallstore.checkpoints.seals import Seals
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
 from tallstore.stores.hub import remove, sha256_of
+from tallstore.tensors import as_bytes
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,6 +36,7 @@ class ReferencedBase(Checkpoint):
         self._repo, self._commit, self._access = repo, commit, access
         self._found: Checkpoint | None = None
         self._folder: Path | None = None
+        self._seals: Seals | None = None
         self._lock = threading.Lock()
 
     @cached_property
@@ -46,7 +50,12 @@ class ReferencedBase(Checkpoint):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return self.open().read(name, start, stop)
 
+    def matches(self, data: Tensor, sha256: str) -> bool:
+        return self._seals.match(as_bytes(data).data, sha256) if self._seals else super().matches(data, sha256)
+
     def close(self) -> None:
+        if self._seals is not None:
+            self._seals.save()
         if self._found is not None:
             self._found.close()
 
@@ -99,7 +108,13 @@ class ReferencedBase(Checkpoint):
     def _open(self, access: Access) -> Checkpoint:
         """Its weights alone, from its folder in the Hub's cache."""
         self._folder = download(self._repo, self._commit, access, weights_only=True)[0]
-        return open_checkpoint(self._folder)
+        if self._seals is None:
+            # In the repository's own folder of the cache, which comes and goes with its files.
+            self._seals = Seals(self._folder.parents[1] / ".tallstore" / f"{self._commit}.json")
+        found = open_checkpoint(self._folder)
+        if isinstance(found, SafetensorsCheckpoint):
+            found.map()
+        return found
 
 
 def referenced(source: Mapping[str, str], access: Access) -> ReferencedBase | None:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
@@ -16,7 +18,7 @@ from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.part import METADATA_KEY
-from tallstore.tensors import as_bytes, empty
+from tallstore.tensors import TORCH, as_bytes, empty
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -27,6 +29,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, paths: Sequence[Path], where: str) -> None:
         self.where = where
         self._handles: list[int] = []
+        self._maps: dict[int, mmap.mmap] = {}
         self._places: dict[str, tuple[int, int, Path]] = {}
         self.tensors = {}
         try:
@@ -59,12 +62,28 @@ class SafetensorsCheckpoint(Checkpoint):
             self.tensors[name] = TensorInfo(slot.dtype, slot.shape)
             self._places[name] = (handle, header.size + slot.start, path)
 
+    def map(self) -> None:
+        """Give what is mapped from now on, and copy nothing: for files that are read whole, again and again.
+
+        The maps are private: nothing that is done to the memory reaches a file.
+        """
+        for handle in self._handles:
+            self._maps[handle] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+
     def read(self, name: str, start: int, stop: int) -> Tensor:
+        handle, offset, _ = self._places[name]
+        dtype = self.tensors[name].dtype
+        place = offset + start * ITEM_BYTES[dtype]
+        if handle in self._maps and stop > start and place % ITEM_BYTES[dtype] == 0:
+            return torch.frombuffer(self._maps[handle], dtype=TORCH[dtype], count=stop - start, offset=place)
+        out = empty(dtype, stop - start)
+        self.read_into(name, start, out)
+        return out
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
         handle, offset, path = self._places[name]
-        info = self.tensors[name]
-        out = empty(info.dtype, stop - start)
         target = as_bytes(out).data
-        offset += start * ITEM_BYTES[info.dtype]
+        offset += start * ITEM_BYTES[self.tensors[name].dtype]
         try:
             while target:
                 got = os.preadv(handle, [target[: 1 << 30]], offset)
@@ -73,9 +92,9 @@ class SafetensorsCheckpoint(Checkpoint):
                 target, offset = target[got:], offset + got
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
-        return out
 
     def close(self) -> None:
+        self._maps.clear()  # each closes when the last tensor in it is gone
         for handle in self._handles:
             os.close(handle)
         self._handles.clear()

@@ -17,7 +17,7 @@ import struct
 import numpy as np
 
 from tallstore.codecs import zstd
-from tallstore.codecs.base import Buffer, Bytes, MaskCodec
+from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.errors import FormatError
 from tallstore.kernels import cpu, fast
@@ -54,40 +54,74 @@ class Adaptive(MaskCodec):
         view = memoryview(data).cast("B")
         if len(view) and view[0] == _PACKED:
             return self._packed.decode_packed(view[1:], kind, n)
-        if len(view) < _HEAD.size or view[0] != _GAPS or any(view[1:4]):
-            raise FormatError("a mask that is neither packed nor gaps, or cut off")
-        _, count, gap_bytes, coded_bytes = _HEAD.unpack_from(view)
-        sign_bytes = -(-count // 8) if kind == "signed" else 0
-        # A gap of g zeros takes g // 255 + 1 bytes: with `count` of them in n symbols there cannot be more than this.
-        if count > n or gap_bytes > count + n // _MORE or _HEAD.size + coded_bytes + sign_bytes != len(view):
-            raise FormatError(f"{count} marks in {gap_bytes} gap bytes do not fit {n} symbols and {len(view)} bytes")
-        gaps = zstd.decompress(view[_HEAD.size : _HEAD.size + coded_bytes], gap_bytes)
-        signs = _signs(view[_HEAD.size + coded_bytes :], count)
+        marks = _open(view, kind, n)
         compiled = fast.kernels()
         if compiled is not None:
             out = np.zeros(cpu.packed_size(kind, n), np.uint8)
-            _check_count(compiled.gaps_to_packed(out, gaps, count, n, signs, cpu.SYMBOL_BITS[kind]), count, n)
+            compiled.gaps_to_packed(out, marks.gaps, marks.signs, cpu.SYMBOL_BITS[kind])
             return out
-        marks = _decode_gaps(gaps, count, n)
+        places = _places(marks.gaps)
         symbols = np.zeros(n, np.uint8)
-        symbols[marks] = 1
+        symbols[places] = 1
         if kind == "signed":
-            symbols[marks] += np.unpackbits(signs, count=count, bitorder="little")
+            symbols[places] += np.unpackbits(marks.signs, count=marks.number, bitorder="little")
         return cpu.pack(symbols, kind)
+
+    def decode_marks(self, data: Buffer, kind: str, n: int) -> Marks | None:
+        """Of a chunk that is coded as gaps."""
+        view = memoryview(data).cast("B")
+        return None if len(view) and view[0] == _PACKED else _open(view, kind, n)
+
+
+def _open(view: memoryview, kind: str, n: int) -> Marks:
+    """A chunk of gaps, every mark of it within n symbols."""
+    if len(view) < _HEAD.size or view[0] != _GAPS or any(view[1:4]):
+        raise FormatError("a mask that is neither packed nor gaps, or cut off")
+    _, count, gap_bytes, coded_bytes = _HEAD.unpack_from(view)
+    sign_bytes = -(-count // 8) if kind == "signed" else 0
+    # A gap of g zeros takes g // 255 + 1 bytes: with `count` of them in n symbols there cannot be more than this.
+    if count > n or gap_bytes > count + n // _MORE or _HEAD.size + coded_bytes + sign_bytes != len(view):
+        raise FormatError(f"{count} marks in {gap_bytes} gap bytes do not fit {n} symbols and {len(view)} bytes")
+    gaps = zstd.decompress(view[_HEAD.size : _HEAD.size + coded_bytes], gap_bytes)
+    signs = _signs(view[_HEAD.size + coded_bytes :], count)
+    zeros, ends = _sums(gaps)
+    if zeros + ends > n:
+        raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
+    if len(gaps) and gaps[-1] == _MORE:
+        raise FormatError("a list of gaps ends within a gap")
+    if ends != count:
+        raise FormatError(f"a list of gaps holds {ends} marks where {count} are due")
+    return Marks(count, gaps, signs)
+
+
+def _sums(gaps: Bytes) -> tuple[int, int]:
+    """What gaps add up to, and how many of them end."""
+    compiled = fast.kernels()
+    if compiled is not None:
+        zeros, ends = compiled.sum_gaps(gaps)
+        return int(zeros), int(ends)
+    return int(gaps.sum(dtype=np.int64)), int(np.count_nonzero(gaps != _MORE))
 
 
 def _gaps(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     """The gaps of `count` marks, and their packed signs. Every symbol that is on has one bit."""
-    compiled = fast.kernels()
+    compiled = fast.encode_kernels()
     if compiled is not None:
         room = np.empty(count + n // _MORE + 1, np.uint8)
-        signs = np.zeros(-(-count // 8), np.uint8)
-        size, _ = compiled.packed_to_gaps(room, signs, packed, cpu.SYMBOL_BITS[kind])
-        return room[:size], signs if kind == "signed" else signs[:0]
+        signs = np.empty(-(-count // 64), np.uint64)
+        size, _ = compiled.packed_to_gaps(room, signs, _words(packed), cpu.SYMBOL_BITS[kind])
+        return room[:size], signs.view(np.uint8)[: -(-count // 8) if kind == "signed" else 0]
     symbols = cpu.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2
     return _encode_gaps(marks), np.packbits(negative[: count if kind == "signed" else 0], bitorder="little")
+
+
+def _words(packed: Bytes) -> np.ndarray:
+    """The same bytes, and zeros, as words of 64 bits."""
+    words = np.zeros(-(-len(packed) // 8), "<u8")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
 
 
 def _encode_gaps(marks: np.ndarray) -> Bytes:
@@ -98,27 +132,13 @@ def _encode_gaps(marks: np.ndarray) -> Bytes:
     return out
 
 
-def _decode_gaps(gaps: Bytes, count: int, n: int) -> np.ndarray:
-    """Positions of the marks, ascending."""
+def _places(gaps: Bytes) -> np.ndarray:
+    """Where the marks are, ascending."""
     ends = gaps != _MORE
-    found = int(np.count_nonzero(ends))
-    going_on = len(gaps) > 0 and not ends[-1]
-    fits = int(gaps.sum(dtype=np.int64)) + found <= n
-    _check_count((-2 if going_on else found) if fits else -1, count, n)
     steps = gaps.astype(np.int32)
     steps += ends
     at: np.ndarray = np.cumsum(steps, dtype=np.int32)[ends] - 1
     return at
-
-
-def _check_count(found: int, count: int, n: int) -> None:
-    """Raise unless as many marks were found as were announced; negative numbers say what else is wrong."""
-    if found == -1:
-        raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
-    if found == -2:
-        raise FormatError("a list of gaps ends within a gap")
-    if found != count:
-        raise FormatError(f"a list of gaps holds {found} marks where {count} are due")
 
 
 def _signs(data: Buffer, count: int) -> Bytes:

@@ -21,6 +21,17 @@ Buffer = Any
 """bytes, bytearray, memoryview or a uint8 array."""
 
 
+class Marks(NamedTuple):
+    """Symbols as the gaps between those that are not 0: all in range."""
+
+    number: int
+    """Symbols that are not 0."""
+    gaps: Bytes
+    """Zeros before each of them: bytes 255 (go on), then one below 255."""
+    signs: Bytes
+    """Of a signed mask: a bit each, little-endian, 1 where the symbol is 2. Empty of a binary one."""
+
+
 class MaskCodec(ABC):
     """Symbols (0, 1 and, in a signed mask, 2) ⇄ bytes."""
 
@@ -37,6 +48,10 @@ class MaskCodec(ABC):
     @abstractmethod
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """Give back exactly `n` symbols as `kernels.cpu.pack` packs them, all of them valid for the kind."""
+
+    def decode_marks(self, data: Buffer, kind: str, n: int) -> Marks | None:  # noqa: ARG002 - part of the interface
+        """The same symbols as gaps, from codecs that have them so; None where `decode_packed` is the way."""
+        return None
 
     def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
         """The same, unpacked: uint8, shape (n,)."""

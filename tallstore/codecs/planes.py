@@ -8,19 +8,22 @@ one bit, which moves the sign to the end and makes the exponent's eight bits one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, WholeCodec
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels import fast
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
 _WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
-_TILE = 1 << 15
+_TILE = 1 << 16
+"""Elements: they stay in a core's own cache for whatever is done with them next."""
 _WORTH = 0.99
 """A plane that coding leaves above this share of its size is stored as it is: it then costs no decoding."""
 
@@ -33,15 +36,10 @@ class Planes(WholeCodec):
     def encode(self, raw: Bytes, dtype: str) -> bytes:
         """Rotate, split, and code each plane, or leave it where coding does not pay."""
         item = ITEM_BYTES[dtype]
-        words = raw.view(_WORD[item])
-        if dtype in _ROTATED:
-            words = words << 1 | words >> (8 * item - 1)
-        by_place = words.astype(_WORD[item], copy=False).view(np.uint8).reshape(-1, item)
-        planes = []
-        for place in range(item):
-            plane = np.ascontiguousarray(by_place[:, place])
+        planes: list[Any] = []
+        for plane in _split(raw.view(_WORD[item]), dtype in _ROTATED):
             coded = zstd.compress(plane)
-            planes.append(coded if len(coded) < _WORTH * len(plane) else plane.tobytes())
+            planes.append(coded if len(coded) < _WORTH * len(plane) else plane)
         lengths = np.array([len(p) for p in planes], "<u4")
         return b"".join([lengths.tobytes(), *planes])
 
@@ -55,18 +53,44 @@ class Planes(WholeCodec):
         item = ITEM_BYTES[dtype]
         words = out.view(_WORD[item])
         planes = _planes(data, item, len(words))
-        spare = np.empty(min(_TILE, len(words)), words.dtype)
+        join = _compiled_join(item) if dtype in _ROTATED else None
         for start in range(0, len(words), _TILE):
-            tile = words[start : start + _TILE]
-            np.copyto(tile, planes[-1][start : start + _TILE])
-            for plane in planes[-2::-1]:
-                tile <<= 8
-                tile |= plane[start : start + _TILE]
-            if dtype in _ROTATED:
-                sign = np.left_shift(tile, 8 * item - 1, out=spare[: len(tile)])
-                tile >>= 1
-                tile |= sign
-            yield start * item, (start + len(tile)) * item
+            run = slice(start, min(start + _TILE, len(words)))
+            if join is not None:
+                join(words[run], *(plane[run] for plane in planes))
+            else:
+                _join(words[run], [plane[run] for plane in planes], rotated=dtype in _ROTATED)
+            yield start * item, run.stop * item
+
+
+def _compiled_join(item: int) -> Callable[..., None] | None:
+    """The compiled kernel for rotated words of so many bytes, if there is one."""
+    compiled = fast.kernels()
+    return None if compiled is None else {2: compiled.join_two, 4: compiled.join_four}.get(item)
+
+
+def _join(words: np.ndarray, planes: Sequence[Bytes], *, rotated: bool) -> None:
+    np.copyto(words, planes[-1])
+    for plane in planes[-2::-1]:
+        words <<= 8
+        words |= plane
+    if rotated:
+        sign = words << (8 * words.itemsize - 1)
+        words >>= 1
+        words |= sign
+
+
+def _split(words: npt.NDArray[Any], rotated: bool) -> Bytes:
+    """Bytes of equal place, least significant first: shape (bytes of a word, words)."""
+    item = words.itemsize
+    compiled = fast.encode_kernels()
+    if compiled is not None:
+        out = np.empty((item, len(words)), np.uint8)
+        compiled.split(out, words, rotated)
+        return out
+    if rotated:
+        words = words << 1 | words >> (8 * item - 1)
+    return np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)
 
 
 def _planes(data: Buffer, item: int, n: int) -> list[Bytes]:

@@ -109,7 +109,7 @@ def encode_chunk(
     chosen = None
     if kernels.has_kernels(device):
         chosen = kernels.choose(base, rows, recipe, vector_codec, device, tensor, start)
-    elif fast.kernels() is not None:
+    elif fast.encode_kernels() is not None:
         chosen = quick.choose(base, rows, recipe, vector_codec, tensor, start)
     if chosen is None:
         chosen = choose(base, rows, recipe, vector_codec, tensor, start)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tallstore.codecs.base import Bytes, VectorCodec
-from tallstore.encoder.chunk import Choice, Row, spans, tile_type
+from tallstore.encoder.chunk import TILE, Choice, Row, spans, tile_type
 from tallstore.encoder.quality import N_SUMS
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.rules import Rule
@@ -39,12 +39,12 @@ def choose(
         skipped = row.form is not None or recipe.levels(row.task, tensor) is not None
         marks = np.zeros(cpu.packed_size(recipe.kind, len(row.weights)), np.uint8)
         if not skipped:
-            _mark(marks, totals[at], base, row.weights, rule, at, start, cuts)
+            _mark(marks, totals[at], base, row.weights, rule, at, start, _runs(cuts, len(row.weights)))
             _, norm, kept, dot, _ = totals[at]
             totals[at, 0] = norm - 2 * dot + kept
         packed.append(marks)
-    data = codec.encode(np.ones(n, np.float32))
-    return Choice(data, torch.ones(n), packed, torch.from_numpy(totals))
+    stored = torch.ones(1).expand(n)
+    return Choice(codec.encode(stored.numpy()), stored, packed, torch.from_numpy(totals))
 
 
 def _mark(
@@ -57,16 +57,29 @@ def _mark(
     start: int,
     cuts: Sequence[tuple[int, int]],
 ) -> None:
-    compiled = fast.kernels()
+    compiled = fast.encode_kernels()
     assert compiled is not None
     low, width = np.float32(rule.limits[at]), np.float32(rule.widths[at])
+    own = weights.to(torch.float32).numpy()
+    before = base[: len(weights)].to(weights.dtype).to(torch.float32).numpy()
     for a, b in cuts:
-        if b > len(weights):
-            break
-        own = weights[a:b].to(torch.float32).numpy()
-        before = base[a:b].to(weights.dtype).to(torch.float32).numpy()
-        marks = packed[a // 4 : -(-b // 4)] if not a % 4 else np.zeros(-(-(b - a) // 4), np.uint8)
-        compiled.marks_above(marks, sums, own, before, low, width, unmixed(start + a, rule.seeds[at]))
+        marks = packed[a // 4 : -(-b // 4)] if not a % 4 else np.empty(-(-(b - a) // 4), np.uint8)
+        compiled.marks_above(marks, sums, own[a:b], before[a:b], low, width, unmixed(start + a, rule.seeds[at]), TILE)
         if a % 4:
             whole = np.concatenate([cpu.unpack(packed, "signed", a), cpu.unpack(marks, "signed", b - a)])
             packed[: -(-b // 4)] = cpu.pack(whole, "signed")
+
+
+def _runs(cuts: Sequence[tuple[int, int]], n: int) -> list[tuple[int, int]]:
+    """Tiles of the first n parameters, those that follow each other in one run; only a run's last may be short."""
+    runs: list[tuple[int, int]] = []
+    whole = False
+    for a, b in cuts:
+        if b > n:
+            break
+        if whole:
+            runs[-1] = (runs[-1][0], b)
+        else:
+            runs.append((a, b))
+        whole = b - a == TILE
+    return runs

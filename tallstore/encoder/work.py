@@ -7,7 +7,8 @@ made of them depends on their order alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.checkpoints import Checkpoint
+from tallstore.checkpoints import Checkpoint, RoundedBase
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
-from tallstore.encoder.chunk import STATISTIC_TILE, Coded, Made, Row, encode_chunk, tiles
+from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
+from tallstore.encoder.device import has_kernels
+from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
 from tallstore.recipes.base import Recipe, Statistic
-from tallstore.tensors import as_bytes
+from tallstore.tensors import TORCH, as_bytes
 
 _FAR = 2.0**100
 _REACH = {torch.float16: 2.0**15}
@@ -51,6 +54,7 @@ class Read:
     """An item's elements."""
 
     base: Tensor
+    """As it was given: what fine-tuning changed is told from this."""
     rows: tuple[Tensor | None, ...]
     """One a user; None where its tensor has no elements in this chunk."""
 
@@ -99,6 +103,7 @@ class Tools:
     """What every item is done with."""
 
     base: Checkpoint
+    """As it is stored."""
     tasks: Sequence[Checkpoint]
     recipe: Recipe
     vector: VectorCodec
@@ -113,16 +118,50 @@ class Tools:
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
 
+    @property
+    def origin(self) -> Checkpoint:
+        """The base as it was given."""
+        return self.base.origin if isinstance(self.base, RoundedBase) else self.base
 
-def read(item: Item, tools: Tools) -> Read:
-    """Read an item's elements from every checkpoint."""
-    rows = [
-        tools.tasks[user.task].read(user.name, item.start, min(item.stop, user.covered))
-        if item.start < user.covered
-        else None
-        for user in item.users
-    ]
-    return Read(tools.base.read(item.name, item.start, item.stop), tuple(rows))
+
+def read(item: Item, tools: Tools, base: Tensor | None = None) -> Read:
+    """Read an item's elements from every checkpoint; the base's, unless they are given."""
+    if base is None:
+        base = tools.origin.read(item.name, item.start, item.stop)
+    return Read(base, tuple(_row(item, user, tools) for user in item.users))
+
+
+def _row(item: Item, user: User, tools: Tools) -> Tensor | None:
+    stop = min(item.stop, user.covered)
+    return tools.tasks[user.task].read(user.name, item.start, stop) if item.start < stop else None
+
+
+def _gather(checkpoint: Checkpoint, name: str, runs: Sequence[Item], place: str) -> Tensor:
+    """Runs of a tensor's elements, one behind the other, in this thread's memory of that name."""
+    kind = TORCH[checkpoint.tensors[name].dtype]
+    sizes = [run.stop - run.start for run in runs]
+    memory: np.ndarray | None = getattr(_local, place, None)
+    need = sum(sizes) * kind.itemsize
+    if memory is None or len(memory) < need:
+        memory = np.empty(need, np.uint8)
+        setattr(_local, place, memory)
+    out = torch.from_numpy(memory[:need]).view(kind)
+    for run, piece in zip(runs, torch.split(out, sizes), strict=True):
+        checkpoint.read_into(name, run.start, piece)
+    return out
+
+
+_local = threading.local()
+"""Memory that is used again and again: it stays in the cache, and the system need not hand out pages."""
+
+
+def _apart(item: Item, tools: Tools) -> bool:
+    """Whether rows are worked on one after the other, each from reading to coding, so that a row stays in the cache.
+
+    They are where none depends on another, nor shares a kernel with it, nor ends early, which cuts the others' tiles.
+    """
+    even = all(user.covered >= item.stop for user in item.users)
+    return even and not tools.recipe.shared and tools.vector.id == "ones" and not has_kernels(tools.device)
 
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
@@ -133,12 +172,28 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
     measured: list[Any] = []
     size = 0
-    for run in runs:
-        found = read(run, tools)
+    for found, users, start in _samples(item, runs, tools):
         size += found.bytes
-        cut = tiles(found.base, _usable(run, found, _looks(found)), run.name, STATISTIC_TILE, run.start)
+        rows = _usable(users, found, _looks(found))
+        cut = tiles(found.base, rows, item.name, STATISTIC_TILE, start)
         measured += [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
     return measured, round(size * weight)
+
+
+def _samples(item: Item, runs: Sequence[Item], tools: Tools) -> Iterator[tuple[Read, Sequence[User], int]]:
+    """What is measured: run by run, or of each row all its runs, one behind the other."""
+    if not _apart(item, tools):
+        for run in runs:
+            yield read(run, tools), run.users, run.start
+        return
+    base = _gather(tools.origin, item.name, runs, "base")
+    for user in item.users:
+        found = Read(base, (_gather(tools.tasks[user.task], user.name, runs, "row"),))
+        if all(look is not None and look.usable for look in _looks(found)):
+            yield found, (user,), item.start
+            continue
+        for run in runs:
+            yield read(replace(run, users=(user,)), tools), (user,), run.start
 
 
 def _sample(item: Item, one_in: int) -> list[Item]:
@@ -157,22 +212,43 @@ _RUN = 1 << 13
 
 def do(item: Item, tools: Tools) -> Done:
     """Read an item and code it."""
-    found = read(item, tools)
-    raw = as_bytes(found.base)
-    looks = _budget(item, _looks(found), tools)
+    base = tools.base.read(item.name, item.start, item.stop)
+    raw = as_bytes(base)
     coded_base = None if tools.whole is None else tools.whole.encode(raw, tools.base.tensors[item.name].dtype)
+    origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
+    vector, outcomes, size = b"", [], len(raw)
+    for found, users in _together(item, origin, tools):
+        vector, coded = _encode(item, users, found, base, tools)
+        outcomes += coded
+        size += found.bytes - origin.numel() * origin.element_size()
+    return Done(item, raw, coded_base, vector, tuple(outcomes), size)
+
+
+def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read, Sequence[User]]]:
+    """Rows that are coded together. What is read is good until the next ones are."""
+    if _apart(item, tools):
+        for user in item.users:
+            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),)), (user,)
+    elif item.users:
+        yield read(item, tools, base), item.users
+
+
+def _encode(
+    item: Item, users: Sequence[User], found: Read, base: Tensor, tools: Tools
+) -> tuple[bytes, list[Outcome | None]]:
+    """Code rows. `base` is what is stored of it."""
+    looks = _budget(item.name, users, _looks(found), tools)
     rows = [
         replace(row, form=tools.forms.get((row.task, item.name)), exact=row.task in tools.exact)
-        for row in _usable(item, found, looks)
+        for row in _usable(users, found, looks)
     ]
-    coded = Coded(b"", ())
-    if item.users:
-        coded = encode_chunk(
-            found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start
-        )
+    coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
+    rounded = base.dtype != found.base.dtype
+    coded = remeasure(coded, rows, base, rounded=rounded, vector=tools.vector, mask=tools.mask)
     made = iter(zip(coded.rows, rows, strict=True))
-    outcomes = tuple(_outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks)
-    return Done(item, raw, coded_base, coded.vector, outcomes, found.bytes)
+    return coded.vector, [
+        _outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks
+    ]
 
 
 def _outcome(look: Outcome, made: Made, row: Row, tools: Tools) -> Outcome:
@@ -183,11 +259,11 @@ def _outcome(look: Outcome, made: Made, row: Row, tools: Tools) -> Outcome:
     return replace(look, made=replace(made, decoded=None), lost=tools.lossless.encode(lost, WORDS[item]))
 
 
-def _budget(item: Item, looks: Sequence[Outcome | None], tools: Tools) -> list[Outcome | None]:
+def _budget(name: str, users: Sequence[User], looks: Sequence[Outcome | None], tools: Tools) -> list[Outcome | None]:
     """The same looks, except that rows a budget wants whole say so."""
     out: list[Outcome | None] = []
-    for user, look in zip(item.users, looks, strict=True):
-        wanted = tools.forms.get((user.task, item.name)) == WHOLE
+    for user, look in zip(users, looks, strict=True):
+        wanted = tools.forms.get((user.task, name)) == WHOLE
         if wanted and look is not None and look.moved and look.usable:
             out.append(replace(look, why_whole=BUDGET))
         elif wanted and look is not None and look.usable:
@@ -199,13 +275,13 @@ def _budget(item: Item, looks: Sequence[Outcome | None], tools: Tools) -> list[O
 
 def _looks(found: Read) -> list[Outcome | None]:
     """What is plain to see of each row, before anything is coded."""
-    largest = _largest(found.base) if found.rows else 0.0
+    largest = _same_and_largest(found.base, found.base)[1] if found.rows else 0.0
     return [None if row is None else _look(row, found.base[: len(row)], largest) for row in found.rows]
 
 
-def _usable(item: Item, found: Read, looks: Sequence[Outcome | None]) -> list[Row]:
+def _usable(users: Sequence[User], found: Read, looks: Sequence[Outcome | None]) -> list[Row]:
     """The rows that arithmetic can carry."""
-    together = zip(item.users, found.rows, looks, strict=True)
+    together = zip(users, found.rows, looks, strict=True)
     return [Row(user.task, row) for user, row, look in together if row is not None and look is not None and look.usable]
 
 
@@ -222,14 +298,15 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
 
 
 def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
-    compiled = fast.kernels()
-    if compiled is None or weights.dtype not in _WORD_OF or not weights.numel():
+    """Whether both are equal in every bit, and the largest magnitude of the first; not finite if there is a NaN."""
+    compiled = fast.encode_kernels()
+    if compiled is None or not weights.numel():
         return same_bits(weights, base), _largest(weights)
-    same, largest = compiled.look(weights.numpy(), base.view(_WORD_OF[weights.dtype]).numpy())
-    return bool(same), float(largest)
-
-
-_WORD_OF = {torch.float32: torch.int32, torch.float64: torch.int64}
+    word = np.dtype(f"<u{weights.element_size()}")
+    sign = word.type(2 ** (8 * word.itemsize - 1) - 1)
+    same, top = compiled.look(as_bytes(weights).view(word), as_bytes(base).view(word), sign)
+    found = torch.from_numpy(np.array([top], word).view(f"<i{word.itemsize}")).view(weights.dtype)
+    return bool(same), float(found)
 
 
 def _largest(values: Tensor) -> float:

@@ -62,7 +62,8 @@ def check_path(path: object) -> str:
     if not isinstance(path, str) or not path:
         raise FormatError(f"path {path!r} is not allowed in an archive")
     _utf8(path, limits.PATH_BYTES, "path")
-    if unicodedata.normalize("NFC", path) != path:
+    plain = path.isascii() and path.isprintable()
+    if not plain and unicodedata.normalize("NFC", path) != path:
         raise FormatError(f"path {path!r} is not in Unicode normal form C")
     for piece in path.split("/"):
         if (
@@ -71,7 +72,8 @@ def check_path(path: object) -> str:
             or piece != piece.strip()
             or piece.endswith(".")
             or piece.lower().split(".")[0].rstrip() in _WINDOWS_DEVICES
-            or any(c in _FORBIDDEN or unicodedata.category(c)[0] == "C" for c in piece)
+            or not _FORBIDDEN.isdisjoint(piece)
+            or (not plain and any(unicodedata.category(c)[0] == "C" for c in piece))
             or len(piece.encode()) > limits.SEGMENT_BYTES
         ):
             raise FormatError(f"path {path!r} is not allowed in an archive")
@@ -112,7 +114,7 @@ def check_file_names(names: Iterable[object]) -> list[str]:
 
 def _utf8(text: str, cap: int, what: str) -> None:
     try:
-        size = len(text.encode("utf-8"))
+        size = len(text) if text.isascii() else len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise FormatError(f"{what} {text!r} is not Unicode text") from error
     if size > cap:

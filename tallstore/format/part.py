@@ -8,9 +8,10 @@ loading noise; the metadata's `format` is not one that transformers accepts, for
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tallstore.errors import CodecError, FormatError
@@ -21,6 +22,7 @@ from tallstore.format.version import VERSION, check_version
 
 METADATA_KEY = "tallstore"
 CHECKSUM_DIGITS = 16
+_HEX = re.compile("[0-9a-f]*")
 
 KINDS_IN_PART: Mapping[str, frozenset[str]] = {
     "base": frozenset({"whole", "tied"}),
@@ -94,9 +96,7 @@ class Entry:
     @property
     def covered(self) -> int:
         """Elements that the entry's coded bytes or its base stand for: all, or `rows` leading rows."""
-        if self.rows is None or not self.shape:
-            return self.numel
-        return self.rows * math.prod(self.shape[1:])
+        return _covered(self.shape or (), self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON, absent members left out."""
@@ -129,9 +129,9 @@ class Entry:
             raise FormatError(f"{where}: {kind} entry lacks {', '.join(missing)}")
         known = needed | optional
         found = {key: _PARSE[key](value[key], where) for key in _PARSE if key in known and key in value}
-        entry = cls(kind=kind, **found)
         if "codec" in known:
-            entry = replace(entry, coded=_coded(value, entry, where))
+            found["coded"] = _coded(value, _covered(found["shape"], found.get("rows")), where)
+        entry = cls(kind=kind, **found)
         entry._check(where)
         return entry
 
@@ -144,6 +144,11 @@ class Entry:
             raise FormatError(f"{where}: differences are of {', '.join(_WORDS)}, not {self.dtype}")
         if self.scales is not None and self.coded and len(self.scales) != len(self.coded.chunks):
             raise FormatError(f"{where}: {len(self.scales)} scales for {len(self.coded.chunks)} chunks")
+
+
+def _covered(shape: tuple[int, ...], rows: int | None) -> int:
+    """Elements of the leading `rows` rows; of all where there are no rows, or none are named."""
+    return math.prod(shape) if rows is None or not shape else rows * math.prod(shape[1:])
 
 
 def _text(value: Any, where: str) -> str:
@@ -181,14 +186,14 @@ _PARSE: Mapping[str, Callable[[Any, str], Any]] = {
 }
 
 
-def _coded(value: Mapping[str, Any], entry: Entry, where: str) -> Coded:
+def _coded(value: Mapping[str, Any], covered: int, where: str) -> Coded:
     codec, chunk, chunks = value["codec"], value["chunk"], value["chunks"]
     if not isinstance(codec, str):
         raise FormatError(f"{where}: codec {codec!r} is not a name")
     if not safetensors.is_count(chunk) or chunk & (chunk - 1) or not limits.CHUNK_MIN <= chunk <= limits.CHUNK_MAX:
         raise FormatError(f"{where}: chunk {chunk!r} is not a power of two in {limits.CHUNK_MIN}…{limits.CHUNK_MAX}")
-    if not isinstance(chunks, list) or len(chunks) != -(-entry.covered // chunk):
-        raise FormatError(f"{where}: the chunks do not cover {entry.covered} elements")
+    if not isinstance(chunks, list) or len(chunks) != -(-covered // chunk):
+        raise FormatError(f"{where}: the chunks do not cover {covered} elements")
     for item in chunks:
         if (
             not isinstance(item, list)
@@ -202,7 +207,7 @@ def _coded(value: Mapping[str, Any], entry: Entry, where: str) -> Coded:
 
 def is_hex(value: object, digits: int) -> bool:
     """Whether a JSON value is a string of exactly so many lower-case hexadecimal digits."""
-    return isinstance(value, str) and len(value) == digits and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == digits and _HEX.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ def check_shape(value: object, where: str) -> tuple[int, ...]:
     """Return a shape as a tuple, its rank and its number of elements within the caps."""
     if not isinstance(value, list) or len(value) > limits.RANK or not all(is_count(n) for n in value):
         raise FormatError(f"{where}: shape {value!r} is not a list of at most {limits.RANK} sizes")
-    if math.prod(n for n in value if n) > limits.ELEMENTS:
+    if (math.prod(value) or math.prod(n for n in value if n)) > limits.ELEMENTS:
         raise FormatError(f"{where}: shape {value!r} has more than {limits.ELEMENTS} elements")
     return tuple(value)
 

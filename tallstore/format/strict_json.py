@@ -15,12 +15,15 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 """A string, closed or not: possessive, so that no text takes more than linear time."""
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_LARGE = re.compile(rb"[0-9]{15}|[0-9][eE]")
+"""What a number has that may be out of range."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def loads(data: bytes, where: str) -> Any:
     """Parse; raise FormatError naming `where` for anything outside the strict subset."""
-    if _depth(data) > limits.JSON_DEPTH:
+    bare = _STRING.sub(b"", data)
+    if _depth(bare) > limits.JSON_DEPTH:
         raise FormatError(f"{where}: JSON is nested deeper than {limits.JSON_DEPTH}")
 
     def pairs(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -44,10 +47,10 @@ def loads(data: bytes, where: str) -> Any:
             raise FormatError(f"{where}: JSON number {text[:24]} is out of range")
         return value
 
+    # A number of few digits and no exponent is in range, and is best left to the parser's own code.
+    numbers: dict[str, Any] = {"parse_int": integer, "parse_float": real} if _LARGE.search(bare) else {}
     try:
-        found = json.loads(
-            data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_int=integer, parse_float=real
-        )
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, **numbers)
         if _SURROGATE.search(data):
             dumps(found)  # half a surrogate pair is no Unicode text, and cannot be written
     except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
@@ -61,9 +64,9 @@ def dumps(value: Any, *, indent: int | None = None) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=separators, indent=indent).encode("utf-8")
 
 
-def _depth(data: bytes) -> int:
-    """Most brackets open at once; perhaps more in text that is no JSON, never fewer."""
-    left = _STRING.sub(b"", data).translate(_BRACKETS, _NO_BRACKETS)
+def _depth(bare: bytes) -> int:
+    """Most brackets open at once in JSON without its strings; perhaps more in text that is no JSON, never fewer."""
+    left = bare.translate(_BRACKETS, _NO_BRACKETS)
     depth = 0
     while b"[]" in left and depth <= limits.JSON_DEPTH:
         left = left.replace(b"[]", b"")

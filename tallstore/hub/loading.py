@@ -107,7 +107,7 @@ def from_pretrained(
         where = f"{zoo.url}: task {task!r}"
         options = {word: kwargs.pop(word) for word in _FOR_LOADING & set(kwargs)}
         with tempfile.TemporaryDirectory(prefix="tallstore-") as folder:
-            zoo.write_files(task, folder)
+            zoo.write_files(task, folder, _configurations(zoo, task))
             config, rest = _config(transformers, Path(folder), kwargs, where)
             if "generation_config" not in options and (Path(folder) / "generation_config.json").is_file():
                 options["generation_config"] = transformers.GenerationConfig.from_pretrained(folder)
@@ -184,6 +184,11 @@ def _only(zoo: Zoo, task: str | None) -> str:
         asked = f"no task {task!r}" if task is not None else "which task?"
         raise NoSuchTaskError(f"{zoo.url}: {asked}; there are {names_of(zoo.tasks)}")
     return task
+
+
+def _configurations(zoo: Zoo, task: str) -> list[str]:
+    """A task's files that a model, and no tokenizer, is made from."""
+    return [name for name in zoo.manifest.tasks[task].files if "config" in name and name.endswith(".json")]
 
 
 def _placed(device: Any, device_map: Any) -> tuple[torch.device | None, Any]:

@@ -11,7 +11,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.hub.card import PICTURE, README, is_ours, model_card
 from tallstore.stores import Access, Store
-from tallstore.stores.asking import client, connect, explained, parse_id
+from tallstore.stores.asking import client, connect, explained, lacks_xet, parse_id
 
 Progress = Callable[[str, int, int], None]
 
@@ -212,6 +214,7 @@ class _Target:
     """Path → bytes, git's name, sha256 if it is a large file."""
     _old: Manifest | None = None
     _card: str | None = None
+    _without_xet: bool = False
 
     def __post_init__(self) -> None:
         self.url = f"hf://{self.repo_id}"
@@ -291,11 +294,7 @@ class _Target:
         with explained(f"{self.url}@{self.branch}"):
             for start in range(0, len(paths), _GROUP):
                 group = paths[start : start + _GROUP]
-                made = [hub.CommitOperationAdd(path_in_repo=p, path_or_fileobj=files.content(p)) for p in group]
-                self.api.preupload_lfs_files(
-                    self.repo_id, made, revision=self.branch, create_pr=self.create_pr, free_memory=False
-                )
-                add += made
+                add += self._send({path: files.content(path) for path in group})
                 done += sum(found.add[path] for path in group)
                 if progress is not None:
                     progress(group[-1], done, found.bytes)
@@ -311,6 +310,36 @@ class _Target:
                 parent_commit=self.parent,
             )
         return _finished(found, oid=told.oid, commit_url=told.commit_url, pr_url=told.pr_url)
+
+    def _send(self, contents: Mapping[str, Path | bytes]) -> list[Any]:
+        """Send what is large of some files; the operations of the commit that all of them are for.
+
+        A server without Xet is an older one: it is given the files by LFS, as the client does with open files.
+        """
+        if not self._without_xet:
+            try:
+                return self._sent(contents, contents)
+            except Exception as error:
+                if not lacks_xet(error):
+                    raise
+                self._without_xet = True
+        with ExitStack() as stack:
+            opened = {
+                path: BytesIO(content) if isinstance(content, bytes) else stack.enter_context(content.open("rb"))
+                for path, content in contents.items()
+            }
+            return self._sent(contents, opened)
+
+    def _sent(self, contents: Mapping[str, Path | bytes], given: Mapping[str, Any]) -> list[Any]:
+        made = [
+            client(self.url).CommitOperationAdd(path_in_repo=path, path_or_fileobj=each) for path, each in given.items()
+        ]
+        self.api.preupload_lfs_files(
+            self.repo_id, made, revision=self.branch, create_pr=self.create_pr, free_memory=False
+        )
+        for operation, content in zip(made, contents.values(), strict=True):
+            operation.path_or_fileobj = content  # which the commit reads small files from
+        return made
 
     def _head(self) -> str:
         return str(self.api.model_info(self.repo_id, revision=self.revision).sha)

@@ -1,4 +1,4 @@
-"""Kernels that numba compiles, where it is installed (the extra `fast`): one pass over memory, in vector instructions.
+"""Decoding kernels that numba compiles, where it is there (the extra `fast`): one pass over memory, in vectors.
 
 Elementwise sums as the reference has them: products and sums are rounded by themselves, since nothing here allows the
 compiler to fuse or reorder (no fastmath). Every decoding kernel looks at a run of elements before it writes it, and
@@ -8,26 +8,28 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.kernels.jit import compiled
+
 __all__ = [
     "RUN",
+    "add_gaps",
+    "add_gaps_bf16",
     "delta4",
     "delta8",
     "gaps_to_packed",
-    "look",
-    "marks_above",
+    "join_four",
+    "join_two",
     "mask_binary",
     "mask_binary_vector",
     "mask_signed",
     "mask_signed_vector",
-    "packed_to_gaps",
     "spread",
+    "sum_gaps",
 ]
 
 RUN = 1 << 12
@@ -36,19 +38,10 @@ RUN = 1 << 12
 _Array = npt.NDArray[Any]
 
 
-def _compile(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled when it is first called, and kept on disk where that can be."""
-    try:
-        made: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(kernel)
-    except RuntimeError:  # nowhere to keep it
-        made = numba.njit(nogil=True, error_model="numpy")(kernel)
-    return made
-
-
 # Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
 
 
-@_compile
+@compiled
 def _clean(base: _Array) -> bool:
     """Whether no element is a NaN."""
     odd = 0
@@ -57,13 +50,13 @@ def _clean(base: _Array) -> bool:
     return odd == 0
 
 
-@_compile
+@compiled
 def _as(one: Any, number: Any) -> Any:
     """A number in the type of another one."""
     return type(one)(number)
 
 
-@_compile
+@compiled
 def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> bool:
     n, odd = base.shape[0], 0
     for i in range(n >> 2):
@@ -82,7 +75,7 @@ def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> bool:
     return odd == 0
 
 
-@_compile
+@compiled
 def _binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> None:
     n = base.shape[0]
     for i in range(n >> 3):
@@ -95,7 +88,7 @@ def _binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> None:
         out[k] = base[k] - _as(scale, -((np.int32(packed[k >> 3]) >> (k & 7)) & 1)) * scale
 
 
-@_compile
+@compiled
 def _signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> None:
     n = base.shape[0]
     for i in range(n >> 2):
@@ -110,7 +103,7 @@ def _signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: A
         out[k] = moved if symbol else base[k]
 
 
-@_compile
+@compiled
 def _binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> None:
     n = base.shape[0]
     for i in range(n >> 3):
@@ -128,7 +121,7 @@ def _binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: A
         out[k] = moved if (np.int32(packed[k >> 3]) >> (k & 7)) & 1 else base[k]
 
 
-@_compile
+@compiled
 def mask_signed(out: _Array, base: _Array, packed: _Array, scale: Any, apart: bool) -> int:
     """out = base ± scale by signed symbols; out and base of one type, and `scale` ≥ 0 too.
 
@@ -147,7 +140,7 @@ def mask_signed(out: _Array, base: _Array, packed: _Array, scale: Any, apart: bo
     return a
 
 
-@_compile
+@compiled
 def mask_binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> int:
     """out = base + scale by binary symbols. As `mask_signed`."""
     n, a = base.shape[0], 0
@@ -160,7 +153,7 @@ def mask_binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> int:
     return a
 
 
-@_compile
+@compiled
 def mask_signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> int:
     """out = base ± scale · vector (float32) by signed symbols. As `mask_signed`."""
     n, a = base.shape[0], 0
@@ -173,7 +166,7 @@ def mask_signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scal
     return a
 
 
-@_compile
+@compiled
 def mask_binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> int:
     """out = base + scale · vector (float32) by binary symbols. As `mask_signed`."""
     n, a = base.shape[0], 0
@@ -186,7 +179,7 @@ def mask_binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scal
     return a
 
 
-@_compile
+@compiled
 def delta4(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
     """out = base + table[index], two indices a byte; table has 16 levels of the base's type."""
     n = base.shape[0]
@@ -198,39 +191,44 @@ def delta4(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
         out[n - 1] = base[n - 1] + table[packed[n >> 1] & 15]
 
 
-@_compile
+@compiled
 def delta8(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
     """out = base + table[index], an index a byte; table has 256 levels of the base's type."""
     for i in range(base.shape[0]):
         out[i] = base[i] + table[packed[i]]
 
 
-@_compile
-def gaps_to_packed(out: _Array, gaps: _Array, count: int, n: int, signs: _Array, bits: int) -> int:
-    """Packed symbols from gaps (255: go on) and signs, one bit a mark.
+@compiled
+def sum_gaps(gaps: _Array) -> tuple[Any, Any]:
+    """What gaps (uint8; 255: go on) add up to, and how many of them end."""
+    total, ends = np.int64(0), np.int64(0)
+    for a in range(0, gaps.shape[0], RUN):
+        run = gaps[a : a + RUN]
+        here, over = np.uint32(0), np.uint32(0)
+        for i in range(run.shape[0]):
+            here += np.uint32(run[i])
+            over += np.uint32(run[i] != 255)
+        total += here
+        ends += over
+    return total, ends
+
+
+@compiled
+def gaps_to_packed(out: _Array, gaps: _Array, signs: _Array, bits: int) -> None:
+    """Packed symbols from gaps and signs, one bit a mark.
 
     Args:
-        out: uint8, packed symbols, all zero.
-        gaps: uint8.
-        count: marks that are due.
-        n: symbols.
-        signs: uint8, packed, a bit for each of `count` marks; none where masks are binary.
+        out: uint8, packed symbols, all zero, with room for every mark.
+        gaps: uint8 (255: go on), the last one below 255.
+        signs: uint8, packed, a bit a mark; none where masks are binary.
         bits: of a symbol.
-
-    Returns the number of marks, no more than count + 1; −1 where they do not fit n symbols, −2 where the last gap
-    does not end.
     """
-    place, marks, going_on = np.int64(0), 0, False
+    place, marks = np.int64(0), 0
     for i in range(gaps.shape[0]):
         gap = np.int64(gaps[i])
         place += gap
-        going_on = gap == 255
-        if going_on:
+        if gap == 255:
             continue
-        if place >= n:
-            return -1
-        if marks == count:
-            return count + 1
         if bits == 1:
             out[place >> 3] |= np.uint8(1 << (place & 7))
         else:
@@ -238,10 +236,94 @@ def gaps_to_packed(out: _Array, gaps: _Array, count: int, n: int, signs: _Array,
             out[place >> 2] |= np.uint8(symbol << (2 * (place & 3)))
         place += 1
         marks += 1
-    return -2 if going_on else marks
 
 
-@_compile
+# Indices here are unsigned: they come from no loop's counter, and a signed one would be looked at for being negative.
+_ZERO, _ONE, _THREE, _SEVEN, _GO_ON = (np.uint64(n) for n in (0, 1, 3, 7, 255))
+
+
+@compiled
+def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
+    """out += `plus` or `minus` at every mark of a run of elements; runs follow each other from a chunk's first element.
+
+    Args:
+        out: shape (n,), float.
+        state: uint64, shape (4,): gaps and marks that are behind, the element behind the last mark, and the run's first
+            element: all 0 at a chunk's beginning, and set for the next run.
+        gaps: uint8 (255: go on).
+        signs: uint8, packed, a bit a mark, 1 where `minus` is added; none: `plus` everywhere.
+        plus: of the type of `out`.
+        minus: the same.
+    """
+    at, mark, place, first = state[0], state[1], state[2], state[3]
+    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
+    while at < count:
+        gap = np.uint64(gaps[at])
+        there = place + gap
+        if there >= end:
+            break
+        at += _ONE
+        place = there
+        if gap == _GO_ON:
+            continue
+        negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
+        out[there - first] += minus if negative else plus
+        place += _ONE
+        mark += _ONE
+    state[0], state[1], state[2], state[3] = at, mark, place, end
+
+
+@compiled
+def add_gaps_bf16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
+    """The same for bfloat16: `out` is uint16, sums are float32 and rounded to nearest, ties to even."""
+    at, mark, place, first = state[0], state[1], state[2], state[3]
+    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
+    word = np.zeros(1, np.uint32)
+    value = word.view(np.float32)
+    while at < count:
+        gap = np.uint64(gaps[at])
+        there = place + gap
+        if there >= end:
+            break
+        at += _ONE
+        place = there
+        if gap == _GO_ON:
+            continue
+        negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
+        word[0] = np.uint32(out[there - first]) << np.uint32(16)
+        value[0] += minus if negative else plus
+        if value[0] != value[0]:
+            out[there - first] = np.uint16(0x7FC0)
+        else:
+            last = (word[0] >> np.uint32(16)) & np.uint32(1)
+            out[there - first] = np.uint16((word[0] + np.uint32(0x7FFF) + last) >> np.uint32(16))
+        place += _ONE
+        mark += _ONE
+    state[0], state[1], state[2], state[3] = at, mark, place, end
+
+
+@compiled
+def join_two(out: _Array, low: _Array, high: _Array) -> None:
+    """Words of two bytes from planes of their bytes (uint8, shape (n,)), rotated right by one bit."""
+    for i in range(out.shape[0]):
+        word = np.uint16(low[i]) | np.uint16(np.uint16(high[i]) << np.uint16(8))
+        out[i] = np.uint16(word >> np.uint16(1)) | np.uint16(word << np.uint16(15))
+
+
+@compiled
+def join_four(out: _Array, low: _Array, second: _Array, third: _Array, high: _Array) -> None:
+    """The same of four bytes."""
+    for i in range(out.shape[0]):
+        word = (
+            np.uint32(low[i])
+            | np.uint32(second[i]) << np.uint32(8)
+            | np.uint32(third[i]) << np.uint32(16)
+            | np.uint32(high[i]) << np.uint32(24)
+        )
+        out[i] = word >> np.uint32(1) | word << np.uint32(31)
+
+
+@compiled
 def spread(out: _Array, on: _Array, n: int, rest: _Array, bits: int) -> None:
     """Packed indices of n elements, from those of the elements that are not 0.
 
@@ -261,162 +343,3 @@ def spread(out: _Array, on: _Array, n: int, rest: _Array, bits: int) -> None:
                 index = ((rest[at >> 1] >> (4 * (at & 1))) & 15) + 1
                 out[i >> 1] |= np.uint8(index << (4 * (i & 1)))
             at += 1
-
-
-@_compile
-def packed_to_gaps(gaps: _Array, signs: _Array, packed: _Array, bits: int) -> tuple[int, int]:
-    """Gaps (255: go on) and packed signs of packed symbols: the inverse of `gaps_to_packed`.
-
-    Args:
-        gaps: uint8, room for marks + n / 255 + 1.
-        signs: uint8, all zero, room for a bit a mark.
-        packed: uint8, n symbols.
-        bits: of a symbol.
-
-    Returns the bytes of gaps and the marks.
-    """
-    each = np.int64(8 // bits)
-    ones = np.uint8((1 << bits) - 1)
-    places, negative = np.empty(each * RUN + 8, np.int32), np.empty(each * RUN + 8, np.uint8)
-    at, marks, last = 0, 0, -1
-    for first in range(0, packed.shape[0], RUN):
-        run = packed[first : first + RUN]
-        found = 0
-        for i in range(run.shape[0]):
-            byte = run[i]
-            # Written always and kept if it is a mark: quicker than a branch that no processor foresees.
-            for j in range(each):
-                symbol = (byte >> np.uint8(bits * j)) & ones
-                places[found] = each * i + j
-                negative[found] = symbol >> np.uint8(1)
-                found += symbol != 0
-        for i in range(found):
-            place = each * first + places[i]
-            gap = place - last - 1
-            last = place
-            while gap >= 255:
-                gaps[at] = 255
-                at += 1
-                gap -= 255
-            gaps[at] = gap
-            at += 1
-            signs[marks >> 3] |= np.uint8(negative[i] << np.uint8(marks & 7))
-            marks += 1
-    return at, marks
-
-
-@_compile
-def look(weights: _Array, base: _Array) -> tuple[bool, Any]:
-    """Whether two arrays of one float type are equal in every bit, and the largest magnitude of the first.
-
-    Args:
-        weights: shape (n,).
-        base: shape (n,), as integers of the same size: the bits.
-
-    The magnitude is infinite where there is an infinity or a NaN.
-    """
-    words = weights.view(base.dtype)
-    differ = 0
-    for i in range(weights.shape[0]):
-        differ |= words[i] ^ base[i]
-    largest = weights.dtype.type(0)
-    odd = 0
-    for i in range(weights.shape[0]):
-        size = abs(weights[i])
-        largest = max(largest, size)
-        odd += weights[i] != weights[i]
-    return differ == 0, weights.dtype.type(np.inf) if odd else largest
-
-
-BLOCK = 1 << 10
-"""Products that are added up first, by themselves: see `encoder.quality.sums`."""
-
-
-@_compile
-def _halve(values: _Array, n: int) -> Any:
-    """Add the second half to the first until one is left; n is a power of two."""
-    half = n >> 1
-    while half:
-        for k in range(half):
-            values[k] += values[k + half]
-        half >>= 1
-    return values[0]
-
-
-@_compile
-def _numbers(out: _Array, first: int) -> None:
-    """`recipes.dither.uniform`'s numbers, from the one on whose unmixed place is `first`."""
-    for k in range(out.shape[0]):
-        x = np.uint32(first + k)
-        x = np.uint32(x ^ (x >> np.uint32(16)))
-        x = np.uint32(x * np.uint32(0x7FEB352D))
-        x = np.uint32(x ^ (x >> np.uint32(15)))
-        x = np.uint32(x * np.uint32(0x846CA68B))
-        x = np.uint32(x ^ (x >> np.uint32(16)))
-        out[k] = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24)
-
-
-@_compile
-def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _Array, limits: _Array, zero: Any) -> int:
-    count = 0
-    for k in range(weights.shape[0]):
-        tau = weights[k] - base[k]
-        size = abs(tau)
-        on = (size >= limits[k]) & (size > zero)
-        symbols[k] = np.uint8(on) << np.uint8(tau < zero)
-        norm[k] = tau * tau
-        dot[k] = size if on else zero
-        count += on
-    return count
-
-
-@_compile
-def marks_above(packed: _Array, sums: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int) -> None:
-    """Signed marks where |τ| ≥ low + u · width, and what `encoder.quality.sums` measures of them over v = 1.
-
-    Args:
-        packed: uint8, room for n symbols of two bits, all zero.
-        sums: float64, shape (5,): what the tile adds up to is added: unset, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
-        weights: θt, float32, shape (n,), at most a tile.
-        base: θ0 as the task's type has it, float32, shape (n,).
-        low: float32.
-        width: float32. Above 0, u is the number of each parameter's place.
-        first: the unmixed place of the first parameter, modulo 2^32.
-    """
-    n = weights.shape[0]
-    symbols = np.zeros(BLOCK, np.uint8)
-    words = symbols.view(np.uint32)
-    norm, dot = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-    limits = np.full(BLOCK, low, np.float32)
-    blocks = (n + BLOCK - 1) // BLOCK
-    size = 1
-    while size < blocks:
-        size *= 2
-    norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
-    marks = 0
-    for i in range(blocks):
-        a = i * BLOCK
-        m = min(BLOCK, n - a)
-        if m < BLOCK:
-            symbols[:] = 0
-            norm[:] = 0
-            dot[:] = 0
-        if width > 0:
-            _numbers(limits[:m], first + a)
-            for k in range(m):
-                limits[k] = limits[k] * width
-            for k in range(m):
-                limits[k] = limits[k] + low
-        here = _above(
-            symbols[:m], norm[:m], dot[:m], weights[a : a + m], base[a : a + m], limits[:m], weights.dtype.type(0)
-        )
-        marks += here
-        for k in range((m + 3) >> 2):
-            w = words[k]
-            packed[(a >> 2) + k] = np.uint8((w | (w >> 6) | (w >> 12) | (w >> 18)) & 0xFF)
-        norms[i] = _halve(norm, BLOCK)
-        dots[i] = _halve(dot, BLOCK)
-    sums[1] += _halve(norms, size)
-    sums[2] += marks
-    sums[3] += _halve(dots, size)
-    sums[4] += marks

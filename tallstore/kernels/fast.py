@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from functools import cache
 from types import ModuleType
 
-__all__ = ["kernels"]
+__all__ = ["encode_kernels", "kernels"]
+
+
+def kernels() -> ModuleType | None:
+    """`tallstore.kernels.compiled`, or None where numba is not installed, or `TALLSTORE_COMPILED` is 0."""
+    return _load("tallstore.kernels.compiled")
+
+
+def encode_kernels() -> ModuleType | None:
+    """The same of `tallstore.kernels.compiled_encode`."""
+    return _load("tallstore.kernels.compiled_encode")
 
 
 @cache
-def kernels() -> ModuleType | None:
-    """`tallstore.kernels.compiled`, or None where numba is not installed, or `TALLSTORE_COMPILED` is 0."""
+def _load(name: str) -> ModuleType | None:
     if os.environ.get("TALLSTORE_COMPILED", "1") == "0" or importlib.util.find_spec("numba") is None:
         return None
     try:
-        from tallstore.kernels import compiled
+        return importlib.import_module(name)
     except (ImportError, OSError):  # it is there, and cannot be loaded: the same bits come without it
         return None
-    return compiled

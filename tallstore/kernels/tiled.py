@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.cpu import Bytes
 
-__all__ = ["TILE", "DeltaSteps", "MaskSteps", "Steps", "ValueSteps", "apply_packed_delta", "apply_packed_mask"]
+__all__ = ["TILE", "DeltaSteps", "MaskSteps", "Run", "Steps", "ValueSteps", "apply_packed_delta", "apply_packed_mask"]
 
 TILE = 1 << 15
 """Elements: a float32 tile of base, step and output fit a core's second-level cache. Torch runs so short operations in
@@ -50,21 +51,44 @@ def _spare(name: str, n: int, dtype: Any) -> _Array:
     return found[:n]
 
 
+Run = Callable[[Tensor, Tensor], None]
+"""Writes θ̂ of a run of elements: `out`, shape (n,), the task's type D; `base`, θ0, shape (n,), any maskable type. They
+may be the same memory."""
+
+
 class Steps(ABC):
     """What is added to the base in one chunk. Several threads may share it."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        """`dtype`: of the output, which decides in what type is computed."""
-        self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
-
-    def apply(self, out: Tensor, base: Tensor, start: int = 0) -> None:
-        """Write θ̂ of a run of the chunk's elements.
+    def __init__(self, dtype: torch.dtype, *codes: _Array) -> None:
+        """Of a chunk.
 
         Args:
-            out: shape (N,), the task's type D. May be `base` itself.
-            base: θ0, shape (N,), any maskable type.
-            start: where in the chunk they begin: a multiple of 8.
+            dtype: of the output, which decides in what type is computed.
+            *codes: what the steps hold in memory.
         """
+        self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
+        self.nbytes = sum(code.nbytes for code in codes)
+
+    @abstractmethod
+    def begin(self) -> Run:
+        """What writes the chunk's elements run by run, from its first on; all but the last a multiple of 8."""
+
+
+class _Tiled(Steps):
+    """Steps of which any run can be made by itself."""
+
+    def begin(self) -> Run:
+        at = 0
+
+        def run(out: Tensor, base: Tensor) -> None:
+            nonlocal at
+            self._apply(out, base, at)
+            at += len(out)
+
+        return run
+
+    def _apply(self, out: Tensor, base: Tensor, start: int) -> None:
+        """A run from the chunk's element `start` on."""
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             if base.dtype == out.dtype and out.dtype in {torch.float32, torch.float64}:
                 odd = self._add(base.detach().numpy(), out.detach().numpy(), start)
@@ -98,7 +122,7 @@ class Steps(ABC):
         raise NotImplementedError
 
 
-class MaskSteps(Steps):
+class MaskSteps(_Tiled):
     """A mask over a vector."""
 
     def __init__(
@@ -113,7 +137,7 @@ class MaskSteps(Steps):
             dtype: of the output.
             vector: v, float32; None where it is 1 everywhere.
         """
-        super().__init__(dtype)
+        super().__init__(dtype, packed, *(() if vector is None else (vector,)))
         self._packed, self._kind, self._scale, self._vector = packed, kind, scale, vector
         self._each = 8 // cpu.SYMBOL_BITS[kind]
         self._compiled = fast.kernels()
@@ -178,7 +202,7 @@ class MaskSteps(Steps):
         cpu.apply_mask(out, base, torch.from_numpy(v), torch.from_numpy(symbols), self._scale)
 
 
-class DeltaSteps(Steps):
+class DeltaSteps(_Tiled):
     """A delta on levels of its own."""
 
     def __init__(self, packed: Bytes, bits: int, table: npt.NDArray[np.float32], dtype: torch.dtype) -> None:
@@ -190,7 +214,7 @@ class DeltaSteps(Steps):
             table: levels, float32, shape (K,).
             dtype: of the output.
         """
-        super().__init__(dtype)
+        super().__init__(dtype, packed, table)
         self._packed, self._bits = packed, bits
         self._table = np.zeros(256 if bits == 8 else 16, self._wide)
         self._table[: len(table)] = table
@@ -212,12 +236,12 @@ class DeltaSteps(Steps):
             np.add(before[run], step[: run.stop - a], out=after[run])
 
 
-class ValueSteps(Steps):
+class ValueSteps(_Tiled):
     """A delta that is there as values."""
 
     def __init__(self, values: npt.NDArray[np.float32], dtype: torch.dtype) -> None:
         """`values`: float32, the chunk's."""
-        super().__init__(dtype)
+        super().__init__(dtype, values)
         self._values = values
 
     def _add(self, before: _Array, after: _Array, start: int) -> None:
@@ -244,7 +268,7 @@ def apply_packed_mask(
         b = min(a + chunk, len(out))
         own = symbols[a // each : a // each + cpu.packed_size(kind, b - a)]
         v = None if values is None else values[a:b]
-        MaskSteps(own, kind, float(scales[index]), out.dtype, v).apply(out[a:b], base[a:b])
+        MaskSteps(own, kind, float(scales[index]), out.dtype, v).begin()(out[a:b], base[a:b])
 
 
 def apply_packed_delta(out: Tensor, base: Tensor, packed: Tensor, bits: int, tables: Tensor, chunk: int) -> None:
@@ -262,4 +286,4 @@ def apply_packed_delta(out: Tensor, base: Tensor, packed: Tensor, bits: int, tab
     for index, a in enumerate(range(0, len(out), chunk)):
         b = min(a + chunk, len(out))
         own = indices[a * bits // 8 : a * bits // 8 + -(-(b - a) * bits // 8)]
-        DeltaSteps(own, bits, levels[index], out.dtype).apply(out[a:b], base[a:b])
+        DeltaSteps(own, bits, levels[index], out.dtype).begin()(out[a:b], base[a:b])

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tallstore.errors import OptionError
 from tallstore.merging.base import MergeTile, Method, checked_alpha
-from tallstore.recipes.sums import sum_rows
 
 __all__ = ["Arithmetic", "Source", "sum_source"]
 
@@ -35,5 +34,5 @@ class Arithmetic(Method):
 
     def delta(self, tile: MergeTile) -> Tensor:
         """The scaled sum."""
-        total = tile.vector if self._source == "vector" else sum_rows(tile.tau)
+        total = tile.vector if self._source == "vector" else tile.total
         return total * self._alpha

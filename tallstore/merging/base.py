@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.recipes.sums import sum_rows
 
 __all__ = ["ALPHAS", "MergeStatistic", "MergeTile", "Method", "checked_alpha"]
 
@@ -43,6 +44,11 @@ class MergeTile:
         scales = torch.tensor(self.scales, dtype=self.vector.dtype, device=self.vector.device)
         kept = scales.unsqueeze(1) * self.vector
         return torch.where(self.masks == 2, -kept, torch.where(self.masks == 1, kept, 0))
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the decoded task vectors: shape (N,), dtype of v."""
+        return sum_rows(self.tau)
 
 
 class MergeStatistic(Protocol):

@@ -19,6 +19,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.kernels import fast
+
 __all__ = [
     "BINS",
     "ENTRY_BITS",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 
 _SHIFT = 18
 BINS = 1 << (31 - _SHIFT)
@@ -89,6 +92,8 @@ _LADDERS: tuple[Levels, ...] = (
 _HARD = [i for i, ladder in enumerate(_LADDERS) if not ladder.width]
 _HARD_BOUNDS = np.array([(*_LADDERS[i].bounds, *([np.inf] * _LEVELS))[:_LEVELS] for i in _HARD])
 """Shape (hard choices, levels): infinite where a choice has fewer."""
+_TABLES = np.array([0.0 if len(ladder.bounds) == 1 else 64.0 * len(ladder.bounds) for ladder in _LADDERS])
+"""Bits that a choice's table takes."""
 _RAMPED = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) == 1]
 _EVEN = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) > 1]
 
@@ -136,18 +141,40 @@ class Magnitudes:
         return self.moved * math.sqrt(relative)
 
 
-def magnitudes(tau: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> Magnitudes:
+def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values."""
-    bins = np.abs(tau).view(np.uint32)
-    bins >>= _SHIFT
-    counts = np.bincount(bins.astype(np.intp), minlength=BINS).astype(np.float64)
-    moved = tau != 0
-    counts[0] -= len(tau) - np.count_nonzero(moved)
-    return Magnitudes(counts, float(np.square(base * moved, dtype=np.float64).sum()))
+    compiled = fast.encode_kernels()
+    if compiled is not None:
+        numbers = np.zeros(BINS, np.uint32)
+        moved, base_energy = compiled.magnitudes(numbers, tau, base, np.uint32(_SHIFT))
+        counts = numbers.astype(np.float64)
+    else:
+        bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
+        counts = np.bincount(bins, minlength=BINS).astype(np.float64)
+        moved, base_energy = np.count_nonzero(tau), _sum(np.square(base * (tau != 0), dtype=np.float64))
+    counts[0] -= len(tau) - moved
+    return Magnitudes(counts, float(base_energy))
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+def _sum(values: Floats) -> float:
+    """Their sum in one order of additions: in blocks of 1024 half upon half, then so the blocks' sums."""
+    blocks = -(-len(values) // _BLOCK)
+    filled = np.zeros((1 << max(blocks - 1, 0).bit_length(), _BLOCK))
+    filled.reshape(-1)[: len(values)] = values
+    return float(_halve(_halve(filled)))
+
+
+def _halve(values: Floats) -> Floats:
+    while (half := values.shape[-1] // 2) > 0:
+        values = values[..., :half] + values[..., half:]
+    found: Floats = values[..., 0]
+    return found
+
+
+_BLOCK = 1024
+
+
+class Choice(NamedTuple):
     """One precision for one tensor. There are thousands of these, so it says no more than it must."""
 
     ladder: int
@@ -253,14 +280,18 @@ def _above(left: Choice, middle: Choice, right: Choice) -> bool:
 
 def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
     """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
-    table = {
-        key: (np.array([c.bits for c in offered]), weights[key] * np.array([c.harm for c in offered]))
-        for key, offered in offers.items()
-    }
+    keys = list(offers)
+    most = max(map(len, offers.values()), default=0)
+    bits, harm = np.zeros((len(keys), most)), np.full((len(keys), most), np.inf)
+    for row, key in enumerate(keys):
+        offered = offers[key]
+        bits[row, : len(offered)] = [choice.bits for choice in offered]
+        harm[row, : len(offered)] = weights[key] * np.array([choice.harm for choice in offered])
+    rows = np.arange(len(keys))
 
-    def at(multiplier: float) -> tuple[float, dict[_K, int]]:
-        picked = {key: int(np.argmin(harm + multiplier * bits)) for key, (bits, harm) in table.items()}
-        return sum(float(table[key][0][i]) for key, i in picked.items()), picked
+    def at(multiplier: float) -> tuple[float, npt.NDArray[np.intp]]:
+        picked = np.argmin(harm + multiplier * bits, axis=1) if most else np.zeros(0, np.intp)
+        return math.fsum(bits[rows, picked]), picked
 
     low, high = -60.0, 60.0
     for _ in range(60):
@@ -268,7 +299,7 @@ def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float],
         spent, _ = at(2.0**middle)
         low, high = (middle, high) if spent > budget else (low, middle)
     _, picked = at(2.0**high)
-    return {key: offers[key][i] for key, i in picked.items()}
+    return {key: offers[key][i] for key, i in zip(keys, picked.tolist(), strict=True)}
 
 
 def _priced(
@@ -278,9 +309,7 @@ def _priced(
     marks = counts.sum(axis=1)
     every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
     entropy = -(every * np.log2(np.maximum(every, 1e-300) / moved)).sum(axis=1)
-    bits = (entropy + marks) * _CODER
-    return [
-        Choice(ladder, float(bits[n]) + (0 if is_mask(ladder) else 64 * len(_LADDERS[ladder].bounds)), float(harm[n]))
-        for n, ladder in enumerate(ladders)
-        if offered[n]
-    ]
+    bits = (entropy + marks) * _CODER + _TABLES[ladders]
+    (rows,) = np.nonzero(offered)
+    numbers = np.asarray(ladders)[rows].tolist()
+    return list(map(Choice._make, zip(numbers, bits[rows].tolist(), harm[rows].tolist(), strict=True)))

@@ -89,6 +89,8 @@ class Recipe(ABC):
     """The kind of the masks that `masks` returns."""
     vector_codec: str = "q4"
     """The codec of the vector, unless the user chooses another."""
+    shared: ClassVar[bool] = True
+    """Whether what becomes of a task depends on the others, once statistics are gathered."""
 
     def prepare(self, zoo: ZooFacts) -> None:
         """Called once, before anything else."""

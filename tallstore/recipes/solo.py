@@ -62,6 +62,7 @@ class Solo(Recipe):
 
     id = "solo"
     vector_codec = "ones"
+    shared = False
 
     def __init__(self, bits: float | None = None, rate: float = RATE, kappa: float | None = None) -> None:
         for name, value in (("bits", bits), ("rate", rate)):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from tallstore._version import __version__
 from tallstore.errors import (
@@ -28,6 +29,10 @@ OFFLINE = "not in the local cache, and the network is not to be used; fetch it o
 
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _URL = re.compile(r"(?:hf://)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>.+))?", re.DOTALL)
+_AT = r"(?:@(refs/[^/@]+/[^/@]+|[^/@]+))?"
+_FILE = re.compile(rf"hf://([^/@]+/[^/@]+){_AT}/([^@]*[^/@]\.tall){_AT}", re.DOTALL)
+_XET_ROUTE = re.compile(r"/xet-(?:read|write)-token\b")
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 _SECRET = re.compile(r"(hf_|api_org_)[A-Za-z0-9]{4,}|(?i:bearer)\s+\S+|(?<=\?)\S+")
 
 
@@ -51,6 +56,23 @@ def parse_id(text: str, revision: str | None = None) -> tuple[str, str | None]:
     if revision is not None and match["revision"] not in {None, revision}:
         raise OptionError(f"{text}: revision {revision!r} was given too: leave one of them out")
     return match["repo"], revision or match["revision"]
+
+
+def parse_file(text: str, revision: str | None = None) -> tuple[str, str | None, str] | None:
+    """Owner/name, revision and path of a `.tall` file in a repository; None for what names no such file.
+
+    As the Hub's own tools write it, `hf://user/name@revision/path/zoo.tall`; `hf://user/name/zoo.tall@revision` too.
+    A slash in a revision is `%2F`, but in `refs/…`.
+    """
+    match = _FILE.fullmatch(text)
+    if match is None:
+        return None
+    repo, first, path, last = match.groups()
+    found = [unquote(each) for each in (first, last) if each is not None]
+    if len(found) > 1:
+        raise OptionError(f"{text}: names two revisions: leave one of them out")
+    given = f"@{found[0]}" if found else ""
+    return *parse_id(f"{repo}{given}", revision), path
 
 
 def client(what: str) -> Any:
@@ -93,13 +115,42 @@ def explain(error: Exception, where: str) -> TallstoreError:
     for names, (made, text) in _KNOWN.items():
         if kinds & names:
             return made(f"{where}: {text}")
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int) and status in _BY_STATUS:
+    status = _status(error)
+    if of_xet(error) and status not in {401, 403}:
+        why = f"status {status}" if status else first_line(error)
+        return UnreachableError(
+            f"{where}: could not be moved by way of Xet ({why}); try again later, or do without: HF_HUB_DISABLE_XET=1"
+        )
+    if status in _BY_STATUS:
         made, text = _BY_STATUS[status]
         return made(f"{where}: {text}")
-    if isinstance(status, int) and 400 <= status < 500:
+    if 400 <= status < 500:
         return RemoteError(f"{where}: the Hub refuses ({summary(error)})")
     return UnreachableError(f"{where}: the Hub did not answer as it should ({summary(error)}); try again later")
+
+
+def of_xet(error: BaseException) -> bool:
+    """Whether the way was Xet's, by which the client moves large files where the server knows it.
+
+    What does so, hf_xet, has no errors of its own: they are Python's, and texts.
+    """
+    text = str(error)
+    plain = type(error).__module__ in {"builtins", "hf_xet"}
+    return _XET_ROUTE.search(text) is not None or (plain and (", domain: " in text or "xet" in text.lower()))
+
+
+def lacks_xet(error: BaseException) -> bool:
+    """Whether a server was asked for leave to move files by Xet, and knows nothing of that."""
+    return of_xet(error) and _status(error) == 404
+
+
+def _status(error: BaseException) -> int:
+    """The status that a server answered with; 0 if there is none."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status
+    found = _XET_STATUS.search(str(error))
+    return int(found[1]) if found else 0
 
 
 _NO_REPO = "no such repository on the Hub, or a private one: check its name, or give a token that may see it (--token)"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from tallstore.errors import OptionError
-from tallstore.stores.asking import Access, parse_id
+from tallstore.errors import OptionError, UnreachableError
+from tallstore.stores.asking import OFFLINE, Access, parse_file, parse_id
 from tallstore.stores.base import Store
 from tallstore.stores.far import FarFile, FarFolder, Files
-from tallstore.stores.hub import HubFiles, HubStore, Repo
+from tallstore.stores.hub import HubFile, HubFiles, HubStore, Repo
 from tallstore.stores.local import open_store
 from tallstore.stores.systems import SystemFiles
 from tallstore.stores.web import WebFiles
@@ -38,7 +38,8 @@ def open_any(
     """Open an archive for reading, wherever it is.
 
     Args:
-        path: a folder or a `.tall` file; `hf://user/zoo@revision`; `https://…`; or what fsspec knows.
+        path: a folder or a `.tall` file; `hf://user/zoo@revision`, or `hf://user/repo@revision/zoo.tall` for a file in
+            a repository; `https://…`; or what fsspec knows.
         mapped: map files of this machine, or of the Hub's cache, into memory.
         lazy: from the Hub, read byte ranges and keep no files. Elsewhere that is always so.
         revision: branch, tag or commit on the Hub.
@@ -53,6 +54,8 @@ def open_any(
     if not scheme:
         return open_store(path, mapped=mapped)
     if scheme == "hf":
+        if (file := parse_file(text, revision)) is not None:
+            return _in_repository(*file, access, mapped=mapped)
         repo = Repo(*parse_id(text, revision), access)
         return FarFolder(HubFiles(repo)) if lazy else HubStore(repo, mapped=mapped)
     files = _FILES.get(scheme, _system)(text, access, storage_options)
@@ -62,6 +65,22 @@ def open_any(
     except BaseException:
         files.close()
         raise
+
+
+def _in_repository(repo_id: str, revision: str | None, path: str, access: Access, *, mapped: bool) -> Store:
+    """A `.tall` file of a repository: from the Hub's cache where it is there whole, else by range.
+
+    It is not fetched to read a task of it: that would fetch all tasks.
+    """
+    repo = Repo(repo_id, revision, access)
+    place = None if access.force_download else repo.cached(path)
+    if place is None and access.local_files_only:
+        raise UnreachableError(f"{repo.url}/{path}: {OFFLINE}")
+    if place is None:
+        return FarFile(HubFile(repo, path))
+    store = open_store(place, mapped=mapped)
+    store.url = f"{repo.url}/{path}"
+    return store
 
 
 def _web(url: str, access: Access, options: Mapping[str, Any] | None) -> Files:

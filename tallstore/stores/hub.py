@@ -8,6 +8,7 @@ checksums wherever it is read; a file found damaged is named, dropped and fetche
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ from tallstore.format.manifest import MANIFEST, PartRecord
 from tallstore.stores.asking import OFFLINE, SCHEME, Access, client, connect, explain, explained, summary
 from tallstore.stores.base import Range
 from tallstore.stores.far import TIMEOUT, Files, Passing, tried
-from tallstore.stores.local import FolderStore, LocalFile
+from tallstore.stores.held import READ
+from tallstore.stores.local import FilesStore, LocalFile
 from tallstore.stores.web import Answer, range_header, take
 
 Progress = Callable[[str, int, int], None]
@@ -189,11 +191,28 @@ class HubFiles(Files):
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         with self._repo.ask(path, range_header(start, stop), self._timeout) as answer:
-            data, self.totals[path] = take(answer, start, stop, f"{self.url}: {path}")
+            data, self.totals[path] = take(answer, start, stop, f"{self._repo.url}: {path}")
             return data
 
 
-class HubStore(FolderStore):
+class HubFile(HubFiles):
+    """One file of a repository, which the empty path names."""
+
+    def __init__(self, repo: Repo, path: str) -> None:
+        super().__init__(repo)
+        self.url = f"{repo.url}/{path}"
+        self._path = path
+
+    def size(self, path: str) -> int:  # noqa: ARG002 - there is one
+        return self._repo.size(self._path)
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        data = super().read(self._path, start, stop)
+        self.totals[path] = self.totals[self._path]
+        return data
+
+
+class HubStore(FilesStore):
     """A repository's files, through the Hub's cache: each fetched whole when it is first wanted."""
 
     far = True
@@ -209,6 +228,9 @@ class HubStore(FolderStore):
         self._retired: list[LocalFile] = []
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+
+    def _handle(self, path: str) -> int:
+        return os.open(self.local(path), READ)
 
     def paths(self) -> list[str]:
         if not self.repo.access.local_files_only:

@@ -16,6 +16,7 @@ from tallstore.errors import DamagedError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
 from tallstore.stores.base import Sink, Store
+from tallstore.stores.held import READ, HeldFolder
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 from tallstore.stores.zipped import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find_data, read_directory
 
@@ -30,14 +31,24 @@ class LocalFile:
     The map is private (copy on write): what a caller does to the memory it gets never reaches the file.
     """
 
-    def __init__(self, path: Path, *, mapped: bool) -> None:
-        self._handle = path.open("rb")
+    def __init__(self, handle: int, *, mapped: bool) -> None:
+        """Takes the open file over, also if it fails."""
+        self._handle = os.fdopen(handle, "rb", buffering=0)
         try:
-            self.size = os.fstat(self._handle.fileno()).st_size
-            self._map = mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_COPY) if mapped and self.size else None
+            self.size = os.fstat(handle).st_size
+            self._map = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY) if mapped and self.size else None
         except BaseException:
             self._handle.close()
             raise
+
+    @classmethod
+    def at(cls, path: Path, *, mapped: bool) -> LocalFile:
+        """The file in that place."""
+        return cls(os.open(path, READ), mapped=mapped)
+
+    def stream(self) -> BinaryIO:
+        """The same file, to seek and read in."""
+        return os.fdopen(os.dup(self._handle.fileno()), "rb")
 
     def read(self, start: int, length: int) -> memoryview:
         if self._map is not None:
@@ -110,40 +121,60 @@ class _LocalStore(Store):
         return DamagedError(f"{self.url}: {path} is missing; fetch or pack it again")
 
 
-class FolderStore(_LocalStore):
-    """An archive as a folder. Links are followed only by the operating system's own rules for the root itself."""
+class FilesStore(_LocalStore):
+    """An archive whose files are files of this machine; each is opened when it is first needed, and kept open."""
 
-    def __init__(self, root: Path, *, mapped: bool = True) -> None:
-        super().__init__(root)
-        self._root = root
+    def __init__(self, url: Path, *, mapped: bool) -> None:
+        super().__init__(url)
         self._mapped = mapped
         self._open: dict[str, LocalFile] = {}
 
-    def paths(self) -> list[str]:
-        return [p.relative_to(self._root).as_posix() for p in sorted(self._root.rglob("*")) if p.is_file()]
+    @abstractmethod
+    def _handle(self, path: str) -> int:
+        """Open a file. FileNotFoundError where there is none, or none that is a regular one."""
 
     def _locate(self, path: str) -> tuple[LocalFile, int, int]:
         file = self._open.get(path)
         if file is None:
             try:
-                full = self.local(path)
-                if not full.is_file():
-                    raise self._missing(path)
-                made = LocalFile(full, mapped=self._mapped)
+                made = LocalFile(self._handle(path), mapped=self._mapped)
+            except (FileNotFoundError, NotADirectoryError):
+                raise self._missing(path) from None
             except OSError as error:
-                raise DamagedError(f"{self.url}: {path} cannot be read ({error.strerror})") from error
+                raise self._unreadable(path, error) from error
             file = self._open.setdefault(path, made)
             if file is not made:
                 made.close()
         return file, 0, file.size
 
-    def local(self, path: str) -> Path:
-        return self._root / path
-
     def close(self) -> None:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+class FolderStore(FilesStore):
+    """An archive as a folder. Links are followed only by the operating system's own rules for the root itself.
+
+    The folder itself is open: it stays what it was for this store when somebody else replaces it.
+    """
+
+    def __init__(self, root: Path, *, mapped: bool = True) -> None:
+        super().__init__(root, mapped=mapped)
+        self._folder = HeldFolder(root)
+
+    def paths(self) -> list[str]:
+        return self._folder.files()
+
+    def _handle(self, path: str) -> int:
+        return self._folder.open(path)
+
+    def local(self, path: str) -> Path:
+        return self._folder.place(path)
+
+    def close(self) -> None:
+        super().close()
+        self._folder.close()
 
 
 class FileStore(_LocalStore):
@@ -153,9 +184,9 @@ class FileStore(_LocalStore):
 
     def __init__(self, path: Path, *, mapped: bool = True) -> None:
         super().__init__(path)
-        self._file = LocalFile(path, mapped=mapped)
+        self._file = LocalFile.at(path, mapped=mapped)
         try:
-            self._entries = self._directory(path)
+            self._entries = self._directory()
         except BaseException:
             self._file.close()
             raise
@@ -168,9 +199,9 @@ class FileStore(_LocalStore):
             raise self._missing(path)
         return self._file, *self._entries[path]
 
-    def _directory(self, path: Path) -> dict[str, tuple[int, int]]:
-        with path.open("rb") as file:
-            infos = read_directory(file, str(path))
+    def _directory(self) -> dict[str, tuple[int, int]]:
+        with self._file.stream() as file:
+            infos = read_directory(file, self.url)
         return {info.filename: self._entry(info) for info in infos}
 
     def _entry(self, info: ZipEntry) -> tuple[int, int]:

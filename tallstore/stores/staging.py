@@ -10,12 +10,12 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import IO, Self
 
 from tallstore.errors import OutputError, OutputExistsError
+from tallstore.stores.held import remove_unless_held, staging_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -27,7 +27,7 @@ class Staging:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.folder = target.parent / f".{target.name}.partial"
+        self.folder = staging_folder(target)
         self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
         try:
@@ -181,7 +181,7 @@ def _try_lock(handle: IO[bytes]) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_unless_held(path)
     else:
         path.unlink()
 

@@ -118,6 +118,65 @@ def test_failures_are_one_line_and_exit_code_1(
     assert not (tmp_path / "x").exists()
 
 
+def newer(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {**files, "tall.json": files["tall.json"].replace(b'"version": "1.', b'"version": "2.')}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("gated", "gated: ask for access on its page"),
+        ("private", "no such repository on the Hub, or a private one"),
+        ("model", "no tall.json in it: not an archive"),
+        ("newer", "format version 2.0"),
+        ("damaged", "tasks/a/mask.safetensors: damaged"),
+        ("lost", "tasks/a/mask.safetensors is missing"),
+        ("down", "the Hub did not answer as it should"),
+    ],
+)
+def test_what_is_wrong_with_a_repository_is_one_line_and_a_later_run_is_whole(
+    change: str, said: str, zoo: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And when it is right again, the same command succeeds: nothing that was half fetched passes for whole."""
+    repo, files = hub.repos["user/zoo"], hub.files("user/zoo")
+    broken = {
+        "model": {"config.json": b"{}", "model.safetensors": b"x" * 2000},
+        "newer": newer(files),
+        "damaged": {**files, "tasks/a/mask.safetensors": files["tasks/a/mask.safetensors"][:-1] + b"x"},
+        "lost": {path: data for path, data in files.items() if path != "tasks/a/mask.safetensors"},
+    }
+    first = hub.commit("user/zoo")
+    repo.gated, repo.private = change == "gated", change == "private"
+    if change in broken:
+        repo.add("main", broken[change], change)
+    fault = hub.fail(
+        "^(GET|HEAD) /user/zoo/resolve", "status", 501 if change == "down" else 0, int(change == "down") << 20
+    )
+    words = (
+        "pull",
+        "user/zoo",
+        "-t",
+        "a",
+        "-o",
+        tmp_path / "out",
+        "--endpoint",
+        hub.url,
+        "--cache-dir",
+        tmp_path / "c",
+    )
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (1, "")
+    errors = [line for line in err.splitlines() if not line.startswith("tallstore: warning: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("tallstore: error: hf://user/zoo")
+    assert said in errors[0]
+    assert not (tmp_path / "out").exists()
+    fault.times, repo.gated, repo.private, repo.branches["main"] = 0, False, False, first
+    assert run(capsys, *words, "-q") == (0, "", "")
+    with tallstore.open(zoo) as opened:
+        assert_same(load_file(tmp_path / "out" / "model.safetensors"), opened.state_dict("a"))
+
+
 def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Path) -> None:
     import sys
 

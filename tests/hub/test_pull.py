@@ -12,7 +12,7 @@ import pytest
 import torch
 from loopback import Hub, Repository
 from safetensors.torch import load_file, save
-from support import Forks, assert_same, bytes_of, leftovers, same_bits, slots, tiny_zoo
+from support import Forks, assert_same, bytes_of, leftovers, same_bits, slots, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import (
@@ -249,6 +249,52 @@ def test_a_flipped_byte_in_the_cache_is_named_dropped_and_fetched_again(
     assert cached(cache, path).read_bytes() == data
 
 
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an archive with every kind of part: base, vector, mask, private and exact."""
+    base, tasks = tiny_zoo(2)
+    tasks["a"]["head"] = torch.arange(700, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("every")
+    for name, state in tasks.items():
+        write_folder(folder / name, state, name=name)
+        (folder / name / "vocab.txt").write_text("one\ntwo\n" * 300)
+    tallstore.pack(base, {n: folder / n for n in tasks}, folder / "zoo", recipe="fit", exact=["a"], allow_distant=True)
+    return bytes_of(folder / "zoo")
+
+
+@pytest.mark.parametrize("place", ["wire", "cache"])
+def test_a_flipped_byte_at_any_place_of_any_file_is_found_and_named(
+    place: str, every_kind: dict[str, bytes], hub: Hub, cache: Path, tmp_path: Path
+) -> None:
+    """Three random bytes of each file that the task needs. What comes out is right, and only that file came again."""
+    hub.repos["user/every"] = Repository()
+    hub.repos["user/every"].add("main", every_kind, "every")
+    where = {"endpoint": hub.url, "cache_dir": cache}
+    tallstore.pull("user/every", tmp_path / "right", tasks="a", exact=True, **where)
+    right = bytes_of(tmp_path / "right")
+    files = sorted(hub.got())
+    assert {path.split("/")[-1].split(".")[0] for path in files} >= {"mask", "private", "exact", "base", "config", "0"}
+    chance = random.Random(7)
+    for path in files:
+        for _ in range(3):
+            at = chance.randrange(len(every_kind[path]))
+            own = dict(where)
+            if place == "wire":
+                own["force_download"] = True
+                hub.fail(f"^GET /.*/{path}$", "flip", at=at, times=1)
+            else:
+                (found,) = cache.glob(f"models--user--every/snapshots/*/{path}")
+                flip(found.resolve(), at)
+            hub.log.clear()
+            with pytest.warns(UserWarning, match=f"{path}: damaged") as told:
+                tallstore.pull("user/every", tmp_path / "out", tasks="a", exact=True, overwrite=True, **own)
+            assert len(told) == 1
+            assert bytes_of(tmp_path / "out") == right
+            again = {each for each, size in hub.got().items() if size > len(every_kind[each])}
+            assert again == ({path} if place == "wire" else set())
+            assert place == "wire" or set(hub.got()) == {path}
+
+
 def test_a_file_cut_short_in_the_cache_is_fetched_again(zoo: Path, hub: Hub, cache: Path) -> None:
     where = {"endpoint": hub.url, "cache_dir": cache}
     tallstore.pull("user/zoo", tasks="a", **where)
@@ -273,25 +319,37 @@ def test_a_damaged_cache_without_the_network_is_one_clear_error(zoo: Path, hub: 
         assert_same(opened.state_dict("a"), states(zoo)["a"])
 
 
-def test_a_connection_cut_anywhere_and_the_same_command_again(zoo: Path, hub: Hub, cache: Path, tmp_path: Path) -> None:
-    """Twenty cuts at random places of random files: the second run completes and fetches no finished file again."""
+@pytest.mark.parametrize("kind", ["zoo", "small"])
+def test_a_connection_cut_anywhere_and_the_same_command_again(
+    kind: str, zoo: Path, hub: Hub, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Twenty cuts at random places of random files: the second run completes and fetches no finished file again.
+
+    `small` only references its base: that is cut off in its own repository.
+    """
     chance = random.Random(20)
-    sizes = {"tall.json": len(bytes_of(zoo)["tall.json"]), **needed(zoo, "a")}
+    folder = zoo if kind == "zoo" else request.getfixturevalue("referencing")
+    files = bytes_of(folder)
+    sizes = {"tall.json": len(files["tall.json"]), **needed(folder, "a")}
+    if kind == "small":
+        sizes["model.safetensors"] = len(hub.files("user/base")["model.safetensors"])
     paths = [path for path, size in sizes.items() if size > 1]
+    with tallstore.open(folder, base=None if kind == "zoo" else tiny_zoo(2)[0]) as opened:
+        wanted = opened.state_dict("a")
     for number in range(20):
         own = {"endpoint": hub.url, "cache_dir": cache / str(number)}
         path = chance.choice(paths)
         hub.log.clear()
         cut = hub.fail(f"^GET /.*/{path}$", "cut", at=chance.randrange(1, sizes[path]))
-        with pytest.raises(UnreachableError, match=path):
-            tallstore.pull("user/zoo", tmp_path / "work" / "out", tasks="a", **own)
+        with pytest.raises((UnreachableError, BaseNeededError), match=path if path in files else "user/base"):
+            tallstore.pull(f"user/{kind}", tmp_path / "work" / "out", tasks="a", **own)
         assert not (tmp_path / "work" / "out").exists()
         cut.times = 0
         whole = {p: n for p, n in hub.got().items() if n == sizes.get(p)}
         hub.log.clear()
-        tallstore.pull("user/zoo", tmp_path / "work" / "out", tasks="a", overwrite=True, **own)
+        tallstore.pull(f"user/{kind}", tmp_path / "work" / "out", tasks="a", overwrite=True, **own)
         assert not set(hub.got()) & (set(whole) - {path}), number
-        assert_same(load_file(tmp_path / "work" / "out" / "model.safetensors"), states(zoo)["a"])
+        assert_same(load_file(tmp_path / "work" / "out" / "model.safetensors"), wanted)
         (tmp_path / "work" / "out").rename(tmp_path / f"done-{number}")
 
 

@@ -1,0 +1,139 @@
+"""One chunk of one tensor, from its place to what it holds: read, checked, decoded; errors name the tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+from torch import Tensor
+
+from tallstore import codecs
+from tallstore.archive.places import ONES, RAW, coded
+from tallstore.archive.reader import Place, Reader
+from tallstore.codecs.base import Bytes, Floats, Levels
+from tallstore.errors import DamagedError, FormatError
+from tallstore.kernels import cpu
+from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
+from tallstore.tensors import TORCH, as_bytes, empty
+
+__all__ = ["Chunks"]
+
+_READ = 1 << 19
+"""Bytes of a tensor that is stored whole read, checked and handed on at a time: they stay in a core's own cache."""
+_T = TypeVar("_T")
+
+
+class Chunks:
+    """Safe to use from several threads."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def values(self, place: Place, index: int, n: int, name: str) -> Floats:
+        """A vector's or a delta's n values."""
+        codec = codecs.find(codecs.VECTOR, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode(data, n))
+
+    def levels(self, place: Place, index: int, n: int, name: str) -> Levels | None:
+        """The same as indices into a table, from codecs that have one."""
+        codec = codecs.find(codecs.VECTOR, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode_levels(data, n))
+
+    def symbols(self, place: Place, index: int, n: int, name: str) -> Bytes:
+        """A mask's n symbols: uint8."""
+        return cpu.unpack(self.packed(place, index, n, name), place.entry.kind, n)
+
+    def packed(self, place: Place, index: int, n: int, name: str) -> Bytes:
+        """The same as `cpu.pack` packs them."""
+        kind = place.entry.kind
+        codec = codecs.find(codecs.MASK, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        return self._guard(place, name, lambda: codec.decode_packed(data, kind, n))
+
+    def steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
+        """What is added to the base in one chunk of a masked tensor, or one with a delta of its own.
+
+        Args:
+            place: the task's tensor.
+            vector: what its mask is over; None for a delta.
+            index: of the chunk.
+            name: the tensor's.
+        """
+        entry = place.entry
+        n = min(coded(place).chunk, entry.covered - index * coded(place).chunk)
+        dtype = TORCH[str(entry.dtype)]
+        if vector is None:
+            levels = self.levels(place, index, n, name)
+            if levels is None:
+                return ValueSteps(self.values(place, index, n, name), dtype)
+            return DeltaSteps(levels.packed, levels.bits, levels.table, dtype)
+        scale = entry.scales[index] if entry.scales is not None else 1.0
+        if coded(vector).codec == ONES and not coded(vector).size:
+            return self._marks(place, index, n, name, scale)
+        whole = min(coded(vector).chunk, vector.entry.numel - index * coded(vector).chunk)
+        values = self.values(vector, index, whole, str(entry.base))[:n]
+        return MaskSteps(self.packed(place, index, n, name), entry.kind, scale, dtype, values)
+
+    def _marks(self, place: Place, index: int, n: int, name: str, scale: float) -> Steps:
+        """A mask over ones: by its gaps, if that is how it is coded and there is a kernel for them."""
+        kind, dtype = place.entry.kind, TORCH[str(place.entry.dtype)]
+        codec = codecs.find(codecs.MASK, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk(place, index, name)
+        if GapSteps.there():
+            marks = self._guard(place, name, lambda: codec.decode_marks(data, kind, n))
+            if marks is not None:
+                return GapSteps(marks.gaps, marks.signs, kind, scale, dtype)
+        return MaskSteps(self._guard(place, name, lambda: codec.decode_packed(data, kind, n)), kind, scale, dtype)
+
+    def whole(self, place: Place, index: int, name: str, out: Tensor) -> None:
+        """Write one chunk of a tensor that is stored whole; `out` has its type and exactly its elements."""
+        for _ in self.whole_runs(place, index, name, out):
+            pass
+
+    def whole_runs(self, place: Place, index: int, name: str, out: Tensor) -> Iterator[tuple[int, int]]:
+        """The same run by run: yields the first byte of each and the one behind its last, when they are there.
+
+        Nothing counts before the last one: damage shows at the end.
+        """
+        codec = codecs.find(codecs.WHOLE, coded(place).codec, self._reader.where(place.path))
+        target = as_bytes(out)
+        try:
+            if codec.id == RAW:
+                yield from self._reader.chunk_into(place, index, name, target.data, _READ)
+            else:
+                data = self._reader.chunk_here(place, index, name)
+                yield from codec.decode_tiles(data, target, str(place.entry.dtype))
+        except (FormatError, DamagedError) as error:
+            self._raise_named(place, name, error)
+
+    def read(self, place: Place, index: int, name: str) -> None:
+        """Read a chunk and check it; nothing is decoded."""
+        self._reader.chunk_here(place, index, name)
+
+    def check(self, place: Place, name: str) -> None:
+        """Read and decode every chunk of a tensor, one at a time, and keep nothing."""
+        kind, size = place.entry.kind, coded(place).chunk
+        for index in range(len(coded(place).chunks)):
+            n = min(size, place.entry.covered - index * size)
+            if kind in cpu.SYMBOL_BITS:
+                self.packed(place, index, n, name)
+            elif kind in {"vector", "delta"}:
+                self.values(place, index, n, name)
+            else:
+                self.whole(place, index, name, empty(str(place.entry.dtype), n))
+
+    def _guard(self, place: Place, name: str, work: Callable[[], _T]) -> _T:
+        """Run a codec; its error gets the names that it does not know."""
+        try:
+            return work()
+        except (FormatError, DamagedError) as error:
+            self._raise_named(place, name, error)
+
+    def _raise_named(self, place: Place, name: str, error: FormatError | DamagedError) -> NoReturn:
+        where = self._reader.where(place.path)
+        if str(error).startswith(where):
+            raise error
+        raise type(error)(f"{where}: tensor {name!r}: {error}") from error

@@ -1,0 +1,338 @@
+"""Encoding kernels that numba compiles, where it is installed (the extra `fast`).
+
+What they find is the reference's, bit for bit: products and sums are rounded by themselves (no fastmath).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.extending import intrinsic
+
+from tallstore.kernels.jit import compiled
+
+__all__ = ["count", "look", "magnitudes", "marks_above", "nearest", "norms", "packed_to_gaps", "split"]
+
+_Array = npt.NDArray[Any]
+BLOCK = 1 << 10
+"""Products that are added up first, by themselves: see `encoder.quality.sums`."""
+
+
+# Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
+
+
+def _lowest_bit(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
+    """The place of the lowest bit that is set, of a word that is not 0."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
+        return builder.cttz(args[0], context.get_constant(types.boolean, True))
+
+    return types.uint64(types.uint64), code
+
+
+_lowest: Any = intrinsic(_lowest_bit)
+_ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@compiled
+def packed_to_gaps(gaps: _Array, signs: _Array, packed: _Array, bits: int) -> tuple[int, int]:
+    """Gaps (255: go on) and packed signs of packed symbols: the inverse of `compiled.gaps_to_packed`.
+
+    Args:
+        gaps: uint8, room for marks + n / 255 + 1.
+        signs: uint64, room for a bit a mark.
+        packed: uint64, n symbols: the bytes, zeros filling up the last word.
+        bits: of a symbol.
+
+    Returns the bytes of gaps and the marks.
+    """
+    each, signed = np.int64(64 // bits), bits == 2
+    shift, places = np.uint64(bits - 1), _EVEN if signed else _ALL
+    at, marks, last = 0, 0, np.int64(-1)
+    some = np.uint64(0)
+    for i in range(packed.shape[0]):
+        word = packed[i]
+        negative = (word >> _ONE) & places if signed else np.uint64(0)
+        on = (word & places) | negative
+        while on:
+            bit = _lowest(on)
+            on &= on - _ONE
+            place = i * each + np.int64(bit >> shift)
+            gap = place - last - 1
+            last = place
+            while gap >= 255:
+                gaps[at] = 255
+                at += 1
+                gap -= 255
+            gaps[at] = gap
+            at += 1
+            some |= ((negative >> bit) & _ONE) << np.uint64(marks & 63)
+            marks += 1
+            if (marks & 63) == 0:
+                signs[(marks >> 6) - 1] = some
+                some = np.uint64(0)
+    if (marks & 63) != 0:
+        signs[marks >> 6] = some
+    return at, marks
+
+
+@compiled
+def look(weights: _Array, base: _Array, sign: Any) -> tuple[bool, Any]:
+    """Whether two arrays are equal in every bit, and the largest magnitude of the first, as bits.
+
+    Args:
+        weights: shape (n,), floats as unsigned integers of the same size: their bits are ordered as magnitudes are.
+        base: the same of the other.
+        sign: what is left of a word without its sign: all ones but the first.
+    """
+    differ = weights.dtype.type(0)
+    largest = weights.dtype.type(0)
+    for i in range(weights.shape[0]):
+        word = weights[i]
+        differ |= word ^ base[i]
+        largest = max(largest, word & sign)
+    return differ == 0, largest
+
+
+@compiled
+def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[int, float]:
+    """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`.
+
+    Args:
+        counts: uint32, one for each value of the bits above `shift`: counted on.
+        tau: float32, shape (n,).
+        base: θ0, float32, shape (n,).
+        shift: uint32.
+
+    Returns how many are not 0, and Σ θ0² of these.
+    """
+    n = tau.shape[0]
+    size = np.empty(BLOCK, np.float32)
+    words = size.view(np.uint32)
+    squares = np.zeros(BLOCK, np.float64)
+    blocks = (n + BLOCK - 1) // BLOCK
+    most = 1
+    while most < blocks:
+        most *= 2
+    sums = np.zeros(most, np.float64)
+    moved = 0
+    for i in range(blocks):
+        a = i * BLOCK
+        m = min(BLOCK, n - a)
+        own, before = tau[a : a + m], base[a : a + m]
+        if m < BLOCK:
+            squares[:] = 0
+        for k in range(m):
+            size[k] = abs(own[k])
+        for k in range(m):
+            # Not a branch: 0 times it is 0.
+            value = np.float64(before[k]) * np.float64(words[k] != 0)
+            squares[k] = value * value
+            moved += words[k] != 0
+        for k in range(m):
+            counts[words[k] >> shift] += np.uint32(1)
+        sums[i] = _halve(squares, BLOCK)
+    return moved, _halve(sums, most)
+
+
+@compiled
+def split(planes: _Array, words: _Array, rotated: bool) -> None:
+    """Bytes of equal place together, the least significant first.
+
+    Args:
+        planes: uint8, shape (bytes of a word, n).
+        words: unsigned integers, shape (n,).
+        rotated: whether words are rotated left by one bit before.
+    """
+    n, one = words.shape[0], words.dtype.type(1)
+    last = words.dtype.type(8 * planes.shape[0] - 1)
+    for first in range(0, n, BLOCK):
+        run = words[first : first + BLOCK]
+        for place in range(planes.shape[0]):
+            plane = planes[place, first : first + BLOCK]
+            shift = words.dtype.type(8 * place)
+            if rotated:
+                for k in range(run.shape[0]):
+                    plane[k] = np.uint8(((run[k] << one) | (run[k] >> last)) >> shift)
+            else:
+                for k in range(run.shape[0]):
+                    plane[k] = np.uint8(run[k] >> shift)
+
+
+@compiled
+def _halve(values: _Array, n: int) -> Any:
+    """Add the second half to the first until one is left; n is a power of two."""
+    half = n >> 1
+    while half:
+        for k in range(half):
+            values[k] += values[k + half]
+        half >>= 1
+    return values[0]
+
+
+@compiled
+def _numbers(out: _Array, first: int) -> None:
+    """`recipes.dither.uniform`'s numbers, from the one on whose unmixed place is `first`."""
+    for k in range(out.shape[0]):
+        x = np.uint32(first + k)
+        x = np.uint32(x ^ (x >> np.uint32(16)))
+        x = np.uint32(x * np.uint32(0x7FEB352D))
+        x = np.uint32(x ^ (x >> np.uint32(15)))
+        x = np.uint32(x * np.uint32(0x846CA68B))
+        x = np.uint32(x ^ (x >> np.uint32(16)))
+        out[k] = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24)
+
+
+@compiled
+def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _Array, limits: _Array, zero: Any) -> int:
+    count = 0
+    for k in range(weights.shape[0]):
+        tau = weights[k] - base[k]
+        size = abs(tau)
+        on = (size >= limits[k]) & (size > zero)
+        symbols[k] = np.uint8(on) << np.uint8(tau < zero)
+        norm[k] = tau * tau
+        dot[k] = size if on else zero
+        count += on
+    return count
+
+
+@compiled
+def _marks_of_tile(
+    packed: _Array, sums: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int, scratch: _Array
+) -> None:
+    n = weights.shape[0]
+    symbols = np.zeros(BLOCK, np.uint8)
+    words = symbols.view(np.uint32)
+    norm, dot, limits = scratch[0], scratch[1], scratch[2]
+    blocks = (n + BLOCK - 1) // BLOCK
+    size = 1
+    while size < blocks:
+        size *= 2
+    norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
+    marks = 0
+    for i in range(blocks):
+        a = i * BLOCK
+        m = min(BLOCK, n - a)
+        if m < BLOCK:
+            symbols[:] = 0
+            norm[:] = 0
+            dot[:] = 0
+        if width > 0:
+            _numbers(limits[:m], first + a)
+            for k in range(m):
+                limits[k] = limits[k] * width
+            for k in range(m):
+                limits[k] = limits[k] + low
+        here = _above(
+            symbols[:m], norm[:m], dot[:m], weights[a : a + m], base[a : a + m], limits[:m], weights.dtype.type(0)
+        )
+        marks += here
+        for k in range((m + 3) >> 2):
+            w = words[k]
+            packed[(a >> 2) + k] = np.uint8((w | (w >> 6) | (w >> 12) | (w >> 18)) & 0xFF)
+        norms[i] = _halve(norm, BLOCK)
+        dots[i] = _halve(dot, BLOCK)
+    sums[1] += _halve(norms, size)
+    sums[2] += marks
+    sums[3] += _halve(dots, size)
+    sums[4] += marks
+
+
+@compiled
+def marks_above(
+    packed: _Array, sums: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int, tile: int
+) -> None:
+    """Signed marks where |τ| ≥ low + u · width, and what `encoder.quality.sums` measures of them over v = 1.
+
+    Args:
+        packed: uint8, room for n symbols of two bits.
+        sums: float64, shape (5,): what each tile adds up to is added: unset, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
+        weights: θt, float32, shape (n,).
+        base: θ0 as the task's type has it, float32, shape (n,).
+        low: float32.
+        width: float32. Above 0, u is the number of each parameter's place.
+        first: the unmixed place of the first parameter, modulo 2^32.
+        tile: parameters that are added up first, by themselves: a multiple of 4.
+    """
+    scratch = np.zeros((3, BLOCK), np.float32)
+    scratch[2] = low
+    for a in range(0, weights.shape[0], tile):
+        b = min(a + tile, weights.shape[0])
+        _marks_of_tile(packed[a >> 2 : (b + 3) >> 2], sums, weights[a:b], base[a:b], low, width, first + a, scratch)
+
+
+@compiled
+def nearest(out: _Array, values: _Array, edges: _Array, order: _Array) -> None:
+    """Look up how many edges lie below each value.
+
+    Args:
+        out: uint8, shape (n,).
+        values: float32, shape (n,).
+        edges: float32, ascending, shape (K − 1,).
+        order: uint8, shape (K,): what to write for each count.
+    """
+    below = np.empty(BLOCK, np.int32)
+    for first in range(0, values.shape[0], BLOCK):
+        run, found = values[first : first + BLOCK], out[first : first + BLOCK]
+        n = run.shape[0]
+        below[:] = 0
+        for i in range(edges.shape[0]):
+            edge = edges[i]
+            for k in range(n):
+                below[k] += run[k] > edge
+        for k in range(n):
+            found[k] = order[below[k]]
+
+
+@compiled
+def count(counts: _Array, values: _Array) -> None:
+    """Count bytes, in four tables by turns, so that equal ones need not wait for each other.
+
+    Args:
+        counts: int64, shape (4, 256): counted on.
+        values: uint8, shape (n,).
+    """
+    n = values.shape[0]
+    for i in range(n >> 2):
+        for j in range(4):
+            counts[j, values[4 * i + j]] += 1
+    for k in range(n & ~3, n):
+        counts[0, values[k]] += 1
+
+
+@compiled
+def norms(found: _Array, tau: _Array, weights: _Array, merged: _Array, energy: _Array, lams: _Array) -> None:
+    """‖τ‖², and ‖m·v‖² of the TALL-mask at each λ.
+
+    Args:
+        found: float64, shape (1 + G,): added to.
+        tau: float32, shape (n,).
+        weights: θt, float32, shape (n,).
+        merged: θ0 + v, float32, shape (n,).
+        energy: v², float64, shape (n,).
+        lams: λ, float32, shape (G,).
+    """
+    sums = np.zeros((found.shape[0], BLOCK), np.float64)
+    moved, distance = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for first in range(0, tau.shape[0], BLOCK):
+        own, there, before, square = (
+            tau[first : first + BLOCK],
+            weights[first : first + BLOCK],
+            merged[first : first + BLOCK],
+            energy[first : first + BLOCK],
+        )
+        n = own.shape[0]
+        for k in range(n):
+            moved[k] = abs(own[k])
+            distance[k] = abs(before[k] - there[k])
+            sums[0, k] += np.float64(own[k]) * np.float64(own[k])
+        for i in range(lams.shape[0]):
+            lam, row = lams[i], sums[1 + i]
+            for k in range(n):
+                row[k] += square[k] if moved[k] > lam * distance[k] else 0.0
+    for i in range(found.shape[0]):
+        found[i] += _halve(sums[i], BLOCK)

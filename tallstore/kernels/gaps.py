@@ -1,0 +1,81 @@
+"""Masks over ones by the gaps between their marks: what is not marked is never looked at, and what is takes one sum.
+
+Compiled (`compiled.add_gaps`); where it is not, packed symbols are the way (`tiled.MaskSteps`). The same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tallstore.kernels import cpu, fast
+from tallstore.kernels.cpu import Bytes
+from tallstore.kernels.tiled import TILE, Run, Steps
+
+__all__ = ["GapSteps"]
+
+
+class GapSteps(Steps):
+    """A mask over a vector that is 1 everywhere, of one chunk."""
+
+    def __init__(self, gaps: Bytes, signs: Bytes, kind: str, scale: float, dtype: torch.dtype) -> None:
+        """Of one chunk.
+
+        Args:
+            gaps: zeros before each mark: bytes 255 (go on), then one below 255; no mark outside the chunk.
+            signs: of a signed mask: a bit a mark, little-endian, 1 for −.
+            kind: binary or signed.
+            scale: s, exactly a float32.
+            dtype: of the output.
+        """
+        super().__init__(dtype, gaps, signs)
+        self._gaps, self._signs, self._kind, self._scale = gaps, signs, kind, scale
+
+    @staticmethod
+    def there() -> bool:
+        """Whether the kernels are."""
+        return fast.kernels() is not None
+
+    def begin(self) -> Run:
+        """As everywhere; each of these goes through the gaps by itself."""
+        compiled = fast.kernels()
+        assert compiled is not None
+        state = np.zeros(4, np.uint64)
+        codes = (state, self._gaps, self._signs)
+        plus, minus = self._wide.type(self._scale), -self._wide.type(self._scale)
+
+        def run(out: Tensor, base: Tensor) -> None:
+            start = int(state[3])
+            if base.dtype == out.dtype and out.dtype in _STRAIGHT:
+                if out.data_ptr() != base.data_ptr():
+                    out.copy_(base)
+                if out.dtype == torch.bfloat16:
+                    compiled.add_gaps_bf16(out.detach().view(torch.uint16).numpy(), *codes, plus, minus)
+                else:
+                    compiled.add_gaps(out.detach().numpy(), *codes, plus, minus)
+                return
+            for a in range(0, len(out), TILE):
+                wide = base[a : a + TILE].to(cpu.wide(out.dtype), copy=True)
+                odd = bool(wide.isnan().any())
+                compiled.add_gaps(wide.numpy(), *codes, plus, minus)
+                if odd:  # types are changed in between: what is not marked may have lost its bits
+                    self._by_reference(out[a : a + TILE], base[a : a + TILE], start + a)
+                else:
+                    out[a : a + TILE].copy_(wide)
+
+        return run
+
+    def _by_reference(self, out: Tensor, base: Tensor, start: int) -> None:
+        stop = start + len(out)
+        marks = np.zeros(stop, np.float32)
+        state = np.zeros(4, np.uint64)
+        compiled = fast.kernels()
+        assert compiled is not None
+        compiled.add_gaps(marks, state, self._gaps, self._signs, np.float32(1), np.float32(2))
+        symbols = torch.from_numpy(marks[start:].astype(np.uint8))
+        cpu.apply_mask(out, base, torch.ones(len(out)), symbols, self._scale)
+
+
+_STRAIGHT = {torch.float32, torch.float64, torch.bfloat16}
+"""Types whose elements are changed where they lie."""

@@ -1,0 +1,177 @@
+"""Every codec's decoder: the right number of valid values or a refusal, alike with and without compiled kernels.
+
+What a decoder takes, the second reader that was written from `spec/` alone takes too, and reads the same values.
+
+    u8 kind or element type | u8 flags | u16 n | the coded chunk
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from spec import second_reader
+from tallstore import codecs
+from tallstore.codecs import zstd
+from tallstore.errors import DamagedError, FormatError
+from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels import cpu, fast
+
+from . import frames
+from .base import Plain, Target
+
+HEAD = 4
+KINDS = tuple(cpu.SYMBOL_BITS)
+DTYPES = tuple(ITEM_BYTES)
+_MANY = 1
+"""Flag: n counts 64 elements."""
+_SLOW = 1 << 13
+"""Elements up to which the second reader is asked: it is written to be read."""
+
+Decode = Callable[[str, bytes, int, int], bytes]
+"""Codec, coded bytes, selector of kind or type, n → decoded bytes."""
+
+
+def _mask(id_: str, data: bytes, which: int, n: int) -> bytes:
+    kind = KINDS[which % len(KINDS)]
+    packed = codecs.MASK[id_].decode_packed(memoryview(data), kind, n)
+    assert packed.dtype == np.uint8
+    assert len(packed) == cpu.packed_size(kind, n)
+    symbols = cpu.unpack(packed, kind, n)
+    assert len(symbols) == n
+    assert not n or symbols.max() <= cpu.SYMBOL_BITS[kind]
+    return symbols.tobytes()
+
+
+def _vector(id_: str, data: bytes, which: int, n: int) -> bytes:
+    values = codecs.VECTOR[id_].decode(memoryview(data), n)
+    assert values.dtype == np.float32
+    assert values.shape == (n,)
+    assert np.isfinite(values).all()
+    levels = codecs.VECTOR[id_].decode_levels(memoryview(data), n)
+    if levels is not None:
+        assert len(levels.packed) == -(-n * levels.bits // 8)
+        each = levels.packed if levels.bits == 8 else np.stack([levels.packed & 15, levels.packed >> 4], 1).reshape(-1)
+        assert levels.table[each[:n]].tobytes() == values.tobytes()
+    return values.tobytes()
+
+
+def _whole(id_: str, data: bytes, which: int, n: int) -> bytes:
+    dtype = DTYPES[which % len(DTYPES)]
+    out = np.full(n * ITEM_BYTES[dtype] + 16, 0xA5, np.uint8)
+    end = 0
+    for start, stop in codecs.WHOLE[id_].decode_tiles(memoryview(data), out[: len(out) - 16], dtype):
+        assert (start, stop > start or stop == n * ITEM_BYTES[dtype]) == (end, True)
+        end = stop
+    assert end == n * ITEM_BYTES[dtype]
+    assert (out[len(out) - 16 :] == 0xA5).all(), "it wrote behind its memory"
+    return out[: len(out) - 16].tobytes()
+
+
+def _frame(_: str, data: bytes, which: int, n: int) -> bytes:
+    found = zstd.decompress(data, n)
+    assert len(found) == n
+    return found.tobytes()
+
+
+def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
+    if family == "vector":
+        return second_reader.decode_vector(data, n, id_).tobytes()
+    if family == "whole":
+        decode = {"raw": second_reader.decode_raw, "planes+zstd": second_reader.decode_planes}[id_]
+        return bytes(decode(data, n, DTYPES[which % len(DTYPES)]))
+    if family == "frame":
+        return second_reader.unframe(data, n)
+    named: Mapping[str, Callable[[bytes, int, str], Any]] = {
+        "bits": second_reader.decode_bits,
+        "bits+zstd": second_reader.decode_bits_zstd,
+        "adaptive": second_reader.decode_adaptive,
+    }
+    return bytes(named[id_](data, n, KINDS[which % len(KINDS)]).tobytes())
+
+
+FIRST: Mapping[str, Decode] = {"mask": _mask, "vector": _vector, "whole": _whole, "frame": _frame}
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    kept = fast.kernels
+    fast.kernels = lambda: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        fast.kernels = kept
+
+
+def _outcome(decode: Callable[[], bytes]) -> bytes | None:
+    try:
+        return decode()
+    except (FormatError, DamagedError):
+        return None
+
+
+def run(family: str, id_: str, data: bytes) -> None:
+    if len(data) < HEAD:
+        return
+    which, flags, n, coded = data[0], data[1], int.from_bytes(data[2:4], "little"), data[HEAD:]
+    n *= 64 if flags & _MANY else 1
+    decode = partial(FIRST[family], id_, coded, which, n)
+    found = _outcome(decode)
+    with _uncompiled():
+        assert _outcome(decode) == found, "compiled kernels and the reference disagree"
+    if found is not None and n <= _SLOW:
+        assert _second(family, id_, coded, which, n) == found, "the second reader reads something else"
+
+
+def mutate(data: bytes, most: int, chance: random.Random, plain: Plain) -> bytes:
+    """Now and then the head; mostly what is coded, in its frames if it has any."""
+    if len(data) < HEAD or chance.random() < 0.1:
+        return plain(data, most)
+    head, coded = data[:HEAD], data[HEAD:]
+    if chance.random() < 0.1:
+        head = bytes([chance.randrange(256), head[1]]) + head[2:]
+    if chance.random() < 0.05:
+        n = max(0, min(0xFFFF, int.from_bytes(head[2:], "little") + chance.choice((-8, -1, 1, 8, 255))))
+        head = head[:2] + n.to_bytes(2, "little")
+    return head + frames.mutate(coded, most - HEAD, chance, plain)
+
+
+def _seeds(family: str, id_: str) -> Iterable[bytes]:
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 7, 8, 9, 255, 256, 1000):
+        head = n.to_bytes(2, "little")
+        if family == "mask":
+            for which, kind in enumerate(KINDS):
+                for density in (0.0, 0.004, 0.1, 0.5, 1.0):
+                    symbols = (rng.random(n) < density) * rng.integers(1, cpu.SYMBOL_BITS[kind] + 1, n)
+                    yield bytes([which, 0]) + head + codecs.MASK[id_].encode(symbols.astype(np.uint8), kind)
+        elif family == "vector":
+            for share in (0.0, 0.2, 1.0):
+                values = (rng.standard_normal(n) * (rng.random(n) < share)).astype(np.float32)
+                yield bytes([0, 0]) + head + codecs.VECTOR[id_].encode(values)
+        elif family == "whole":
+            for which, dtype in enumerate(DTYPES):
+                raw = (rng.standard_normal(n) * 0.02).astype(np.float32).view(np.uint8)
+                raw = np.resize(raw, n * ITEM_BYTES[dtype]) if n else raw
+                yield bytes([which, 0]) + head + codecs.WHOLE[id_].encode(raw, dtype)
+        else:
+            for content in (bytes(n), rng.bytes(n), bytes(rng.integers(0, 3, n, dtype=np.uint8))):
+                yield bytes([0, 0]) + head + zstd.compress(content)
+
+
+def _target(family: str, id_: str) -> Target:
+    return Target(run=partial(run, family, id_), seeds=partial(_seeds, family, id_), mutate=mutate, max_len=1 << 13)
+
+
+_FAMILIES: Mapping[str, Iterable[str]] = {
+    "mask": codecs.MASK,
+    "vector": codecs.VECTOR,
+    "whole": codecs.WHOLE,
+    "frame": ["zstd"],
+}
+TARGETS = {f"codec-{id_}": _target(family, id_) for family, ids in _FAMILIES.items() for id_ in ids}
