@@ -12,6 +12,7 @@ Where atheris is not installed, the same targets and mutators run without the gu
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import os
 import random
@@ -29,8 +30,8 @@ from pathlib import Path
 from . import blind
 from .base import ROOT, Target, guarded
 
-COMPILED = ["tallstore.kernels.compiled"]
-"""Modules that numba compiles: they stay as they are."""
+COMPILED = ["tallstore.kernels.compiled", "tallstore.kernels.compiled_encode", "tallstore.kernels.jit"]
+"""What numba compiles, and how: that stays as it is."""
 TIMEOUT = 20
 """Seconds that one input may take: none that is so small takes a tenth of one."""
 MEMORY = 2048
@@ -79,6 +80,8 @@ def fuzz(name: str, target: Target, flags: Sequence[str]) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     try:
         _fuzz(name, target, flags[:-1], os.open(flags[-1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    except SystemExit:
+        ctypes.CDLL(None).exit(1)  # C's own: libFuzzer then keeps the input, and nothing of this process's parent runs
     except BaseException:
         traceback.print_exc()
     finally:

@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 import torch
@@ -60,7 +61,7 @@ def _mutate_pickle(data: bytes, most: int, chance: random.Random, plain: Plain) 
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as held:
             files = {name: held.read(name) for name in held.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, RuntimeError, OSError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, RuntimeError, OSError, zlib.error):
         return plain(data, most)
     name = chance.choice([n for n in files if n.endswith("data.pkl")] or list(files) or [""])
     if chance.random() < 0.2:

@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,16 @@ def unzip(data: bytes) -> Files | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {info.filename: archive.read(info) for info in archive.infolist()[:64] if info.file_size < 1 << 20}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, RuntimeError, OSError, UnicodeError):
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        OSError,
+        UnicodeError,
+        zlib.error,
+    ):
         return None
 
 
