@@ -59,7 +59,9 @@ def test_every_generation_stays_with_its_readers(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in leftovers(tmp_path)} == {"zoo"}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python names files that were not closed
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Python names files that were not closed
 def test_a_reader_that_was_forgotten_lets_go(tmp_path: Path) -> None:
     put(tmp_path / "zoo", 0)
     forgotten = tallstore.open(tmp_path / "zoo")
