@@ -2,8 +2,8 @@
 
 A mask costs what its marks' places are worth, and a bit for each sign. Beside what `adaptive` takes for the places here
 is the length of an ideal arithmetic code that knows the density of the tensor, and one thing more: the density of each
-row or column (sent in eight bits), the mark before, the mark of the task before at the same place, the base's magnitude
-(in sixteen classes). Lengths are entropies of counts, so a real coder would need a little more.
+row, column or both (sent in eight bits), the mark before, the mark of the task before at the same place, the base's
+magnitude (in sixteen classes). Lengths are entropies of counts, so a real coder would need a little more.
 
 example:
   python benchmarks/mask_contexts.py zoo.tall
@@ -36,6 +36,18 @@ def by_class(marks: Marks, classes: npt.NDArray[np.intp], count: int) -> float:
     return length(on, of)
 
 
+def product(rows: Marks) -> float:
+    """Bits of marks where the density at a place is that of its row times its column's, of the tensor's."""
+    across, down = rows.mean(axis=1, dtype=np.float64), rows.mean(axis=0, dtype=np.float64)
+    mean = float(across.mean()) or 1.0
+    total = SIDE * (len(across) + len(down))
+    for share, marks in zip(across, rows, strict=True):
+        if share > 0:
+            at = np.clip(share * down / mean, 1e-6, 1 - 1e-6).astype(np.float32)
+            total -= float(np.log2(np.where(marks, at, 1 - at)).sum(dtype=np.float64))
+    return total
+
+
 def lengths(
     marks: Marks, shape: tuple[int, ...], before: Marks | None, base: npt.NDArray[np.float32]
 ) -> dict[str, float]:
@@ -46,6 +58,7 @@ def lengths(
     for name, axis in (("of each row", 1), ("of each column", 0)):
         on = rows.sum(axis=axis).astype(float)
         found[f"the density {name}"] = length(on, np.full(len(on), float(rows.shape[axis]))) + SIDE * len(on)
+    found["the densities of row and column, together"] = product(rows)
     found["the mark before"] = by_class(marks[1:], marks[:-1].astype(np.intp), 2)
     other = np.zeros(n, np.intp) if before is None else before.astype(np.intp)
     found["the mark of the task before"] = by_class(marks, other, 2)

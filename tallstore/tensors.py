@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -42,3 +45,14 @@ def empty(dtype: str, n: int) -> Tensor:
 
 _LARGE = 1 << 22
 """Bytes from which on numpy asks."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from sharing this thread's operations out: helpers of short ones wait for the next at full speed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -47,6 +47,36 @@ def test_no_task_exceeds_the_error_that_was_promised(
     assert [p.name for p in tmp_path.iterdir()] == ["zoo.tall"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("recipe", "bound"), [("solo", 0.5), ("solo", 0.15), ("fit", 0.15), ("tall", 0.4)])
+def test_types_of_few_bits_round_what_comes_back_and_that_counts(
+    recipe: str, bound: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Of changes as small as a last bit much is lost by rounding alone."""
+    base = {f"w{n}": noise(100, 100, seed=n, dtype=dtype) for n in range(2)}
+    tasks = {task: {n: near(t, seed, size=0.004) for n, t in base.items()} for seed, task in enumerate("ab", 9)}
+    report = tallstore.pack(base, tasks, tmp_path / "zoo.tall", recipe=recipe, max_error=bound)
+    with tallstore.open(tmp_path / "zoo.tall") as opened:
+        for task, found in opened.verify(against=tasks).against.items():
+            assert found.relative_error == pytest.approx(report.tasks[task].relative_error, rel=1e-5)
+            assert found.relative_error is not None
+            assert found.relative_error <= bound
+            assert opened.info()["tasks"][task]["relative_error"] == report.tasks[task].relative_error
+            assert found.cosine == pytest.approx(opened.info()["tasks"][task]["cosine"], rel=1e-5)
+
+
+def test_what_is_no_number_is_no_difference(tmp_path: Path, zoo: tuple[State, dict[str, State]]) -> None:
+    base, tasks = zoo
+    base["odd"] = noise(40, 40, seed=3)
+    base["odd"][0, :2] = torch.tensor([float("inf"), float("nan")])
+    for state in tasks.values():
+        state["odd"] = base["odd"].clone()
+    report = tallstore.pack(base, tasks, tmp_path / "zoo.tall")
+    with tallstore.open(tmp_path / "zoo.tall") as opened:
+        for task, found in opened.verify(against=tasks).against.items():
+            assert found.relative_error == pytest.approx(report.tasks[task].relative_error, rel=1e-4)
+
+
 def test_a_promise_that_holds_anyhow_changes_nothing(tmp_path: Path, zoo: tuple[State, dict[str, State]]) -> None:
     tallstore.pack(*zoo, tmp_path / "plain")
     tallstore.pack(*zoo, tmp_path / "promised", max_error=99.0)

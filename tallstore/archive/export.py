@@ -1,9 +1,9 @@
-"""Write a task's model as a folder that stock loaders open: `model.safetensors` and the files it was packed with."""
+"""Write a task's model as a folder that stock loaders open: its weights and the files it was packed with."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -16,6 +16,8 @@ from tallstore.stores.staging import Staging, followed, refuse_existing, transla
 from tallstore.tensors import as_bytes
 
 WEIGHTS = "model.safetensors"
+_WEIGHTS_BESIDE = {"open_clip_config.json": "open_clip_model.safetensors"}
+"""What a library that has a name of its own for weights calls them, by its own configuration beside them."""
 
 
 def export_folder(
@@ -48,7 +50,7 @@ def export_folder(
         folder = staging.path("model")
         with translated(target):
             folder.mkdir()
-            with (folder / WEIGHTS).open("xb") as weights:
+            with (folder / weights_name(files)).open("xb") as weights:
                 for piece in _pieces(order, tensors, read, progress, total):
                     weights.write(piece)
         for name, data in files.items():
@@ -58,6 +60,11 @@ def export_folder(
                 (folder / name).write_bytes(content)
         staging.publish("model", overwrite=True)
     return target
+
+
+def weights_name(files: Collection[str]) -> str:
+    """What the weights are called beside a model's small files, so that its own library finds them."""
+    return next((name for beside, name in _WEIGHTS_BESIDE.items() if beside in files), WEIGHTS)
 
 
 def check_folder(out: str | os.PathLike[str], *, overwrite: bool) -> None:
@@ -91,4 +98,4 @@ def _is_model(folder: Path) -> bool:
         return False
     if folder.resolve() in {Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents}:
         raise OutputExistsError(f"{folder}: is where you are, or above it; choose another name")
-    return (folder / WEIGHTS).is_file()
+    return any((folder / name).is_file() for name in (WEIGHTS, *_WEIGHTS_BESIDE.values()))

@@ -108,6 +108,9 @@ class Merger:
         for name in lineups:
             decoder.check_base(name)
         lineups, self._notes = _without_odd(decoder, lineups)
+        if (wanted := self._chosen.k) is not None and wanted > len(self.tasks):
+            note = f"no weight is used by {wanted} of {len(self.tasks)} tasks: with such a k this is the base"
+            self._notes = (*self._notes, note)
         self._lineups = {name: lineup for name, lineup in lineups.items() if lineup.facts.dtype in MASKABLE}
         self._vectors = TaskVectors(decoder, self._chosen.stored)
         self._outlines = Outlines(decoder, manifest, lineups, self.tasks)

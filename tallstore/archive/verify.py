@@ -29,6 +29,8 @@ class Against:
 
     relative_error: float | None
     """‖θ̂ − θ‖ / ‖θ − θ0‖ over the tensors that have a base; None if the original did not move."""
+    cosine: float | None
+    """⟨τ̂, τ⟩ / (‖τ̂‖·‖τ‖) over the same; None if either did not move."""
     exact: bool
     """Whether every tensor is the original's to the last bit."""
     whole_tensors_exact: bool
@@ -105,7 +107,7 @@ def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
     places = decoder.task(task)
     if odd := sorted(set(places) ^ set(original.tensors)):
         raise ModelMismatchError(f"{original.where}: not the original of {task!r}: tensor {odd[0]!r} is in one alone")
-    error = norm = 0.0
+    error = norm = kept = dot = 0.0
     exact = whole = True
     for name, place in places.items():
         ours = decoder.tensors(task, [name])[name].reshape(-1)
@@ -121,9 +123,21 @@ def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
             whole &= same
             continue
         n = place.entry.covered
-        start = decoder.base_tensor(str(place.entry.base)).reshape(-1)[:n].to(theirs.dtype).double()
-        error += float((ours[:n].double() - theirs[:n].double()).square().sum())
-        norm += float((theirs[:n].double() - start).square().sum())
+        start = decoder.base_tensor(str(place.entry.base)).reshape(-1)[:n].to(theirs.dtype)
+        tau, back = _apart(theirs[:n], start), _apart(ours[:n], start)
+        error += float(_apart(ours[:n], theirs[:n]).square_().sum())
+        norm += float(tau @ tau)
+        kept += float(back @ back)
+        dot += float(tau @ back)
     return Against(
-        relative_error=math.sqrt(error / norm) if norm else None, exact=bool(exact), whole_tensors_exact=bool(whole)
+        relative_error=math.sqrt(error / norm) if norm else None,
+        cosine=dot / math.sqrt(norm * kept) if norm and kept else None,
+        exact=bool(exact),
+        whole_tensors_exact=bool(whole),
     )
+
+
+def _apart(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left − right, in float64. What is no number in both is no difference: NaN and Inf come back as they were."""
+    a, b = left.double(), right.double()
+    return (a - b).masked_fill_((a == b) | (a.isnan() & b.isnan()), 0.0)

@@ -207,6 +207,7 @@ class Zoo:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
 
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
+        Weights beside an `open_clip_config.json` are called `open_clip_model.safetensors`, as open_clip calls them.
         `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
         """
         self._task(task)

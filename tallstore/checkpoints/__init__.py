@@ -5,5 +5,6 @@ from __future__ import annotations
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
 from tallstore.checkpoints.find import open_checkpoint
 from tallstore.checkpoints.referenced import ReferencedBase, referenced
+from tallstore.checkpoints.rounded import RoundedBase
 
-__all__ = ["Checkpoint", "ReferencedBase", "Source", "TensorInfo", "open_checkpoint", "referenced"]
+__all__ = ["Checkpoint", "ReferencedBase", "RoundedBase", "Source", "TensorInfo", "open_checkpoint", "referenced"]

@@ -93,7 +93,7 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
         if key in _ALWAYS or any(_cell(key, task) != _NONE for task in tasks.values())
     }
     rows = [[name, *(_cell(key, task) for key in columns)] for name, task in tasks.items()]
-    title = f"{path} — {len(rows)} tasks"
+    title = f"{path} — {len(rows)} {'task' if len(rows) == 1 else 'tasks'}"
     console.print(output.fitted(console, title, [("task", False), *columns.values()], rows, _EXPENDABLE))
     console.print()
     base = facts["base"]

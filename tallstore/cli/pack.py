@@ -21,6 +21,8 @@ _PROMISES = "What to promise"
 _RECIPES = "solo, fit, tall, ties, mean, emr"
 _VECTORS = "f32, bf16, q8, q5, q4"
 _MASKS = "bits, bits+zstd, adaptive"
+_NO_FOLDERS = {".zip", ".tar", ".gz", ".tgz", ".zst", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
+"""Endings of a name that nobody gives a folder."""
 
 
 def pack(
@@ -63,7 +65,7 @@ def pack(
     mask: Annotated[str | None, typer.Option(help=f"Codec of the masks: {_MASKS}.", rich_help_panel=_ENCODING)] = None,
     base_storage: Annotated[
         str | None,
-        typer.Option(help="embed keeps the base in the archive; reference identifies it.", rich_help_panel=_ENCODING),
+        typer.Option(help="embed keeps the base; bf16 rounds it; reference identifies it.", rich_help_panel=_ENCODING),
     ] = None,
     base_codec: Annotated[
         str | None,
@@ -135,6 +137,9 @@ def pack(
     target = out or job.output
     if target is None:
         raise OptionError("no output was given: add -o zoo.tall")
+    if Path(target).suffix.lower() in _NO_FOLDERS:
+        name = Path(target).with_suffix(".tall")
+        raise OptionError(f"{target}: an archive is one file if its name ends in .tall, and else a folder: say {name}")
 
     import tallstore
 

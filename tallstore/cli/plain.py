@@ -54,5 +54,5 @@ def is_unicode(stream: object) -> bool:
 def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    plain = error.object[error.start : error.end].translate(_SIGNS)
+    plain = error.object[error.start : error.end].replace("τ̂", "T").translate(_SIGNS)
     return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end

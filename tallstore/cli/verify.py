@@ -38,6 +38,7 @@ def verify(
         pairs[name] = path
     with tallstore.open(zoo, base=base) as opened, output.progress("verifying", quiet=quiet or as_json) as progress:
         report = opened.verify(pairs, progress=progress)
+        recorded = {name: opened.manifest.tasks[name] for name in report.against}
     if as_json:
         output.print_json(report.to_json())
         return
@@ -51,11 +52,22 @@ def verify(
             [
                 name,
                 output.number(a.relative_error, 4),
+                output.number(recorded[name].number("relative_error"), 4),
+                output.number(a.cosine, 4),
+                output.number(recorded[name].number("cosine"), 4),
                 "yes" if a.exact else "no",
                 "yes" if a.whole_tensors_exact else "NO",
             ]
             for name, a in report.against.items()
         ]
-        columns = [("task", False), ("error ‖τ̂−τ‖/‖τ‖", True), ("bit for bit", False), ("whole tensors exact", False)]
+        columns = [
+            ("task", False),
+            ("error", True),
+            ("recorded", True),
+            ("cosine", True),
+            ("recorded", True),
+            ("bit for bit", False),
+            ("whole tensors exact", False),
+        ]
         console.print(output.table(None, columns, rows))
     output.say(console, f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks")

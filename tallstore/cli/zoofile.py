@@ -45,6 +45,8 @@ def from_words(words: Sequence[str]) -> Job:
     tasks: dict[str, str] = {}
     for word in rest:
         name, equals, path = word.partition("=")
+        if equals and not path:
+            raise InputError(f"{word!r} names no checkpoint: NAME=FOLDER is due")
         found = {name: path} if equals else _named_by_folder(Path(word), Path(base))
         for each, source in found.items():
             if each in tasks:

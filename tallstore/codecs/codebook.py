@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
@@ -49,15 +50,17 @@ class Codebook(VectorCodec):
 
     def encode_indices(self, table: Floats, indices: Bytes) -> bytes:
         """Code indices into a table of one's own: 0 first, at most `levels` entries. Unused levels are left out."""
-        used = np.bincount(indices, minlength=len(table)) > 0
+        counts = _count(indices, len(table))
+        used = counts > 0
         used[0] = True
-        indices = (np.cumsum(used) - 1).astype(np.uint8)[indices]
-        table = table[used]
+        if not used.all():
+            indices = (np.cumsum(used) - 1).astype(np.uint8)[indices]
+            table = table[used]
         bits = 4 if len(table) <= 16 else 8
         dense = _HEAD.pack(len(table), bits, _DENSE) + table.tobytes() + zstd.compress(_pack(indices, bits))
-        on = indices != 0
-        if np.count_nonzero(on) > _NEVER_ABOVE * len(on):
+        if len(indices) - int(counts[0]) > _NEVER_ABOVE * len(indices):
             return dense
+        on = indices != 0
         mask = _MASK.encode(on.astype(np.uint8), "binary")
         rest = zstd.compress(_pack(indices[on] - 1, bits))
         head = _HEAD.pack(len(table), bits, _SPARSE) + table.tobytes() + len(mask).to_bytes(4, "little")
@@ -135,7 +138,23 @@ def nearest(values: Floats, table: Floats) -> Bytes:
     order = np.argsort(table, kind="stable")
     ordered = table[order].astype(np.float64)
     edges = ((ordered[1:] + ordered[:-1]) / 2).astype(np.float32)
-    return order.astype(np.uint8)[np.searchsorted(edges, values)]
+    compiled = fast.encode_kernels()
+    if compiled is None:
+        return order.astype(np.uint8)[np.searchsorted(edges, values)]
+    out = np.empty(len(values), np.uint8)
+    compiled.nearest(out, np.ascontiguousarray(values, np.float32), edges, order.astype(np.uint8))
+    return out
+
+
+def _count(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
+    """How often each index comes."""
+    compiled = fast.encode_kernels()
+    if compiled is None:
+        return np.bincount(indices, minlength=most)
+    counts = np.zeros((4, 256), np.int64)
+    compiled.count(counts, indices)
+    found: npt.NDArray[np.int64] = counts.sum(axis=0)[:most]
+    return found
 
 
 def _pack(indices: Bytes, bits: int) -> Bytes:

@@ -36,7 +36,7 @@ class Planes(WholeCodec):
     def encode(self, raw: Bytes, dtype: str) -> bytes:
         """Rotate, split, and code each plane, or leave it where coding does not pay."""
         item = ITEM_BYTES[dtype]
-        planes: list[bytes | Bytes] = []
+        planes: list[Any] = []
         for plane in _split(raw.view(_WORD[item]), dtype in _ROTATED):
             coded = zstd.compress(plane)
             planes.append(coded if len(coded) < _WORTH * len(plane) else plane)

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 from tallstore.checkpoints import Checkpoint, TensorInfo
 from tallstore.errors import WrongBaseError
+from tallstore.tensors import one_thread
 
 _RESIZED_WITHIN = 0.5
 """Rows of a resized tensor (an embedding with added tokens) are shared if the smaller has this share of the larger."""
 _ENOUGH = 0.5
 """Share of the task's parameters that must be found in the base, or of the base's in the task (a head may be large)."""
+_INTEGERS = {"U8", "I8", "I32"}
+"""Types in which quantized checkpoints hold several weights an element."""
+_DEQUANTIZE = "it looks quantized: save it in a float type (model.dequantize()), and pack that"
 _FAR = 1.0
 """‖τ‖/‖θ0‖ from which on a base is not believed to be the task's (unrelated weights of one size give 1.4)."""
 _SAMPLED_TENSORS, _SAMPLED_ELEMENTS = 8, 1 << 14
@@ -40,6 +44,7 @@ def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
     found: dict[str, Match] = {}
     taken: set[str] = set()
     misfit: str | None = None
+    quantized = False
     for name, info in task.tensors.items():
         candidates = [name]
         if name.startswith(strip_task):
@@ -51,6 +56,7 @@ def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
             if common is None:
                 have, want = list(base.tensors[candidate].shape), list(info.shape)
                 misfit = misfit or f"tensor {name!r} is {want} in the task and {have} in the base"
+                quantized = quantized or (info.dtype in _INTEGERS and _is_float(base.tensors[candidate]))
                 continue
             found[name] = Match(candidate, None if info.shape == base.tensors[candidate].shape else common)
             taken.add(candidate)
@@ -63,11 +69,12 @@ def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
         lost = next(name for name in task.tensors if name not in found)
         raise WrongBaseError(
             f"{task.where}: {base.where} is not its base: {misfit or f'the base has no tensor {lost!r}'}; "
-            "give the model that this task was fine-tuned from"
+            + (_DEQUANTIZE if quantized else "give the model that this task was fine-tuned from")
         )
     return found
 
 
+@one_thread()
 def check_distance(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Match]) -> None:
     """Raise WrongBaseError if sampled weights are as far from the base as those of an unrelated model."""
     largest = sorted(matches, key=lambda name: -task.tensors[name].numel)[:_SAMPLED_TENSORS]

@@ -20,6 +20,8 @@ Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 
 QUALITIES = {"small": 0.42, "balanced": RATE, "high": 1.63}
 """Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
+BASE_STORAGES = (*STORAGES, "bf16")
+"""What `base_storage` may be: a place, or the archive itself with fewer bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class Options:
     mask: str = "adaptive"
     """Codec of the masks."""
     base_storage: str = "embed"
-    """`embed` keeps the base in the archive; `reference` only identifies it."""
+    """`embed` keeps the base in the archive as it is; `bf16` with its matrices rounded to bfloat16, which is then the
+    base that errors are measured from; `reference` only identifies it."""
     base_codec: str = "planes+zstd"
     """Codec of whole tensors: the base and what tasks store whole."""
     evaluate: Evaluator | str | None = None
@@ -81,7 +84,11 @@ class Options:
             raise OptionError("min_retention needs an evaluator: give evaluate (--evaluate module:function)")
         _one_of("mask", self.mask, codecs.MASK)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
-        _one_of("base_storage", self.base_storage, STORAGES)
+        _one_of("base_storage", self.base_storage, BASE_STORAGES)
+        if self.exact and self.base_storage == "bf16":
+            raise OptionError(
+                "exact copies need the base as it is: base_storage 'embed' or 'reference' in place of 'bf16'"
+            )
 
     def exact_tasks(self, names: Sequence[str]) -> list[str]:
         """The tasks that `exact` names. Raises OptionError for one that there is not."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
-from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
+from tallstore.checkpoints import Checkpoint, RoundedBase, Source, open_checkpoint
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import Plan, plan
@@ -68,10 +68,12 @@ def encode(
     with ExitStack() as stack:
         sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite))
         start = _open(stack, base, "base")
+        if chosen.base_storage == "bf16":
+            start = RoundedBase(start)
         opened = {name: _open(stack, tasks[name], name) for name in names}
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
-        writers = Writers(sink, names, GROUP, embed=chosen.base_storage == "embed")
+        writers = Writers(sink, names, GROUP, embed=chosen.base_storage != "reference")
         exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
         stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact)
         stream.run(writers)
@@ -123,7 +125,7 @@ def _finish(
     manifest = Manifest(
         writer=WRITER,
         base=Base(
-            storage=options.base_storage,
+            storage="reference" if options.base_storage == "reference" else "embed",
             tensors=stream.identity,
             parts=(writers.base.path,) if writers.base is not None and writers.base else (),
             source=base.source,

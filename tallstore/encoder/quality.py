@@ -39,9 +39,11 @@ class Quality:
         """Add another's sums."""
         self.add((other.error, other.norm, other.kept, other.dot, other.on), other.parameters)
 
-    def add_unmoved(self, n: int) -> None:
-        """Count parameters that are exactly the base's."""
+    def add_unmoved(self, n: int, gap: float = 0.0) -> None:
+        """Count parameters that are the base's, and by what squared error the base that is stored misses them."""
         self.parameters += n
+        self.error += gap
+        self.norm += gap
 
     def measured(self) -> dict[str, Any]:
         """For the manifest. Ratios are None where the task did not move or nothing was kept."""

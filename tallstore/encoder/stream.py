@@ -86,7 +86,11 @@ class TensorCost:
     """‖τ‖²."""
     parameters: int
     form: str
-    """A kind of mask, or the codec of a delta."""
+    """A kind of mask, the codec of a delta, or UNMOVED."""
+
+
+UNMOVED = "base"
+"""The form of a tensor that is the base's, where the base that is stored misses it."""
 
 
 class Stream:
@@ -119,7 +123,7 @@ class Stream:
             recipe=recipe,
             vector=codecs.VECTOR[options.vector or recipe.vector_codec],
             mask=codecs.MASK[options.mask],
-            whole=self._whole if options.base_storage == "embed" else None,
+            whole=self._whole if options.base_storage != "reference" else None,
             device=options.torch_device(),
             lossless=codecs.WHOLE["planes+zstd"],
             forms=forms,
@@ -247,7 +251,10 @@ class Stream:
         if not each.moved:
             writer.drop()
             writer.note(user.name, Entry(kind="base", **facts))
-            self.quality[user.task].add_unmoved(user.covered)
+            gap = each.quality.error
+            self.quality[user.task].add_unmoved(user.covered, gap)
+            if gap:
+                self.by_tensor[user.task, name] = TensorCost(gap, gap, user.covered, UNMOVED)
             return False
         scales = tuple(each.scales) if any(s != 1.0 for s in each.scales) else None
         codec = each.codec or self._options.mask

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.checkpoints import Checkpoint
+from tallstore.checkpoints import Checkpoint, RoundedBase
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
 from tallstore.encoder.device import has_kernels
+from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
@@ -53,6 +54,7 @@ class Read:
     """An item's elements."""
 
     base: Tensor
+    """As it was given: what fine-tuning changed is told from this."""
     rows: tuple[Tensor | None, ...]
     """One a user; None where its tensor has no elements in this chunk."""
 
@@ -101,6 +103,7 @@ class Tools:
     """What every item is done with."""
 
     base: Checkpoint
+    """As it is stored."""
     tasks: Sequence[Checkpoint]
     recipe: Recipe
     vector: VectorCodec
@@ -115,11 +118,16 @@ class Tools:
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
 
+    @property
+    def origin(self) -> Checkpoint:
+        """The base as it was given."""
+        return self.base.origin if isinstance(self.base, RoundedBase) else self.base
+
 
 def read(item: Item, tools: Tools, base: Tensor | None = None) -> Read:
     """Read an item's elements from every checkpoint; the base's, unless they are given."""
     if base is None:
-        base = tools.base.read(item.name, item.start, item.stop)
+        base = tools.origin.read(item.name, item.start, item.stop)
     return Read(base, tuple(_row(item, user, tools) for user in item.users))
 
 
@@ -178,7 +186,7 @@ def _samples(item: Item, runs: Sequence[Item], tools: Tools) -> Iterator[tuple[R
         for run in runs:
             yield read(run, tools), run.users, run.start
         return
-    base = _gather(tools.base, item.name, runs, "base")
+    base = _gather(tools.origin, item.name, runs, "base")
     for user in item.users:
         found = Read(base, (_gather(tools.tasks[user.task], user.name, runs, "row"),))
         if all(look is not None and look.usable for look in _looks(found)):
@@ -207,11 +215,12 @@ def do(item: Item, tools: Tools) -> Done:
     base = tools.base.read(item.name, item.start, item.stop)
     raw = as_bytes(base)
     coded_base = None if tools.whole is None else tools.whole.encode(raw, tools.base.tensors[item.name].dtype)
+    origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
     vector, outcomes, size = b"", [], len(raw)
-    for found, users in _together(item, base, tools):
-        vector, coded = _encode(item, users, found, tools)
+    for found, users in _together(item, origin, tools):
+        vector, coded = _encode(item, users, found, base, tools)
         outcomes += coded
-        size += found.bytes - len(raw)
+        size += found.bytes - origin.numel() * origin.element_size()
     return Done(item, raw, coded_base, vector, tuple(outcomes), size)
 
 
@@ -224,13 +233,18 @@ def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read, Se
         yield read(item, tools, base), item.users
 
 
-def _encode(item: Item, users: Sequence[User], found: Read, tools: Tools) -> tuple[bytes, list[Outcome | None]]:
+def _encode(
+    item: Item, users: Sequence[User], found: Read, base: Tensor, tools: Tools
+) -> tuple[bytes, list[Outcome | None]]:
+    """Code rows. `base` is what is stored of it."""
     looks = _budget(item.name, users, _looks(found), tools)
     rows = [
         replace(row, form=tools.forms.get((row.task, item.name)), exact=row.task in tools.exact)
         for row in _usable(users, found, looks)
     ]
     coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
+    rounded = base.dtype != found.base.dtype
+    coded = remeasure(coded, rows, base, rounded=rounded, vector=tools.vector, mask=tools.mask)
     made = iter(zip(coded.rows, rows, strict=True))
     return coded.vector, [
         _outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from tallstore.kernels.jit import compiled
 
-__all__ = ["look", "magnitudes", "marks_above", "packed_to_gaps", "split"]
+__all__ = ["count", "look", "magnitudes", "marks_above", "nearest", "norms", "packed_to_gaps", "split"]
 
 _Array = npt.NDArray[Any]
 BLOCK = 1 << 10
@@ -24,8 +24,7 @@ BLOCK = 1 << 10
 # Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
 
 
-@intrinsic
-def _lowest(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
+def _lowest_bit(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
     """The place of the lowest bit that is set, of a word that is not 0."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
@@ -34,6 +33,7 @@ def _lowest(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
     return types.uint64(types.uint64), code
 
 
+_lowest: Any = intrinsic(_lowest_bit)
 _ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -263,3 +263,76 @@ def marks_above(
     for a in range(0, weights.shape[0], tile):
         b = min(a + tile, weights.shape[0])
         _marks_of_tile(packed[a >> 2 : (b + 3) >> 2], sums, weights[a:b], base[a:b], low, width, first + a, scratch)
+
+
+@compiled
+def nearest(out: _Array, values: _Array, edges: _Array, order: _Array) -> None:
+    """Look up how many edges lie below each value.
+
+    Args:
+        out: uint8, shape (n,).
+        values: float32, shape (n,).
+        edges: float32, ascending, shape (K − 1,).
+        order: uint8, shape (K,): what to write for each count.
+    """
+    below = np.empty(BLOCK, np.int32)
+    for first in range(0, values.shape[0], BLOCK):
+        run, found = values[first : first + BLOCK], out[first : first + BLOCK]
+        n = run.shape[0]
+        below[:] = 0
+        for i in range(edges.shape[0]):
+            edge = edges[i]
+            for k in range(n):
+                below[k] += run[k] > edge
+        for k in range(n):
+            found[k] = order[below[k]]
+
+
+@compiled
+def count(counts: _Array, values: _Array) -> None:
+    """Count bytes, in four tables by turns, so that equal ones need not wait for each other.
+
+    Args:
+        counts: int64, shape (4, 256): counted on.
+        values: uint8, shape (n,).
+    """
+    n = values.shape[0]
+    for i in range(n >> 2):
+        for j in range(4):
+            counts[j, values[4 * i + j]] += 1
+    for k in range(n & ~3, n):
+        counts[0, values[k]] += 1
+
+
+@compiled
+def norms(found: _Array, tau: _Array, weights: _Array, merged: _Array, energy: _Array, lams: _Array) -> None:
+    """‖τ‖², and ‖m·v‖² of the TALL-mask at each λ.
+
+    Args:
+        found: float64, shape (1 + G,): added to.
+        tau: float32, shape (n,).
+        weights: θt, float32, shape (n,).
+        merged: θ0 + v, float32, shape (n,).
+        energy: v², float64, shape (n,).
+        lams: λ, float32, shape (G,).
+    """
+    sums = np.zeros((found.shape[0], BLOCK), np.float64)
+    moved, distance = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for first in range(0, tau.shape[0], BLOCK):
+        own, there, before, square = (
+            tau[first : first + BLOCK],
+            weights[first : first + BLOCK],
+            merged[first : first + BLOCK],
+            energy[first : first + BLOCK],
+        )
+        n = own.shape[0]
+        for k in range(n):
+            moved[k] = abs(own[k])
+            distance[k] = abs(before[k] - there[k])
+            sums[0, k] += np.float64(own[k]) * np.float64(own[k])
+        for i in range(lams.shape[0]):
+            lam, row = lams[i], sums[1 + i]
+            for k in range(n):
+                row[k] += square[k] if moved[k] > lam * distance[k] else 0.0
+    for i in range(found.shape[0]):
+        found[i] += _halve(sums[i], BLOCK)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tallstore.encoder.stream import TensorCost
+from tallstore.encoder.stream import UNMOVED, TensorCost
 from tallstore.encoder.work import WHOLE
 
 Key = tuple[int, str]
@@ -42,7 +42,12 @@ def escalate(
     left = {key: cost.error for key, cost in costs.items() if key[0] == task}
     allowed = (_MARGIN * bound) ** 2
     while sum(left.values()) > allowed * norm:
-        steps = [step for key in left for step in _steps(key, costs[key], left[key], found.get(key))]
+        steps = [
+            step
+            for key in left
+            if costs[key].form != UNMOVED
+            for step in _steps(key, costs[key], left[key], found.get(key))
+        ]
         if not steps:
             break
         _, key, form, error = max(steps)

@@ -88,6 +88,10 @@ class _Trials:
             for name in self.names:
                 self.originals[name] = score(self.score, _original(self.tasks[name], name), name)
 
+    @property
+    def _rounded(self) -> bool:
+        return self.options.base_storage == "bf16"
+
     def choose_lambda(self) -> None:
         """λ of every task on the evaluator, over the paper's grid; the smaller of equals. As `options.lam`."""
         if (
@@ -135,11 +139,13 @@ class _Trials:
     def _try(self, options: Options, forms: Mapping[Key, str]) -> tuple[Packed, dict[str, float]]:
         self.count += 1
         path = self.scratch / f"trial-{self.count}.tall"
-        trial = replace(options, base_storage="reference", exact=(), overwrite=False, evaluate=None, min_retention=None)
+        # A rounded base is judged as it will be stored; any other is at hand, and need not be written.
+        storage = "bf16" if self._rounded else "reference"
+        trial = replace(options, base_storage=storage, exact=(), overwrite=False, evaluate=None, min_retention=None)
         packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms)
         found = {}
         if self.score is not None:
-            with open_zoo(path, base=self.base) as zoo:
+            with open_zoo(path, base=None if self._rounded else self.base) as zoo:
                 for name in self.names:
                     found[name] = score(self.score, zoo.state_dict(name), name)
         path.unlink()
@@ -176,7 +182,9 @@ class _Trials:
                 f"{self.originals[name]:.6g} was promised, at a relative error of {error}: "
                 "is the evaluator the same every time? Nothing was written"
             )
-        return f"task {name!r} has a relative error of {error}, above {self.options.max_error}; nothing was written"
+        hint = "; a rounded base leaves no less: base_storage other than 'bf16'" if self._rounded else ""
+        bound = self.options.max_error
+        return f"task {name!r} has a relative error of {error}, above {bound}{hint}; nothing was written"
 
 
 def _norm(packed: Packed, task: int) -> float:

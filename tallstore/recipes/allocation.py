@@ -145,12 +145,13 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values."""
     compiled = fast.encode_kernels()
     if compiled is not None:
-        found = np.zeros(BINS, np.uint32)
-        moved, base_energy = compiled.magnitudes(found, tau, base, np.uint32(_SHIFT))
+        numbers = np.zeros(BINS, np.uint32)
+        moved, base_energy = compiled.magnitudes(numbers, tau, base, np.uint32(_SHIFT))
+        counts = numbers.astype(np.float64)
     else:
-        found = np.bincount((np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp), minlength=BINS)
+        bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
+        counts = np.bincount(bins, minlength=BINS).astype(np.float64)
         moved, base_energy = np.count_nonzero(tau), _sum(np.square(base * (tau != 0), dtype=np.float64))
-    counts = found.astype(np.float64)
     counts[0] -= len(tau) - moved
     return Magnitudes(counts, float(base_energy))
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tallstore.kernels import fast
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.masks import tall_masks
 
@@ -32,21 +34,33 @@ class NormMatch(Statistic):
         self.chosen: tuple[float, ...] = ()
         """Per task: the λ, once finished."""
 
-    def update(self, tile: Tile) -> None:
-        """Add a tile's squares."""
-        tasks, device = list(tile.tasks), tile.tau.device
+    def measure(self, tile: Tile) -> tuple[tuple[int, ...], Tensor]:
+        """The tasks, and of each the squared norms: shape (T', 1 + G), float64."""
         vector = self._vector(tile)
         energy = vector.double().square_()
-        self._true, self._decoded = self._true.to(device), self._decoded.to(device)
-        for task, tau in zip(tasks, tile.tau, strict=True):
-            self._true[task] += tau.double().square_().sum()
+        found = torch.zeros(len(tile.tasks), 1 + len(self._grid), dtype=torch.float64, device=tile.tau.device)
+        compiled = fast.encode_kernels()
+        if compiled is not None and tile.tau.dtype == torch.float32 and tile.tau.device.type == "cpu":
+            merged, lams = (tile.base + vector).numpy(), np.array(self._grid, np.float32)
+            for row, tau, weights in zip(found, tile.tau, tile.weights, strict=True):
+                compiled.norms(row.numpy(), tau.numpy(), weights.numpy(), merged, energy.numpy(), lams)
+            return tile.tasks, found
+        for row, tau in zip(found, tile.tau, strict=True):
+            row[0] = tau.double().square_().sum()
         for i, lam in enumerate(self._grid):
-            for task, mask in zip(tasks, tall_masks(tile, vector, [lam] * len(tasks)), strict=True):
-                self._decoded[task, i] += mask.double() @ energy
+            for row, mask in zip(found, tall_masks(tile, vector, [lam] * len(found)), strict=True):
+                row[1 + i] = mask.double() @ energy
+        return tile.tasks, found.cpu()
+
+    def update(self, tile: tuple[tuple[int, ...], Tensor]) -> None:
+        """Add a tile's squares."""
+        tasks, found = tile
+        self._true[list(tasks)] += found[:, 0]
+        self._decoded[list(tasks)] += found[:, 1:]
 
     def finish(self) -> None:
         """Choose a λ for every task."""
-        self.chosen = nearest_norm(self._true.sqrt().cpu(), self._decoded.sqrt().cpu(), self._grid)
+        self.chosen = nearest_norm(self._true.sqrt(), self._decoded.sqrt(), self._grid)
 
 
 def nearest_norm(true: Tensor, decoded: Tensor, grid: Sequence[float]) -> tuple[float, ...]:

@@ -135,7 +135,7 @@ def by_profile(facts: Facts) -> Table:
     kinds = {0: "catastrophic", 1: "selfish"}
     return Table(
         summary="The agreement profile, in numbers",
-        columns=[Column(title="used by"), Column(title="share"), Column(title="", number=False)],
+        columns=[Column(title="used by"), Column(title="share"), Column(title="kind", number=False)],
         rows=[
             [_text(str(n)), _number(value, share(value)), _text(kinds.get(n, "general"))]
             for n, value in facts.masks.profile.items()

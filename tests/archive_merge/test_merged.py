@@ -379,6 +379,15 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str, tmp_p
         zoo.merged(**options)
 
 
+def test_more_users_than_tasks_leave_the_base_and_it_is_said(tmp_path: Path) -> None:
+    base, tasks = tiny_zoo(3)
+    with packed(base, tasks, tmp_path / "z") as zoo:
+        merged = zoo.merged("consensus", k=4)
+        assert any("no weight is used by 4 of 3 tasks" in note for note in merged.report.notes)
+        assert all(torch.equal(tensor, base[name]) for name, tensor in merged.items() if name in base)
+        assert zoo.merged("consensus", k=3).report.notes == ()
+
+
 def test_tasks_that_there_are_not(tmp_path: Path) -> None:
     with packed(*tiny_zoo(3), tmp_path / "z") as zoo:
         with pytest.raises(NoSuchTaskError, match="'x'; there are a, b, c"):

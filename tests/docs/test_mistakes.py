@@ -65,6 +65,20 @@ def falling() -> None:
     )
 
 
+def adapter() -> None:
+    Path("adapter").mkdir()
+    save_file({"layer.lora_A.weight": torch.ones(4, 16)}, "adapter/adapter_model.safetensors")
+    Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
+def quantized() -> None:
+    """Two weights a byte, as bitsandbytes saves them."""
+    Path("packed").mkdir()
+    state = load_file("base/model.safetensors")
+    halves = {n: torch.zeros(t.numel() // 2, 1, dtype=torch.uint8) for n, t in state.items() if t.dim() > 1}
+    save_file(state | halves, "packed/model.safetensors")
+
+
 def unrelated() -> None:
     Path("other").mkdir()
     state = {name: noise(*tensor.shape, seed=99) for name, tensor in load_file("base/model.safetensors").items()}
@@ -78,6 +92,11 @@ MISTAKES = {
     "a task's name misspelt": Mistake("extract zoo.tall tred -o x"),
     "the archive is there already": Mistake("pack base runs -o zoo.tall"),
     "no `-o`": Mistake("pack base runs"),
+    "an output that ends in `.zip`": Mistake("pack base runs -o new.zip"),
+    "nothing behind `NAME=`": Mistake("pack base mr= -o new.tall"),
+    "an adapter (LoRA) in place of a model": Mistake("pack base adapter -o new.tall", adapter),
+    "a quantized checkpoint": Mistake("pack base packed -o new.tall", quantized),
+    "a checkpoint in place of an archive": Mistake("info runs/mr"),
     "a checkpoint of pickles that runs code": Mistake("pack base strange -o new.tall", stranger),
     "an extra is missing": Mistake("report zoo.tall", lambda: sys.modules.__setitem__("matplotlib", None)),  # type: ignore[arg-type]
     "an archive of a newer major version": Mistake("info newer", newer),

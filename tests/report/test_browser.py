@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,27 @@ def test_every_figure_is_drawn_and_nothing_complains(
     ground = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 20, 26)"}[scheme]
     assert chrome.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk", "phone"])
+def test_those_who_do_not_see_it_are_not_left_out(
+    size: tuple[int, int], scheme: str, chrome: Any, tmp_path: Path
+) -> None:
+    """The rules of axe-core (WCAG 2, and its good practice), on the whole page, all that is folded opened."""
+    tallstore.pack(*deep_zoo(3, layers=2), tmp_path / "zoo.tall")
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        show(chrome, zoo.report(tmp_path / "report.html"), size, scheme)
+    chrome.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
+    axe = (resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+    chrome.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})  # past the page's own policy
+    chrome.set_script_timeout(120)
+    found = chrome.execute_async_script("axe.run(document).then(arguments[0], e => arguments[0]({error: String(e)}))")
+    assert "error" not in found
+    broken = {rule["id"]: [node["html"][:200] for node in rule["nodes"]] for rule in found["violations"]}
+    assert broken == {}
+    # Text drawn in figures is what axe cannot judge; `test_page` has the contrast of every colour there is.
+    assert {rule["id"] for rule in found["incomplete"]} <= {"color-contrast"}
+    assert len(found["passes"]) > 30
 
 
 def test_nothing_is_fetched_and_it_opens_at_once(chrome: Any, twenty: Path) -> None:
