@@ -5,7 +5,8 @@
     PYTHONPATH=.:tests python -m fuzz archive --input FILE                  # one input again
 
 Prints a line a target: executions, coverage (edges of tallstore's own code), the corpus, seconds, memory, findings. A
-finding's input is kept, with its traceback, under --findings. Compiled kernels run with numba's checks of bounds.
+finding's input is kept, with its traceback, under --findings. Compiled kernels run with numba's checks of bounds,
+unless NUMBA_BOUNDSCHECK=0.
 Where atheris is not installed, the same targets and mutators run without the guidance of coverage.
 """
 
@@ -190,8 +191,8 @@ def main() -> int:
     parser.add_argument("--input", help="run one input, and let its error show")
     parser.add_argument("--list", action="store_true", help="name the targets")
     args = parser.parse_args()
-    os.environ.setdefault("NUMBA_BOUNDSCHECK", "1")
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".cache" / "numba-checked"))
+    if os.environ.setdefault("NUMBA_BOUNDSCHECK", "1") == "1":
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".cache" / "numba-checked"))
     targets = instrumented()
     if args.list:
         print("\n".join(targets))
