@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ class Shelf(RuleBasedStateMachine):
             for i in range(count)
         }
 
+    @contextmanager
+    def perhaps_no_archive(self, name: str) -> Iterator[None]:
+        """What is damaged beyond recognition is anybody's file, and is not overwritten."""
+        try:
+            yield
+        except OutputExistsError:
+            assert name in self.damaged
+
     @rule(
         name=st.sampled_from(NAMES),
         seed=st.integers(0, 99),
@@ -75,13 +84,14 @@ class Shelf(RuleBasedStateMachine):
             with pytest.raises(OutputExistsError):
                 tallstore.pack(self.base, tasks, self.root / name, recipe=recipe)
             return
-        tallstore.pack(self.base, tasks, self.root / name, recipe=recipe, overwrite=overwrite, exact="all")
-        self.held[name] = tasks
-        self.damaged.pop(name, None)
+        with self.perhaps_no_archive(name):
+            tallstore.pack(self.base, tasks, self.root / name, recipe=recipe, overwrite=overwrite, exact="all")
+            self.held[name] = tasks
+            self.damaged.pop(name, None)
 
     @rule(name=st.sampled_from(NAMES), seed=st.integers(0, 99))
     def fail_to_pack(self, name: str, seed: int) -> None:
-        with pytest.raises(Stop):
+        with self.perhaps_no_archive(name), pytest.raises(Stop):
             tallstore.pack(self.base, self.tasks(seed, 2), self.root / name, overwrite=True, progress=stop)
 
     @precondition(lambda self: set(self.held) - set(self.damaged))
