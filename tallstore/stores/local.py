@@ -164,7 +164,10 @@ class FolderStore(FilesStore):
         self._folder = HeldFolder(root)
 
     def paths(self) -> list[str]:
-        return self._folder.files()
+        try:
+            return self._folder.files()
+        except OSError as error:
+            raise DamagedError(f"{self.url}: cannot be listed ({error.strerror})") from error
 
     def _handle(self, path: str) -> int:
         return self._folder.open(path)
