@@ -14,10 +14,6 @@ from torch import Tensor, nn
 
 from tallstore.tensors import as_bytes
 
-Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
-"""Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict or
-a module."""
-
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -62,3 +58,8 @@ class Checkpoint(ABC):
 
     def close(self) -> None:
         """Release files."""
+
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | Checkpoint
+"""Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict, a
+module, or one that is open."""

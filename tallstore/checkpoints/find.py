@@ -47,12 +47,15 @@ def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
 
     Args:
         source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
-            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module.
+            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, a module, or a
+            checkpoint that is open, which is given back.
         where: how messages name it.
 
     Raises:
         CheckpointError: it is missing, unreadable, ambiguous, or of no known kind.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, nn.Module):
         return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
     if isinstance(source, Mapping):

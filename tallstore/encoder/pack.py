@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import Stream, TensorCost, Writers
+from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES
@@ -25,10 +25,6 @@ from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
 from tallstore.recipes import TallMasked
 from tallstore.stores import Sink, open_sink
-
-GROUP = "0"
-_NOT_RECORDED = {"device", "overwrite", "allow_distant", "evaluate"}
-"""Options that do not change what is stored."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ def encode(
     progress: Progress | None = None,
     forms: Mapping[tuple[int, str], str] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    slot: Slot = Slot(),  # noqa: B008 - frozen
 ) -> Packed:
     """Write one archive, once, with one set of choices. `tallstore.pack` is this and the promises around it.
 
@@ -60,6 +57,7 @@ def encode(
         progress: see `tallstore.pack`.
         forms: (task index, base tensor) → a stronger form than the recipe's: a vector codec, or `whole`.
         scores: by task, what an evaluator said of it; recorded.
+        slot: where the tasks will stand, if this archive is to become a part of a larger one.
     """
     began = time.perf_counter()
     names = check_task_names(list(tasks))
@@ -73,11 +71,11 @@ def encode(
         opened = {name: _open(stack, tasks[name], name) for name in names}
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
-        writers = Writers(sink, names, GROUP, embed=chosen.base_storage != "reference")
+        writers = Writers(sink, names, slot.group, embed=chosen.base_storage != "reference")
         exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
-        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact)
+        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, slot)
         stream.run(writers)
-        manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {})
+        manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
@@ -88,7 +86,8 @@ def encode(
 
 def _open(stack: ExitStack, source: Source, name: str) -> Checkpoint:
     found = open_checkpoint(source, f"{name} (in memory)" if not isinstance(source, str | os.PathLike) else None)
-    stack.callback(found.close)
+    if found is not source:
+        stack.callback(found.close)
     return found
 
 
@@ -100,6 +99,7 @@ def _finish(
     writers: Writers,
     options: Options,
     scores: Mapping[str, Mapping[str, float]],
+    group: str,
 ) -> tuple[Manifest, tuple[str, ...]]:
     parts: dict[str, PartRecord] = {}
     if writers.base is not None and writers.base:
@@ -121,7 +121,6 @@ def _finish(
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
     parts["config.json"] = put_file(sink, "config.json", strict_json.dumps(card, indent=1) + b"\n")
-    recorded = {key: value for key, value in asdict(options).items() if key not in _NOT_RECORDED}
     manifest = Manifest(
         writer=WRITER,
         base=Base(
@@ -132,7 +131,7 @@ def _finish(
         ),
         groups=(
             Group(
-                id=GROUP,
+                id=group,
                 tasks=tuple(tasks),
                 parts=(writers.vector.path,) if writers.vector else (),
                 recipe={"id": options.recipe, "kind": stream.recipe.kind},
@@ -140,7 +139,7 @@ def _finish(
         ),
         tasks={
             name: Task(
-                group=GROUP,
+                group=group,
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
@@ -150,7 +149,7 @@ def _finish(
             for index, (name, checkpoint) in enumerate(tasks.items())
         },
         parts=parts,
-        options=recorded,
+        options=options.recorded(),
     )
     left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
     return manifest, (*stream.warnings, *left)

@@ -61,6 +61,11 @@ class PartWriter:
         """Record a tensor that takes no bytes."""
         self._entries[name] = entry
 
+    @property
+    def coded_bytes(self) -> int:
+        """Of the tensors so far, their padding with them."""
+        return self._size
+
     def __bool__(self) -> bool:
         return bool(self._entries)
 
