@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ QUALITIES = {"small": 0.42, "balanced": RATE, "high": 1.63}
 """Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
 BASE_STORAGES = (*STORAGES, "bf16")
 """What `base_storage` may be: a place, or the archive itself with fewer bits."""
+
+_NOT_RECORDED = {"device", "overwrite", "allow_distant", "evaluate"}
+"""Options that do not change what is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,11 @@ class Options:
     base that errors are measured from; `reference` only identifies it."""
     base_codec: str = "planes+zstd"
     """Codec of whole tensors: the base and what tasks store whole."""
+    groups: int | str = 1
+    """Vectors that tasks share: so many, or `auto`. Who is in which group is measured on samples of the task vectors.
+
+    Recipe `solo` shares none: there groups change nothing.
+    """
     evaluate: Evaluator | str | None = None
     """Scores a task's model, higher is better: a callable (state dict, task name) → number, or `module:function`."""
     max_error: float | None = None
@@ -82,6 +90,8 @@ class Options:
             raise OptionError(f"min_retention {self.min_retention} is not a share (above 0, at most 1)")
         if self.min_retention is not None and self.evaluate is None:
             raise OptionError("min_retention needs an evaluator: give evaluate (--evaluate module:function)")
+        if self.groups != "auto" and (type(self.groups) is not int or self.groups < 1):
+            raise OptionError(f"groups {self.groups!r} is neither a number of groups nor 'auto'")
         _one_of("mask", self.mask, codecs.MASK)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
         _one_of("base_storage", self.base_storage, BASE_STORAGES)
@@ -89,6 +99,20 @@ class Options:
             raise OptionError(
                 "exact copies need the base as it is: base_storage 'embed' or 'reference' in place of 'bf16'"
             )
+
+    def of_tasks(self, names: Sequence[str]) -> Options:
+        """The same for some of the tasks: options that name others are cut to these."""
+        lam = self.lam
+        if isinstance(lam, Mapping):
+            lam = {name: value for name, value in lam.items() if name in names}
+        if self.exact == "all":
+            return replace(self, lam=lam)
+        wanted = [self.exact] if isinstance(self.exact, str) else self.exact
+        return replace(self, lam=lam, exact=tuple(name for name in wanted if name in names))
+
+    def recorded(self) -> dict[str, Any]:
+        """For the manifest: those that change what is stored."""
+        return {key: value for key, value in asdict(self).items() if key not in _NOT_RECORDED}
 
     def exact_tasks(self, names: Sequence[str]) -> list[str]:
         """The tasks that `exact` names. Raises OptionError for one that there is not."""
