@@ -38,7 +38,7 @@ def write_subset(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Path:
+) -> Path | str:
     """Write an archive of some tasks, each file checked against its hash; whole or not at all.
 
     With all tasks it is the same archive, byte for byte.
