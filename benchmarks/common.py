@@ -21,7 +21,7 @@ from typing import Any
 MIB = 1 << 20
 
 
-_OWN = {"overwrite"}
+_OWN = {"engine", "workers", "storage_options", "overwrite"}
 _SPELLED = {"lam": "lambda"}
 
 

@@ -76,16 +76,17 @@ def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]]
         entries = {name: Entry(kind="vector", shape=shape) for name, shape in tensors.items()}
         vector = PartWriter(sink, "vector/0.safetensors", "vector", "0")
         fill(vector, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))
-        parts[vector.path] = vector.finish()
+        vectors = vector.finish()
+        parts |= vectors
         entries = {n: Entry(kind=case.kind, dtype="F32", shape=shape, base=n) for n, shape in tensors.items()}
         for name in names:
             mask = PartWriter(sink, f"tasks/{name}/mask.safetensors", "mask", name)
             fill(mask, entries, case.mask, Chunks(case, random).draw)
-            parts[mask.path] = mask.finish()
+            parts |= mask.finish()
         identity = {n: BaseTensor(dtype="F32", shape=shape, sha256="0" * 64) for n, shape in tensors.items()}
         manifest = Manifest(
             base=Base(storage="reference", tensors=identity),
-            groups=(Group(id="0", tasks=tuple(names), parts=(vector.path,), recipe={"id": "synthetic"}),),
+            groups=(Group(id="0", tasks=tuple(names), parts=tuple(vectors), recipe={"id": "synthetic"}),),
             tasks={n: Task(group="0", parts={"mask": (f"tasks/{n}/mask.safetensors",)}) for n in names},
             parts=parts,
         )

@@ -27,6 +27,7 @@
     │   ├── AccessError            it may not be read or written with this token, or without one
     │   ├── UnreachableError       no answer; or offline, and not in the local cache
     │   └── ConflictError          the repository changed while it was being pushed to
+    ├── WorkerError                a worker of pack's engine died again and again, or cannot see what it needs
     ├── DeviceError                the asked device is not there or has no memory left
     └── MissingExtraError          an optional package is needed (names the install command)
 
@@ -65,6 +66,7 @@ __all__ = [
     "TaskNameError",
     "UnreachableError",
     "VersionError",
+    "WorkerError",
     "WrongBaseError",
 ]
 
@@ -175,6 +177,10 @@ class UnreachableError(RemoteError):
 
 class ConflictError(RemoteError):
     """The repository changed while it was being pushed to. Nothing was changed by this push."""
+
+
+class WorkerError(TallstoreError):
+    """A worker of the engine that packs died again and again, or cannot see the input or the working folder."""
 
 
 class DeviceError(TallstoreError):

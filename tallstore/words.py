@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
-__all__ = ["harmless", "number", "share", "size"]
+from tallstore.errors import OptionError
+
+__all__ = ["harmless", "number", "parse_size", "share", "size"]
 
 _LARGE = 1e6
 """From here on a number is shown with its exponent."""
@@ -17,6 +20,19 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} TiB"
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE | re.ASCII)
+_POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(text: int | str, what: str) -> int:
+    """Bytes that a number, or one like `5GB` or `512MiB`, stands for; else an OptionError about `what`."""
+    found = _SIZE.fullmatch(str(text).strip())
+    count = float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2].upper()] if found else 0
+    if not 1 <= count < 2**63:
+        raise OptionError(f"{what} {text!r} is no size: a number of bytes, or one like 5GB or 512MiB, is due")
+    return int(count)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -105,6 +105,16 @@ def test_bert_classifiers(recipe: str, name: str, bert: tuple[Path, dict[str, Pa
             assert load(transformers.AutoModelForSequenceClassification, out).config.num_labels == logits.shape[1]
 
 
+def test_shards_load(bert: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    base, tasks = bert
+    tallstore.pack(base, tasks, tmp_path / "zoo.tall")
+    kind = transformers.BertForSequenceClassification
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        out = zoo.export("labels3", tmp_path / "out", max_shard_size="20KB")
+        assert len(list(out.glob("model-*-of-*.safetensors"))) > 3
+        assert_same(load(kind, out).state_dict(), with_state(kind, out, zoo.state_dict("labels3")).state_dict())
+
+
 def test_a_tied_gpt2(tmp_path: Path) -> None:
     torch.manual_seed(0)
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).eval()

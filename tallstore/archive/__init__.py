@@ -6,6 +6,7 @@ from tallstore.archive.merge import Merged, MergeReport
 from tallstore.archive.statistics import MaskStatistics
 from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import Against, VerifyReport
+from tallstore.archive.weights import TaskWeights, TensorSlice
 from tallstore.archive.wholes import WholeTensor
 from tallstore.archive.zoo import TensorFacts, Zoo, open_zoo
 
@@ -15,7 +16,9 @@ __all__ = [
     "MergeReport",
     "Merged",
     "Switcher",
+    "TaskWeights",
     "TensorFacts",
+    "TensorSlice",
     "VerifyReport",
     "WholeTensor",
     "Zoo",

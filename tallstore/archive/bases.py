@@ -14,6 +14,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
+from tallstore.kernels.tiled import Steps
 from tallstore.tensors import TORCH, empty
 
 __all__ = ["BaseElements", "base_needed"]
@@ -98,6 +99,18 @@ class BaseElements:
                     out[first:stop] = here
         else:
             out.copy_(self.tensor(name)[a:b])
+
+    def apply(self, name: str, a: int, out: Tensor, steps: Steps, given: Tensor | None = None) -> None:
+        """Elements from `a` on, as many as `out` has, with the steps of a task's chunk added, in the task's type.
+
+        `given`: the whole tensor, where it was given.
+        """
+        run = steps.begin()
+        if given is not None:
+            run(out, given[a : a + len(out)])
+            return
+        for first, stop, before in self.runs(name, a, a + len(out), out):
+            run(out[first:stop], before)
 
     def runs(self, name: str, a: int, b: int, out: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """Elements [a, b) of an embedded tensor, run by run while they are in the cache.

@@ -12,6 +12,7 @@ from tallstore.archive.places import ONES, RAW, coded
 from tallstore.archive.reader import Place, Reader
 from tallstore.codecs.base import Bytes, Floats, Levels
 from tallstore.errors import DamagedError, FormatError
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
 from tallstore.kernels.gaps import GapSteps
 from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
@@ -108,6 +109,17 @@ class Chunks:
                 yield from codec.decode_tiles(data, target, str(place.entry.dtype))
         except (FormatError, DamagedError) as error:
             self._raise_named(place, name, error)
+
+    def restore(self, place: Place, index: int, name: str, out: Tensor) -> None:
+        """Undo what masks lost in one chunk, by a task's exact part."""
+        dtype, item = str(place.entry.dtype), out.element_size()
+        if ITEM_BYTES[dtype] != item:
+            raise FormatError(
+                f"{self._reader.where(place.path)}: tensor {name!r}: differences of {dtype} do not fit it"
+            )
+        stored = empty(dtype, len(out))
+        self.whole(place, index, name, stored)
+        as_bytes(out)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(out), item)
 
     def read(self, place: Place, index: int, name: str) -> None:
         """Read a chunk and check it; nothing is decoded."""

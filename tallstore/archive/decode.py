@@ -24,13 +24,13 @@ from tallstore.archive.packed import Packed
 from tallstore.archive.places import ONES, Places, coded
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.room import bytes_of, room_for
+from tallstore.archive.weights import Pieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
-from tallstore.errors import FormatError, NoSuchTensorError
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
 from tallstore.kernels.tiled import Run, Steps
-from tallstore.tensors import TORCH, as_bytes, empty
+from tallstore.tensors import TORCH, empty
 
 __all__ = ["Decoder", "Job"]
 
@@ -52,6 +52,7 @@ class Decoder:
         self._base = BaseElements(reader, self._places, self._chunks, base)
         self.task = self._places.task
         self.vectors = self._places.vectors
+        self.pieces = Pieces(self._places, self._chunks, self._base, self._run)
 
     @property
     def threads(self) -> int:
@@ -180,12 +181,7 @@ class Decoder:
             a = index * size
             part = out[a : a + size]
             steps = prepared.get((name, index)) or self._chunks.steps(place, vector, index, name)
-            run = steps.begin()
-            if given is not None:
-                run(part, given[a : a + len(part)])
-                return
-            for first, stop, before in self._base.runs(base, a, a + len(part), part):
-                run(part[first:stop], before)
+            self._base.apply(base, a, part, steps, given)
 
         indices = range(len(coded(place).chunks))
         if self._base.embedded:
@@ -212,17 +208,10 @@ class Decoder:
         return [partial(job, a, min(a + size, len(out))) for a in range(0, len(out), size)]
 
     def _exact_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
-        dtype, size, item = str(place.entry.dtype), coded(place).chunk, out.element_size()
-        if ITEM_BYTES[dtype] != item:
-            raise FormatError(
-                f"{self._reader.where(place.path)}: tensor {name!r}: differences of {dtype} do not fit it"
-            )
+        size = coded(place).chunk
 
         def job(index: int) -> None:
-            part = out[index * size : (index + 1) * size]
-            stored = empty(dtype, len(part))
-            self._chunks.whole(place, index, name, stored)
-            as_bytes(part)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(part), item)
+            self._chunks.restore(place, index, name, out[index * size : (index + 1) * size])
 
         return [partial(job, index) for index in range(len(coded(place).chunks))]
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from tallstore.checkpoints import TensorInfo
 from tallstore.errors import OutputExistsError
-from tallstore.format import safetensors
+from tallstore.format import safetensors, strict_json
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 from tallstore.tensors import as_bytes
+from tallstore.words import parse_size
 
 WEIGHTS = "model.safetensors"
 _WEIGHTS_BESIDE = {"open_clip_config.json": "open_clip_model.safetensors"}
 """What a library that has a name of its own for weights calls them, by its own configuration beside them."""
+INDEX = ".index.json"
+"""What is added to that name for the index of several files."""
+SHARD = "5GB"
+"""What the Hub likes files to have at most."""
 
 
 def export_folder(
@@ -28,8 +34,11 @@ def export_folder(
     *,
     overwrite: bool,
     progress: Callable[[str, int, int], None] | None = None,
+    max_shard_size: int | str = SHARD,
 ) -> Path:
     """Write weights and files into a new folder; it appears whole or not at all. One tensor is in memory at a time.
+
+    Weights that are larger than a shard may be become several files and an index, as transformers writes them.
 
     Args:
         out: the folder.
@@ -38,21 +47,25 @@ def export_folder(
         files: name in the folder → what gives its bytes.
         overwrite: replace a model folder that is there.
         progress: called with a text, bytes done, bytes in all.
+        max_shard_size: bytes of tensors in a file, unless one alone has more.
     """
     target = Path(out)
+    most = parse_size(max_shard_size, "max_shard_size")
     check_folder(target, overwrite=overwrite)
     with translated(target):
         place = followed(target)
-    # Largest elements first: every tensor then begins at a multiple of its element size.
-    order = sorted(tensors, key=lambda name: -ITEM_BYTES[tensors[name].dtype])
-    total = sum(tensors[name].numel * ITEM_BYTES[tensors[name].dtype] for name in order)
+    shards = _shards(tensors, most, weights_name(files))
+    done = _Done(sum(_bytes(info) for info in tensors.values()), progress)
     with Staging(place) as staging:
         folder = staging.path("model")
         with translated(target):
             folder.mkdir()
-            with (folder / weights_name(files)).open("xb") as weights:
-                for piece in _pieces(order, tensors, read, progress, total):
-                    weights.write(piece)
+            for file, names in shards.items():
+                with (folder / file).open("xb") as weights:
+                    for piece in _pieces(names, tensors, read, done):
+                        weights.write(piece)
+            if len(shards) > 1:
+                (folder / f"{weights_name(files)}{INDEX}").write_bytes(_index(shards, done.total))
         for name, data in files.items():
             content = data()
             with translated(target):
@@ -75,21 +88,57 @@ def check_folder(out: str | os.PathLike[str], *, overwrite: bool) -> None:
             refuse_existing(target, overwrite=overwrite, ours=_is_model(target), what="a folder with a model")
 
 
+@dataclass
+class _Done:
+    """How much is written."""
+
+    total: int
+    progress: Callable[[str, int, int], None] | None
+    bytes: int = 0
+
+    def add(self, name: str, count: int) -> None:
+        self.bytes += count
+        if self.progress is not None:
+            self.progress(name, self.bytes, self.total)
+
+
+def _bytes(info: TensorInfo) -> int:
+    return info.numel * ITEM_BYTES[info.dtype]
+
+
+def _shards(tensors: Mapping[str, TensorInfo], most: int, called: str) -> dict[str, list[str]]:
+    """File → its tensors: in the checkpoint's order from file to file; within one, largest elements first.
+
+    Every tensor then begins at a multiple of its element size.
+    """
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, info in tensors.items():
+        if shards[-1] and size + _bytes(info) > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += _bytes(info)
+    count = len(shards)
+    stem, ending = called.split(".")
+    files = [called] if count == 1 else [f"{stem}-{n:05}-of-{count:05}.{ending}" for n in range(1, count + 1)]
+    ordered = [sorted(names, key=lambda name: -ITEM_BYTES[tensors[name].dtype]) for names in shards]
+    return dict(zip(files, ordered, strict=True))
+
+
+def _index(shards: Mapping[str, Sequence[str]], total: int) -> bytes:
+    table = {name: file for file, names in shards.items() for name in names}
+    return strict_json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}, indent=2)
+
+
 def _pieces(
-    order: list[str],
-    tensors: Mapping[str, TensorInfo],
-    read: Callable[[str], Tensor],
-    progress: Callable[[str, int, int], None] | None,
-    total: int,
+    order: Sequence[str], tensors: Mapping[str, TensorInfo], read: Callable[[str], Tensor], done: _Done
 ) -> Iterator[memoryview | bytes]:
     yield safetensors.build([(n, tensors[n].dtype, tensors[n].shape) for n in order], {"format": "pt"}, align=8)
-    done = 0
     for name in order:
         data = as_bytes(read(name)).data
         yield data
-        done += len(data)
-        if progress is not None:
-            progress(name, done, total)
+        done.add(name, len(data))
 
 
 def _is_model(folder: Path) -> bool:
@@ -98,4 +147,5 @@ def _is_model(folder: Path) -> bool:
         return False
     if folder.resolve() in {Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents}:
         raise OutputExistsError(f"{folder}: is where you are, or above it; choose another name")
-    return any((folder / name).is_file() for name in (WEIGHTS, *_WEIGHTS_BESIDE.values()))
+    names = (WEIGHTS, *_WEIGHTS_BESIDE.values())
+    return any((folder / name).is_file() or (folder / f"{name}{INDEX}").is_file() for name in names)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tallstore.archive.needs import parts_of
 from tallstore.archive.reader import Reader
-from tallstore.errors import DamagedError
+from tallstore.errors import DamagedError, FormatError
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, PartRecord
 from tallstore.stores import open_sink
@@ -38,7 +38,7 @@ def write_subset(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Path:
+) -> Path | str:
     """Write an archive of some tasks, each file checked against its hash; whole or not at all.
 
     With all tasks it is the same archive, byte for byte.
@@ -63,11 +63,14 @@ def write_subset(
 
 
 def _config(reader: Reader, tasks: Sequence[str]) -> bytes:
-    """`config.json` for these tasks."""
+    """`config.json` for these tasks. It is the Hub's, and nothing needs it: what is no object in it stays as it is."""
     if _CONFIG not in reader.manifest.parts:
         return b""
     data = reader.file(_CONFIG)
-    facts: Any = strict_json.loads(data, reader.where(_CONFIG))
+    try:
+        facts: Any = strict_json.loads(data, reader.where(_CONFIG))
+    except FormatError:
+        return data
     if not isinstance(facts, dict) or tuple(tasks) == tuple(reader.manifest.tasks):
         return data
     return strict_json.dumps({**facts, "tasks": list(tasks)}, indent=1) + b"\n"

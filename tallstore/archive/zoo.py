@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.export import check_folder, export_folder
+from tallstore.archive.export import SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
@@ -25,6 +26,7 @@ from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
 from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, compare, verify_archive
+from tallstore.archive.weights import TaskWeights
 from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import (
@@ -141,7 +143,7 @@ class Zoo:
         self,
         task: str,
         *,
-        names: Iterable[str] | None = None,
+        names: Iterable[str] | re.Pattern[str] | str | None = None,
         device: str | torch.device = "cpu",
         exact: bool = False,
     ) -> dict[str, Tensor]:
@@ -149,7 +151,8 @@ class Zoo:
 
         Args:
             task: its name.
-            names: decode only these tensors; only their bytes are read.
+            names: decode only these tensors, or those in whose names a regular expression is found; only their bytes
+                are read. Parts of tensors: `weights`.
             device: where the tensors go.
             exact: bit for bit the original, for tasks that were packed with `exact`.
 
@@ -158,11 +161,24 @@ class Zoo:
             OptionError: `exact`, and the task was not packed so.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
-        names = None if names is None else list(names)
-        self._announce(task, names, exact=exact)
-        places = self._places(task)
-        wanted = list(places) if names is None else [self._known(task, name) for name in names]
+        chosen = None if names is None else self._chosen(task, names)
+        self._announce(task, chosen, exact=exact)
+        wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
+
+    def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
+        """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
+
+        So that each rank of a tensor- or pipeline-parallel engine reads its own part of the archive:
+        `zoo.weights("mnist").get_slice(name)[a:b]` reads the chunks that these rows lie in, and no others.
+
+        Args:
+            task: its name.
+            device: where the tensors go.
+            exact: bit for bit the original, for tasks that were packed with `exact`.
+        """
+        self._check_exact(task, exact=exact)
+        return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
 
     def load_into(self, model: nn.Module, task: str) -> None:
         """Write a task's weights into a model's own parameters and buffers, in place and strictly.
@@ -202,13 +218,15 @@ class Zoo:
         *,
         exact: bool = False,
         overwrite: bool = False,
+        max_shard_size: int | str = SHARD,
         progress: Progress | None = None,
     ) -> Path:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
 
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
         Weights beside an `open_clip_config.json` are called `open_clip_model.safetensors`, as open_clip calls them.
-        `exact`: bit for bit the original's weights, for tasks that were packed with `exact`.
+        Those of more than `max_shard_size` bytes (a number, or one like 5GB) become several files and an index. One
+        tensor is in memory at a time. `exact`: bit for bit the original's weights, for tasks packed with `exact`.
         """
         self._task(task)
         check_folder(out, overwrite=overwrite)
@@ -225,6 +243,7 @@ class Zoo:
             files,
             overwrite=overwrite,
             progress=progress,
+            max_shard_size=max_shard_size,
         )
 
     def write_files(
@@ -251,7 +270,7 @@ class Zoo:
         *,
         overwrite: bool = False,
         progress: Progress | None = None,
-    ) -> Path:
+    ) -> Path | str:
         """Write an archive with some of the tasks, their parts as they are; whole or not at all.
 
         One file if the name ends in `.tall`, else a folder. With all tasks it is the same archive, byte for byte.
@@ -497,9 +516,26 @@ class Zoo:
         return f"<tallstore.Zoo {self.url!r}: {len(self.tasks)} tasks>"
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
+        self._check_exact(task, exact=exact)
+        decode = self._decoder.exact_tensors if exact else self._decoder.tensors
+        return partial(self._twice, partial(decode, task))
+
+    def _check_exact(self, task: str, *, exact: bool) -> None:
         if exact and "exact" not in self._manifest.tasks[self._task(task)].parts:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
-        return partial(self._twice, partial(self._decoder.exact_tensors if exact else self._decoder.tensors, task))
+        self._task(task)
+
+    def _chosen(self, task: str, names: Iterable[str] | re.Pattern[str] | str) -> list[str]:
+        """The names that are meant, by themselves or by an expression."""
+        if not isinstance(names, str | re.Pattern):
+            return list(names)
+        try:
+            found = [name for name in self._places(task) if re.search(names, name)]
+        except re.error as error:
+            raise OptionError(f"names {names!r} is no regular expression ({error})") from error
+        if not found:
+            raise NoSuchTensorError(f"{self.url}: task {task!r} has no tensor with {names!r} in its name")
+        return found
 
     def _twice(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
-from tallstore.checkpoints.find import open_checkpoint
+from tallstore.checkpoints.find import open_checkpoint, opened_checkpoint
 from tallstore.checkpoints.referenced import ReferencedBase, referenced
 from tallstore.checkpoints.rounded import RoundedBase
 
-__all__ = ["Checkpoint", "ReferencedBase", "RoundedBase", "Source", "TensorInfo", "open_checkpoint", "referenced"]
+__all__ = [
+    "Checkpoint",
+    "ReferencedBase",
+    "RoundedBase",
+    "Source",
+    "TensorInfo",
+    "open_checkpoint",
+    "opened_checkpoint",
+    "referenced",
+]

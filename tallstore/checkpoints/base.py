@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from torch import Tensor, nn
 
 from tallstore.tensors import as_bytes
-
-Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
-"""Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict or
-a module."""
 
 
 @dataclass(frozen=True)
@@ -60,5 +57,25 @@ class Checkpoint(ABC):
         """Whether bytes that `read` gave, those of a whole tensor, have this sha256 (hex)."""
         return hashlib.sha256(as_bytes(data).data).hexdigest() == sha256
 
+    def fingerprint(self) -> str:
+        """What stays the same as long as the tensors do: here, a hash of all that is said of them and of their bytes.
+
+        Files say it sooner. Workers and resumed runs compare it.
+        """
+        digest = xxhash.xxh3_128()
+        for name, info in self.tensors.items():
+            digest.update(repr((name, info.dtype, info.shape, self.ties.get(name))).encode())
+            for start in range(0, info.numel if name not in self.ties else 0, _PIECE):
+                digest.update(as_bytes(self.read(name, start, min(start + _PIECE, info.numel))).data)
+        return digest.hexdigest()
+
     def close(self) -> None:
         """Release files."""
+
+
+_PIECE = 1 << 22
+
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | Checkpoint
+"""Where a checkpoint comes from: a folder or file, a Hub id (`user/model` or `user/model@revision`), a state dict, a
+module, or a `Checkpoint` of one's own."""

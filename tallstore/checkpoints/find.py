@@ -6,7 +6,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import limits
 from tallstore.format.names import check_path, folded
+from tallstore.stores import is_address
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _WEIGHTS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".tflite"}
@@ -42,25 +44,54 @@ _EARLIER = re.compile(r"(.*/)?checkpoint-[^/]+/.*")
 """What a trainer saved on the way."""
 
 
-def open_checkpoint(source: Source, where: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: Source, where: str | None = None, storage_options: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Open a checkpoint for reading.
 
     Args:
         source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
-            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module.
+            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
+            checkpoint that is open already is given back.
         where: how messages name it.
+        storage_options: for fsspec's file systems, where the source is an address on one.
 
     Raises:
         CheckpointError: it is missing, unreadable, ambiguous, or of no known kind.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, nn.Module):
         return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
     if isinstance(source, Mapping):
         return MemoryCheckpoint(source, where or "state dict")
+    if is_address(source) and not os.fspath(source).startswith("hf://"):
+        from tallstore.checkpoints.far import FarCheckpoint
+
+        return FarCheckpoint(os.fspath(source), storage_options)
     try:
         return _open_path(source)
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def opened_checkpoint(
+    source: Source, where: str, storage_options: Mapping[str, Any] | None = None
+) -> Iterator[Checkpoint]:
+    """A checkpoint that is closed afterwards, unless it is the caller's own.
+
+    Args:
+        source: see `open_checkpoint`.
+        where: how messages name a source that is no path.
+        storage_options: see `open_checkpoint`.
+    """
+    found = open_checkpoint(source, None if isinstance(source, str | os.PathLike) else where, storage_options)
+    try:
+        yield found
+    finally:
+        if found is not source:
+            found.close()
 
 
 def _open_path(source: str | os.PathLike[str]) -> Checkpoint:
@@ -82,7 +113,7 @@ def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return SafetensorsCheckpoint([path], str(path))
     if path.suffix in _PICKLES:
-        return MemoryCheckpoint(_unpickle(path), str(path))
+        return _open_pickles([path], str(path))
     if path.name.endswith(".index.json"):
         return _open_index(path)
     raise CheckpointError(
@@ -95,7 +126,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     found = _open_file(weights)
     found.where = str(folder)
     used = {weights, *(_shards(weights)[1] if weights.name.endswith(".index.json") else ())}
-    found.files, found.left_out = _companions(folder, used)
+    found.files, found.left_out = find_companions(folder, used)
     return found
 
 
@@ -136,13 +167,17 @@ def _open_index(index: Path) -> Checkpoint:
     if all(shard.suffix == ".safetensors" for shard in shards):
         found = SafetensorsCheckpoint(shards, str(index.parent))
     else:
-        state: dict[str, Any] = {}
-        for shard in shards:
-            state |= _unpickle(shard)
-        found = MemoryCheckpoint(state, str(index.parent))
+        found = _open_pickles(shards, str(index.parent))
     if lost := next((name for name in table if name not in found.tensors), None):
         raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
     return found
+
+
+def _open_pickles(paths: Sequence[Path], where: str) -> MemoryCheckpoint:
+    state: dict[str, Any] = {}
+    for path in paths:
+        state |= _unpickle(path)
+    return MemoryCheckpoint(state, where, (_open_pickles, paths))
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
@@ -175,7 +210,12 @@ def _why(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _companions(folder: Path, used: Set[Path]) -> tuple[dict[str, Path], tuple[str, ...]]:
+def is_companion(name: str) -> bool:
+    """Whether a file may be one that travels with a model, by its name."""
+    return Path(name).suffix in _COMPANIONS and not any(piece.startswith(".") for piece in name.split("/"))
+
+
+def find_companions(folder: Path, used: Set[Path] = frozenset()) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Files beside the weights that are `used`: which to take along, and which are left out."""
     taken: dict[str, Path] = {}
     left: list[str] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,19 @@ from tallstore.tensors import NAME
 
 
 class MemoryCheckpoint(Checkpoint):
-    """A state dict. Tensors that are one and the same memory are tied."""
+    """A state dict. Tensors that are one and the same memory are tied.
 
-    def __init__(self, state: Mapping[str, Any], where: str) -> None:
+    `reopen` are the files that it was loaded from, if it was, and what loads them: another process does it itself.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Any],
+        where: str,
+        reopen: tuple[Callable[[Sequence[Path], str], MemoryCheckpoint], Sequence[Path]] | None = None,
+    ) -> None:
         self.where = where
+        self._reopen = reopen
         self._state = {name: _plain(name, value, where) for name, value in state.items()}
         if not self._state:
             raise CheckpointError(f"{where}: holds no tensor")
@@ -33,6 +43,21 @@ class MemoryCheckpoint(Checkpoint):
             first = start // row
             tensor, start, stop = tensor[first : -(-stop // row)], start - first * row, stop - first * row
         return tensor.reshape(-1)[start:stop].contiguous().cpu()
+
+    def fingerprint(self) -> str:
+        if self._reopen is None:
+            return super().fingerprint()
+        facts = [(path, path.stat()) for path in self._reopen[1]]
+        return repr([(str(path.absolute()), fact.st_size, fact.st_mtime_ns) for path, fact in facts])
+
+    def __reduce__(self) -> tuple[Callable[[Sequence[Path], str], MemoryCheckpoint], tuple[Sequence[Path], str]]:
+        if self._reopen is None:
+            raise CheckpointError(
+                f"{self.where}: lies in the memory of this process, where other workers cannot see it: "
+                "save it to a file first, or pack with threads"
+            )
+        load, paths = self._reopen
+        return load, ([path.absolute() for path in paths], self.where)
 
 
 def _plain(name: str, value: Any, where: str) -> Tensor:

@@ -39,6 +39,9 @@ class RoundedBase(Checkpoint):
         weights = self.origin.read(name, start, stop)
         return weights.to(torch.bfloat16) if name in self._rounded else weights
 
+    def fingerprint(self) -> str:
+        return f"bf16 of {self.origin.fingerprint()}"
+
     def close(self) -> None:
         self.origin.close()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
@@ -28,6 +29,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, paths: Sequence[Path], where: str) -> None:
         self.where = where
+        self._paths = [path.absolute() for path in paths]
+        self._marks: list[str] = []
         self._handles: list[int] = []
         self._maps: dict[int, mmap.mmap] = {}
         self._places: dict[str, tuple[int, int, Path]] = {}
@@ -47,7 +50,9 @@ class SafetensorsCheckpoint(Checkpoint):
             self._handles.append(handle)
             size = os.fstat(handle).st_size
             length = safetensors.header_size(os.pread(handle, safetensors.PREFIX, 0), size, str(path))
-            header = safetensors.parse(os.pread(handle, length, 0), size, str(path))
+            data = os.pread(handle, length, 0)
+            header = safetensors.parse(data, size, str(path))
+            self._marks.append(f"{size} {os.fstat(handle).st_mtime_ns} {xxhash.xxh3_128_hexdigest(data)}")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         except FormatError as error:
@@ -92,6 +97,14 @@ class SafetensorsCheckpoint(Checkpoint):
                 target, offset = target[got:], offset + got
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
+
+    def fingerprint(self) -> str:
+        """Of the files: path, size, time of their last change, and a hash of their headers."""
+        return repr(list(zip(map(str, self._paths), self._marks, strict=True)))
+
+    def __reduce__(self) -> tuple[type, tuple[list[Path], str]]:
+        """Another process opens the files itself."""
+        return SafetensorsCheckpoint, (self._paths, self.where)
 
     def close(self) -> None:
         self._maps.clear()  # each closes when the last tensor in it is gone

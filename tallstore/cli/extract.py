@@ -25,6 +25,9 @@ def extract(
     exact: Annotated[
         bool, typer.Option("--exact", help="Bit for bit the original weights, where the zoo was packed with --exact.")
     ] = False,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Larger weights become several files and an index.")
+    ] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -46,6 +49,8 @@ def extract(
         for name in wanted:
             target = Path(out) / name if several or out == "." else Path(out)
             with output.progress(f"extracting {name}", quiet=quiet) as progress:
-                opened.export(name, target, exact=exact, overwrite=overwrite, progress=progress)
+                opened.export(
+                    name, target, exact=exact, overwrite=overwrite, max_shard_size=max_shard_size, progress=progress
+                )
             if not quiet:
                 typer.echo(f"{name}: {target}")

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 _ENCODING = "How to encode"
 _PROMISES = "What to promise"
+_WORK = "How to work"
 # Said here and not read from the tables, so that --help needs no torch; a test compares.
 _RECIPES = "solo, fit, tall, ties, mean, emr"
 _VECTORS = "f32, bf16, q8, q5, q4"
+_ENGINES = "threads, processes, dask"
 _MASKS = "bits, bits+zstd, adaptive"
 _NO_FOLDERS = {".zip", ".tar", ".gz", ".tgz", ".zst", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 """Endings of a name that nobody gives a folder."""
@@ -96,6 +98,27 @@ def pack(
             rich_help_panel=_PROMISES,
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Who does the work: {_ENGINES}; dask:ADDRESS is a cluster's scheduler.", rich_help_panel=_WORK
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="How many work at a time; as many as cores by default.", rich_help_panel=_WORK)
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Take up what an earlier run of this job left; leave what is done if this one fails.",
+            rich_help_panel=_WORK,
+        ),
+    ] = False,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The largest part of the archive: 5GB by default.", rich_help_panel=_WORK),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = None,
     allow_distant: Annotated[
         bool, typer.Option("--allow-distant", help="Take a base that looks like an unrelated model.")
@@ -129,6 +152,10 @@ def pack(
         "exact": ("all" if "all" in exact else exact) if exact else None,
         "base_storage": base_storage,
         "base_codec": base_codec,
+        "engine": engine,
+        "workers": workers,
+        "resume": resume or None,
+        "max_shard_size": max_shard_size,
         "device": device,
         "allow_distant": allow_distant or None,
         "overwrite": overwrite or None,
@@ -144,7 +171,7 @@ def pack(
     import tallstore
 
     with output.progress("packing", quiet=quiet or as_json) as progress:
-        report = tallstore.pack(job.base, job.tasks, Path(target), progress=progress, **options)
+        report = tallstore.pack(job.base, job.tasks, target, progress=progress, **options)
     if as_json:
         output.print_json(report.to_json())
         return

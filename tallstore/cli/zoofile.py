@@ -61,6 +61,8 @@ def from_words(words: Sequence[str]) -> Job:
 
 def from_file(path: Path) -> Job:
     """Read a zoo file; paths in it are relative to it."""
+    from tallstore.stores import is_address
+
     try:
         text = path.read_text(encoding="utf-8")
         facts = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _OnceLoader)  # noqa: S506 - a SafeLoader
@@ -86,7 +88,7 @@ def from_file(path: Path) -> Job:
     return Job(
         _beside(path, facts["base"]),
         {name: _beside(path, source) for name, source in tasks.items()},
-        None if output is None else os.fspath(path.parent / output),
+        output if output is None or is_address(output) else os.fspath(path.parent / output),
         options,
     )
 

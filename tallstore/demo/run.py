@@ -120,17 +120,18 @@ def run_demo(
     clock = _Clock()
     zoo = make_zoo(place / "models", seed, report, plan=plan)
     clock.lap("train")
-    packed = pack(zoo.base, zoo.tasks, place / "zoo.tall", progress=report, **{"evaluate": evaluate} | options)
+    archive = place / "zoo.tall"
+    packed = pack(zoo.base, zoo.tasks, archive, progress=report, **{"evaluate": evaluate} | options)
     clock.lap("pack")
-    extracted = _extract(packed.path, place / "extracted", report)
+    extracted = _extract(archive, place / "extracted", report)
     clock.lap("extract")
     tasks = _measure(zoo, extracted, packed, report)
     clock.lap("evaluate")
-    page = _report(packed.path, place / "report.html", report)
+    page = _report(archive, place / "report.html", report)
     return DemoResult(
         folder=place,
         zoo=zoo,
-        archive=packed.path,
+        archive=archive,
         extracted=extracted,
         tasks=tasks,
         checkpoints_bytes=sum(map(_size, (zoo.base, *zoo.tasks.values()))),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from tallstore import codecs
+from tallstore.encoder.engine import check_engine
 from tallstore.errors import DeviceError, OptionError
 from tallstore.format.manifest import STORAGES
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.solo import RATE
+from tallstore.words import parse_size
 
 Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 """Scores a task's state dict; higher is better."""
@@ -65,6 +68,17 @@ class Options:
     """Take a base that looks like an unrelated model."""
     overwrite: bool = False
     """Replace an archive that is there already."""
+    engine: str | Executor = "threads"
+    """Who does the work: `threads`, `processes`, `dask` (a cluster on this machine), `dask:ADDRESS` of a scheduler; or
+    an executor of any kind, whose workers must see inputs and output under the same paths. The bytes are the same."""
+    workers: int | None = None
+    """How many: by default as many as there are cores, and memory for."""
+    resume: bool = False
+    """Take up what an earlier run of the same job left behind, and leave what is done behind if this one fails."""
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    """For fsspec's file systems, where inputs or the archive lie on one (s3://, …)."""
+    max_shard_size: int | str = "5GB"
+    """Bytes that a part has at most, unless one tensor alone has more: a number, or one like 5GB or 512MiB."""
 
     def __post_init__(self) -> None:
         _one_of("recipe", self.recipe, RECIPES)
@@ -82,6 +96,10 @@ class Options:
             raise OptionError(f"min_retention {self.min_retention} is not a share (above 0, at most 1)")
         if self.min_retention is not None and self.evaluate is None:
             raise OptionError("min_retention needs an evaluator: give evaluate (--evaluate module:function)")
+        check_engine(self.engine)
+        if self.workers is not None and not (isinstance(self.workers, int) and self.workers > 0):
+            raise OptionError(f"workers {self.workers!r} is not a number of workers (1 or more)")
+        parse_size(self.max_shard_size, "max_shard_size")
         _one_of("mask", self.mask, codecs.MASK)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
         _one_of("base_storage", self.base_storage, BASE_STORAGES)

@@ -6,17 +6,19 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
-from tallstore.checkpoints import Checkpoint, RoundedBase, Source, open_checkpoint
+from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
+from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
+from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import Stream, TensorCost, Writers
+from tallstore.encoder.stream import Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES
@@ -25,10 +27,21 @@ from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
 from tallstore.recipes import TallMasked
 from tallstore.stores import Sink, open_sink
+from tallstore.words import parse_size
 
 GROUP = "0"
-_NOT_RECORDED = {"device", "overwrite", "allow_distant", "evaluate"}
-"""Options that do not change what is stored."""
+_NOT_RECORDED = {
+    "device",
+    "overwrite",
+    "allow_distant",
+    "evaluate",
+    "engine",
+    "workers",
+    "resume",
+    "max_shard_size",
+    "storage_options",
+}
+"""Options that do not change what is stored, or only how it is cut into files."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +79,40 @@ def encode(
     if not names:
         raise InputError("no task was given: name at least one fine-tuned model")
     with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite))
-        start = _open(stack, base, "base")
+        sink = stack.enter_context(
+            open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
+        )
+        start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
         if chosen.base_storage == "bf16":
             start = RoundedBase(start)
-        opened = {name: _open(stack, tasks[name], name) for name in names}
+        opened = {
+            name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
+            for name in names
+        }
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
-        writers = Writers(sink, names, GROUP, embed=chosen.base_storage != "reference")
+        chunk = chunk_elements(len(names))
+        most = parse_size(chosen.max_shard_size, "max_shard_size")
+        writers = Writers(sink, names, GROUP, embed=chosen.base_storage != "reference", most=most)
         exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
-        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact)
-        stream.run(writers)
+        choices = {"options": recorded(chosen), "forms": sorted((forms or {}).items()), "exact": exact, "chunk": chunk}
+        journal = Journal(sink, start, opened, choices)
+        engine = stack.enter_context(open_engine(chosen.engine, chosen.workers, in_memory(len(names))))
+        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal)
+        stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {})
+        warnings = (*journal.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
-    report = _report(Path(path), manifest, len(data), start, opened, found, warnings, seconds)
+    report = _report(sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
     return Packed(report, stream.by_tensor)
 
 
-def _open(stack: ExitStack, source: Source, name: str) -> Checkpoint:
-    found = open_checkpoint(source, f"{name} (in memory)" if not isinstance(source, str | os.PathLike) else None)
-    stack.callback(found.close)
-    return found
+def recorded(options: Options) -> dict[str, Any]:
+    """The options that an archive says it was packed with."""
+    return {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _NOT_RECORDED}
 
 
 def _finish(
@@ -101,40 +124,36 @@ def _finish(
     options: Options,
     scores: Mapping[str, Mapping[str, float]],
 ) -> tuple[Manifest, tuple[str, ...]]:
-    parts: dict[str, PartRecord] = {}
-    if writers.base is not None and writers.base:
-        parts[writers.base.path] = writers.base.finish(list(base.tensors))
-    if writers.vector:
-        parts[writers.vector.path] = writers.vector.finish()
+    base_parts = writers.base.finish(list(base.tensors)) if writers.base is not None and writers.base else {}
+    vector_parts = writers.vector.finish() if writers.vector else {}
+    parts = {**base_parts, **vector_parts}
     task_parts: dict[str, dict[str, tuple[str, ...]]] = {}
     for index, (name, checkpoint) in enumerate(tasks.items()):
-        mask, private, exact = writers.masks[index], writers.privates[index], writers.exacts[index]
-        parts[mask.path] = mask.finish(list(checkpoint.tensors))
-        task_parts[name] = {"mask": (mask.path,)}
-        if private:
-            parts[private.path] = private.finish()
-            task_parts[name]["private"] = (private.path,)
+        own = {"mask": writers.masks[index].finish(list(checkpoint.tensors))}
+        if writers.privates[index]:
+            own["private"] = writers.privates[index].finish()
         if index in stream.exact:
-            parts[exact.path] = exact.finish()
-            task_parts[name]["exact"] = (exact.path,)
+            own["exact"] = writers.exacts[index].finish()
+        task_parts[name] = {kind: tuple(records) for kind, records in own.items()}
+        for records in own.values():
+            parts |= records
     files, records = write_files(sink, tasks)
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
     parts["config.json"] = put_file(sink, "config.json", strict_json.dumps(card, indent=1) + b"\n")
-    recorded = {key: value for key, value in asdict(options).items() if key not in _NOT_RECORDED}
     manifest = Manifest(
         writer=WRITER,
         base=Base(
             storage="reference" if options.base_storage == "reference" else "embed",
             tensors=stream.identity,
-            parts=(writers.base.path,) if writers.base is not None and writers.base else (),
+            parts=tuple(base_parts),
             source=base.source,
         ),
         groups=(
             Group(
                 id=GROUP,
                 tasks=tuple(tasks),
-                parts=(writers.vector.path,) if writers.vector else (),
+                parts=tuple(vector_parts),
                 recipe={"id": options.recipe, "kind": stream.recipe.kind},
             ),
         ),
@@ -150,7 +169,7 @@ def _finish(
             for index, (name, checkpoint) in enumerate(tasks.items())
         },
         parts=parts,
-        options=recorded,
+        options=recorded(options),
     )
     left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
     return manifest, (*stream.warnings, *left)
@@ -184,7 +203,7 @@ def tensor_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _report(
-    path: Path,
+    path: Path | str,
     manifest: Manifest,
     manifest_bytes: int,
     base: Checkpoint,
@@ -192,6 +211,7 @@ def _report(
     found: Plan,
     warnings: tuple[str, ...],
     seconds: float,
+    taken_up: int,
 ) -> PackReport:
     by_kind = manifest.bytes_by_kind(manifest_bytes)
     return PackReport(
@@ -213,4 +233,5 @@ def _report(
         bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),
         seconds=seconds,
         warnings=warnings,
+        taken_up=taken_up,
     )

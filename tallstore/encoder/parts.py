@@ -1,61 +1,66 @@
-"""Writes one part: tensors' coded chunks go to a scratch file as they come; the header, known last, goes in front."""
+"""Puts parts together: coded chunks stay where workers left them until the headers, known last, are in front."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-import xxhash
-
-from tallstore.format import limits
+from tallstore.codecs.base import Buffer
+from tallstore.encoder.results import Span, Spool
+from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
 from tallstore.format.part import Coded, Entry, PartHeader
 from tallstore.stores import Sink
 from tallstore.stores.staging import translated
 
-_PIECE = 1 << 20
+MOST = 5 * 10**9
+"""Bytes that a part has at most, unless one tensor alone has more: what the Hub likes files to have."""
+_HEADER = 1024
+"""Bytes of a part's header that are no tensor's."""
+_NAMED = 160
+"""Bytes that a tensor takes in a part's header beside its name, twice, and its entry."""
 
 
 class PartWriter:
-    """A part that grows tensor by tensor. `begin`, `add` each chunk, then `end` or `drop`."""
+    """Parts of one kind and owner that grow tensor by tensor: `begin`, `add` each chunk, `end`; or begin another.
 
-    def __init__(self, sink: Sink, path: str, part: str, owner: str) -> None:
+    One file, or several of at most so many bytes, named as the Hub likes: `base-00001-of-00003.safetensors`.
+    """
+
+    def __init__(self, sink: Sink, path: str, part: str, owner: str, most: int = MOST) -> None:
         self.path = path
-        self._sink = sink
+        """Of the part, if there is one."""
+        self._spool: Spool | None = None
+        self._sink, self._most = sink, most
         self._part, self._owner = part, owner
-        self._spool: BinaryIO | None = None
-        self._size = 0
-        self._begun_at = 0
-        self._chunks: list[tuple[int, str]] = []
+        self._chunks: list[Span] = []
         self._entries: dict[str, Entry] = {}
-        self._stored: list[str] = []
+        self._stored: dict[str, list[Span]] = {}
 
     def begin(self) -> None:
         """Begin a tensor."""
-        self._begun_at = self._size
         self._chunks = []
 
-    def add(self, data: bytes) -> None:
-        """Add the current tensor's next chunk."""
-        self._write(data)
-        self._chunks.append((len(data), xxhash.xxh3_64_hexdigest(data)))
+    def add(self, data: Span | Buffer) -> None:
+        """Add the current tensor's next chunk: where it lies, or its bytes."""
+        if isinstance(data, Span):
+            self._chunks.append(data)
+            return
+        with translated(self._sink.target):
+            self._spool = self._spool or Spool(self._sink.work / f"spool-{self.path.replace('/', '~')}")
+            self._chunks.append(self._spool.add(data))
+
+    @property
+    def coded_bytes(self) -> int:
+        """Of the tensors so far, their padding with them."""
+        return sum(entry.coded.padded for entry in self._entries.values() if entry.coded is not None)
 
     def end(self, name: str, codec: str, chunk: int, entry: Entry) -> None:
         """End the current tensor; `entry` lacks only what the chunks say."""
-        coded = Coded(codec, chunk, tuple(self._chunks))
-        self._write(bytes(-coded.size % limits.BLOB_ALIGNMENT))
-        values = {f: getattr(entry, f) for f in entry.__dataclass_fields__} | {"coded": coded}
-        self._entries[name] = Entry(**values)
-        self._stored.append(name)
-
-    def drop(self) -> None:
-        """Forget the current tensor."""
-        if self._spool is not None:
-            with translated(self._sink.target):
-                self._spool.seek(self._begun_at)
-                self._spool.truncate()
-        self._size = self._begun_at
+        coded = Coded(codec, chunk, tuple((span.length, span.xxh3) for span in self._chunks))
+        self._entries[name] = replace(entry, coded=coded)
+        self._stored[name] = self._chunks
 
     def note(self, name: str, entry: Entry) -> None:
         """Record a tensor that takes no bytes."""
@@ -64,24 +69,50 @@ class PartWriter:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def finish(self, order: Sequence[str] | None = None) -> PartRecord:
-        """Write the part into the archive; entries in the given order (the order of their ends if none)."""
-        entries = self._entries if order is None else {name: self._entries[name] for name in order}
-        header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(self._stored)
+    def finish(self, order: Sequence[str] | None = None) -> dict[str, PartRecord]:
+        """Write the parts into the archive, and give what is to be said of each path.
+
+        Entries come in the given order (the order of their ends if none), coded bytes in the order of their ends.
+        """
+        cuts = list(self._cuts(list(self._entries) if order is None else order))
+        return {path: self._write(path, names) for path, names in zip(self._paths(len(cuts)), cuts, strict=True)}
+
+    def _paths(self, count: int) -> list[str]:
+        if count == 1:
+            return [self.path]
+        stem, ending = self.path.rsplit(".", 1)
+        return [f"{stem}-{number:05}-of-{count:05}.{ending}" for number in range(1, count + 1)]
+
+    def _cuts(self, order: Sequence[str]) -> Iterator[list[str]]:
+        """Names of consecutive entries that fit one part."""
+        names: list[str] = []
+        head, data = _HEADER, 0
+        for name in order:
+            entry = self._entries[name]
+            said = strict_json.dumps(entry.to_json())
+            own_head = _NAMED + 2 * len(name.encode()) + len(said) + said.count(b'"')
+            own_data = entry.coded.padded if entry.coded is not None else 0
+            too_long = head + own_head > limits.HEADER_BYTES or head + own_head + data + own_data > self._most
+            if names and too_long:
+                yield names
+                names, head, data = [], _HEADER, 0
+            names.append(name)
+            head, data = head + own_head, data + own_data
+        yield names
+
+    def _write(self, path: str, names: Sequence[str]) -> PartRecord:
+        entries = {name: self._entries[name] for name in names}
+        stored = [name for name in self._stored if name in entries]
+        header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
         digest = hashlib.sha256()
 
         def pieces() -> Iterator[bytes]:
-            yield header
-            digest.update(header)
-            if self._spool is not None:
-                self._spool.seek(0)
-                while piece := self._spool.read(_PIECE):
-                    digest.update(piece)
-                    yield piece
-                self._spool.close()
+            for piece in _pieces(header, stored, entries, self._stored):
+                digest.update(piece)
+                yield piece
 
-        size = len(header) + self._size
-        self._sink.put(self.path, pieces(), size)
+        size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
+        self._sink.put(path, pieces(), size)
         return PartRecord(
             size=size,
             sha256=digest.hexdigest(),
@@ -89,9 +120,16 @@ class PartWriter:
             header_sha256=hashlib.sha256(header).hexdigest(),
         )
 
-    def _write(self, data: bytes) -> None:
-        if self._spool is None:
-            self._spool = self._sink.spool(self.path.replace("/", "~"))
-        with translated(self._sink.target):
-            self._spool.write(data)
-        self._size += len(data)
+
+def _pieces(
+    header: bytes, stored: Sequence[str], entries: Mapping[str, Entry], spans: Mapping[str, Sequence[Span]]
+) -> Iterator[bytes]:
+    yield header
+    for name in stored:
+        for span in spans[name]:
+            if span.length:
+                yield from span.read()
+        coded = entries[name].coded
+        assert coded is not None
+        if coded.size % limits.BLOB_ALIGNMENT:
+            yield bytes(coded.padded - coded.size)

@@ -24,6 +24,8 @@ class User:
     """Leading elements that both have."""
     masked: bool
     """Whether it may be masked. If not, it is the base's tensor or stored whole."""
+    alike: bool
+    """Whether it may not, but has the base's type and shape, so that it can be the base's tensor."""
 
 
 @dataclass(frozen=True)
@@ -71,4 +73,4 @@ def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Matc
     info, start = task.tensors[name], base.tensors[found.base]
     covered = info.numel if found.rows is None else found.rows * (info.numel // info.shape[0])
     masked = info.dtype in MASKABLE and start.dtype in MASKABLE and covered >= SMALL
-    return User(index, name, found, covered, masked)
+    return User(index, name, found, covered, masked, not masked and info == start)

@@ -35,7 +35,8 @@ class TaskReport:
 class PackReport:
     """What was packed, what it cost, and what deserves attention."""
 
-    path: Path
+    path: Path | str
+    """Where the archive is: an address where it is far away."""
     tasks: Mapping[str, TaskReport]
     bytes: Mapping[str, int]
     """On disk, by kind: base, vector, masks, private, files, manifest, total."""
@@ -45,6 +46,8 @@ class PackReport:
     """Bits a parameter and task: everything but the base."""
     seconds: float
     warnings: tuple[str, ...]
+    taken_up: int = 0
+    """Batches of work that an earlier run had finished: see `Options.resume`."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -1,4 +1,5 @@
-"""The one pass over all checkpoints: chunk by chunk, base and tasks side by side, reading ahead of the arithmetic.
+"""The one pass over all checkpoints: workers read and code chunk by chunk, base and tasks side by side; the driver here
+decides by tensor, in order, what becomes of what they left.
 
 Memory is bounded by a few chunks of every task, whatever the size of the model.
 """
@@ -7,34 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
-
-import torch
+from pathlib import Path
+from typing import Any
 
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint
-from tallstore.codecs.base import WholeCodec
+from tallstore.encoder.engine import Engine
+from tallstore.encoder.jobs import Batch, Context, Row, Said, cut, cut_pieces, gather, items, parse_item, run, span
+from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import Plan, User, Whole
 from tallstore.encoder.quality import Quality
 from tallstore.encoder.report import Progress
-from tallstore.encoder.work import BUDGET, WORDS, Done, Item, Tools, do, measure, same_bits
+from tallstore.encoder.work import BUDGET, WORDS, Piece, Tools
+from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
 from tallstore.recipes.base import Recipe, ZooFacts
 from tallstore.stores import Sink
-from tallstore.tensors import as_bytes
 
-_R = TypeVar("_R")
 _CHUNK = 1 << 20
 _MEMORY = 1 << 29
 """Bytes that the items in work may take together, roughly."""
@@ -50,15 +46,23 @@ def chunk_elements(n_tasks: int) -> int:
     return chunk
 
 
+def in_memory(n_tasks: int) -> int:
+    """How many items may be in work at a time."""
+    return max(1, 2 * _MEMORY // max(1, chunk_elements(n_tasks) * n_tasks * _BYTES_AN_ELEMENT))
+
+
 class Writers:
     """The parts that grow during the pass."""
 
-    def __init__(self, sink: Sink, tasks: Sequence[str], group: str, *, embed: bool) -> None:
-        self.base = PartWriter(sink, "base/base.safetensors", "base", "") if embed else None
-        self.vector = PartWriter(sink, f"vector/{group}.safetensors", "vector", group)
-        self.masks = [PartWriter(sink, f"tasks/{t}/mask.safetensors", "mask", t) for t in tasks]
-        self.exacts = [PartWriter(sink, f"tasks/{t}/exact.safetensors", "exact", t) for t in tasks]
-        self.privates = [PartWriter(sink, f"tasks/{t}/private.safetensors", "private", t) for t in tasks]
+    def __init__(self, sink: Sink, tasks: Sequence[str], group: str, *, embed: bool, most: int) -> None:
+        def parts(path: str, part: str, owner: str) -> PartWriter:
+            return PartWriter(sink, path, part, owner, most)
+
+        self.base = parts("base/base.safetensors", "base", "") if embed else None
+        self.vector = parts(f"vector/{group}.safetensors", "vector", group)
+        self.masks = [parts(f"tasks/{t}/mask.safetensors", "mask", t) for t in tasks]
+        self.exacts = [parts(f"tasks/{t}/exact.safetensors", "exact", t) for t in tasks]
+        self.privates = [parts(f"tasks/{t}/private.safetensors", "private", t) for t in tasks]
 
 
 @dataclass
@@ -74,6 +78,20 @@ class _Growing:
     if_moved: str = ""
     codec: str = ""
     """Of a delta."""
+
+    def add(self, row: Row, n: int, writers: Writers) -> None:
+        """Take the next chunk, of n elements, into account."""
+        self.moved |= row.moved
+        self.why_whole = self.why_whole or row.why_whole
+        self.if_moved = self.if_moved or row.if_moved
+        if row.data is None or self.why_whole:
+            return
+        self.kind, self.codec = row.kind, row.codec
+        if row.lost is not None:
+            writers.exacts[self.user.task].add(row.lost)
+        writers.masks[self.user.task].add(row.data)
+        self.scales.append(row.scale)
+        self.quality.add(row.sums, n)
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,7 @@ class Stream:
         progress: Progress | None,
         forms: Mapping[tuple[int, str], str],
         exact: frozenset[int],
+        journal: Journal,
     ) -> None:
         self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
         self.identity: dict[str, BaseTensor] = {}
@@ -115,15 +134,18 @@ class Stream:
         self.warnings: list[str] = []
         self.exact = exact
         self.chunk = chunk_elements(len(tasks))
-        self._options = options
-        self._whole: WholeCodec = codecs.WHOLE[options.base_codec]
+        self.taken_up = 0
+        """Batches that an earlier run had finished."""
+        self._options, self._journal = options, journal
         self._tools = Tools(
             base=base,
             tasks=tasks,
             recipe=recipe,
             vector=codecs.VECTOR[options.vector or recipe.vector_codec],
             mask=codecs.MASK[options.mask],
-            whole=self._whole if options.base_storage != "reference" else None,
+            whole=codecs.WHOLE[options.base_codec],
+            embed=options.base_storage != "reference",
+            chunk=self.chunk,
             device=options.torch_device(),
             lossless=codecs.WHOLE["planes+zstd"],
             forms=forms,
@@ -132,33 +154,57 @@ class Stream:
         self._progress = progress
         self._done, self._total = 0, self._bytes_to_read()
 
-    def run(self, writers: Writers) -> None:
+    def run(self, writers: Writers, engine: Engine) -> None:
         """Gather the recipe's statistics, then code every tensor."""
         self.recipe.prepare(self._facts())
-        with _workers(self._in_flight()) as pool:
-            for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
-                self._done = 0
-                for found, size in self._ahead(pool, partial(measure, tools=self._tools, statistic=statistic)):
-                    for each in found:
+        self._statistics(engine)
+        self._done = 0
+        done = self._results(engine, "coded", cut(self.base, self.plan, self.chunk))
+        for name in self.base.tensors:
+            self._tensor(name, done, writers)
+        self._wholes(engine, writers)
+
+    def _statistics(self, engine: Engine) -> None:
+        # One item a batch: what a statistic measures may be as large as what it reads.
+        batches: list[Batch] = [
+            (item,) for name in self.base.tensors for item in items(self.base, self.plan, name, self.chunk)
+        ]
+        for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
+            self._done = 0
+            context = self._context(f"statistic-{number}", batches, statistic)
+            for found in engine.run(gather, context, range(len(batches)), ahead=2):
+                for measured, size in found:
+                    for each in measured:
                         statistic.update(each)
                     self._step(f"statistics {number}", size)
-                statistic.finish()
-            self._done = 0
-            done = self._ahead(pool, partial(do, tools=self._tools))
-            for name in self.base.tensors:
-                self._tensor(name, done, writers)
-        for index, checkpoint in enumerate(self.tasks):
-            self._private(index, checkpoint, writers)
+            statistic.finish()
 
-    def _items(self, name: str) -> Iterator[Item]:
-        numel = self.base.tensors[name].numel
-        users = tuple(user for user in self.plan.users[name] if user.masked)
-        for start in range(0, numel, self.chunk):
-            yield Item(name, start, min(start + self.chunk, numel), users)
+    def _context(self, kind: str, batches: Sequence[Batch], statistic: Any = None) -> Context:
+        return Context(
+            tools=self._tools,
+            batches=batches,
+            folder=self._journal.folder,
+            kind=kind,
+            job=self._journal.job,
+            target=self._journal.target,
+            statistic=statistic,
+        )
 
-    def _in_flight(self) -> int:
-        cost = max(1, self.chunk * len(self.tasks) * _BYTES_AN_ELEMENT)
-        return max(1, min(os.cpu_count() or 1, 2 * _MEMORY // cost))
+    def _results(self, engine: Engine, kind: str, batches: Sequence[Batch]) -> Iterator[tuple[Any, Path]]:
+        """What is said of every job, in order, and of which file: as an earlier run left it, or done now."""
+        context = self._context(kind, batches)
+        numbers = range(len(batches))
+        finished = {n for n in numbers if self._journal.resumed and context.read(n, check=True) is not None}
+        self.taken_up += len(finished)
+        working = engine.run(run, context, [n for n in numbers if n not in finished])
+        for number in numbers:
+            if number not in finished:
+                next(working)
+            said = context.read(number) if number in finished else context.awaited(number)
+            if said is None or len(said) != len(batches[number]):
+                raise OutputError(f"{context.result(number)}: what was just made is damaged on its disk, or not there")
+            for facts in said:
+                yield facts, context.result(number)
 
     def _facts(self) -> ZooFacts:
         infos = [task.tensors for task in self.tasks]
@@ -171,85 +217,66 @@ class Stream:
             parameters=sum(info.numel for tensors in infos for info in tensors.values()), fixed_bits=float(sum(whole))
         )
 
-    def _ahead(self, pool: ThreadPoolExecutor, work: Callable[[Item], _R]) -> Iterator[_R]:
-        """Results in order, later items in work meanwhile."""
-        waiting: deque[Future[_R]] = deque()
-        for name in self.base.tensors:
-            for item in self._items(name):
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > self._in_flight():
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def _tensor(self, name: str, items: Iterator[Done], writers: Writers) -> None:
+    def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:
         info = self.base.tensors[name]
         growing = [_Growing(user) for user in self.plan.users[name] if user.masked]
-        open_writers = [writers.vector]
-        for each in growing:
-            open_writers += [writers.masks[each.user.task], writers.exacts[each.user.task]]
-        if writers.base is not None:
-            open_writers.append(writers.base)
-        for writer in open_writers:
-            writer.begin()
-        digest = hashlib.sha256()
-        for _ in range(0, info.numel, self.chunk):
-            done = next(items)
-            digest.update(done.raw.data)
-            writers.vector.add(done.vector)
-            if writers.base is not None and done.base is not None:
-                writers.base.add(done.base)
-            for each, outcome in zip(growing, done.outcomes, strict=True):
-                if outcome is None:
-                    continue
-                each.moved |= outcome.moved
-                each.why_whole = each.why_whole or outcome.why_whole
-                each.if_moved = each.if_moved or outcome.if_moved
-                if outcome.made is not None and not each.why_whole:
-                    each.kind, each.codec = outcome.made.kind, outcome.made.codec
-                    if outcome.lost:
-                        writers.exacts[each.user.task].add(outcome.lost)
-                    writers.masks[each.user.task].add(outcome.made.data)
-                    each.scales.append(outcome.made.scale)
-                    each.quality.add(outcome.made.sums, min(self.chunk, each.user.covered - done.item.start))
-            self._step(name, done.read)
-        self.identity[name] = BaseTensor(dtype=info.dtype, shape=info.shape, sha256=digest.hexdigest())
-        used = [self._end(name, each, writers) for each in growing]
-        if any(used):
+        self._begin(growing, writers)
+        alike = [True for user in self.plan.users[name] if user.alike]
+        sha256 = hashlib.sha256(b"").hexdigest()
+        for start in range(0, info.numel, self.chunk):
+            said = parse_item(*next(done))
+            sha256 = said.sha256
+            self._add(said, start, growing, writers)
+            alike = [left and right for left, right in zip(alike, said.alike, strict=True)]
+            self._step(name, said.read)
+        if info.numel > self.chunk:
+            sha256, _ = next(done)
+        self.identity[name] = BaseTensor(dtype=info.dtype, shape=info.shape, sha256=sha256)
+        if any([self._end(name, each, writers) for each in growing]):  # noqa: C419 - every one is to be ended
             writers.vector.end(name, self._tools.vector.id, self.chunk, Entry(kind="vector", shape=info.shape))
-        else:
-            writers.vector.drop()
         if writers.base is not None and name in self.base.ties:
-            writers.base.drop()
             writers.base.note(name, Entry(kind="tied", to=self.base.ties[name]))
         elif writers.base is not None:
             entry = Entry(kind="whole", dtype=info.dtype, shape=info.shape)
             writers.base.end(name, self._options.base_codec, self.chunk, entry)
-        self._compare(name)
+        self._unmasked(name, alike)
+
+    @staticmethod
+    def _begin(growing: Sequence[_Growing], writers: Writers) -> None:
+        writers.vector.begin()
+        if writers.base is not None:
+            writers.base.begin()
+        for each in growing:
+            writers.masks[each.user.task].begin()
+            writers.exacts[each.user.task].begin()
+
+    def _add(self, said: Said, start: int, growing: Sequence[_Growing], writers: Writers) -> None:
+        writers.vector.add(said.vector)
+        if writers.base is not None and said.base is not None:
+            writers.base.add(said.base)
+        for each, row in zip(growing, said.rows, strict=True):
+            if row is not None:
+                each.add(row, min(self.chunk, each.user.covered - start), writers)
 
     def _end(self, name: str, each: _Growing, writers: Writers) -> bool:
         """End a user's tensor as masked, as the base's, or as one to store whole. Whether it needs the vector."""
         user, task = each.user, self.tasks[each.user.task]
         info = task.tensors[user.name]
-        writer, exact = writers.masks[user.task], writers.exacts[user.task]
+        writer = writers.masks[user.task]
         why = each.why_whole or (each.if_moved if each.moved else "")
-        if why or not each.moved or user.task not in self.exact:
-            exact.drop()
-        else:
-            shape = info.shape if user.match.rows is None else (user.match.rows, *info.shape[1:])
-            words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
-            exact.end(user.name, "planes+zstd", self.chunk, words)
         if why:
-            writer.drop()
             self.plan.private[user.task][user.name] = Whole(why)
             if why != BUDGET:
                 self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
+        if each.moved and user.task in self.exact:
+            shape = info.shape if user.match.rows is None else (user.match.rows, *info.shape[1:])
+            words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
+            writers.exacts[user.task].end(user.name, "planes+zstd", self.chunk, words)
         if user.covered < info.numel:
             self.plan.private[user.task][user.name] = Whole("rows beyond the base's", user.covered)
         facts: dict[str, Any] = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
         if not each.moved:
-            writer.drop()
             writer.note(user.name, Entry(kind="base", **facts))
             gap = each.quality.error
             self.quality[user.task].add_unmoved(user.covered, gap)
@@ -264,26 +291,35 @@ class Stream:
         self.quality[user.task].merge(each.quality)
         return each.kind != "delta"
 
-    def _compare(self, name: str) -> None:
+    def _unmasked(self, name: str, alike: Sequence[bool]) -> None:
         """Tensors that are not masked: the base's if they are equal to the last bit, else whole."""
+        equal = iter(alike)
         for user in self.plan.users[name]:
             if user.masked:
                 continue
-            task = self.tasks[user.task]
-            info = task.tensors[user.name]
-            if info == self.base.tensors[name] and self._equal(name, task, user.name):
+            info = self.tasks[user.task].tensors[user.name]
+            if user.alike and next(equal):
                 self.plan.unmoved[user.task][user.name] = name
             else:
                 why = "small" if info.dtype in MASKABLE else f"of type {info.dtype}"
                 self.plan.private[user.task][user.name] = Whole(why)
 
-    def _equal(self, name: str, task: Checkpoint, task_name: str) -> bool:
-        numel = self.base.tensors[name].numel
-        spans = [(s, min(s + self.chunk, numel)) for s in range(0, numel, self.chunk)]
-        return all(same_bits(self.base.read(name, a, b), task.read(task_name, a, b)) for a, b in spans)
+    def _wholes(self, engine: Engine, writers: Writers) -> None:
+        """What is stored whole, and what takes no bytes."""
+        pieces = [
+            Piece(index, name, start, min(start + self.chunk, numel))
+            for index, task in enumerate(self.tasks)
+            for name, whole in self.plan.private[index].items()
+            for numel in [task.tensors[name].numel]
+            for start in range(whole.start, numel, self.chunk)
+        ]
+        done = self._results(engine, "whole", cut_pieces(pieces, self.chunk))
+        for index, checkpoint in enumerate(self.tasks):
+            self._notes(index, checkpoint, writers.masks[index])
+            for name, whole in self.plan.private[index].items():
+                self._whole(checkpoint, name, whole, writers.privates[index], done)
 
-    def _private(self, index: int, checkpoint: Checkpoint, writers: Writers) -> None:
-        mask, private = writers.masks[index], writers.privates[index]
+    def _notes(self, index: int, checkpoint: Checkpoint, mask: PartWriter) -> None:
         for name, base_name in self.plan.unmoved[index].items():
             info = checkpoint.tensors[name]
             mask.note(name, Entry(kind="base", dtype=info.dtype, shape=info.shape, base=base_name))
@@ -291,18 +327,21 @@ class Stream:
         for name, to in checkpoint.ties.items():
             mask.note(name, Entry(kind="tied", to=to))
         for name, whole in self.plan.private[index].items():
-            info = checkpoint.tensors[name]
-            shape = info.shape
-            if whole.start:
-                shape = ((info.numel - whole.start) // math.prod(shape[1:]), *shape[1:])
-            else:
-                mask.note(name, Entry(kind="private", dtype=info.dtype, shape=shape))
-            private.begin()
-            for s in range(whole.start, info.numel, self.chunk):
-                weights = checkpoint.read(name, s, min(s + self.chunk, info.numel))
-                private.add(self._whole.encode(as_bytes(weights), info.dtype))
-            entry = Entry(kind="whole", dtype=info.dtype, shape=shape)
-            private.end(name, self._options.base_codec, self.chunk, entry)
+            if not whole.start:
+                info = checkpoint.tensors[name]
+                mask.note(name, Entry(kind="private", dtype=info.dtype, shape=info.shape))
+
+    def _whole(
+        self, checkpoint: Checkpoint, name: str, whole: Whole, private: PartWriter, done: Iterator[tuple[Any, Path]]
+    ) -> None:
+        info = checkpoint.tensors[name]
+        shape = info.shape
+        if whole.start:
+            shape = ((info.numel - whole.start) // math.prod(shape[1:]), *shape[1:])
+        private.begin()
+        for _ in range(whole.start, info.numel, self.chunk):
+            private.add(span(*next(done)))
+        private.end(name, self._options.base_codec, self.chunk, Entry(kind="whole", dtype=info.dtype, shape=shape))
 
     def _step(self, text: str, read_bytes: int) -> None:
         self._done += read_bytes
@@ -313,21 +352,3 @@ class Stream:
         own = sum(info.numel * ITEM_BYTES[info.dtype] for info in self.base.tensors.values())
         users: Iterable[User] = (user for users in self.plan.users.values() for user in users if user.masked)
         return own + sum(u.covered * ITEM_BYTES[self.tasks[u.task].tensors[u.name].dtype] for u in users)
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads each compute on one core: items run side by side, not torch's loops within them.
-
-    (Loops over a cache-sized tile are too short to share; waiting for each other costs them many times their work.)
-    """
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "tallstore-pack", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        pool.shutdown(wait=True)
-        torch.set_num_threads(before)

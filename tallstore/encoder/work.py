@@ -6,6 +6,7 @@ made of them depends on their order alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, RoundedBase
-from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
@@ -47,6 +48,26 @@ class Item:
     start: int
     stop: int
     users: tuple[User, ...]
+    """Those that may be masked."""
+    alike: tuple[User, ...] = ()
+    """Those of the base's type and shape that may not: they are compared with it."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A base tensor whose hash is wanted, and which has more than one item."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, stop) of a task's tensor that is stored whole."""
+
+    task: int
+    name: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -89,12 +110,13 @@ class Outcome:
 class Done:
     """A finished item."""
 
-    item: Item
-    raw: Bytes
-    """The base's elements as bytes, for its hash."""
     base: bytes | None
     vector: bytes
     outcomes: tuple[Outcome | None, ...]
+    alike: tuple[bool, ...]
+    """Whether each of the item's `alike` is the base's to the last bit."""
+    sha256: str
+    """Of the base's elements, where they are the tensor's only ones."""
     read: int
 
 
@@ -108,8 +130,12 @@ class Tools:
     recipe: Recipe
     vector: VectorCodec
     mask: MaskCodec
-    whole: WholeCodec | None
-    """Codec of the base's own chunks; None where the base is not stored."""
+    whole: WholeCodec
+    """Codec of what is stored whole."""
+    embed: bool
+    """Whether the base is."""
+    chunk: int
+    """Elements of an item."""
     device: torch.device
     lossless: WholeCodec | None = None
     """Codec of lost bits."""
@@ -172,8 +198,10 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
     measured: list[Any] = []
     size = 0
+    base: Tensor | None = None
     for found, users, start in _samples(item, runs, tools):
-        size += found.bytes
+        again = base.numel() * base.element_size() if base is not None and found.base is base else 0
+        base, size = found.base, size + found.bytes - again
         rows = _usable(users, found, _looks(found))
         cut = tiles(found.base, rows, item.name, STATISTIC_TILE, start)
         measured += [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
@@ -214,14 +242,33 @@ def do(item: Item, tools: Tools) -> Done:
     """Read an item and code it."""
     base = tools.base.read(item.name, item.start, item.stop)
     raw = as_bytes(base)
-    coded_base = None if tools.whole is None else tools.whole.encode(raw, tools.base.tensors[item.name].dtype)
+    coded_base = tools.whole.encode(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
     vector, outcomes, size = b"", [], len(raw)
     for found, users in _together(item, origin, tools):
         vector, coded = _encode(item, users, found, base, tools)
         outcomes += coded
         size += found.bytes - origin.numel() * origin.element_size()
-    return Done(item, raw, coded_base, vector, tuple(outcomes), size)
+    alike = tuple(same_bits(base, tools.tasks[u.task].read(u.name, item.start, item.stop)) for u in item.alike)
+    only = len(base) == tools.base.tensors[item.name].numel
+    sha256 = hashlib.sha256(raw.data).hexdigest() if only else ""
+    return Done(coded_base, vector, tuple(outcomes), alike, sha256, size)
+
+
+def identify(name: str, tools: Tools) -> str:
+    """SHA-256 of a base tensor's bytes."""
+    digest = hashlib.sha256()
+    numel = tools.base.tensors[name].numel
+    for start in range(0, numel, tools.chunk):
+        digest.update(as_bytes(tools.base.read(name, start, min(start + tools.chunk, numel))).data)
+    return digest.hexdigest()
+
+
+def keep(piece: Piece, tools: Tools) -> bytes:
+    """Code elements of a tensor that is stored whole."""
+    checkpoint = tools.tasks[piece.task]
+    weights = checkpoint.read(piece.name, piece.start, piece.stop)
+    return tools.whole.encode(as_bytes(weights), checkpoint.tensors[piece.name].dtype)
 
 
 def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read, Sequence[User]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tallstore.archive import open_zoo
-from tallstore.checkpoints import Source, open_checkpoint
+from tallstore.checkpoints import Source, opened_checkpoint
 from tallstore.encoder import Options, Packed, PackReport, Progress, encode
 from tallstore.errors import BudgetError, InputError
 from tallstore.format.names import check_task_names
@@ -41,7 +40,8 @@ def pack(
     Args:
         base: the pre-trained model: a folder or file, a Hub id, a state dict or a module.
         tasks: name → fine-tuned model, likewise. Names become folders: letters, digits, `.`, `_`, `-`.
-        path: the archive: one file if it ends in `.tall`, else a folder.
+        path: the archive: one file if it ends in `.tall`, else a folder; here, or at an address that fsspec can write
+            to (`s3://bucket/zoo`): there the manifest is put last.
         progress: called now and then with a text, bytes done and bytes in all.
         **options: see `tallstore.Options`.
 
@@ -58,7 +58,7 @@ def pack(
     if not names:
         raise InputError("no task was given: name at least one fine-tuned model")
     chosen.exact_tasks(names)
-    check_target(path, overwrite=chosen.overwrite)
+    check_target(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options)
     if chosen.evaluate is None and chosen.max_error is None:
         return encode(base, tasks, path, chosen, progress=progress).report
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
@@ -140,8 +140,15 @@ class _Trials:
         self.count += 1
         path = self.scratch / f"trial-{self.count}.tall"
         # A rounded base is judged as it will be stored; any other is at hand, and need not be written.
-        storage = "bf16" if self._rounded else "reference"
-        trial = replace(options, base_storage=storage, exact=(), overwrite=False, evaluate=None, min_retention=None)
+        trial = replace(
+            options,
+            base_storage="bf16" if self._rounded else "reference",
+            exact=(),
+            overwrite=False,
+            evaluate=None,
+            min_retention=None,
+            resume=False,
+        )
         packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms)
         found = {}
         if self.score is not None:
@@ -193,6 +200,6 @@ def _norm(packed: Packed, task: int) -> float:
 
 
 def _original(source: Source, name: str) -> dict[str, Tensor]:
-    with closing(open_checkpoint(source, f"{name} (in memory)" if isinstance(source, Mapping) else None)) as checkpoint:
+    with opened_checkpoint(source, f"{name} (in memory)") as checkpoint:
         state = {n: checkpoint.read(n, 0, i.numel).reshape(i.shape) for n, i in checkpoint.tensors.items()}
         return {n: state[checkpoint.ties.get(n, n)] for n in state}

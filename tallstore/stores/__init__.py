@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from tallstore.stores.asking import Access
 from tallstore.stores.base import Range, Sink, Store
-from tallstore.stores.find import is_address, open_any
-from tallstore.stores.local import check_target, open_sink, open_store
+from tallstore.stores.find import check_target, is_address, open_any, open_files, open_sink
+from tallstore.stores.local import open_store
 
-__all__ = ["Access", "Range", "Sink", "Store", "check_target", "is_address", "open_any", "open_sink", "open_store"]
+__all__ = [
+    "Access",
+    "Range",
+    "Sink",
+    "Store",
+    "check_target",
+    "is_address",
+    "open_any",
+    "open_files",
+    "open_sink",
+    "open_store",
+]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from tallstore.format.manifest import PartRecord
 
@@ -74,12 +74,11 @@ class Store(ABC):
 class Sink(ABC):
     """An archive being written. Nothing shows under its final name before `commit`; `abort` leaves nothing behind."""
 
-    target: Path
-    """Where the archive will be; how messages name it."""
+    target: Path | str
+    """Where the archive will be, an address where that is far away; how messages name it."""
 
-    @abstractmethod
-    def spool(self, name: str) -> BinaryIO:
-        """A scratch file, open for reading and writing, gone after commit or abort."""
+    work: Path
+    """A folder for what is made before it is put together. Gone after commit; after abort, unless it can be resumed."""
 
     @abstractmethod
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:

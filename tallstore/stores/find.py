@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from tallstore.errors import OptionError, UnreachableError
 from tallstore.stores.asking import OFFLINE, Access, parse_file, parse_id
-from tallstore.stores.base import Store
+from tallstore.stores.base import Sink, Store
 from tallstore.stores.far import FarFile, FarFolder, Files
 from tallstore.stores.hub import HubFile, HubFiles, HubStore, Repo
-from tallstore.stores.local import open_store
+from tallstore.stores.local import check_local_target, open_local_sink, open_store
+from tallstore.stores.putting import check_far_target, open_far_sink
 from tallstore.stores.systems import SystemFiles
 from tallstore.stores.web import WebFiles
 from tallstore.stores.zipped import SUFFIX
@@ -58,13 +59,55 @@ def open_any(
             return _in_repository(*file, access, mapped=mapped)
         repo = Repo(*parse_id(text, revision), access)
         return FarFolder(HubFiles(repo)) if lazy else HubStore(repo, mapped=mapped)
-    files = _FILES.get(scheme, _system)(text, access, storage_options)
+    files = open_files(text, storage_options, access)
     single = urlsplit(text).path.endswith(SUFFIX)
     try:
         return FarFile(files) if single else FarFolder(files)
     except BaseException:
         files.close()
         raise
+
+
+def open_files(url: str, storage_options: Mapping[str, Any] | None = None, access: Access | None = None) -> Files:
+    """Files at or below an address, to be read by range."""
+    return _FILES.get(url.split(":", maxsplit=1)[0].lower(), _system)(url, access or Access(), storage_options)
+
+
+def open_sink(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Sink:
+    """Begin an archive: a single file if the name ends in `.tall`, else a folder.
+
+    Args:
+        path: where it will be: on this machine, or an address that fsspec can write to.
+        overwrite: replace an archive that is there.
+        resume: find in `work` what an earlier run left there, and leave it there if this one fails.
+        storage_options: for fsspec's file systems.
+    """
+    if not is_address(path):
+        return open_local_sink(path, overwrite=overwrite, resume=resume)
+    return open_far_sink(_writable(path), storage_options, overwrite=overwrite, resume=resume)
+
+
+def check_target(
+    path: str | os.PathLike[str], *, overwrite: bool, storage_options: Mapping[str, Any] | None = None
+) -> None:
+    """Raise OutputExistsError if an archive cannot be put there: before the work, not after it."""
+    if not is_address(path):
+        check_local_target(path, overwrite=overwrite)
+    else:
+        check_far_target(_writable(path), storage_options, overwrite=overwrite)
+
+
+def _writable(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    if text.lower().startswith(("hf:", "http:", "https:")):
+        raise OptionError(f"{text}: an archive is not written there; to the Hub, pack it here and `tallstore push` it")
+    return text
 
 
 def _in_repository(repo_id: str, revision: str | None, path: str, access: Access, *, mapped: bool) -> Store:

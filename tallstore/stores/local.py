@@ -17,7 +17,7 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
 from tallstore.stores.base import Sink, Store
 from tallstore.stores.held import READ, HeldFolder
-from tallstore.stores.staging import Staging, followed, refuse_existing, translated
+from tallstore.stores.staging import WORK, Staging, followed, refuse_existing, translated
 from tallstore.stores.zipped import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find_data, read_directory
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -164,7 +164,10 @@ class FolderStore(FilesStore):
         self._folder = HeldFolder(root)
 
     def paths(self) -> list[str]:
-        return self._folder.files()
+        try:
+            return self._folder.files()
+        except OSError as error:
+            raise DamagedError(f"{self.url}: cannot be listed ({error.strerror})") from error
 
     def _handle(self, path: str) -> int:
         return self._folder.open(path)
@@ -212,44 +215,30 @@ class FileStore(_LocalStore):
 
 
 class _LocalSink(Sink):
-    """What folder and file share: staging, spools, one commit."""
+    """What folder and file share: staging, one commit."""
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
-        check_target(target, overwrite=overwrite)
-        self.target = target
+    def __init__(self, target: Path, *, overwrite: bool, resume: bool, shown: str | None = None) -> None:
+        check_local_target(target, overwrite=overwrite)
+        self.target = shown or target
         self._overwrite = overwrite
-        self._spools: list[BinaryIO] = []
         with translated(target):
-            self._staging = Staging(followed(target))
+            self._staging = Staging(followed(target), resume=resume, shown=self.target)
+        self.work = self._staging.path(WORK)
         try:
             with translated(target):
                 self._begin()
         except BaseException:
-            self._staging.discard()
+            self._staging.abandon()
             raise
 
     @abstractmethod
     def _begin(self) -> None:
         """Make what grows in the staging folder."""
 
-    def spool(self, name: str) -> BinaryIO:
-        with translated(self.target):
-            handle = self._staging.path(f"spool-{name}").open("w+b")
-        self._spools.append(handle)
-        return handle
-
     def abort(self) -> None:
-        self._close()
-        self._staging.discard()
-
-    def _close(self) -> None:
-        for spool in self._spools:
-            with contextlib.suppress(OSError):  # closing writes out what is buffered, and a full disk takes no more
-                spool.close()
-        self._spools.clear()
+        self._staging.abandon()
 
     def _publish(self, name: str) -> None:
-        self._close()
         self._staging.publish(name, overwrite=self._overwrite)
 
 
@@ -354,14 +343,14 @@ def _open_store(found: Path, *, mapped: bool) -> Store:
     return FileStore(found, mapped=mapped)
 
 
-def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_local_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Raise OutputExistsError if an archive cannot be put there: before the work, not after it."""
     target = Path(path)
     with translated(target):
         refuse_existing(target, overwrite=overwrite, ours=_is_archive(target), what="a tallstore archive")
 
 
-def open_sink(path: str | os.PathLike[str], *, overwrite: bool = False) -> Sink:
-    """Begin an archive: a single file if the name ends in `.tall`, else a folder."""
+def open_local_sink(path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False) -> Sink:
+    """Begin an archive on this machine; see `open_sink`."""
     target = Path(path)
-    return (FileSink if target.suffix == SUFFIX else FolderSink)(target, overwrite=overwrite)
+    return (FileSink if target.suffix == SUFFIX else FolderSink)(target, overwrite=overwrite, resume=resume)

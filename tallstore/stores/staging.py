@@ -20,26 +20,35 @@ from tallstore.stores.held import remove_unless_held, staging_folder
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _LOCK = "lock"
+WORK = "work"
+"""The folder in it that a resumed run finds again."""
 
 
 class Staging:
-    """A locked scratch folder `.NAME.partial` beside the target `NAME`."""
+    """A locked scratch folder `.NAME.partial` beside the target `NAME`.
 
-    def __init__(self, target: Path) -> None:
+    What a dead run left in it is cleared away at once; with `resume`, all but its folder `WORK` is, and that folder
+    also stays behind where this run fails.
+    """
+
+    def __init__(self, target: Path, *, resume: bool = False, shown: Path | str | None = None) -> None:
+        """`shown`: how messages name what is written, where that is not the target."""
         self.target = target
+        shown = shown or target
+        self._resume = resume
         self.folder = staging_folder(target)
         self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
         try:
-            with translated(target):
+            with translated(shown):
                 self._make_parents()
                 self._lock = _locked(self.folder)
             if self._lock is None:
-                raise OutputError(f"{target}: another process is writing it; wait for it to end")
-            with translated(target):
-                self._clear()
+                raise OutputError(f"{shown}: another process is writing it; wait for it to end")
+            with translated(shown):
+                self._clear(keep=WORK if resume else None)
         except BaseException:
-            self.discard()
+            self.abandon()
             raise
 
     def path(self, name: str) -> Path:
@@ -61,6 +70,16 @@ class Staging:
                 _flush(self.target.parent)
         self.discard()
 
+    def abandon(self) -> None:
+        """Give up: remove everything; where the run may be resumed, everything but its work."""
+        if not self._resume or not self.path(WORK).is_dir():
+            self.discard()
+        elif self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._clear(keep=WORK)
+            self._lock.close()
+            self._lock = None
+
     def discard(self) -> None:
         """Remove the scratch folder and all in it, and the target's parents if they were made for nothing."""
         if self._lock is not None:
@@ -81,9 +100,9 @@ class Staging:
             parent.mkdir(exist_ok=True)
             self._made.append(parent)
 
-    def _clear(self) -> None:
+    def _clear(self, keep: str | None = None) -> None:
         for left in self.folder.iterdir():
-            if left.name != _LOCK:
+            if left.name not in {_LOCK, keep}:
                 _remove(left)
 
     def __enter__(self) -> Self:
@@ -94,7 +113,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def translated(target: Path):  # type: ignore[no-untyped-def]
+def translated(target: Path | str):  # type: ignore[no-untyped-def]
     """Turn the operating system's errors into OutputError with a remedy."""
     try:
         yield
@@ -161,9 +180,17 @@ def _locked(folder: Path) -> IO[bytes] | None:
         if not _try_lock(handle):
             handle.close()
             return None
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if (folder / _LOCK).stat().st_ino == os.fstat(handle.fileno()).st_ino:
                 return handle
+        except FileNotFoundError:
+            pass
+        except OSError:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+            handle.close()
+            raise
         handle.close()  # a lock that its last user removed just now protects nothing
 
 

@@ -18,20 +18,20 @@ class SystemFiles(Files):
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> None:
         self.url = _SECRET.sub("", url)
-        self._system, self._root = _find(url, options or {}, self.url)
+        self.system, self._root = _find(url, options or {}, self.url)
         self._timeout = timeout or TIMEOUT
         self.totals = {}
 
     def paths(self) -> list[str]:
         try:
-            found = self._try(lambda: self._system.find(self._root), "the archive")
+            found = self._try(lambda: self.system.find(self._root), "the archive")
         except DamagedError:
             return []  # a file system that lists nothing
         below = f"{self._root.rstrip('/')}/"
         return [str(path).removeprefix(below) for path in found]
 
     def size(self, path: str) -> int:
-        found = self._try(lambda: self._system.info(self._full(path)), path)
+        found = self._try(lambda: self.system.info(self.full(path)), path)
         if found.get("type") != "file" or not isinstance(found.get("size"), int):
             raise DamagedError(f"{self.url}: {path} is no file")
         return int(found["size"])
@@ -41,22 +41,23 @@ class SystemFiles(Files):
             self.totals[path] = self.size(path)
 
         def work() -> bytes:
-            full = self._full(path)
-            if self._system.async_impl:
+            full = self.full(path)
+            if self.system.async_impl:
                 from fsspec.asyn import sync
 
                 found = sync(
-                    self._system.loop, self._system._cat_file, full, start=start, end=stop, timeout=self._timeout
+                    self.system.loop, self.system._cat_file, full, start=start, end=stop, timeout=self._timeout
                 )
                 return bytes(found)
             # Without this, fsspec reads megabytes around what it is asked for.
-            with self._system.open(full, "rb", cache_type="none") as file:
+            with self.system.open(full, "rb", cache_type="none") as file:
                 file.seek(start)
                 return bytes(file.read(stop - start))
 
         return self._try(work, path)
 
-    def _full(self, path: str) -> str:
+    def full(self, path: str) -> str:
+        """A file's path, as the file system knows it."""
         return f"{self._root.rstrip('/')}/{path}" if path else self._root
 
     def _try(self, work: Callable[[], _T], path: str) -> _T:

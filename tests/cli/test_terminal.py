@@ -101,7 +101,7 @@ def test_few_letters_are_enough(zoo: Path, show: Show) -> None:
         for terminal in (True, False):
             assert show(*words, letters="ascii", terminal=terminal).isascii()
     said = show("info", "--masks", zoo, letters="ascii", terminal=False)
-    assert "error |t-t|/|t|" in said
+    assert "error |T-t|/|t|" in said
     assert "####" in said
     assert "\\u" not in said
     assert "nowhere - \\u4e2d.tall" in show("info", "nowhere \u2014 \u4e2d.tall", letters="ascii")
@@ -115,7 +115,7 @@ def test_few_letters_in_a_process_of_its_own(zoo: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"error |t-t|/|t|" in done.stdout
+    assert b"error |T-t|/|t|" in done.stdout
 
 
 def test_json_is_the_same_whatever_the_letters(zoo: Path, show: Show) -> None:

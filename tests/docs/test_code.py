@@ -28,6 +28,7 @@ NOT_RUN = {
         "On the Hub": "needs the Hub; tests/hub does the same against one on this machine",
     },
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},
+    "docs/pages/tutorials/large.md": {"A cluster": "needs a scheduler; tests/test_engine.py has one"},
     "docs/pages/examples.md": dict.fromkeys(
         ("A service that switches tasks per request", "A callback that adds a finished fine-tune to a zoo"),
         "files, which test_examples.py runs",
@@ -123,7 +124,9 @@ def test_the_first_tutorial(packed: Path) -> None:
     assert "score kept" in (packed / "scored.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["tutorials/serve.md", "tutorials/merge.md", "index.md", "examples.md"])
+@pytest.mark.parametrize(
+    "page", ["tutorials/serve.md", "tutorials/merge.md", "tutorials/large.md", "index.md", "examples.md"]
+)
 def test_the_other_pages(
     page: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,4 +168,5 @@ def test_every_page_is_run() -> None:
         "tutorials/pack.md",
         "tutorials/serve.md",
         "tutorials/merge.md",
+        "tutorials/large.md",
     }

@@ -96,3 +96,80 @@ def test_a_task_is_read_from_a_bucket_by_exact_ranges(server: str, tmp_path: Pat
             assert read[0] == (0, begin)
     assert [line.split(":")[0] for line in said] == ["NotAnArchiveError"] * 2
     assert "s3cret" not in done.stdout + done.stderr
+
+
+WRITE = """
+import json, pathlib, sys
+import s3fs, tallstore, torch
+from support import assert_same, bytes_of, near, noise, read_all, write_folder
+from tallstore.stores import putting
+endpoint, folder = sys.argv[1:]
+folder = pathlib.Path(folder)
+options = {"key": "k", "secret": "s3cret", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
+system = s3fs.S3FileSystem(**options)
+system.call_s3("create_bucket", Bucket="out")
+putting._BLOCK = 5 << 20
+base = {"w": noise(1500, 2048, seed=1), "v": noise(300)}
+tasks = {"a": {name: near(tensor, 5) for name, tensor in base.items()}}
+system.put(str(write_folder(folder / "base", base)), "out/in/base", recursive=True)
+system.put(str(write_folder(folder / "a", tasks["a"])), "out/in/a", recursive=True)
+calls = []
+for call in ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject"):
+    system.s3.meta.events.register(
+        f"before-call.s3.{call}", lambda params, call=call, **_: calls.append((call, params["url_path"]))
+    )
+how = {"base_codec": "raw", "storage_options": options}
+for name in ("zoo", "zoo.tall"):
+    tallstore.pack(folder / "base", {"a": folder / "a"}, folder / "local" / name, base_codec="raw")
+    calls.clear()
+    tallstore.pack("s3://out/in/base", {"a": "s3://out/in/a"}, f"s3://out/{name}", **how)
+    if name == "zoo":
+        done = list(calls)
+    with tallstore.open(f"s3://out/{name}", storage_options=options) as zoo:
+        zoo.verify(against={"a": tasks["a"]})
+        with tallstore.open(folder / "local" / name) as local:
+            assert zoo.manifest_bytes() == local.manifest_bytes()
+            assert_same(zoo.state_dict("a"), local.state_dict("a"))
+        zoo.export("a", folder / f"out-{name}")
+
+def broken(params, **_):
+    raise ValueError("no answer")
+
+system.s3.meta.events.register("before-call.s3.CompleteMultipartUpload", broken)
+said = []
+for name in ("lost", "lost.tall", "zoo"):
+    try:
+        tallstore.pack(folder / "base", {"a": folder / "a"}, f"s3://out/{name}", overwrite=name == "zoo", **how)
+    except tallstore.TallstoreError as error:
+        said.append(f"{type(error).__name__}: {error}")
+system.invalidate_cache()
+left = [name for name in system.find("out") if "lost" in name or name == "out/zoo/tall.json"]
+uploads = system.call_s3("list_multipart_uploads", Bucket="out").get("Uploads", [])
+try:
+    tallstore.pack(base, tasks, "s3://nobucket/zoo", storage_options=options)
+except tallstore.TallstoreError as error:
+    said.append(f"{type(error).__name__}: {error}")
+print(json.dumps([done, said, left, len(uploads)]))
+"""
+
+
+def test_an_archive_is_put_in_a_bucket(server: str, tmp_path: Path) -> None:
+    env = child_env({"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_EC2_METADATA_DISABLED": "true"})
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, server, str(tmp_path)],
+        env=env | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    calls, said, left, uploads = json.loads(done.stdout.splitlines()[-1])
+    made = [(call, path.split("zoo/")[-1].partition("?")[0]) for call, path in calls]
+    assert [path for call, path in made if call == "CreateMultipartUpload"] == ["base/base.safetensors"]
+    assert len([path for call, path in made if call == "UploadPart"]) == 3
+    assert made[-1] == ("PutObject", "tall.json"), "the manifest is the last"
+    assert [line.split(": cannot be written")[0] for line in said[:3]] == [
+        "OutputError: s3://out/lost", "OutputError: s3://out/lost.tall", "OutputError: s3://out/zoo"
+    ]  # fmt: skip
+    assert said[3].startswith(("OutputError: s3://nobucket/zoo", "AccessError: s3://nobucket/zoo"))
+    assert left == [], "nothing that opens, nor anything else of a new one"
+    assert uploads == 0, "pieces that were put are given up too"
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name or path.name.startswith("tallstore-")]
+    assert "s3cret" not in done.stdout + done.stderr

@@ -1,0 +1,149 @@
+"""What finished work leaves in the working folder: one file a batch, coded bytes first, then what is said of them.
+
+A file gets its name when it is whole, and says which job it belongs to, so what a dead run left is used or it is not:
+nothing of it is guessed. Its last bytes are lengths and checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import xxhash
+
+from tallstore.codecs.base import Buffer
+from tallstore.errors import OutputError
+
+_MAGIC = b"tallwork"
+_TAIL = struct.Struct("<QQ16s16s16s8s")
+"""Bytes of the coded data and of the facts, their XXH3-128 sums, the job, and the magic."""
+_PIECE = 1 << 20
+
+
+class Span(NamedTuple):
+    """Coded bytes in the working folder."""
+
+    path: Path
+    start: int
+    length: int
+    xxh3: str
+    """XXH3-64 of the bytes, in hexadecimal."""
+
+    def read(self) -> Iterator[bytes]:
+        """The bytes, piece by piece. Raises OutputError if they are not what was written."""
+        digest = xxhash.xxh3_64()
+        left = self.length
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            while left and (piece := file.read(min(left, _PIECE))):
+                digest.update(piece)
+                left -= len(piece)
+                yield piece
+        if left or digest.hexdigest() != self.xxh3:
+            raise OutputError(f"{self.path}: what was just made is damaged on its disk: pack again, elsewhere")
+
+
+class Spool:
+    """Coded bytes that no worker made, kept one behind the other in a file until their part is put together."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._at = 0
+
+    def add(self, data: Buffer) -> Span:
+        """Keep a chunk."""
+        view = memoryview(data)
+        with self._path.open("ab", buffering=0) as file:
+            left = view
+            while left:
+                left = left[file.write(left) :]
+        start, self._at = self._at, self._at + view.nbytes
+        return Span(self._path, start, view.nbytes, xxhash.xxh3_64_hexdigest(view))
+
+
+Place = tuple[int, int, str]
+"""Start, length and checksum of coded bytes, in the file that says it."""
+
+
+class ResultFile:
+    """A result being written. Nothing shows under its name before `end`."""
+
+    def __init__(self, path: Path, job: bytes) -> None:
+        self._path, self._job = path, job
+        # Two workers may make the same result, one of them given up for dead: each writes a file of its own.
+        self._growing = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        self._out = self._growing.open("xb")
+        self._digest = xxhash.xxh3_128()
+        self._at = 0
+
+    def add(self, data: Buffer) -> Place:
+        """Add coded bytes; where they lie."""
+        view = memoryview(data)
+        self._out.write(view)
+        self._digest.update(view)
+        place = (self._at, view.nbytes, xxhash.xxh3_64_hexdigest(view))
+        self._at += view.nbytes
+        return place
+
+    def end(self, facts: Sequence[Any]) -> None:
+        """Add what is said of them, plain JSON values, and put the file in place."""
+        said = json.dumps(facts, separators=(",", ":")).encode()
+        sums = self._digest.digest(), xxhash.xxh3_128_digest(said)
+        self._out.write(said + _TAIL.pack(self._at, len(said), *sums, self._job, _MAGIC))
+        self._out.close()
+        self._growing.replace(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._out.closed:
+            with contextlib.suppress(OSError):  # closing writes out what is buffered, and a full disk takes no more
+                self._out.close()
+        if kind is not None:
+            with contextlib.suppress(OSError):
+                self._growing.unlink()
+
+
+def read_result(path: Path, job: bytes, *, check: bool) -> list[Any] | None:
+    """What a result says; None if there is none, or one that is damaged or of another job.
+
+    Args:
+        path: its file.
+        job: 16 bytes, of the job that it must be of.
+        check: read the coded bytes too.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < _TAIL.size:
+                return None
+            coded, said, coded_sum, said_sum, its_job, magic = _TAIL.unpack(
+                os.pread(file.fileno(), _TAIL.size, size - _TAIL.size)
+            )
+            if (magic, its_job) != (_MAGIC, job) or coded + said + _TAIL.size != size:
+                return None
+            facts = os.pread(file.fileno(), said, coded)
+            if xxhash.xxh3_128_digest(facts) != said_sum or (check and _sum(file.fileno(), coded) != coded_sum):
+                return None
+    except OSError:
+        return None
+    found: list[Any] = json.loads(facts)
+    return found
+
+
+def _sum(handle: int, size: int) -> bytes:
+    digest = xxhash.xxh3_128()
+    for start in range(0, size, _PIECE):
+        digest.update(os.pread(handle, min(_PIECE, size - start), start))
+    return digest.digest()
