@@ -31,8 +31,8 @@ IN_SOURCES = re.compile(
     r"|tallstore/[\w/]+\.(py|css|js|html\.j2)|tallstore/py\.typed"
     r"|spec/[\w/.-]+\.(md|json|py|tall|safetensors)|spec/vectors/(SHA256SUMS|\.gitattributes)"
     r"|spec/vectors/(in)?valid/[\w/.-]+"
-    r"|tests/[\w/.-]+\.(py|md|npz|tall|safetensors|json)|tests/golden/(SHA256SUMS|\.gitattributes)"
-    r"|benchmarks/[\w/.-]+\.(py|md|png|csv)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|svg|png|txt))"
+    r"|tests/[\w/.-]+\.(py|md|npz|tall|safetensors|json)|tests/golden/(SHA256SUMS|\.gitattributes)|tests/fuzz/found/[\w/.-]+"
+    r"|benchmarks/[\w/.-]+\.(py|md|png|csv|json)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|svg|png|txt))"
 )
 NEVER = re.compile(r"__pycache__|\.pyc$|\.nb[ci]$|(^|/)\.(git|ci|venv|cache|hypothesis)/|\.pkl$|\.pt$")
 
