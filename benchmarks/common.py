@@ -37,6 +37,8 @@ def add_pack_options(parser: argparse.ArgumentParser) -> None:
 def pack_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those that were given."""
     given = {option.name: getattr(arguments, f"pack_{option.name}") for option in _options()}
+    if (given["groups"] or "").isdecimal():
+        given["groups"] = int(given["groups"])
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -11,6 +11,7 @@ before they are packed, so that both begin at the disk (`--warm` leaves them in 
 example:
   python benchmarks/pack_memory.py /tmp/synthetic
   python benchmarks/pack_memory.py /tmp/synthetic --tasks 8 --scale 0.25 --layers 6 12 24
+  python benchmarks/pack_memory.py /tmp/synthetic --tasks 1 2 4 8 16 32 64 --scale 0.25 --warm
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ def pack_here(base: str, tasks: Mapping[str, str], archive: str, options: Mappin
     }
 
 
-def measure(arguments: argparse.Namespace, layers: int) -> dict[str, Any]:
-    """One model size: make what is missing, read it, pack it."""
+def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> dict[str, Any]:
+    """One size of models and zoo: make what is missing, read it, pack it."""
     folder = arguments.folder / f"layers{layers}-scale{arguments.scale:g}"
     specs = vit_b32(layers, arguments.scale)
-    base, tasks = make_checkpoints(folder, specs, arguments.tasks)
+    base, tasks = make_checkpoints(folder, specs, n_tasks)
     files = [path / WEIGHTS for path in (base, *tasks.values())]
     prepare = (lambda: None) if arguments.warm else (lambda: forget(files))
     prepare()
@@ -90,11 +91,11 @@ def measure(arguments: argparse.Namespace, layers: int) -> dict[str, Any]:
         shutil.rmtree(folder)
     return {
         "layers": layers,
-        "tasks": arguments.tasks,
+        "tasks": n_tasks,
         "tensors": len(specs),
         "parameters": sum(spec.numel for spec in specs),
         "frozen_parameters": sum(spec.numel for spec in specs if spec.sort == "frozen"),
-        "input_bytes": sum(4 * spec.numel for spec in specs) * (arguments.tasks + 1),
+        "input_bytes": sum(4 * spec.numel for spec in specs) * (n_tasks + 1),
         "read_seconds": read_seconds,
         **packed,
     }
@@ -111,7 +112,6 @@ def _run_child(job: str) -> dict[str, Any]:
 
 
 def _rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:
-    yield "tasks", lambda r: str(r["tasks"])
     yield "tensors", lambda r: str(r["tensors"])
     yield "parameters, M", lambda r: f"{r['parameters'] / 1e6:.1f}"
     yield "of these frozen, M", lambda r: f"{r['frozen_parameters'] / 1e6:.1f}"
@@ -123,6 +123,11 @@ def _rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str
     yield "seconds to pack it", lambda r: f"{r['seconds']:.1f}"
     yield "pack / read", lambda r: f"{r['seconds'] / r['read_seconds']:.2f}"
     yield "processor seconds to pack it", lambda r: f"{r['cpu_seconds']:.1f}"
+    yield "ns a parameter and task", lambda r: f"{1e9 * r['seconds'] / r['parameters'] / r['tasks']:.2f}"
+    yield (
+        "processor ns a parameter and task",
+        lambda r: f"{1e9 * r['cpu_seconds'] / r['parameters'] / r['tasks']:.2f}",
+    )
     yield "GB of input a second", lambda r: f"{r['input_bytes'] / 1e9 / r['seconds']:.2f}"
     yield "**peak memory above torch, MiB** (goal at 12 layers: ≤ 1536)", lambda r: f"{r['peak_bytes'] / MIB:.0f}"
     yield "peak of the process's own memory, MiB", lambda r: f"{r['peak_anonymous_bytes'] / MIB:.0f}"
@@ -138,7 +143,7 @@ def parse() -> argparse.Namespace:
         description=what, epilog=f"example:\n{example}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where the checkpoints and the archive go")
-    parser.add_argument("--tasks", type=int, default=20, help="fine-tuned checkpoints (default: 20)")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[20], help="fine-tuned checkpoints (default: 20)")
     parser.add_argument("--layers", type=int, nargs="+", default=[12], help="one or more depths (default: 12)")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink widths and vocabulary (default: 1)")
     parser.add_argument("--warm", action="store_true", help="leave the inputs in the system's cache")
@@ -155,12 +160,12 @@ def main() -> None:
     arguments = parse()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sole_user(arguments.folder):
-        found = [measure(arguments, layers) for layers in arguments.layers]
+        found = [measure(arguments, layers, tasks) for layers in arguments.layers for tasks in arguments.tasks]
     if arguments.json:
         print(json.dumps({"machine": describe_machine(), "runs": found}, indent=1))
         return
     cache = "inputs in the system's cache" if arguments.warm else "inputs not in the system's cache"
-    head = ["", *(f"{r['layers']} layers" for r in found)]
+    head = ["", *(f"{r['layers']} layers, {r['tasks']} tasks" for r in found)]
     print(f"{describe_machine()}; {cache}\n")
     print(table(head, [(label, *map(cell, found)) for label, cell in _rows(found)]))
 

@@ -3,6 +3,7 @@
     report = tallstore.pack(base, {"mnist": folder, …}, "zoo.tall")
     zoo = tallstore.open("zoo.tall")
     zoo.state_dict("mnist")
+    tallstore.add("zoo.tall", {"svhn": folder})
 
 Names are loaded when they are first used, so that importing the package costs nothing.
 """
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
+    from tallstore.growing import CompactReport, GrowReport, add, compact, remove
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
     from tallstore.promises import pack
 
 __all__ = [
+    "CompactReport",
+    "GrowReport",
     "Options",
     "PackReport",
     "PullReport",
@@ -34,6 +38,8 @@ __all__ = [
     "VerifyReport",
     "Zoo",
     "__version__",
+    "add",
+    "compact",
     "errors",
     "from_pretrained",
     "load_processor",
@@ -41,10 +47,13 @@ __all__ = [
     "pack",
     "pull",
     "push",
+    "remove",
     "report",
 ]
 
 _WHERE = {
+    "CompactReport": ("tallstore.growing", "CompactReport"),
+    "GrowReport": ("tallstore.growing", "GrowReport"),
     "Options": ("tallstore.encoder", "Options"),
     "PackReport": ("tallstore.encoder", "PackReport"),
     "PullReport": ("tallstore.hub", "PullReport"),
@@ -54,12 +63,15 @@ _WHERE = {
     "TensorFacts": ("tallstore.archive", "TensorFacts"),
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
     "Zoo": ("tallstore.archive", "Zoo"),
+    "add": ("tallstore.growing", "add"),
+    "compact": ("tallstore.growing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),
     "open": ("tallstore.archive", "open_zoo"),
     "pack": ("tallstore.promises", "pack"),
     "pull": ("tallstore.hub", "pull"),
     "push": ("tallstore.hub", "push"),
+    "remove": ("tallstore.growing", "remove"),
 }
 
 

@@ -258,7 +258,7 @@ class Decoder:
 
         def job(index: int) -> None:
             part = out[index * size : (index + 1) * size]
-            part.copy_(torch.from_numpy(np.array(read(place, index, len(part), name), copy=None)))
+            part.copy_(torch.from_numpy(np.asarray(read(place, index, len(part), name))))
 
         self._run([partial(job, index) for index in range(len(coded(place).chunks))])
 

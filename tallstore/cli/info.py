@@ -50,6 +50,7 @@ def info(
 
 _NONE = output.number(None)
 _COLUMNS = {
+    "group": ("group", False),
     "density": ("mask on", True),
     "relative_error": ("error ‖τ̂−τ‖/‖τ‖", True),
     "cosine": ("cosine", True),
@@ -62,7 +63,7 @@ _COLUMNS = {
 }
 _ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
 _EXPENDABLE = tuple(
-    _COLUMNS[key][0] for key in ("cosine", "share", "lambda", "density", "exact_bytes", "original", "bytes")
+    _COLUMNS[key][0] for key in ("cosine", "share", "lambda", "density", "group", "exact_bytes", "original", "bytes")
 )
 """What goes first where there is no room."""
 _BAR = 24
@@ -72,6 +73,8 @@ def _cell(key: str, task: Task) -> str:
     """What a column says of a task; a dash where nothing was measured."""
     if key in {"original", "decoded"}:
         return output.number(task.number("scores", key), 4)
+    if key == "group":
+        return task.group
     if key == "share":
         own, plain = task.number("bytes"), task.number("checkpoint_bytes")
         return output.share(own / plain if own and plain else None)
@@ -87,10 +90,13 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
     """The tables that a person likes to read."""
     facts = zoo.info()
     sizes, tasks = facts["bytes"], zoo.manifest.tasks
+    several = len(zoo.manifest.groups) > 1
     columns = {
         key: _COLUMNS[key]
         for key in _COLUMNS
-        if key in _ALWAYS or any(_cell(key, task) != _NONE for task in tasks.values())
+        if key in _ALWAYS
+        or (key == "group" and several)
+        or (key != "group" and any(_cell(key, task) != _NONE for task in tasks.values()))
     }
     rows = [[name, *(_cell(key, task) for key in columns)] for name, task in tasks.items()]
     title = f"{path} — {len(rows)} {'task' if len(rows) == 1 else 'tasks'}"

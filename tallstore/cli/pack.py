@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tallstore.cli import output
+from tallstore.cli import encoding, output
 from tallstore.cli.zoofile import from_words
 from tallstore.errors import OptionError
 
 if TYPE_CHECKING:
     from tallstore.encoder import PackReport
 
-_ENCODING = "How to encode"
-_PROMISES = "What to promise"
 _WORK = "How to work"
 # Said here and not read from the tables, so that --help needs no torch; a test compares.
-_RECIPES = "solo, fit, tall, ties, mean, emr"
-_VECTORS = "f32, bf16, q8, q5, q4"
 _ENGINES = "threads, processes, dask"
-_MASKS = "bits, bits+zstd, adaptive"
 _NO_FOLDERS = {".zip", ".tar", ".gz", ".tgz", ".zst", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"}
 """Endings of a name that nobody gives a folder."""
 
@@ -40,64 +35,25 @@ def pack(
         str | None,
         typer.Option("-o", "--output", help="The archive: one file if it ends in .tall, else a folder."),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help=f"How vector and masks are chosen: {_RECIPES}.", rich_help_panel=_ENCODING),
-    ] = None,
-    lam: Annotated[
-        float | None, typer.Option("--lambda", help="λ, for the recipes that have one.", rich_help_panel=_ENCODING)
-    ] = None,
-    quality: Annotated[
-        str | None, typer.Option(help="small, balanced (the default) or high.", rich_help_panel=_ENCODING)
-    ] = None,
-    bits: Annotated[
-        float | None,
-        typer.Option(help="Bits a parameter and task, all but the base in it.", rich_help_panel=_ENCODING),
-    ] = None,
-    kappa: Annotated[
-        float | None,
-        typer.Option(
-            help="How many times worse bias is than noise: 1 for the least relative error.", rich_help_panel=_ENCODING
-        ),
-    ] = None,
-    vector: Annotated[
-        str | None,
-        typer.Option(help=f"Codec of the multi-task vector: {_VECTORS}.", rich_help_panel=_ENCODING),
-    ] = None,
-    mask: Annotated[str | None, typer.Option(help=f"Codec of the masks: {_MASKS}.", rich_help_panel=_ENCODING)] = None,
+    recipe: encoding.Recipe = None,
+    lam: encoding.Lam = None,
+    quality: encoding.Quality = None,
+    bits: encoding.Bits = None,
+    kappa: encoding.Kappa = None,
+    groups: encoding.Groups = None,
+    vector: encoding.Vector = None,
+    mask: encoding.Mask = None,
     base_storage: Annotated[
         str | None,
-        typer.Option(help="embed keeps the base; bf16 rounds it; reference identifies it.", rich_help_panel=_ENCODING),
-    ] = None,
-    base_codec: Annotated[
-        str | None,
         typer.Option(
-            help="Codec of whole tensors, the base's among them: raw, planes+zstd.", rich_help_panel=_ENCODING
+            help="embed keeps the base; bf16 rounds it; reference identifies it.", rich_help_panel="How to encode"
         ),
     ] = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="Scores a model: called with (state dict, task), returns a number, higher is better.",
-            rich_help_panel=_PROMISES,
-        ),
-    ] = None,
-    max_error: Annotated[
-        float | None, typer.Option(help="Relative error that no task may exceed.", rich_help_panel=_PROMISES)
-    ] = None,
-    min_retention: Annotated[
-        float | None,
-        typer.Option(help="Share of its original's score that every task must keep.", rich_help_panel=_PROMISES),
-    ] = None,
-    exact: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TASK|all",
-            help="Store what is lost, so that extract --exact gives the task back bit for bit. May be repeated.",
-            rich_help_panel=_PROMISES,
-        ),
-    ] = None,
+    base_codec: encoding.BaseCodec = None,
+    evaluate: encoding.Evaluate = None,
+    max_error: encoding.MaxError = None,
+    min_retention: encoding.MinRetention = None,
+    exact: encoding.Exact = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -119,10 +75,8 @@ def pack(
         str | None,
         typer.Option(metavar="SIZE", help="The largest part of the archive: 5GB by default.", rich_help_panel=_WORK),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = None,
-    allow_distant: Annotated[
-        bool, typer.Option("--allow-distant", help="Take a base that looks like an unrelated model.")
-    ] = False,
+    device: encoding.Device = None,
+    allow_distant: encoding.AllowDistant = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar, no table.")] = False,
@@ -144,12 +98,13 @@ def pack(
         "bits": bits,
         "quality": quality,
         "kappa": kappa,
+        "groups": groups,
         "vector": vector,
         "mask": mask,
         "evaluate": evaluate,
         "max_error": max_error,
         "min_retention": min_retention,
-        "exact": ("all" if "all" in exact else exact) if exact else None,
+        "exact": exact,
         "base_storage": base_storage,
         "base_codec": base_codec,
         "engine": engine,
@@ -157,10 +112,10 @@ def pack(
         "resume": resume or None,
         "max_shard_size": max_shard_size,
         "device": device,
-        "allow_distant": allow_distant or None,
-        "overwrite": overwrite or None,
+        "allow_distant": allow_distant,
+        "overwrite": overwrite,
     }
-    options = {**job.options, **{key: value for key, value in given.items() if value is not None}}
+    options = {**job.options, **encoding.options_of(given)}
     target = out or job.output
     if target is None:
         raise OptionError("no output was given: add -o zoo.tall")

@@ -42,21 +42,27 @@ def from_words(words: Sequence[str]) -> Job:
     base, *rest = words
     if not rest and base.endswith(SUFFIXES):
         return from_file(Path(base))
-    tasks: dict[str, str] = {}
-    for word in rest:
-        name, equals, path = word.partition("=")
-        if equals and not path:
-            raise InputError(f"{word!r} names no checkpoint: NAME=FOLDER is due")
-        found = {name: path} if equals else _named_by_folder(Path(word), Path(base))
-        for each, source in found.items():
-            if each in tasks:
-                raise TaskNameError(f"task {each!r} is given twice: {tasks[each]} and {source}")
-            tasks[each] = source
+    tasks = tasks_from_words(rest, Path(base))
     if not tasks:
         raise InputError(
             f"no task was given beside the base {base!r}: add NAME=FOLDER, or a folder of fine-tuned models"
         )
     return Job(base, tasks)
+
+
+def tasks_from_words(words: Sequence[str], base: Path | None = None) -> dict[str, str]:
+    """NAME=CHECKPOINT, or a checkpoint (named after its folder), or a folder full of them; not the base itself."""
+    tasks: dict[str, str] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if equals and not path:
+            raise InputError(f"{word!r} names no checkpoint: NAME=FOLDER is due")
+        found = {name: path} if equals else _named_by_folder(Path(word), base)
+        for each, source in found.items():
+            if each in tasks:
+                raise TaskNameError(f"task {each!r} is given twice: {tasks[each]} and {source}")
+            tasks[each] = source
+    return tasks
 
 
 def from_file(path: Path) -> Job:
@@ -109,7 +115,7 @@ def _beside(zoo_file: Path, source: str) -> str:
     return os.fspath(found) if found.exists() else source
 
 
-def _named_by_folder(path: Path, base: Path) -> dict[str, str]:
+def _named_by_folder(path: Path, base: Path | None) -> dict[str, str]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder or file; name a task as NAME={path} if it is a Hub id")
     if path.is_file():
@@ -130,5 +136,5 @@ def _holds_weights(folder: Path) -> bool:
     return any(child.suffix in _WEIGHTS and child.is_file() for child in folder.iterdir())
 
 
-def _same(left: Path, right: Path) -> bool:
-    return right.exists() and left.samefile(right)
+def _same(left: Path, right: Path | None) -> bool:
+    return right is not None and right.exists() and left.samefile(right)

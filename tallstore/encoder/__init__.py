@@ -5,5 +5,6 @@ from __future__ import annotations
 from tallstore.encoder.options import Evaluator, Options
 from tallstore.encoder.pack import Packed, encode
 from tallstore.encoder.report import PackReport, Progress, TaskReport
+from tallstore.encoder.stream import Slot
 
-__all__ = ["Evaluator", "Options", "PackReport", "Packed", "Progress", "TaskReport", "encode"]
+__all__ = ["Evaluator", "Options", "PackReport", "Packed", "Progress", "Slot", "TaskReport", "encode"]

@@ -20,7 +20,7 @@ from tallstore.encoder.quality import N_SUMS, scaled, sums
 from tallstore.kernels import cpu, fast
 from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe, Tile
-from tallstore.recipes.dither import seed_of, uniform
+from tallstore.recipes.dither import uniform
 
 LEVELS = Codebook("q4", 16)
 """Codec of levels that a recipe bounds."""
@@ -119,7 +119,7 @@ def encode_chunk(
         if row.form is not None:
             made.append(_delta(base, row, codecs.VECTOR[row.form], None))
         elif levels is not None:
-            dither = uniform(start, len(row.weights), seed_of(row.task, tensor)) if levels.width else None
+            dither = uniform(start, len(row.weights), recipe.seed(row.task, tensor)) if levels.width else None
             made.append(_delta(base, row, LEVELS, levels, dither))
         else:
             scale = float(np.float32(recipe.scale(row.task, total)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,19 @@ QUALITIES = {"small": 0.42, "balanced": RATE, "high": 1.63}
 """Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
 BASE_STORAGES = (*STORAGES, "bf16")
 """What `base_storage` may be: a place, or the archive itself with fewer bits."""
+
+_NOT_RECORDED = {
+    "device",
+    "overwrite",
+    "allow_distant",
+    "evaluate",
+    "engine",
+    "workers",
+    "resume",
+    "max_shard_size",
+    "storage_options",
+}
+"""Options that do not change what is stored, or only how it is cut into files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +67,11 @@ class Options:
     base that errors are measured from; `reference` only identifies it."""
     base_codec: str = "planes+zstd"
     """Codec of whole tensors: the base and what tasks store whole."""
+    groups: int | str = 1
+    """Vectors that tasks share: so many, or `auto`. Who is in which group is measured on samples of the task vectors.
+
+    Recipe `solo` shares none: there groups change nothing.
+    """
     evaluate: Evaluator | str | None = None
     """Scores a task's model, higher is better: a callable (state dict, task name) → number, or `module:function`."""
     max_error: float | None = None
@@ -100,6 +118,8 @@ class Options:
         if self.workers is not None and not (isinstance(self.workers, int) and self.workers > 0):
             raise OptionError(f"workers {self.workers!r} is not a number of workers (1 or more)")
         parse_size(self.max_shard_size, "max_shard_size")
+        if self.groups != "auto" and (type(self.groups) is not int or self.groups < 1):
+            raise OptionError(f"groups {self.groups!r} is neither a number of groups nor 'auto'")
         _one_of("mask", self.mask, codecs.MASK)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
         _one_of("base_storage", self.base_storage, BASE_STORAGES)
@@ -107,6 +127,20 @@ class Options:
             raise OptionError(
                 "exact copies need the base as it is: base_storage 'embed' or 'reference' in place of 'bf16'"
             )
+
+    def of_tasks(self, names: Sequence[str]) -> Options:
+        """The same for some of the tasks: options that name others are cut to these."""
+        lam = self.lam
+        if isinstance(lam, Mapping):
+            lam = {name: value for name, value in lam.items() if name in names}
+        if self.exact == "all":
+            return replace(self, lam=lam)
+        wanted = [self.exact] if isinstance(self.exact, str) else self.exact
+        return replace(self, lam=lam, exact=tuple(name for name in wanted if name in names))
+
+    def recorded(self) -> dict[str, Any]:
+        """For the manifest: those that change what is stored."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_RECORDED}
 
     def exact_tasks(self, names: Sequence[str]) -> list[str]:
         """The tasks that `exact` names. Raises OptionError for one that there is not."""

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import Stream, TensorCost, Writers, chunk_elements, in_memory
+from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES
@@ -28,20 +28,6 @@ from tallstore.format.version import VERSION
 from tallstore.recipes import TallMasked
 from tallstore.stores import Sink, open_sink
 from tallstore.words import parse_size
-
-GROUP = "0"
-_NOT_RECORDED = {
-    "device",
-    "overwrite",
-    "allow_distant",
-    "evaluate",
-    "engine",
-    "workers",
-    "resume",
-    "max_shard_size",
-    "storage_options",
-}
-"""Options that do not change what is stored, or only how it is cut into files."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +48,7 @@ def encode(
     progress: Progress | None = None,
     forms: Mapping[tuple[int, str], str] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    slot: Slot = Slot(),  # noqa: B008 - frozen
 ) -> Packed:
     """Write one archive, once, with one set of choices. `tallstore.pack` is this and the promises around it.
 
@@ -73,6 +60,7 @@ def encode(
         progress: see `tallstore.pack`.
         forms: (task index, base tensor) → a stronger form than the recipe's: a vector codec, or `whole`.
         scores: by task, what an evaluator said of it; recorded.
+        slot: where the tasks will stand, if this archive is to become a part of a larger one.
     """
     began = time.perf_counter()
     names = check_task_names(list(tasks))
@@ -91,16 +79,24 @@ def encode(
         }
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
-        chunk = chunk_elements(len(names))
+        chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
-        writers = Writers(sink, names, GROUP, embed=chosen.base_storage != "reference", most=most)
+        writers = Writers(sink, names, slot.group, embed=chosen.base_storage != "reference", most=most)
         exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
-        choices = {"options": recorded(chosen), "forms": sorted((forms or {}).items()), "exact": exact, "chunk": chunk}
+        choices = {
+            "options": chosen.recorded(),
+            "forms": sorted((forms or {}).items()),
+            "exact": exact,
+            "chunk": chunk,
+            "slot": [slot.group, slot.first],
+        }
         journal = Journal(sink, start, opened, choices)
         engine = stack.enter_context(open_engine(chosen.engine, chosen.workers, in_memory(len(names))))
-        stream = Stream(start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal)
+        stream = Stream(
+            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot
+        )
         stream.run(writers, engine)
-        manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {})
+        manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
         warnings = (*journal.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
@@ -108,11 +104,6 @@ def encode(
     seconds = time.perf_counter() - began
     report = _report(sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
     return Packed(report, stream.by_tensor)
-
-
-def recorded(options: Options) -> dict[str, Any]:
-    """The options that an archive says it was packed with."""
-    return {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _NOT_RECORDED}
 
 
 def _finish(
@@ -123,6 +114,7 @@ def _finish(
     writers: Writers,
     options: Options,
     scores: Mapping[str, Mapping[str, float]],
+    group: str,
 ) -> tuple[Manifest, tuple[str, ...]]:
     base_parts = writers.base.finish(list(base.tensors)) if writers.base is not None and writers.base else {}
     vector_parts = writers.vector.finish() if writers.vector else {}
@@ -151,7 +143,7 @@ def _finish(
         ),
         groups=(
             Group(
-                id=GROUP,
+                id=group,
                 tasks=tuple(tasks),
                 parts=tuple(vector_parts),
                 recipe={"id": options.recipe, "kind": stream.recipe.kind},
@@ -159,7 +151,7 @@ def _finish(
         ),
         tasks={
             name: Task(
-                group=GROUP,
+                group=group,
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
@@ -169,7 +161,7 @@ def _finish(
             for index, (name, checkpoint) in enumerate(tasks.items())
         },
         parts=parts,
-        options=recorded(options),
+        options=options.recorded(),
     )
     left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
     return manifest, (*stream.warnings, *left)

@@ -48,6 +48,7 @@ class PartWriter:
             self._chunks.append(data)
             return
         with translated(self._sink.target):
+            self._sink.work.mkdir(exist_ok=True)
             self._spool = self._spool or Spool(self._sink.work / f"spool-{self.path.replace('/', '~')}")
             self._chunks.append(self._spool.add(data))
 

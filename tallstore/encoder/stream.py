@@ -38,6 +38,18 @@ _BYTES_AN_ELEMENT = 16
 """What an item takes for each of its elements and tasks: as read, as float32, as task vector, and as symbols."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """Where in a larger archive the tasks will stand that are packed."""
+
+    group: str = "0"
+    """The id of their group."""
+    chunk: int | None = None
+    """Elements a chunk, where a vector that is there already has settled that."""
+    first: int = 0
+    """How many tasks are there before them."""
+
+
 def chunk_elements(n_tasks: int) -> int:
     """Elements a chunk: large enough to code well, small enough that a chunk of every task fits in memory."""
     chunk = _CHUNK
@@ -125,6 +137,7 @@ class Stream:
         forms: Mapping[tuple[int, str], str],
         exact: frozenset[int],
         journal: Journal,
+        slot: Slot,
     ) -> None:
         self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
         self.identity: dict[str, BaseTensor] = {}
@@ -133,7 +146,8 @@ class Stream:
         """(task, base tensor) → what it costs and keeps."""
         self.warnings: list[str] = []
         self.exact = exact
-        self.chunk = chunk_elements(len(tasks))
+        self.chunk = slot.chunk or chunk_elements(len(tasks))
+        self._first = slot.first
         self.taken_up = 0
         """Batches that an earlier run had finished."""
         self._options, self._journal = options, journal
@@ -214,7 +228,9 @@ class Stream:
             for name in private
         ]
         return ZooFacts(
-            parameters=sum(info.numel for tensors in infos for info in tensors.values()), fixed_bits=float(sum(whole))
+            parameters=sum(info.numel for tensors in infos for info in tensors.values()),
+            fixed_bits=float(sum(whole)),
+            first=self._first,
         )
 
     def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:

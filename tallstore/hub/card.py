@@ -54,7 +54,7 @@ def model_card(info: Mapping[str, Any], repo_id: str, *, license: str | None = N
 def _summary(info: Mapping[str, Any], base: str | None) -> str:
     tasks, total, separate = len(info["tasks"]), info["bytes"]["total"], info["checkpoints_bytes"]
     of = f"[{base}](https://huggingface.co/{base})" if base else "one base model"
-    own = sum(task.get("bytes") or 0 for task in info["tasks"].values()) / max(tasks, 1)
+    own = sum(_measured(task, "bytes") or 0 for task in info["tasks"].values()) / max(tasks, 1)
     where = {
         "embed": "The base is in it.",
         "reference": "The base is not in it: it is fetched from its own repository when a task is loaded.",
@@ -67,7 +67,7 @@ def _summary(info: Mapping[str, Any], base: str | None) -> str:
 
 
 def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    scored = any(task.get("scores") for task in tasks.values())
+    scored = any(_measured(task, "scores", "original") is not None for task in tasks.values())
     head = ["task", "error ‖τ̂−τ‖/‖τ‖", *(["score of the original", "score kept", "retention"] * scored), "bytes"]
     rows = [_row(name, task, scored=scored) for name, task in list(tasks.items())[:_MOST]]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -77,13 +77,20 @@ def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _row(name: str, task: Mapping[str, Any], *, scored: bool) -> list[str]:
-    cells = [name, _number(task.get("relative_error"))]
+    cells = [name, _number(_measured(task, "relative_error"))]
     if scored:
-        scores = task.get("scores") or {}
-        before, after = scores.get("original"), scores.get("decoded")
+        before, after = (_measured(task, "scores", which) for which in ("original", "decoded"))
         kept = f"{100 * after / before:.1f} %" if before and after is not None else "–"
         cells += [_number(before), _number(after), kept]
-    return [*cells, _size(task.get("bytes") or 0)]
+    return [*cells, _size(_measured(task, "bytes") or 0)]
+
+
+def _measured(task: Mapping[str, Any], *keys: str) -> float | None:
+    """A number that was measured; None where there is none. What stands there is anybody's JSON."""
+    value: Any = task
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
 def _usage(info: Mapping[str, Any], repo_id: str) -> str:
@@ -102,8 +109,8 @@ def _usage(info: Mapping[str, Any], repo_id: str) -> str:
     )
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _size(count: float) -> str:

@@ -24,12 +24,12 @@ from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.hub.card import PICTURE, README, is_ours, model_card
 from tallstore.stores import Access, Store
 from tallstore.stores.asking import client, connect, explained, lacks_xet, parse_id
+from tallstore.stores.base import pieces
 
 Progress = Callable[[str, int, int], None]
 
 _GROUP = 8
 """Files that are sent side by side between two words of progress."""
-_PIECE = 1 << 22
 _CONFIG = "config.json"
 
 
@@ -196,9 +196,7 @@ class _Files:
         if path in self._made:
             yield self._made[path]
             return
-        size = self.size(path)
-        for start in range(0, size, _PIECE):
-            yield self._store.read(path, start, min(_PIECE, size - start))
+        yield from pieces(self._store, path, self.size(path))
 
 
 @dataclass
@@ -273,8 +271,10 @@ class _Target:
         return sha256 == files.sha256(path) if sha256 is not None else blob == files.blob(path)
 
     def stale(self, paths: set[str]) -> tuple[str, ...]:
-        """Files that the archive there lists, and the new one does not."""
-        listed = self._old.parts if self._old is not None else {}
+        """Files that the archive there lists, and the new one does not; and a picture of it that our card showed."""
+        listed = dict.fromkeys(self._old.parts if self._old is not None else ())
+        if self._card is not None and is_ours(self._card) and f"({PICTURE})" in self._card:
+            listed[PICTURE] = None
         return tuple(path for path in listed if path in self.tree and path not in paths)
 
     def card(self, own: bytes | None, zoo: Zoo, license: str | None, picture: bool) -> bytes | None:

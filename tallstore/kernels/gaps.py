@@ -46,7 +46,6 @@ class GapSteps(Steps):
         plus, minus = self._wide.type(self._scale), -self._wide.type(self._scale)
 
         def run(out: Tensor, base: Tensor) -> None:
-            start = int(state[3])
             if base.dtype == out.dtype and out.dtype in _STRAIGHT:
                 if out.data_ptr() != base.data_ptr():
                     out.copy_(base)
@@ -57,24 +56,18 @@ class GapSteps(Steps):
                 return
             for a in range(0, len(out), TILE):
                 wide = base[a : a + TILE].to(cpu.wide(out.dtype), copy=True)
-                odd = bool(wide.isnan().any())
+                if bool(wide.isnan().any()):  # types change in between: what is not marked may lose its bits
+                    marks = np.zeros(len(wide), np.float32)
+                    compiled.add_gaps(marks, *codes, np.float32(1), np.float32(2))
+                    self._by_reference(out[a : a + TILE], base[a : a + TILE], marks.astype(np.uint8))
+                    continue
                 compiled.add_gaps(wide.numpy(), *codes, plus, minus)
-                if odd:  # types are changed in between: what is not marked may have lost its bits
-                    self._by_reference(out[a : a + TILE], base[a : a + TILE], start + a)
-                else:
-                    out[a : a + TILE].copy_(wide)
+                out[a : a + TILE].copy_(wide)
 
         return run
 
-    def _by_reference(self, out: Tensor, base: Tensor, start: int) -> None:
-        stop = start + len(out)
-        marks = np.zeros(stop, np.float32)
-        state = np.zeros(4, np.uint64)
-        compiled = fast.kernels()
-        assert compiled is not None
-        compiled.add_gaps(marks, state, self._gaps, self._signs, np.float32(1), np.float32(2))
-        symbols = torch.from_numpy(marks[start:].astype(np.uint8))
-        cpu.apply_mask(out, base, torch.ones(len(out)), symbols, self._scale)
+    def _by_reference(self, out: Tensor, base: Tensor, symbols: Bytes) -> None:
+        cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self._scale)
 
 
 _STRAIGHT = {torch.float32, torch.float64, torch.bfloat16}

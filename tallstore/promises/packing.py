@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tallstore.archive import open_zoo
 from tallstore.checkpoints import Source, opened_checkpoint
-from tallstore.encoder import Options, Packed, PackReport, Progress, encode
+from tallstore.encoder import Options, Packed, PackReport, Progress, Slot, encode
 from tallstore.errors import BudgetError, InputError
 from tallstore.format.names import check_task_names
 from tallstore.promises.budget import Key, escalate
@@ -59,13 +59,30 @@ def pack(
         raise InputError("no task was given: name at least one fine-tuned model")
     chosen.exact_tasks(names)
     check_target(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options)
+    if chosen.groups == 1:
+        return pack_group(base, tasks, path, chosen, progress=progress)
+    from tallstore.promises.grouped import pack_groups
+
+    return pack_groups(base, tasks, path, chosen, progress=progress)
+
+
+def pack_group(
+    base: Source,
+    tasks: Mapping[str, Source],
+    path: str | os.PathLike[str],
+    chosen: Options,
+    *,
+    progress: Progress | None = None,
+    slot: Slot = Slot(),  # noqa: B008 - frozen
+) -> PackReport:
+    """Pack tasks that share one vector, and keep what was promised of them; `slot`: see `encoder.encode`."""
     if chosen.evaluate is None and chosen.max_error is None:
-        return encode(base, tasks, path, chosen, progress=progress).report
+        return encode(base, tasks, path, chosen, progress=progress, slot=slot).report
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
-        trials = _Trials(base, tasks, chosen, Path(scratch), progress)
+        trials = _Trials(base, tasks, chosen, Path(scratch), progress, slot)
         trials.choose_lambda()
         forms, scores = trials.keep_promises()
-    return encode(base, tasks, path, trials.options, progress=progress, forms=forms, scores=scores).report
+    return encode(base, tasks, path, trials.options, progress=progress, forms=forms, scores=scores, slot=slot).report
 
 
 @dataclass
@@ -77,6 +94,7 @@ class _Trials:
     options: Options
     scratch: Path
     progress: Progress | None
+    slot: Slot
     originals: dict[str, float] = field(default_factory=dict)
     """Scores of the original checkpoints."""
     count: int = 0
@@ -149,7 +167,7 @@ class _Trials:
             min_retention=None,
             resume=False,
         )
-        packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms)
+        packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms, slot=self.slot)
         found = {}
         if self.score is not None:
             with open_zoo(path, base=None if self._rounded else self.base) as zoo:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import Levels
+from tallstore.recipes.dither import seed_of
 
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""
@@ -55,6 +56,8 @@ class ZooFacts:
     """Of all tasks together."""
     fixed_bits: float
     """What is stored beside vector and masks: heads and other tensors stored whole, roughly."""
+    first: int = 0
+    """How many tasks the archive holds that these are added to."""
 
 
 class Statistic(ABC):
@@ -126,6 +129,10 @@ class Recipe(ABC):
             sums: over the chunk, for w = m·v as stored: ‖τ − w‖², ‖τ‖², ‖w‖², ⟨τ, w⟩, and the count of m ≠ 0.
         """
         return 1.0
+
+    def seed(self, task: int, tensor: str) -> int:
+        """Of what looks random in one task's tensor, should anything: tasks that lie in one archive differ."""
+        return seed_of(task, tensor)
 
     def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.

@@ -123,17 +123,21 @@ class Solo(Recipe):
             signed=True,
             limits=tuple(levels.bounds[0] for levels in masked),
             widths=tuple(levels.width for levels in masked),
-            seeds=tuple(seed_of(task, tensor) for task in tasks),
+            seeds=tuple(self.seed(task, tensor) for task in tasks),
         )
 
     def _threshold(self, found: Levels, task: int, tile: Tile) -> Tensor | float:
         (low,) = found.bounds
         if not found.width:
             return low
-        u = uniform(tile.start, len(tile.base), seed_of(task, tile.tensor))
+        u = uniform(tile.start, len(tile.base), self.seed(task, tile.tensor))
         u *= np.float32(found.width)
         u += np.float32(low)
         return torch.from_numpy(u).to(tile.tau.device)
+
+    def seed(self, task: int, tensor: str) -> int:
+        """By the task's place in the whole archive: errors of tasks that were added one by one cancel in a merge."""
+        return seed_of(self._zoo.first + task, tensor)
 
     def levels(self, task: int, tensor: str) -> Levels | None:
         """Bounds of the levels where a tensor has several."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from tallstore.errors import OutputError
 from tallstore.format.manifest import PartRecord
+
+_PIECE = 1 << 22
 
 
 class Range(NamedTuple):
@@ -84,6 +87,15 @@ class Sink(ABC):
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
         """Write one file of the archive; `pieces` add up to `size` bytes."""
 
+    def adopt(self, path: str, store: Store, source: str) -> None:
+        """Take over a file of another archive, byte for byte. Where both lie in one file system nothing is copied."""
+        size = store.size(source)
+        self.put(path, pieces(store, source, size), size)
+
+    def scratch(self, name: str) -> Path:  # noqa: ARG002 - most sinks have none
+        """A place for a file or folder of the caller's own, on the target's disk; gone after commit or abort."""
+        raise OutputError(f"{self.target}: can only be changed where it is a folder or file on this machine")
+
     @abstractmethod
     def commit(self) -> None:
         """Make the archive visible under its final name, whole, in one step."""
@@ -100,3 +112,9 @@ class Sink(ABC):
     ) -> None:
         if kind is not None:
             self.abort()
+
+
+def pieces(store: Store, path: str, size: int) -> Iterator[memoryview]:
+    """A file's bytes, in order."""
+    for start in range(0, size, _PIECE):
+        yield store.read(path, start, min(_PIECE, size - start))

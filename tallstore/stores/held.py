@@ -47,14 +47,14 @@ class HeldFolder:
         return os.open(where, READ, dir_fd=folder)
 
     def files(self) -> list[str]:
-        """Every regular file below it, links to such files among them; sorted."""
+        """Every regular file below it, links to such files too; sorted. Folders that may not be read are left out."""
         return sorted(self._files())
 
     def _files(self) -> Iterator[str]:
         if sys.platform == "win32":
             yield from (p.relative_to(self._root).as_posix() for p in self._root.rglob("*") if p.is_file())
             return
-        for folder, _, names, handle in os.fwalk(".", dir_fd=self._handle):
+        for folder, _, names, handle in os.fwalk(".", dir_fd=self._handle, onerror=_unless_forbidden):
             for name in names:
                 with contextlib.suppress(OSError):  # a link that leads nowhere
                     if stat.S_ISREG(os.stat(name, dir_fd=handle).st_mode):
@@ -68,6 +68,11 @@ class HeldFolder:
     def close(self) -> None:
         """Let it go."""
         self._close()
+
+
+def _unless_forbidden(error: OSError) -> None:
+    if not isinstance(error, PermissionError):
+        raise error
 
 
 def _opened(root: Path) -> int:

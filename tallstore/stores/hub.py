@@ -274,7 +274,7 @@ class HubStore(FilesStore):
                 self.local(path)
 
     def renew(self, path: str) -> bool:
-        with self._lock(path):
+        with self._lock(path), self._caching(path):
             if path in self._renewed:  # and whoever asks again still had the old bytes
                 return True
             place = self.repo.cached(path)
@@ -300,7 +300,7 @@ class HubStore(FilesStore):
         return frozenset(self._fetched)
 
     def local(self, path: str) -> Path:
-        with self._lock(path):
+        with self._lock(path), self._caching(path):
             if path not in self._places:
                 self._places[path] = self._have(path)
             return self._places[path]
@@ -332,9 +332,12 @@ class HubStore(FilesStore):
         record = self._records.get(path)
         if record is None:
             return ""
-        if (size := place.stat().st_size) != record.size:
-            return f"{size} bytes, and the manifest says {record.size}"
-        return "" if sha256_of(place) == record.sha256 else "damaged (sha256 differs)"
+        try:
+            if (size := place.stat().st_size) != record.size:
+                return f"{size} bytes, and the manifest says {record.size}"
+            return "" if sha256_of(place) == record.sha256 else "damaged (sha256 differs)"
+        except OSError as error:
+            return f"unreadable ({error.strerror})"
 
     def _drop(self, path: str, place: Path, why: str) -> None:
         """Name a damaged file, and remove it from the cache, so that nobody takes it for whole."""
@@ -343,6 +346,16 @@ class HubStore(FilesStore):
         self._places.pop(path, None)
         if (old := self._open.pop(path, None)) is not None:
             self._retired.append(old)  # others may be reading from it
+
+    @contextmanager
+    def _caching(self, path: str) -> Iterator[None]:
+        """Turn what the disk has against the cache into an error that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise DamagedError(
+                f"{self.url}: {path}: the local cache cannot be read or written ({error.strerror or error})"
+            ) from error
 
     def _lock(self, path: str) -> threading.Lock:
         with self._guard:

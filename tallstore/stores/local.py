@@ -164,7 +164,10 @@ class FolderStore(FilesStore):
         self._folder = HeldFolder(root)
 
     def paths(self) -> list[str]:
-        return self._folder.files()
+        try:
+            return self._folder.files()
+        except OSError as error:
+            raise DamagedError(f"{self.url}: cannot be listed ({error.strerror})") from error
 
     def _handle(self, path: str) -> int:
         return self._folder.open(path)
@@ -232,6 +235,9 @@ class _LocalSink(Sink):
     def _begin(self) -> None:
         """Make what grows in the staging folder."""
 
+    def scratch(self, name: str) -> Path:
+        return self._staging.path(f"scratch-{name}")
+
     def abort(self) -> None:
         self._staging.abandon()
 
@@ -253,6 +259,16 @@ class FolderSink(_LocalSink):
             with full.open("xb") as out:
                 written = sum(out.write(piece) for piece in pieces)
         _check_written(path, written, size)
+
+    def adopt(self, path: str, store: Store, source: str) -> None:
+        place = store.local(source)
+        full = self._root / path
+        if place is not None:
+            with contextlib.suppress(OSError):  # another file system, or one that knows no links: copied then
+                full.parent.mkdir(parents=True, exist_ok=True)
+                os.link(place.resolve(), full)
+                return
+        super().adopt(path, store, source)
 
     def commit(self) -> None:
         self._publish("archive")

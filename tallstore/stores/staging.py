@@ -180,9 +180,17 @@ def _locked(folder: Path) -> IO[bytes] | None:
         if not _try_lock(handle):
             handle.close()
             return None
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if (folder / _LOCK).stat().st_ino == os.fstat(handle.fileno()).st_ino:
                 return handle
+        except FileNotFoundError:
+            pass
+        except OSError:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+            handle.close()
+            raise
         handle.close()  # a lock that its last user removed just now protects nothing
 
 

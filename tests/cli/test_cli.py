@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import tallstore
 from tallstore import codecs
-from tallstore.cli import main
-from tallstore.cli import pack as pack_verb
+from tallstore.cli import encoding, main
 from tallstore.recipes import RECIPES
 
-VERBS = ("pack", "info", "extract", "push", "pull", "verify", "merge", "report", "demo")
+VERBS = (
+    "pack", "info", "extract", "add", "remove", "compact", "push", "pull", "verify", "merge", "report", "demo",
+)  # fmt: skip
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -71,9 +72,9 @@ def test_no_words_show_the_help_and_version_is_one_line(capsys: pytest.CaptureFi
 
 
 def test_the_help_names_what_the_tables_hold() -> None:
-    assert pack_verb._RECIPES.split(", ") == list(RECIPES)
-    assert set(pack_verb._VECTORS.split(", ")) == set(codecs.VECTOR) - {"ones"}
-    assert pack_verb._MASKS.split(", ") == list(codecs.MASK)
+    assert encoding.RECIPES.split(", ") == list(RECIPES)
+    assert set(encoding.VECTORS.split(", ")) == set(codecs.VECTOR) - {"ones"}
+    assert encoding.MASKS.split(", ") == list(codecs.MASK)
 
 
 @pytest.mark.parametrize(

@@ -180,3 +180,22 @@ def test_the_shell_is_offered_tasks(typed: str, offered: set[str], zoo: Path) ->
     )
     assert set(done.stdout.split()) == offered
     assert done.stderr == ""
+
+
+def test_what_is_shown_of_progress_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of tensors go by: no orders to the terminal, no markup, no turned lines."""
+    from tallstore.cli.output import progress
+
+    for name in ("TERM", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "160")
+    out = Terminal("utf-8", terminal=True)
+    monkeypatch.setattr(sys, "stderr", out)
+    with progress("decoding", quiet=False) as report:
+        assert report is not None
+        report("w\x1b]0;owned\x07.[red]x[/blue].\u202ey", 1, 2)
+    shown = out.text()
+    assert "[red]x[/blue]" in shown
+    assert not {"\x07", "\u202e"} & set(shown)
+    assert "\x1b]" not in shown

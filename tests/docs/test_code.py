@@ -125,7 +125,8 @@ def test_the_first_tutorial(packed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["tutorials/serve.md", "tutorials/merge.md", "tutorials/large.md", "index.md", "examples.md"]
+    "page",
+    ["tutorials/grow.md", "tutorials/serve.md", "tutorials/merge.md", "tutorials/large.md", "index.md", "examples.md"],
 )
 def test_the_other_pages(
     page: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -139,6 +140,9 @@ def test_the_other_pages(
     if page == "tutorials/serve.md":
         assert "topic torch.Size([1, 5])" in capsys.readouterr().out
         assert known["zoo"].tasks == ("intent", "mood", "topic")
+    if page == "tutorials/grow.md":
+        assert known["report"].tasks == ("intent", "mood", "topic", "tone")
+        assert capsys.readouterr().out.endswith("('intent', 'topic', 'tone')\n")
 
 
 def test_the_readme(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +152,7 @@ def test_the_readme(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copytree(packed / "base", tmp_path / "minilm")
     for task, name in {"topic": "trec", "mood": "mr"}.items():
         shutil.copytree(packed / "runs" / task, tmp_path / "runs" / name)
+    shutil.copytree(packed / "runs" / "intent", tmp_path / "new" / "cr")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     Path("scores.py").write_text("def accuracy(state, task):\n    return 0.9\n")
@@ -166,6 +171,7 @@ def test_every_page_is_run() -> None:
         "index.md",
         "examples.md",
         "tutorials/pack.md",
+        "tutorials/grow.md",
         "tutorials/serve.md",
         "tutorials/merge.md",
         "tutorials/large.md",

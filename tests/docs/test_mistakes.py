@@ -105,6 +105,9 @@ MISTAKES = {
     "a promise that cannot be kept": Mistake(
         "pack base runs -o new.tall --evaluate falling:score --min-retention 0.9", falling
     ),
+    "a task is added that is there": Mistake("add zoo.tall mr=runs/mr"),
+    "the last task is removed": Mistake("remove zoo.tall mr trec"),
+    "a refit without one of the originals": Mistake("add zoo.tall mr=runs/mr --refit"),
     "the base is only referenced": Mistake(
         "extract named.tall mr -o x",
         lambda: tallstore.pack("base", {"mr": "runs/mr"}, "named.tall", base_storage="reference"),

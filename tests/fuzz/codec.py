@@ -45,6 +45,11 @@ def _mask(id_: str, data: bytes, which: int, n: int) -> bytes:
     symbols = cpu.unpack(packed, kind, n)
     assert len(symbols) == n
     assert not n or symbols.max() <= cpu.SYMBOL_BITS[kind]
+    marks = codecs.MASK[id_].decode_marks(memoryview(data), kind, n)
+    if marks is not None:
+        assert marks.number == np.count_nonzero(symbols)
+        assert int(marks.gaps.sum(dtype=np.int64)) + marks.number <= n, "no mark lies outside"
+        assert len(marks.signs) == (-(-marks.number // 8) if kind == "signed" else 0)
     return symbols.tobytes()
 
 

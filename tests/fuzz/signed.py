@@ -11,8 +11,10 @@ import contextlib
 import io
 import json
 import random
+import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,18 @@ from making.build import ZipEntry, identity, sha256, signed, tall
 
 Files = dict[str, bytes]
 ZEROS = "0" * 64
+NO_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What zipfile raises for bytes that are no zip: `UnicodeError` is a `ValueError`."""
 
 
 def unzip(data: bytes) -> Files | None:
@@ -36,7 +50,7 @@ def unzip(data: bytes) -> Files | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {info.filename: archive.read(info) for info in archive.infolist()[:64] if info.file_size < 1 << 20}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, RuntimeError, OSError, UnicodeError):
+    except NO_ZIP:
         return None
 
 

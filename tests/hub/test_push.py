@@ -180,6 +180,19 @@ def test_the_card_says_what_is_there_and_how_to_load_it(zoo: Path, empty: Hub) -
     assert empty.files("user/zoo")["card.png"].startswith(b"\x89PNG")
 
 
+def test_the_card_takes_whatever_was_written_as_measured(zoo: Path) -> None:
+    """An archive that is pushed may be a stranger's: what it says it measured is anybody's JSON."""
+    from tallstore.hub.card import model_card
+
+    with tallstore.open(zoo) as opened:
+        facts = opened.info()
+    for wrong in ("text | x", [1], {"a": 1}, True, None, 1e308, -1, {"original": "1", "decoded": []}, {"original": 0}):
+        keys = ("relative_error", "bytes", "scores", "checkpoint_bytes")
+        text = model_card({**facts, "tasks": {name: dict.fromkeys(keys, wrong) for name in facts["tasks"]}}, "user/zoo")
+        assert "text | x" not in text
+        assert all(f"| {name} |" in text for name in facts["tasks"])
+
+
 def test_our_card_is_updated_and_a_hand_written_one_never(zoo: Path, empty: Hub, tmp_path: Path) -> None:
     push(zoo, empty)
     with tallstore.open(zoo) as opened:

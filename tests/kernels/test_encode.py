@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tallstore
 from tallstore import codecs
-from tallstore.encoder import chunk, stream
+from tallstore.encoder import chunk
 from tallstore.encoder import device as encoder_device
 from tallstore.encoder.chunk import Row, tiles
 from tallstore.recipes import RECIPES, Recipe, make_recipe
@@ -165,10 +165,9 @@ def test_packing_gives_the_same_archive(
 
     monkeypatch.setattr(encoder_device, "choose", choose)
     monkeypatch.setattr(encoder_device, "has_kernels", lambda _: True)
-    if device.type == "cpu":
-        # The interpreter does one thing at a time.
-        monkeypatch.setattr(stream.Stream, "_in_flight", lambda _: 1)
-    tallstore.pack(base, tasks, tmp_path / "kernels", device=device.type, **options)
+    # The interpreter does one thing at a time.
+    workers = 1 if device.type == "cpu" else None
+    tallstore.pack(base, tasks, tmp_path / "kernels", device=device.type, workers=workers, **options)
     assert used
     assert None not in used
     assert read_all(tmp_path / "kernels") == read_all(tmp_path / "cpu")

@@ -234,7 +234,7 @@ def cut_file(data: bytes, scratch: Path, stride: int = 1) -> Counts:
 
 
 def _entries(data: bytes) -> Iterator[tuple[str, int, int, int, int]]:
-    """Of a zip file: name, where its record in the directory begins, its header, its data, its size."""
+    """Of each file in a zip: name, where its record in the directory begins, its header, its data, its size."""
     at, count = struct.unpack_from("<I", data, len(data) - 6)[0], struct.unpack_from("<H", data, len(data) - 12)[0]
     for _ in range(count):
         size, name_bytes, extra, comment = struct.unpack_from("<I3H", data, at + 24)
@@ -254,6 +254,8 @@ def unread_fields(data: bytes) -> Iterator[int]:
         yield from range(record + 4, record + 8)  # versions, and the system whose attributes these are
         yield from range(record + 12, record + 16)  # time and date
         yield from range(record + 34, record + 42)  # the disk, where there is but one, and attributes
+        extra = record + 46 + len(name.encode())
+        yield from range(extra, extra + struct.unpack_from("<H", data, record + 30)[0])
     yield from range(record + 28, record + 34)  # the last record is read up to where the directory ends
 
 

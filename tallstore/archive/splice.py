@@ -1,0 +1,151 @@
+"""One archive from the parts of several that have one base: their files as they are, under one manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from tallstore._version import WRITER
+from tallstore.archive.subset import CONFIG, with_config
+from tallstore.format import strict_json
+from tallstore.format.manifest import MANIFEST, Group, Manifest, PartRecord, Task
+from tallstore.format.version import VERSION
+from tallstore.stores import Sink, Store
+
+Progress = Callable[[str, int, int], None]
+
+
+class Source(NamedTuple):
+    """A file of an archive."""
+
+    store: Store
+    path: str
+
+
+class Archive(NamedTuple):
+    """An archive whose parts are taken."""
+
+    store: Store
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """The archive to be: its manifest, and where its files lie now, but for those that its sink has already."""
+
+    manifest: Manifest
+    files: Mapping[str, Source]
+
+    def close(self) -> None:
+        """Close every store that files were taken from: who holds a folder keeps it from being removed."""
+        for store in {id(source.store): source.store for source in self.files.values()}.values():
+            store.close()
+
+    def write(self, sink: Sink, config: bytes, progress: Progress | None = None) -> Manifest:
+        """Put every file into a sink, the manifest last. What is written is read once more before it counts."""
+        manifest = replace(self.manifest, parts=with_config(self.manifest.parts, config))
+        data = manifest.to_bytes()
+        Manifest.from_bytes(data, f"{sink.target}: {MANIFEST}")
+        total, done = sum(record.size for record in manifest.parts.values()), 0
+        for path, record in manifest.parts.items():
+            if path == CONFIG:
+                sink.put(path, [config], len(config))
+            elif path in self.files:
+                sink.adopt(path, *self.files[path])
+            done += record.size
+            if progress is not None:
+                progress(path, done, total)
+        sink.put(MANIFEST, [data], len(data))
+        return manifest
+
+
+def new_config(tasks: Iterable[str]) -> bytes:
+    """`config.json`: small, for the Hub."""
+    return strict_json.dumps({"format": "tallstore", "version": VERSION, "tasks": list(tasks)}, indent=1) + b"\n"
+
+
+def splice(kept: Archive, added: Sequence[Archive], order: Sequence[str] | None = None) -> Spliced:
+    """Join archives.
+
+    Args:
+        kept: its base, groups, tasks and files stay as they are.
+        added: archives of other tasks, whose groups join the groups of the same id, if there are any. Their small
+            files go under `common/` where that has the same ones, or several of the new tasks do.
+        order: of the tasks; by default those that were there first.
+    """
+    parts = {path: record for path, record in kept.manifest.parts.items() if path != CONFIG}
+    files = {path: Source(kept.store, path) for path in parts}
+    groups = {group.id: group for group in kept.manifest.groups}
+    tasks = dict(kept.manifest.tasks)
+    for archive in added:
+        for group in archive.manifest.groups:
+            groups[group.id] = _joined(groups.get(group.id), group)
+            _take(group.parts, archive, parts, files)
+        for name, task in archive.manifest.tasks.items():
+            tasks[name] = task
+            for paths in task.parts.values():
+                _take(paths, archive, parts, files)
+    tasks |= _place_files(added, parts, files)
+    manifest = replace(
+        kept.manifest,
+        groups=tuple(groups.values()),
+        tasks={name: tasks[name] for name in order or tasks},
+        parts=parts,
+        writer=WRITER,
+    )
+    return Spliced(manifest, files)
+
+
+def _joined(there: Group | None, new: Group) -> Group:
+    if there is None:
+        return new
+    return replace(there, tasks=(*there.tasks, *new.tasks), parts=(*there.parts, *new.parts))
+
+
+def _take(paths: Iterable[str], archive: Archive, parts: dict[str, PartRecord], files: dict[str, Source]) -> None:
+    for path in paths:
+        assert path not in parts, path
+        parts[path] = archive.manifest.parts[path]
+        files[path] = Source(archive.store, path)
+
+
+def _place_files(added: Sequence[Archive], parts: dict[str, PartRecord], files: dict[str, Source]) -> dict[str, Task]:
+    """The new tasks, with their small files in place."""
+    counts = Counter(
+        (name, archive.manifest.parts[path].sha256)
+        for archive in added
+        for task in archive.manifest.tasks.values()
+        for name, path in task.files.items()
+    )
+    placed = {}
+    for archive in added:
+        for task, facts in archive.manifest.tasks.items():
+            where = {}
+            for name, path in facts.files.items():
+                record = archive.manifest.parts[path]
+                common = f"common/{name}"
+                shared = parts.get(common) == record or (counts[name, record.sha256] > 1 and is_free(common, parts))
+                where[name] = common if shared else f"tasks/{task}/files/{name}"
+                if where[name] not in parts:
+                    parts[where[name]] = record
+                    files[where[name]] = Source(archive.store, path)
+            placed[task] = weighed(replace(facts, files=where), parts)
+    return placed
+
+
+def weighed(task: Task, parts: Mapping[str, PartRecord]) -> Task:
+    """A task with its own bytes measured anew: parts, but for what makes it exact, and files that are its alone."""
+    paths = [path for kind, paths in task.parts.items() if kind != "exact" for path in paths]
+    paths += [path for path in dict.fromkeys(task.files.values()) if path.startswith("tasks/")]
+    return replace(task, measured={**task.measured, "bytes": sum(parts[path].size for path in paths)})
+
+
+def is_free(path: str, parts: Iterable[str]) -> bool:
+    """Whether a path is neither a file nor a folder of what is there, nor below one of its files, whatever the case."""
+    lower = path.lower()
+    return not any(
+        lower == other or other.startswith(f"{lower}/") or lower.startswith(f"{other}/")
+        for other in map(str.lower, parts)
+    )

@@ -1,0 +1,207 @@
+"""`tallstore.add`: more tasks into an archive that is there; its own base is all that is needed of the originals."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
+
+from tallstore.archive.decode import Decoder
+from tallstore.archive.reader import Reader
+from tallstore.archive.splice import Archive, Spliced, new_config, splice
+from tallstore.archive.subset import config_of
+from tallstore.archive.verify import compare
+from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
+from tallstore.encoder import Options, Progress, Slot, TaskReport
+from tallstore.encoder.groups import choose_groups
+from tallstore.errors import InputError, ModelMismatchError, TaskNameError
+from tallstore.format.manifest import Group, Manifest, names_of
+from tallstore.format.names import check_task_names
+from tallstore.growing.base import base_of, check_same
+from tallstore.growing.change import Change, changing
+from tallstore.growing.options import inherited
+from tallstore.growing.report import GrowReport, facts_of
+from tallstore.growing.sharing import find_home, joined
+from tallstore.promises.grouped import packed_beside
+
+_TOLERANCE = 1e-3
+"""Relative difference of two errors that are the same up to the order of additions and the digits recorded."""
+
+
+def add(
+    path: str | os.PathLike[str],
+    tasks: Mapping[str, Source],
+    *,
+    refit: bool = False,
+    base: Source | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> GrowReport:
+    """Add fine-tunes to an archive on this machine. Nothing that it holds changes: its parts stay, byte for byte.
+
+    The new tasks are packed against the archive's own base, as the archive was packed unless options say otherwise.
+    They get a vector of their own, in a new group; where the recipe shares nothing they join the group that is there.
+
+    Args:
+        path: the archive, a folder or a `.tall` file. It is replaced in one step, or stays as it was.
+        tasks: name → fine-tuned model; see `tallstore.pack`.
+        refit: pack everything anew, old tasks and new ones: `tasks` must hold the original of every task of the
+            archive too. Each is held to what the archive knows of it.
+        base: the base, where the archive only references it. Held to the archive's hashes.
+        progress: called now and then with a text, how much is done, and of how much.
+        **options: see `tallstore.Options`; by default those that the archive was packed with.
+
+    Raises:
+        InputError: a checkpoint, a name or an option that cannot be used, a task that is there already, an original
+            that is missing or is another model's; the message says which. The archive is as it was.
+        BudgetError: a promise cannot be kept.
+        BaseNeededError, WrongBaseError: the referenced base was not given, or is another one.
+        ArchiveError, OutputError: the archive is damaged, or cannot be written.
+    """
+    began = time.perf_counter()
+    with changing(path) as change:
+        _check_names(change.manifest, list(tasks), refit=refit)
+        chosen, warnings = inherited(change.manifest, options, list(tasks))
+        chosen.exact_tasks(list(tasks))
+        with ExitStack() as stack:
+            start = base_of(change.reader, base)
+            stack.callback(start.close)
+            if refit:
+                _check_originals(change, start, tasks, progress)
+            packer = _Packer(change, stack, start, chosen, progress)
+            spliced = packer.refit(tasks) if refit else packer.add(tasks)
+            config = config_of(change.reader, list(spliced.manifest.tasks)) or new_config(spliced.manifest.tasks)
+            manifest = change.commit(spliced, config, progress)
+    return GrowReport(
+        **facts_of(change.path, change.manifest, manifest, time.perf_counter() - began),
+        added={
+            name: replace(report, bytes=manifest.tasks[name].measured["bytes"]) for name, report in packer.tasks.items()
+        },
+        warnings=(*warnings, *packer.warnings),
+    )
+
+
+def _check_names(manifest: Manifest, names: Sequence[str], *, refit: bool) -> None:
+    there = list(manifest.tasks)
+    if refit:
+        if missing := [name for name in there if name not in names]:
+            raise InputError(
+                f"to refit, the original checkpoint of every task is needed: {names_of(missing)} not given; "
+                "give them all, or add without refit"
+            )
+        check_task_names(list(names))
+        return
+    if not names:
+        raise InputError("no task was given: name at least one fine-tuned model")
+    if doubled := [name for name in names if name in manifest.tasks]:
+        raise TaskNameError(f"task {doubled[0]!r} is in the archive already; choose another name, or remove it first")
+    check_task_names([*there, *names])
+
+
+class _Packer:
+    """Packs groups into archives of their own beside the one that changes, and splices them into it."""
+
+    def __init__(
+        self, change: Change, stack: ExitStack, base: Checkpoint, options: Options, progress: Progress | None
+    ) -> None:
+        self.tasks: dict[str, TaskReport] = {}
+        self.warnings: list[str] = []
+        self._change, self._stack, self._base, self._progress = change, stack, base, progress
+        self._options = replace(options, base_storage="reference", overwrite=False, resume=False)
+
+    def add(self, tasks: Mapping[str, Source]) -> Spliced:
+        """New tasks beside the old ones."""
+        manifest = self._change.manifest
+        settled = {**manifest.options, "groups": self._options.groups, "base_storage": "reference"}
+        same = _plain(self._options.recorded()) == _plain(settled)
+        home = find_home(self._change.reader, self._options.recipe) if same else None
+        if home is not None:
+            slot = Slot(group=home.group, chunk=home.chunk, first=len(manifest.tasks))
+            archive = self._pack(tasks, self._options, slot)
+            return splice(self._change.archive, [joined(archive, home, manifest)])
+        archives: list[Archive] = []
+        for names in self._groups(tasks):
+            taken = [*manifest.groups, *(group for made in archives for group in made.manifest.groups)]
+            slot = Slot(group=_free_id(taken, manifest), first=len(manifest.tasks))
+            made = self._pack({name: tasks[name] for name in names}, self._options.of_tasks(names), slot)
+            archives.append(made if same else _with_options(made))
+        return splice(self._change.archive, archives)
+
+    def refit(self, tasks: Mapping[str, Source]) -> Spliced:
+        """Everything anew; the archive's base stays."""
+        old = self._change.manifest
+        order = [*old.tasks, *(name for name in tasks if name not in old.tasks)]
+        ordered = {name: tasks[name] for name in order}
+        archives = [
+            self._pack({n: ordered[n] for n in names}, self._options.of_tasks(names), Slot(group=str(number)))
+            for number, names in enumerate(self._groups(ordered))
+        ]
+        recorded = {**self._options.recorded(), "base_storage": old.options.get("base_storage", old.base.storage)}
+        held = {path: old.parts[path] for path in old.base.parts}
+        bare = replace(old, groups=(), tasks={}, parts=held, options=recorded)
+        return splice(Archive(self._change.store, bare), archives, order)
+
+    def _groups(self, tasks: Mapping[str, Source]) -> Sequence[Sequence[str]]:
+        if self._options.groups == 1 or self._options.recipe == "solo":
+            return [list(tasks)]
+        return choose_groups(self._base, tasks, self._options, progress=self._progress).groups
+
+    def _pack(self, tasks: Mapping[str, Source], options: Options, slot: Slot) -> Archive:
+        sink = self._change.sink
+        report, archive = packed_beside(self._stack, sink, self._base, tasks, options, self._progress, slot)
+        check_same(self._base, archive.manifest, self._change.reader)
+        self.tasks |= report.tasks
+        self.warnings += report.warnings
+        return archive
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back, without those that name tasks; what an older version did not record is its default."""
+    defaults = {**Options().recorded(), **options}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items() if key not in {"exact", "lam"}}
+
+
+def _with_options(archive: Archive) -> Archive:
+    """A group that was packed otherwise than the archive says how."""
+    groups = tuple(
+        replace(g, recipe={**g.recipe, "options": archive.manifest.options}) for g in archive.manifest.groups
+    )
+    return archive._replace(manifest=replace(archive.manifest, groups=groups))
+
+
+def _free_id(groups: Sequence[Group], manifest: Manifest) -> str:
+    ids, paths = {group.id for group in groups}, {path.lower() for path in manifest.parts}
+    number = len(groups)
+    while str(number) in ids or f"vector/{number}.safetensors" in paths:
+        number += 1
+    return str(number)
+
+
+def _check_originals(change: Change, base: Checkpoint, tasks: Mapping[str, Source], progress: Progress | None) -> None:
+    """Hold each original to what the archive knows: names and types, whole tensors bit for bit, and the error.
+
+    An archive has no hashes of originals, but of each the error that its masks leave: another model's is another.
+    """
+    manifest = change.manifest
+    given = base if manifest.base.storage == "reference" else None
+    decoder = Decoder(Reader(change.store, manifest), given, None)
+    for number, (name, task) in enumerate(manifest.tasks.items()):
+        with closing(open_checkpoint(tasks[name], f"{name} (in memory)")) as original:
+            try:
+                found = compare(decoder, name, original)
+            except ModelMismatchError as error:
+                raise InputError(f"refit: {error}") from error
+            then, now = task.number("relative_error"), found.relative_error
+            far = then is not None and now is not None and abs(then - now) > _TOLERANCE * max(then, now)
+            if not found.whole_tensors_exact or far or (then is None) != (now is None):
+                why = (
+                    "tensors that are stored whole differ"
+                    if not far
+                    else f"an error of {now:.4g} where {then:.4g} is due"
+                )
+                raise InputError(f"{original.where}: not the checkpoint that task {name!r} was packed from ({why})")
+        if progress is not None:
+            progress(f"comparing {name}", number + 1, len(manifest.tasks))

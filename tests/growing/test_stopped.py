@@ -1,0 +1,88 @@
+"""A change that is killed at any moment: the archive as it was, or as it was to be; and no two at once."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from support import Forks, bytes_of, near, noise
+from test_interrupt import duration, stopped
+
+import tallstore
+from tallstore.errors import OutputError
+from tallstore.stores import open_sink
+
+from .conftest import FORMS, verified
+
+MOMENTS = 3
+
+ADD = """
+import tallstore, support
+tallstore.add(args[0], {"c": {f"layer{i}": support.near(support.noise(50, 500, seed=i), 23) for i in range(4)}})
+"""
+REMOVE = """
+import tallstore
+tallstore.remove(args[0], "a")
+"""
+COMPACT = """
+import tallstore
+tallstore.compact(args[0])
+"""
+
+
+PREPARED = """
+from pathlib import Path
+from growing.test_stopped import make
+make(Path(args[0]))
+"""
+
+
+def make(path: Path) -> None:
+    """An archive for which each of the three has something to do."""
+    base = {f"layer{i}": noise(50, 500, seed=i) for i in range(4)}
+    tasks = {task: {name: near(w, seed) for name, w in base.items()} for seed, task in ((21, "a"), (22, "b"))}
+    tasks["0"] = {name: near(w, 20) for name, w in base.items()}
+    tallstore.pack(base, tasks, path, recipe="fit", overwrite=True)
+    tallstore.remove(path, "0")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("job", [ADD, REMOVE, COMPACT], ids=["add", "remove", "compact"])
+def test_a_change_that_is_stopped_at_any_moment(form: str, job: str, tmp_path: Path, forks: Forks) -> None:
+    path = tmp_path / form
+    make(path)
+    old = bytes_of(tmp_path)
+    length = duration(forks, PREPARED + job, str(path))
+    whole = bytes_of(tmp_path)
+    assert whole != old
+    rng = random.Random(len(job))
+    ends = []
+    for number in (signal.SIGKILL, signal.SIGINT):
+        for moment in range(MOMENTS):
+            make(path)
+            assert bytes_of(tmp_path) == old, "packing clears the litter of a killed change away"
+            ends.append(stopped(forks, length * (moment + rng.random()) / MOMENTS, number, job, str(path)))
+            found = bytes_of(tmp_path)
+            visible = {name: data for name, data in found.items() if not name.startswith(".")}
+            assert visible in (old, whole)
+            if number == signal.SIGINT:
+                assert found == visible, "an interrupt clears up"
+            with verified(path):
+                pass
+    assert any(end != 0 for end in ends)
+    make(path)
+    assert forks.run(job, str(path))[0] == 0
+    assert bytes_of(tmp_path) == whole
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_changes_at_once(form: str, tmp_path: Path) -> None:
+    path = tmp_path / form
+    make(path)
+    with open_sink(path, overwrite=True) as sink:
+        with pytest.raises(OutputError, match="another process is writing it"):
+            tallstore.remove(path, "a")
+        sink.abort()
+    tallstore.remove(path, "a")

@@ -1,0 +1,118 @@
+"""What is built holds what it should and nothing else, and works where it is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from collections.abc import Sequence
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ASSETS = {
+    "tallstore/py.typed",
+    "tallstore/report/page.css",
+    "tallstore/report/page.html.j2",
+    "tallstore/report/page.js",
+}
+RECORDS = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+IN_SOURCES = re.compile(
+    r"(PKG-INFO|README\.md|LICENSE|pyproject\.toml|\.gitignore"
+    r"|tallstore/[\w/]+\.(py|css|js|html\.j2)|tallstore/py\.typed"
+    r"|spec/[\w/.-]+\.(md|json|py|tall|safetensors)|spec/vectors/(SHA256SUMS|\.gitattributes)"
+    r"|spec/vectors/(in)?valid/[\w/.-]+"
+    r"|tests/[\w/.-]+\.(py|md|npz|tall|safetensors|json)|tests/golden/(SHA256SUMS|\.gitattributes)|tests/fuzz/found/[\w/.-]+"
+    r"|benchmarks/[\w/.-]+\.(py|md|png|csv|json)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|svg|png|txt))"
+)
+NEVER = re.compile(r"__pycache__|\.pyc$|\.nb[ci]$|(^|/)\.(git|ci|venv|cache|hypothesis)/|\.pkl$|\.pt$")
+
+
+def run(words: Sequence[str | Path], cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [str(word) for word in words],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    run([sys.executable, "-m", "hatchling", "build", "-d", out], cwd=ROOT)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def sources(built: Path) -> Path:
+    (found,) = built.glob("*.tar.gz")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tallstore").rglob("*.py")} | ASSETS
+    info = f"tallstore-{PROJECT['version']}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(archive.namelist()) == package | {f"{info}/{name}" for name in RECORDS}
+        facts = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
+    assert facts["Requires-Python"] == PROJECT["requires-python"]
+    needed = [each for each in facts.get_all("Requires-Dist", []) if "extra ==" not in each]
+    assert sorted(needed) == sorted(PROJECT["dependencies"])
+    assert all(re.fullmatch(r"[a-z]+>=[0-9.]+", each) for each in needed), "each has a lower bound"
+
+
+def test_the_sources_hold_what_is_written_here_and_nothing_else(sources: Path) -> None:
+    with tarfile.open(sources) as archive:
+        members = archive.getmembers()
+    assert all(member.isfile() or member.isdir() for member in members), "no links"
+    names = {member.name.partition("/")[2] for member in members if member.isfile()}
+    assert {name for name in names if not IN_SOURCES.fullmatch(name) or NEVER.search(name)} == set()
+    wanted = {"tallstore", "spec", "tests", "benchmarks", "docs"}
+    there = {p.relative_to(ROOT).as_posix() for top in wanted for p in (ROOT / top).rglob("*") if p.is_file()}
+    assert {name for name in there if not NEVER.search(name)} - names == set(), "what is here is in it"
+
+
+CHECK = """
+import sys, tallstore, torch, tempfile, pathlib
+assert pathlib.Path(tallstore.__file__).is_relative_to(sys.prefix), tallstore.__file__
+with tallstore.open(sys.argv[1]) as zoo:
+    zoo.verify()
+    state = zoo.state_dict(zoo.tasks[0])
+with tempfile.TemporaryDirectory() as folder:
+    task = {name: t + 0.01 for name, t in state.items()}
+    tallstore.pack(state, {"x": task}, pathlib.Path(folder) / "zoo.tall")
+    with tallstore.open(pathlib.Path(folder) / "zoo.tall") as zoo:
+        assert list(zoo.state_dict("x")) == list(state)
+        zoo.report(pathlib.Path(folder) / "r.html", masks=False)
+"""
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sources"])
+def test_it_works_where_it_is_installed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """In an environment of its own, beside the packages of this one: nothing is fetched."""
+    artifact: Path = request.getfixturevalue(kind)
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "beside.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed"]
+    run([sys.executable, "-m", "pip", "--python", python, "install", *flags, artifact])
+    run([python, "-c", CHECK, ROOT / "spec/vectors/valid/minimal/archive.tall"], cwd=tmp_path)
+    assert PROJECT["version"] in run([tmp_path / "env" / "bin" / "tallstore", "--version"])
