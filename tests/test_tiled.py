@@ -160,9 +160,9 @@ def test_gaps_equal_the_reference(
         run = steps.begin()
         for a in range(0, n, step):
             run(found[a : a + step], base[a : a + step])
-        assert torch.equal(
-            bits(found)[symbols.repeat(dtype.itemsize) == 0], bits(expected)[symbols.repeat(dtype.itemsize) == 0]
-        )
+        if dtype == base_dtype:  # else a NaN becomes some NaN
+            kept = symbols.repeat(dtype.itemsize) == 0
+            assert torch.equal(bits(found)[kept], bits(expected)[kept])
         both = found.isnan() & expected.isnan()
         assert torch.equal(bits(found.masked_fill(both, 0)), bits(expected.masked_fill(both, 0)))
     if dtype == base_dtype:
