@@ -22,8 +22,8 @@ from tallstore.kernels import fast
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
 _WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
-_TILE = 1 << 16
-"""Elements: they stay in a core's own cache for whatever is done with them next."""
+_TILE = 1 << 19
+"""Elements: few enough to stay in the cache for what is done next, enough that threads seldom wait for each other."""
 _WORTH = 0.99
 """A plane that coding leaves above this share of its size is stored as it is: it then costs no decoding."""
 
