@@ -35,6 +35,7 @@ class ZipEntry:
     filename: str
     header_offset: int
     file_size: int
+    flags: int
     crc: int
     first: bool
     """Whether no other file lies before it."""
@@ -74,6 +75,7 @@ def read_directory(file: IO[bytes], where: str) -> list[ZipEntry]:
             filename=info.orig_filename,
             header_offset=info.header_offset,
             file_size=info.file_size,
+            flags=info.flag_bits,
             crc=info.CRC,
             first=info.header_offset == first,
             end=ends.get(info.header_offset, start),
@@ -129,7 +131,7 @@ def find_data(info: ZipEntry, read: Callable[[int, int], memoryview], total: int
     if start + info.file_size < info.end:
         raise FormatError(f"{where}: bytes behind it belong to no file")
     sizes = {info.file_size, _ELSEWHERE}
-    if method or flags & ~0x800 or crc != info.crc or size not in sizes or packed not in sizes:
+    if method or flags != info.flags or crc != info.crc or size not in sizes or packed not in sizes:
         raise DamagedError(
             f"{where}: damaged (the zip's directory and the file's own header disagree); fetch or pack it again"
         )
