@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback import Hub, Repository, serving
 from spec.second_reader import Archive
-from support import bytes_of, child_args, child_env
+from support import bytes_of, child_args, child_env, near, noise
 
 import tallstore
 from spec.vectors import VALID, valid
@@ -202,6 +202,20 @@ def test_archives_from_raw_pieces(made: Any, folder: bool, compare: Comparison) 
 def test_conformance_vectors(name: str, compare: Comparison) -> None:
     vector = valid(name)
     compare(vector.archive, vector.base)
+
+
+@pytest.mark.parametrize("options", [{"recipe": "emr", "mask": "bits"}, {"bits": 3.0}], ids=str)
+def test_a_tensor_that_threads_share(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More elements than a thread writes at a time, in chunks of a scale or table of their own."""
+    monkeypatch.setattr("tallstore.encoder.stream._CHUNK", 1 << 18)
+    base = {"w": noise(1100, 1000, seed=1)}
+    base["w"] *= torch.linspace(0.1, 2, 1100)[:, None]
+    tasks = {f"t{seed}": {"w": near(base["w"], seed, 0.01 * seed)} for seed in (2, 3)}
+    tallstore.pack(base, tasks, tmp_path / "zoo.tall", base_codec="raw", **options)
+    asked = Asked(tmp_path / "zoo.tall")
+    truth = truth_of(asked)
+    for way in ("mapped, five threads", "plain reads, one thread", "loaded into a model", "switched to, five threads"):
+        check(WAYS[way](asked), truth, way)
 
 
 def test_one_of_the_processes_has_compiled_kernels(plain_process: WithoutCompiled) -> None:
