@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -43,8 +43,44 @@ def empty(dtype: str, n: int) -> Tensor:
     return torch.from_numpy(np.empty(n * kind.itemsize, np.uint8)).view(kind)
 
 
+def empties(wanted: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
+    """Uninitialised flat CPU tensors by name, of types and elements as given, each with a storage of its own.
+
+    Neighbours share a block of memory that is large enough for huge pages: a block goes back to the system with the
+    last of them. So tensors of 2 MiB, of which a model has many, are had as quickly as large ones.
+    """
+    out: dict[str, Tensor] = {}
+    block: dict[str, int] = {}
+    held = 0
+    for name, (dtype, n) in wanted.items():
+        size = n * TORCH[dtype].itemsize
+        if block and held + size > _BLOCK:
+            out |= _cut(block, held, wanted)
+            block, held = {}, 0
+        block[name] = held
+        held += -(-size // _ALIGNED) * _ALIGNED
+    return out | _cut(block, held, wanted)
+
+
+def _cut(block: Mapping[str, int], size: int, wanted: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
+    """The tensors of a block, by where each begins in it."""
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    first = -memory.ctypes.data % _ALIGNED
+    found = {}
+    for name, start in block.items():
+        dtype, n = wanted[name]
+        kind = TORCH[dtype]
+        a = first + start
+        found[name] = torch.from_numpy(memory[a : a + n * kind.itemsize]).view(kind)
+    return found
+
+
 _LARGE = 1 << 22
 """Bytes from which on numpy asks."""
+_BLOCK = 1 << 26
+"""Bytes of a block; a larger tensor has one to itself."""
+_ALIGNED = 64
+"""Where tensors begin, in bytes: a line of the cache."""
 
 
 @contextmanager

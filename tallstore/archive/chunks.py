@@ -20,7 +20,7 @@ from tallstore.tensors import TORCH, as_bytes, empty
 
 __all__ = ["Chunks"]
 
-_READ = 1 << 21
+_READ = 1 << 22
 """Bytes of a tensor that is stored whole read, checked and handed on at a time.
 
 They stay in the cache; with a quarter of them two threads take a third longer, since they wait for each other at the
@@ -67,6 +67,21 @@ class Chunks:
             index: of the chunk.
             name: the tensor's.
         """
+        steps = self._steps(place, vector, index, name)
+        for each in (place, vector):
+            if each is not None and each.offset is not None:
+                self._reader.is_right(each, index)
+        return steps
+
+    def had_steps(self, place: Place, vector: Place | None, index: int) -> bool:
+        """Whether there were such steps once, in this process, in files that have not changed since."""
+        return all(
+            self._reader.was_right(each, index)
+            for each in (place, vector)
+            if each is not None and each.offset is not None
+        )
+
+    def _steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
         entry = place.entry
         n = min(coded(place).chunk, entry.covered - index * coded(place).chunk)
         dtype = TORCH[str(entry.dtype)]
@@ -126,8 +141,9 @@ class Chunks:
         as_bytes(out)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(out), item)
 
     def read(self, place: Place, index: int, name: str) -> None:
-        """Read a chunk and check it; nothing is decoded."""
-        self._reader.chunk_here(place, index, name)
+        """Read a chunk and check it, unless that was done before; nothing is decoded."""
+        if not self._reader.was_right(place, index):
+            self._reader.chunk_here(place, index, name)
 
     def check(self, place: Place, name: str) -> None:
         """Read and decode every chunk of a tensor, one at a time, and keep nothing."""

@@ -7,9 +7,11 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +32,7 @@ from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
 from tallstore.kernels.tiled import Run, Steps
-from tallstore.tensors import TORCH, empty
+from tallstore.tensors import TORCH, empties, empty
 
 __all__ = ["Decoder", "Job"]
 
@@ -69,7 +71,7 @@ class Decoder:
         for name in own:
             self._check(task, name)
         with room_for(bytes_of(places[name] for name in own), f"{self._reader.store.url}: task {task!r}"):
-            out = {name: empty(str(places[name].entry.dtype), places[name].entry.numel) for name in own}
+            out = empties({name: (str(places[name].entry.dtype), places[name].entry.numel) for name in own})
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
         shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
         return {name: shaped[source] for name, source in sources.items()}
@@ -95,6 +97,7 @@ class Decoder:
         """Check all that `write` will read of some tensors. Returns what it decoded, as far as that is not too much."""
         kept: dict[tuple[str, int], Steps] = {}
         jobs: list[Job] = []
+        self._reader.look_anew()
         for name in dict.fromkeys(self._places.source(task, name) for name in names):
             self._check(task, name)
             jobs += self._checks(task, name, kept)
@@ -148,6 +151,8 @@ class Decoder:
         vector = self._places.vector_of(task, name)
 
         def steps(index: int) -> None:
+            if self._chunks.had_steps(place, vector, index):
+                return
             found = self._chunks.steps(place, vector, index, name)
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
                 kept[name, index] = found
@@ -379,16 +384,29 @@ class Decoder:
             self._chunks.check(place, name)
 
     def _run(self, jobs: list[Job]) -> None:
-        """Run jobs side by side; the first error wins."""
-        if self._threads == 1 or len(jobs) < 2:
-            for job in jobs:
-                job()
-            return
-        with ThreadPoolExecutor(self._threads, "tallstore-decode") as pool:
-            futures = [pool.submit(job) for job in jobs]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        """Run jobs side by side, this thread among the workers; of errors, that of the first job wins."""
+        waiting = deque(enumerate(jobs))
+        failed: list[tuple[int, BaseException]] = []
+
+        def work() -> None:
+            while waiting and not failed:
+                try:
+                    index, job = waiting.popleft()
+                except IndexError:  # another worker took it
+                    return
+                try:
+                    job()
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    failed.append((index, error))
+
+        helpers = [
+            threading.Thread(target=work, name=f"tallstore-decode-{n}", daemon=True)
+            for n in range(1, min(self._threads, len(jobs)))
+        ]
+        for helper in helpers:
+            helper.start()
+        work()
+        for helper in helpers:
+            helper.join()
+        if failed:
+            raise min(failed, key=itemgetter(0))[1]

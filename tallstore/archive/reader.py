@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import xxhash
 
+from tallstore.archive.known import CHUNKS, HEADERS, KnownChunks
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
@@ -75,6 +76,7 @@ class Reader:
         store.expect(manifest.parts)
         self._headers: dict[str, PartHeader] = {}
         self._lock = threading.Lock()
+        self._known: dict[str, KnownChunks] = {}
 
     def header(self, path: str) -> PartHeader:
         """A part's header, its bytes checked against the manifest's hash."""
@@ -128,12 +130,36 @@ class Reader:
         start, (length,) = self._range(place, [index])
 
         def read() -> memoryview:
+            known = self._known_of(place)
             data = memoryview(_spare(length))[:length]
             self.store.read_into(place.path, start, data)
             self._check(place, index, name, xxhash.xxh3_64_hexdigest(data))
+            known.add((start, _hash(place, index)))
             return data
 
         return _again(self.store, place.path, read)
+
+    def look_anew(self) -> None:
+        """Chunks count as known from here on only in files that are now what they were."""
+        self._known = {}
+
+    def is_right(self, place: Place, index: int) -> None:
+        """Remember that nothing was wrong with a chunk that was read since `look_anew`."""
+        start, _ = self._range(place, [index])
+        self._known_of(place).add((start, _hash(place, index)))
+
+    def was_right(self, place: Place, index: int) -> bool:
+        """Whether nothing was wrong with a chunk once, in this process, of a file that has not changed since."""
+        start, _ = self._range(place, [index])
+        return (start, _hash(place, index)) in self._known_of(place)
+
+    def _known_of(self, place: Place) -> KnownChunks:
+        found = self._known.get(place.path)
+        if found is None:
+            state = self.store.state(place.path)
+            found = KnownChunks() if state is None else CHUNKS.get((state, place.path), KnownChunks)
+            self._known[place.path] = found
+        return found
 
     def chunk_into(self, place: Place, index: int, name: str, out: memoryview, step: int) -> Iterator[tuple[int, int]]:
         """Fill `out` with a chunk's coded bytes, run by run as they are checked: they are in the cache then.
@@ -144,6 +170,7 @@ class Reader:
         start, (length,) = self._range(place, [index])
         if length != len(out):
             raise FormatError(f"{length} raw bytes where {len(out)} are due")
+        known = self._known_of(place)
         data = self.store.read(place.path, start, length) if self.store.far else None
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
@@ -156,6 +183,7 @@ class Reader:
             yield a, b
         try:
             self._check(place, index, name, digest.hexdigest())
+            known.add((start, _hash(place, index)))
         except DamagedError as error:
             if self.store.renew(place.path):
                 raise RenewedError(*error.args) from error
@@ -170,8 +198,7 @@ class Reader:
         return place.offset + sum(length for length, _ in coded.chunks[: indices[0]]), lengths
 
     def _check(self, place: Place, index: int, name: str, found: str) -> None:
-        assert place.entry.coded is not None
-        if found != place.entry.coded.chunks[index][1]:
+        if found != _hash(place, index):
             raise DamagedError(
                 f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
                 "fetch or pack it again"
@@ -214,7 +241,15 @@ class Reader:
         data = bytes(self.store.read(path, 0, record.header_size))
         if hashlib.sha256(data).hexdigest() != record.header_sha256:
             raise DamagedError(f"{self.where(path)}: its header is damaged (sha256 differs); fetch or pack it again")
-        return PartHeader.from_bytes(data, record.size, self.where(path))
+        return HEADERS.get(
+            (record.header_sha256, record.size),
+            lambda: PartHeader.from_bytes(data, record.size, self.where(path)),
+        )
+
+
+def _hash(place: Place, index: int) -> str:
+    assert place.entry.coded is not None
+    return place.entry.coded.chunks[index][1]
 
 
 _local = threading.local()

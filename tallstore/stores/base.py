@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -46,6 +46,10 @@ class Store(ABC):
 
     def local(self, path: str) -> Path | None:  # noqa: ARG002 - most stores have none
         """Where a file lies on this machine as a file of its own; None where it does not."""
+        return None
+
+    def state(self, path: str) -> Hashable:  # noqa: ARG002 - most stores cannot say
+        """What changes when a file's bytes do, as far as the system tells; None where nobody can say."""
         return None
 
     def expect(self, records: Mapping[str, PartRecord]) -> None:

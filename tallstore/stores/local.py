@@ -8,7 +8,7 @@ import os
 import struct
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +50,11 @@ class LocalFile:
         """The same file, to seek and read in."""
         return os.fdopen(os.dup(self._handle.fileno()), "rb")
 
+    def state(self) -> Hashable:
+        """Device, number, size and times of the file as it is now."""
+        found = os.fstat(self._handle.fileno())
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def read(self, start: int, length: int) -> memoryview:
         if self._map is not None:
             return memoryview(self._map)[start : start + length]
@@ -84,6 +89,12 @@ class _LocalStore(Store):
 
     def size(self, path: str) -> int:
         return self._locate(path)[2]
+
+    def state(self, path: str) -> Hashable:
+        try:
+            return self._locate(path)[0].state()
+        except OSError as error:
+            raise self._unreadable(path, error) from error
 
     def read(self, path: str, start: int, length: int) -> memoryview:
         try:
