@@ -6,6 +6,7 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -224,13 +225,19 @@ class Decoder:
 
     def base_tensor(self, name: str) -> Tensor:
         """A base tensor, whole."""
-        if name not in self._manifest.base.tensors:
-            raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
-        facts = self._base.facts(name)
-        self._base.check(name)
-        out = empty(facts.dtype, int(np.prod(facts.shape, dtype=np.int64)))
-        self._run(self._base_jobs(name, out))
-        return out.reshape(facts.shape)
+        return self.base_tensors([name])[name]
+
+    def base_tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Base tensors, whole."""
+        shapes = {}
+        for name in names:
+            if name not in self._manifest.base.tensors:
+                raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
+            self._base.check(name)
+            shapes[name] = self._base.facts(name).shape
+        out = empties({name: (self._base.facts(name).dtype, math.prod(shape)) for name, shape in shapes.items()})
+        self._run([job for name, flat in out.items() for job in self._base_jobs(name, flat)])
+        return {name: flat.reshape(shapes[name]) for name, flat in out.items()}
 
     def vector_tensor(self, group: str, name: str) -> Tensor:
         """The multi-task vector for a base tensor: float32, zeros where no task moved."""
@@ -396,7 +403,7 @@ class Decoder:
                     return
                 try:
                     job()
-                except BaseException as error:  # noqa: BLE001 - raised below
+                except BaseException as error:  # raised below
                     failed.append((index, error))
 
         helpers = [

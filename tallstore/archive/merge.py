@@ -18,10 +18,11 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member, line_up
 from tallstore.archive.method import choose
 from tallstore.archive.outline import Outline, Outlines, Slot
-from tallstore.archive.tiles import TaskVectors, Work, ahead
+from tallstore.archive.tiles import TILE, TaskVectors, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
+from tallstore.kernels import fast
 from tallstore.kernels.cpu import wide
 from tallstore.merging import ALPHAS, MergeTile
 from tallstore.merging.base import checked_alpha
@@ -34,6 +35,8 @@ Evaluator = Callable[[dict[str, Tensor], str], float]
 Progress = Callable[[str, int, int], None]
 
 _CONFIG = "config.json"
+_TOGETHER = 1 << 19
+"""Elements of all tasks that are merged in one pass: they stay in a core's second-level cache."""
 _FAR = 2.0**100
 """Larger magnitudes are not merged: sums of them could overflow."""
 
@@ -210,7 +213,7 @@ class Merger:
         names = dict.fromkeys(name for task in self.tasks for name in _bases(self._outlines.dressed(task)))
         means: dict[float, float] = {}
         for number, alpha in enumerate(ALPHAS):
-            bodies = {name: self._decoder.base_tensor(name) for name in names}
+            bodies = self._decoder.base_tensors(names)
             for name, delta in deltas.items():
                 _move(bodies[name].reshape(-1), delta, alpha)
             found = self._scores[f"{alpha:g}"] = {}
@@ -239,10 +242,12 @@ class Merger:
     def _bodies(self, alpha: float, names: Sequence[str], text: str = "") -> dict[str, Tensor]:
         """Merged tensors in the base's shapes and types, by the base's names."""
         self._gather()
-        out = {name: self._decoder.base_tensor(name) for name in names}
+        out = self._decoder.base_tensors(names)
 
         def move(lineup: Lineup, start: int, stop: int) -> None:
             flat = out[lineup.base].reshape(-1)
+            if self._move_by_rows(flat, lineup, start, stop, alpha):
+                return
             for a, b, tile in self._vectors.tiles(lineup, start, stop):
                 _move(flat[a:b], self._chosen.method.delta(tile), alpha)
 
@@ -250,6 +255,21 @@ class Merger:
         for _ in self._each(move, moved, text):
             pass
         return out
+
+    def _move_by_rows(self, flat: Tensor, lineup: Lineup, start: int, stop: int, alpha: float) -> bool:
+        """The same in one pass over the task vectors, where method, types and kernels allow it."""
+        compiled, sums = fast.kernels(), self._chosen.method.of_sums()
+        if compiled is None or sums is None or flat.dtype != _kind(lineup):
+            return False
+        longest = max(TILE, _TOGETHER // max(1, len(lineup.members)) // TILE * TILE)
+        written = self._vectors.rows(lineup, start, stop, longest)
+        if written is None:
+            return False
+        target = flat.numpy()
+        inner, outer = (target.dtype.type(factor) for factor in (sums[1], alpha))
+        for a, b, _, rows in written:
+            compiled.merge_rows(target[a:b], rows.numpy(), sums[0], inner, outer)
+        return True
 
     def _dress(self, outline: Outline, bodies: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}

@@ -74,21 +74,45 @@ class TaskVectors:
         self._decoder = decoder
         self._stored = stored
 
-    def tiles(self, lineup: Lineup, start: int, stop: int) -> Iterator[tuple[int, int, MergeTile]]:
-        """The tiles of a window, with their first element and the one behind their last."""
+    def rows(
+        self, lineup: Lineup, start: int, stop: int, longest: int = TILE
+    ) -> Iterator[tuple[int, int, tuple[Member, ...], Tensor]] | None:
+        """A window's task vectors, written straight from their codes; None where that is not to be had for all.
+
+        Yields:
+            first element of a tile and the one behind its last, the members there, and a row of each: shape (T', N),
+            memory that the next tile is written to.
+        """
         kind = wide(TORCH[lineup.facts.dtype])
         there = [m for m in lineup.members if m.entry.covered > start]
-        spans = list(lineup.spans(start, stop, TILE))
+        spans = list(lineup.spans(start, stop, longest))
         runs = self._runs(there, spans, kind)
-        if runs is not None:
+        if runs is None:
+            return None
+        room = torch.empty(len(there) * min(longest, stop - start), dtype=kind)
+
+        def written() -> Iterator[tuple[int, int, tuple[Member, ...], Tensor]]:
             for a, b, here in spans:
-                rows = torch.zeros(len(here), b - a, dtype=kind)
+                rows = room[: len(here) * (b - a)].view(len(here), b - a).zero_()
                 for member, row in zip(here, rows, strict=True):
                     if (run := runs.get(member.index)) is not None:
                         run(row, row)
+                yield a, b, here, rows
+
+        return written()
+
+    def tiles(self, lineup: Lineup, start: int, stop: int) -> Iterator[tuple[int, int, MergeTile]]:
+        """The tiles of a window, with their first element and the one behind their last."""
+        kind = wide(TORCH[lineup.facts.dtype])
+        written = self.rows(lineup, start, stop)
+        if written is not None:
+            for a, b, here, rows in written:
                 tasks, scales = tuple(m.index for m in here), tuple(m.scale(a) for m in here)
-                yield a, b, RowsTile(tasks, sum_rows(rows), (rows != 0).to(torch.uint8), scales, rows)
+                kept = rows.clone()
+                yield a, b, RowsTile(tasks, sum_rows(kept), (kept != 0).to(torch.uint8), scales, kept)
             return
+        there = [m for m in lineup.members if m.entry.covered > start]
+        spans = list(lineup.spans(start, stop, TILE))
         pieces = {m.index: self._piece(lineup, m, start, min(stop, m.entry.covered)) for m in there}
         groups = sorted({m.group for m in there if m.masked})
         vectors = {g: self._decoder.vector_range(g, lineup.base, start, stop).to(kind) for g in groups}

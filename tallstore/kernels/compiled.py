@@ -28,6 +28,7 @@ __all__ = [
     "mask_binary_vector",
     "mask_signed",
     "mask_signed_vector",
+    "merge_rows",
     "spread",
     "sum_gaps",
 ]
@@ -300,6 +301,63 @@ def add_gaps_bf16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus:
         place += _ONE
         mark += _ONE
     state[0], state[1], state[2], state[3] = at, mark, place, end
+
+
+@compiled
+def merge_rows(out: _Array, rows: _Array, least: int, inner: Any, outer: Any) -> None:
+    """out += outer · (inner · Σ rows where at least so many rows are not 0, else 0), added up as `recipes.sums` does.
+
+    Args:
+        out: shape (n,), float32 or float64. Elements to which 0 is added keep every bit.
+        rows: shape (T, n), of the same type.
+        least: the number of rows; 0: everywhere.
+        inner: a factor, of the same type.
+        outer: another one.
+    """
+    count, n = rows.shape
+    levels = np.empty((4, RUN), rows.dtype)
+    users = np.empty(RUN, np.int32)
+    for start in range(0, n, RUN):
+        here = out[start : start + RUN]
+        size = here.shape[0]
+        levels[: 4 if count >= 16 else 1] = 0
+        users[:] = 0
+        for t in range(count):
+            _add_row(levels[0, :size], users[:size], rows[t, start : start + size])
+            _carry(levels, t + 1, size)
+        if count >= 16:
+            for level in range(1, 4):
+                for i in range(size):
+                    levels[0, i] += levels[level, i]
+        _move(here, levels[0, :size], users[:size], least, inner, outer)
+
+
+@compiled
+def _add_row(top: _Array, users: _Array, row: _Array) -> None:
+    """Add a row, and count where it is not 0."""
+    for i in range(top.shape[0]):
+        top[i] += row[i]
+        users[i] += np.int32(row[i] != 0)
+
+
+@compiled
+def _carry(levels: _Array, count: int, size: int) -> None:
+    """Each level that has taken 16 goes into the next one."""
+    level = 0
+    while count % 16 == 0 and level < 3:
+        for i in range(size):
+            levels[level + 1, i] += levels[level, i]
+            levels[level, i] = 0
+        count //= 16
+        level += 1
+
+
+@compiled
+def _move(out: _Array, total: _Array, users: _Array, least: int, inner: Any, outer: Any) -> None:
+    for i in range(out.shape[0]):
+        step = total[i] * inner * _as(inner, np.int32(users[i] >= least)) * outer
+        moved = out[i] + step
+        out[i] = out[i] if step == 0 else moved
 
 
 @compiled

@@ -32,6 +32,10 @@ class Arithmetic(Method):
         self._source = source
         self.approximate = source == "tasks"
 
+    def of_sums(self) -> tuple[int, float] | None:
+        """Unless it is v that is taken for the sum."""
+        return (0, self._alpha) if self._source == "tasks" else None
+
     def delta(self, tile: MergeTile) -> Tensor:
         """The scaled sum."""
         total = tile.vector if self._source == "vector" else tile.total

@@ -73,6 +73,13 @@ class Method(ABC):
         """The statistics this method needs, in order."""
         return ()
 
+    def of_sums(self) -> tuple[int, float] | None:
+        """k and α, where this is α times the sum of the decoded task vectors, of those weights that k of them move.
+
+        None of methods that are something else. Others may be computed in one pass, where there is a kernel for it.
+        """
+        return None
+
     @abstractmethod
     def delta(self, tile: MergeTile) -> Tensor:
         """What is added to θ0, α included: shape (N,), dtype of v."""

@@ -61,6 +61,11 @@ class Consensus(Method):
         """Those of the plain merge."""
         return self._plain.statistics(n_tasks)
 
+    def of_sums(self) -> tuple[int, float] | None:
+        """Where the plain merge is."""
+        plain = self._plain.of_sums()
+        return None if plain is None else (self._k, plain[1])
+
     def delta(self, tile: MergeTile) -> Tensor:
         """The plain merge where the tasks agree, 0 elsewhere."""
         return self._plain.delta(tile) * consensus_mask(tile.masks, self._k)

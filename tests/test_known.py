@@ -1,0 +1,115 @@
+"""What was read and found right once is not read ahead again; a file that changed since is another one."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import assert_same, same_bits, tiny_zoo
+from torch import Tensor, nn
+
+import tallstore
+from tallstore.tensors import empties
+
+
+class Model(nn.Module):
+    """Tensors under a checkpoint's names."""
+
+    def __init__(self, own: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.own = {name: tensor.clone() for name, tensor in own.items()}
+
+    def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:  # type: ignore[override]
+        return self.own
+
+
+@pytest.fixture
+def zoo(target: Path) -> Path:
+    base, tasks = tiny_zoo(2)
+    tallstore.pack(base, tasks, target, base_codec="raw")
+    return target
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes every reading by position took."""
+    found: list[int] = []
+    before = os.preadv
+
+    def counted(*given: object) -> int:
+        found.append(before(*given))  # type: ignore[arg-type]
+        return found[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    return found
+
+
+def flip(zoo: Path, part: str) -> None:
+    """The last byte before the padding of a part that is not zero, in place."""
+    file = zoo / part if zoo.is_dir() else zoo
+    data = bytearray(file.read_bytes())
+    end = len(data)
+    if not zoo.is_dir():
+        with zipfile.ZipFile(zoo) as listed:
+            held = listed.read(part)
+        end = data.find(held) + len(held)
+    at = next(n for n in range(end - 1, 0, -1) if data[n])
+    data[at] ^= 1
+    with file.open("r+b") as out:
+        out.write(data)
+
+
+@pytest.mark.parametrize("again", ["the same zoo", "opened anew"])
+def test_a_second_writing_reads_the_base_once(zoo: Path, read: list[int], again: str) -> None:
+    with tallstore.open(zoo) as opened:
+        due = opened.state_dict("a")
+        model = Model(opened.state_dict("b"))
+        raw = sum(tensor.nbytes for tensor in due.values())
+        opened.load_into(model, "a")
+        read.clear()
+        if again == "the same zoo":
+            opened.load_into(model, "a")
+    if again == "opened anew":
+        with tallstore.open(zoo) as opened:
+            opened.load_into(model, "a")
+    assert_same(model.own, due)
+    assert sum(read) < 1.5 * raw
+
+
+@pytest.mark.parametrize("part", ["base/base.safetensors", "tasks/a/mask.safetensors"])
+@pytest.mark.parametrize("again", ["the same zoo", "opened anew"])
+def test_damage_done_meanwhile_leaves_a_model_as_it_was(zoo: Path, part: str, again: str) -> None:
+    with tallstore.open(zoo, mapped=False) as opened:
+        model = Model(opened.state_dict("b"))
+        before = {name: tensor.clone() for name, tensor in model.own.items()}
+        opened.load_into(model, "a")
+        opened.load_into(model, "b")
+        assert_same(model.own, before)
+        flip(zoo, part)
+        if again == "the same zoo":
+            with pytest.raises(tallstore.errors.DamagedError):
+                opened.load_into(model, "a")
+    with tallstore.open(zoo) as opened, pytest.raises(tallstore.errors.DamagedError):
+        opened.load_into(model, "a")
+    assert_same(model.own, before)
+
+
+def test_tensors_that_share_a_block_have_storages_of_their_own(tmp_path: Path) -> None:
+    wanted = {f"t{n}": (("F32", "BF16", "F64", "U8")[n % 4], 1000 * n + n % 7) for n in range(30)}
+    wanted["large"] = ("F32", (1 << 24) + 3)
+    found = empties(wanted)
+    assert list(found) == list(wanted)
+    for number, (name, tensor) in enumerate(found.items()):
+        tensor.fill_(number)
+        assert tensor.data_ptr() % 64 == 0
+        assert len(tensor) == wanted[name][1]
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    assert all(bool((tensor == number).all()) for number, tensor in enumerate(found.values()))
+    save_file(found, tmp_path / "saved.safetensors")
+    torch.save(found["t9"], tmp_path / "one.pt")
+    assert (tmp_path / "one.pt").stat().st_size < 10 * found["t9"].nbytes
+    assert same_bits(torch.load(tmp_path / "one.pt"), found["t9"])
