@@ -1,9 +1,9 @@
 """Twelve more real fine-tunes of a zoo's base, for what needs more tasks than the zoo has.
 
 ZOO holds `base/` and a folder a task, DATA holds `<task>/test.tsv` and `<task>/val.tsv`, a line an example: label, tab,
-text, of the eight text sets that are named below. Each new task is trained from the base as such tasks are (AdamW,
-5e-5 falling to 0, 2,400 examples at most, two passes, batches of 32, 32 tokens) on texts of the test sets, and scored on those
-of the validation sets. Four ask what a task of the zoo asks, of other examples; eight ask something else. Writes a folder a
+text, of the eight text sets that are named below. Each new task is trained from the base (AdamW, 5e-5 falling to 0,
+2,400 examples at most, two passes, batches of 32, 32 tokens) on texts of the test sets, and scored on those of the
+validation sets. Four ask what a task of the zoo asks, of other examples; eight ask something else. Writes a folder a
 task to OUT, beside links to ZOO's own, so that OUT is a zoo of all.
 
 example:
