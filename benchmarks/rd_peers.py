@@ -6,11 +6,15 @@ Everything is data-free: BitDelta without the distillation of its scales, UltraD
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import math
 import sys
+import tempfile
 import types
 from functools import partial
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -159,23 +163,22 @@ def _prune_levels(tau: Tensor, drop: float, levels: int, seed: int) -> tuple[Ten
     return hat, codes.mask(on.to(torch.int8), "binary") + codes.levels(index[on].to(torch.uint8), levels)
 
 
-def int4(zoo: Zoo, group: int = 128, outliers: float = 0.013) -> Packed:
-    """deltatensors-like: int4 in groups with a float16 scale, the largest values apart (position and float16)."""
+def deltatensors(zoo: Zoo, strategy: str, **options: float) -> Packed:
+    """deltatensors, by its own package: files written and read back; `int4` keeps the largest values apart."""
+    try:
+        package = importlib.import_module("deltatensors")
+    except ImportError as error:
+        raise Unavailable("pip install --no-deps deltatensors") from error
+    base = {name: zoo.base[name].float().numpy() for name in zoo.names}
     packed = Packed.of(zoo)
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name):
-                packed.keep_half(task, name, tau)
-                continue
-            count = int(len(tau) * outliers)
-            apart = tau.abs().topk(count).indices
-            rest = tau.clone()
-            rest[apart] = 0
-            rows = torch.nn.functional.pad(rest, (0, -len(rest) % group)).view(-1, group)
-            scale = (rows.abs().amax(1, keepdim=True) / 7).half().float().clamp(min=6e-8)
-            hat = ((rows / scale).round().clamp(-8, 7) * scale).flatten()[: len(tau)].clone()
-            hat[apart] = tau[apart].half().float()
-            packed.keep(task, name, hat, codes.packed(len(tau), 4) + 2 * len(rows) + 6 * count)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        file = Path(folder) / "task.wdelta"
+        for hats, taus in zip(packed.hats, zoo.taus, strict=True):
+            tuned = {name: base[name] + tau.numpy().reshape(base[name].shape) for name, tau in taus.items()}
+            package.save_delta(file, tuned, base, strategy=strategy, use_gpu=False, **options)
+            packed.bytes += file.stat().st_size
+            for name, found in package.load_delta(file, base).items():
+                hats[name] = torch.from_numpy(np.asarray(found, np.float32) - base[name]).flatten()
     return packed
 
 
@@ -248,7 +251,9 @@ def methods() -> list[Method]:
         ),
         *(m(f"DARE, {drop:.0%} dropped", "DARE", partial(dare, drop=drop)) for drop in (0.9, 0.97)),
         *(m(f"UltraDelta-like, {d:.0%} dropped", "UltraDelta", partial(ultradelta, drop=d)) for d in (0.8, 0.9, 0.96)),
-        m("int4 + outliers (deltatensors-like)", "deltatensors", int4),
+        m("deltatensors, int4", "deltatensors", partial(deltatensors, strategy="int4")),
+        m("deltatensors, quantized", "deltatensors", partial(deltatensors, strategy="quantized")),
+        m("deltatensors, sparse", "deltatensors", partial(deltatensors, strategy="sparse")),
         *(m(f"NNC, qp {qp}", "nncodec", partial(nncodec, qp=qp)) for qp in (-40, -36, -32, -28)),
         m("NNC, qp -32, unbiased scale", "peer + unbiased scale", partial(nncodec, qp=-32, scale=unbiased)),
         m("zipnn", "lossless", zipnn),

@@ -27,10 +27,10 @@ class Model(nn.Module):
         return self.own
 
 
-@pytest.fixture
-def zoo(target: Path) -> Path:
+@pytest.fixture(params=["raw", "planes+zstd"])
+def zoo(target: Path, request: pytest.FixtureRequest) -> Path:
     base, tasks = tiny_zoo(2)
-    tallstore.pack(base, tasks, target, base_codec="raw")
+    tallstore.pack(base, tasks, target, base_codec=request.param)
     return target
 
 

@@ -43,9 +43,12 @@ class BaseElements:
         """What the manifest says of a tensor."""
         return self._manifest.base.tensors[name]
 
-    def is_raw(self, name: str) -> bool:
-        """Whether a tensor is stored as it is, so that it cannot fail to decode once it was checked."""
-        return not self.embedded or coded(self._places.base(name)).codec == RAW
+    def cannot_fail(self, name: str) -> bool:
+        """Whether a tensor cannot fail to decode once it was checked: it is stored as it is, or was decoded before."""
+        if not self.embedded:
+            return True
+        place = self._places.base(name)
+        return coded(place).codec == RAW or self._chunks.was_whole(place)
 
     def checks(self, name: str) -> list[Job]:
         """Jobs that read a tensor and check it, and decode nothing."""

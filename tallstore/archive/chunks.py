@@ -73,6 +73,10 @@ class Chunks:
                 self._reader.is_right(each, index)
         return steps
 
+    def was_whole(self, place: Place) -> bool:
+        """Whether every chunk of a tensor stored whole was decoded once, of a file that has not changed since."""
+        return all(self._reader.was_right(place, index) for index in range(len(coded(place).chunks)))
+
     def had_steps(self, place: Place, vector: Place | None, index: int) -> bool:
         """Whether there were such steps once, in this process, in files that have not changed since."""
         return all(
@@ -126,6 +130,7 @@ class Chunks:
             else:
                 data = self._reader.chunk_here(place, index, name)
                 yield from codec.decode_tiles(data, target, str(place.entry.dtype))
+            self._reader.is_right(place, index)
         except (FormatError, DamagedError) as error:
             self._raise_named(place, name, error)
 
@@ -144,6 +149,8 @@ class Chunks:
         """Read a chunk and check it, unless that was done before; nothing is decoded."""
         if not self._reader.was_right(place, index):
             self._reader.chunk_here(place, index, name)
+            if coded(place).codec == RAW:
+                self._reader.is_right(place, index)
 
     def check(self, place: Place, name: str) -> None:
         """Read and decode every chunk of a tensor, one at a time, and keep nothing."""

@@ -89,16 +89,16 @@ class Decoder:
         self._run(jobs)
         return out
 
-    def base_is_raw(self, task: str) -> bool:
-        """Whether what a task takes from the base is stored as it is, so that it cannot fail to decode once checked."""
+    def base_cannot_fail(self, task: str) -> bool:
+        """Whether what a task takes from the base cannot fail to decode once it was checked."""
+        self._reader.look_anew()
         used = {str(p.entry.base) for p in self.task(task).values() if p.entry.base is not None}
-        return all(self._base.is_raw(name) for name in used)
+        return all(self._base.cannot_fail(name) for name in used)
 
     def prepare(self, task: str, names: Iterable[str]) -> dict[tuple[str, int], Steps]:
         """Check all that `write` will read of some tensors. Returns what it decoded, as far as that is not too much."""
         kept: dict[tuple[str, int], Steps] = {}
         jobs: list[Job] = []
-        self._reader.look_anew()
         for name in dict.fromkeys(self._places.source(task, name) for name in names):
             self._check(task, name)
             jobs += self._checks(task, name, kept)

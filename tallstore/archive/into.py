@@ -74,7 +74,7 @@ def load_into(decoder: Decoder, model: nn.Module, task: str) -> None:
     check_fit(own, shapes_of(places), task)
     wanted = [name for name in own if name in places]
     straight = {}
-    if decoder.base_is_raw(task):
+    if decoder.base_cannot_fail(task):
         straight = {name: own[name].detach().view(-1) for name in wanted if _takes(own[name], places[name])}
     ready = decoder.prepare(task, straight)
     values = decoder.tensors(task, [name for name in wanted if name not in straight])

@@ -130,11 +130,9 @@ class Reader:
         start, (length,) = self._range(place, [index])
 
         def read() -> memoryview:
-            known = self._known_of(place)
             data = memoryview(_spare(length))[:length]
             self.store.read_into(place.path, start, data)
             self._check(place, index, name, xxhash.xxh3_64_hexdigest(data))
-            known.add((start, _hash(place, index)))
             return data
 
         return _again(self.store, place.path, read)
@@ -144,12 +142,12 @@ class Reader:
         self._known = {}
 
     def is_right(self, place: Place, index: int) -> None:
-        """Remember that nothing was wrong with a chunk that was read since `look_anew`."""
+        """Remember that a chunk that was read since `look_anew` has its hash, and decodes."""
         start, _ = self._range(place, [index])
         self._known_of(place).add((start, _hash(place, index)))
 
     def was_right(self, place: Place, index: int) -> bool:
-        """Whether nothing was wrong with a chunk once, in this process, of a file that has not changed since."""
+        """Whether a chunk was found right in this process, in a file that has not changed since."""
         start, _ = self._range(place, [index])
         return (start, _hash(place, index)) in self._known_of(place)
 
@@ -170,7 +168,6 @@ class Reader:
         start, (length,) = self._range(place, [index])
         if length != len(out):
             raise FormatError(f"{length} raw bytes where {len(out)} are due")
-        known = self._known_of(place)
         data = self.store.read(place.path, start, length) if self.store.far else None
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
@@ -183,7 +180,6 @@ class Reader:
             yield a, b
         try:
             self._check(place, index, name, digest.hexdigest())
-            known.add((start, _hash(place, index)))
         except DamagedError as error:
             if self.store.renew(place.path):
                 raise RenewedError(*error.args) from error
