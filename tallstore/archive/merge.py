@@ -7,10 +7,11 @@ decodes a task: beside the result, a few chunks of every task are in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member, line_up
 from tallstore.archive.method import choose
 from tallstore.archive.outline import Outline, Outlines, Slot
-from tallstore.archive.tiles import TILE, TaskVectors, Work, ahead
+from tallstore.archive.tiles import TILE, Rows, TaskVectors, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
@@ -187,8 +188,17 @@ class Merger:
         lengths, merged = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
         self._gather()
 
+        compiled = fast.kernels()
+
         def squares(lineup: Lineup, start: int, stop: int) -> tuple[Tensor, float]:
             own, of_delta = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
+            if compiled is not None and (by_rows := self._by_rows(lineup, start, stop)) is not None:
+                least, inner, written = by_rows
+                for _, _, here, rows in written:
+                    some = np.zeros(len(here))
+                    of_delta += compiled.measure_rows(some, rows.numpy(), least, inner)
+                    own[[member.index for member in here]] += torch.from_numpy(some)
+                return own, of_delta
             for _, _, tile in self._vectors.tiles(lineup, start, stop):
                 own[list(tile.tasks)] += tile.tau.double().square().sum(1)
                 of_delta += float(self._chosen.method.delta(tile).double().square().sum())
@@ -197,7 +207,8 @@ class Merger:
         for own, of_delta in self._each(squares, self._lineups, "length"):
             lengths += own
             merged += of_delta
-        return math.sqrt(float(lengths.mean()) / merged) if merged else 1.0
+        # As many digits as do not depend on the order of these sums.
+        return float(f"{math.sqrt(float(lengths.mean()) / merged):.9g}") if merged else 1.0
 
     def _best(self, score: Evaluator) -> float:
         """The α of the paper's range with the best mean score over the tasks; the smallest of equals."""
@@ -244,9 +255,15 @@ class Merger:
         self._gather()
         out = self._decoder.base_tensors(names)
 
+        compiled = fast.kernels()
+
         def move(lineup: Lineup, start: int, stop: int) -> None:
             flat = out[lineup.base].reshape(-1)
-            if self._move_by_rows(flat, lineup, start, stop, alpha):
+            by_rows = self._by_rows(lineup, start, stop) if flat.dtype == _kind(lineup) else None
+            if compiled is not None and by_rows is not None:
+                least, inner, written = by_rows
+                for a, b, _, rows in written:
+                    compiled.merge_rows(flat[a:b].numpy(), rows.numpy(), least, inner, type(inner)(alpha))
                 return
             for a, b, tile in self._vectors.tiles(lineup, start, stop):
                 _move(flat[a:b], self._chosen.method.delta(tile), alpha)
@@ -256,20 +273,18 @@ class Merger:
             pass
         return out
 
-    def _move_by_rows(self, flat: Tensor, lineup: Lineup, start: int, stop: int, alpha: float) -> bool:
-        """The same in one pass over the task vectors, where method, types and kernels allow it."""
-        compiled, sums = fast.kernels(), self._chosen.method.of_sums()
-        if compiled is None or sums is None or flat.dtype != _kind(lineup):
-            return False
+    def _by_rows(self, lineup: Lineup, start: int, stop: int) -> tuple[int, Any, Iterator[Rows]] | None:
+        """A window's task vectors for kernels that take a tile in one pass; None where method or codes are not for it.
+
+        Returns k, α of the method in the type that is computed in, and the tiles.
+        """
+        sums = self._chosen.method.of_sums()
+        if sums is None:
+            return None
         longest = max(TILE, _TOGETHER // max(1, len(lineup.members)) // TILE * TILE)
         written = self._vectors.rows(lineup, start, stop, longest)
-        if written is None:
-            return False
-        target = flat.numpy()
-        inner, outer = (target.dtype.type(factor) for factor in (sums[1], alpha))
-        for a, b, _, rows in written:
-            compiled.merge_rows(target[a:b], rows.numpy(), sums[0], inner, outer)
-        return True
+        number = np.float64 if _kind(lineup) == torch.float64 else np.float32
+        return None if written is None else (sums[0], number(sums[1]), written)
 
     def _dress(self, outline: Outline, bodies: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}

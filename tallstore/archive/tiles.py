@@ -27,7 +27,7 @@ from tallstore.merging import MergeTile
 from tallstore.recipes.sums import sum_rows
 from tallstore.tensors import TORCH
 
-__all__ = ["Stored", "TaskVectors", "Work", "ahead"]
+__all__ = ["TILE", "Rows", "Stored", "TaskVectors", "Work", "ahead"]
 
 Stored = Literal["sum", "mean", "ties"]
 """What the stored v is of the true task vectors."""
@@ -41,6 +41,8 @@ _TOGETHER = 8
 _R = TypeVar("_R")
 Work = Callable[[Lineup, int, int], _R]
 Span = tuple[int, int, tuple[Member, ...]]
+Rows = tuple[int, int, tuple[Member, ...], Tensor]
+"""First element of a tile and the one behind its last, the members there, and a row of each: shape (T', N)."""
 Piece = Tensor | None
 """A member's share of a window: symbols (uint8), a delta, or None where it is the base."""
 
@@ -74,14 +76,10 @@ class TaskVectors:
         self._decoder = decoder
         self._stored = stored
 
-    def rows(
-        self, lineup: Lineup, start: int, stop: int, longest: int = TILE
-    ) -> Iterator[tuple[int, int, tuple[Member, ...], Tensor]] | None:
+    def rows(self, lineup: Lineup, start: int, stop: int, longest: int = TILE) -> Iterator[Rows] | None:
         """A window's task vectors, written straight from their codes; None where that is not to be had for all.
 
-        Yields:
-            first element of a tile and the one behind its last, the members there, and a row of each: shape (T', N),
-            memory that the next tile is written to.
+        Yields tiles, each in memory that the next one is written to.
         """
         kind = wide(TORCH[lineup.facts.dtype])
         there = [m for m in lineup.members if m.entry.covered > start]
@@ -91,7 +89,7 @@ class TaskVectors:
             return None
         room = torch.empty(len(there) * min(longest, stop - start), dtype=kind)
 
-        def written() -> Iterator[tuple[int, int, tuple[Member, ...], Tensor]]:
+        def written() -> Iterator[Rows]:
             for a, b, here in spans:
                 rows = room[: len(here) * (b - a)].view(len(here), b - a).zero_()
                 for member, row in zip(here, rows, strict=True):

@@ -28,6 +28,7 @@ __all__ = [
     "mask_binary_vector",
     "mask_signed",
     "mask_signed_vector",
+    "measure_rows",
     "merge_rows",
     "spread",
     "sum_gaps",
@@ -314,22 +315,69 @@ def merge_rows(out: _Array, rows: _Array, least: int, inner: Any, outer: Any) ->
         inner: a factor, of the same type.
         outer: another one.
     """
-    count, n = rows.shape
     levels = np.empty((4, RUN), rows.dtype)
     users = np.empty(RUN, np.int32)
-    for start in range(0, n, RUN):
+    for start in range(0, rows.shape[1], RUN):
         here = out[start : start + RUN]
         size = here.shape[0]
-        levels[: 4 if count >= 16 else 1] = 0
-        users[:] = 0
-        for t in range(count):
-            _add_row(levels[0, :size], users[:size], rows[t, start : start + size])
-            _carry(levels, t + 1, size)
-        if count >= 16:
-            for level in range(1, 4):
-                for i in range(size):
-                    levels[0, i] += levels[level, i]
+        _sum_rows(levels, users, rows[:, start : start + size])
         _move(here, levels[0, :size], users[:size], least, inner, outer)
+
+
+@compiled
+def measure_rows(squares: _Array, rows: _Array, least: int, inner: Any) -> float:
+    """The sum of squares of what `merge_rows` adds, outer factor 1; those of the rows are added to `squares`.
+
+    Args:
+        squares: shape (T,), float64.
+        rows: shape (T, n), float32 or float64.
+        least: the number of rows; 0: everywhere.
+        inner: a factor, of the type of the rows.
+    """
+    levels = np.empty((4, RUN), rows.dtype)
+    users = np.empty(RUN, np.int32)
+    total = 0.0
+    for start in range(0, rows.shape[1], RUN):
+        part = rows[:, start : start + RUN]
+        size = part.shape[1]
+        for t in range(part.shape[0]):
+            squares[t] += _squares(part[t])
+        _sum_rows(levels, users, part)
+        for i in range(size):
+            levels[0, i] = levels[0, i] * inner * _as(inner, np.int32(users[i] >= least))
+        total += _squares(levels[0, :size])
+    return total
+
+
+@compiled
+def _squares(values: _Array) -> float:
+    """Their sum, by eight sums side by side."""
+    sums = np.zeros(8)
+    n = values.shape[0] & ~7
+    for i in range(0, n, 8):
+        for j in range(8):
+            sums[j] += np.float64(values[i + j]) * np.float64(values[i + j])
+    for i in range(n, values.shape[0]):
+        sums[0] += np.float64(values[i]) * np.float64(values[i])
+    total = 0.0
+    for j in range(8):
+        total += sums[j]
+    return total
+
+
+@compiled
+def _sum_rows(levels: _Array, users: _Array, rows: _Array) -> None:
+    """The sum of rows of at most `RUN` elements into the first of four levels, and how many of them are not 0."""
+    count, size = rows.shape
+    levels[: 4 if count >= 16 else 1] = 0
+    users[:] = 0
+    for t in range(count):
+        _add_row(levels[0, :size], users[:size], rows[t])
+        _carry(levels, t + 1, size)
+    if count >= 16:
+        for level in range(1, 4):
+            for i in range(size):
+                levels[0, i] += levels[level, i]
 
 
 @compiled

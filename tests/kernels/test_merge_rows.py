@@ -49,6 +49,21 @@ def test_it_is_the_method_s_own_delta(dtype: torch.dtype, tasks: int, n: int, k:
     assert torch.equal(due[~nan].view(word), found[~nan].view(word))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tasks", [1, 5, 40])
+@pytest.mark.parametrize("n", [1, 15, 4096, 9001])
+def test_lengths(dtype: torch.dtype, tasks: int, n: int) -> None:
+    compiled = fast.kernels()
+    assert compiled is not None
+    rows = rows_of(tasks, n, dtype).nan_to_num(0, 3, -3).clamp(-3, 3)
+    method = make_method("consensus", k=2, source="tasks")
+    tile = RowsTile(tuple(range(tasks)), sum_rows(rows), (rows != 0).to(torch.uint8), (1.0,) * tasks, rows)
+    squares = torch.ones(tasks, dtype=torch.float64)
+    found = compiled.measure_rows(squares.numpy(), rows.numpy(), 2, rows.numpy().dtype.type(1))
+    torch.testing.assert_close(squares, 1 + rows.double().square().sum(1))
+    assert found == pytest.approx(float(method.delta(tile).double().square().sum()), rel=1e-12)
+
+
 def test_what_is_no_sum_of_decoded_task_vectors_says_so() -> None:
     assert make_method("arithmetic", source="tasks", alpha=0.5).of_sums() == (0, 0.5)
     assert make_method("arithmetic", source="vector").of_sums() is None
