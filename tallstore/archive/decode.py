@@ -320,6 +320,12 @@ class Decoder:
         """Elements [start, stop) of a task's mask, which it has for this tensor; `start` begins a chunk."""
         return self._range(self.task(task)[name], name, start, stop, self._chunks.symbols)
 
+    def packed_chunk(self, task: str, name: str, index: int) -> Bytes:
+        """One chunk of a task's mask, which it has for this tensor, as `cpu.pack` packs it."""
+        place = self.task(task)[name]
+        size = coded(place).chunk
+        return self._chunks.packed(place, index, min(size, place.entry.covered - index * size), name)
+
     def delta_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor's own delta, which it has; `start` begins a chunk."""
         return torch.from_numpy(self._range(self.task(task)[name], name, start, stop, self._chunks.values))

@@ -255,7 +255,7 @@ class Merger:
         self._gather()
         out = self._decoder.base_tensors(names)
 
-        compiled = fast.kernels()
+        compiled, sums = fast.kernels(), self._chosen.method.of_sums()
 
         def move(lineup: Lineup, start: int, stop: int) -> None:
             flat = out[lineup.base].reshape(-1)
@@ -264,6 +264,13 @@ class Merger:
                 least, inner, written = by_rows
                 for a, b, _, rows in written:
                     compiled.merge_rows(flat[a:b].numpy(), rows.numpy(), least, inner, type(inner)(alpha))
+                return
+            masked = self._vectors.masked(lineup, start, stop) if flat.dtype == _kind(lineup) else None
+            if compiled is not None and masked is not None and sums is not None:
+                kind = masked.vector.dtype.type
+                compiled.merge_masks(
+                    flat[start:stop].numpy(), *masked, sums.source == "vector", sums.k, kind(sums.alpha), kind(alpha)
+                )
                 return
             for a, b, tile in self._vectors.tiles(lineup, start, stop):
                 _move(flat[a:b], self._chosen.method.delta(tile), alpha)
@@ -279,12 +286,12 @@ class Merger:
         Returns k, α of the method in the type that is computed in, and the tiles.
         """
         sums = self._chosen.method.of_sums()
-        if sums is None:
+        if sums is None or sums.source != "tasks":
             return None
         longest = max(TILE, _TOGETHER // max(1, len(lineup.members)) // TILE * TILE)
         written = self._vectors.rows(lineup, start, stop, longest)
         number = np.float64 if _kind(lineup) == torch.float64 else np.float32
-        return None if written is None else (sums[0], number(sums[1]), written)
+        return None if written is None else (sums.k, number(sums.alpha), written)
 
     def _dress(self, outline: Outline, bodies: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}

@@ -14,20 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member
-from tallstore.kernels.cpu import wide
+from tallstore.kernels.cpu import SYMBOL_BITS, Bytes, wide
 from tallstore.kernels.tiled import Run
 from tallstore.merging import MergeTile
-from tallstore.recipes.sums import sum_rows
+from tallstore.recipes.sums import RUN, sum_rows
 from tallstore.tensors import TORCH
 
-__all__ = ["TILE", "Rows", "Stored", "TaskVectors", "Work", "ahead"]
+__all__ = ["TILE", "Masked", "Rows", "Stored", "TaskVectors", "Work", "ahead"]
 
 Stored = Literal["sum", "mean", "ties"]
 """What the stored v is of the true task vectors."""
@@ -69,6 +71,19 @@ class RowsTile(DecodedTile):
         return self.vector
 
 
+class Masked(NamedTuple):
+    """A window of masks over one vector, still packed."""
+
+    vector: npt.NDArray[Any]
+    """v: shape (N,), the type that is computed in."""
+    packed: Bytes
+    """Shape (T', bytes of N symbols)."""
+    bits: int
+    """Of a symbol."""
+    scales: npt.NDArray[Any]
+    """s: shape (T',), the type of v."""
+
+
 class TaskVectors:
     """Of several tasks of one archive."""
 
@@ -98,6 +113,23 @@ class TaskVectors:
                 yield a, b, here, rows
 
         return written()
+
+    def masked(self, lineup: Lineup, start: int, stop: int) -> Masked | None:
+        """A window's masks and their one vector, if that is all that there is, in chunks of the window's own size."""
+        kind = wide(TORCH[lineup.facts.dtype])
+        there = [m for m in lineup.members if m.kind != "base"]
+        # Rows of zeros change a sum of many rows only by where its runs end: see `recipes.sums`.
+        zeros = len(there) < len(lineup.members) and len(lineup.members) >= RUN
+        alike = {(m.kind, m.group, m.entry.coded.chunk if m.masked and m.entry.coded else 0) for m in there}
+        if zeros or len(alike) != 1 or self._stored == "mean" or any(m.entry.covered < stop for m in there):
+            return None
+        ((symbols, group, size),) = alike
+        if not size or start % size or stop - start > size:
+            return None
+        vector = self._decoder.vector_range(group, lineup.base, start, stop).to(kind).numpy()
+        packed = np.stack([self._decoder.packed_chunk(m.task, m.name, start // size) for m in there])
+        scales = np.array([m.scale(start) for m in there], vector.dtype)
+        return Masked(vector, packed, SYMBOL_BITS[symbols], scales)
 
     def tiles(self, lineup: Lineup, start: int, stop: int) -> Iterator[tuple[int, int, MergeTile]]:
         """The tiles of a window, with their first element and the one behind their last."""

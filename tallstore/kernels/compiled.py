@@ -29,6 +29,7 @@ __all__ = [
     "mask_signed",
     "mask_signed_vector",
     "measure_rows",
+    "merge_masks",
     "merge_rows",
     "spread",
     "sum_gaps",
@@ -347,6 +348,76 @@ def measure_rows(squares: _Array, rows: _Array, least: int, inner: Any) -> float
             levels[0, i] = levels[0, i] * inner * _as(inner, np.int32(users[i] >= least))
         total += _squares(levels[0, :size])
     return total
+
+
+@compiled
+def merge_masks(
+    out: _Array,
+    vector: _Array,
+    packed: _Array,
+    bits: int,
+    scales: _Array,
+    whole: bool,
+    least: int,
+    inner: Any,
+    outer: Any,
+) -> None:
+    """The same of rows s·m·v that are still packed; those that are on are counted, whatever v is.
+
+    Args:
+        out: shape (n,), float32 or float64.
+        vector: v: shape (n,), of the same type.
+        packed: shape (T, bytes of n symbols), uint8.
+        bits: of a symbol.
+        scales: s: shape (T,), of the type of `out`.
+        whole: v itself is added, in place of the sum of the rows.
+        least: the number of rows; 0: everywhere.
+        inner: a factor, of the same type.
+        outer: another one.
+    """
+    levels = np.empty((4, RUN), out.dtype)
+    users = np.empty(RUN, np.int32)
+    count = 0 if whole else packed.shape[0]
+    for start in range(0, out.shape[0], RUN):
+        here, values = out[start : start + RUN], vector[start : start + RUN]
+        size = here.shape[0]
+        levels[: 4 if count >= 16 else 1] = 0
+        users[:] = 0
+        for t in range(packed.shape[0]):
+            row = packed[t, start * bits >> 3 : ((start + size) * bits + 7) >> 3]
+            _add_symbols(levels[0, :size], users[:size], row, bits, values, scales[t])
+            _carry(levels, t + 1, size)
+        if whole:
+            levels[0, :size] = values
+        elif count >= 16:
+            for level in range(1, 4):
+                for i in range(size):
+                    levels[0, i] += levels[level, i]
+        _move(here, levels[0, :size], users[:size], least, inner, outer)
+
+
+@compiled
+def _add_symbols(top: _Array, users: _Array, packed: _Array, bits: int, vector: _Array, scale: Any) -> None:
+    """Add s·m·v of packed symbols, and count those that are not 0."""
+    n, none = top.shape[0], _as(scale, 0)
+    each = 8 // bits
+    for i in range(n // each):
+        byte = np.int32(packed[i])
+        if bits == 1:
+            for j in range(8):
+                on, kept = (byte >> j) & 1, scale * vector[8 * i + j]
+                top[8 * i + j] += kept if on else none
+                users[8 * i + j] += on
+        else:
+            for j in range(4):
+                symbol, kept = (byte >> (2 * j)) & 3, scale * vector[4 * i + j]
+                top[4 * i + j] += kept if symbol == 1 else (-kept if symbol else none)
+                users[4 * i + j] += np.int32(symbol != 0)
+    for k in range(n // each * each, n):
+        symbol = (np.int32(packed[k // each]) >> (bits * (k % each))) & (2 * bits - 1)
+        kept = scale * vector[k]
+        top[k] += kept if symbol == 1 else (-kept if symbol else none)
+        users[k] += np.int32(symbol != 0)
 
 
 @compiled

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from tallstore.errors import OptionError
-from tallstore.merging.base import MergeTile, Method, checked_alpha
+from tallstore.merging.base import MergeTile, Method, SumOf, checked_alpha
 
 __all__ = ["Arithmetic", "Source", "sum_source"]
 
@@ -32,9 +32,9 @@ class Arithmetic(Method):
         self._source = source
         self.approximate = source == "tasks"
 
-    def of_sums(self) -> tuple[int, float] | None:
-        """Unless it is v that is taken for the sum."""
-        return (0, self._alpha) if self._source == "tasks" else None
+    def of_sums(self) -> SumOf:
+        """Whoever uses it."""
+        return SumOf(0, self._alpha, self._source)
 
     def delta(self, tile: MergeTile) -> Tensor:
         """The scaled sum."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from tallstore.errors import OptionError
 from tallstore.recipes.sums import sum_rows
 
-__all__ = ["ALPHAS", "MergeStatistic", "MergeTile", "Method", "checked_alpha"]
+__all__ = ["ALPHAS", "MergeStatistic", "MergeTile", "Method", "SumOf", "checked_alpha"]
 
 ALPHAS = tuple(i / 10 for i in range(1, 11))
 """The paper's range of α: what its code tries on validation data."""
@@ -51,6 +51,14 @@ class MergeTile:
         return sum_rows(self.tau)
 
 
+class SumOf(NamedTuple):
+    """α · v, or α · Στ of the decoded task vectors, of those weights that at least k tasks use; 0 of the others."""
+
+    k: int
+    alpha: float
+    source: Literal["vector", "tasks"]
+
+
 class MergeStatistic(Protocol):
     """A figure over whole task vectors: see `recipes.base.Statistic`."""
 
@@ -73,10 +81,10 @@ class Method(ABC):
         """The statistics this method needs, in order."""
         return ()
 
-    def of_sums(self) -> tuple[int, float] | None:
-        """k and α, where this is α times the sum of the decoded task vectors, of those weights that k of them move.
+    def of_sums(self) -> SumOf | None:
+        """What this adds up, where it is a sum of what several tasks use; None of methods that are something else.
 
-        None of methods that are something else. Others may be computed in one pass, where there is a kernel for it.
+        Such may be computed in one pass, where there is a kernel for it.
         """
         return None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tallstore.errors import OptionError
 from tallstore.merging.arithmetic import Arithmetic
-from tallstore.merging.base import MergeStatistic, MergeTile, Method
+from tallstore.merging.base import MergeStatistic, MergeTile, Method, SumOf
 from tallstore.merging.counting import BLOCK, Bytes, add_rows, as_words, at_least
 from tallstore.merging.ties import TiesMerge
 
@@ -61,10 +61,10 @@ class Consensus(Method):
         """Those of the plain merge."""
         return self._plain.statistics(n_tasks)
 
-    def of_sums(self) -> tuple[int, float] | None:
-        """Where the plain merge is."""
+    def of_sums(self) -> SumOf | None:
+        """The plain merge's, where that is a sum."""
         plain = self._plain.of_sums()
-        return None if plain is None else (self._k, plain[1])
+        return None if plain is None else plain._replace(k=self._k)
 
     def delta(self, tile: MergeTile) -> Tensor:
         """The plain merge where the tasks agree, 0 elsewhere."""

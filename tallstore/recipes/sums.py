@@ -11,9 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["RUN", "sum_rows"]
+
 __all__ = ["sum_rows"]
 
-_RUN = 16
+RUN = 16
+"""Rows that are added before the next level takes them."""
 
 
 def sum_rows(rows: Tensor) -> Tensor:
@@ -30,10 +33,10 @@ def sum_rows(rows: Tensor) -> Tensor:
 def _carry(levels: list[Tensor], count: int) -> None:
     """Move each level that has taken a full run of 16 into the next one."""
     level = 0
-    while count % _RUN == 0 and level < 3:
+    while count % RUN == 0 and level < 3:
         if level + 1 == len(levels):
             levels.append(torch.zeros_like(levels[0]))
         levels[level + 1] += levels[level]
         levels[level].zero_()
-        count //= _RUN
+        count //= RUN
         level += 1
