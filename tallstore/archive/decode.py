@@ -6,6 +6,7 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -412,14 +413,19 @@ class Decoder:
                 except BaseException as error:  # raised below
                     failed.append((index, error))
 
-        helpers = [
-            threading.Thread(target=work, name=f"tallstore-decode-{n}", daemon=True)
-            for n in range(1, min(self._threads, len(jobs)))
-        ]
-        for helper in helpers:
-            helper.start()
-        work()
-        for helper in helpers:
-            helper.join()
+        helpers = []
+        with contextlib.suppress(RuntimeError):  # no more threads can be had: those that there are do it
+            for n in range(1, min(self._threads, len(jobs))):
+                helper = threading.Thread(target=work, name=f"tallstore-decode-{n}", daemon=True)
+                helper.start()
+                helpers.append(helper)
+        try:
+            work()
+            for helper in helpers:
+                helper.join()
+        except BaseException as error:  # interrupted while waiting: the others end with what they are at
+            failed.append((-1, error))
+            for helper in helpers:
+                helper.join()
         if failed:
             raise min(failed, key=itemgetter(0))[1]
