@@ -33,6 +33,9 @@ KINDS_IN_PART: Mapping[str, frozenset[str]] = {
 }
 """Which kinds of entry each kind of part may hold."""
 
+WHY = frozenset({"unmatched", "small", "type", "numbers", "budget"})
+"""Why a tensor is stored whole, as its packer says: the specification tells what each word means."""
+
 _WORDS = ("U8", "U16", "U32", "U64")
 """What differences are coded as, by the size of an element."""
 _CODED = frozenset({"codec", "chunk", "chunks"})
@@ -44,7 +47,7 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "binary": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "signed": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
-    "private": (frozenset({"dtype", "shape"}), frozenset()),
+    "private": (frozenset({"dtype", "shape"}), frozenset({"why"})),
     "tied": (frozenset({"to"}), frozenset()),
     "difference": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
 }
@@ -86,6 +89,8 @@ class Entry:
     """The scale s of each chunk; all 1 where absent. Each is exactly a float32."""
     to: str | None = None
     """For `tied`: the name of the tensor of the same task that this one shares its memory with."""
+    why: str | None = None
+    """For `private`: one of WHY, where the packer said it. For people alone: nothing is decoded by it."""
     coded: Coded | None = None
 
     @property
@@ -101,7 +106,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON, absent members left out."""
         out: dict[str, Any] = {"kind": self.kind}
-        for key in ("dtype", "base", "rows", "to"):
+        for key in ("dtype", "base", "rows", "to", "why"):
             if (value := getattr(self, key)) is not None:
                 out[key] = value
         if self.shape is not None:
@@ -176,6 +181,11 @@ def _scales(value: Any, where: str) -> tuple[float, ...]:
     return tuple(float(s) for s in value)
 
 
+def _why(value: Any, where: str) -> str | None:  # noqa: ARG001 - nothing is refused for it
+    """Any other word is a newer version's, and says nothing to this one."""
+    return value if isinstance(value, str) and value in WHY else None
+
+
 _PARSE: Mapping[str, Callable[[Any, str], Any]] = {
     "dtype": check_dtype,
     "shape": safetensors.check_shape,
@@ -183,6 +193,7 @@ _PARSE: Mapping[str, Callable[[Any, str], Any]] = {
     "rows": _count,
     "scales": _scales,
     "to": _text,
+    "why": _why,
 }
 
 
