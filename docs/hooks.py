@@ -1,4 +1,4 @@
-"""The format's pages are shown with the rest; they stay where they are, in `spec/`."""
+"""The format's pages and what benchmarks drew are shown with the rest; they stay where they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("spec/*.md", "spec/*.json", "spec/codecs/*.md", "spec/vectors/README.md")
+PAGES = ("spec/*.md", "spec/*.json", "spec/codecs/*.md", "spec/vectors/README.md", "benchmarks/results/plan.svg")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -56,6 +56,18 @@ def test_examples_are_shown_whole(site: Path) -> None:
         assert code.strip().splitlines()[-1].strip() in page
 
 
+def test_pictures_are_there_and_say_what_they_show(site: Path) -> None:
+    shown = 0
+    for page in site.rglob("*.html"):
+        for image in re.findall(r"<img[^>]*>", page.read_text(encoding="utf-8")):
+            source, said = (re.search(rf'{name}="([^"]*)"', image) for name in ("src", "alt"))
+            assert source is not None and said is not None, f"{page}: {image}"  # noqa: PT018 - one thing
+            assert len(said[1]) > 40, f"{page}: {image}"
+            assert (page.parent / source[1]).is_file(), f"{page}: {image}"
+            shown += 1
+    assert shown
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
