@@ -65,8 +65,8 @@ def shapes(parameters: float) -> dict[str, tuple[int, int]]:
     return found
 
 
-def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]]) -> None:
-    """Write the archive."""
+def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]], chunk: int = CHUNK) -> None:
+    """Write the archive, in chunks of so many elements."""
     random = np.random.default_rng(0)
     names = [f"task{n:02}" for n in range(tasks)]
     parts: dict[str, PartRecord] = {}
@@ -75,13 +75,13 @@ def make(path: Path, case: Case, tasks: int, tensors: dict[str, tuple[int, int]]
         values = (random.choice([-1e-3, 1e-3], CHUNK)).astype(np.float32)
         entries = {name: Entry(kind="vector", shape=shape) for name, shape in tensors.items()}
         vector = PartWriter(sink, "vector/0.safetensors", "vector", "0")
-        fill(vector, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]))
+        fill(vector, entries, case.vector, lambda n: codecs.VECTOR[case.vector].encode(values[:n]), chunk)
         vectors = vector.finish()
         parts |= vectors
         entries = {n: Entry(kind=case.kind, dtype="F32", shape=shape, base=n) for n, shape in tensors.items()}
         for name in names:
             mask = PartWriter(sink, f"tasks/{name}/mask.safetensors", "mask", name)
-            fill(mask, entries, case.mask, Chunks(case, random).draw)
+            fill(mask, entries, case.mask, Chunks(case, random).draw, chunk)
             parts |= mask.finish()
         identity = {n: BaseTensor(dtype="F32", shape=shape, sha256="0" * 64) for n, shape in tensors.items()}
         manifest = Manifest(
@@ -113,13 +113,15 @@ class Chunks:
         return self._known[key]
 
 
-def fill(writer: PartWriter, entries: dict[str, Entry], codec: str, code: Callable[[int], bytes]) -> None:
+def fill(
+    writer: PartWriter, entries: dict[str, Entry], codec: str, code: Callable[[int], bytes], chunk: int = CHUNK
+) -> None:
     """Write every tensor of a part."""
     for name, entry in entries.items():
         writer.begin()
-        for start in range(0, entry.numel, CHUNK):
-            writer.add(code(min(CHUNK, entry.numel - start)))
-        writer.end(name, codec, CHUNK, entry)
+        for start in range(0, entry.numel, chunk):
+            writer.add(code(min(chunk, entry.numel - start)))
+        writer.end(name, codec, chunk, entry)
 
 
 def measure(case: Case, tasks: int, tensors: dict[str, tuple[int, int]], threads: int | None) -> list[str]:

@@ -6,12 +6,15 @@ count). Twenty tasks and the base take 9.5 GB of FOLDER; checkpoints that are th
 
 Packing runs in a process of its own. Its peak memory is the highest resident set during `tallstore.pack`, above that of
 the same process when it had imported torch and nothing else. Inputs leave the system's cache before they are read and
-before they are packed, so that both begin at the disk (`--warm` leaves them in it).
+before they are packed, so that both begin at the disk (`--warm` leaves them in it). With several `--engine` or
+`--workers`, each zoo is packed with every one of them, and a second table says how much quicker more workers are.
+Memory and processor seconds are the driver's: all there is with threads; workers that are processes have their own.
 
 example:
   python benchmarks/pack_memory.py /tmp/synthetic
   python benchmarks/pack_memory.py /tmp/synthetic --tasks 8 --scale 0.25 --layers 6 12 24
   python benchmarks/pack_memory.py /tmp/synthetic --tasks 1 2 4 8 16 32 64 --scale 0.25 --warm
+  python benchmarks/pack_memory.py /tmp/synthetic --engine threads processes --workers 1 2 --repeat 3 --warm
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +79,8 @@ def pack_here(base: str, tasks: Mapping[str, str], archive: str, options: Mappin
     }
 
 
-def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> dict[str, Any]:
-    """One size of models and zoo: make what is missing, read it, pack it."""
+def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> Iterator[dict[str, Any]]:
+    """One size of models and zoo: make what is missing, read it, pack it by each engine with each number of workers."""
     folder = arguments.folder / f"layers{layers}-scale{arguments.scale:g}"
     specs = vit_b32(layers, arguments.scale)
     base, tasks = make_checkpoints(folder, specs, n_tasks)
@@ -84,12 +88,7 @@ def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> dict[st
     prepare = (lambda: None) if arguments.warm else (lambda: forget(files))
     prepare()
     read_seconds = read_all(files)
-    prepare()
-    job = {"base": base, "tasks": tasks, "archive": folder / "zoo.tall", "options": pack_options(arguments)}
-    packed = _run_child(json.dumps(job, default=str))
-    if arguments.delete:
-        shutil.rmtree(folder)
-    return {
+    facts = {
         "layers": layers,
         "tasks": n_tasks,
         "tensors": len(specs),
@@ -97,8 +96,17 @@ def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> dict[st
         "frozen_parameters": sum(spec.numel for spec in specs if spec.sort == "frozen"),
         "input_bytes": sum(4 * spec.numel for spec in specs) * (n_tasks + 1),
         "read_seconds": read_seconds,
-        **packed,
     }
+    for engine, workers in product(arguments.engine, arguments.workers):
+        how = {"engine": engine, "workers": workers}
+        job = {"base": base, "tasks": tasks, "archive": folder / "zoo.tall", "options": pack_options(arguments) | how}
+        runs = []
+        for _ in range(arguments.repeat):
+            prepare()
+            runs.append(_run_child(json.dumps(job, default=str)))
+        yield facts | how | min(runs, key=lambda run: float(run["seconds"]))
+    if arguments.delete:
+        shutil.rmtree(folder)
 
 
 def _run_child(job: str) -> dict[str, Any]:
@@ -137,6 +145,30 @@ def _rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str
         yield "peak against the first column", lambda r: f"{r['peak_bytes'] / found[0]['peak_bytes']:.2f}"
 
 
+def _speed(found: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Each run against the same with one worker, or with the fewest."""
+    fewest = min(run["workers"] for run in found)
+    for run in found:
+        one = next(
+            r["seconds"]
+            for r in found
+            if r["workers"] == fewest and all(r[key] == run[key] for key in ("engine", "layers", "tasks"))
+        )
+        yield (
+            f"{run['layers']} layers, {run['tasks']} tasks, {run['engine']}",
+            str(run["workers"]),
+            f"{run['seconds']:.1f}",
+            f"{run['cpu_seconds']:.1f}",
+            f"{one / run['seconds']:.2f}",
+            f"{run['peak_bytes'] / MIB:.0f}",
+        )
+
+
+def _head(run: dict[str, Any]) -> str:
+    workers = f", {run['engine']} × {run['workers']}" if run["workers"] is not None else ""
+    return f"{run['layers']} layers, {run['tasks']} tasks{workers}"
+
+
 def parse() -> argparse.Namespace:
     what, _, example = (__doc__ or "").partition("example:\n")
     parser = argparse.ArgumentParser(
@@ -146,6 +178,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, nargs="+", default=[20], help="fine-tuned checkpoints (default: 20)")
     parser.add_argument("--layers", type=int, nargs="+", default=[12], help="one or more depths (default: 12)")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink widths and vocabulary (default: 1)")
+    parser.add_argument("--engine", nargs="+", default=["threads"], help="one or more (default: threads)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[None], help="one or more numbers (default: pack's)")
+    parser.add_argument("--repeat", type=int, default=1, help="take the quickest of so many runs (default: 1)")
     parser.add_argument("--warm", action="store_true", help="leave the inputs in the system's cache")
     parser.add_argument("--delete", action="store_true", help="delete checkpoints and archive when measured")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -160,14 +195,19 @@ def main() -> None:
     arguments = parse()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sole_user(arguments.folder):
-        found = [measure(arguments, layers, tasks) for layers in arguments.layers for tasks in arguments.tasks]
+        sizes = product(arguments.layers, arguments.tasks)
+        found = [run for layers, tasks in sizes for run in measure(arguments, layers, tasks)]
     if arguments.json:
         print(json.dumps({"machine": describe_machine(), "runs": found}, indent=1))
         return
     cache = "inputs in the system's cache" if arguments.warm else "inputs not in the system's cache"
-    head = ["", *(f"{r['layers']} layers, {r['tasks']} tasks" for r in found)]
+    head = ["", *map(_head, found)]
     print(f"{describe_machine()}; {cache}\n")
     print(table(head, [(label, *map(cell, found)) for label, cell in _rows(found)]))
+    if len(arguments.workers) > 1:
+        head = ["zoo, engine", "workers", "seconds", "driver's processor seconds", "× the fewest", "driver's peak, MiB"]
+        print("\nGoal of two workers: 1.7 × one, or more.\n")
+        print(table(head, _speed(found)))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
 Constants are processor seconds, of one worker on one core, so that other work on the machine matters little: packing
 zoos of 1 and 5 tasks (shapes of a language model, bf16, made while they are read) gives what a parameter of the base
 costs and what a parameter of a task costs, once what making and reading them costs is taken away; putting parts
-together and reading files are measured by themselves. A zoo of 3 tasks, which no constant comes from, is then predicted
-and measured. What no run here can tell (network, prices) are arguments.
+together and reading files are measured by themselves. Zoos of 3 tasks, and of 2 of a larger model, which no constant
+comes from, are then predicted and measured. What no run here can tell (network, prices) are arguments.
 
 Packing ends when the slowest of these does, plus putting the parts together, which the driver does alone:
 
     computing  (a·P + b·P·T) / workers
     reading    bytes of all checkpoints / (network of a worker · workers)
 
+`--plot` draws the plan against the number of workers, and the prediction against every zoo that was measured.
+
 example:
-  python benchmarks/plan.py /tmp/plan
+  python benchmarks/plan.py /tmp/plan --save plan.json --plot plan.svg
+  python benchmarks/plan.py /tmp/plan --constants benchmarks/results/plan.json --plot benchmarks/results/plan.svg
   python benchmarks/plan.py /tmp/plan --constants benchmarks/results/plan.json --parameters 8e9 --tasks 20
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -30,6 +34,7 @@ from typing import Any
 import torch
 from common import MIB, describe_machine, memory_of, table
 from large import Made, shapes
+from plan_plot import draw
 
 import tallstore
 from tallstore.checkpoints import open_checkpoint
@@ -38,9 +43,23 @@ from tallstore.encoder.parts import PartWriter
 CHILD = "--child"
 GIGABYTES = 0.5
 """Of a measured checkpoint."""
-FITTED, CHECKED = (1, 5), 3
-"""Tasks of the zoos that the constants come from, and of the one that they are checked on."""
+FITTED = (1, 5)
+"""Tasks of the zoos that the constants come from."""
+CHECKED = ((3, 0.5), (2, 1.0))
+"""Tasks, and gigabytes of a checkpoint, of the zoos that they are checked on."""
 FILE = 256 * MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A zoo that was packed here."""
+
+    parameters: int
+    tasks: int
+    seconds: float
+    """Processor seconds of computing."""
+    fitted: bool
+    """Whether the constants come from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +81,18 @@ class Constants:
     peak_bytes: int
     """Largest resident set of a worker."""
     machine: str
+    points: tuple[Point, ...]
+    """What was measured."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Constants:
+        """As `--save` wrote them."""
+        found = json.loads(text)
+        return cls(**{**found, "points": tuple(Point(**point) for point in found["points"])})
+
+    def computing(self, parameters: float, tasks: int) -> float:
+        """Processor seconds of computing, reading left out."""
+        return parameters * (self.base_second + tasks * self.task_second)
 
 
 def pack_here(job: dict[str, Any]) -> dict[str, Any]:
@@ -96,15 +127,21 @@ def pack_here(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, tasks: int) -> dict[str, Any]:
+def run(folder: Path, tasks: int, gigabytes: float = GIGABYTES) -> dict[str, Any]:
     """Pack a zoo of so many tasks in a process of its own."""
-    job = {"shapes": shapes(GIGABYTES * 1e9), "tasks": tasks, "archive": str(folder / "zoo.tall")}
+    job = {"shapes": shapes(gigabytes * 1e9), "tasks": tasks, "archive": str(folder / "zoo.tall")}
     done = subprocess.run(
         [sys.executable, __file__, CHILD, json.dumps(job)], stdout=subprocess.PIPE, text=True, check=True
     )
     (folder / "zoo.tall").unlink()
     found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return found | {"parameters": sum(math.prod(shape) for shape in shapes(gigabytes * 1e9).values()), "tasks": tasks}
+
+
+def point(found: dict[str, Any], *, fitted: bool) -> Point:
+    """What a run says of computing: what making its input takes is not packing's."""
+    seconds = found["cpu"] - found["making"]
+    return Point(parameters=found["parameters"], tasks=found["tasks"], seconds=seconds, fitted=fitted)
 
 
 def reading(folder: Path) -> float:
@@ -125,15 +162,16 @@ def reading(folder: Path) -> float:
     return best / FILE
 
 
-def measure(folder: Path) -> tuple[Constants, str]:
-    """The constants, and how well they predict the zoo that they do not come from."""
-    few, many, checked = (run(folder, tasks) for tasks in (*FITTED, CHECKED))
-    parameters = sum(a * b for a, b in shapes(GIGABYTES * 1e9).values())
-    net = [found["cpu"] - found["making"] for found in (few, many)]
-    task = (net[1] - net[0]) / (FITTED[1] - FITTED[0]) / parameters
+def measure(folder: Path) -> Constants:
+    """The constants, and the zoos that they do and do not come from."""
+    few, many = (run(folder, tasks) for tasks in FITTED)
+    checked = [run(folder, tasks, gigabytes) for tasks, gigabytes in CHECKED]
+    one, other = (point(found, fitted=True) for found in (few, many))
+    parameters = one.parameters
+    task = (other.seconds - one.seconds) / (other.tasks - one.tasks) / parameters
     archive = sum(many["bytes"][kind] for kind in ("base", "vector", "masks", "private"))
-    constants = Constants(
-        base_second=net[0] / parameters - FITTED[0] * task,
+    return Constants(
+        base_second=one.seconds / parameters - one.tasks * task,
         task_second=task,
         read_second=reading(folder),
         assembly_second=many["assembly"] / archive,
@@ -141,10 +179,8 @@ def measure(folder: Path) -> tuple[Constants, str]:
         task_bytes=(archive - many["bytes"]["base"]) / parameters / FITTED[1],
         peak_bytes=many["peak"],
         machine=describe_machine(),
+        points=(one, other, *(point(found, fitted=False) for found in checked)),
     )
-    predicted = parameters * (constants.base_second + CHECKED * task)
-    found = checked["cpu"] - checked["making"]
-    return constants, f"{CHECKED} tasks: {predicted:.1f} processor seconds predicted, {found:.1f} measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +201,7 @@ def plan(c: Constants, case: Case, workers: int) -> dict[str, float]:
     """Seconds, bytes and money."""
     read = 2 * case.parameters * (case.tasks + 1)
     archive = case.parameters * (c.base_bytes + case.tasks * c.task_bytes)
-    computing = case.parameters * (c.base_second + case.tasks * c.task_second) + read * c.read_second
+    computing = c.computing(case.parameters, case.tasks) + read * c.read_second
     assembly = archive * c.assembly_second
     seconds = max(computing / workers, read / (case.network * workers)) + assembly
     return {
@@ -210,6 +246,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where measured archives go")
     parser.add_argument("--constants", type=Path, help="a file of constants: nothing is measured then")
     parser.add_argument("--save", type=Path, help="where measured constants go")
+    parser.add_argument("--plot", type=Path, help="where the plan is drawn, as SVG or PNG")
     parser.add_argument("--parameters", type=float, default=70e9, help="of the model (default: 70e9)")
     parser.add_argument("--tasks", type=int, default=100, help="(default: 100)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
@@ -225,10 +262,10 @@ def main() -> None:
         return
     arguments = parse()
     if arguments.constants is not None:
-        constants, check = Constants(**json.loads(arguments.constants.read_text())), ""
+        constants = Constants.from_json(arguments.constants.read_text())
     else:
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        constants, check = measure(arguments.folder)
+        constants = measure(arguments.folder)
     if arguments.save is not None:
         arguments.save.write_text(json.dumps(asdict(constants), indent=1) + "\n")
     print(f"{constants.machine}\n")
@@ -238,7 +275,14 @@ def main() -> None:
         f"{1e9 * constants.assembly_second:.2f} a byte put together"
     )
     print(f"bytes: {constants.base_bytes:.3f} a parameter of the base, {constants.task_bytes:.4f} of a task")
-    print(f"peak of a worker: {constants.peak_bytes / MIB:.0f} MiB\n{check}\n")
+    print(f"peak of a worker: {constants.peak_bytes / MIB:.0f} MiB\n")
+    for found in constants.points:
+        print(
+            f"{found.tasks} × {found.parameters / 1e9:.2f} B: "
+            f"{constants.computing(found.parameters, found.tasks):.1f} processor seconds "
+            f"{'fitted' if found.fitted else 'predicted'}, {found.seconds:.1f} measured"
+        )
+    print()
     case = Case(
         parameters=arguments.parameters,
         tasks=arguments.tasks,
@@ -246,8 +290,17 @@ def main() -> None:
         core_hour=arguments.core_hour,
         month=arguments.month,
     )
-    head = [f"{case.tasks} × {case.parameters / 1e9:g} B", *(f"{n} workers" for n in arguments.workers)]
+    head = [f"{case.tasks} × {case.parameters / 1e9:g} B", *(f"{n} worker{'s' * (n > 1)}" for n in arguments.workers)]
     print(table(head, rows(constants, case, arguments.workers)))
+    if arguments.plot is not None:
+        draw(
+            lambda workers: plan(constants, case, workers),
+            lambda tasks: constants.computing(1.0, tasks),
+            [(point.tasks, point.seconds / point.parameters, point.fitted) for point in constants.points],
+            arguments.workers,
+            f"{case.tasks} × {case.parameters / 1e9:g} B",
+            arguments.plot,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""The manifest of a large zoo stays small: 200 tasks of 1,000 tensors."""
+"""The manifest of a large zoo stays small, and so do headers in memory: 200 tasks of 1,000 tensors."""
 
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
+from pathlib import Path
 
+from support import near, noise
+
+import tallstore
 from tallstore.format.manifest import Base, BaseTensor, Group, Manifest, PartRecord, Task
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
@@ -61,3 +66,26 @@ def test_the_manifest_of_a_large_zoo_is_below_a_megabyte() -> None:
     data = manifest.to_bytes()
     assert len(data) < 1_000_000
     assert Manifest.from_bytes(data) == manifest
+
+
+def test_headers_of_many_tasks_take_little_more_memory_than_their_bytes(tmp_path: Path, small_chunks: int) -> None:
+    base = {f"layers.{n}.weight": noise(64, 80, seed=n) for n in range(120)}
+    tallstore.pack(
+        base,
+        {f"t{s}": {name: near(tensor, s) for name, tensor in base.items()} for s in range(6)},
+        tmp_path / "zoo.tall",
+    )
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        manifest = zoo.manifest
+        owned = [path for task in manifest.tasks.values() for paths in task.parts.values() for path in paths]
+        stored = sum(manifest.parts[path].header_size or 0 for path in owned)
+        zoo.tensors("t0")
+        tracemalloc.start()
+        try:
+            for task in zoo.tasks:
+                zoo.tensors(task)
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert stored > 100_000
+        assert held < 2 * stored, f"{held} bytes held for headers of {stored}"

@@ -25,7 +25,7 @@ class RenewedError(DamagedError):
     """What was read was damaged, and the store has got the file anew: the same work may succeed now."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A tensor in a part: the part's path, its entry, and where its coded bytes begin."""
 

@@ -10,7 +10,7 @@ from tallstore.codecs.base import Buffer
 from tallstore.encoder.results import Span, Spool
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
-from tallstore.format.part import Coded, Entry, PartHeader
+from tallstore.format.part import Chunks, Coded, Entry, PartHeader
 from tallstore.stores import Sink
 from tallstore.stores.staging import translated
 
@@ -59,7 +59,7 @@ class PartWriter:
 
     def end(self, name: str, codec: str, chunk: int, entry: Entry) -> None:
         """End the current tensor; `entry` lacks only what the chunks say."""
-        coded = Coded(codec, chunk, tuple((span.length, span.xxh3) for span in self._chunks))
+        coded = Coded(codec, chunk, Chunks((span.length, span.xxh3) for span in self._chunks))
         self._entries[name] = replace(entry, coded=coded)
         self._stored[name] = self._chunks
 

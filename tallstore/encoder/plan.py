@@ -33,6 +33,8 @@ class Whole:
     """A tensor, or its elements from `start` on, that is stored whole and exact, and why."""
 
     why: str
+    word: str | None = None
+    """The reason as the archive keeps it, one of `WHY`; None where rows beyond the base's are all that is whole."""
     start: int = 0
 
 
@@ -61,7 +63,7 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
             if name in task.ties:
                 continue
             if name not in matches:
-                found.private[index][name] = Whole("the base has no such tensor, or one of another shape")
+                found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
                 continue
             found.users[matches[name].base].append(_user(base, task, index, name, matches[name]))
         used = {m.base for m in matches.values()}

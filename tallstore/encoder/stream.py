@@ -281,7 +281,7 @@ class Stream:
         writer = writers.masks[user.task]
         why = each.why_whole or (each.if_moved if each.moved else "")
         if why:
-            self.plan.private[user.task][user.name] = Whole(why)
+            self.plan.private[user.task][user.name] = Whole(why, "budget" if why == BUDGET else "numbers")
             if why != BUDGET:
                 self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
@@ -290,7 +290,7 @@ class Stream:
             words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
             writers.exacts[user.task].end(user.name, "planes+zstd", self.chunk, words)
         if user.covered < info.numel:
-            self.plan.private[user.task][user.name] = Whole("rows beyond the base's", user.covered)
+            self.plan.private[user.task][user.name] = Whole("rows beyond the base's", start=user.covered)
         facts: dict[str, Any] = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
         if not each.moved:
             writer.note(user.name, Entry(kind="base", **facts))
@@ -317,8 +317,7 @@ class Stream:
             if user.alike and next(equal):
                 self.plan.unmoved[user.task][user.name] = name
             else:
-                why = "small" if info.dtype in MASKABLE else f"of type {info.dtype}"
-                self.plan.private[user.task][user.name] = Whole(why)
+                self.plan.private[user.task][user.name] = _why_unmasked(info.dtype, self.base.tensors[name].dtype)
 
     def _wholes(self, engine: Engine, writers: Writers) -> None:
         """What is stored whole, and what takes no bytes."""
@@ -345,7 +344,7 @@ class Stream:
         for name, whole in self.plan.private[index].items():
             if not whole.start:
                 info = checkpoint.tensors[name]
-                mask.note(name, Entry(kind="private", dtype=info.dtype, shape=info.shape))
+                mask.note(name, Entry(kind="private", dtype=info.dtype, shape=info.shape, why=whole.word))
 
     def _whole(
         self, checkpoint: Checkpoint, name: str, whole: Whole, private: PartWriter, done: Iterator[tuple[Any, Path]]
@@ -368,3 +367,9 @@ class Stream:
         own = sum(info.numel * ITEM_BYTES[info.dtype] for info in self.base.tensors.values())
         users: Iterable[User] = (user for users in self.plan.users.values() for user in users if user.masked)
         return own + sum(u.covered * ITEM_BYTES[self.tasks[u.task].tensors[u.name].dtype] for u in users)
+
+
+def _why_unmasked(dtype: str, base: str) -> Whole:
+    """Why a tensor that has a place in the base is not masked, by both types."""
+    odd = next((each for each in (dtype, base) if each not in MASKABLE), None)
+    return Whole("small", "small") if odd is None else Whole(f"of type {odd}", "type")

@@ -3,6 +3,8 @@
 Every part describes itself: what it is, whose it is, and per tensor an `Entry`. Coded bytes are stored as one U8
 tensor under the tensor's own name, so that a stock loader that is given a part fails on types and shapes instead of
 loading noise; the metadata's `format` is not one that transformers accepts, for the same reason.
+
+Headers of many tasks are in memory at once, and say much the same: their words are interned.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from tallstore.errors import CodecError, FormatError
 from tallstore.format import limits, safetensors, strict_json
@@ -33,6 +37,9 @@ KINDS_IN_PART: Mapping[str, frozenset[str]] = {
 }
 """Which kinds of entry each kind of part may hold."""
 
+WHY = frozenset({"unmatched", "small", "type", "numbers", "budget"})
+"""Why a tensor is stored whole, as its packer says: the specification tells what each word means."""
+
 _WORDS = ("U8", "U16", "U32", "U64")
 """What differences are coded as, by the size of an element."""
 _CODED = frozenset({"codec", "chunk", "chunks"})
@@ -44,24 +51,60 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "binary": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "signed": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
-    "private": (frozenset({"dtype", "shape"}), frozenset()),
+    "private": (frozenset({"dtype", "shape"}), frozenset({"why"})),
     "tied": (frozenset({"to"}), frozenset()),
     "difference": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
 }
 
 
-@dataclass(frozen=True)
+class Chunks(Sequence[tuple[int, str]]):
+    """Of each chunk its bytes and its xxh3-64 in hex, held in 16 bytes: large models have millions."""
+
+    __slots__ = ("_digests", "_lengths")
+
+    def __init__(self, chunks: Iterable[tuple[int, str]]) -> None:
+        self._lengths, digests = array("Q"), bytearray()
+        for length, digest in chunks:
+            self._lengths.append(length)
+            digests += bytes.fromhex(digest)
+        self._digests = bytes(digests)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[int, str]: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[tuple[int, str], ...]: ...
+    def __getitem__(self, at: int | slice) -> tuple[int, str] | tuple[tuple[int, str], ...]:
+        if isinstance(at, slice):
+            return tuple(self[n] for n in range(*at.indices(len(self))))
+        at = range(len(self))[at]
+        return self._lengths[at], self._digests[8 * at : 8 * at + 8].hex()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def size(self) -> int:
+        """Bytes of all."""
+        return sum(self._lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Coded:
     """How a tensor's coded bytes are cut: `chunk` elements each, per chunk its bytes and its xxh3-64 in hex."""
 
     codec: str
     chunk: int
-    chunks: tuple[tuple[int, str], ...]
+    chunks: Chunks
 
     @property
     def size(self) -> int:
         """Coded bytes, before padding."""
-        return sum(length for length, _ in self.chunks)
+        return self.chunks.size()
 
     @property
     def padded(self) -> int:
@@ -69,7 +112,7 @@ class Coded:
         return self.size + -self.size % limits.BLOB_ALIGNMENT
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """What a part says of one tensor. Which members are there depends on the kind: see `_FIELDS`."""
 
@@ -86,6 +129,8 @@ class Entry:
     """The scale s of each chunk; all 1 where absent. Each is exactly a float32."""
     to: str | None = None
     """For `tied`: the name of the tensor of the same task that this one shares its memory with."""
+    why: str | None = None
+    """For `private`: one of WHY, where the packer said it. For people alone: nothing is decoded by it."""
     coded: Coded | None = None
 
     @property
@@ -101,7 +146,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON, absent members left out."""
         out: dict[str, Any] = {"kind": self.kind}
-        for key in ("dtype", "base", "rows", "to"):
+        for key in ("dtype", "base", "rows", "to", "why"):
             if (value := getattr(self, key)) is not None:
                 out[key] = value
         if self.shape is not None:
@@ -131,7 +176,7 @@ class Entry:
         found = {key: _PARSE[key](value[key], where) for key in _PARSE if key in known and key in value}
         if "codec" in known:
             found["coded"] = _coded(value, _covered(found["shape"], found.get("rows")), where)
-        entry = cls(kind=kind, **found)
+        entry = cls(kind=sys.intern(kind), **found)
         entry._check(where)
         return entry
 
@@ -153,7 +198,7 @@ def _covered(shape: tuple[int, ...], rows: int | None) -> int:
 
 def _text(value: Any, where: str) -> str:
     try:
-        return check_tensor_name(value)
+        return sys.intern(check_tensor_name(value))
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from error
 
@@ -176,13 +221,19 @@ def _scales(value: Any, where: str) -> tuple[float, ...]:
     return tuple(float(s) for s in value)
 
 
+def _why(value: Any, where: str) -> str | None:  # noqa: ARG001 - nothing is refused for it
+    """Any other word is a newer version's, and says nothing to this one."""
+    return value if isinstance(value, str) and value in WHY else None
+
+
 _PARSE: Mapping[str, Callable[[Any, str], Any]] = {
-    "dtype": check_dtype,
+    "dtype": lambda value, where: sys.intern(check_dtype(value, where)),
     "shape": safetensors.check_shape,
     "base": _text,
     "rows": _count,
     "scales": _scales,
     "to": _text,
+    "why": _why,
 }
 
 
@@ -202,7 +253,7 @@ def _coded(value: Mapping[str, Any], covered: int, where: str) -> Coded:
             or not is_hex(item[1], CHECKSUM_DIGITS)
         ):
             raise FormatError(f"{where}: {item!r} is not a chunk's length and checksum")
-    return Coded(codec, chunk, tuple((length, digest) for length, digest in chunks))
+    return Coded(sys.intern(codec), chunk, Chunks((length, digest) for length, digest in chunks))
 
 
 def is_hex(value: object, digits: int) -> bool:
@@ -254,7 +305,7 @@ class PartHeader:
         if len(facts["entries"]) > limits.TENSORS:
             raise FormatError(f"{where}: more than {limits.TENSORS} tensors")
         entries = {
-            check_tensor_name(name): Entry.from_json(value, f"{where}: tensor {name!r}")
+            sys.intern(check_tensor_name(name)): Entry.from_json(value, f"{where}: tensor {name!r}")
             for name, value in facts["entries"].items()
         }
         found = cls(part=part, owner=owner, entries=entries, version=version, offsets=_offsets(header, entries, where))
@@ -277,4 +328,4 @@ def _offsets(header: safetensors.Header, entries: Mapping[str, Entry], where: st
             raise FormatError(
                 f"{where}: tensor {name!r}: {slot.stop - slot.start} bytes stored, {coded[name].padded} described"
             )
-    return {name: header.size + slot.start for name, slot in header.slots.items()}
+    return {sys.intern(name): header.size + slot.start for name, slot in header.slots.items()}

@@ -136,7 +136,9 @@ def _wholes(facts: Facts) -> Section:
     if not facts.wholes:
         return Section(id="wholes", title="Stored whole", text=("Nothing is stored whole.",))
     total = sum(row.bytes for row in facts.wholes)
-    text = f"{size(total)} of tensors are stored whole and come back bit for bit; why, the base tells."
+    text = (
+        f"{size(total)} of tensors are stored whole and come back bit for bit. Why, the packer says, or the base tells."
+    )
     return Section(id="wholes", title="Stored whole", text=(text,), table=by_whole(facts))
 
 

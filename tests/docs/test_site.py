@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
-import pytest
 from support import ROOT
 
 import tallstore
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
@@ -54,6 +37,18 @@ def test_examples_are_shown_whole(site: Path) -> None:
     for example in ("service.py", "callback.py"):
         code = (ROOT / "docs" / "examples" / example).read_text(encoding="utf-8")
         assert code.strip().splitlines()[-1].strip() in page
+
+
+def test_pictures_are_there_and_say_what_they_show(site: Path) -> None:
+    shown = 0
+    for page in site.rglob("*.html"):
+        for image in re.findall(r"<img[^>]*>", page.read_text(encoding="utf-8")):
+            source, said = (re.search(rf'{name}="([^"]*)"', image) for name in ("src", "alt"))
+            assert source is not None and said is not None, f"{page}: {image}"  # noqa: PT018 - one thing
+            assert len(said[1]) > 40, f"{page}: {image}"
+            assert (page.parent / source[1]).is_file(), f"{page}: {image}"
+            shown += 1
+    assert shown
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:

@@ -1,56 +1,26 @@
-"""The page in a real browser: no error, nothing fetched, every figure drawn, the search works, harm does nothing.
-
-Skipped where there is no Chromium with its driver (Debian: `apt-get install chromium chromium-driver`).
-"""
+"""The page in a real browser: no error, nothing fetched, every figure drawn, the search works, harm does nothing."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import DESK, PHONE, broken, judged, opened, show
 from report_support import EVERY, HARM, deep_zoo, hostile, scored
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 import tallstore
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-if BROWSER is None or DRIVER is None:
-    pytest.skip("no Chromium with chromedriver on this machine", allow_module_level=True)
-
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
-DESK, PHONE = (1200, 900), (390, 844)
 
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
-    yield driver
-    driver.quit()
+    with opened(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +29,6 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tallstore.pack(*deep_zoo(20, layers=24), home / "zoo.tall")
     with tallstore.open(home / "zoo.tall") as zoo:
         return zoo.report(home / "report.html")
-
-
-def show(chrome: Any, page: Path, size: tuple[int, int] = DESK, scheme: str = "light") -> None:
-    width, height = size
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
-    features = [{"name": name, "value": value} for name, value in wanted.items()]
-    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for log in ("browser", "performance"):
-        chrome.get_log(log)
-    chrome.get(page.as_uri())
 
 
 def photograph(chrome: Any, name: str) -> None:
@@ -107,18 +65,11 @@ def test_every_figure_is_drawn_and_nothing_complains(
 def test_those_who_do_not_see_it_are_not_left_out(
     size: tuple[int, int], scheme: str, chrome: Any, tmp_path: Path
 ) -> None:
-    """The rules of axe-core (WCAG 2, and its good practice), on the whole page, all that is folded opened."""
     tallstore.pack(*deep_zoo(3, layers=2), tmp_path / "zoo.tall")
     with tallstore.open(tmp_path / "zoo.tall") as zoo:
         show(chrome, zoo.report(tmp_path / "report.html"), size, scheme)
-    chrome.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
-    axe = (resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
-    chrome.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})  # past the page's own policy
-    chrome.set_script_timeout(120)
-    found = chrome.execute_async_script("axe.run(document).then(arguments[0], e => arguments[0]({error: String(e)}))")
-    assert "error" not in found
-    broken = {rule["id"]: [node["html"][:200] for node in rule["nodes"]] for rule in found["violations"]}
-    assert broken == {}
+    found = judged(chrome)
+    assert broken(found) == {}
     # Text drawn in figures is what axe cannot judge; `test_page` has the contrast of every colour there is.
     assert {rule["id"] for rule in found["incomplete"]} <= {"color-contrast"}
     assert len(found["passes"]) > 30

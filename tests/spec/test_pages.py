@@ -70,16 +70,16 @@ def test_entries_are_those_of_the_code() -> None:
         for line in text("parts.md").splitlines()
         if re.match(r"\| `?kind`? ?\||\| `\w+` \| (base|vector|mask|exact)", line)
     ]
-    members = ["dtype", "shape", "base", "rows", "scales", "to"]
-    assert row_cells(lines[0])[2:8] == [f"`{member}`" for member in members]
+    members = ["dtype", "shape", "base", "rows", "scales", "to", "why"]
+    assert row_cells(lines[0])[2:9] == [f"`{member}`" for member in members]
     fields, parts = {}, {kind: set() for kind in _FIELDS}
     for line in lines[1:]:
         cells = row_cells(line)
         kind = cells[0].strip("`")
         for part in cells[1].split(", "):
             parts[kind].add(part)
-        coded = frozenset({"codec", "chunk", "chunks"}) if cells[8] else frozenset()
-        marks = dict(zip(members, cells[2:8], strict=True))
+        coded = frozenset({"codec", "chunk", "chunks"}) if cells[9] else frozenset()
+        marks = dict(zip(members, cells[2:9], strict=True))
         must = frozenset(member for member, mark in marks.items() if mark == "●")
         may = frozenset(member for member, mark in marks.items() if mark == "○")
         fields[kind] = (must | coded, may)

@@ -136,6 +136,18 @@ def private() -> Case:
 
 
 @case
+def reasons() -> Case:
+    """Why tensors are stored whole: each word there is, and what is no word."""
+    one = One()
+    words = ["unmatched", "small", "type", "numbers", "budget"]
+    for at, word in enumerate([*words, "of 2031", "<b onclick=alert(1)>", "x" * 4096, "", None, 7, ["small"], {}]):
+        name = f"tensor {at}"
+        one.private(name, floats("F32", [float(at)]))
+        one.masks[name][0]["why"] = word
+    return one.case("private tensors with the packer's reason, and with members `why` that are none")
+
+
+@case
 def small_shapes() -> Case:
     """Scalars and empty tensors that are masked."""
     one = One()
