@@ -223,12 +223,12 @@ def test_a_file_that_is_damaged_on_the_hub_is_named_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("path", [MASK, "base/base.safetensors", "tall.json", "tasks/a/files/config.json"])
-@pytest.mark.parametrize("how", ["open", "pull"])
+@pytest.mark.parametrize("how", ["open", "pull", "verify", "archive"])
 def test_a_flipped_byte_in_the_cache_is_named_dropped_and_fetched_again(
     path: str, how: str, zoo: Path, hub: Hub, cache: Path, tmp_path: Path
 ) -> None:
     where = {"endpoint": hub.url, "cache_dir": cache}
-    tallstore.pull("user/zoo", tasks="a", **where)
+    tallstore.pull("user/zoo", cache.parent / "all", archive=True, **where)
     data = bytes_of(zoo)[path]
     inside = slots(data)[1] if path.endswith(".safetensors") else {"": (len(data) // 2, len(data))}
     flip(cached(cache, path).resolve(), next(start for start, stop in inside.values() if stop > start) + 1)
@@ -239,6 +239,10 @@ def test_a_flipped_byte_in_the_cache_is_named_dropped_and_fetched_again(
             tallstore.pull("user/zoo", tmp_path / "out", tasks="a", **where)
             return
         with tallstore.open("hf://user/zoo", **where) as opened:
+            if how == "verify":
+                opened.verify()
+            if how == "archive":
+                opened.write_subset(["a"], tmp_path / "smaller")
             assert_same(opened.state_dict("a"), states(zoo)["a"])
             opened.export("a", tmp_path / "out")
 
