@@ -253,7 +253,7 @@ class HubStore(FilesStore):
     def fetch(self, paths: Sequence[str] | Mapping[str, Any], progress: Progress | None = None) -> None:
         """Have files in the cache, fetched several at a time, the largest first. Progress counts bytes."""
         sizes = {path: self._records[path].size if path in self._records else 0 for path in paths}
-        wanted = sorted((p for p in sizes if p not in self._places), key=lambda p: -sizes[p])
+        wanted = sorted((p for p in sizes if not self._is_here(p)), key=lambda p: -sizes[p])
         done, total = 0, sum(sizes[p] for p in wanted)
         if not wanted:
             return
@@ -305,14 +305,26 @@ class HubStore(FilesStore):
                 self._places[path] = self._have(path)
             return self._places[path]
 
+    def _is_here(self, path: str) -> bool:
+        """Whether a file is in the cache and right in size."""
+        with self._lock(path), _caching(f"{self.url}: {path}"):
+            if path not in self._places and (found := self._cached(path)) is not None:
+                self._places[path] = found
+            return path in self._places
+
+    def _cached(self, path: str) -> Path | None:
+        if self.repo.access.force_download or (found := self.repo.cached(path)) is None:
+            return None
+        if path not in self._records or found.stat().st_size == self._records[path].size:
+            return found
+        self._drop(path, found, "of the wrong size in the local cache")
+        return None
+
     def _have(self, path: str) -> Path:
         """The file in the cache; right in size, and in every byte if it was fetched just now."""
-        found = None if self.repo.access.force_download else self.repo.cached(path)
-        if found is not None:
-            if path not in self._records or found.stat().st_size == self._records[path].size:
-                return found
-            self._drop(path, found, "of the wrong size in the local cache")
-        elif self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
+        if (found := self._cached(path)) is not None:
+            return found
+        if self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
             remove(old)
         found = _obtained(self.repo, path, partial(self._wrong, path), partial(self._drop, path))
         self._fetched.add(path)
