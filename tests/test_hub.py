@@ -137,6 +137,6 @@ def test_what_the_hub_has_not_is_refused(zoo: Zoo, tmp_path: Path, forks: Forks)
 def test_a_hub_that_cannot_be_reached_is_one_clear_error(tmp_path: Path, forks: Forks) -> None:
     job = {"base": "user/base", "tasks": {"a": "user/a"}, "out": str(tmp_path / "zoo.tall")}
     (line,) = run(forks, "http://127.0.0.1:9", tmp_path / "cache", job)
-    assert line.startswith("CheckpointError: user/base: no such folder or file here, and the Hub did not give it (")
+    assert line.startswith("CheckpointError: user/base: no such folder or file here, and the Hub did not give it: ")
     assert "refused" in line
     assert not (tmp_path / "zoo.tall").exists()

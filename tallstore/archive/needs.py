@@ -35,6 +35,8 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
     manifest = reader.manifest
     paths = parts_of(manifest, task, exact=exact, base=base)
     reader.store.want([Range(path, 0, manifest.parts[path].header_size or 0) for path in paths])
+    if not reader.store.ranged:
+        return  # whole files are there now
     group = manifest.tasks[task].group
     kinds = {kind: reader.places(manifest.tasks[task].parts.get(kind, ()), kind, task) for kind in ("mask", "private")}
     kinds["vector"] = reader.places(next(g.parts for g in manifest.groups if g.id == group), "vector", group)

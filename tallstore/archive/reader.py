@@ -17,6 +17,7 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
 from tallstore.stores import Store
+from tallstore.stores.base import pieces
 
 _T = TypeVar("_T")
 
@@ -222,6 +223,22 @@ class Reader:
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise DamagedError(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
         return data
+
+    def whole(self, path: str) -> Iterator[memoryview]:
+        """Every byte of a file, in order, whatever its size.
+
+        Raises DamagedError at the end, so nothing made of them counts before: RenewedError where the file was got anew
+        meanwhile.
+        """
+        record = self.manifest.parts[path]
+        digest = hashlib.sha256()
+        for piece in pieces(self.store, path, record.size):
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() == record.sha256:
+            return
+        kind = RenewedError if self.store.renew(path) else DamagedError
+        raise kind(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
 
     def where(self, path: str) -> str:
         """How messages name a part."""

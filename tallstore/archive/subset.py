@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 from tallstore._version import WRITER
 from tallstore.archive.needs import parts_of
 from tallstore.archive.reader import Reader
-from tallstore.errors import DamagedError, FormatError
+from tallstore.errors import FormatError
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Manifest, PartRecord
 from tallstore.stores import open_sink
-from tallstore.stores.base import pieces
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,7 +51,7 @@ def write_subset(
     with open_sink(out, overwrite=overwrite) as sink:
         for path in kept.parts:
             size = kept.parts[path].size
-            sink.put(path, [config] if path == CONFIG else _checked(reader, path), size)
+            sink.put(path, [config] if path == CONFIG else reader.whole(path), size)
             done += size
             if progress is not None:
                 progress(path, done, total)
@@ -123,13 +122,3 @@ def _of_tasks(key: str, value: Any, tasks: Sequence[str]) -> Any:
     if isinstance(value, list):
         return [task for task in value if task in tasks]
     return value if value == "all" or value in tasks or not isinstance(value, str) else []
-
-
-def _checked(reader: Reader, path: str) -> Iterator[memoryview]:
-    record = reader.manifest.parts[path]
-    digest = hashlib.sha256()
-    for piece in pieces(reader.store, path, record.size):
-        digest.update(piece)
-        yield piece
-    if digest.hexdigest() != record.sha256:
-        raise DamagedError(f"{reader.where(path)}: damaged (sha256 differs); fetch or pack it again")

@@ -276,7 +276,7 @@ class Zoo:
         One file if the name ends in `.tall`, else a folder. With all tasks it is the same archive, byte for byte.
         """
         chosen = [self._task(name) for name in tasks]
-        return write_subset(self._reader, chosen, out, overwrite=overwrite, progress=progress)
+        return self._twice(partial(write_subset, overwrite=overwrite, progress=progress), self._reader, chosen, out)
 
     def merged(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore.errors import CheckpointError
-from tallstore.stores.asking import Access, client, connect, first_line
+from tallstore.stores.asking import Access, client, connect, reason
 
 _SKIPPED = (
     "*.h5",
@@ -40,7 +40,7 @@ def download(
         folder = _snapshot(hub, repo, revision, access, weights_only=weights_only)
     except Exception as error:  # the client's transport has errors of its own, which differ between its versions
         raise CheckpointError(
-            f"{repo}: no such folder or file here, and the Hub did not give it ({first_line(error)})"
+            f"{repo}: no such folder or file here, and the Hub did not give it: {reason(error)}"
         ) from error
     return folder, {"repo": repo, "commit": folder.name}
 

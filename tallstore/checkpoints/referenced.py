@@ -19,12 +19,11 @@ from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.checkpoints.seals import Seals
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
-from tallstore.stores.hub import remove, sha256_of
+from tallstore.stores.hub import named_right, remove
 from tallstore.tensors import as_bytes
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ReferencedBase(Checkpoint):
@@ -95,8 +94,7 @@ class ReferencedBase(Checkpoint):
         """
         if self._folder is None or self._access.local_files_only:
             return False
-        blobs = {place: place.resolve() for place in self._folder.rglob("*") if place.is_file()}
-        bad = [p for p, blob in blobs.items() if _SHA256.fullmatch(blob.name) and sha256_of(blob) != blob.name]
+        bad = [place for place in self._folder.rglob("*") if place.is_file() and named_right(place) is False]
         for place in bad:
             name = place.relative_to(self._folder).as_posix()
             warnings.warn(

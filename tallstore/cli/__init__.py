@@ -11,12 +11,15 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
-    from tallstore.cli import plain
+    from tallstore.cli import output, plain
     from tallstore.cli.app import app
+    from tallstore.cli.hub import keep_to_lines
 
     plain.prepare()
+    keep_to_lines()
     try:
-        app(arguments, prog_name="tallstore", standalone_mode=True)
+        with output.warned():
+            app(arguments, prog_name="tallstore", standalone_mode=True)
     except TallstoreError as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +25,15 @@ CACHE_DIR = Annotated[
 LOCAL_FILES_ONLY = Annotated[
     bool, typer.Option("--local-files-only", help="Take from the cache, or fail.", rich_help_panel=_PANEL)
 ]
+
+
+def keep_to_lines() -> None:
+    """Where nobody watches, keep the client's progress bars out of what is said, unless they are asked for.
+
+    The client reads this when it is imported, which most work does without.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def quiet_client() -> None:

@@ -170,11 +170,14 @@ class Entry:
         if kind not in _FIELDS:
             raise CodecError(f"{where}: entry kind {kind!r} is unknown; a newer tallstore may read it")
         needed, optional = _FIELDS[kind]
-        if missing := sorted(needed - set(value)):
-            raise FormatError(f"{where}: {kind} entry lacks {', '.join(missing)}")
-        known = needed | optional
-        found = {key: _PARSE[key](value[key], where) for key in _PARSE if key in known and key in value}
-        if "codec" in known:
+        if not needed <= value.keys():
+            raise FormatError(f"{where}: {kind} entry lacks {', '.join(sorted(needed - value.keys()))}")
+        found = {
+            key: parse(value[key], where)
+            for key, parse in _PARSE.items()
+            if key in needed or (key in optional and key in value)
+        }
+        if "codec" in needed:
             found["coded"] = _coded(value, _covered(found["shape"], found.get("rows")), where)
         entry = cls(kind=sys.intern(kind), **found)
         entry._check(where)

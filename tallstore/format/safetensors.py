@@ -86,7 +86,7 @@ def _slot(value: Any, where: str) -> Slot:
     dtype = check_dtype(value["dtype"], where)
     shape = check_shape(value["shape"], where)
     offsets = value["data_offsets"]
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_count(o) for o in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
         raise FormatError(f"{where}: data_offsets {offsets!r} are not two offsets")
     start, stop = offsets
     if stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
@@ -101,7 +101,7 @@ def is_count(value: object) -> bool:
 
 def check_shape(value: object, where: str) -> tuple[int, ...]:
     """Return a shape as a tuple, its rank and its number of elements within the caps."""
-    if not isinstance(value, list) or len(value) > limits.RANK or not all(is_count(n) for n in value):
+    if not isinstance(value, list) or len(value) > limits.RANK or not all(map(is_count, value)):
         raise FormatError(f"{where}: shape {value!r} is not a list of at most {limits.RANK} sizes")
     if (math.prod(value) or math.prod(n for n in value if n)) > limits.ELEMENTS:
         raise FormatError(f"{where}: shape {value!r} has more than {limits.ELEMENTS} elements")

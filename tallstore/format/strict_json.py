@@ -15,8 +15,9 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 """A string, closed or not: possessive, so that no text takes more than linear time."""
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_LARGE = re.compile(rb"[0-9]{15}|[0-9][eE]")
-"""What a number has that may be out of range."""
+_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
+_LARGE = (b"0" * 15, b"0e")
+"""What a number has that may be out of range, every digit written as 0."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -48,7 +49,9 @@ def loads(data: bytes, where: str) -> Any:
         return value
 
     # A number of few digits and no exponent is in range, and is best left to the parser's own code.
-    numbers: dict[str, Any] = {"parse_int": integer, "parse_float": real} if _LARGE.search(bare) else {}
+    plain = bare.translate(_DIGITS)
+    large = any(sign in plain for sign in _LARGE)
+    numbers: dict[str, Any] = {"parse_int": integer, "parse_float": real} if large else {}
     try:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, **numbers)
         if _SURROGATE.search(data):

@@ -17,7 +17,7 @@ from tallstore.errors import OptionError
 from tallstore.format.manifest import MANIFEST
 from tallstore.hub.names import chosen_tasks, open_named
 from tallstore.stores import Access, check_target
-from tallstore.stores.hub import HubStore
+from tallstore.stores.hub import HubFileStore, HubStore
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,7 +111,7 @@ def pull(
         for task, folder in folders.items():
             zoo.export(task, folder, exact=exact, overwrite=overwrite, progress=progress)
         sizes = {path: zoo.store.size(path) for path in [MANIFEST, *paths]}
-        fresh = zoo.store.fetched if isinstance(zoo.store, HubStore) else frozenset(sizes)
+        fresh = zoo.store.fetched if isinstance(zoo.store, HubStore | HubFileStore) else frozenset(sizes)
         return PullReport(
             url=zoo.url,
             tasks=wanted,
@@ -139,6 +139,7 @@ def _paths(zoo: Zoo, tasks: Sequence[str], *, exact: bool, archive: bool) -> lis
 def _fetch(zoo: Zoo, paths: Sequence[str], progress: Progress | None, *, base: bool) -> None:
     if isinstance(zoo.store, HubStore):
         zoo.store.fetch(paths, progress)
+    if isinstance(zoo.store, HubStore | HubFileStore):
         zoo.store.check(paths)
     if base and isinstance(zoo.base_checkpoint, ReferencedBase):
         zoo.base_checkpoint.open()

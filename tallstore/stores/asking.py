@@ -109,24 +109,33 @@ def _shown(error: Exception) -> Exception | None:
 
 def explain(error: Exception, where: str) -> TallstoreError:
     """Our error for one of the client's."""
+    made, text = _meaning(error)
+    return made(f"{where}: {text}")
+
+
+def reason(error: Exception) -> str:
+    """What one of the client's errors means, in our words."""
+    return _meaning(error)[1]
+
+
+def _meaning(error: Exception) -> tuple[type[TallstoreError], str]:
     if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # around what an upload met
-        return explain(error.__cause__, where)
+        return _meaning(error.__cause__)
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    for names, (made, text) in _KNOWN.items():
+    for names, known in _KNOWN.items():
         if kinds & names:
-            return made(f"{where}: {text}")
+            return known
     status = _status(error)
     if of_xet(error) and status not in {401, 403}:
         why = f"status {status}" if status else first_line(error)
-        return UnreachableError(
-            f"{where}: could not be moved by way of Xet ({why}); try again later, or do without: HF_HUB_DISABLE_XET=1"
+        return UnreachableError, (
+            f"could not be moved by way of Xet ({why}); try again later, or do without: HF_HUB_DISABLE_XET=1"
         )
     if status in _BY_STATUS:
-        made, text = _BY_STATUS[status]
-        return made(f"{where}: {text}")
+        return _BY_STATUS[status]
     if 400 <= status < 500:
-        return RemoteError(f"{where}: the Hub refuses ({summary(error)})")
-    return UnreachableError(f"{where}: the Hub did not answer as it should ({summary(error)}); try again later")
+        return RemoteError, f"the Hub refuses ({summary(error)})"
+    return UnreachableError, f"the Hub did not answer as it should ({summary(error)}); try again later"
 
 
 def of_xet(error: BaseException) -> bool:
@@ -153,7 +162,10 @@ def _status(error: BaseException) -> int:
     return int(found[1]) if found else 0
 
 
-_NO_REPO = "no such repository on the Hub, or a private one: check its name, or give a token that may see it (--token)"
+_NO_REPO = (
+    "no such repository on the Hub, or a private one: check its name, or give a token that may see it (--token, or "
+    "`hf auth login`)"
+)
 _KNOWN: Mapping[frozenset[str], tuple[type[TallstoreError], str]] = {
     frozenset({"GatedRepoError"}): (
         AccessError,

@@ -31,6 +31,8 @@ class Store(ABC):
     """Whether files that are no part of the archive may lie beside it."""
     far: bool = False
     """Whether it pays to say ahead what will be read: see `want`."""
+    ranged: bool = False
+    """Whether bytes come from far away as they are read; else files lie on this machine, whole, before they are."""
 
     @abstractmethod
     def paths(self) -> list[str]:

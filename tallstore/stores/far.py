@@ -76,6 +76,7 @@ class FarFolder(Store):
     """An archive as a folder far away."""
 
     far = True
+    ranged = True
 
     def __init__(self, files: Files) -> None:
         self.url = files.url

@@ -12,7 +12,7 @@ from tallstore.errors import OptionError, UnreachableError
 from tallstore.stores.asking import OFFLINE, Access, parse_file, parse_id
 from tallstore.stores.base import Sink, Store
 from tallstore.stores.far import FarFile, FarFolder, Files
-from tallstore.stores.hub import HubFile, HubFiles, HubStore, Repo
+from tallstore.stores.hub import HubFile, HubFiles, HubFileStore, HubStore, Repo
 from tallstore.stores.local import check_local_target, open_local_sink, open_store
 from tallstore.stores.putting import check_far_target, open_far_sink
 from tallstore.stores.systems import SystemFiles
@@ -121,9 +121,7 @@ def _in_repository(repo_id: str, revision: str | None, path: str, access: Access
         raise UnreachableError(f"{repo.url}/{path}: {OFFLINE}")
     if place is None:
         return FarFile(HubFile(repo, path))
-    store = open_store(place, mapped=mapped)
-    store.url = f"{repo.url}/{path}"
-    return store
+    return HubFileStore(repo, path, place, mapped=mapped)
 
 
 def _web(url: str, access: Access, options: Mapping[str, Any] | None) -> Files:

@@ -80,7 +80,7 @@ class LocalFile:
 class _LocalStore(Store):
     """What folder and file share: bounds are checked here, once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.url = str(path)
 
     @abstractmethod
@@ -196,33 +196,35 @@ class FileStore(_LocalStore):
 
     open_ended = False
 
-    def __init__(self, path: Path, *, mapped: bool = True) -> None:
-        super().__init__(path)
-        self._file = LocalFile.at(path, mapped=mapped)
-        try:
-            self._entries = self._directory()
-        except BaseException:
-            self._file.close()
-            raise
+    def __init__(self, path: Path, *, mapped: bool = True, url: str | None = None) -> None:
+        super().__init__(url or path)
+        self._held = self._opened(path, mapped=mapped)
 
     def paths(self) -> list[str]:
-        return list(self._entries)
+        return list(self._held[1])
 
     def _locate(self, path: str) -> tuple[LocalFile, int, int]:
-        if path not in self._entries:
+        file, entries = self._held
+        if path not in entries:
             raise self._missing(path)
-        return self._file, *self._entries[path]
+        return file, *entries[path]
 
-    def _directory(self) -> dict[str, tuple[int, int]]:
-        with self._file.stream() as file:
-            infos = read_directory(file, self.url)
-        return {info.filename: self._entry(info) for info in infos}
+    def _opened(self, path: Path, *, mapped: bool) -> tuple[LocalFile, dict[str, tuple[int, int]]]:
+        """The open file, and offset and size of each entry's data in it."""
+        file = LocalFile.at(path, mapped=mapped)
+        try:
+            with file.stream() as stream:
+                infos = read_directory(stream, self.url)
+            return file, {info.filename: self._entry(file, info) for info in infos}
+        except BaseException:
+            file.close()
+            raise
 
-    def _entry(self, info: ZipEntry) -> tuple[int, int]:
-        return find_data(info, self._file.read, self._file.size, f"{self.url}: {info.filename}"), info.file_size
+    def _entry(self, file: LocalFile, info: ZipEntry) -> tuple[int, int]:
+        return find_data(info, file.read, file.size, f"{self.url}: {info.filename}"), info.file_size
 
     def close(self) -> None:
-        self._file.close()
+        self._held[0].close()
 
 
 class _LocalSink(Sink):

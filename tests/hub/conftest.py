@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback import Hub, serving
-from support import bytes_of, tiny_zoo, write_folder
+from loopback import Hub, Repository, serving
+from safetensors.torch import save
+from support import Forks, bytes_of, tiny_zoo, write_folder
 
 import tallstore
+from tallstore.cli import main
 from tallstore.stores import far
 
 TOKEN = "hf_goodgoodgood"
@@ -40,6 +42,26 @@ def hub(zoo: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
+def referencing(hub: Hub, tmp_path: Path, forks: Forks) -> Path:
+    """An archive on the Hub whose base is in a repository of its own."""
+    base, tasks = tiny_zoo(2)
+    files = {"model.safetensors": save(base), "config.json": b"{}", "README.md": b"# base", "extra.onnx": b"x" * 3000}
+    hub.repos["user/base"] = Repository()
+    hub.repos["user/base"].add("main", files, "base")
+    for name, state in tasks.items():
+        hub.repos[f"user/{name}"] = Repository()
+        hub.repos[f"user/{name}"].add("main", {"model.safetensors": save(state)}, name)
+    code = 'import tallstore; tallstore.pack("user/base", {"a": "user/a", "b": "user/b"}, args[0], base_storage="reference")'
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = forks.run(code, str(tmp_path / "small"), env=env)
+    assert done[0] == 0, done
+    hub.repos["user/small"] = Repository()
+    hub.repos["user/small"].add("main", bytes_of(tmp_path / "small"), "small")
+    hub.log.clear()
+    return tmp_path / "small"
+
+
+@pytest.fixture
 def empty(zoo: Path) -> Iterator[Hub]:
     """A Hub where nothing is yet."""
     with serving(tokens={TOKEN: "user"}) as running:
@@ -58,3 +80,12 @@ def needed(zoo: Path, *tasks: str) -> dict[str, int]:
 
 def manifest_of(files: dict[str, bytes]) -> dict[str, object]:
     return dict(json.loads(files["tall.json"]))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """The command line in this process: exit code, output, errors."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    code = stop.value.code
+    return (code if isinstance(code, int) else 0), out, err

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from loopback import Hub
-from safetensors.torch import load_file
-from support import assert_same, bytes_of
+from loopback import Hub, Repository
+from safetensors.torch import load_file, save
+from support import Forks, assert_same, bytes_of, leftovers, tiny_zoo
 
 import tallstore
-from tallstore.cli import main
 
-from .conftest import TOKEN, needed
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    code = stop.value.code
-    return (code if isinstance(code, int) else 0), out, err
+from .conftest import TOKEN, needed, run
 
 
 def test_push_dry_run_push_and_push_again(
@@ -175,6 +167,123 @@ def test_what_is_wrong_with_a_repository_is_one_line_and_a_later_run_is_whole(
     assert run(capsys, *words, "-q") == (0, "", "")
     with tallstore.open(zoo) as opened:
         assert_same(load_file(tmp_path / "out" / "model.safetensors"), opened.state_dict("a"))
+
+
+# As a shell runs it, in a process of its own, which reads the Hub's address from the environment.
+
+COMMAND = """
+import sys
+from tallstore.cli import main
+for words in args:
+    code = 0
+    try:
+        main(words)
+    except SystemExit as stop:
+        code = stop.code or 0
+    sys.stdout.flush(), sys.stderr.flush()
+    print(f"exit {code}", flush=True)
+"""
+
+
+def shell(
+    forks: Forks, hub: Hub, home: Path, *commands: tuple[object, ...], **more: str
+) -> list[tuple[int, list[str]]]:
+    """Commands, one after the other: the exit code of each, and every line that it said."""
+    words = [list(map(str, command)) for command in commands]
+    code, text = forks.run(COMMAND, *words, env={"HF_ENDPOINT": hub.url, "HF_HOME": str(home), **more})
+    assert code == 0, text
+    said = re.split(r"^exit (\d+)\n", text.removeprefix("started\n"), flags=re.MULTILINE)
+    return [(int(code), lines.splitlines()) for lines, code in zip(said[::2], said[1::2], strict=False)]
+
+
+def verbs(zoo: str, task: str, out: Path, *more: object) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    return (
+        ("pull", zoo, "--task", task, "-o", out / "pulled", *more),
+        ("extract", f"hf://{zoo}", task, "-o", out / "extracted", *more),
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("user/nothing", "hf://user/nothing: no such repository on the Hub, or a private one"),
+        ("user/zoo@v9", "hf://user/zoo@v9: the repository has no such branch, tag or commit"),
+        ("task", "no task 'mnist'; there are a, b, c"),
+        ("gated", "gated: ask for access on its page"),
+        ("private", "no such repository on the Hub, or a private one"),
+        ("offline", "not in the local cache, and the network is not to be used"),
+        ("model", "no tall.json in it: not an archive"),
+        ("newer", "format version 2.0"),
+    ],
+)
+def test_every_verb_that_reads_says_what_is_wrong_in_one_line(
+    what: str, said: str, hub: Hub, tmp_path: Path, forks: Forks
+) -> None:
+    repo = hub.repos["user/zoo"]
+    repo.gated, repo.private = what == "gated", what == "private"
+    if what == "model":
+        repo.add("main", {"config.json": b"{}", "model.safetensors": b"x" * 2000}, what)
+    if what == "newer":
+        repo.add("main", newer(hub.files("user/zoo")), what)
+    words = verbs(what if "/" in what else "user/zoo", "mnist" if what == "task" else "a", tmp_path / "work")
+    for code, lines in shell(forks, hub, tmp_path / "home", *words, HF_HUB_OFFLINE=str(int(what == "offline"))):
+        assert (code, len(lines)) == (1, 1), lines
+        assert lines[0].startswith("tallstore: error: hf://user/")
+        assert said in lines[0]
+    assert leftovers(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("bytes", "not the base of hf://user/small@.*: tensor 'fc.weight' differs .*; give the base that the zoo was"),
+        ("history", "the archive's base cannot be had .*no such branch, tag or commit.*give it with base=… [(]--base"),
+        ("gone", "the archive's base cannot be had .*no such repository on the Hub.*give it with base=… [(]--base"),
+        ("given", "^tallstore: error: user/base: not the base of hf://user/small@.*: tensor 'fc.weight' differs"),
+    ],
+)
+def test_a_base_that_changed_on_the_hub(
+    change: str, said: str, referencing: Path, hub: Hub, tmp_path: Path, forks: Forks
+) -> None:
+    """Other bytes at the same commit; a history that was rewritten; no repository; and `--base`, which moved on."""
+    base, repo, commit = hub.files("user/base"), hub.repos["user/base"], hub.commit("user/base")
+    moved = {name: tensor + 1 for name, tensor in tiny_zoo(2)[0].items() if name == "fc.weight"}
+    other = {**base, "model.safetensors": save({**tiny_zoo(2)[0], **moved})}
+    if change == "bytes":
+        repo.commits[commit] = other
+    elif change == "gone":
+        del hub.repos["user/base"]
+    else:
+        repo.commits = {} if change == "history" else repo.commits
+        repo.add("main", other, "moved on")
+    more = ("--base", "user/base") if change == "given" else ()
+    for code, lines in shell(forks, hub, tmp_path / "home", *verbs("user/small", "a", tmp_path / "work", *more)):
+        assert (code, len(lines)) == (1, 1), lines
+        assert re.search(said, lines[0])
+        assert change == "given" or f"user/base@{commit}" in lines[0]
+    assert leftovers(tmp_path / "work") == []
+    hub.repos["user/base"] = Repository({commit: base}, {"main": commit})
+    home = "other-home" if change == "bytes" else "home"  # a commit is never asked for twice
+    found = shell(forks, hub, tmp_path / home, *verbs("user/small", "a", tmp_path / "work"))
+    assert [code for code, _ in found] == [0, 0], found
+    with tallstore.open(referencing, base=tiny_zoo(2)[0]) as local:
+        for out in ("pulled", "extracted"):
+            assert_same(load_file(tmp_path / "work" / out / "model.safetensors"), local.state_dict("a"))
+
+
+def test_damage_in_the_cache_is_one_line_of_warning_with_every_verb(hub: Hub, tmp_path: Path, forks: Forks) -> None:
+    words = (*verbs("user/zoo", "a", tmp_path / "work"), ("verify", "hf://user/zoo"), ("info", "hf://user/zoo"))
+    for number, command in enumerate(words):
+        home = tmp_path / str(number)
+        path = "tall.json" if command[0] == "info" else "tasks/a/mask.safetensors"
+        tallstore.pull("user/zoo", endpoint=hub.url, cache_dir=home / "hub")
+        (part,) = home.glob(f"hub/models--*/snapshots/*/{path}")
+        part.resolve().write_bytes(part.read_bytes()[:-5] + b"wrong")
+        ((code, lines),) = shell(forks, hub, home, command)
+        assert code == 0
+        told = [line for line in lines if "warning" in line.lower()]
+        assert [line.split("@")[0] for line in told] == ["tallstore: warning: hf://user/zoo"], command
+        assert f"{path}: damaged in the local cache: removed" in told[0]
 
 
 def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoo: Path) -> None:

@@ -31,7 +31,7 @@ from tallstore.errors import (
     WrongBaseError,
 )
 
-from .conftest import TOKEN, needed
+from .conftest import TOKEN, needed, run
 
 MASK = "tasks/a/mask.safetensors"
 
@@ -223,12 +223,12 @@ def test_a_file_that_is_damaged_on_the_hub_is_named_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("path", [MASK, "base/base.safetensors", "tall.json", "tasks/a/files/config.json"])
-@pytest.mark.parametrize("how", ["open", "pull"])
+@pytest.mark.parametrize("how", ["open", "pull", "verify", "archive"])
 def test_a_flipped_byte_in_the_cache_is_named_dropped_and_fetched_again(
     path: str, how: str, zoo: Path, hub: Hub, cache: Path, tmp_path: Path
 ) -> None:
     where = {"endpoint": hub.url, "cache_dir": cache}
-    tallstore.pull("user/zoo", tasks="a", **where)
+    tallstore.pull("user/zoo", cache.parent / "all", archive=True, **where)
     data = bytes_of(zoo)[path]
     inside = slots(data)[1] if path.endswith(".safetensors") else {"": (len(data) // 2, len(data))}
     flip(cached(cache, path).resolve(), next(start for start, stop in inside.values() if stop > start) + 1)
@@ -239,6 +239,10 @@ def test_a_flipped_byte_in_the_cache_is_named_dropped_and_fetched_again(
             tallstore.pull("user/zoo", tmp_path / "out", tasks="a", **where)
             return
         with tallstore.open("hf://user/zoo", **where) as opened:
+            if how == "verify":
+                opened.verify()
+            if how == "archive":
+                opened.write_subset(["a"], tmp_path / "smaller")
             assert_same(opened.state_dict("a"), states(zoo)["a"])
             opened.export("a", tmp_path / "out")
 
@@ -321,8 +325,9 @@ def test_a_damaged_cache_without_the_network_is_one_clear_error(zoo: Path, hub: 
 
 @pytest.mark.parametrize("kind", ["zoo", "small"])
 def test_a_connection_cut_anywhere_and_the_same_command_again(
-    kind: str, zoo: Path, hub: Hub, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+    kind: str, zoo: Path, hub: Hub, cache: Path, tmp_path: Path, request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Twenty cuts at random places of random files: the second run completes and fetches no finished file again.
 
     `small` only references its base: that is cut off in its own repository.
@@ -337,20 +342,29 @@ def test_a_connection_cut_anywhere_and_the_same_command_again(
     with tallstore.open(folder, base=None if kind == "zoo" else tiny_zoo(2)[0]) as opened:
         wanted = opened.state_dict("a")
     for number in range(20):
-        own = {"endpoint": hub.url, "cache_dir": cache / str(number)}
+        out = tmp_path / "work" / "out"
+        where = ("--endpoint", hub.url, "--cache-dir", cache / str(number))
+        command = ("pull", f"user/{kind}", "--task", "a", "-o", out, *where)
         path = chance.choice(paths)
         hub.log.clear()
         cut = hub.fail(f"^GET /.*/{path}$", "cut", at=chance.randrange(1, sizes[path]))
-        with pytest.raises((UnreachableError, BaseNeededError), match=path if path in files else "user/base"):
-            tallstore.pull(f"user/{kind}", tmp_path / "work" / "out", tasks="a", **own)
-        assert not (tmp_path / "work" / "out").exists()
+        code, said, err = run(capsys, *command)
+        assert (code, said, len(err.splitlines())) == (1, "", 1), err
+        assert (path if path in files else "user/base@") in err
+        assert leftovers(tmp_path / "work") == []
         cut.times = 0
-        whole = {p: n for p, n in hub.got().items() if n == sizes.get(p)}
+        whole = {p for p, n in hub.got().items() if n == sizes.get(p)}
         hub.log.clear()
-        tallstore.pull(f"user/{kind}", tmp_path / "work" / "out", tasks="a", overwrite=True, **own)
-        assert not set(hub.got()) & (set(whole) - {path}), number
-        assert_same(load_file(tmp_path / "work" / "out" / "model.safetensors"), wanted)
-        (tmp_path / "work" / "out").rename(tmp_path / f"done-{number}")
+        code, said, err = run(capsys, *command)
+        assert (code, err) == (0, ""), number
+        assert "every file whole" in said
+        assert not set(hub.got()) & (whole - {path}), number
+        assert_same(load_file(out / "model.safetensors"), wanted)
+        for each, data in files.items():
+            if each in sizes:
+                (found,) = (cache / str(number)).glob(f"models--user--{kind}/snapshots/*/{each}")
+                assert found.read_bytes() == data, (number, each)
+        out.rename(tmp_path / f"done-{number}")
 
 
 def test_a_connection_that_breaks_once_is_taken_up_again(zoo: Path, hub: Hub, cache: Path) -> None:
@@ -360,26 +374,6 @@ def test_a_connection_that_breaks_once_is_taken_up_again(zoo: Path, hub: Hub, ca
 
 
 # A base that is only referenced.
-
-
-@pytest.fixture
-def referencing(hub: Hub, tmp_path: Path, forks: Forks) -> Path:
-    """An archive on the Hub whose base is in a repository of its own."""
-    base, tasks = tiny_zoo(2)
-    files = {"model.safetensors": save(base), "config.json": b"{}", "README.md": b"# base", "extra.onnx": b"x" * 3000}
-    hub.repos["user/base"] = Repository()
-    hub.repos["user/base"].add("main", files, "base")
-    for name, state in tasks.items():
-        hub.repos[f"user/{name}"] = Repository()
-        hub.repos[f"user/{name}"].add("main", {"model.safetensors": save(state)}, name)
-    code = 'import tallstore; tallstore.pack("user/base", {"a": "user/a", "b": "user/b"}, args[0], base_storage="reference")'
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = forks.run(code, str(tmp_path / "small"), env=env)
-    assert done[0] == 0, done
-    hub.repos["user/small"] = Repository()
-    hub.repos["user/small"].add("main", bytes_of(tmp_path / "small"), "small")
-    hub.log.clear()
-    return tmp_path / "small"
 
 
 def test_a_referenced_base_comes_from_its_own_repository(

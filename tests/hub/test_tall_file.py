@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import huggingface_hub
+import loopback
 import pytest
 from loopback import Hub, Repository
 from safetensors.torch import load_file, save
-from support import Forks, assert_same, bytes_of, tiny_zoo
+from support import Forks, assert_same, bytes_of, leftovers, slots, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError, NoSuchRevisionError, NotAnArchiveError, OptionError, UnreachableError
 from tallstore.stores.asking import parse_file
 
 COMMIT = "0123456789" * 4
+ADDRESS = "hf://user/files/zoos/my.tall"
+MASK = "tasks/a/mask.safetensors"
 
 
 @pytest.fixture
@@ -136,3 +139,197 @@ def test_what_is_not_there_or_no_archive(single: bytes, hub: Hub, tmp_path: Path
         tallstore.open("hf://user/files/zoos/my.tall", **where) as opened,
     ):
         opened.state_dict("a")
+
+
+# Damage in the cache.
+
+
+def cached(hub: Hub, cache: Path) -> Path:
+    """The file, fetched into the cache whole."""
+    api = huggingface_hub.HfApi(endpoint=hub.url)
+    return Path(api.hf_hub_download("user/files", "zoos/my.tall", cache_dir=cache))
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.resolve().write_bytes(data)
+
+
+def inside(single: bytes, zoo: Path, what: str) -> int:
+    """Where in the file something of it lies that a task needs, or its zip."""
+    files = bytes_of(zoo)
+    if what == "directory":
+        return single.index(b"PK\x01\x02") + 50
+    if what == "end":
+        return len(single) - 7
+    if what == "local header":
+        return single.index(b"PK\x03\x04") + 15
+    if what == "header":
+        return single.index(files[MASK]) + 30
+    if what == "padding":
+        return single.index(files[MASK]) + slots(files[MASK])[1]["fc.weight"][1] - 1
+    if what in {MASK, "base/base.safetensors"}:
+        return single.index(files[what]) + slots(files[what])[1]["fc.weight"][0] + 3
+    return single.index(files[what]) + len(files[what]) // 2
+
+
+PLACES = (
+    "directory",
+    "end",
+    "local header",
+    "tall.json",
+    "header",
+    MASK,
+    "base/base.safetensors",
+    "tasks/a/files/config.json",
+)
+
+
+@pytest.mark.parametrize("how", ["open", "pull", "archive", "verify"])
+@pytest.mark.parametrize("what", PLACES)
+def test_a_flipped_byte_in_the_cache_is_named_and_the_file_fetched_again_once(
+    what: str, how: str, single: bytes, zoo: Path, hub: Hub, tmp_path: Path
+) -> None:
+    where = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    file = cached(hub, tmp_path / "cache")
+    flip(file, inside(single, zoo, what))
+    hub.log.clear()
+
+    def again() -> None:
+        if how == "pull":
+            report = tallstore.pull(ADDRESS, tmp_path / "out", tasks="a", **where)
+            assert set(report.fetched) >= {MASK, "tall.json"}, "all of them, with the file"
+            return
+        with tallstore.open(ADDRESS, **where) as opened:
+            if how == "verify":
+                opened.verify()
+            if how == "archive":
+                opened.write_subset(["c", "a"], tmp_path / "smaller")
+            opened.export("a", tmp_path / "out")
+
+    with pytest.warns(UserWarning, match=r"zoos/my\.tall: damaged in the local cache: removed") as told:
+        again()
+    assert len(told) == 1
+    assert hub.got() == {"zoos/my.tall": len(single)}, "once, and nothing else"
+    assert file.read_bytes() == single
+    with tallstore.open(zoo) as local:
+        assert_same(load_file(tmp_path / "out" / "model.safetensors"), local.state_dict("a"))
+    if how == "archive":
+        with tallstore.open(tmp_path / "smaller") as smaller:
+            smaller.verify()
+    hub.log.clear()
+    assert dict(tallstore.pull(ADDRESS, tasks="a", **where).fetched) == {}
+    assert hub.got() == {}
+
+
+def test_pull_reads_every_byte_that_a_task_needs(single: bytes, zoo: Path, hub: Hub, tmp_path: Path) -> None:
+    """Also those that no tensor is decoded from. What other tasks need is theirs to find."""
+    where = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    file = cached(hub, tmp_path / "cache")
+    other = bytes_of(zoo)["tasks/b/mask.safetensors"]
+    flip(file, single.index(other) + slots(other)[1]["fc.weight"][0])
+    tallstore.pull(ADDRESS, tmp_path / "a", tasks="a", **where)
+    assert single[inside(single, zoo, "padding")] == 0
+    flip(file, inside(single, zoo, "padding"))
+    with pytest.warns(UserWarning, match="damaged in the local cache"):
+        tallstore.pull(ADDRESS, tasks="a", **where)
+    assert file.read_bytes() == single
+
+
+def test_a_byte_that_is_flipped_on_the_wire(single: bytes, zoo: Path, hub: Hub, tmp_path: Path) -> None:
+    """Once before the file was in the cache, which the client does not see; once as it is fetched again; and always."""
+    where = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    at = inside(single, zoo, MASK)
+    hub.fail("^GET /cdn/.*my.tall$", "flip", at=at, times=1)
+    file = cached(hub, tmp_path / "cache")
+    assert file.read_bytes() != single
+    with tallstore.open(zoo) as local, pytest.warns(UserWarning, match="damaged in the local cache"):
+        with tallstore.open(ADDRESS, **where) as opened:
+            assert_same(opened.state_dict("a"), local.state_dict("a"))
+    flip(file, at)
+    hub.fail("^GET /cdn/.*my.tall$", "flip", at=at, times=1)
+    with pytest.warns(UserWarning, match="fetched again") as told:
+        tallstore.pull(ADDRESS, tmp_path / "out", tasks="a", **where)
+    assert [str(each.message).split("my.tall: ")[1] for each in told] == [
+        "damaged in the local cache: removed, to be fetched again",
+        "damaged (sha256 differs) after it was fetched: removed, to be fetched again",
+    ]
+    assert file.read_bytes() == single
+    flip(file, at)
+    hub.fail("^GET /cdn/.*my.tall$", "flip", at=at)
+    with (
+        pytest.warns(UserWarning, match="removed, to be fetched again"),
+        pytest.raises(DamagedError, match=r"my\.tall: damaged .*twice in a row: the repository's own copy") as caught,
+    ):
+        tallstore.pull(ADDRESS, tmp_path / "work" / "out", tasks="a", **where)
+    assert "\n" not in str(caught.value)
+    assert leftovers(tmp_path / "work") == []
+    assert not list((tmp_path / "cache").rglob("*.tall"))
+    assert not list((tmp_path / "cache").glob("*/blobs/*"))
+
+
+def test_a_small_file_whose_name_in_the_cache_tells_nothing(
+    single: bytes, zoo: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no large file to the Hub: then the archive's own hashes alone say whether it came whole."""
+    monkeypatch.setattr(loopback, "LARGE", 1 << 30)
+    where = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    file = cached(hub, tmp_path / "cache")
+    assert len(file.resolve().name) == 40
+    at = inside(single, zoo, MASK)
+    flip(file, at)
+    with tallstore.open(zoo) as local, tallstore.open(ADDRESS, **where) as opened:
+        with pytest.warns(UserWarning, match="damaged in the local cache"):
+            assert_same(opened.state_dict("a"), local.state_dict("a"))
+    assert file.read_bytes() == single
+    flip(file, at)
+    hub.fail("^GET /user/files/.*my.tall$", "flip", at=at)
+    for call in (
+        lambda opened: opened.state_dict("a"),
+        lambda opened: opened.write_subset(["a"], tmp_path / "work" / "out"),
+        lambda opened: opened.verify(),
+    ):
+        hub.log.clear()
+        with (
+            tallstore.open(ADDRESS, **where) as opened,
+            pytest.warns(UserWarning, match="damaged in the local cache"),
+            pytest.raises(DamagedError, match=rf"my\.tall: {MASK}: .*damaged") as caught,
+        ):
+            call(opened)
+        assert "\n" not in str(caught.value)
+        assert hub.got() == {"zoos/my.tall": len(single)}
+    assert leftovers(tmp_path / "work") == []
+
+
+def test_what_is_damaged_in_the_repository_itself_is_not_fetched_again(
+    single: bytes, zoo: Path, hub: Hub, tmp_path: Path
+) -> None:
+    data = bytearray(single)
+    data[inside(single, zoo, MASK)] ^= 1
+    hub.repos["user/files"].add("main", {"zoos/my.tall": bytes(data)}, "damaged")
+    file = cached(hub, tmp_path / "cache")
+    hub.log.clear()
+    with tallstore.open(ADDRESS, endpoint=hub.url, cache_dir=tmp_path / "cache") as opened:
+        with pytest.raises(DamagedError, match=rf"my\.tall: {MASK}: tensor 'fc\.weight' is damaged"):
+            opened.state_dict("a")
+    with pytest.raises(DamagedError, match=rf"{MASK}: damaged"):
+        tallstore.pull(ADDRESS, tmp_path / "out", tasks="a", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    assert (hub.got(), file.read_bytes()) == ({}, bytes(data))
+
+
+@pytest.mark.parametrize("what", ["directory", MASK])
+def test_damage_without_the_network_is_one_clear_error(
+    what: str, single: bytes, zoo: Path, hub: Hub, tmp_path: Path
+) -> None:
+    where = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    flip(cached(hub, tmp_path / "cache"), inside(single, zoo, what))
+    hub.log.clear()
+    with (
+        pytest.warns(UserWarning, match="damaged in the local cache"),
+        pytest.raises(UnreachableError, match=r"my\.tall: the file in the local cache was damaged, and is removed"),
+    ):
+        tallstore.pull(ADDRESS, tmp_path / "out", tasks="a", local_files_only=True, **where)
+    assert hub.log == []
+    with tallstore.open(zoo) as local, tallstore.open(ADDRESS, **where) as opened:
+        assert_same(opened.state_dict("a"), local.state_dict("a"))
