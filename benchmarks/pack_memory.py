@@ -46,6 +46,7 @@ from synthetic import WEIGHTS, make_checkpoints, vit_b32
 
 BLOCK = 8 * MIB
 CHILD = "--child"
+LOAD = "--load"
 
 
 def read_all(paths: list[Path]) -> float:
@@ -56,6 +57,17 @@ def read_all(paths: list[Path]) -> float:
         with path.open("rb", buffering=0) as file:
             while file.readinto(block):
                 pass
+    return time.perf_counter() - began
+
+
+def load_all(paths: list[str]) -> float:
+    """In a child: seconds to load files with safetensors, every tensor cloned, one file after the other."""
+    from safetensors.torch import load_file
+
+    began = time.perf_counter()
+    for path in paths:
+        kept = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        del kept
     return time.perf_counter() - began
 
 
@@ -88,6 +100,8 @@ def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> Iterato
     prepare = (lambda: None) if arguments.warm else (lambda: forget(files))
     prepare()
     read_seconds = read_all(files)
+    prepare()
+    loading = subprocess.run([sys.executable, __file__, LOAD, *map(str, files)], capture_output=True, check=True)
     facts = {
         "layers": layers,
         "tasks": n_tasks,
@@ -96,6 +110,7 @@ def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> Iterato
         "frozen_parameters": sum(spec.numel for spec in specs if spec.sort == "frozen"),
         "input_bytes": sum(4 * spec.numel for spec in specs) * (n_tasks + 1),
         "read_seconds": read_seconds,
+        "load_seconds": json.loads(loading.stdout),
     }
     for engine, workers in product(arguments.engine, arguments.workers):
         how = {"engine": engine, "workers": workers}
@@ -128,8 +143,10 @@ def _rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str
     yield "input / archive", lambda r: f"{r['input_bytes'] / r['archive_bytes']:.2f}"
     yield "bits a parameter and task", lambda r: f"{r['bits_per_parameter']:.3f}"
     yield "seconds to read the input", lambda r: f"{r['read_seconds']:.1f}"
+    yield "seconds to load it with safetensors, cloned", lambda r: f"{r['load_seconds']:.1f}"
     yield "seconds to pack it", lambda r: f"{r['seconds']:.1f}"
     yield "pack / read", lambda r: f"{r['seconds'] / r['read_seconds']:.2f}"
+    yield "pack / load", lambda r: f"{r['seconds'] / r['load_seconds']:.2f}"
     yield "processor seconds to pack it", lambda r: f"{r['cpu_seconds']:.1f}"
     yield "ns a parameter and task", lambda r: f"{1e9 * r['seconds'] / r['parameters'] / r['tasks']:.2f}"
     yield (
@@ -191,6 +208,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     if sys.argv[1:2] == [CHILD]:
         print(json.dumps(pack_here(**json.loads(sys.argv[2]))))
+        return
+    if sys.argv[1:2] == [LOAD]:
+        print(json.dumps(load_all(sys.argv[2:])))
         return
     arguments = parse()
     arguments.folder.mkdir(parents=True, exist_ok=True)
