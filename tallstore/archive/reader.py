@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -66,6 +66,14 @@ def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:
         if not store.renew(path):
             raise
     return read()
+
+
+def once_more(work: Callable[..., _T], *arguments: Any) -> _T:
+    """Work again, after a file was got anew. It is not got twice: damage that is met now is DamagedError."""
+    try:
+        return work(*arguments)
+    except RenewedError as error:
+        raise DamagedError(*error.args) from error
 
 
 class Reader:

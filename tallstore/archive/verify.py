@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.reader import Reader, RenewedError
+from tallstore.archive.reader import Reader, RenewedError, once_more
 from tallstore.checkpoints import Checkpoint
 from tallstore.errors import DamagedError, FormatError, ModelMismatchError
 from tallstore.format import limits
@@ -67,7 +67,7 @@ def verify_archive(
         try:
             _check_whole(reader, path, done, total, progress)
         except RenewedError:
-            _check_whole(reader, path, done, total, progress)
+            once_more(_check_whole, reader, path, done, total, progress)
         done += record.size
         if record.header_size is not None:
             reader.check_padding(path)

@@ -20,7 +20,7 @@ from tallstore.archive.export import SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
-from tallstore.archive.reader import Place, Reader, RenewedError, read_manifest
+from tallstore.archive.reader import Place, Reader, RenewedError, once_more, read_manifest
 from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
@@ -546,7 +546,7 @@ class Zoo:
         except WrongBaseError:
             if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
                 raise
-        return work(*arguments)
+        return once_more(work, *arguments)
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""

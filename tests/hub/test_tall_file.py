@@ -297,6 +297,7 @@ def test_a_small_file_whose_name_in_the_cache_tells_nothing(
             pytest.raises(DamagedError, match=rf"my\.tall: {MASK}: .*damaged") as caught,
         ):
             call(opened)
+        assert type(caught.value) is DamagedError
         assert "\n" not in str(caught.value)
         assert hub.got() == {"zoos/my.tall": len(single)}
     assert leftovers(tmp_path / "work") == []
