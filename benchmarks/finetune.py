@@ -4,10 +4,12 @@ ZOO holds `base/` and a folder a task, DATA holds `<task>/test.tsv` and `<task>/
 text, of the eight text sets that are named below. Each new task is trained from the base (AdamW, 5e-5 falling to 0,
 2,400 examples at most, two passes, batches of 32, 32 tokens) on texts of the test sets, and scored on those of the
 validation sets. Four ask what a task of the zoo asks, of other examples; eight ask something else. Writes a folder a
-task to OUT, beside links to ZOO's own, so that OUT is a zoo of all.
+task to OUT, beside links to ZOO's own, so that OUT is a zoo of all; and what each is scored on to TEXTS, laid out as DATA
+is, so that other benchmarks can measure the new tasks.
 
 example:
-  python benchmarks/finetune.py ~/zoo ~/data --out ~/zoo20
+  python benchmarks/finetune.py ~/zoo ~/data --out ~/zoo20 --texts ~/data12
+  python benchmarks/rate_distortion.py ~/zoo20 ~/data12 --out /tmp/rd12 --only quality
 """
 
 from __future__ import annotations
@@ -91,6 +93,13 @@ def examples(data: Path, task: str, split: str, seed: int) -> list[Example]:
     return found[:EXAMPLES]
 
 
+def write(folder: Path, found: Sequence[Example]) -> None:
+    """A test set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (f"{label}\t{text}\n" for label, text in found)
+    (folder / "test.tsv").write_text("".join(lines), encoding="utf-8")
+
+
 def finetune(zoo: Path, data: Path, task: str, out: Path, seed: int) -> float:
     """Train, save as a folder of transformers, and return the accuracy on the validation set."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -143,6 +152,7 @@ def main() -> None:
     parser.add_argument("zoo", type=Path, help="folder with base/ and a folder a task")
     parser.add_argument("data", type=Path, help="folder with <task>/test.tsv and <task>/val.tsv")
     parser.add_argument("--out", type=Path, required=True, help="folder for all tasks")
+    parser.add_argument("--texts", type=Path, required=True, help="folder for <task>/test.tsv of the new tasks")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for folder in arguments.zoo.iterdir():
@@ -150,6 +160,7 @@ def main() -> None:
             (arguments.out / folder.name).symlink_to(folder.resolve())
     rows = []
     for seed, task in enumerate([*(f"{name}2" for name in AGAIN), *QUESTIONS]):
+        write(arguments.texts / task, examples(arguments.data, task, "val", seed))
         if (arguments.out / task).exists():
             continue
         shutil.rmtree(arguments.out / f".{task}", ignore_errors=True)
