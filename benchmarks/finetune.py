@@ -4,8 +4,8 @@ ZOO holds `base/` and a folder a task, DATA holds `<task>/test.tsv` and `<task>/
 text, of the eight text sets that are named below. Each new task is trained from the base (AdamW, 5e-5 falling to 0,
 2,400 examples at most, two passes, batches of 32, 32 tokens) on texts of the test sets, and scored on those of the
 validation sets. Four ask what a task of the zoo asks, of other examples; eight ask something else. Writes a folder a
-task to OUT, beside links to ZOO's own, so that OUT is a zoo of all; and what each is scored on to TEXTS, laid out as DATA
-is, so that other benchmarks can measure the new tasks.
+task to OUT, beside links to ZOO's own, so that OUT is a zoo of all; and what each is scored on to TEXTS, laid out as
+DATA is, so that other benchmarks can measure the new tasks.
 
 example:
   python benchmarks/finetune.py ~/zoo ~/data --out ~/zoo20 --texts ~/data12
