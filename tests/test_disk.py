@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Forks, State, bytes_of, leftovers, tiny_zoo, write_folder
+from support import Forks, State, bytes_of, leftovers, tiny_base, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import OutputError
@@ -229,3 +229,42 @@ def test_no_right_to_open(public: Path, forks: Forks, zoo: tuple[State, dict[str
     (public / "zoo").chmod(0o700)
     text = as_nobody(forks, public / "zoo", "open")
     assert text.startswith(f"NotAnArchiveError: {public / 'zoo'}: ")
+
+
+READING_AS_NOBODY = """
+import os
+from contextlib import suppress
+from tallstore.cli import main
+os.chdir(args[0])
+for words in ("pack base mr=base -o warm.tall", "info warm.tall", "info nothing"):
+    with suppress(SystemExit):
+        main(words.split())  # all is imported, while it may be
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print("as nobody:", flush=True)
+main(args[1].split())
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("pack base locked -o zoo.tall", "locked"),
+        ("pack base locked/mr -o zoo.tall", "locked/mr"),
+        ("pack base mr=locked/mr -o zoo.tall", "locked/mr"),
+        ("pack locked mr=base -o zoo.tall", "locked"),
+        ("pack zoo.yaml", "locked/mr"),
+        ("info locked/zoo.tall", "locked/zoo.tall"),
+    ],
+)
+def test_a_folder_that_may_not_be_read_is_named(words: str, named: str, public: Path, forks: Forks) -> None:
+    write_folder(public / "base", tiny_base())
+    write_folder(public / "locked" / "mr", tiny_base())
+    (public / "zoo.yaml").write_text("base: base\ntasks: {mr: locked/mr}\noutput: new.tall\n")
+    (public / "locked").chmod(0)
+    public.chmod(0o777)
+    (public / "base" / "model.safetensors").chmod(0o644)
+    _, said = forks.run(READING_AS_NOBODY, str(public), words)
+    told = said.split("as nobody:\n")[1].replace("\n", " ")
+    assert told.startswith(f"tallstore: error: {named}: cannot be read (Permission denied)"), told

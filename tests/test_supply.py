@@ -32,7 +32,7 @@ IN_SOURCES = re.compile(
     r"|spec/[\w/.-]+\.(md|json|py|tall|safetensors)|spec/vectors/(SHA256SUMS|\.gitattributes)"
     r"|spec/vectors/(in)?valid/[\w/.-]+"
     r"|tests/[\w/.-]+\.(py|md|npz|tall|safetensors|json)|tests/golden/(SHA256SUMS|\.gitattributes)|tests/fuzz/found/[\w/.-]+"
-    r"|benchmarks/[\w/.-]+\.(py|md|png|csv|json)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|svg|png|txt))"
+    r"|benchmarks/[\w/.-]+\.(py|md|png|svg|csv|json)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|js|svg|png|txt))"
 )
 NEVER = re.compile(r"__pycache__|\.pyc$|\.nb[ci]$|(^|/)\.(git|ci|venv|cache|hypothesis)/|\.pkl$|\.pt$")
 

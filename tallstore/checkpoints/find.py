@@ -143,7 +143,9 @@ def _weights(folder: Path) -> Path:
         if files:
             names = ", ".join(p.name for p in files[:5])
             raise CheckpointError(f"{folder}: which of {names} is meant? Name the file, or add an index")
-    raise CheckpointError(f"{folder}: holds no checkpoint (no .safetensors, .bin, .pt or .pth file)")
+    inside = next((c.name for c in sorted(folder.iterdir()) if c.is_dir() and any(c.glob("*.safetensors"))), None)
+    hint = f"; its folder {inside!r} does: name that, and remember that the base comes first" if inside else ""
+    raise CheckpointError(f"{folder}: holds no checkpoint (no .safetensors, .bin, .pt or .pth file){hint}")
 
 
 def _shards(index: Path) -> tuple[Mapping[str, str], list[Path]]:

@@ -57,7 +57,7 @@ def tasks_from_words(words: Sequence[str], base: Path | None = None) -> dict[str
         name, equals, path = word.partition("=")
         if equals and not path:
             raise InputError(f"{word!r} names no checkpoint: NAME=FOLDER is due")
-        found = {name: path} if equals else _named_by_folder(Path(word), base)
+        found = {name: path} if equals else _found_in(Path(word), base)
         for each, source in found.items():
             if each in tasks:
                 raise TaskNameError(f"task {each!r} is given twice: {tasks[each]} and {source}")
@@ -112,7 +112,17 @@ class _OnceLoader(yaml.SafeLoader):
 def _beside(zoo_file: Path, source: str) -> str:
     """A source relative to the zoo file, if there is such a thing; else as it is (a Hub id, perhaps)."""
     found = zoo_file.parent / source
-    return os.fspath(found) if found.exists() else source
+    try:
+        return os.fspath(found) if found.exists() else source
+    except OSError:  # it is there, perhaps; who opens it says why it cannot be read
+        return os.fspath(found)
+
+
+def _found_in(path: Path, base: Path | None) -> dict[str, str]:
+    try:
+        return _named_by_folder(path, base)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
 
 
 def _named_by_folder(path: Path, base: Path | None) -> dict[str, str]:

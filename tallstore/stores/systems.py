@@ -79,8 +79,10 @@ def _find(url: str, options: Mapping[str, Any], shown: str) -> tuple[Any, str]:
     try:
         system, root = url_to_fs(url, **options)
     except ImportError as error:
-        package = "s3fs" if url.startswith(("s3:", "s3a:")) else "the package that fsspec names for it"
-        raise MissingExtraError(f"{shown}: needs {package}: {next(iter(str(error).splitlines()), '')}") from error
+        if url.startswith(("s3:", "s3a:")):
+            raise MissingExtraError(f'{shown}: needs s3fs: pip install "tallstore[s3]"') from error
+        line = next(iter(str(error).splitlines()), "")
+        raise MissingExtraError(f"{shown}: needs the package that fsspec names for it: {line}") from error
     except (ValueError, TypeError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise OptionError(f"{shown}: no file system that fsspec knows, or not with these options ({line})") from error

@@ -87,6 +87,8 @@ def unrelated() -> None:
 
 MISTAKES = {
     "a path with a slip in it": Mistake("pack base mr=runs/mrr -o new.tall"),
+    "a folder that the system does not read": Mistake(f"pack base {'x' * 300} -o new.tall"),
+    "a folder of tasks in place of the base": Mistake("pack runs base -o new.tall"),
     "base and task swapped": Mistake("pack runs/mr base -o new.tall", code=0),
     "the base of another family": Mistake("pack other runs -o new.tall", unrelated),
     "a task's name misspelt": Mistake("extract zoo.tall tred -o x"),

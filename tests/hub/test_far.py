@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Hub, serving
-from support import assert_same, bytes_of, near, noise, slots
+from support import assert_same, bytes_of, child, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
@@ -414,3 +414,9 @@ def test_tries_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreachableError, match=r"it: no answer that can be used, 5 times \(no\)"):
         far.tried("it", work)
     assert slept == [1, 2, 4, 8]
+
+
+def test_without_s3fs_its_command_is_named() -> None:
+    code = 'import sys; sys.modules["s3fs"] = None; import tallstore; tallstore.open("s3://bucket/zoo.tall")'
+    done = child(code)
+    assert 'MissingExtraError: s3://bucket/zoo.tall: needs s3fs: pip install "tallstore[s3]"' in done.stderr
