@@ -96,10 +96,12 @@ def _release(handle: int | None, root: Path) -> None:
     """Close, and remove the folder if it was replaced meanwhile and nobody else holds it."""
     if handle is None:
         return
-    aside = staging_folder(root) / _held_name(handle)
+    aside = None
+    with contextlib.suppress(OSError):  # where the disk fails, the next writer removes it
+        aside = staging_folder(root) / _held_name(handle)
     os.close(handle)  # first: a process that was forked may still hold it by the same lock
     with contextlib.suppress(OSError):
-        if aside.is_dir():
+        if aside is not None and aside.is_dir():
             remove_unless_held(aside)
             aside.parent.rmdir()
 
