@@ -16,7 +16,7 @@ from tallstore.format.part import PartHeader
 
 __all__ = ["CHUNKS", "HEADERS", "Chunk", "KnownChunks"]
 
-Chunk = tuple[int, str]
+Chunk = tuple[int, bytes]
 """Where a chunk's bytes begin in their part, and their hash."""
 _FILES = 64
 """Headers, and files of which chunks are known."""

@@ -124,7 +124,7 @@ class Reader:
         at = 0
         for index, length in zip(indices, lengths, strict=True):
             piece = data[at : at + length]
-            self._check(place, index, name, xxhash.xxh3_64_hexdigest(piece))
+            self._check(place, index, name, xxhash.xxh3_64_digest(piece))
             found.append(piece)
             at += length
         return found
@@ -141,7 +141,7 @@ class Reader:
         def read() -> memoryview:
             data = memoryview(_spare(length))[:length]
             self.store.read_into(place.path, start, data)
-            self._check(place, index, name, xxhash.xxh3_64_hexdigest(data))
+            self._check(place, index, name, xxhash.xxh3_64_digest(data))
             return data
 
         return _again(self.store, place.path, read)
@@ -188,7 +188,7 @@ class Reader:
             digest.update(out[a:b])
             yield a, b
         try:
-            self._check(place, index, name, digest.hexdigest())
+            self._check(place, index, name, digest.digest())
         except DamagedError as error:
             if self.store.renew(place.path):
                 raise RenewedError(*error.args) from error
@@ -199,10 +199,9 @@ class Reader:
         coded = place.entry.coded
         assert coded is not None
         assert place.offset is not None
-        lengths = [coded.chunks[i][0] for i in indices]
-        return place.offset + sum(length for length, _ in coded.chunks[: indices[0]]), lengths
+        return place.offset + coded.chunks.before(indices[0]), [coded.chunks.length(i) for i in indices]
 
-    def _check(self, place: Place, index: int, name: str, found: str) -> None:
+    def _check(self, place: Place, index: int, name: str, found: bytes) -> None:
         if found != _hash(place, index):
             raise DamagedError(
                 f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
@@ -268,9 +267,9 @@ class Reader:
         )
 
 
-def _hash(place: Place, index: int) -> str:
+def _hash(place: Place, index: int) -> bytes:
     assert place.entry.coded is not None
-    return place.entry.coded.chunks[index][1]
+    return place.entry.coded.chunks.digest(index)
 
 
 _local = threading.local()

@@ -92,6 +92,18 @@ class Chunks(Sequence[tuple[int, str]]):
         """Bytes of all."""
         return sum(self._lengths)
 
+    def before(self, index: int) -> int:
+        """Bytes of those in front of one."""
+        return sum(self._lengths[:index]) if index else 0
+
+    def length(self, index: int) -> int:
+        """Bytes of one."""
+        return self._lengths[index]
+
+    def digest(self, index: int) -> bytes:
+        """The xxh3-64 of one, most significant byte first."""
+        return self._digests[8 * index : 8 * index + 8]
+
 
 @dataclass(frozen=True, slots=True)
 class Coded:
