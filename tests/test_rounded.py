@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tallstore
 from tallstore.errors import BudgetError, OptionError, WrongBaseError
+from tallstore.kernels import fast
 from tallstore.recipes import RECIPES
 
 
@@ -116,3 +117,20 @@ def test_an_evaluator_judges_what_will_be_stored(tmp_path: Path) -> None:
 
     tallstore.pack(base, tasks, tmp_path / "zoo.tall", base_storage="bf16", evaluate=frozen, min_retention=1.0)
     assert seen == [True, True, False, False]
+
+
+@pytest.mark.parametrize("recipe", ["solo", "fit", "emr"])
+@pytest.mark.parametrize("storage", ["embed", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_same_is_said_with_and_without_compiled_kernels(
+    dtype: torch.dtype, storage: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tasks = zoo_of(dtype)
+    base["large"] = noise(257, 300, size=0.05, seed=3).to(dtype)
+    for seed, task in enumerate(tasks.values()):
+        task["large"] = near(base["large"].float(), seed, 0.005).to(dtype)
+    tallstore.pack(base, tasks, tmp_path / "with.tall", base_storage=storage, recipe=recipe)
+    monkeypatch.setattr(fast, "kernels", lambda: None)
+    monkeypatch.setattr(fast, "encode_kernels", lambda: None)
+    tallstore.pack(base, tasks, tmp_path / "without.tall", base_storage=storage, recipe=recipe)
+    assert (tmp_path / "with.tall").read_bytes() == (tmp_path / "without.tall").read_bytes()

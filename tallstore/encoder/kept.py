@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from tallstore import codecs
-from tallstore.codecs.base import MaskCodec, VectorCodec
+from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.chunk import Coded, Made, Row, task_vector
-from tallstore.encoder.quality import sums
-from tallstore.kernels import cpu
+from tallstore.encoder.quality import BLOCK, N_SUMS, add_blocks, sums
+from tallstore.kernels import cpu, fast
+from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.tiled import TILE, MaskSteps, Steps, ValueSteps
+from tallstore.merging.counting import count_on
 
 __all__ = ["remeasure"]
 
@@ -40,7 +43,7 @@ def remeasure(
     """
     if not any(rounded or row.weights.dtype in _NARROW for row in rows):
         return coded
-    shared = torch.from_numpy(np.array(vector.decode(coded.vector, len(base))))
+    shared = None if vector.id == "ones" else vector.decode(coded.vector, len(base))
     again = [
         replace(made, sums=_sums(made, row.weights, base[: len(row.weights)], shared, mask))
         if rounded or row.weights.dtype in _NARROW
@@ -50,15 +53,31 @@ def remeasure(
     return replace(coded, rows=tuple(again))
 
 
-def _sums(made: Made, weights: Tensor, base: Tensor, shared: Tensor, mask: MaskCodec) -> tuple[float, ...]:
+def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
     n = len(weights)
-    decoded = torch.empty_like(weights)
+    decoded = torch.empty_like(weights if fast.encode_kernels() is None else weights[:TILE])
+    steps: Steps
     if made.kind == "delta":
-        marks = torch.from_numpy(np.array(codecs.VECTOR[made.codec].decode(made.data, n)))
-        cpu.apply_delta(decoded, base, marks)
+        values = codecs.VECTOR[made.codec].decode(made.data, n)
+        on = int(np.count_nonzero(values))
+        steps = ValueSteps(values, weights.dtype)
+    elif shared is None and GapSteps.there() and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
+        on, steps = marks.number, GapSteps(marks.gaps, marks.signs, made.kind, made.scale, weights.dtype)
     else:
-        marks = torch.from_numpy(mask.decode(made.data, made.kind, n))
-        cpu.apply_mask(decoded, base, shared[:n], marks, made.scale)
-    everywhere = torch.ones(1, n, dtype=torch.uint8)
-    (found,) = sums(task_vector(base, weights)[None], task_vector(base, decoded), everywhere, "binary").tolist()
-    return *found[:-1], float(marks.count_nonzero())
+        packed = mask.decode_packed(made.data, made.kind, n)
+        on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
+        steps = MaskSteps(packed, made.kind, made.scale, weights.dtype, None if shared is None else shared[:n])
+    run, compiled = steps.begin(), fast.encode_kernels()
+    if compiled is None:
+        run(decoded, base)
+        everywhere = torch.ones(1, n, dtype=torch.uint8)
+        (measured,) = sums(task_vector(base, weights)[None], task_vector(base, decoded), everywhere, "binary").tolist()
+        return *measured[:-1], float(on)
+    blocks = np.empty((N_SUMS - 1, -(-n // BLOCK)))
+    for a in range(0, n, TILE):
+        before, after, here = base[a : a + TILE], weights[a : a + TILE], decoded[: min(TILE, n - a)]
+        run(here, before)
+        start = before.to(weights.dtype).to(cpu.wide(weights.dtype))  # as `task_vector` has it
+        tau, kept = after.to(start.dtype, copy=True).sub_(start), here.to(start.dtype, copy=True).sub_(start)
+        compiled.agreement(blocks[:, a // BLOCK : -(-(a + len(here)) // BLOCK)], tau.numpy(), kept.numpy())
+    return *add_blocks(torch.from_numpy(blocks)).tolist(), float(on)

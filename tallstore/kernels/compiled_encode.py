@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from tallstore.kernels.jit import compiled
 
-__all__ = ["count", "look", "magnitudes", "marks_above", "nearest", "norms", "packed_to_gaps", "split"]
+__all__ = ["agreement", "count", "look", "magnitudes", "marks_above", "nearest", "norms", "packed_to_gaps", "split"]
 
 _Array = npt.NDArray[Any]
 BLOCK = 1 << 10
@@ -171,6 +171,37 @@ def _halve(values: _Array, n: int) -> Any:
             values[k] += values[k + half]
         half >>= 1
     return values[0]
+
+
+@compiled
+def _products(error: _Array, norm: _Array, energy: _Array, dot: _Array, tau: _Array, kept: _Array) -> None:
+    for k in range(tau.shape[0]):
+        missed = tau[k] - kept[k]
+        error[k] = missed * missed
+        norm[k] = tau[k] * tau[k]
+        energy[k] = kept[k] * kept[k]
+        dot[k] = tau[k] * kept[k]
+
+
+@compiled
+def agreement(found: _Array, tau: _Array, kept: _Array) -> None:
+    """What `encoder.quality.sums` adds up of a task vector and what is kept of it, block by block.
+
+    Args:
+        found: float64, shape (4, ⌈n / 1024⌉): ‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of each block; set.
+        tau: τ, float32 or float64, shape (n,).
+        kept: τ̂, the same.
+    """
+    n = tau.shape[0]
+    products = np.zeros((4, BLOCK), tau.dtype)
+    for i in range(found.shape[1]):
+        a = i * BLOCK
+        m = min(BLOCK, n - a)
+        if m < BLOCK:
+            products[:] = 0
+        _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], tau[a : a + m], kept[a : a + m])
+        for j in range(4):
+            found[j, i] = _halve(products[j], BLOCK)
 
 
 @compiled
