@@ -47,7 +47,10 @@ class MemoryCheckpoint(Checkpoint):
     def fingerprint(self) -> str:
         if self._reopen is None:
             return super().fingerprint()
-        facts = [(path, path.stat()) for path in self._reopen[1]]
+        try:
+            facts = [(path, path.stat()) for path in self._reopen[1]]
+        except OSError as error:
+            raise CheckpointError(f"{self.where}: cannot be read ({error.strerror})") from error
         return repr([(str(path.absolute()), fact.st_size, fact.st_mtime_ns) for path, fact in facts])
 
     def __reduce__(self) -> tuple[Callable[[Sequence[Path], str], MemoryCheckpoint], tuple[Sequence[Path], str]]:

@@ -62,10 +62,11 @@ class Context:
     def awaited(self, number: int) -> list[Any] | None:
         """The same of a batch that was just finished: a network file system may show its file a little later."""
         for seconds in _LATE:
-            if self.result(number).exists():
-                break
-            time.sleep(seconds)
-            list(self.folder.iterdir())  # what is known of the folder is asked for anew
+            with translated(self.target):
+                if self.result(number).exists():
+                    break
+                time.sleep(seconds)
+                list(self.folder.iterdir())  # what is known of the folder is asked for anew
         return self.read(number)
 
 
