@@ -28,6 +28,8 @@ def as_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
     flat = tensor.detach().reshape(-1)
     if not flat.numel():
         return np.empty(0, np.uint8)
+    if len(flat) == 1:  # whose stride may be anything
+        flat = flat.as_strided((1,), (1,))
     found: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return found
 

@@ -81,6 +81,8 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 def raw(tensor: Tensor) -> np.ndarray:
     flat = tensor.detach().cpu().contiguous().resolve_conj().reshape(-1)
+    if len(flat) == 1:  # whose stride may be anything
+        flat = flat.as_strided((1,), (1,))
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
 
 

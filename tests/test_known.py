@@ -113,3 +113,17 @@ def test_tensors_that_share_a_block_have_storages_of_their_own(tmp_path: Path) -
     torch.save(found["t9"], tmp_path / "one.pt")
     assert (tmp_path / "one.pt").stat().st_size < 10 * found["t9"].nbytes
     assert same_bits(torch.load(tmp_path / "one.pt"), found["t9"])
+
+
+def test_one_element_may_have_any_stride(tmp_path: Path) -> None:
+    base, tasks = tiny_zoo(1)
+    odd = torch.arange(12.0).view(3, 4)[:1, 0]
+    assert odd.stride() == (4,)
+    tallstore.pack({**base, "odd": odd}, {"a": {**tasks["a"], "odd": odd + 1, "own": odd}}, tmp_path / "zoo")
+    with tallstore.open(tmp_path / "zoo") as opened:
+        found = opened.state_dict("a")
+        assert (found["odd"].tolist(), found["own"].tolist()) == ([1.0], [0.0])
+        model = Model(found)
+        model.own["odd"] = torch.zeros(3, 4)[:1, 0]
+        opened.load_into(model, "a")
+        assert model.own["odd"].tolist() == [1.0]
