@@ -25,6 +25,7 @@ from tallstore.demo.digits import TASKS, Split, Task, held_out, load_digits
 from tallstore.demo.model import STRIPS, Classifier, Reconstructor, Shape, strips
 from tallstore.encoder import Progress
 from tallstore.errors import NoSuchTaskError, OutputError, OutputExistsError
+from tallstore.tensors import one_thread
 
 _BATCH = 64
 _RATE = 1e-3
@@ -67,7 +68,7 @@ def make_zoo(
     require_empty(place)
     zoo = DemoZoo(folder=place, base=place / "base", tasks={task.name: place / task.name for task in tasks})
     report = progress or silent
-    with _one_thread():
+    with one_thread():
         base = _pretrain(plan, train, seed, report)
         _save(base, zoo.base, {"architecture": "reconstructor", **asdict(plan.shape)})
         for n, task in enumerate(tasks, start=1):
@@ -84,7 +85,7 @@ def evaluate(model: str | os.PathLike[str] | Mapping[str, Tensor], task: str) ->
     classifier = Classifier(Shape.of(state), question.classes)
     classifier.load_state_dict(state)
     images, answers = held_out(question)
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), one_thread():
         right = classifier(images).argmax(-1) == answers
     return float(right.double().mean())
 
@@ -119,17 +120,6 @@ def _save(model: nn.Module, folder: Path, config: dict[str, object]) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write the demo's models to {folder}: {error}") from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch with one thread, and then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,6 +35,7 @@ from tallstore.encoder.quality import scaled
 from tallstore.encoder.report import Progress
 from tallstore.errors import OptionError
 from tallstore.recipes.base import Recipe, Tile, ZooFacts
+from tallstore.tensors import one_thread
 
 SAMPLE = 1 << 17
 """Parameters of the sketch, about."""
@@ -81,7 +82,7 @@ def choose_groups(
     """
     if options.groups != "auto" and int(options.groups) > len(tasks):
         raise OptionError(f"{options.groups} groups for {len(tasks)} tasks: there can be at most one for each")
-    with _one_thread(), ExitStack() as stack:
+    with one_thread(), ExitStack() as stack:
         opened = []
         for name, source in (("base", base), *tasks.items()):
             opened.append(open_checkpoint(source, f"{name} (in memory)"))
@@ -103,17 +104,6 @@ def _chosen(search: _Search, progress: Progress | None) -> Grouping:
         if search.cost(groups).error <= _MARGIN * bound:
             break
     return replace(search.grouping(groups), bound=bound)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations on a sketch are too short to share: threads would wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _named(group: Group, names: Sequence[str]) -> list[str]:
