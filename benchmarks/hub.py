@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from loopback import Hub, Repository, serving
 
 READ = ", every weight read"
+KEPT = ", keep_decoded"
 KINDS = {"embed": "in the archive", "reference": "referenced"}
 
 
@@ -108,6 +109,10 @@ def seconds_of(zoo: Path, hub: Hub, work: Path, task: str, runs: int) -> dict[st
     for kind in KINDS:
         loads[kind] = lambda kind=kind: tallstore.from_pretrained(
             f"user/{kind}", task=task, cache_dir=work / f"cache-{kind}"
+        )
+    for kind in KINDS:
+        loads[f"{kind}{KEPT}"] = lambda kind=kind: tallstore.from_pretrained(
+            f"user/{kind}", task=task, cache_dir=work / f"cache-{kind}", keep_decoded=True
         )
     read = {f"{name}{READ}": lambda load=load: read_all(load()) for name, load in loads.items()}
     return best({**loads, **read}, runs)

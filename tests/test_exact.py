@@ -67,6 +67,14 @@ def test_it_adds_a_part_and_changes_no_other(target: Path, tmp_path: Path) -> No
     assert all(exact[path] == plain[path] for path in plain if path != "tall.json")
 
 
+def test_true_is_all_of_them(tmp_path: Path) -> None:
+    base, tasks = tiny_zoo(2)
+    for exact, name in (("all", "words"), (True, "truth"), (False, "lies"), ((), "none")):
+        tallstore.pack(base, tasks, tmp_path / name, exact=exact)
+    assert read_all(tmp_path / "truth") == read_all(tmp_path / "words")
+    assert read_all(tmp_path / "lies") == read_all(tmp_path / "none")
+
+
 def test_only_the_tasks_that_were_packed_so(tmp_path: Path) -> None:
     base, tasks = tiny_zoo(2)
     with packed(base, tasks, tmp_path / "zoo.tall", exact="b") as zoo:

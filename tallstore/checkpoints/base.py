@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,13 @@ class Checkpoint(ABC):
     def read_into(self, name: str, start: int, out: Tensor) -> None:
         """Elements from `start` on into memory that is there: a flat CPU tensor of the tensor's type."""
         out.copy_(self.read(name, start, start + len(out)))
+
+    def read_runs(self, name: str, runs: Sequence[tuple[int, int]], out: Tensor) -> None:
+        """The elements [start, stop) of each run, one run behind the other, into memory that is there."""
+        at = 0
+        for start, stop in runs:
+            self.read_into(name, start, out[at : at + stop - start])
+            at += stop - start
 
     def matches(self, data: Tensor, sha256: str) -> bool:
         """Whether bytes that `read` gave, those of a whole tensor, have this sha256 (hex)."""

@@ -19,7 +19,7 @@ from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.checkpoints.seals import Seals
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
-from tallstore.stores.hub import named_right, remove
+from tallstore.stores.hub import SHELF, named_right, remove
 from tallstore.tensors import as_bytes
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -107,8 +107,7 @@ class ReferencedBase(Checkpoint):
         """Its weights alone, from its folder in the Hub's cache."""
         self._folder = download(self._repo, self._commit, access, weights_only=True)[0]
         if self._seals is None:
-            # In the repository's own folder of the cache, which comes and goes with its files.
-            self._seals = Seals(self._folder.parents[1] / ".tallstore" / f"{self._commit}.json")
+            self._seals = Seals(self._folder.parents[1] / SHELF / f"{self._commit}.json")
         found = open_checkpoint(self._folder)
         if isinstance(found, SafetensorsCheckpoint):
             found.map()

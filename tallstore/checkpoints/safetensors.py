@@ -21,6 +21,9 @@ from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.part import METADATA_KEY
 from tallstore.tensors import TORCH, as_bytes, empty
 
+_AT_ONCE = 1 << 30
+"""Bytes that are read in one call, at most: the system has a limit."""
+
 
 class SafetensorsCheckpoint(Checkpoint):
     """One file or several shards. Tensors come in the order of their names' first appearance in the headers."""
@@ -86,15 +89,22 @@ class SafetensorsCheckpoint(Checkpoint):
         return out
 
     def read_into(self, name: str, start: int, out: Tensor) -> None:
+        self.read_runs(name, [(start, start + len(out))], out)
+
+    def read_runs(self, name: str, runs: Sequence[tuple[int, int]], out: Tensor) -> None:
+        # Runs are many and short, so that what is done for each counts.
         handle, offset, path = self._places[name]
-        target = as_bytes(out).data
-        offset += start * ITEM_BYTES[self.tensors[name].dtype]
+        item = ITEM_BYTES[self.tensors[name].dtype]
+        memory = as_bytes(out).data
+        first = 0
         try:
-            while target:
-                got = os.preadv(handle, [target[: 1 << 30]], offset)
-                if not got:
-                    raise CheckpointError(f"{path}: cut off in tensor {name!r}")
-                target, offset = target[got:], offset + got
+            for start, stop in runs:
+                last, place = first + (stop - start) * item, offset + start * item
+                while first < last:
+                    got = os.preadv(handle, [memory[first : min(last, first + _AT_ONCE)]], place)
+                    if not got:
+                        raise CheckpointError(f"{path}: cut off in tensor {name!r}")
+                    first, place = first + got, place + got
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -167,7 +168,8 @@ class Processes(Given):
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         how = multiprocessing.get_context(kind)
         if kind == "forkserver":
-            how.set_forkserver_preload(["tallstore.encoder.jobs"])
+            how.set_forkserver_preload(["tallstore.encoder.jobs", "tallstore.kernels.compiled_encode"])
+            multiprocessing.forkserver.ensure_running()  # and so importing, before there is work
         return ProcessPoolExecutor(workers, mp_context=how)
 
     def renew(self) -> None:

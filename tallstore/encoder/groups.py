@@ -264,7 +264,8 @@ class _Search:
         tile = Tile(tuple(range(len(group))), base, base + tau, tau)
         recipe.prepare(ZooFacts(parameters=tau.numel(), fixed_bits=0.0))
         for statistic in recipe.statistics(len(group)):
-            statistic.update(statistic.measure(tile))
+            for each in statistic.condense([statistic.measure(tile)]):
+                statistic.update(each)
             statistic.finish()
         vector = recipe.vector(tile).to(torch.float32)
         bits = 0.0

@@ -122,11 +122,20 @@ def run(context: Context, number: int) -> None:
         out.end(facts)
 
 
-def gather(context: Context, number: int) -> list[tuple[list[Any], int]]:
-    """What a statistic measures on a batch's items, and how many bytes each stands for."""
-    assert context.statistic is not None
-    batch = context.batches[number]
-    return [measure(item, context.tools, context.statistic) for item in batch if isinstance(item, Item)]
+def gather(context: Context, number: int) -> tuple[list[Any], int]:
+    """What a statistic is to be updated with of a batch's items, and how many bytes they stand for."""
+    statistic, size = context.statistic, 0
+    assert statistic is not None
+
+    def measured() -> Iterator[Any]:
+        nonlocal size
+        for item in context.batches[number]:
+            assert isinstance(item, Item)
+            found, each = measure(item, context.tools, statistic)
+            size += each
+            yield from found
+
+    return list(statistic.condense(measured())), size
 
 
 def _item(item: Item, tools: Tools, out: ResultFile) -> list[Any]:

@@ -78,8 +78,8 @@ class Options:
     """Relative error ‖τ̂−τ‖/‖τ‖ that no task may exceed."""
     min_retention: float | None = None
     """Share of its original's score that every task must keep. Needs `evaluate`."""
-    exact: str | Sequence[str] = ()
-    """Tasks, or `all`, that can be given back bit for bit: what is lost is stored in a part of its own."""
+    exact: bool | str | Sequence[str] = ()
+    """Tasks, or `all` (or True), that can be given back bit for bit: what is lost is stored in a part of its own."""
     device: str = "auto"
     """Where the arithmetic runs: `auto` takes CUDA where there is one."""
     allow_distant: bool = False
@@ -99,6 +99,8 @@ class Options:
     """Bytes that a part has at most, unless one tensor alone has more: a number, or one like 5GB or 512MiB."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.exact, bool):
+            object.__setattr__(self, "exact", "all" if self.exact else ())
         _one_of("recipe", self.recipe, RECIPES)
         if self.vector is not None:
             _one_of("vector", self.vector, codecs.VECTOR)
@@ -135,8 +137,11 @@ class Options:
             lam = {name: value for name, value in lam.items() if name in names}
         if self.exact == "all":
             return replace(self, lam=lam)
-        wanted = [self.exact] if isinstance(self.exact, str) else self.exact
-        return replace(self, lam=lam, exact=tuple(name for name in wanted if name in names))
+        return replace(self, lam=lam, exact=tuple(name for name in self._exact_names() if name in names))
+
+    def _exact_names(self) -> list[str]:
+        assert not isinstance(self.exact, bool)
+        return [self.exact] if isinstance(self.exact, str) else list(self.exact)
 
     def recorded(self) -> dict[str, Any]:
         """For the manifest: those that change what is stored."""
@@ -146,7 +151,7 @@ class Options:
         """The tasks that `exact` names. Raises OptionError for one that there is not."""
         if self.exact == "all":
             return list(names)
-        wanted = [self.exact] if isinstance(self.exact, str) else list(self.exact)
+        wanted = self._exact_names()
         if odd := [name for name in wanted if name not in names]:
             raise OptionError(f"exact: no task {odd[0]!r}; there are {', '.join(names)}, or 'all'")
         return wanted

@@ -70,6 +70,8 @@ def encode(
         sink = stack.enter_context(
             open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
         )
+        # Before the checkpoints: workers of its own get ready while those are looked at.
+        engine = stack.enter_context(open_engine(chosen.engine, chosen.workers, in_memory(len(names))))
         start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
         if chosen.base_storage == "bf16":
             start = RoundedBase(start)
@@ -91,7 +93,6 @@ def encode(
             "slot": [slot.group, slot.first],
         }
         journal = Journal(sink, start, opened, choices)
-        engine = stack.enter_context(open_engine(chosen.engine, chosen.workers, in_memory(len(names))))
         stream = Stream(
             start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot
         )

@@ -179,18 +179,16 @@ class Stream:
         self._wholes(engine, writers)
 
     def _statistics(self, engine: Engine) -> None:
-        # One item a batch: what a statistic measures may be as large as what it reads.
-        batches: list[Batch] = [
-            (item,) for name in self.base.tensors for item in items(self.base, self.plan, name, self.chunk)
-        ]
+        tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.base.tensors]
         for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
             self._done = 0
+            # Else one item a batch: what a statistic measures may be as large as what it reads.
+            batches = tensors if statistic.by_tensor else [(item,) for found in tensors for item in found]
             context = self._context(f"statistic-{number}", batches, statistic)
-            for found in engine.run(gather, context, range(len(batches)), ahead=2):
-                for measured, size in found:
-                    for each in measured:
-                        statistic.update(each)
-                    self._step(f"statistics {number}", size)
+            for measured, size in engine.run(gather, context, range(len(batches)), ahead=2):
+                for each in measured:
+                    statistic.update(each)
+                self._step(f"statistics {number}", size)
             statistic.finish()
 
     def _context(self, kind: str, batches: Sequence[Batch], statistic: Any = None) -> Context:

@@ -78,6 +78,8 @@ class Read:
     """As it was given: what fine-tuning changed is told from this."""
     rows: tuple[Tensor | None, ...]
     """One a user; None where its tensor has no elements in this chunk."""
+    largest: float
+    """The largest magnitude of the base's; not finite if there is a NaN."""
 
     @property
     def bytes(self) -> int:
@@ -154,7 +156,7 @@ def read(item: Item, tools: Tools, base: Tensor | None = None) -> Read:
     """Read an item's elements from every checkpoint; the base's, unless they are given."""
     if base is None:
         base = tools.origin.read(item.name, item.start, item.stop)
-    return Read(base, tuple(_row(item, user, tools) for user in item.users))
+    return Read(base, tuple(_row(item, user, tools) for user in item.users), _largest(base) if item.users else 0.0)
 
 
 def _row(item: Item, user: User, tools: Tools) -> Tensor | None:
@@ -165,15 +167,13 @@ def _row(item: Item, user: User, tools: Tools) -> Tensor | None:
 def _gather(checkpoint: Checkpoint, name: str, runs: Sequence[Item], place: str) -> Tensor:
     """Runs of a tensor's elements, one behind the other, in this thread's memory of that name."""
     kind = TORCH[checkpoint.tensors[name].dtype]
-    sizes = [run.stop - run.start for run in runs]
     memory: np.ndarray | None = getattr(_local, place, None)
-    need = sum(sizes) * kind.itemsize
+    need = sum(run.stop - run.start for run in runs) * kind.itemsize
     if memory is None or len(memory) < need:
         memory = np.empty(need, np.uint8)
         setattr(_local, place, memory)
     out = torch.from_numpy(memory[:need]).view(kind)
-    for run, piece in zip(runs, torch.split(out, sizes), strict=True):
-        checkpoint.read_into(name, run.start, piece)
+    checkpoint.read_runs(name, [(run.start, run.stop) for run in runs], out)
     return out
 
 
@@ -215,8 +215,9 @@ def _samples(item: Item, runs: Sequence[Item], tools: Tools) -> Iterator[tuple[R
             yield read(run, tools), run.users, run.start
         return
     base = _gather(tools.origin, item.name, runs, "base")
+    largest = _largest(base)
     for user in item.users:
-        found = Read(base, (_gather(tools.tasks[user.task], user.name, runs, "row"),))
+        found = Read(base, (_gather(tools.tasks[user.task], user.name, runs, "row"),), largest)
         if all(look is not None and look.usable for look in _looks(found)):
             yield found, (user,), item.start
             continue
@@ -274,8 +275,9 @@ def keep(piece: Piece, tools: Tools) -> bytes:
 def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read, Sequence[User]]]:
     """Rows that are coded together. What is read is good until the next ones are."""
     if _apart(item, tools):
+        largest = _largest(base)
         for user in item.users:
-            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),)), (user,)
+            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
     elif item.users:
         yield read(item, tools, base), item.users
 
@@ -322,8 +324,7 @@ def _budget(name: str, users: Sequence[User], looks: Sequence[Outcome | None], t
 
 def _looks(found: Read) -> list[Outcome | None]:
     """What is plain to see of each row, before anything is coded."""
-    largest = _same_and_largest(found.base, found.base)[1] if found.rows else 0.0
-    return [None if row is None else _look(row, found.base[: len(row)], largest) for row in found.rows]
+    return [None if row is None else _look(row, found.base[: len(row)], found.largest) for row in found.rows]
 
 
 def _usable(users: Sequence[User], found: Read, looks: Sequence[Outcome | None]) -> list[Row]:
@@ -348,7 +349,8 @@ def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
     """Whether both are equal in every bit, and the largest magnitude of the first; not finite if there is a NaN."""
     compiled = fast.encode_kernels()
     if compiled is None or not weights.numel():
-        return same_bits(weights, base), _largest(weights)
+        low, high = weights.aminmax() if weights.numel() else (0.0, 0.0)
+        return same_bits(weights, base), max(abs(float(low)), abs(float(high)))
     word = np.dtype(f"<u{weights.element_size()}")
     sign = word.type(2 ** (8 * word.itemsize - 1) - 1)
     same, top = compiled.look(as_bytes(weights).view(word), as_bytes(base).view(word), sign)
@@ -358,10 +360,7 @@ def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
 
 def _largest(values: Tensor) -> float:
     """The largest magnitude; not finite if there is a NaN."""
-    if not values.numel():
-        return 0.0
-    low, high = values.aminmax()
-    return max(abs(float(low)), abs(float(high)))
+    return _same_and_largest(values, values)[1]
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

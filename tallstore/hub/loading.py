@@ -28,6 +28,7 @@ from tallstore.errors import (
     OptionError,
 )
 from tallstore.format.manifest import names_of
+from tallstore.hub.kept import Kept
 from tallstore.hub.names import open_named
 from tallstore.stores import Access
 
@@ -63,6 +64,7 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    keep_decoded: bool = False,
     output_loading_info: bool = False,
     **kwargs: Any,
 ) -> Any:
@@ -82,6 +84,9 @@ def from_pretrained(
         cache_dir: where downloads are kept; by default where the Hub's tools keep theirs.
         local_files_only: take what is there, and ask no one.
         force_download: fetch again what is there.
+        keep_decoded: keep the decoded weights in the Hub's cache, in the repository's folder, and map them next time:
+            a task then loads as quickly as its plain checkpoint, and takes that much of the disk. Every byte is
+            checked each time. For archives on the Hub; removing the repository from the cache removes them too.
         output_loading_info: give a pair, the model and what transformers says of the loading.
         **kwargs: what transformers' own `from_pretrained` takes: `dtype`, `attn_implementation` and so on; values of
             the configuration by name; and what the model's class takes.
@@ -112,7 +117,7 @@ def from_pretrained(
             if "generation_config" not in options and (Path(folder) / "generation_config.json").is_file():
                 options["generation_config"] = transformers.GenerationConfig.from_pretrained(folder)
         kind = model_class or _class(transformers, config, where)
-        state = zoo.state_dict(task, exact=exact)
+        state = _state(zoo, task, exact=exact, keep=keep_decoded, anew=force_download)
     config.name_or_path = str(name_or_path)
     if spread is not None:
         options["device_map"] = spread
@@ -175,6 +180,18 @@ def _transformers() -> Any:
     except ImportError as error:
         raise MissingExtraError('models need transformers: pip install "tallstore[transformers]"') from error
     return transformers
+
+
+def _state(zoo: Zoo, task: str, *, exact: bool, keep: bool, anew: bool) -> dict[str, torch.Tensor]:
+    """A task's weights: those that were kept, or decoded."""
+    if not keep:
+        return zoo.state_dict(task, exact=exact)
+    kept = Kept(zoo, task, exact=exact)
+    if not anew and (found := kept.load()) is not None:
+        return found
+    state = zoo.state_dict(task, exact=exact)
+    kept.keep(state)
+    return state
 
 
 def _only(zoo: Zoo, task: str | None) -> str:

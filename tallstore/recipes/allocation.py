@@ -45,7 +45,7 @@ _K = TypeVar("_K", bound=Hashable)
 _FINITE = 0x7F800000 >> _SHIFT
 _EDGES = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << np.uint32(_SHIFT)
 _EDGES = _EDGES.view(np.float32).astype(np.float64)
-_MIDDLE = _EDGES * (1 + 2.0**-6)
+_MIDDLE = (_EDGES * (1 + 2.0**-6)).astype(np.float64)
 """Lower edge and middle of each bin."""
 
 _THRESHOLDS = (0.0, 0.2, *(round(0.4 + 0.1 * i, 1) for i in range(25)), 3.0, 3.2, 3.5)
@@ -102,14 +102,28 @@ _EVEN = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.b
 class Magnitudes:
     """Histogram of |τ| of one tensor of one task, over the parameters that moved at all."""
 
-    counts: Floats = field(default_factory=lambda: np.zeros(BINS))
+    counts: Floats = field(default_factory=lambda: np.zeros(0))
+    """Of the bins from `first` on. The rest, most of them by far, are empty."""
+    first: int = 0
     base_energy: float = 0.0
     """Σ θ0² where τ ≠ 0."""
 
     def add(self, other: Magnitudes) -> None:
         """Add another run of the same tensor."""
-        self.counts += other.counts
         self.base_energy += other.base_energy
+        if not len(self.counts):
+            self.counts, self.first = other.counts.copy(), other.first
+            return
+        first = min(self.first, other.first)
+        counts = np.zeros(max(self.first + len(self.counts), other.first + len(other.counts)) - first)
+        for each in (self, other):
+            counts[each.first - first : each.first - first + len(each.counts)] += each.counts
+        self.counts, self.first = counts, first
+
+    @property
+    def middle(self) -> Floats:
+        """The middle of each bin."""
+        return _MIDDLE[self.first : self.first + len(self.counts)]
 
     def scale(self, weight: float) -> None:
         """Let every parameter that was counted stand for so many."""
@@ -120,7 +134,7 @@ class Magnitudes:
     @property
     def energy(self) -> float:
         """Σ τ²."""
-        return float(self.counts @ _MIDDLE**2)
+        return float(self.counts @ self.middle**2)
 
     @property
     def moved(self) -> float:
@@ -130,15 +144,15 @@ class Magnitudes:
     @property
     def rms(self) -> float:
         """Root mean square of those."""
-        return math.sqrt(self.energy / self.moved) if self.moved else 0.0
+        moved = self.moved
+        return math.sqrt(self.energy / moved) if moved else 0.0
 
     @property
     def weight(self) -> float:
         """How much a relative error in this tensor counts: parameters that moved, by how far for their size."""
-        if not self.moved:
-            return 0.0
+        moved = self.moved
         relative = min(1.0, self.energy / self.base_energy) if self.base_energy else 1.0
-        return self.moved * math.sqrt(relative)
+        return moved * math.sqrt(relative)
 
 
 def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
@@ -153,7 +167,9 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
         counts = np.bincount(bins, minlength=BINS).astype(np.float64)
         moved, base_energy = np.count_nonzero(tau), _sum(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
-    return Magnitudes(counts, float(base_energy))
+    (used,) = np.nonzero(counts)
+    first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+    return Magnitudes(counts[first:last].copy(), first, float(base_energy))
 
 
 def _sum(values: Floats) -> float:
@@ -217,24 +233,25 @@ def fine(found: Magnitudes, bound: float) -> Choice | None:
 
 
 def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> list[Choice]:
+    bins, energy, moved = len(found.counts), found.energy, found.moved
     tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
-    tail_total = np.concatenate([np.cumsum((found.counts * _MIDDLE)[::-1])[::-1], [0.0]])
+    tail_total = np.concatenate([np.cumsum((found.counts * found.middle)[::-1])[::-1], [0.0]])
     bounds = _HARD_BOUNDS[rows]
-    at = np.searchsorted(_EDGES, bounds * found.rms)
-    at = np.concatenate([np.where(np.isinf(bounds), BINS, at), np.full((len(at), 1), BINS)], axis=1)
+    at = np.clip(np.searchsorted(_EDGES, bounds * math.sqrt(energy / moved)) - found.first, 0, bins)
+    at = np.concatenate([np.where(np.isinf(bounds), bins, at), np.full((len(at), 1), bins)], axis=1)
     counts = tail[at[:, :-1]] - tail[at[:, 1:]]
     totals = tail_total[at[:, :-1]] - tail_total[at[:, 1:]]
     several = np.isfinite(bounds[:, 1])
     kept = (totals**2 / np.maximum(counts, 1e-300)).sum(axis=1)
     offered = (counts.sum(axis=1) >= _FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
-    harm = kappa * np.maximum(found.energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
-    return _priced(_HARD[rows], offered, found.moved, counts, harm)
+    harm = kappa * np.maximum(energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
+    return _priced(_HARD[rows], offered, moved, counts, harm)
 
 
 def _dithered(found: Magnitudes, kappa: float) -> list[Choice]:
     """The same of choices with dither, over the bins that hold something."""
     (used,) = np.nonzero(found.counts)
-    c, x = found.counts[used], _MIDDLE[used] / found.rms
+    c, x = found.counts[used], found.middle[used] / found.rms
     energy, moved = float(c @ (x * x)), found.moved
     low = np.array([_LADDERS[i].bounds[0] for i in _RAMPED])[:, None]
     width = np.array([_LADDERS[i].width for i in _RAMPED])[:, None]

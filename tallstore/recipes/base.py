@@ -11,7 +11,7 @@ A new recipe is one file here and one row in the table in `__init__`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -63,8 +63,8 @@ class ZooFacts:
 class Statistic(ABC):
     """A figure over whole task vectors, gathered in one read of the input before the first vector is made.
 
-    The encoder calls `measure` for every tile, in any order and on several threads, then `update` with what it
-    returned, in one fixed order, and then `finish` once.
+    The encoder calls `measure` for every tile and `condense` for what it returned of several, in any order and by
+    several workers; then `update` for what that gave, in one fixed order, and then `finish` once.
     """
 
     one_in: int = 1
@@ -74,9 +74,16 @@ class Statistic(ABC):
         """What `update` needs of a tile: the tile itself, unless there is work that threads can share."""
         return tile
 
+    by_tensor: bool = False
+    """Whether one worker measures all of a tensor, of which `condense` makes little: not where tiles are measures."""
+
+    def condense(self, measured: Iterable[Any]) -> Iterable[Any]:
+        """What `update` needs of several tiles, in order: of a whole tensor, where statistics are `by_tensor`."""
+        return measured
+
     @abstractmethod
     def update(self, tile: Any) -> None:
-        """Take into account what `measure` returned."""
+        """Take into account one of those that `condense` returned."""
 
     @abstractmethod
     def finish(self) -> None:

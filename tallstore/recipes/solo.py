@@ -14,8 +14,9 @@ is, every parameter is right on the average, and not the tensor alone. `benchmar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -157,18 +158,18 @@ class _Tensor:
     offers: list[Choice]
     weight: float
     rms: float
+    moved: float
 
 
 class _Histograms(Statistic):
-    """Magnitudes by task and tensor; of a tensor that is done, only what can be chosen for it is kept."""
+    """Magnitudes by task and tensor; of a whole tensor, only what can be chosen for it is kept."""
 
     one_in = 8
+    by_tensor = True
 
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
-        self._found: dict[Key, Magnitudes] = {}
-        self._done: dict[Key, _Tensor] = {}
-        self._moved = 0.0
+        self._found: dict[Key, _Tensor] = {}
 
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
         base = tile.base.to(torch.float32).cpu().numpy()
@@ -178,22 +179,21 @@ class _Histograms(Statistic):
             counted.scale(tile.weight)
         return found
 
-    def update(self, tile: list[tuple[Key, Magnitudes]]) -> None:
-        if tile and self._found and next(iter(self._found))[1] != tile[0][0][1]:
-            self._close()
-        for key, counted in tile:
-            self._found.setdefault(key, Magnitudes()).add(counted)
+    def condense(self, measured: Iterable[list[tuple[Key, Magnitudes]]]) -> list[tuple[Key, _Tensor]]:
+        found: dict[Key, Magnitudes] = {}
+        for key, counted in chain.from_iterable(measured):
+            found.setdefault(key, Magnitudes()).add(counted)
+        return [(key, self._tensor(counted)) for key, counted in found.items() if counted.moved]
+
+    def _tensor(self, found: Magnitudes) -> _Tensor:
+        return _Tensor(_offers(found, self._recipe.kappa), found.weight, found.rms, found.moved)
+
+    def update(self, tile: tuple[Key, _Tensor]) -> None:
+        key, tensor = tile
+        self._found[key] = tensor
 
     def finish(self) -> None:
-        self._close()
-        self._recipe.settle(self._done, self._moved)
-
-    def _close(self) -> None:
-        for key, counted in self._found.items():
-            if counted.moved:
-                self._done[key] = _Tensor(_offers(counted, self._recipe.kappa), counted.weight, counted.rms)
-                self._moved += counted.moved
-        self._found.clear()
+        self._recipe.settle(self._found, sum(tensor.moved for tensor in self._found.values()))
 
 
 def _kappa(rate: float) -> float:

@@ -34,6 +34,11 @@ class Store(ABC):
     ranged: bool = False
     """Whether bytes come from far away as they are read; else files lie on this machine, whole, before they are."""
 
+    @property
+    def shelf(self) -> Path | None:
+        """A folder for what is made of the archive's files, which goes when they go; None where there is none."""
+        return None
+
     @abstractmethod
     def paths(self) -> list[str]:
         """Every file, in no particular order."""

@@ -39,6 +39,8 @@ from tallstore.stores.web import Answer, range_header, take
 
 Progress = Callable[[str, int, int], None]
 
+SHELF = ".tallstore"
+"""In a repository's folder of the cache: what is made of its files. Whoever removes the repository there removes it."""
 _WORKERS = 8
 _TRIES = 3
 _PIECE = 1 << 22
@@ -80,6 +82,12 @@ class Repo:
             self.id, path, cache_dir=self.access.cache_dir, revision=self.commit
         )
         return Path(found) if isinstance(found, str) else None
+
+    def shelf(self, path: str) -> Path | None:
+        """A folder beside the repository's files in the cache, if this one of them is there."""
+        found = self.cached(path)
+        # …/models--user--name/snapshots/COMMIT/PATH
+        return None if found is None else found.parents[len(Path(path).parts) + 1] / SHELF
 
     def download(self, path: str, cap: int | None = None) -> Path:
         """Fetch a file into the cache unless it is there. DamagedError if the commit has no such file."""
@@ -233,6 +241,10 @@ class HubStore(FilesStore):
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
 
+    @property
+    def shelf(self) -> Path | None:
+        return self.repo.shelf(MANIFEST)
+
     def _handle(self, path: str) -> int:
         return os.open(self.local(path), READ)
 
@@ -376,6 +388,10 @@ class HubFileStore(FileStore):
                 if found is None:
                     raise
                 super().__init__(found, mapped=mapped, url=url)
+
+    @property
+    def shelf(self) -> Path | None:
+        return self._repo.shelf(self._path)
 
     def expect(self, records: Mapping[str, PartRecord]) -> None:
         self._records = records

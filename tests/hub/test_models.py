@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,103 @@ def test_a_zoo_of_one_task_needs_no_name(zoos: Path, tmp_path: Path) -> None:
     with tallstore.open(zoos / "bert" / "zoo") as zoo:
         zoo.write_subset(["two"], tmp_path / "two.tall")
     assert tallstore.from_pretrained(tmp_path / "two.tall").num_labels == 4
+
+
+# Decoded weights that are kept.
+
+
+def kept_in(where: dict[str, Any]) -> list[Path]:
+    return sorted(where["cache_dir"].glob("models--*/.tallstore/decoded-*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])
+def test_kept_weights_load_without_the_archive_s_parts(kind: str, where: dict[str, Any], hub: Hub) -> None:
+    name = f"user/{kind}"
+    wanted = tallstore.from_pretrained(name, task="one", **where).state_dict()
+    assert kept_in(where) == [], "nothing is kept unless it is asked for"
+    assert_same(tallstore.from_pretrained(name, task="one", keep_decoded=True, **where).state_dict(), wanted)
+    assert len(kept_in(where)) == 1
+    for part in where["cache_dir"].glob("models--*/snapshots/*/**/*.safetensors"):
+        part.unlink()
+    hub.log.clear()
+    offline = tallstore.from_pretrained(name, task="one", keep_decoded=True, local_files_only=True, **where)
+    assert_same(offline.state_dict(), wanted)
+    assert hub.log == []
+    before = kept_in(where)[0].read_bytes()
+    with torch.no_grad():
+        for parameter in offline.parameters():
+            parameter.zero_()
+    assert kept_in(where)[0].read_bytes() == before, "what is done to the model never reaches the file"
+    with pytest.raises(UnreachableError):
+        tallstore.from_pretrained(name, task="one", local_files_only=True, **where)
+
+
+@pytest.mark.filterwarnings("ignore:.*its decoded weights are damaged")
+def test_a_kept_byte_that_flips_is_found_wherever_it_is(where: dict[str, Any]) -> None:
+    wanted = tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where).state_dict()
+    (place,) = kept_in(where)
+    for file in (place, place.with_suffix(".json")):
+        right = file.read_bytes()
+        for at in {*range(0, len(right), max(1, len(right) // 12)), 0, len(right) - 1}:
+            file.write_bytes(right[:at] + bytes([right[at] ^ 4]) + right[at + 1 :])
+            found = tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+            assert_same(found.state_dict(), wanted)
+            assert file.read_bytes() == right, "made anew"
+        file.write_bytes(right[: len(right) // 2])
+        assert_same(tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where).state_dict(), wanted)
+        assert file.read_bytes() == right
+
+
+def test_damage_to_what_is_kept_is_named(where: dict[str, Any]) -> None:
+    tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+    (place,) = kept_in(where)
+    place.write_bytes(place.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"user/bert@.*task 'one'.*decoded weights are damaged.*removed"):
+        tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+
+
+def test_what_is_kept_outlives_a_commit_that_leaves_the_task_alone(
+    zoos: Path, where: dict[str, Any], hub: Hub, tmp_path: Path
+) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(zoos / "bert" / "zoo", grown)
+    tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+    tallstore.add(grown, {"three": zoos / "bert" / "two"})
+    hub.repos["user/bert"].add("main", bytes_of(grown), "grown")
+    tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+    assert len(kept_in(where)) == 1
+    tallstore.from_pretrained("user/bert", task="three", keep_decoded=True, **where)
+    assert len(kept_in(where)) == 2
+    tallstore.pack(zoos / "bert" / "base", {"one": zoos / "bert" / "two"}, tmp_path / "other")
+    hub.repos["user/bert"].add("main", bytes_of(tmp_path / "other"), "another model of the same name")
+    other = tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+    assert other.num_labels == 4
+    plain = tallstore.from_pretrained("user/bert", task="one", **where)
+    assert_same(other.state_dict(), plain.state_dict())
+
+
+def test_exact_weights_are_kept_by_themselves(zoos: Path, where: dict[str, Any], hub: Hub, tmp_path: Path) -> None:
+    tallstore.pack(zoos / "bert" / "base", {"one": zoos / "bert" / "one"}, tmp_path / "zoo", exact=True)
+    hub.repos["user/bert"].add("main", bytes_of(tmp_path / "zoo"), "exact")
+    for _ in range(2):
+        for exact in (False, True):
+            model = tallstore.from_pretrained("user/bert", exact=exact, keep_decoded=True, **where)
+            original = load_file(zoos / "bert" / "one" / "model.safetensors")
+            assert same_bits(model.classifier.weight, original["classifier.weight"])
+            name = "bert.encoder.layer.0.output.dense.weight"
+            assert same_bits(model.state_dict()[name], original[name]) is exact
+    assert len(kept_in(where)) == 2
+
+
+def test_where_nothing_can_be_kept(zoos: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="keep_decoded is for archives in the Hub's cache: extract task 'one' once"):
+        tallstore.from_pretrained(zoos / "bert" / "zoo", task="one", keep_decoded=True)
+    wanted = tallstore.from_pretrained("user/bert", task="one", **where).state_dict()
+    (repo,) = where["cache_dir"].glob("models--*")
+    (repo / ".tallstore").write_text("in the way")
+    with pytest.warns(UserWarning, match="decoded weights cannot be kept"):
+        found = tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+    assert_same(found.state_dict(), wanted)
 
 
 # Processors.

@@ -29,8 +29,8 @@ def tiles(base: Tensor, weights: Tensor, size: int) -> Iterator[Tile]:
 
 def gather(recipe: Recipe, base: Tensor, weights: Tensor, size: int = 1 << 20) -> None:
     for statistic in recipe.statistics(len(weights)):
-        for each in tiles(base, weights, size):
-            statistic.update(statistic.measure(each))
+        for each in statistic.condense(map(statistic.measure, tiles(base, weights, size))):
+            statistic.update(each)
         statistic.finish()
 
 
