@@ -123,11 +123,23 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def below(pid: int) -> list[int]:
+    """A process's children, theirs, and so on. Linux only."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text(encoding="ascii").split()):
+            found += [child, *below(child)]
+    return found
+
+
 class MemorySampler:
     """Peaks of another process's memory by kind, sampled every few milliseconds. A context manager."""
 
-    def __init__(self, pid: int, seconds: float = 0.005) -> None:
+    def __init__(self, pid: int, seconds: float = 0.005, *, family: bool = False) -> None:
+        """`family`: sample the processes below it too, and what all of them have together: `all`, their own memory
+        and the most that one of them has of mapped files, which they share."""
         self.peaks: dict[str, int] = {}
+        self._family = family
         self._pid, self._seconds = pid, seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -143,5 +155,10 @@ class MemorySampler:
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
             with suppress(OSError):  # the process is gone
-                for name, value in memory_of(self._pid).items():
+                found = memory_of(self._pid)
+                if self._family:
+                    every = [found, *map(memory_of, below(self._pid))]
+                    files = max(each.get("RssFile", 0) for each in every)
+                    found["all"] = files + sum(each.get("RssAnon", 0) for each in every)
+                for name, value in found.items():
                     self.peaks[name] = max(value, self.peaks.get(name, 0))

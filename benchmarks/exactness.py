@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -58,7 +59,7 @@ def others(zoo: Path, tasks: list[str]) -> dict[str, int]:
     return found
 
 
-def _zipnn():  # type: ignore[no-untyped-def]
+def _zipnn() -> Any:
     try:
         from zipnn import ZipNN
     except ImportError:

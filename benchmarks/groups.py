@@ -105,7 +105,7 @@ def pack_once(base: Path, tasks: dict[str, Path], way: str, out: Path, options: 
             sets = tuple(tuple(names[sum(cut[:n]) : sum(cut[: n + 1])]) for n in range(len(cut)))
             return grouping.Grouping(sets, chosen.cost)
 
-        grouped.choose_groups = shuffled  # type: ignore[attr-defined]
+        grouped.choose_groups = shuffled  # type: ignore[attr-defined]  # there is no other way in
     began = time.perf_counter()
     report = tallstore.pack(
         base, tasks, out, overwrite=True, **{**options, "groups": 1 if way == "one" else options.get("groups", "auto")}

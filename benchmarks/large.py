@@ -2,13 +2,14 @@
 
 Shapes are those of a decoder of language models (width 4096, 32,000 words), bf16, with as many layers as make the
 size. Base and task vectors are noise drawn once and repeated, so that making them costs what copying memory costs, and
-no disk limits what is measured. Each run packs in a process of its own; its peak is its largest resident set, all of
-it. With `--tensor`, one tensor of more than 2^31 elements is packed exactly, and slices of it around 2^31 and at its
-end are compared with the original, bit for bit.
+no disk limits what is measured. Each run packs in a process of its own; the driver's peak is its largest resident set,
+all of it, and that of all processes is what they have together. Numbers of workers take turns, round by round. With
+`--tensor`, one tensor of more than 2^31 elements is packed exactly, and slices of it around 2^31 and at its end are
+compared with the original, bit for bit.
 
 example:
   python benchmarks/large.py /tmp/large --gigabytes 8 --tasks 4
-  python benchmarks/large.py /tmp/large --gigabytes 0.5 --engine threads processes --workers 1 2
+  python benchmarks/large.py /tmp/large --gigabytes 0.5 --engine threads processes --workers 1 2 --repeat 5
   python benchmarks/large.py /tmp/large --tensor
 """
 
@@ -16,16 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from common import MIB, add_pack_options, describe_machine, memory_of, pack_options, table
+from common import MIB, MemorySampler, add_pack_options, describe_machine, memory_of, pack_options, table
 
 import tallstore
 from tallstore.checkpoints import Checkpoint, TensorInfo
@@ -100,16 +101,20 @@ def pack_here(job: dict[str, Any]) -> dict[str, Any]:
         "seconds": time.perf_counter() - began,
         "cpu": time.process_time() - cpu,
         "peak": memory_of()["VmHWM"],
-        "worker": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
     }
 
 
 def in_child(job: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__, CHILD, json.dumps(job, default=str)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    command = [sys.executable, __file__, CHILD, json.dumps(job, default=str)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child,
+        MemorySampler(child.pid, 0.05, family=True) as sampler,
+    ):
+        out, _ = child.communicate()
+    if child.returncode:
+        raise SystemExit(f"packing failed with exit code {child.returncode}")
+    found: dict[str, Any] = json.loads(out)
+    return found | {"all": sampler.peaks["all"]}
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[list[str]]:
@@ -118,31 +123,41 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[str]]:
     read = size * (arguments.tasks + 1)
     archive = arguments.folder / "zoo.tall"
     for engine in arguments.engine:
-        one = 0.0
-        for workers in arguments.workers:
-            options = pack_options(arguments) | {"engine": engine, "workers": workers}
-            job = {"shapes": made, "tasks": arguments.tasks, "archive": str(archive), "options": options}
-            best = min((in_child(job) for _ in range(arguments.repeat)), key=lambda found: found["seconds"])
-            one = one or best["seconds"]
-            print(f"{engine}, {workers} workers: {best['seconds']:.1f} s", file=sys.stderr, flush=True)
+        runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in arguments.workers}
+        for _ in range(arguments.repeat):
+            for workers, found in runs.items():  # by turns: what slows a machine down for a while slows all of them
+                options = pack_options(arguments) | {"engine": engine, "workers": workers}
+                job = {"shapes": made, "tasks": arguments.tasks, "archive": str(archive), "options": options}
+                found.append(in_child(job))
+                print(f"{engine}, {workers} workers: {found[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+        first = [run["seconds"] for run in runs[arguments.workers[0]]]
+        for workers, found in runs.items():
+            seconds = [run["seconds"] for run in found]
             yield [
                 engine,
                 str(workers),
                 f"{size / 1e9:.2f}",
                 f"{read / 1e9:.1f}",
                 f"{archive.stat().st_size / 1e9:.2f}",
-                f"{best['seconds']:.1f}",
-                f"{one / best['seconds']:.2f}",
-                f"{read / 1e9 / best['seconds']:.3f}",
-                f"{best['peak'] / MIB:.0f}",
-                f"{best['worker'] / MIB:.0f}",
+                spread(seconds, 1),
+                spread([one / each for one, each in zip(first, seconds, strict=True)], 2),
+                f"{read / 1e9 / median(seconds):.3f}",
+                f"{max(run['peak'] for run in found) / MIB:.0f}",
+                f"{max(run['all'] for run in found) / MIB:.0f}",
             ]
     archive.unlink()
 
 
+def spread(values: list[float], digits: int) -> str:
+    """The median, and the least and the most."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
 HEAD = (
-    "engine", "workers", "GB a checkpoint", "GB read", "GB archive", "seconds", "× the first", "GB read a second",
-    "peak, MiB", "largest worker, MiB",
+    "engine", "workers", "GB a checkpoint", "GB read", "GB archive", "seconds", "× the first, by rounds",
+    "GB read a second", "driver's peak, MiB", "all processes' peak, MiB",
 )  # fmt: skip
 
 
@@ -180,7 +195,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=4, help="(default: 4)")
     parser.add_argument("--engine", nargs="+", default=["threads"], help="one or more (default: threads)")
     parser.add_argument("--workers", type=int, nargs="+", default=[2], help="one or more numbers (default: 2)")
-    parser.add_argument("--repeat", type=int, default=1, help="take the quickest of so many (default: 1)")
+    parser.add_argument("--repeat", type=int, default=1, help="so many rounds, and their median (default: 1)")
     parser.add_argument("--tensor", action="store_true", help="one tensor of more than 2^31 elements instead")
     add_pack_options(parser)
     return parser.parse_args()

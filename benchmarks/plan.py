@@ -110,7 +110,7 @@ def pack_here(job: dict[str, Any]) -> dict[str, Any]:
         spent += time.process_time() - began
         return found
 
-    PartWriter._write = timed  # type: ignore[method-assign]
+    PartWriter._write = timed  # type: ignore[method-assign]  # there is no other way in
     wall, began = time.perf_counter(), time.process_time()
     report = tallstore.pack(base, tasks, job["archive"], overwrite=True, workers=1)
     cpu = time.process_time() - began

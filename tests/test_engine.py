@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +142,18 @@ def test_a_batch_that_kills_every_worker_is_given_up(
     with pytest.raises(WorkerError, match="again and again"):
         tallstore.pack(*sources, tmp_path / "zoo.tall", engine="processes", workers=1)
     assert leftovers(tmp_path) == []
+
+
+def test_a_script_that_workers_cannot_import_is_told_so(sources: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    how = {"engine": "processes", "workers": 1}
+    script.write_text(f"import tallstore\ntallstore.pack(*{sources!r}, {str(tmp_path / 'zoo')!r}, **{how!r})\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("tallstore.errors.WorkerError: workers died with batch 0")
+    assert last.endswith('belongs under `if __name__ == "__main__":`')
+    assert leftovers(tmp_path) == ["script.py"]
 
 
 def test_what_workers_cannot_see_is_said(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class FarCheckpoint(Checkpoint):
 
         self._folder = tempfile.TemporaryDirectory(prefix="tallstore-")
         for name in sorted(there - used):
-            size = tried(self.where, lambda name=name: self._files.size(name))  # type: ignore[misc]
+            size = tried(self.where, partial(self._files.size, name))
             if is_companion(name) and size <= limits.FILE_BYTES:
                 place = Path(self._folder.name) / name
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -39,11 +39,11 @@ class ReferencedBase(Checkpoint):
         self._lock = threading.Lock()
 
     @cached_property
-    def tensors(self) -> Mapping[str, TensorInfo]:  # type: ignore[override]
+    def tensors(self) -> Mapping[str, TensorInfo]:  # type: ignore[override]  # an attribute elsewhere
         return self.open().tensors
 
     @cached_property
-    def ties(self) -> Mapping[str, str]:  # type: ignore[override]
+    def ties(self) -> Mapping[str, str]:  # type: ignore[override]  # likewise
         return self.open().ties
 
     def read(self, name: str, start: int, stop: int) -> Tensor:

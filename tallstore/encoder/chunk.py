@@ -234,7 +234,10 @@ def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, tensor: str, first:
     here = [row for row in rows if len(row.weights) >= b]
     kind = tile_type(here)
     start = base[a:b]
-    weights = torch.stack([row.weights[a:b].to(kind) for row in here]) if here else start.new_zeros(0, b - a)
+    if len(here) == 1:
+        weights = here[0].weights[a:b].to(kind)[None]
+    else:
+        weights = torch.stack([row.weights[a:b].to(kind) for row in here]) if here else start.new_zeros(0, b - a)
     if all(row.weights.dtype == base.dtype for row in here):
         tau = weights - start.to(kind)
     else:

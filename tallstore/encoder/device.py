@@ -171,17 +171,17 @@ class _Here(_Lane):
         self,
         cuts: Sequence[tuple[int, int]],
         sources: Sequence[Tensor],  # noqa: ARG002 - they are there
-        there: Sequence[Tensor],  # noqa: ARG002
+        there: Sequence[Tensor],  # noqa: ARG002 - likewise
     ) -> Iterator[int]:
         yield from range(len(cuts))
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]  # likewise
 
 
 class _Pinned(_Lane):

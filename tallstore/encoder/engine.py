@@ -42,6 +42,8 @@ class Engine(ABC):
     """How many work at a time."""
     hopeless: tuple[type[BaseException], ...] = ()
     """Errors that say that workers died with a batch too often."""
+    advice: str = "out of memory, perhaps: take fewer (--workers)"
+    """What to do about it."""
 
     @abstractmethod
     def bind(self, work: Work[_R], context: Context) -> Callable[[int], _R]:
@@ -101,9 +103,7 @@ class Engine(ABC):
                 return 0
             deaths += 1
             if deaths >= _DEATHS or isinstance(error, self.hopeless):
-                raise WorkerError(
-                    f"workers died with batch {number}, again and again: out of memory, perhaps: take fewer (--workers)"
-                ) from error
+                raise WorkerError(f"workers died with batch {number}, again and again: {self.advice}") from error
             self.renew()
             for place, (each, future) in enumerate(waiting):
                 if not future.done() or isinstance(future.exception(), BrokenExecutor):
@@ -158,6 +158,8 @@ class Given(Engine):
 
 class Processes(Given):
     """Processes of this machine."""
+
+    advice = f"""{Engine.advice}; a script's own call of pack belongs under `if __name__ == "__main__":`"""
 
     def __init__(self, workers: int) -> None:
         super().__init__(self._make(workers), workers)

@@ -159,11 +159,11 @@ class Options:
     def make_recipe(self, names: Sequence[str]) -> Recipe:
         """The recipe with those options that it has. Raises OptionError for options that it has not."""
         rate = QUALITIES[self.quality] if self.quality is not None else None
-        lam = self.lam
+        lam: Any = self.lam
         if isinstance(lam, Mapping):
             if odd := sorted(set(lam) - set(names)):
                 raise OptionError(f"lam: no task {odd[0]!r}; there are {', '.join(names)}")
-            lam = {names.index(name): value for name, value in lam.items()}  # type: ignore[misc]
+            lam = {names.index(name): value for name, value in lam.items()}
         # What the masks lose is stored too, and the least error is the least to store.
         kappa = 1.0 if self.exact and self.kappa is None and self.recipe == "solo" else self.kappa
         given = {"lam": lam, "bits": self.bits, "rate": rate, "kappa": kappa}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from tallstore.codecs.base import Buffer
@@ -16,6 +17,8 @@ from tallstore.stores.staging import translated
 
 MOST = 5 * 10**9
 """Bytes that a part has at most, unless one tensor alone has more: what the Hub likes files to have."""
+_BLOCK = 1 << 22
+"""Bytes that are read, and written, at a time."""
 _HEADER = 1024
 """Bytes of a part's header that are no tensor's."""
 _NAMED = 160
@@ -108,18 +111,40 @@ class PartWriter:
         digest = hashlib.sha256()
 
         def pieces() -> Iterator[bytes]:
-            for piece in _pieces(header, stored, entries, self._stored):
+            for piece in _blocks(_pieces(header, stored, entries, self._stored)):
                 digest.update(piece)
                 yield piece
 
         size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
-        self._sink.put(path, pieces(), size)
+        self._sink.put(path, pieces() if size <= _BLOCK else _made_ahead(pieces()), size)
         return PartRecord(
             size=size,
             sha256=digest.hexdigest(),
             header_size=len(header),
             header_sha256=hashlib.sha256(header).hexdigest(),
         )
+
+
+def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks, so that little is done for each."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _BLOCK:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
+
+
+def _made_ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same blocks, each made on a thread of its own while the one before is being used."""
+    with ThreadPoolExecutor(1, "tallstore-part") as pool:
+        following = pool.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = pool.submit(next, blocks, None)
+            yield block
 
 
 def _pieces(

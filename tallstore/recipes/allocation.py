@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -219,20 +220,31 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> list[Choice]:
 
     `kappa`: how many times worse bias is than noise of the same energy.
     """
-    offered = _hard(found, kappa)
+    offered = [_hard(found, kappa)]
     if kappa > 1:
         offered += _dithered(found, kappa)
-    return _hull(offered)
+    ladders, bits, harm = map(np.concatenate, zip(*offered, strict=True))
+    return _hull(ladders, bits, harm)
 
 
 def fine(found: Magnitudes, bound: float) -> Choice | None:
     """Of the hard choices with several levels the one whose first begins nearest to `bound` root mean squares."""
+    nearest = _nearest(bound)
+    ladders, bits, harm = _hard(found, 1.0, slice(nearest, nearest + 1))
+    return Choice(int(ladders[0]), float(bits[0]), float(harm[0])) if len(ladders) else None
+
+
+@cache
+def _nearest(bound: float) -> int:
     several = [row for row, i in enumerate(_HARD) if not is_mask(i)]
-    nearest = min(several, key=lambda row: abs(float(_HARD_BOUNDS[row, 0]) - bound))
-    return next(iter(_hard(found, 1.0, slice(nearest, nearest + 1))), None)
+    return min(several, key=lambda row: abs(float(_HARD_BOUNDS[row, 0]) - bound))
 
 
-def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> list[Choice]:
+Offered = tuple[npt.NDArray[np.intp], Floats, Floats]
+"""Ladders, bits and harm of some choices."""
+
+
+def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
     bins, energy, moved = len(found.counts), found.energy, found.moved
     tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((found.counts * found.middle)[::-1])[::-1], [0.0]])
@@ -248,7 +260,7 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> list[Ch
     return _priced(_HARD[rows], offered, moved, counts, harm)
 
 
-def _dithered(found: Magnitudes, kappa: float) -> list[Choice]:
+def _dithered(found: Magnitudes, kappa: float) -> list[Offered]:
     """The same of choices with dither, over the bins that hold something."""
     (used,) = np.nonzero(found.counts)
     c, x = found.counts[used], found.middle[used] / found.rms
@@ -258,7 +270,7 @@ def _dithered(found: Magnitudes, kappa: float) -> list[Choice]:
     mean = np.clip((x - low) / width, 0.0, 1.0)
     marks, along, biased = mean @ c, mean @ (c * x), np.square(mean) @ c
     harm = _spoiled(energy, along, marks, biased, kappa)
-    offered = _priced(_RAMPED, (marks >= _FEWEST) & (along > 0), moved, marks[:, None], harm)
+    ramped = _priced(_RAMPED, (marks >= _FEWEST) & (along > 0), moved, marks[:, None], harm)
     step = np.array([_LADDERS[i].width for i in _EVEN])[:, None, None]
     levels = np.arange(1.0, _LEVELS + 1)
     share = np.maximum(0.0, 1.0 - np.abs(np.minimum(x / step, _LEVELS) - levels[:, None]))
@@ -267,7 +279,7 @@ def _dithered(found: Magnitudes, kappa: float) -> list[Choice]:
     along, biased = mean @ (c * x), np.square(mean) @ c
     harm = _spoiled(energy, along, counts @ levels**2, biased, kappa)
     there = (counts.sum(axis=1) >= _FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
-    return offered + _priced(_EVEN, there, moved, counts, harm)
+    return [ramped, _priced(_EVEN, there, moved, counts, harm)]
 
 
 def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa: float) -> Floats:
@@ -277,12 +289,13 @@ def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa
     return found
 
 
-def _hull(offered: Sequence[Choice]) -> list[Choice]:
+def _hull(ladders: npt.NDArray[np.intp], bits: Floats, harm: Floats) -> list[Choice]:
     """The lower convex hull of harm over bits, by rising bits. Whatever λ is, the best choice lies on it."""
+    order = np.lexsort((harm, bits))
+    less = harm[order][1:] < np.minimum.accumulate(harm[order])[:-1]  # than all that take fewer bits
+    order = np.concatenate([order[:1], order[1:][less]])
     hull: list[Choice] = []
-    for choice in sorted(offered, key=lambda c: (c.bits, c.harm)):
-        if hull and choice.harm >= hull[-1].harm:
-            continue
+    for choice in map(Choice._make, zip(*(each[order].tolist() for each in (ladders, bits, harm)), strict=True)):
         while len(hull) > 1 and _above(hull[-2], hull[-1], choice):
             hull.pop()
         hull.append(choice)
@@ -321,12 +334,10 @@ def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float],
 
 def _priced(
     ladders: Sequence[int], offered: npt.NDArray[np.bool_], moved: float, counts: Floats, harm: Floats
-) -> list[Choice]:
+) -> Offered:
     """Choices with their cost, from how many parameters they put at each level: shape (choices, levels)."""
     marks = counts.sum(axis=1)
     every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
     entropy = -(every * np.log2(np.maximum(every, 1e-300) / moved)).sum(axis=1)
     bits = (entropy + marks) * _CODER + _TABLES[ladders]
-    (rows,) = np.nonzero(offered)
-    numbers = np.asarray(ladders)[rows].tolist()
-    return list(map(Choice._make, zip(numbers, bits[rows].tolist(), harm[rows].tolist(), strict=True)))
+    return np.asarray(ladders)[offered], bits[offered], harm[offered]

@@ -63,7 +63,7 @@ def _drawn(section: Section, facts: Facts) -> Section:
     draw = FIGURES[section.figure].draw
     # Matplotlib escapes all text that it writes, and the canvas what it adds: names are never markup.
     pictures = {
-        room: Markup(draw(facts, width).inline(f"{section.figure}-{room}"))  # noqa: S704
+        room: Markup(draw(facts, width).inline(f"{section.figure}-{room}"))  # noqa: S704 - see above
         for room, width in _WIDTHS.items()
     }
     return replace(section, drawn=pictures)

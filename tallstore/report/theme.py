@@ -6,6 +6,7 @@ Text has a contrast of at least 4.5 with what it stands on, shapes of at least 3
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 __all__ = ["DARK", "HEAT", "LIGHT", "contrast", "heat", "heat_ink", "variables"]
 
@@ -42,7 +43,7 @@ def _luminance(colour: str) -> float:
 
 def _theme(ramp: tuple[str, ...], **roles: str) -> dict[str, str]:
     steps = [_mix(ramp, n / (HEAT - 1)) for n in range(HEAT)]
-    inks = [max(("#10131a", "#fdfdfe"), key=lambda ink, step=step: contrast(ink, step)) for step in steps]  # type: ignore[misc]
+    inks = [max(("#10131a", "#fdfdfe"), key=partial(contrast, step)) for step in steps]
     # A blue that nobody sees makes each step's ink a colour of its own, so that it can become a variable of its own.
     unique = [f"{ink[:5]}{int(ink[5:], 16) - n:02x}" for n, ink in enumerate(inks)]
     return (

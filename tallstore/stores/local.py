@@ -363,7 +363,7 @@ def _open_store(found: Path, *, mapped: bool) -> Store:
             raise NotAnArchiveError(f"{found}: a folder without {MANIFEST}: not an archive, or one never finished")
         return FolderStore(found, mapped=mapped)
     if not found.exists():
-        raise NotAnArchiveError(f"{found}: there is nothing there")
+        raise NotAnArchiveError(f"{found}: there is nothing there: check the path, or pack one first (tallstore pack)")
     if not found.is_file():
         raise NotAnArchiveError(f"{found}: neither a folder nor a file")
     return FileStore(found, mapped=mapped)

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Self
 
@@ -113,7 +114,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def translated(target: Path | str):  # type: ignore[no-untyped-def]
+def translated(target: Path | str) -> Iterator[None]:
     """Turn the operating system's errors into OutputError with a remedy."""
     try:
         yield
