@@ -156,7 +156,7 @@ def read(item: Item, tools: Tools, base: Tensor | None = None) -> Read:
     """Read an item's elements from every checkpoint; the base's, unless they are given."""
     if base is None:
         base = tools.origin.read(item.name, item.start, item.stop)
-    return Read(base, tuple(_row(item, user, tools) for user in item.users), _largest(base) if item.users else 0.0)
+    return Read(base, tuple(_row(item, user, tools) for user in item.users), _largest(base))
 
 
 def _row(item: Item, user: User, tools: Tools) -> Tensor | None:
@@ -274,11 +274,13 @@ def keep(piece: Piece, tools: Tools) -> bytes:
 
 def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read, Sequence[User]]]:
     """Rows that are coded together. What is read is good until the next ones are."""
+    if not item.users:
+        return
     if _apart(item, tools):
         largest = _largest(base)
         for user in item.users:
             yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
-    elif item.users:
+    else:
         yield read(item, tools, base), item.users
 
 

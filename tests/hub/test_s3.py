@@ -163,7 +163,7 @@ def test_an_archive_is_put_in_a_bucket(server: str, tmp_path: Path) -> None:
     calls, said, left, uploads = json.loads(done.stdout.splitlines()[-1])
     made = [(call, path.split("zoo/")[-1].partition("?")[0]) for call, path in calls]
     assert [path for call, path in made if call == "CreateMultipartUpload"] == ["base/base.safetensors"]
-    assert len([path for call, path in made if call == "UploadPart"]) == 3
+    assert len([path for call, path in made if call == "UploadPart"]) == 2, "12 MB, put whenever there are 5 or more"
     assert made[-1] == ("PutObject", "tall.json"), "the manifest is the last"
     assert [line.split(": cannot be written")[0] for line in said[:3]] == [
         "OutputError: s3://out/lost", "OutputError: s3://out/lost.tall", "OutputError: s3://out/zoo"

@@ -85,8 +85,8 @@ def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) 
     """A recipe whose statistics are finished."""
     recipe = make_recipe(way, **options)
     for statistic in recipe.statistics(len(rows)):
-        for tile in tiles(base, rows, NAME):
-            statistic.update(statistic.measure(tile))
+        for each in statistic.condense(map(statistic.measure, tiles(base, rows, NAME))):
+            statistic.update(each)
         statistic.finish()
     if way == "solo":
         # Every sort of threshold, whatever the statistics would make of so few elements.
