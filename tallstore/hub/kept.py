@@ -2,7 +2,7 @@
 
 One safetensors file a task. It lies in its repository's folder of the cache and goes with it, under a name that follows
 from the parts it came from: a commit that changes other tasks leaves it valid. Beside it lie checksums, and every byte
-is held to them before any is used; a file that is damaged is named, removed and made anew.
+is held to them before a model is given out; a file that is damaged is named, removed and made anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tallstore.archive import Zoo
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.errors import OptionError
+from tallstore.errors import CheckpointError, OptionError
 from tallstore.format import safetensors, strict_json
 from tallstore.format.version import VERSION
 from tallstore.tensors import NAME, as_bytes
@@ -49,16 +49,19 @@ class Kept:
         self._where = f"{zoo.url}: task {task!r}"
         self._place = shelf / f"decoded-{_key(zoo, task, exact=exact)}.safetensors"
         self._sums = self._place.with_suffix(".json")
+        self._checked: list[Future[bool]] = []
 
     def load(self) -> dict[str, Tensor] | None:
-        """The weights, mapped; None where there are none. What is damaged is removed, with a warning."""
+        """The weights, mapped; None where there are none. They are being checked: ask `right` before they are used."""
         if not self._place.exists() or not self._sums.exists():
             return None
-        if not self._right():
-            self._remove()
-            warnings.warn(f"{self._where}: its decoded weights are damaged in the local cache: removed", stacklevel=3)
+        self._check()
+        try:
+            checkpoint = SafetensorsCheckpoint([self._place], self._where)
+        except CheckpointError:
+            self._pool.shutdown()
+            self.drop()
             return None
-        checkpoint = SafetensorsCheckpoint([self._place], self._where)
         try:
             checkpoint.map()
             return {
@@ -67,6 +70,16 @@ class Kept:
             }
         finally:
             checkpoint.close()
+
+    def right(self) -> bool:
+        """Whether every byte of what was loaded is as it was written. Waits until that is known."""
+        with self._pool:
+            return all(piece.result() for piece in self._checked)
+
+    def drop(self) -> None:
+        """Remove what is damaged, with a warning."""
+        self._remove()
+        warnings.warn(f"{self._where}: its decoded weights are damaged in the local cache: removed", stacklevel=4)
 
     def keep(self, state: Mapping[str, Tensor]) -> None:
         """Keep weights for the next time. Where that cannot be, there is a warning and nothing else."""
@@ -82,26 +95,30 @@ class Kept:
             self._remove()
             warnings.warn(f"{self._where}: its decoded weights cannot be kept ({error.strerror})", stacklevel=3)
 
-    def _right(self) -> bool:
-        """Whether every byte is as it was written."""
-        try:
+    def _check(self) -> None:
+        """Begin to hold the file's pieces to their checksums, on other threads."""
+        self._pool = ThreadPoolExecutor(os.cpu_count(), "tallstore-kept")
+        self._checked = [self._pool.submit(bool)]  # False
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             if self._sums.stat().st_size > _MOST:
-                return False
+                return
             said = json.loads(self._sums.read_bytes())
             with self._place.open("rb") as file:
                 if os.fstat(file.fileno()).st_size != said["bytes"]:
-                    return False
+                    return
                 memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             runs = [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
-            with ThreadPoolExecutor(min(os.cpu_count() or 1, len(runs)), "tallstore-kept") as pool:
-                return bool(said["xxh3"] == list(pool.map(xxhash.xxh3_128_hexdigest, runs)))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return False
+            pieces = list(zip(runs, said["xxh3"], strict=True))
+            self._checked = [self._pool.submit(_is, run, due) for run, due in pieces]
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):
             self._sums.unlink(missing_ok=True)
             self._place.unlink(missing_ok=True)
+
+
+def _is(data: memoryview, digest: object) -> bool:
+    return xxhash.xxh3_128_hexdigest(data) == digest
 
 
 def _key(zoo: Zoo, task: str, *, exact: bool) -> str:

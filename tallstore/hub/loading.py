@@ -11,7 +11,8 @@ import inspect
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tallstore.errors import (
     ModelMismatchError,
     NoSuchTaskError,
     OptionError,
+    TallstoreError,
 )
 from tallstore.format.manifest import names_of
 from tallstore.hub.kept import Kept
@@ -117,11 +119,18 @@ def from_pretrained(
             if "generation_config" not in options and (Path(folder) / "generation_config.json").is_file():
                 options["generation_config"] = transformers.GenerationConfig.from_pretrained(folder)
         kind = model_class or _class(transformers, config, where)
-        state = _state(zoo, task, exact=exact, keep=keep_decoded, anew=force_download)
-    config.name_or_path = str(name_or_path)
-    if spread is not None:
-        options["device_map"] = spread
-    model, told = _filled(kind, config, state, {**rest, **options}, where)
+        config.name_or_path = str(name_or_path)
+        if spread is not None:
+            options["device_map"] = spread
+        filled = partial(_filled, kind, config, {**rest, **options}, where)
+        kept = Kept(zoo, task, exact=exact) if keep_decoded else None
+        made = _from_kept(kept, filled) if kept is not None and not force_download else None
+        if made is None:
+            state = zoo.state_dict(task, exact=exact)
+            if kept is not None:
+                kept.keep(state)
+            made = filled(state)
+    model, told = made
     model.config.name_or_path = model.name_or_path = str(name_or_path)
     if place is not None:
         model = _moved(model, place, where)
@@ -182,18 +191,6 @@ def _transformers() -> Any:
     return transformers
 
 
-def _state(zoo: Zoo, task: str, *, exact: bool, keep: bool, anew: bool) -> dict[str, torch.Tensor]:
-    """A task's weights: those that were kept, or decoded."""
-    if not keep:
-        return zoo.state_dict(task, exact=exact)
-    kept = Kept(zoo, task, exact=exact)
-    if not anew and (found := kept.load()) is not None:
-        return found
-    state = zoo.state_dict(task, exact=exact)
-    kept.keep(state)
-    return state
-
-
 def _only(zoo: Zoo, task: str | None) -> str:
     if task is None and len(zoo.tasks) == 1:
         return zoo.tasks[0]
@@ -248,8 +245,25 @@ def _class(transformers: Any, config: Any, where: str) -> type[Any]:
     raise CheckpointError(f"{where}: its config.json {said}: give the class with model_class=…")
 
 
+def _from_kept(kept: Kept, filled: Callable[[dict[str, torch.Tensor]], tuple[Any, Any]]) -> tuple[Any, Any] | None:
+    """A model of the weights that were kept, filled while these are checked; None where none are right."""
+    state = kept.load()
+    if state is None:
+        return None
+    try:
+        made = filled(state)
+    except TallstoreError:
+        if kept.right():
+            raise
+    else:
+        if kept.right():
+            return made
+    kept.drop()
+    return None
+
+
 def _filled(
-    kind: type[Any], config: Any, state: dict[str, torch.Tensor], options: dict[str, Any], where: str
+    kind: type[Any], config: Any, options: dict[str, Any], where: str, state: dict[str, torch.Tensor]
 ) -> tuple[Any, Any]:
     """A model of the class with these weights and no others. Nothing of it is made at random on the way."""
     try:
