@@ -54,8 +54,9 @@ def remeasure(
 
 
 def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
-    n = len(weights)
-    decoded = torch.empty_like(weights if fast.encode_kernels() is None else weights[:TILE])
+    n, compiled = len(weights), fast.encode_kernels()
+    narrow = compiled is not None and weights.dtype == base.dtype == torch.bfloat16
+    decoded = torch.empty_like(weights if compiled is None or narrow else weights[:TILE])
     steps: Steps
     if made.kind == "delta":
         values = codecs.VECTOR[made.codec].decode(made.data, n)
@@ -67,13 +68,17 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
         packed = mask.decode_packed(made.data, made.kind, n)
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
         steps = MaskSteps(packed, made.kind, made.scale, weights.dtype, None if shared is None else shared[:n])
-    run, compiled = steps.begin(), fast.encode_kernels()
+    run = steps.begin()
     if compiled is None:
         run(decoded, base)
         everywhere = torch.ones(1, n, dtype=torch.uint8)
         (measured,) = sums(task_vector(base, weights)[None], task_vector(base, decoded), everywhere, "binary").tolist()
         return *measured[:-1], float(on)
     blocks = np.empty((N_SUMS - 1, -(-n // BLOCK)))
+    if narrow:
+        run(decoded, base)
+        compiled.agreement_bf16(blocks, *(each.view(torch.uint16).numpy() for each in (weights, base, decoded)))
+        return *add_blocks(torch.from_numpy(blocks)).tolist(), float(on)
     for a in range(0, n, TILE):
         before, after, here = base[a : a + TILE], weights[a : a + TILE], decoded[: min(TILE, n - a)]
         run(here, before)

@@ -14,7 +14,18 @@ from numba.extending import intrinsic
 
 from tallstore.kernels.jit import compiled
 
-__all__ = ["agreement", "count", "look", "magnitudes", "marks_above", "nearest", "norms", "packed_to_gaps", "split"]
+__all__ = [
+    "agreement",
+    "agreement_bf16",
+    "count",
+    "look",
+    "magnitudes",
+    "marks_above",
+    "nearest",
+    "norms",
+    "packed_to_gaps",
+    "split",
+]
 
 _Array = npt.NDArray[Any]
 BLOCK = 1 << 10
@@ -200,6 +211,38 @@ def agreement(found: _Array, tau: _Array, kept: _Array) -> None:
         if m < BLOCK:
             products[:] = 0
         _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], tau[a : a + m], kept[a : a + m])
+        for j in range(4):
+            found[j, i] = _halve(products[j], BLOCK)
+
+
+@compiled
+def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -> None:
+    """The same of weights and what is kept of them, against their base, all of them bfloat16.
+
+    Args:
+        found: float64, shape (4, ⌈n / 1024⌉); set.
+        weights: θt as bits, uint16, shape (n,).
+        base: θ0, the same.
+        kept: θ̂, the same.
+    """
+    n = weights.shape[0]
+    products = np.zeros((4, BLOCK), np.float32)
+    words = np.empty((3, BLOCK), np.uint32)
+    values = words.view(np.float32)
+    for i in range(found.shape[1]):
+        a = i * BLOCK
+        m = min(BLOCK, n - a)
+        if m < BLOCK:
+            products[:] = 0
+        own, before, after = weights[a : a + m], base[a : a + m], kept[a : a + m]
+        for k in range(m):
+            words[0, k] = np.uint32(own[k]) << np.uint32(16)
+            words[1, k] = np.uint32(after[k]) << np.uint32(16)
+            words[2, k] = np.uint32(before[k]) << np.uint32(16)
+        for k in range(m):
+            values[0, k] -= values[2, k]
+            values[1, k] -= values[2, k]
+        _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], values[0, :m], values[1, :m])
         for j in range(4):
             found[j, i] = _halve(products[j], BLOCK)
 
