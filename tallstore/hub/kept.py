@@ -1,8 +1,8 @@
 """Decoded weights that are kept in the Hub's cache: mapped from there, a task loads as its plain checkpoint would.
 
-One safetensors file a task. It lies in its repository's folder of the cache and goes with it, under a name that follows
-from the parts it came from: a commit that changes other tasks leaves it valid. Beside it lie checksums, and every byte
-is held to them before a model is given out; a file that is damaged is named, removed and made anew.
+A folder a task, in its repository's folder of the cache, with which it goes. Its name follows from the parts that the
+weights came from: a commit that changes other tasks leaves it valid. In it lie a safetensors file and checksums, to
+which every byte is held before a model is given out; what is damaged is named, removed and made anew.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import contextlib
 import json
 import mmap
 import os
-import threading
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 from torch import Tensor
 
 from tallstore.archive import Zoo
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.errors import CheckpointError, OptionError
+from tallstore.errors import CheckpointError, OptionError, OutputError
 from tallstore.format import safetensors, strict_json
 from tallstore.format.version import VERSION
+from tallstore.stores.staging import Staging, translated
 from tallstore.tensors import NAME, as_bytes
 
 _PIECE = 1 << 24
@@ -47,17 +47,17 @@ class Kept:
                 f"extract task {task!r} once, and load the folder"
             )
         self._where = f"{zoo.url}: task {task!r}"
-        self._place = shelf / f"decoded-{_key(zoo, task, exact=exact)}.safetensors"
-        self._sums = self._place.with_suffix(".json")
+        self._folder = shelf / f"decoded-{_key(zoo, task, exact=exact)}"
+        self._weights, self._sums = self._folder / "model.safetensors", self._folder / "sums.json"
         self._checked: list[Future[bool]] = []
 
     def load(self) -> dict[str, Tensor] | None:
         """The weights, mapped; None where there are none. They are being checked: ask `right` before they are used."""
-        if not self._place.exists() or not self._sums.exists():
+        if not self._folder.is_dir():
             return None
         self._check()
         try:
-            checkpoint = SafetensorsCheckpoint([self._place], self._where)
+            checkpoint = SafetensorsCheckpoint([self._weights], self._where)
         except CheckpointError:
             self._pool.shutdown()
             self.drop()
@@ -78,22 +78,22 @@ class Kept:
 
     def drop(self) -> None:
         """Remove what is damaged, with a warning."""
-        self._remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
         warnings.warn(f"{self._where}: its decoded weights are damaged in the local cache: removed", stacklevel=4)
 
     def keep(self, state: Mapping[str, Tensor]) -> None:
         """Keep weights for the next time. Where that cannot be, there is a warning and nothing else."""
-        said: list[str] = []
         try:
-            self._place.parent.mkdir(parents=True, exist_ok=True)
-            with _appearing(self._place) as out:
-                head = safetensors.build([(n, NAME[t.dtype], t.shape) for n, t in state.items()], {"format": "pt"})
-                size = _write(out, (head, *(as_bytes(tensor).data for tensor in state.values())), said)
-            with _appearing(self._sums) as out:
-                out.write(json.dumps({"bytes": size, "xxh3": said}).encode())
-        except OSError as error:
-            self._remove()
-            warnings.warn(f"{self._where}: its decoded weights cannot be kept ({error.strerror})", stacklevel=3)
+            with Staging(self._folder) as staging:
+                folder = staging.path("decoded")
+                with translated(self._folder):
+                    folder.mkdir()
+                    with (folder / self._weights.name).open("xb") as out:
+                        sums = _write(out, state)
+                    (folder / self._sums.name).write_text(json.dumps(sums))
+                staging.publish("decoded", overwrite=True)
+        except OutputError as error:
+            warnings.warn(f"{self._where}: its decoded weights cannot be kept ({error})", stacklevel=4)
 
     def _check(self) -> None:
         """Begin to hold the file's pieces to their checksums, on other threads."""
@@ -103,18 +103,13 @@ class Kept:
             if self._sums.stat().st_size > _MOST:
                 return
             said = json.loads(self._sums.read_bytes())
-            with self._place.open("rb") as file:
+            with self._weights.open("rb") as file:
                 if os.fstat(file.fileno()).st_size != said["bytes"]:
                     return
                 memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             runs = [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
             pieces = list(zip(runs, said["xxh3"], strict=True))
             self._checked = [self._pool.submit(_is, run, due) for run, due in pieces]
-
-    def _remove(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sums.unlink(missing_ok=True)
-            self._place.unlink(missing_ok=True)
 
 
 def _is(data: memoryview, digest: object) -> bool:
@@ -135,23 +130,13 @@ def _key(zoo: Zoo, task: str, *, exact: bool) -> str:
     return sha256(strict_json.dumps(made_from)).hexdigest()[:40]
 
 
-@contextlib.contextmanager
-def _appearing(place: Path) -> Iterator[BinaryIO]:
-    """A file that has its name when it is whole; several may make it at a time."""
-    beside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with beside.open("wb") as out:
-            yield out
-        beside.replace(place)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write(out: BinaryIO, parts: Sequence[bytes | memoryview], said: list[str]) -> int:
-    """Write parts one behind the other, and say the checksum of each piece of the file. Bytes written."""
+def _write(out: BinaryIO, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a safetensors file. What `_check` wants to know of it."""
+    head = safetensors.build([(name, NAME[t.dtype], t.shape) for name, t in state.items()], {"format": "pt"})
     digest, left, size = xxhash.xxh3_128(), _PIECE, 0
-    for part in parts:
-        view = memoryview(part)
+    said: list[str] = []
+    for part in (memoryview(head), *(as_bytes(tensor).data for tensor in state.values())):
+        view = part
         while view:
             run = view[:left]
             out.write(run)
@@ -162,4 +147,4 @@ def _write(out: BinaryIO, parts: Sequence[bytes | memoryview], said: list[str]) 
                 digest, left = xxhash.xxh3_128(), _PIECE
     if left < _PIECE:
         said.append(digest.hexdigest())
-    return size
+    return {"bytes": size, "xxh3": said}

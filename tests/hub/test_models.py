@@ -233,7 +233,7 @@ def test_a_zoo_of_one_task_needs_no_name(zoos: Path, tmp_path: Path) -> None:
 
 
 def kept_in(where: dict[str, Any]) -> list[Path]:
-    return sorted(where["cache_dir"].glob("models--*/.tallstore/decoded-*.safetensors"))
+    return sorted(where["cache_dir"].glob("models--*/.tallstore/decoded-*/model.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])
@@ -262,7 +262,7 @@ def test_kept_weights_load_without_the_archive_s_parts(kind: str, where: dict[st
 def test_a_kept_byte_that_flips_is_found_wherever_it_is(where: dict[str, Any]) -> None:
     wanted = tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where).state_dict()
     (place,) = kept_in(where)
-    for file in (place, place.with_suffix(".json")):
+    for file in (place, place.with_name("sums.json")):
         right = file.read_bytes()
         for at in {*range(0, len(right), max(1, len(right) // 12)), 0, len(right) - 1}:
             file.write_bytes(right[:at] + bytes([right[at] ^ 4]) + right[at + 1 :])
@@ -313,6 +313,17 @@ def test_exact_weights_are_kept_by_themselves(zoos: Path, where: dict[str, Any],
             name = "bert.encoder.layer.0.output.dense.weight"
             assert same_bits(model.state_dict()[name], original[name]) is exact
     assert len(kept_in(where)) == 2
+
+
+def test_what_a_killed_process_left_is_cleared_away(where: dict[str, Any]) -> None:
+    for _ in range(2):
+        tallstore.from_pretrained("user/bert", task="one", keep_decoded=True, **where)
+        (place,) = kept_in(where)
+        shelf = place.parent.parent
+        assert {each.name for each in shelf.iterdir() if "decoded" in each.name} == {place.parent.name}
+        shutil.rmtree(place.parent)
+        (shelf / f".{place.parent.name}.partial" / "decoded").mkdir(parents=True)
+        (shelf / f".{place.parent.name}.partial" / "decoded" / "model.safetensors").write_bytes(b"half")
 
 
 def test_where_nothing_can_be_kept(zoos: Path, where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
