@@ -75,8 +75,11 @@ class SafetensorsCheckpoint(Checkpoint):
 
         The maps are private: nothing that is done to the memory reaches a file.
         """
-        for handle in self._handles:
-            self._maps[handle] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+        try:
+            for handle in self._handles:
+                self._maps[handle] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise CheckpointError(f"{self.where}: cannot be mapped ({error.strerror})") from error
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         handle, offset, _ = self._places[name]

@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from typing import Any, BinaryIO
 
@@ -57,19 +58,16 @@ class Kept:
             return None
         self._check()
         try:
-            checkpoint = SafetensorsCheckpoint([self._weights], self._where)
+            with closing(SafetensorsCheckpoint([self._weights], self._where)) as checkpoint:
+                checkpoint.map()
+                return {
+                    name: checkpoint.read(name, 0, info.numel).reshape(info.shape)
+                    for name, info in checkpoint.tensors.items()
+                }
         except CheckpointError:
             self._pool.shutdown()
             self.drop()
             return None
-        try:
-            checkpoint.map()
-            return {
-                name: checkpoint.read(name, 0, info.numel).reshape(info.shape)
-                for name, info in checkpoint.tensors.items()
-            }
-        finally:
-            checkpoint.close()
 
     def right(self) -> bool:
         """Whether every byte of what was loaded is as it was written. Waits until that is known."""

@@ -34,6 +34,7 @@ from faults.jobs import JOBS
 from faults.layer import Layer
 root, out, url, name, kind, fault, at = args
 warnings.filterwarnings("ignore", "hf.*to be fetched again", UserWarning)
+warnings.filterwarnings("ignore", ".*its decoded weights", UserWarning)
 warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
 layer = Layer(root, kind, fault, at)
 layer.install()
