@@ -27,6 +27,7 @@ from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError, OptionError, OutputError
 from tallstore.format import safetensors, strict_json
 from tallstore.format.version import VERSION
+from tallstore.stores.held import staging_folder
 from tallstore.stores.staging import Staging, translated
 from tallstore.tensors import NAME, as_bytes
 
@@ -56,6 +57,9 @@ class Kept:
         """The weights, mapped; None where there are none. They are being checked: ask `right` before they are used."""
         if not self._folder.is_dir():
             return None
+        if staging_folder(self._folder).exists():  # a process was killed that had them in place already
+            with contextlib.suppress(OutputError), Staging(self._folder):
+                pass
         self._check()
         try:
             with closing(SafetensorsCheckpoint([self._weights], self._where)) as checkpoint:
