@@ -55,11 +55,8 @@ class Kept:
 
     def load(self) -> dict[str, Tensor] | None:
         """The weights, mapped; None where there are none. They are being checked: ask `right` before they are used."""
-        if not self._folder.is_dir():
+        if not self._there():
             return None
-        if staging_folder(self._folder).exists():  # a process was killed that had them in place already
-            with contextlib.suppress(OutputError), Staging(self._folder):
-                pass
         self._check()
         try:
             with closing(SafetensorsCheckpoint([self._weights], self._where)) as checkpoint:
@@ -96,6 +93,16 @@ class Kept:
                 staging.publish("decoded", overwrite=True)
         except OutputError as error:
             warnings.warn(f"{self._where}: its decoded weights cannot be kept ({error})", stacklevel=4)
+
+    def _there(self) -> bool:
+        """Whether there are any, as far as the disk says."""
+        try:
+            if self._folder.is_dir() and staging_folder(self._folder).exists():
+                with contextlib.suppress(OutputError):  # a process was killed that had them in place already
+                    Staging(self._folder).discard()
+            return self._folder.is_dir()
+        except OSError:
+            return False
 
     def _check(self) -> None:
         """Begin to hold the file's pieces to their checksums, on other threads."""

@@ -243,7 +243,8 @@ class HubStore(FilesStore):
 
     @property
     def shelf(self) -> Path | None:
-        return self.repo.shelf(MANIFEST)
+        with _caching(self.url):
+            return self.repo.shelf(MANIFEST)
 
     def _handle(self, path: str) -> int:
         return os.open(self.local(path), READ)
@@ -391,7 +392,8 @@ class HubFileStore(FileStore):
 
     @property
     def shelf(self) -> Path | None:
-        return self._repo.shelf(self._path)
+        with _caching(self.url):
+            return self._repo.shelf(self._path)
 
     def expect(self, records: Mapping[str, PartRecord]) -> None:
         self._records = records
