@@ -62,7 +62,7 @@ class Pieces:
             for index, a, b in _chunks(place, max(start - covered, 0), stop - covered):
                 yield Piece(a + covered, b + covered, partial(self._chunks.whole, place, index, name))
 
-    def _copied(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[Piece]:  # noqa: ARG002 - it is
+    def _copied(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[Piece]:  # noqa: ARG002 - always
         """Of a tensor that is the base's."""
         entry = self.places.task(task)[name].entry
         base = str(entry.base)
