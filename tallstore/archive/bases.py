@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +15,15 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
+from tallstore.kernels.fill import target_of
 from tallstore.kernels.tiled import Steps
 from tallstore.tensors import TORCH, empty
 
 __all__ = ["BaseElements", "base_needed"]
 
 Job = Callable[[], object]
+Filler = Callable[..., bool]
+"""Takes a chunk's index, and what a task adds in it; returns whether it was written. See `Chunks.filled`."""
 
 
 class BaseElements:
@@ -56,10 +60,7 @@ class BaseElements:
             return [lambda: self.tensor(name)]
         place = self._places.base(name)
 
-        def read(index: int) -> Job:
-            return lambda: self._chunks.read(place, index, name)
-
-        return [read(index) for index in range(len(coded(place).chunks))]
+        return [partial(self._chunks.read, place, index, name) for index in self._chunks.unread(place)]
 
     def check(self, name: str) -> None:
         """Raise for a tensor that cannot be had, or is of another type or shape, before memory is taken for it."""
@@ -108,12 +109,32 @@ class BaseElements:
 
         `given`: the whole tensor, where it was given.
         """
-        run = steps.begin()
         if given is not None:
-            run(out, given[a : a + len(out)])
+            steps.begin()(out, given[a : a + len(out)])
             return
+        run = steps.begin()
         for first, stop, before in self.runs(name, a, a + len(out), out):
             run(out[first:stop], before)
+
+    def filler(self, name: str, chunk: int, out: Tensor) -> Filler | None:
+        """What writes chunks of so many elements into a tensor in one call each; None where there is no such way.
+
+        `out`: flat: the base tensor's leading elements, in a task's type.
+        """
+        if not self.embedded:
+            return None
+        place = self._places.base(name)
+        if coded(place).chunk != chunk or out.dtype != TORCH[str(place.entry.dtype)]:
+            return None
+        target, total, there = target_of(out), place.entry.numel, out.numel()
+        if target is None:
+            return None
+
+        def fill(index: int, steps: Steps | None = None) -> bool:
+            a, b = index * chunk, min((index + 1) * chunk, total)
+            return b <= there and self._chunks.filled(place, index, name, target.part(a, b), steps)
+
+        return fill
 
     def runs(self, name: str, a: int, b: int, out: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """Elements [a, b) of an embedded tensor, run by run while they are in the cache.

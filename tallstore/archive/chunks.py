@@ -14,6 +14,7 @@ from tallstore.codecs.base import Bytes, Floats, Levels
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
+from tallstore.kernels.fill import Part, Source, filled, of_planes, target_of
 from tallstore.kernels.gaps import GapSteps
 from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
 from tallstore.tensors import TORCH, as_bytes, empty
@@ -75,7 +76,11 @@ class Chunks:
 
     def was_whole(self, place: Place) -> bool:
         """Whether every chunk of a tensor stored whole was decoded once, of a file that has not changed since."""
-        return all(self._reader.was_right(place, index) for index in range(len(coded(place).chunks)))
+        return not self.unread(place)
+
+    def unread(self, place: Place) -> list[int]:
+        """The other chunks of such a tensor."""
+        return [index for index in range(len(coded(place).chunks)) if not self._reader.was_right(place, index)]
 
     def had_steps(self, place: Place, vector: Place | None, index: int) -> bool:
         """Whether there were such steps once, in this process, in files that have not changed since."""
@@ -114,8 +119,43 @@ class Chunks:
 
     def whole(self, place: Place, index: int, name: str, out: Tensor) -> None:
         """Write one chunk of a tensor that is stored whole; `out` has its type and exactly its elements."""
-        for _ in self.whole_runs(place, index, name, out):
-            pass
+        target = target_of(out)
+        if target is None or not self.filled(place, index, name, target.part(0, out.numel())):
+            for _ in self.whole_runs(place, index, name, out):
+                pass
+
+    def filled(self, place: Place, index: int, name: str, part: Part, steps: Steps | None = None) -> bool:
+        """Write one chunk of a tensor that is stored whole, with the steps of a task's chunk added, in one call.
+
+        Args:
+            place: the tensor's.
+            index: of the chunk.
+            name: the tensor's.
+            part: where exactly the chunk's elements belong, in a tensor of its type, which is the task's too.
+            steps: what is added; None for nothing.
+
+        Returns:
+            whether that was done, and all was right. If not, whatever the reason, the general way tells or mends it.
+        """
+        raw = coded(place).codec == RAW
+        if raw:
+            source = self._reader.source(place, index) if coded(place).chunks.length(index) == len(part.raw) else None
+        else:
+            source = self._planes(place, index, name, len(part.values))
+        if source is None:
+            return False
+        done = steps.fill(part, source) if steps is not None else filled("whole", part, source)
+        if not done or (raw and not self._reader.holds(place, index, source)):
+            return False
+        self._reader.is_right(place, index)
+        return True
+
+    def _planes(self, place: Place, index: int, name: str, n: int) -> Source | None:
+        """A chunk of n elements as planes, if it is coded so."""
+        codec = codecs.find(codecs.WHOLE, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk_here(place, index, name)
+        planes = self._guard(place, name, lambda: codec.decode_planes(data, n, str(place.entry.dtype)))
+        return None if planes is None else of_planes(planes)
 
     def whole_runs(self, place: Place, index: int, name: str, out: Tensor) -> Iterator[tuple[int, int]]:
         """The same run by run: yields the first byte of each and the one behind its last, when they are there.
@@ -146,11 +186,10 @@ class Chunks:
         as_bytes(out)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(out), item)
 
     def read(self, place: Place, index: int, name: str) -> None:
-        """Read a chunk and check it, unless that was done before; nothing is decoded."""
-        if not self._reader.was_right(place, index):
-            self._reader.chunk_here(place, index, name)
-            if coded(place).codec == RAW:
-                self._reader.is_right(place, index)
+        """Read a chunk and check it; nothing is decoded."""
+        self._reader.check(place, index, name)
+        if coded(place).codec == RAW:
+            self._reader.is_right(place, index)
 
     def check(self, place: Place, name: str) -> None:
         """Read and decode every chunk of a tensor, one at a time, and keep nothing."""

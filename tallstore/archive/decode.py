@@ -153,13 +153,12 @@ class Decoder:
         vector = self._places.vector_of(task, name)
 
         def steps(index: int) -> None:
-            if self._chunks.had_steps(place, vector, index):
-                return
             found = self._chunks.steps(place, vector, index, name)
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
                 kept[name, index] = found
 
-        return jobs + [partial(steps, index) for index in range(len(coded(place).chunks))]
+        unknown = (i for i in range(len(coded(place).chunks)) if not self._chunks.had_steps(place, vector, i))
+        return jobs + [partial(steps, index) for index in unknown]
 
     def _jobs(
         self, task: str, name: str, out: Tensor, prepared: Mapping[tuple[str, int], Steps] = _NOTHING
@@ -168,9 +167,10 @@ class Decoder:
         entry = self.task(task)[name].entry
         if entry.base is None:
             return self._whole_jobs(self._places.private(task, name), name, out)
-        head, tail = out[: entry.covered], out[entry.covered :]
+        whole = entry.covered == entry.numel
+        head, tail = (out, out[:0]) if whole else (out[: entry.covered], out[entry.covered :])
         jobs = self._base_jobs(entry.base, head) if entry.kind == "base" else self._moved(task, name, head, prepared)
-        return jobs + (self._whole_jobs(self._places.private(task, name), name, tail) if len(tail) else [])
+        return jobs + (self._whole_jobs(self._places.private(task, name), name, tail) if tail.numel() else [])
 
     def _whole_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
         size = coded(place).chunk
@@ -183,12 +183,13 @@ class Decoder:
         """Jobs that write what comes from the base and has moved."""
         place = self.task(task)[name]
         base, vector, size = str(place.entry.base), self._places.vector_of(task, name), coded(place).chunk
+        fill = self._base.filler(base, size, out)
 
         def job(index: int, given: Tensor | None = None) -> None:
-            a = index * size
-            part = out[a : a + size]
             steps = prepared.get((name, index)) or self._chunks.steps(place, vector, index, name)
-            self._base.apply(base, a, part, steps, given)
+            if fill is None or not fill(index, steps):
+                a = index * size
+                self._base.apply(base, a, out[a : a + size], steps, given)
 
         indices = range(len(coded(place).chunks))
         if self._base.embedded:
@@ -204,15 +205,19 @@ class Decoder:
     def _base_jobs(self, name: str, out: Tensor) -> list[Job]:
         """Jobs that write the leading elements of a base tensor, as many as `out` has, rounded to its type."""
         dtype, size = self._base.facts(name).dtype, self._base.span(name)
+        fill = self._base.filler(name, size, out)
 
         def job(a: int, b: int) -> None:
+            if fill is not None and fill(a // size):
+                return
             straight = out.dtype == TORCH[dtype]
             part = out[a:b] if straight else empty(dtype, b - a)
             self._base.fill(name, a, b, part)
             if not straight:
                 out[a:b] = part
 
-        return [partial(job, a, min(a + size, len(out))) for a in range(0, len(out), size)]
+        total = out.numel()
+        return [partial(job, a, min(a + size, total)) for a in range(0, total, size)]
 
     def _exact_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
         size = coded(place).chunk

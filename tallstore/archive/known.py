@@ -16,8 +16,8 @@ from tallstore.format.part import PartHeader
 
 __all__ = ["CHUNKS", "HEADERS", "Chunk", "KnownChunks"]
 
-Chunk = tuple[int, bytes]
-"""Where a chunk's bytes begin in their part, and their hash."""
+Chunk = tuple[int | None, int, bytes]
+"""Where its tensor's bytes begin in their part, which chunk it is, and its hash."""
 _FILES = 64
 """Headers, and files of which chunks are known."""
 _CHUNKS = 1 << 17

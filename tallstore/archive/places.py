@@ -35,6 +35,7 @@ class Places:
         self._base: Mapping[str, Place] | None = None
         self._vectors: dict[str, Mapping[str, Place]] = {}
         self._tasks: dict[tuple[str, str], Mapping[str, Place]] = {}
+        self._fitting: set[tuple[str, str]] = set()
 
     def task(self, task: str, part: str = "mask") -> Mapping[str, Place]:
         """A task's tensors in its parts of one kind, in the checkpoint's order."""
@@ -129,15 +130,17 @@ class Places:
             raise FormatError(f"{self._reader.where(place.path)}: tensor {name!r} has not the base's shape")
 
     def check(self, task: str, name: str) -> None:
-        """Raise for an entry of a task that does not fit the archive."""
-        name = self.source(task, name)
+        """Raise for an entry of a task that does not fit the archive. What was found to fit is not looked at again."""
+        if (task, name) in self._fitting:
+            return
+        asked, name = name, self.source(task, name)
         entry: Entry = self.task(task)[name].entry
         if entry.kind == "private" or entry.covered < entry.numel:
             self.private(task, name)
-        if entry.kind == "private":
-            return
-        self.base_of(task, name)
-        self.vector_of(task, name)
+        if entry.kind != "private":
+            self.base_of(task, name)
+            self.vector_of(task, name)
+        self._fitting.add((task, asked))
 
     def _where(self, task: str, name: str) -> str:
         return f"{self._reader.store.url}: task {task!r}: tensor {name!r}"

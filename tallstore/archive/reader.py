@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import xxhash
 
 from tallstore.archive.known import CHUNKS, HEADERS, KnownChunks
@@ -16,6 +17,7 @@ from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
+from tallstore.kernels.fill import Part, Source, checked, filled, of_file
 from tallstore.stores import Store
 from tallstore.stores.base import pieces
 
@@ -111,23 +113,17 @@ class Reader:
 
     def chunk(self, place: Place, index: int, name: str) -> memoryview:
         """The coded bytes of one chunk, checked."""
-        return self.chunks(place, [index], name)[0]
+        try:
+            return self._chunk(place, index, name)
+        except DamagedError:
+            if not self.store.renew(place.path):
+                raise
+        return self._chunk(place, index, name)
 
-    def chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
-        """The coded bytes of consecutive chunks: one range is read, each chunk is checked."""
-        return _again(self.store, place.path, partial(self._chunks, place, indices, name))
-
-    def _chunks(self, place: Place, indices: Sequence[int], name: str) -> list[memoryview]:
-        start, lengths = self._range(place, indices)
-        data = self.store.read(place.path, start, sum(lengths))
-        found = []
-        at = 0
-        for index, length in zip(indices, lengths, strict=True):
-            piece = data[at : at + length]
-            self._check(place, index, name, xxhash.xxh3_64_digest(piece))
-            found.append(piece)
-            at += length
-        return found
+    def _chunk(self, place: Place, index: int, name: str) -> memoryview:
+        data = self.store.read(place.path, *self._span(place, index))
+        self._check(place, index, name, xxhash.xxh3_64_digest(data))
+        return data
 
     def chunk_here(self, place: Place, index: int, name: str) -> memoryview:
         """The coded bytes of one chunk, checked, in memory of this thread's that the next call uses again.
@@ -136,15 +132,32 @@ class Reader:
         """
         if self.store.far:
             return self.chunk(place, index, name)
-        start, (length,) = self._range(place, [index])
+        start, length = self._span(place, index)
 
         def read() -> memoryview:
             data = memoryview(_spare(length))[:length]
+            source = self.source(place, index)
+            raw = np.frombuffer(data, np.uint8)
+            if source is not None and filled("whole", Part(raw, raw), source) and self.holds(place, index, source):
+                return data
             self.store.read_into(place.path, start, data)
             self._check(place, index, name, xxhash.xxh3_64_digest(data))
             return data
 
         return _again(self.store, place.path, read)
+
+    def source(self, place: Place, index: int) -> Source | None:
+        """A chunk's coded bytes, for kernels that read them themselves; None where there is no way or no kernel."""
+        start, length = self._span(place, index)
+        found = self.store.handle(place.path, start, length)
+        return None if found is None else of_file(*found, length)
+
+    def check(self, place: Place, index: int, name: str) -> None:
+        """Read the coded bytes of one chunk and check them, and keep nothing."""
+        source = self.source(place, index)
+        length = self._span(place, index)[1]
+        if source is None or not checked(source, length) or not self.holds(place, index, source):
+            self.chunk_here(place, index, name)
 
     def look_anew(self) -> None:
         """Chunks count as known from here on only in files that are now what they were."""
@@ -152,13 +165,11 @@ class Reader:
 
     def is_right(self, place: Place, index: int) -> None:
         """Remember that a chunk that was read since `look_anew` has its hash, and decodes."""
-        start, _ = self._range(place, [index])
-        self._known_of(place).add((start, _hash(place, index)))
+        self._known_of(place).add((place.offset, index, _hash(place, index)))
 
     def was_right(self, place: Place, index: int) -> bool:
         """Whether a chunk was found right in this process, in a file that has not changed since."""
-        start, _ = self._range(place, [index])
-        return (start, _hash(place, index)) in self._known_of(place)
+        return (place.offset, index, _hash(place, index)) in self._known_of(place)
 
     def _known_of(self, place: Place) -> KnownChunks:
         found = self._known.get(place.path)
@@ -174,7 +185,7 @@ class Reader:
         Yields the first byte of each run of `step` bytes and the one behind its last. Raises DamagedError at the end,
         so nothing made of them counts before: RenewedError where the file was got anew meanwhile.
         """
-        start, (length,) = self._range(place, [index])
+        start, length = self._span(place, index)
         if length != len(out):
             raise FormatError(f"{length} raw bytes where {len(out)} are due")
         data = self.store.read(place.path, start, length) if self.store.far else None
@@ -194,12 +205,16 @@ class Reader:
                 raise RenewedError(*error.args) from error
             raise
 
-    def _range(self, place: Place, indices: Sequence[int]) -> tuple[int, list[int]]:
-        """Where consecutive chunks begin in their part, and how long they are."""
+    def holds(self, place: Place, index: int, source: Source) -> bool:
+        """Whether a chunk's bytes, which were read to the end, have its hash."""
+        return source.digest == _hash(place, index)
+
+    def _span(self, place: Place, index: int) -> tuple[int, int]:
+        """Where a chunk begins in its part, and how long it is."""
         coded = place.entry.coded
         assert coded is not None
         assert place.offset is not None
-        return place.offset + coded.chunks.before(indices[0]), [coded.chunks.length(i) for i in indices]
+        return place.offset + coded.chunks.before(index), coded.chunks.length(index)
 
     def _check(self, place: Place, index: int, name: str, found: bytes) -> None:
         if found != _hash(place, index):

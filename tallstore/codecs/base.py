@@ -107,3 +107,10 @@ class WholeCodec(ABC):
         """
         self.decode(data, out, dtype)
         yield 0, len(out)
+
+    def decode_planes(self, data: Buffer, n: int, dtype: str) -> list[Bytes] | None:  # noqa: ARG002 - part of the interface
+        """The same n elements as planes of bytes of equal place, rotated left by a bit, least significant first.
+
+        From codecs that have them so; None where `decode` is the way.
+        """
+        return None

@@ -62,6 +62,10 @@ class Planes(WholeCodec):
                 _join(words[run], [plane[run] for plane in planes], rotated=dtype in _ROTATED)
             yield start * item, run.stop * item
 
+    def decode_planes(self, data: Buffer, n: int, dtype: str) -> list[Bytes] | None:
+        """Of floats."""
+        return _planes(data, ITEM_BYTES[dtype], n) if dtype in _ROTATED else None
+
 
 def _compiled_join(item: int) -> Callable[..., None] | None:
     """The compiled kernel for rotated words of so many bytes, if there is one."""

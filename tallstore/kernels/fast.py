@@ -8,7 +8,7 @@ import os
 from functools import cache
 from types import ModuleType
 
-__all__ = ["encode_kernels", "kernels"]
+__all__ = ["encode_kernels", "fill_kernels", "kernels", "pack_kernels"]
 
 
 def kernels() -> ModuleType | None:
@@ -19,6 +19,16 @@ def kernels() -> ModuleType | None:
 def encode_kernels() -> ModuleType | None:
     """The same of `tallstore.kernels.compiled_encode`."""
     return _load("tallstore.kernels.compiled_encode")
+
+
+def fill_kernels() -> ModuleType | None:
+    """The same of `tallstore.kernels.compiled_fill`."""
+    return _load("tallstore.kernels.compiled_fill")
+
+
+def pack_kernels() -> ModuleType | None:
+    """The same of `tallstore.kernels.compiled_pack`."""
+    return _load("tallstore.kernels.compiled_pack")
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.cpu import Bytes
+from tallstore.kernels.fill import Part, Source, filled
 from tallstore.kernels.tiled import TILE, Run, Steps
 
 __all__ = ["GapSteps"]
@@ -65,6 +66,14 @@ class GapSteps(Steps):
                 out[a : a + TILE].copy_(wide)
 
         return run
+
+    def fill(self, part: Part, source: Source) -> bool:
+        """Whatever the base holds."""
+        if self._dtype not in _STRAIGHT:
+            return False
+        plus, minus = self._wide.type(self._scale), -self._wide.type(self._scale)
+        codes = (np.zeros(4, np.uint64), self._gaps, self._signs, plus, minus)
+        return filled("gaps_bf16" if self._dtype == torch.bfloat16 else "gaps", part, source, *codes)
 
     def _by_reference(self, out: Tensor, base: Tensor, symbols: Bytes) -> None:
         cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self._scale)

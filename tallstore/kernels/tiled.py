@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.cpu import Bytes
+from tallstore.kernels.fill import Part, Source, filled
 
 __all__ = ["TILE", "DeltaSteps", "MaskSteps", "Run", "Steps", "ValueSteps", "apply_packed_delta", "apply_packed_mask"]
 
@@ -38,6 +39,8 @@ _EIGHT = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.uint8)
 _NIBBLES = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)
 """Shape (256, 2): the 4-bit indices of a byte."""
 _WORD: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
+_WIDE = {torch.float32, torch.float64}
+_NO_VECTOR = np.empty(0, np.float32)
 _local = threading.local()
 
 
@@ -66,12 +69,25 @@ class Steps(ABC):
             dtype: of the output, which decides in what type is computed.
             *codes: what the steps hold in memory.
         """
+        self._dtype = dtype
         self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
         self.nbytes = sum(code.nbytes for code in codes)
 
     @abstractmethod
     def begin(self) -> Run:
         """What writes the chunk's elements run by run, from its first on; all but the last a multiple of 8."""
+
+    def fill(self, part: Part, source: Source) -> bool:  # noqa: ARG002 - most have no such call
+        """Write the whole chunk in one call, its base out of a source.
+
+        Args:
+            part: where it belongs, in a tensor of the task's type, which is the base's too.
+            source: of the base's bytes.
+
+        Returns:
+            whether that was done; where it was not, `part` holds anything.
+        """
+        return False
 
 
 class _Tiled(Steps):
@@ -90,7 +106,7 @@ class _Tiled(Steps):
     def _apply(self, out: Tensor, base: Tensor, start: int) -> None:
         """A run from the chunk's element `start` on."""
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            if base.dtype == out.dtype and out.dtype in {torch.float32, torch.float64}:
+            if base.dtype == out.dtype and out.dtype in _WIDE:
                 odd = self._add(base.detach().numpy(), out.detach().numpy(), start)
                 self._leave(out, base, start, odd)
                 return
@@ -176,6 +192,14 @@ class MaskSteps(_Tiled):
             end = kernel(after, before, packed, one, scale, self._vector[start : start + len(before)])
         return None if end == len(before) else int(end)
 
+    def fill(self, part: Part, source: Source) -> bool:
+        """Where the base has no NaN."""
+        if self._compiled is None or self._dtype not in _WIDE:
+            return False
+        vector = _NO_VECTOR if self._vector is None else self._vector[: len(part.values)]
+        codes = (self._packed, cpu.SYMBOL_BITS[self._kind], self._wide.type(1), self._wide.type(self._scale), vector)
+        return filled("mask", part, source, *codes)
+
     def _subtract(self, before: _Array, after: _Array, start: int) -> None:
         n = len(before)
         if self._vector is None:
@@ -234,6 +258,10 @@ class DeltaSteps(_Tiled):
             np.take(table, own, axis=0, out=step.reshape(len(own), *table.shape[1:]), mode="clip")
             run = slice(a, min(n, a + TILE))
             np.add(before[run], step[: run.stop - a], out=after[run])
+
+    def fill(self, part: Part, source: Source) -> bool:
+        """Whatever the base holds."""
+        return self._dtype in _WIDE and filled("delta", part, source, self._packed, self._bits, self._table)
 
 
 class ValueSteps(_Tiled):

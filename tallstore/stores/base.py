@@ -73,6 +73,13 @@ class Store(ABC):
         """Fill `out` with the bytes from `start` on. Raises DamagedError if the file ends before."""
         out[:] = self.read(path, start, len(out))
 
+    def handle(self, path: str, start: int, length: int) -> tuple[int, int] | None:  # noqa: ARG002 - most have none
+        """The descriptor of an open file of this machine that holds some bytes, and where in it they begin.
+
+        For readers that need no interpreter; None where there is no such file. Raises DamagedError as `read_into`.
+        """
+        return None
+
     def close(self) -> None:
         """Release files and mappings. Memory that `read` returned stays valid."""
 

@@ -46,13 +46,18 @@ class LocalFile:
         """The file in that place."""
         return cls(os.open(path, READ), mapped=mapped)
 
+    @property
+    def handle(self) -> int:
+        """Its descriptor. ValueError once it is closed."""
+        return self._handle.fileno()
+
     def stream(self) -> BinaryIO:
         """The same file, to seek and read in."""
-        return os.fdopen(os.dup(self._handle.fileno()), "rb")
+        return os.fdopen(os.dup(self.handle), "rb")
 
     def state(self) -> Hashable:
         """Device, number, size and times of the file as it is now."""
-        found = os.fstat(self._handle.fileno())
+        found = os.fstat(self.handle)
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def read(self, start: int, length: int) -> memoryview:
@@ -65,7 +70,7 @@ class LocalFile:
         """By position, mapped or not: pages that are read once are not worth mapping. How many bytes there were."""
         done = 0
         while done < len(out):
-            got = os.preadv(self._handle.fileno(), [out[done : done + (1 << 30)]], start + done)
+            got = os.preadv(self.handle, [out[done : done + (1 << 30)]], start + done)
             if not got:
                 break
             done += got
@@ -114,6 +119,13 @@ class _LocalStore(Store):
             raise self._unreadable(path, error) from error
         if read != len(out):
             raise self._cut_off(path)
+
+    def handle(self, path: str, start: int, length: int) -> tuple[int, int] | None:
+        try:
+            file, offset = self._find(path, start, length)
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        return file.handle, offset
 
     def _find(self, path: str, start: int, length: int) -> tuple[LocalFile, int]:
         """The file that holds some bytes of `path`, and where in it they begin."""
