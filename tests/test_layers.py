@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "recipes": {"errors", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "stores": {"errors", "format"},
-    "checkpoints": {"errors", "format", "tensors", "stores"},
+    "checkpoints": {"errors", "format", "kernels", "tensors", "stores"},
     "report": {"archive", "errors", "format", "stores", "words"},
 }
 """Besides themselves. What is not listed here may import all of these, but see the tests below."""

@@ -60,6 +60,13 @@ class Checkpoint(ABC):
             self.read_into(name, start, out[at : at + stop - start])
             at += stop - start
 
+    def place(self, name: str) -> tuple[int, int] | None:  # noqa: ARG002 - most have none
+        """The descriptor of an open file that holds a tensor's elements, row-major, and which byte is their first.
+
+        For readers that need no interpreter; None where there is no such file.
+        """
+        return None
+
     def matches(self, data: Tensor, sha256: str) -> bool:
         """Whether bytes that `read` gave, those of a whole tensor, have this sha256 (hex)."""
         return hashlib.sha256(as_bytes(data).data).hexdigest() == sha256

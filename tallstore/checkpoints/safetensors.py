@@ -19,6 +19,7 @@ from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.part import METADATA_KEY
+from tallstore.kernels.fill import gathered
 from tallstore.tensors import TORCH, as_bytes, empty
 
 _AT_ONCE = 1 << 30
@@ -98,6 +99,8 @@ class SafetensorsCheckpoint(Checkpoint):
         # Runs are many and short, so that what is done for each counts.
         handle, offset, path = self._places[name]
         item = ITEM_BYTES[self.tensors[name].dtype]
+        if len(runs) > 1 and gathered(as_bytes(out), handle, offset, item, runs):
+            return
         memory = as_bytes(out).data
         first = 0
         try:
@@ -110,6 +113,9 @@ class SafetensorsCheckpoint(Checkpoint):
                     first, place = first + got, place + got
         except OSError as error:
             raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({error.strerror})") from error
+
+    def place(self, name: str) -> tuple[int, int] | None:
+        return self._places[name][:2]
 
     def fingerprint(self) -> str:
         """Of the files: path, size, time of their last change, and a hash of their headers."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
@@ -23,6 +24,7 @@ from tallstore.errors import FormatError
 from tallstore.kernels import cpu, fast
 
 _PACKED, _GAPS = 0, 1
+Words = npt.NDArray[np.uint64]
 _HEAD = struct.Struct("<B3xIII")
 _MORE = 255
 _WORTH = 0.995
@@ -39,12 +41,11 @@ class Adaptive(MaskCodec):
     def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:
         """Packed, unless gaps are clearly smaller: they take longer to decode."""
         dense = bytes([_PACKED]) + self._packed.encode_packed(packed, kind, n)
-        count = (
-            int(np.bitwise_count(packed).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(packed).sum())
-        )
+        words = _words(packed)
+        count = _bits_on(words)
         if count > _NEVER_ABOVE * n:
             return dense
-        gaps, signs = _gaps(packed, kind, n, count)
+        gaps, signs = _gaps(packed, words, kind, n, count)
         coded = zstd.compress(gaps)
         sparse = _HEAD.pack(_GAPS, count, len(gaps), len(coded)) + coded + signs.tobytes()
         return sparse if len(sparse) < _WORTH * len(dense) else dense
@@ -103,13 +104,20 @@ def _sums(gaps: Bytes) -> tuple[int, int]:
     return int(gaps.sum(dtype=np.int64)), int(np.count_nonzero(gaps != _MORE))
 
 
-def _gaps(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
-    """The gaps of `count` marks, and their packed signs. Every symbol that is on has one bit."""
+def _bits_on(words: Words) -> int:
+    """How many bits are set: one for every symbol that is on."""
+    if hasattr(np, "bitwise_count"):
+        return int(np.bitwise_count(words).sum())
+    return int(np.unpackbits(words.view(np.uint8)).sum())
+
+
+def _gaps(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
+    """The gaps of `count` marks, and their packed signs."""
     compiled = fast.encode_kernels()
     if compiled is not None:
         room = np.empty(count + n // _MORE + 1, np.uint8)
         signs = np.empty(-(-count // 64), np.uint64)
-        size, _ = compiled.packed_to_gaps(room, signs, _words(packed), cpu.SYMBOL_BITS[kind])
+        size, _ = compiled.packed_to_gaps(room, signs, words, cpu.SYMBOL_BITS[kind])
         return room[:size], signs.view(np.uint8)[: -(-count // 8) if kind == "signed" else 0]
     symbols = cpu.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
@@ -117,8 +125,10 @@ def _gaps(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     return _encode_gaps(marks), np.packbits(negative[: count if kind == "signed" else 0], bitorder="little")
 
 
-def _words(packed: Bytes) -> np.ndarray:
+def _words(packed: Bytes) -> Words:
     """The same bytes, and zeros, as words of 64 bits."""
+    if len(packed) % 8 == 0 and packed.flags.c_contiguous and packed.ctypes.data % 8 == 0:
+        return packed.view("<u8")
     words = np.zeros(-(-len(packed) // 8), "<u8")
     words.view(np.uint8)[: len(packed)] = packed
     return words

@@ -16,7 +16,7 @@ from torch import Tensor
 from tallstore import codecs
 from tallstore.codecs.base import Bytes, Floats, MaskCodec, VectorCodec
 from tallstore.codecs.codebook import Codebook
-from tallstore.encoder.quality import N_SUMS, scaled, sums
+from tallstore.encoder.quality import N_SUMS, agreement, scaled, sums
 from tallstore.kernels import cpu, fast
 from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe, Tile
@@ -166,13 +166,11 @@ def _delta(base: Tensor, row: Row, codec: VectorCodec, levels: Levels | None, di
         assert isinstance(codec, Codebook)
         data = codec.encode_indices(*_levels(tau.numpy(), levels, dither))
     step = torch.from_numpy(np.array(codec.decode(data, len(tau))))
-    on = (step != 0).to(torch.uint8)
-    measured = sums(tau[None], step, on[None], "binary")
     decoded = None
     if row.exact:
         decoded = torch.empty_like(row.weights)
         cpu.apply_delta(decoded, start, step)
-    return Made("delta", data, 1.0, tuple(measured[0].tolist()), codec.id, decoded)
+    return Made("delta", data, 1.0, agreement(tau, step), codec.id, decoded)
 
 
 def _levels(tau: Floats, levels: Levels, dither: Floats | None) -> tuple[Floats, Bytes]:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tallstore.kernels import fast
 
 _DIGITS = 6
 """Significant digits that are recorded: sums of floats may differ in the last ones between machines."""
@@ -84,6 +87,17 @@ def sums(tau: Tensor, vector: Tensor, symbols: Tensor, kind: str) -> Tensor:
         found = add_blocks(_halve(products.view(N_SUMS - 1, -1, BLOCK)).double())
         out.append(torch.cat([found, marks.count_nonzero().double().reshape(1)]))
     return torch.stack(out)
+
+
+def agreement(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
+    """The same of one τ and what is kept of it, both float32 or both float64, shape (N,), whatever is behind that."""
+    compiled = fast.encode_kernels()
+    if compiled is None:
+        on = (kept != 0).to(torch.uint8)
+        return tuple(sums(tau[None], kept, on[None], "binary")[0].tolist())
+    blocks = np.empty((N_SUMS - 1, -(-len(tau) // BLOCK)))
+    compiled.agreement(blocks, tau.numpy(), kept.numpy())
+    return *add_blocks(torch.from_numpy(blocks)).tolist(), float(np.count_nonzero(kept.numpy()))
 
 
 def add_blocks(found: Tensor) -> Tensor:

@@ -23,14 +23,15 @@ from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, til
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
+from tallstore.encoder.straight import FAR, marked, moved
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
 from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import TORCH, as_bytes
 
-_FAR = 2.0**100
 _REACH = {torch.float16: 2.0**15}
-"""Magnitudes above these are stored as they are: sums and differences of such numbers could overflow."""
+"""Magnitudes above these are stored as they are, as those above `FAR` are of other types."""
 
 
 WHOLE = "whole"
@@ -196,33 +197,52 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
         return [], 0
     runs = _sample(item, statistic.one_in)
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
-    measured: list[Any] = []
-    size = 0
-    base: Tensor | None = None
-    for found, users, start in _samples(item, runs, tools):
-        again = base.numel() * base.element_size() if base is not None and found.base is base else 0
-        base, size = found.base, size + found.bytes - again
-        rows = _usable(users, found, _looks(found))
-        cut = tiles(found.base, rows, item.name, STATISTIC_TILE, start)
-        measured += [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
+    if _apart(item, tools):
+        measured, size = _rows_measured(item, runs, tools, statistic, weight)
+        return measured, round(size * weight)
+    measured, size = [], 0
+    for run in runs:
+        found = read(run, tools)
+        size += found.bytes
+        measured += _tiles_measured(item, run.users, found, run.start, statistic, weight)
     return measured, round(size * weight)
 
 
-def _samples(item: Item, runs: Sequence[Item], tools: Tools) -> Iterator[tuple[Read, Sequence[User], int]]:
-    """What is measured: run by run, or of each row all its runs, one behind the other."""
-    if not _apart(item, tools):
-        for run in runs:
-            yield read(run, tools), run.users, run.start
-        return
+def _tiles_measured(
+    item: Item, users: Sequence[User], found: Read, start: int, statistic: Statistic, weight: float
+) -> list[Any]:
+    rows = _usable(users, found, _looks(found))
+    cut = tiles(found.base, rows, item.name, STATISTIC_TILE, start)
+    return [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
+
+
+def _rows_measured(
+    item: Item, runs: Sequence[Item], tools: Tools, statistic: Statistic, weight: float
+) -> tuple[list[Any], int]:
+    """The same row by row, each with all its runs one behind the other; and the bytes that were read."""
     base = _gather(tools.origin, item.name, runs, "base")
     largest = _largest(base)
+    plain = base.numpy() if base.dtype == torch.float32 and largest <= FAR else None
+    places = [(run.start, run.stop) for run in runs]
+    measured: list[Any] = []
+    size = base.numel() * base.element_size()
     for user in item.users:
-        found = Read(base, (_gather(tools.tasks[user.task], user.name, runs, "row"),), largest)
-        if all(look is not None and look.usable for look in _looks(found)):
-            yield found, (user,), item.start
+        checkpoint = tools.tasks[user.task]
+        size += base.numel() * ITEM_BYTES[checkpoint.tensors[user.name].dtype]
+        tau = None if plain is None or not statistic.by_row else moved(checkpoint, user.name, places, plain)
+        if tau is not None and plain is not None:
+            for a in range(0, len(tau), STATISTIC_TILE):
+                b = a + STATISTIC_TILE
+                measured.append(statistic.measure_row(user.task, item.name, tau[a:b], plain[a:b], weight))
             continue
-        for run in runs:
-            yield read(replace(run, users=(user,)), tools), (user,), run.start
+        found = Read(base, (_gather(checkpoint, user.name, runs, "row"),), largest)
+        if all(look is not None and look.usable for look in _looks(found)):
+            measured += _tiles_measured(item, (user,), found, item.start, statistic, weight)
+            continue
+        for run in runs:  # those that are usable by themselves
+            found = read(replace(run, users=(user,)), tools)
+            measured += _tiles_measured(item, (user,), found, run.start, statistic, weight)
+    return measured, size
 
 
 def _sample(item: Item, one_in: int) -> list[Item]:
@@ -245,8 +265,13 @@ def do(item: Item, tools: Tools) -> Done:
     raw = as_bytes(base)
     coded_base = tools.whole.encode(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
-    vector, outcomes, size = b"", [], len(raw)
+    outcomes: list[Outcome | None] = []
+    vector, size = b"", len(raw)
     for found, users in _together(item, origin, tools):
+        if isinstance(found, Outcome):
+            outcomes.append(found)
+            size += origin.numel() * origin.element_size()
+            continue
         vector, coded = _encode(item, users, found, base, tools)
         outcomes += coded
         size += found.bytes - origin.numel() * origin.element_size()
@@ -272,16 +297,30 @@ def keep(piece: Piece, tools: Tools) -> bytes:
     return tools.whole.encode(as_bytes(weights), checkpoint.tensors[piece.name].dtype)
 
 
-def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read, Sequence[User]]]:
-    """Rows that are coded together. What is read is good until the next ones are."""
+def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read | Outcome, Sequence[User]]]:
+    """Rows that are coded together, or what became of one. What is read is good until the next ones are."""
     if not item.users:
         return
-    if _apart(item, tools):
-        largest = _largest(base)
-        for user in item.users:
-            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
-    else:
+    if not _apart(item, tools):
         yield read(item, tools, base), item.users
+        return
+    largest = _largest(base)
+    for user in item.users:
+        done = _straight(item, user, base, largest, tools)
+        if done is None:
+            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
+        else:
+            yield done, (user,)
+
+
+def _straight(item: Item, user: User, base: Tensor, largest: float, tools: Tools) -> Outcome | None:
+    """What becomes of a row that needs nothing but its file and the base; None of one that does."""
+    special = (user.task, item.name) in tools.forms or user.task in tools.exact or tools.origin is not tools.base
+    if special or base.dtype != torch.float32 or not largest <= FAR:
+        return None
+    checkpoint, recipe = tools.tasks[user.task], tools.recipe
+    found = marked(checkpoint, user.name, item.start, base.numpy(), recipe, tools.mask, user.task, item.name)
+    return None if found is None else Outcome(made=found[0], moved=found[1])
 
 
 def _encode(
@@ -339,7 +378,7 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
     """Whether a row moved, and whether it or its base holds what arithmetic cannot carry."""
     same, own_largest = _same_and_largest(weights, base.to(weights.dtype))
     for whose, largest in (("the base's tensor", base_largest), ("it", own_largest)):
-        if largest <= _REACH.get(weights.dtype, _FAR):
+        if largest <= _REACH.get(weights.dtype, FAR):
             continue
         why = f"{whose} holds {f'numbers as large as {largest:.3g}' if math.isfinite(largest) else 'NaN or Inf'}"
         # A NaN has no one image in another type, so only in the same type is such a row the base's.

@@ -21,8 +21,10 @@ __all__ = [
     "look",
     "magnitudes",
     "marks_above",
+    "marks_of_tile",
     "nearest",
     "norms",
+    "notice",
     "packed_to_gaps",
     "split",
 ]
@@ -45,6 +47,9 @@ def _lowest_bit(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interf
 
 
 _lowest: Any = intrinsic(_lowest_bit)
+_NONE, _MAGNITUDE = np.float32(0), np.uint32(0x7FFFFFFF)
+_OFF, _PLUS, _MINUS = np.uint8(0), np.uint8(1), np.uint8(2)
+_EACH, _LOW, _SHIFT, _BYTE, _HALF = (np.uint32(n) for n in (0x00010001, 0xFFFF, 1, 8, 16))
 _ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -109,16 +114,17 @@ def look(weights: _Array, base: _Array, sign: Any) -> tuple[bool, Any]:
 
 
 @compiled
-def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[int, float]:
+def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[int, int, float]:
     """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`.
 
     Args:
-        counts: uint32, one for each value of the bits above `shift`: counted on.
+        counts: uint32, one for each value of the bits above `shift`, all zero.
         tau: float32, shape (n,).
         base: θ0, float32, shape (n,).
         shift: uint32.
 
-    Returns how many are not 0, and Σ θ0² of these.
+    Returns the first bin that has any which are not 0, the one behind the last, and Σ θ0² of these. Zeros are not
+    counted.
     """
     n = tau.shape[0]
     size = np.empty(BLOCK, np.float32)
@@ -146,7 +152,13 @@ def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[i
         for k in range(m):
             counts[words[k] >> shift] += np.uint32(1)
         sums[i] = _halve(squares, BLOCK)
-    return moved, _halve(sums, most)
+    counts[0] -= np.uint32(n - moved)
+    first, last = 0, counts.shape[0]
+    while last > 0 and counts[last - 1] == 0:
+        last -= 1
+    while first < last and counts[first] == 0:
+        first += 1
+    return (first, last, _halve(sums, most)) if last else (0, 0, _halve(sums, most))
 
 
 @compiled
@@ -248,37 +260,67 @@ def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -
 
 
 @compiled
-def _numbers(out: _Array, first: int) -> None:
-    """`recipes.dither.uniform`'s numbers, from the one on whose unmixed place is `first`."""
+def _limits(out: _Array, first: int, width: Any, low: Any) -> None:
+    """u · width + low, u being `recipes.dither.uniform`'s numbers from the one on whose unmixed place is `first`."""
+    begin = np.uint32(first)
     for k in range(out.shape[0]):
-        x = np.uint32(first + k)
+        x = np.uint32(begin + np.uint32(k))
         x = np.uint32(x ^ (x >> np.uint32(16)))
         x = np.uint32(x * np.uint32(0x7FEB352D))
         x = np.uint32(x ^ (x >> np.uint32(15)))
         x = np.uint32(x * np.uint32(0x846CA68B))
         x = np.uint32(x ^ (x >> np.uint32(16)))
-        out[k] = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24)
+        out[k] = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24) * width + low
 
 
 @compiled
-def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _Array, limits: _Array, zero: Any) -> int:
-    count = 0
+def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _Array, limits: _Array) -> None:
+    """τ² and, where |τ| is above its limit, |τ|; and the symbols of these, in two loops that vectors are made of."""
     for k in range(weights.shape[0]):
         tau = weights[k] - base[k]
         size = abs(tau)
-        on = (size >= limits[k]) & (size > zero)
-        symbols[k] = np.uint8(on) << np.uint8(tau < zero)
         norm[k] = tau * tau
-        dot[k] = size if on else zero
-        count += on
-    return count
+        dot[k] = size if (size >= limits[k]) & (size > _NONE) else _NONE
+    for k in range(weights.shape[0]):
+        sign = _PLUS if weights[k] > base[k] else _MINUS
+        symbols[k] = sign if dot[k] > _NONE else _OFF
 
 
 @compiled
-def _marks_of_tile(
-    packed: _Array, sums: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int, scratch: _Array
+def notice(seen: _Array, weights: _Array, base: _Array) -> bool:
+    """Whether two runs are equal in every bit; what was seen of both, and the largest magnitude of the first, is kept.
+
+    Args:
+        seen: uint32, shape (2,): every bit in which they differ, and the largest magnitude as bits; added to.
+        weights: float32 as uint32, shape (n,).
+        base: the same.
+    """
+    differ, largest = np.uint32(0), np.uint32(0)
+    for i in range(weights.shape[0]):
+        word = weights[i]
+        differ |= word ^ base[i]
+        largest = max(largest, word & _MAGNITUDE)
+    seen[0] |= differ
+    seen[1] = max(seen[1], largest)
+    same: bool = differ == 0
+    return same
+
+
+@compiled
+def marks_of_tile(
+    packed: _Array,
+    sums: _Array,
+    seen: _Array,
+    weights: _Array,
+    base: _Array,
+    low: Any,
+    width: Any,
+    first: int,
+    scratch: _Array,
 ) -> None:
+    """One tile of `marks_above`; `scratch`: float32, shape (3, 1024), the last row `low` everywhere."""
     n = weights.shape[0]
+    bits, before = weights.view(np.uint32), base.view(np.uint32)
     symbols = np.zeros(BLOCK, np.uint8)
     words = symbols.view(np.uint32)
     norm, dot, limits = scratch[0], scratch[1], scratch[2]
@@ -287,27 +329,28 @@ def _marks_of_tile(
     while size < blocks:
         size *= 2
     norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
-    marks = 0
+    marks = np.uint32(0)
     for i in range(blocks):
         a = i * BLOCK
         m = min(BLOCK, n - a)
+        if notice(seen, bits[a : a + m], before[a : a + m]):  # no mark, and nothing to add
+            packed[a >> 2 : (a + m + 3) >> 2] = 0
+            continue
         if m < BLOCK:
             symbols[:] = 0
             norm[:] = 0
             dot[:] = 0
         if width > 0:
-            _numbers(limits[:m], first + a)
-            for k in range(m):
-                limits[k] = limits[k] * width
-            for k in range(m):
-                limits[k] = limits[k] + low
-        here = _above(
-            symbols[:m], norm[:m], dot[:m], weights[a : a + m], base[a : a + m], limits[:m], weights.dtype.type(0)
-        )
-        marks += here
+            _limits(limits[:m], first + a, width, low)
+        _above(symbols[:m], norm[:m], dot[:m], weights[a : a + m], base[a : a + m], limits[:m])
+        even, odd = np.uint32(0), np.uint32(0)
         for k in range((m + 3) >> 2):
             w = words[k]
             packed[(a >> 2) + k] = np.uint8((w | (w >> 6) | (w >> 12) | (w >> 18)) & 0xFF)
+            on = w | (w >> _SHIFT)  # a mark's lowest bit, whatever its sign; a block has too few to fill 16 bits
+            even += on & _EACH
+            odd += (on >> _BYTE) & _EACH
+        marks += ((even + odd) & _LOW) + ((even + odd) >> _HALF)
         norms[i] = _halve(norm, BLOCK)
         dots[i] = _halve(dot, BLOCK)
     sums[1] += _halve(norms, size)
@@ -318,13 +361,22 @@ def _marks_of_tile(
 
 @compiled
 def marks_above(
-    packed: _Array, sums: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int, tile: int
+    packed: _Array,
+    sums: _Array,
+    seen: _Array,
+    weights: _Array,
+    base: _Array,
+    low: Any,
+    width: Any,
+    first: int,
+    tile: int,
 ) -> None:
     """Signed marks where |τ| ≥ low + u · width, and what `encoder.quality.sums` measures of them over v = 1.
 
     Args:
         packed: uint8, room for n symbols of two bits.
         sums: float64, shape (5,): what each tile adds up to is added: unset, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
+        seen: see `notice`.
         weights: θt, float32, shape (n,).
         base: θ0 as the task's type has it, float32, shape (n,).
         low: float32.
@@ -336,7 +388,9 @@ def marks_above(
     scratch[2] = low
     for a in range(0, weights.shape[0], tile):
         b = min(a + tile, weights.shape[0])
-        _marks_of_tile(packed[a >> 2 : (b + 3) >> 2], sums, weights[a:b], base[a:b], low, width, first + a, scratch)
+        marks_of_tile(
+            packed[a >> 2 : (b + 3) >> 2], sums, seen, weights[a:b], base[a:b], low, width, first + a, scratch
+        )
 
 
 @compiled

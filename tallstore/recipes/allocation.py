@@ -161,12 +161,11 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     compiled = fast.encode_kernels()
     if compiled is not None:
         numbers = np.zeros(BINS, np.uint32)
-        moved, base_energy = compiled.magnitudes(numbers, tau, base, np.uint32(_SHIFT))
-        counts = numbers.astype(np.float64)
-    else:
-        bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
-        counts = np.bincount(bins, minlength=BINS).astype(np.float64)
-        moved, base_energy = np.count_nonzero(tau), _sum(np.square(base * (tau != 0), dtype=np.float64))
+        first, last, base_energy = compiled.magnitudes(numbers, tau, base, np.uint32(_SHIFT))
+        return Magnitudes(numbers[first:last].astype(np.float64), first, float(base_energy))
+    bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
+    counts = np.bincount(bins, minlength=BINS).astype(np.float64)
+    moved, base_energy = np.count_nonzero(tau), _sum(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)

@@ -35,7 +35,7 @@ from tallstore.recipes.allocation import (
     levels_of,
     magnitudes,
 )
-from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
+from tallstore.recipes.base import Recipe, Singles, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 
 __all__ = ["Solo"]
@@ -166,6 +166,7 @@ class _Histograms(Statistic):
 
     one_in = 8
     by_tensor = True
+    by_row = True
 
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
@@ -174,10 +175,18 @@ class _Histograms(Statistic):
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
         base = tile.base.to(torch.float32).cpu().numpy()
         rows = tile.tau.to(torch.float32).cpu().numpy()
-        found = [((t, tile.tensor), magnitudes(row, base)) for t, row in zip(tile.tasks, rows, strict=True)]
-        for _, counted in found:
-            counted.scale(tile.weight)
-        return found
+        return [
+            each
+            for task, row in zip(tile.tasks, rows, strict=True)
+            for each in self.measure_row(task, tile.tensor, row, base, tile.weight)
+        ]
+
+    def measure_row(
+        self, task: int, tensor: str, tau: Singles, base: Singles, weight: float
+    ) -> list[tuple[Key, Magnitudes]]:
+        counted = magnitudes(tau, base)
+        counted.scale(weight)
+        return [((task, tensor), counted)]
 
     def condense(self, measured: Iterable[list[tuple[Key, Magnitudes]]]) -> list[tuple[Key, _Tensor]]:
         found: dict[Key, Magnitudes] = {}

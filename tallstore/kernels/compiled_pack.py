@@ -1,0 +1,88 @@
+"""Rows of float32 from their file to what packing wants of them in one call, a run at a time while it is in the cache.
+
+What is found is what `compiled_encode` finds of rows that are in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tallstore.kernels import compiled_encode as encode
+from tallstore.kernels import compiled_fill as fill
+from tallstore.kernels.jit import compiled
+
+__all__ = ["marks_above", "moved"]
+
+_Array = npt.NDArray[Any]
+_RUN = 1 << 15
+"""Elements."""
+
+
+@compiled
+def moved(tau: _Array, seen: _Array, handle: int, first: int, runs: _Array, base: _Array) -> int:
+    """τ = θt − θ0 of runs of a tensor, one behind the other. Returns how many elements could be read.
+
+    Args:
+        tau: float32, shape (n,).
+        seen: see `compiled_encode.notice`.
+        handle: the descriptor of the file that holds θt.
+        first: its byte that is element 0's first.
+        runs: int64, shape (R, 2): of each run its first element and the one behind its last.
+        base: θ0 of the same elements, float32, shape (n,).
+    """
+    raw, words, before = tau.view(np.uint8), tau.view(np.uint32), base.view(np.uint32)
+    done = 0
+    for i in range(runs.shape[0]):
+        for start in range(runs[i, 0], runs[i, 1], _RUN):
+            end = done + min(_RUN, runs[i, 1] - start)
+            if not fill.read_all(raw[4 * done : 4 * end], handle, first + 4 * start):
+                return done
+            encode.notice(seen, words[done:end], before[done:end])
+            own, there = tau[done:end], base[done:end]
+            for k in range(end - done):
+                own[k] -= there[k]
+            done = end
+    return done
+
+
+@compiled
+def marks_above(
+    packed: _Array,
+    sums: _Array,
+    seen: _Array,
+    handle: int,
+    at: int,
+    base: _Array,
+    low: Any,
+    width: Any,
+    first: int,
+    tile: int,
+) -> int:
+    """What `compiled_encode.marks_above` does of a row that lies in a file. Returns how many elements could be read.
+
+    Args:
+        packed: uint8, room for n symbols of two bits.
+        sums: float64, shape (5,): added to.
+        seen: see `compiled_encode.notice`.
+        handle: the descriptor of the file that holds θt.
+        at: its byte that is the row's first.
+        base: θ0, float32, shape (n,).
+        low: float32.
+        width: float32.
+        first: the unmixed place of the first parameter.
+        tile: parameters that are added up first, by themselves: a multiple of 4.
+    """
+    n: int = base.shape[0]
+    own, scratch = np.empty(min(tile, n), np.float32), np.zeros((3, encode.BLOCK), np.float32)
+    scratch[2] = low
+    for a in range(0, n, tile):
+        b = min(a + tile, n)
+        weights, before = own[: b - a], base[a:b]
+        if not fill.read_all(weights.view(np.uint8), handle, at + 4 * a):
+            return a
+        marks = packed[a >> 2 : (b + 3) >> 2]
+        encode.marks_of_tile(marks, sums, seen, weights, before, low, width, first + a, scratch)
+    return n
