@@ -336,6 +336,15 @@ class Decoder:
         """Elements [start, stop) of a tensor's own delta, which it has; `start` begins a chunk."""
         return torch.from_numpy(self._range(self.task(task)[name], name, start, stop, self._chunks.values))
 
+    def steps(self, task: str, name: str, index: int) -> Steps | None:
+        """What a task adds to the base in one chunk of a tensor that is masked or has a delta.
+
+        None where a vector that tasks share is needed for it.
+        """
+        place = self.task(task)[name]
+        vector = self._places.vector_of(task, name)
+        return None if vector is not None and coded(vector).size else self._chunks.steps(place, vector, index, name)
+
     def rows(self, task: str, name: str, start: int, stop: int) -> Run | None:
         """What writes base + τ̂ of elements [start, stop) run by run, each within a chunk; `start` begins one.
 

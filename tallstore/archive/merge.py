@@ -19,7 +19,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member, line_up
 from tallstore.archive.method import choose
 from tallstore.archive.outline import Outline, Outlines, Slot
-from tallstore.archive.tiles import TILE, Rows, TaskVectors, Work, ahead
+from tallstore.archive.tiles import TILE, Gaps, Rows, TaskVectors, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
@@ -192,6 +192,13 @@ class Merger:
 
         def squares(lineup: Lineup, start: int, stop: int) -> tuple[Tensor, float]:
             own, of_delta = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
+            by_gaps = self._by_gaps(lineup, start, stop)
+            if compiled is not None and by_gaps is not None:
+                least, inner, there, gaps = by_gaps
+                some = np.zeros(len(there))
+                of_delta = compiled.measure_gaps(some, stop - start, *gaps, least, inner)
+                own[there] += torch.from_numpy(some)
+                return own, of_delta
             if compiled is not None and (by_rows := self._by_rows(lineup, start, stop)) is not None:
                 least, inner, written = by_rows
                 for _, _, here, rows in written:
@@ -259,6 +266,11 @@ class Merger:
 
         def move(lineup: Lineup, start: int, stop: int) -> None:
             flat = out[lineup.base].reshape(-1)
+            by_gaps = self._by_gaps(lineup, start, stop) if flat.dtype == _kind(lineup) else None
+            if compiled is not None and by_gaps is not None:
+                least, inner, _, gaps = by_gaps
+                compiled.merge_gaps(flat[start:stop].numpy(), *gaps, least, inner, type(inner)(alpha))
+                return
             by_rows = self._by_rows(lineup, start, stop) if flat.dtype == _kind(lineup) else None
             if compiled is not None and by_rows is not None:
                 least, inner, written = by_rows
@@ -292,6 +304,16 @@ class Merger:
         written = self._vectors.rows(lineup, start, stop, longest)
         number = np.float64 if _kind(lineup) == torch.float64 else np.float32
         return None if written is None else (sums.k, number(sums.alpha), written)
+
+    def _by_gaps(self, lineup: Lineup, start: int, stop: int) -> tuple[int, Any, list[int], Gaps] | None:
+        """The same where task vectors are marks alone: k, α, which tasks, and their marks."""
+        sums = self._chosen.method.of_sums()
+        if sums is None or sums.source != "tasks":
+            return None
+        gaps = self._vectors.gaps(lineup, start, stop)
+        number = np.float64 if _kind(lineup) == torch.float64 else np.float32
+        there = [member.index for member in lineup.members if member.entry.covered > start]
+        return None if gaps is None else (sums.k, number(sums.alpha), there, gaps)
 
     def _dress(self, outline: Outline, bodies: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}

@@ -24,6 +24,7 @@ from torch import Tensor
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member
 from tallstore.kernels.cpu import SYMBOL_BITS, Bytes, wide
+from tallstore.kernels.gaps import GapSteps
 from tallstore.kernels.tiled import Run
 from tallstore.merging import MergeTile
 from tallstore.recipes.sums import RUN, sum_rows
@@ -39,6 +40,9 @@ TILE = 1 << 15
 
 _TOGETHER = 8
 """Elements that packed symbols are taken by."""
+
+_NOTHING: Bytes = np.empty(0, np.uint8)
+_NUMBER = {torch.float32: np.float32, torch.float64: np.float64}
 
 _R = TypeVar("_R")
 Work = Callable[[Lineup, int, int], _R]
@@ -84,6 +88,16 @@ class Masked(NamedTuple):
     """s: shape (T',), the type of v."""
 
 
+class Gaps(NamedTuple):
+    """A window of masks over ones, by the gaps between their marks: see `kernels.compiled.merge_gaps`."""
+
+    gaps: Bytes
+    gap_at: npt.NDArray[np.int64]
+    signs: Bytes
+    sign_at: npt.NDArray[np.int64]
+    scales: npt.NDArray[Any]
+
+
 class TaskVectors:
     """Of several tasks of one archive."""
 
@@ -113,6 +127,29 @@ class TaskVectors:
                 yield a, b, here, rows
 
         return written()
+
+    def gaps(self, lineup: Lineup, start: int, stop: int) -> Gaps | None:
+        """A window's masks, if all are over ones, coded by their gaps, and of chunks of the window's own size."""
+        kind = wide(TORCH[lineup.facts.dtype])
+        there = [m for m in lineup.members if m.entry.covered > start]
+        moved = [m for m in there if m.kind != "base"]
+        sizes = {m.entry.coded.chunk if m.masked and m.entry.coded else 0 for m in moved}
+        if len(sizes) != 1 or any(m.entry.covered < stop for m in there):
+            return None
+        (size,) = sizes
+        odd = any(wide(TORCH[str(m.entry.dtype)]) != kind for m in moved)
+        if odd or not size or start % size or stop - start > size:
+            return None
+        found = [None if m.kind == "base" else self._decoder.steps(m.task, m.name, start // size) for m in there]
+        steps = [each for each in found if isinstance(each, GapSteps)]
+        if len(steps) < len(moved):
+            return None
+        kinds = iter(steps)
+        rows = [None if m.kind == "base" else next(kinds) for m in there]
+        gaps = [_NOTHING if row is None else row.gaps for row in rows]
+        signs = [_NOTHING if row is None else row.signs for row in rows]
+        scales = np.array([0.0 if row is None else row.scale for row in rows], _NUMBER[kind])
+        return Gaps(np.concatenate(gaps), _starts(gaps), np.concatenate(signs), _starts(signs), scales)
 
     def masked(self, lineup: Lineup, start: int, stop: int) -> Masked | None:
         """A window's masks and their one vector, if that is all that there is, in chunks of the window's own size."""
@@ -195,6 +232,11 @@ class TaskVectors:
             [_row(m, piece, vectors.get(m.group, zeros), s) for m, piece, s in zip(here, own, scales, strict=True)]
         )
         return DecodedTile(tasks, sum_rows(rows), (rows != 0).to(torch.uint8), scales, rows)
+
+
+def _starts(arrays: Sequence[Bytes]) -> npt.NDArray[np.int64]:
+    """Where each begins in all of them one behind the other, and where the last one ends."""
+    return np.cumsum([0, *map(len, arrays)], dtype=np.int64)
 
 
 def _row(member: Member, piece: Piece, vector: Tensor, scale: float) -> Tensor:

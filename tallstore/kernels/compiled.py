@@ -28,7 +28,9 @@ __all__ = [
     "mask_binary_vector",
     "mask_signed",
     "mask_signed_vector",
+    "measure_gaps",
     "measure_rows",
+    "merge_gaps",
     "merge_masks",
     "merge_rows",
     "spread",
@@ -321,7 +323,7 @@ def merge_rows(out: _Array, rows: _Array, least: int, inner: Any, outer: Any) ->
     for start in range(0, rows.shape[1], RUN):
         here = out[start : start + RUN]
         size = here.shape[0]
-        _sum_rows(levels, users, rows[:, start : start + size])
+        _sum_rows(levels, users, rows, start, size)
         _move(here, levels[0, :size], users[:size], least, inner, outer)
 
 
@@ -339,14 +341,95 @@ def measure_rows(squares: _Array, rows: _Array, least: int, inner: Any) -> float
     users = np.empty(RUN, np.int32)
     total = 0.0
     for start in range(0, rows.shape[1], RUN):
-        part = rows[:, start : start + RUN]
-        size = part.shape[1]
-        for t in range(part.shape[0]):
-            squares[t] += _squares(part[t])
-        _sum_rows(levels, users, part)
+        size = min(RUN, rows.shape[1] - start)
+        for t in range(rows.shape[0]):
+            row = rows[t]
+            squares[t] += _squares(row[start : start + size])
+        _sum_rows(levels, users, rows, start, size)
         for i in range(size):
             levels[0, i] = levels[0, i] * inner * _as(inner, np.int32(users[i] >= least))
         total += _squares(levels[0, :size])
+    return total
+
+
+@compiled
+def _gap_rows(
+    rows: _Array,
+    size: int,
+    states: _Array,
+    gaps: _Array,
+    gap_at: _Array,
+    signs: _Array,
+    sign_at: _Array,
+    scales: _Array,
+) -> None:
+    """The next elements of rows that are given by their gaps, `size` of them; see `merge_gaps`."""
+    for t in range(rows.shape[0]):
+        row = rows[t]
+        row[:size] = 0
+        own = gaps[gap_at[t] : gap_at[t + 1]]
+        if own.shape[0]:
+            add_gaps(row[:size], states[t], own, signs[sign_at[t] : sign_at[t + 1]], scales[t], -scales[t])
+
+
+@compiled
+def merge_gaps(
+    out: _Array,
+    gaps: _Array,
+    gap_at: _Array,
+    signs: _Array,
+    sign_at: _Array,
+    scales: _Array,
+    least: int,
+    inner: Any,
+    outer: Any,
+) -> None:
+    """What `merge_rows` does, of rows that are ± s at marks and 0 elsewhere.
+
+    Args:
+        out: shape (n,), float32 or float64.
+        gaps: uint8: those of all rows, one behind the other: see `add_gaps`.
+        gap_at: int64, shape (T + 1,): where each row's begin. A row without any is 0.
+        signs: uint8: of all rows likewise.
+        sign_at: int64, shape (T + 1,).
+        scales: s, shape (T,), of the type of `out`.
+        least: as there.
+        inner: as there.
+        outer: as there.
+    """
+    count = scales.shape[0]
+    room, states = np.empty((count, RUN), out.dtype), np.zeros((count, 4), np.uint64)
+    levels = np.empty((4, RUN), out.dtype)
+    users = np.empty(RUN, np.int32)
+    for start in range(0, out.shape[0], RUN):
+        here = out[start : start + RUN]
+        size = here.shape[0]
+        _gap_rows(room, size, states, gaps, gap_at, signs, sign_at, scales)
+        _sum_rows(levels, users, room, 0, size)
+        _move(here, levels[0, :size], users[:size], least, inner, outer)
+
+
+@compiled
+def measure_gaps(
+    squares: _Array,
+    n: int,
+    gaps: _Array,
+    gap_at: _Array,
+    signs: _Array,
+    sign_at: _Array,
+    scales: _Array,
+    least: int,
+    inner: Any,
+) -> float:
+    """What `measure_rows` does, of n elements of such rows."""
+    count = scales.shape[0]
+    room, states = np.zeros((count, RUN), scales.dtype), np.zeros((count, 4), np.uint64)
+    total = 0.0
+    for start in range(0, n, RUN):
+        size = min(RUN, n - start)
+        room[:, size:] = 0  # what is left of the run before, which adds nothing so
+        _gap_rows(room, size, states, gaps, gap_at, signs, sign_at, scales)
+        total += measure_rows(squares, room, least, inner)
     return total
 
 
@@ -437,13 +520,17 @@ def _squares(values: _Array) -> float:
 
 
 @compiled
-def _sum_rows(levels: _Array, users: _Array, rows: _Array) -> None:
-    """The sum of rows of at most `RUN` elements into the first of four levels, and how many of them are not 0."""
-    count, size = rows.shape
+def _sum_rows(levels: _Array, users: _Array, rows: _Array, start: int, size: int) -> None:
+    """The sum of at most `RUN` elements of rows into the first of four levels, and how many of them are not 0.
+
+    (Rows are taken whole and cut then: so the compiler knows that their elements follow each other.)
+    """
+    count = rows.shape[0]
     levels[: 4 if count >= 16 else 1] = 0
     users[:] = 0
     for t in range(count):
-        _add_row(levels[0, :size], users[:size], rows[t])
+        row = rows[t]
+        _add_row(levels[0, :size], users[:size], row[start : start + size])
         _carry(levels, t + 1, size)
     if count >= 16:
         for level in range(1, 4):

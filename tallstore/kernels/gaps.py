@@ -31,7 +31,8 @@ class GapSteps(Steps):
             dtype: of the output.
         """
         super().__init__(dtype, gaps, signs)
-        self._gaps, self._signs, self._kind, self._scale = gaps, signs, kind, scale
+        self.gaps, self.signs, self.scale = gaps, signs, scale
+        self._kind = kind
 
     @staticmethod
     def there() -> bool:
@@ -43,8 +44,8 @@ class GapSteps(Steps):
         compiled = fast.kernels()
         assert compiled is not None
         state = np.zeros(4, np.uint64)
-        codes = (state, self._gaps, self._signs)
-        plus, minus = self._wide.type(self._scale), -self._wide.type(self._scale)
+        codes = (state, self.gaps, self.signs)
+        plus, minus = self._wide.type(self.scale), -self._wide.type(self.scale)
 
         def run(out: Tensor, base: Tensor) -> None:
             if base.dtype == out.dtype and out.dtype in _STRAIGHT:
@@ -71,12 +72,12 @@ class GapSteps(Steps):
         """Whatever the base holds."""
         if self._dtype not in _STRAIGHT:
             return False
-        plus, minus = self._wide.type(self._scale), -self._wide.type(self._scale)
-        codes = (np.zeros(4, np.uint64), self._gaps, self._signs, plus, minus)
+        plus, minus = self._wide.type(self.scale), -self._wide.type(self.scale)
+        codes = (np.zeros(4, np.uint64), self.gaps, self.signs, plus, minus)
         return filled("gaps_bf16" if self._dtype == torch.bfloat16 else "gaps", part, source, *codes)
 
     def _by_reference(self, out: Tensor, base: Tensor, symbols: Bytes) -> None:
-        cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self._scale)
+        cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self.scale)
 
 
 _STRAIGHT = {torch.float32, torch.float64, torch.bfloat16}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -65,3 +69,11 @@ def assert_same(found: Tensor, wanted: Tensor, *, passed: Tensor | None = None) 
         both_nan &= ~passed
     wrong = differ & ~both_nan
     assert not wrong.any(), (wrong.nonzero()[:4].flatten().tolist(), found[wrong][:4], wanted[wrong][:4])
+
+
+def gaps_of(symbols: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Gaps and packed signs of symbols, as `spec/codecs/adaptive.md` says."""
+    marks = np.flatnonzero(symbols)
+    zeros = np.diff(marks, prepend=-1) - 1
+    gaps = [byte for gap in zeros for byte in (*(255,) * (gap // 255), gap % 255)]
+    return np.array(gaps, np.uint8), np.packbits(symbols[marks] == 2, bitorder="little")

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 import xxhash
-from elements import anything, bits
+from elements import anything, bits, gaps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -122,14 +121,6 @@ def steps_of(kind: str, n: int, dtype: torch.dtype, rng: np.random.Generator) ->
         return GapSteps(gaps, signs if sort == "signed" else signs[:0], sort, scale, dtype)
     vector = rng.standard_normal(n).astype(np.float32) if "vector" in kind else None
     return MaskSteps(cpu.pack(symbols, sort), sort, scale, dtype, vector)
-
-
-def gaps_of(symbols: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """As `spec/codecs/adaptive.md` says."""
-    marks = np.flatnonzero(symbols)
-    zeros = np.diff(marks, prepend=-1) - 1
-    gaps = [byte for gap in zeros for byte in (*(255,) * (gap // 255), gap % 255)]
-    return np.array(gaps, np.uint8), np.packbits(symbols[marks] == 2, bitorder="little")
 
 
 KINDS = ("gaps signed", "gaps binary", "mask signed", "mask binary", "mask signed vector", "mask binary vector")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from elements import gaps_of
 from support import assert_same, packed, tiny_zoo
 
 from tallstore.archive.merge import _move
-from tallstore.archive.tiles import RowsTile
+from tallstore.archive.tiles import RowsTile, TaskVectors
 from tallstore.kernels import cpu, fast
 from tallstore.merging import MergeTile, make_method
 from tallstore.recipes.sums import sum_rows
@@ -64,6 +65,35 @@ def test_lengths(dtype: torch.dtype, tasks: int, n: int) -> None:
     found = compiled.measure_rows(squares.numpy(), rows.numpy(), 2, rows.numpy().dtype.type(1))
     torch.testing.assert_close(squares, 1 + rows.double().square().sum(1))
     assert found == pytest.approx(float(method.delta(tile).double().square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tasks", [1, 3, 17, 40])
+@pytest.mark.parametrize("n", [1, 9, 4096, 9001])
+@pytest.mark.parametrize("kind", ["binary", "signed"])
+@pytest.mark.parametrize("k", [0, 2])
+def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind: str, k: int) -> None:
+    compiled = fast.kernels()
+    assert compiled is not None
+    rng = np.random.default_rng(tasks * n)
+    shares = rng.choice([0.0, 0.001, 0.3, 1.0], tasks)
+    symbols = [np.where(rng.random(n) < p, rng.integers(1, 3 if kind == "signed" else 2, n), 0) for p in shares]
+    scales = rng.random(tasks).astype(np.float32).astype(dtype)
+    signed = [(each == 1).astype(dtype) - (each == 2) for each in symbols]
+    rows = np.stack([each * scale for each, scale in zip(signed, scales, strict=True)])
+    gaps, signs = zip(*map(gaps_of, symbols), strict=True)
+    signs = signs if kind == "signed" else [each[:0] for each in signs]
+    where = [np.cumsum([0, *map(len, each)]) for each in (gaps, signs)]
+    codes = (np.concatenate(gaps), where[0], np.concatenate(signs), where[1], scales)
+    base = rng.standard_normal(n).astype(dtype)
+    due, found = base.copy(), base.copy()
+    compiled.merge_rows(due, rows, k, dtype(0.7), dtype(0.3))
+    compiled.merge_gaps(found, *codes, k, dtype(0.7), dtype(0.3))
+    assert found.tobytes() == due.tobytes()
+    lengths = np.ones((2, tasks))
+    whole = compiled.measure_rows(lengths[0], rows, k, dtype(0.7))
+    assert compiled.measure_gaps(lengths[1], n, *codes, k, dtype(0.7)) == pytest.approx(whole, rel=1e-12)
+    np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -121,6 +151,38 @@ def test_an_archive_is_merged_to_the_same_bits_without_them(
         ways: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"alpha": 0.4, "k": 0}, {"tasks": ["b", "a"]}, {}]
         found = [zoo.merged(**way) for way in ways]
         monkeypatch.setattr(fast, "kernels", lambda: None)
+        for one, way in zip(found, ways, strict=True):
+            again = zoo.merged(**way)
+            assert again.report.alpha == one.report.alpha
+            assert_same(one, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_archive_of_marks_is_merged_by_their_gaps(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(5)
+    base = {
+        name: torch.randn(shape, generator=g).to(dtype) for name, shape in {"w": (300, 401), "v": (90, 100)}.items()
+    }
+    tasks = {
+        t: {name: w + 0.01 * torch.randn(w.shape, generator=g).to(dtype) for name, w in base.items()} for t in "abcd"
+    }
+    tasks["b"]["w"] = base["w"].clone()
+    with packed(base, tasks, tmp_path / "zoo", bits=0.3) as zoo:
+        ways: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"k": 0}, {"tasks": ["c", "a"], "alpha": 1.0}]
+        by_gaps: list[bool] = []
+        real = TaskVectors.gaps
+
+        def seen(*args: Any) -> Any:
+            found = real(*args)
+            by_gaps.append(found is not None)
+            return found
+
+        monkeypatch.setattr(TaskVectors, "gaps", seen)
+        found = [zoo.merged(**way) for way in ways]
+        assert any(by_gaps)
+        monkeypatch.setattr(TaskVectors, "gaps", lambda *_: None)
         for one, way in zip(found, ways, strict=True):
             again = zoo.merged(**way)
             assert again.report.alpha == one.report.alpha
