@@ -11,6 +11,9 @@ from types import ModuleType
 __all__ = ["encode_kernels", "fill_kernels", "kernels", "pack_kernels"]
 
 
+_BY_POSITION = hasattr(os, "pread")
+
+
 def kernels() -> ModuleType | None:
     """`tallstore.kernels.compiled`, or None where numba is not installed, or `TALLSTORE_COMPILED` is 0."""
     return _load("tallstore.kernels.compiled")
@@ -22,13 +25,13 @@ def encode_kernels() -> ModuleType | None:
 
 
 def fill_kernels() -> ModuleType | None:
-    """The same of `tallstore.kernels.compiled_fill`."""
-    return _load("tallstore.kernels.compiled_fill")
+    """The same of `tallstore.kernels.compiled_fill`; None too where the system does not read by position."""
+    return _load("tallstore.kernels.compiled_fill") if _BY_POSITION else None
 
 
 def pack_kernels() -> ModuleType | None:
     """The same of `tallstore.kernels.compiled_pack`."""
-    return _load("tallstore.kernels.compiled_pack")
+    return _load("tallstore.kernels.compiled_pack") if _BY_POSITION else None
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +17,6 @@ __all__ = ["Part", "Source", "Target", "checked", "filled", "gathered", "of_file
 
 _Array = npt.NDArray[Any]
 _NONE: Bytes = np.empty(0, np.uint8)
-_BY_POSITION = hasattr(os, "pread")
-"""Whether the system has what kernels read files with."""
 _NO_STATE = np.empty(0, np.uint64)
 _NUMBERS = {torch.float32, torch.float64}
 _WORDS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -84,7 +81,7 @@ def target_of(out: Tensor) -> Target | None:
 def of_file(handle: int, at: int, size: int) -> Source | None:
     """`size` bytes of an open file; None where that needs another way."""
     compiled = fast.fill_kernels()
-    if compiled is None or size < compiled.LEAST or not _BY_POSITION:
+    if compiled is None or size < compiled.LEAST:
         return None
     return Source(0, handle, at, compiled.begin())
 
@@ -109,7 +106,7 @@ def gathered(out: Bytes, handle: int, first: int, item: int, runs: Sequence[tupl
         runs: of each its first element and the one behind its last.
     """
     compiled = fast.fill_kernels()
-    if compiled is None or not _BY_POSITION:
+    if compiled is None:
         return False
     return bool(compiled.gather(out, handle, first, item, np.array(runs, np.int64).reshape(-1, 2)) == len(out))
 

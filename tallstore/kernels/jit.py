@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -13,7 +15,19 @@ __all__ = ["compiled"]
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled when it is first called, and kept on disk where that can be. It runs without the interpreter's lock."""
     try:
-        made: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(kernel)
+        made: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(kernel)
     except RuntimeError:  # nowhere to keep it
         made = numba.njit(nogil=True, error_model="numpy")(kernel)
-    return made
+    # Kernels call those of other files, and numba looks whether the kernel's own file has changed, and at no other.
+    kept: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(kept, "_source_stamp"):
+        kept._source_stamp = _stamp()
+    found: Callable[..., Any] = made
+    return found
+
+
+@cache
+def _stamp() -> tuple[tuple[str, float, int], ...]:
+    """Name, time of the last change and size of every file of kernels: what is kept is of these."""
+    found = [(path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return tuple((name, facts.st_mtime, facts.st_size) for name, facts in found)
