@@ -20,7 +20,7 @@ from tallstore.kernels.gaps import GapSteps
 
 TALL = ("adaptive", "bits", "bits+zstd")
 DTYPES = st.sampled_from(FLOATS)
-SIZES = st.one_of(st.integers(1, 70), st.integers(1000, 9000), st.integers(32_700, 66_000))
+SIZES = st.one_of(st.integers(1, 70), st.integers(1000, 9000), st.integers(32_700, 66_000), st.integers(65_536, 80_000))
 
 
 def bits(tensor: Tensor) -> Tensor:

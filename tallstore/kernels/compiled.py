@@ -24,10 +24,8 @@ __all__ = [
     "gaps_to_packed",
     "join_four",
     "join_two",
-    "mask_binary",
-    "mask_binary_vector",
-    "mask_signed",
-    "mask_signed_vector",
+    "mask_ones",
+    "mask_vector",
     "measure_gaps",
     "measure_rows",
     "merge_gaps",
@@ -42,17 +40,17 @@ RUN = 1 << 12
 
 _Array = npt.NDArray[Any]
 
-
 # Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
 
 
 @compiled
 def _clean(base: _Array) -> bool:
     """Whether no element is a NaN."""
-    odd = 0
+    odd = np.int32(0)
     for i in range(base.shape[0]):
-        odd += base[i] != base[i]  # NaN alone
-    return odd == 0
+        odd |= np.int32(base[i] != base[i])  # NaN alone
+    clean: bool = odd == 0
+    return clean
 
 
 @compiled
@@ -61,125 +59,91 @@ def _as(one: Any, number: Any) -> Any:
     return type(one)(number)
 
 
+def _steps_of_bytes(bits: int) -> _Array:
+    """What each symbol of a byte adds, as int8 side by side in a word: 1, −1 or 0. Shape (256,)."""
+    each = 8 // bits
+    symbols = (np.arange(256)[:, None] >> (bits * np.arange(each))) & (2**bits - 1)
+    return np.ascontiguousarray(((symbols & 1) - (symbols >> 1)).astype(np.int8)).view(f"<u{each}")[:, 0]
+
+
+_SIGNED, _BINARY = _steps_of_bytes(2), _steps_of_bytes(1)
+
+
 @compiled
-def _signed(out: _Array, base: _Array, packed: _Array, scale: Any) -> bool:
-    n, odd = base.shape[0], 0
-    for i in range(n >> 2):
-        byte = np.int32(packed[i])
-        for j in range(4):
-            symbol = (byte >> (2 * j)) & 3
-            before = base[4 * i + j]
-            # 0, −1 or +1: times scale it is exact, +0 where the symbol is 0, and x − (+0) is x.
-            out[4 * i + j] = before - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
-            odd |= before != before  # noqa: PLR0124 - NaN alone differs from itself
-    for k in range(n & ~3, n):
-        symbol = (np.int32(packed[k >> 2]) >> (2 * (k & 3))) & 3
+def _unpack(steps: _Array, packed: _Array, table: _Array) -> None:
+    """Steps of packed symbols: int8, as many as whole bytes have."""
+    words = steps.view(table.dtype)
+    for i in range(packed.shape[0]):
+        words[i] = table[packed[i]]
+
+
+@compiled
+def _add(out: _Array, base: _Array, steps: _Array, scale: Any) -> bool:
+    """out = base + steps · scale. Whether the base has no NaN."""
+    odd = np.int32(0)
+    for k in range(base.shape[0]):
         before = base[k]
-        out[k] = before - _as(scale, (symbol >> 1) - (symbol & 1)) * scale
-        odd |= before != before  # noqa: PLR0124 - NaN alone differs from itself
-    return odd == 0
+        # 0, −1 or +1: times scale it is exact, and x − (+0) is x.
+        out[k] = before - _as(scale, np.int32(-steps[k])) * scale
+        odd |= np.int32(before != before)  # noqa: PLR0124 - NaN alone differs from itself
+    clean: bool = odd == 0
+    return clean
 
 
 @compiled
-def _binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> None:
-    n = base.shape[0]
-    for i in range(n >> 3):
-        byte = np.int32(packed[i])
-        for j in range(4):
-            out[8 * i + j] = base[8 * i + j] - _as(scale, -((byte >> j) & 1)) * scale
-        for j in range(4, 8):
-            out[8 * i + j] = base[8 * i + j] - _as(scale, -((byte >> j) & 1)) * scale
-    for k in range(n & ~7, n):
-        out[k] = base[k] - _as(scale, -((np.int32(packed[k >> 3]) >> (k & 7)) & 1)) * scale
+def _add_vector(out: _Array, base: _Array, steps: _Array, one: Any, scale: Any, vector: _Array) -> bool:
+    """out = base + steps · (scale · vector) where the step is not 0. Whether the base has no NaN."""
+    odd = np.int32(0)
+    for k in range(base.shape[0]):
+        before, step = base[k], _as(one, np.int32(steps[k]))
+        moved = before + step * (scale * _as(one, vector[k]))
+        out[k] = moved if step != 0 else before
+        odd |= np.int32(before != before)  # noqa: PLR0124 - NaN alone differs from itself
+    clean: bool = odd == 0
+    return clean
 
 
 @compiled
-def _signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> None:
-    n = base.shape[0]
-    for i in range(n >> 2):
-        byte = np.int32(packed[i])
-        for j in range(4):
-            k, symbol = 4 * i + j, (byte >> (2 * j)) & 3
-            moved = base[k] + _as(one, (symbol & 1) - (symbol >> 1)) * (scale * _as(one, vector[k]))
-            out[k] = moved if symbol else base[k]
-    for k in range(n & ~3, n):
-        symbol = (np.int32(packed[k >> 2]) >> (2 * (k & 3))) & 3
-        moved = base[k] + _as(one, (symbol & 1) - (symbol >> 1)) * (scale * _as(one, vector[k]))
-        out[k] = moved if symbol else base[k]
-
-
-@compiled
-def _binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> None:
-    n = base.shape[0]
-    for i in range(n >> 3):
-        byte = np.int32(packed[i])
-        for j in range(4):
-            k, on = 8 * i + j, (byte >> j) & 1
-            moved = base[k] + _as(one, on) * (scale * _as(one, vector[k]))
-            out[k] = moved if on else base[k]
-        for j in range(4, 8):
-            k, on = 8 * i + j, (byte >> j) & 1
-            moved = base[k] + _as(one, on) * (scale * _as(one, vector[k]))
-            out[k] = moved if on else base[k]
-    for k in range(n & ~7, n):
-        moved = base[k] + scale * _as(one, vector[k])
-        out[k] = moved if (np.int32(packed[k >> 3]) >> (k & 7)) & 1 else base[k]
-
-
-@compiled
-def mask_signed(out: _Array, base: _Array, packed: _Array, scale: Any, apart: bool) -> int:
-    """out = base ± scale by signed symbols; out and base of one type, and `scale` ≥ 0 too.
+def mask_ones(out: _Array, base: _Array, packed: _Array, bits: int, scale: Any, apart: bool) -> int:
+    """out = base ± scale by packed symbols of so many bits; out and base of one type, and `scale` ≥ 0 too.
 
     `apart`: out is not the base's own memory, so that a run may be written before it is known to be clean.
 
     Returns where it stopped: the number of elements, or the beginning of a run of `RUN` with a NaN in its base.
     """
-    n, a = base.shape[0], 0
+    n, a, steps = base.shape[0], 0, np.empty(RUN, np.int8)
     while a < n:
         b = min(a + RUN, n)
-        if not (apart or _clean(base[a:b])):
+        before, own = base[a:b], packed[a * bits >> 3 : (b * bits + 7) >> 3]
+        if not (apart or _clean(before)):
             break
-        if not _signed(out[a:b], base[a:b], packed[a >> 2 : (b + 3) >> 2], scale):
+        if bits == 1:
+            _unpack(steps, own, _BINARY)
+        else:
+            _unpack(steps, own, _SIGNED)
+        if not _add(out[a:b], before, steps, scale):
             break
         a = b
     return a
 
 
 @compiled
-def mask_binary(out: _Array, base: _Array, packed: _Array, scale: Any) -> int:
-    """out = base + scale by binary symbols. As `mask_signed`."""
-    n, a = base.shape[0], 0
+def mask_vector(
+    out: _Array, base: _Array, packed: _Array, bits: int, one: Any, scale: Any, vector: _Array, apart: bool
+) -> int:
+    """out = base ± scale · vector (float32) by packed symbols. As `mask_ones`."""
+    n, a, steps = base.shape[0], 0, np.empty(RUN, np.int8)
     while a < n:
         b = min(a + RUN, n)
-        if not _clean(base[a:b]):
+        before, own = base[a:b], packed[a * bits >> 3 : (b * bits + 7) >> 3]
+        if not (apart or _clean(before)):
             break
-        _binary(out[a:b], base[a:b], packed[a >> 3 : (b + 7) >> 3], scale)
-        a = b
-    return a
-
-
-@compiled
-def mask_signed_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> int:
-    """out = base ± scale · vector (float32) by signed symbols. As `mask_signed`."""
-    n, a = base.shape[0], 0
-    while a < n:
-        b = min(a + RUN, n)
-        if not _clean(base[a:b]):
+        if bits == 1:
+            _unpack(steps, own, _BINARY)
+        else:
+            _unpack(steps, own, _SIGNED)
+        if not _add_vector(out[a:b], before, steps, one, scale, vector[a:b]):
             break
-        _signed_vector(out[a:b], base[a:b], packed[a >> 2 : (b + 3) >> 2], one, scale, vector[a:b])
-        a = b
-    return a
-
-
-@compiled
-def mask_binary_vector(out: _Array, base: _Array, packed: _Array, one: Any, scale: Any, vector: _Array) -> int:
-    """out = base + scale · vector (float32) by binary symbols. As `mask_signed`."""
-    n, a = base.shape[0], 0
-    while a < n:
-        b = min(a + RUN, n)
-        if not _clean(base[a:b]):
-            break
-        _binary_vector(out[a:b], base[a:b], packed[a >> 3 : (b + 7) >> 3], one, scale, vector[a:b])
         a = b
     return a
 

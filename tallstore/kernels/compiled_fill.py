@@ -399,14 +399,9 @@ def mask(
         base, i, j = run.view(out.dtype), a // out.itemsize, b // out.itemsize
         own = packed[i * bits >> 3 : (j * bits + 7) >> 3]
         if vector.shape[0]:
-            if bits == 1:
-                done = steps.mask_binary_vector(base, base, own, one, scale, vector[i:j])
-            else:
-                done = steps.mask_signed_vector(base, base, own, one, scale, vector[i:j])
-        elif bits == 1:
-            done = steps.mask_binary(base, base, own, scale)
+            done = steps.mask_vector(base, base, own, bits, one, scale, vector[i:j], False)
         else:
-            done = steps.mask_signed(base, base, own, scale, False)
+            done = steps.mask_ones(base, base, own, bits, scale, False)
         if done < j - i:
             break
         if item != 0:

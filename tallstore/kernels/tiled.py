@@ -181,15 +181,12 @@ class MaskSteps(_Tiled):
             return None
         packed = self._packed[start // self._each :]
         one, scale = self._wide.type(1), self._wide.type(self._scale)
+        apart, bits = not np.may_share_memory(before, after), cpu.SYMBOL_BITS[self._kind]
         if self._vector is None:
-            if self._kind == "signed":
-                apart = not np.may_share_memory(before, after)
-                end = compiled.mask_signed(after, before, packed, scale, apart)
-            else:
-                end = compiled.mask_binary(after, before, packed, scale)
+            end = compiled.mask_ones(after, before, packed, bits, scale, apart)
         else:
-            kernel = compiled.mask_signed_vector if self._kind == "signed" else compiled.mask_binary_vector
-            end = kernel(after, before, packed, one, scale, self._vector[start : start + len(before)])
+            vector = self._vector[start : start + len(before)]
+            end = compiled.mask_vector(after, before, packed, bits, one, scale, vector, apart)
         return None if end == len(before) else int(end)
 
     def fill(self, part: Part, source: Source) -> bool:

@@ -8,6 +8,7 @@ that no reader uses.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +28,13 @@ Content = dict[str, dict[str, bytes]]
 
 
 class Held(Store):
-    """An archive's files in memory."""
+    """An archive's files in memory; for kernels that read files themselves, in files without a name."""
 
     open_ended = False
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.url, self._files = "held", files
+        self._handles: dict[str, int] = {}
 
     def paths(self) -> list[str]:
         return list(self._files)
@@ -46,6 +48,18 @@ class Held(Store):
         if start < 0 or length < 0 or start + length > self.size(path):
             raise DamagedError(f"held: {path} is cut off")
         return memoryview(self._files[path])[start : start + length]
+
+    def handle(self, path: str, start: int, length: int) -> tuple[int, int] | None:
+        self.read(path, start, length)
+        if path not in self._handles:
+            self._handles[path] = os.memfd_create("held")
+            os.write(self._handles[path], self._files[path])
+        return self._handles[path], start
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
 
 
 def content(zoo: Zoo) -> Content:
