@@ -194,47 +194,29 @@ def _read(run: _Array, a: int, size: int, handle: int, at: int, state: _Array) -
 
 
 @compiled
-def _fetch(
-    run: _Array,
-    a: int,
-    size: int,
-    item: int,
-    handle: int,
-    at: int,
-    state: _Array,
-    low: _Array,
-    second: _Array,
-    third: _Array,
-    high: _Array,
-) -> bool:
+def _fetch(run: _Array, a: int, size: int, source: Any) -> bool:
     """A run of a chunk, from byte a on.
 
     Args:
         run: uint8: what it goes into.
         a: a multiple of `_RUN`.
         size: bytes of the chunk.
-        item: 0: out of a file; 2 or 4: rotated words of so many bytes, out of planes.
-        handle: the file's descriptor.
-        at: the file's byte that is the chunk's first.
-        state: see `begin`.
-        low: uint8, shape (words,): the least significant bytes.
-        second: the same of the next ones; only of four bytes.
-        third: the same.
-        high: the most significant ones.
+        source: a `fill.Source`.
 
     Returns:
         whether it was there.
     """
     b = a + run.shape[0]
-    if item == 0:
-        there: bool = _read(run, a, size, handle, at, state)
+    if source.item == 0:
+        there: bool = _read(run, a, size, source.handle, source.at, source.state)
         return there
-    if item == 2:
+    if source.item == 2:
         i, j = a >> 1, b >> 1
-        steps.join_two(run.view(np.uint16), low[i:j], high[i:j])
+        steps.join_two(run.view(np.uint16), source.low[i:j], source.high[i:j])
     else:
         i, j = a >> 2, b >> 2
-        steps.join_four(run.view(np.uint32), low[i:j], second[i:j], third[i:j], high[i:j])
+        planes = source.low[i:j], source.second[i:j], source.third[i:j], source.high[i:j]
+        steps.join_four(run.view(np.uint32), planes[0], planes[1], planes[2], planes[3])
     return True
 
 
@@ -277,25 +259,15 @@ def check(size: int, handle: int, at: int, state: _Array) -> int:
 
 
 @compiled
-def whole(
-    raw: _Array,
-    item: int,
-    handle: int,
-    at: int,
-    state: _Array,
-    low: _Array,
-    second: _Array,
-    third: _Array,
-    high: _Array,
-) -> int:
+def whole(raw: _Array, source: Any) -> int:
     """Fill `raw` and add nothing. Returns the bytes that were."""
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
     while a < size:
         b = _end(a, size)
-        run = raw[a:b] if item == 0 else room[: b - a]
-        if not _fetch(run, a, size, item, handle, at, state, low, second, third, high):
+        run = raw[a:b] if source.item == 0 else room[: b - a]
+        if not _fetch(run, a, size, source):
             break
-        if item != 0:
+        if source.item != 0:
             _write(raw[a:b], run)
         a = b
     _settle()
@@ -305,14 +277,7 @@ def whole(
 @compiled
 def gaps(
     raw: _Array,
-    item: int,
-    handle: int,
-    at: int,
-    state: _Array,
-    low: _Array,
-    second: _Array,
-    third: _Array,
-    high: _Array,
+    source: Any,
     out: _Array,
     places: _Array,
     codes: _Array,
@@ -324,11 +289,11 @@ def gaps(
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
     while a < size:
         b = _end(a, size)
-        run = raw[a:b] if item == 0 else room[: b - a]
-        if not _fetch(run, a, size, item, handle, at, state, low, second, third, high):
+        run = raw[a:b] if source.item == 0 else room[: b - a]
+        if not _fetch(run, a, size, source):
             break
         steps.add_gaps(run.view(out.dtype), places, codes, signs, plus, minus)
-        if item != 0:
+        if source.item != 0:
             _write(raw[a:b], run)
         a = b
     _settle()
@@ -338,14 +303,7 @@ def gaps(
 @compiled
 def gaps_bf16(
     raw: _Array,
-    item: int,
-    handle: int,
-    at: int,
-    state: _Array,
-    low: _Array,
-    second: _Array,
-    third: _Array,
-    high: _Array,
+    source: Any,
     out: _Array,  # noqa: ARG001 - as `gaps` has it
     places: _Array,
     codes: _Array,
@@ -357,11 +315,11 @@ def gaps_bf16(
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
     while a < size:
         b = _end(a, size)
-        run = raw[a:b] if item == 0 else room[: b - a]
-        if not _fetch(run, a, size, item, handle, at, state, low, second, third, high):
+        run = raw[a:b] if source.item == 0 else room[: b - a]
+        if not _fetch(run, a, size, source):
             break
         steps.add_gaps_bf16(run.view(np.uint16), places, codes, signs, plus, minus)
-        if item != 0:
+        if source.item != 0:
             _write(raw[a:b], run)
         a = b
     _settle()
@@ -371,14 +329,7 @@ def gaps_bf16(
 @compiled
 def mask(
     raw: _Array,
-    item: int,
-    handle: int,
-    at: int,
-    state: _Array,
-    low: _Array,
-    second: _Array,
-    third: _Array,
-    high: _Array,
+    source: Any,
     out: _Array,
     packed: _Array,
     bits: int,
@@ -393,8 +344,8 @@ def mask(
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
     while a < size:
         b = _end(a, size)
-        run = raw[a:b] if item == 0 else room[: b - a]
-        if not _fetch(run, a, size, item, handle, at, state, low, second, third, high):
+        run = raw[a:b] if source.item == 0 else room[: b - a]
+        if not _fetch(run, a, size, source):
             break
         base, i, j = run.view(out.dtype), a // out.itemsize, b // out.itemsize
         own = packed[i * bits >> 3 : (j * bits + 7) >> 3]
@@ -404,7 +355,7 @@ def mask(
             done = steps.mask_ones(base, base, own, bits, scale, False)
         if done < j - i:
             break
-        if item != 0:
+        if source.item != 0:
             _write(raw[a:b], run)
         a = b
     _settle()
@@ -414,14 +365,7 @@ def mask(
 @compiled
 def delta(
     raw: _Array,
-    item: int,
-    handle: int,
-    at: int,
-    state: _Array,
-    low: _Array,
-    second: _Array,
-    third: _Array,
-    high: _Array,
+    source: Any,
     out: _Array,
     packed: _Array,
     bits: int,
@@ -431,8 +375,8 @@ def delta(
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
     while a < size:
         b = _end(a, size)
-        run = raw[a:b] if item == 0 else room[: b - a]
-        if not _fetch(run, a, size, item, handle, at, state, low, second, third, high):
+        run = raw[a:b] if source.item == 0 else room[: b - a]
+        if not _fetch(run, a, size, source):
             break
         base, i, j = run.view(out.dtype), a // out.itemsize, b // out.itemsize
         own = packed[i * bits >> 3 : (j * bits + 7) >> 3]
@@ -440,7 +384,7 @@ def delta(
             steps.delta8(base, base, own, table)
         else:
             steps.delta4(base, base, own, table)
-        if item != 0:
+        if source.item != 0:
             _write(raw[a:b], run)
         a = b
     _settle()

@@ -131,4 +131,4 @@ def filled(kernel: str, part: Part, source: Source, *codes: Any) -> bool:
     """
     raw, values = part
     into = (values,) if codes else ()
-    return bool(getattr(fast.fill_kernels(), kernel)(raw, *source, *into, *codes) == len(raw))
+    return bool(getattr(fast.fill_kernels(), kernel)(raw, source, *into, *codes) == len(raw))
