@@ -137,6 +137,8 @@ class Chunks:
         Returns:
             whether that was done, and all was right. If not, whatever the reason, the general way tells or mends it.
         """
+        if steps is not None and not steps.fills:
+            return False
         raw = coded(place).codec == RAW
         if raw:
             source = self._reader.source(place, index) if coded(place).chunks.length(index) == len(part.raw) else None

@@ -25,6 +25,7 @@ from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import wide
+from tallstore.kernels.gaps import GapSteps
 from tallstore.merging import ALPHAS, MergeTile
 from tallstore.merging.base import checked_alpha
 from tallstore.tensors import TORCH
@@ -308,7 +309,7 @@ class Merger:
     def _by_gaps(self, lineup: Lineup, start: int, stop: int) -> tuple[int, Any, list[int], Gaps] | None:
         """The same where task vectors are marks alone: k, α, which tasks, and their marks."""
         sums = self._chosen.method.of_sums()
-        if sums is None or sums.source != "tasks":
+        if sums is None or sums.source != "tasks" or not GapSteps.there():
             return None
         gaps = self._vectors.gaps(lineup, start, stop)
         number = np.float64 if _kind(lineup) == torch.float64 else np.float32

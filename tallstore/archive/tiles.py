@@ -140,12 +140,12 @@ class TaskVectors:
         odd = any(wide(TORCH[str(m.entry.dtype)]) != kind for m in moved)
         if odd or not size or start % size or stop - start > size:
             return None
-        found = [None if m.kind == "base" else self._decoder.steps(m.task, m.name, start // size) for m in there]
-        steps = [each for each in found if isinstance(each, GapSteps)]
-        if len(steps) < len(moved):
-            return None
-        kinds = iter(steps)
-        rows = [None if m.kind == "base" else next(kinds) for m in there]
+        rows: list[GapSteps | None] = []
+        for m in there:
+            steps = None if m.kind == "base" else self._decoder.steps(m.task, m.name, start // size)
+            if m.kind != "base" and not isinstance(steps, GapSteps):
+                return None
+            rows.append(steps if isinstance(steps, GapSteps) else None)
         gaps = [_NOTHING if row is None else row.gaps for row in rows]
         signs = [_NOTHING if row is None else row.signs for row in rows]
         scales = np.array([0.0 if row is None else row.scale for row in rows], _NUMBER[kind])

@@ -32,7 +32,8 @@ class GapSteps(Steps):
         """
         super().__init__(dtype, gaps, signs)
         self.gaps, self.signs, self.scale = gaps, signs, scale
-        self._kind = kind
+        self._kind, self.fills = kind, dtype in _STRAIGHT
+        self._kernel = "gaps_bf16" if dtype == torch.bfloat16 else "gaps"
 
     @staticmethod
     def there() -> bool:
@@ -70,11 +71,9 @@ class GapSteps(Steps):
 
     def fill(self, part: Part, source: Source) -> bool:
         """Whatever the base holds."""
-        if self._dtype not in _STRAIGHT:
-            return False
         plus, minus = self._wide.type(self.scale), -self._wide.type(self.scale)
         codes = (np.zeros(4, np.uint64), self.gaps, self.signs, plus, minus)
-        return filled("gaps_bf16" if self._dtype == torch.bfloat16 else "gaps", part, source, *codes)
+        return filled(self._kernel, part, source, *codes)
 
     def _by_reference(self, out: Tensor, base: Tensor, symbols: Bytes) -> None:
         cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self.scale)

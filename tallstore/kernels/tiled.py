@@ -69,7 +69,6 @@ class Steps(ABC):
             dtype: of the output, which decides in what type is computed.
             *codes: what the steps hold in memory.
         """
-        self._dtype = dtype
         self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
         self.nbytes = sum(code.nbytes for code in codes)
 
@@ -77,7 +76,10 @@ class Steps(ABC):
     def begin(self) -> Run:
         """What writes the chunk's elements run by run, from its first on; all but the last a multiple of 8."""
 
-    def fill(self, part: Part, source: Source) -> bool:  # noqa: ARG002 - most have no such call
+    fills: bool = False
+    """Whether there is `fill`."""
+
+    def fill(self, part: Part, source: Source) -> bool:
         """Write the whole chunk in one call, its base out of a source.
 
         Args:
@@ -87,7 +89,7 @@ class Steps(ABC):
         Returns:
             whether that was done; where it was not, `part` holds anything.
         """
-        return False
+        raise NotImplementedError
 
 
 class _Tiled(Steps):
@@ -159,6 +161,7 @@ class MaskSteps(_Tiled):
         self._compiled = fast.kernels()
         if vector is None and np.signbit(scale):
             self._compiled = None  # 0 times such a scale is −0, and x − (−0) is not always x
+        self.fills = self._compiled is not None and dtype in _WIDE
         if self._compiled is not None:
             return
         s = self._wide.type(scale)
@@ -191,8 +194,6 @@ class MaskSteps(_Tiled):
 
     def fill(self, part: Part, source: Source) -> bool:
         """Where the base has no NaN."""
-        if self._compiled is None or self._dtype not in _WIDE:
-            return False
         vector = _NO_VECTOR if self._vector is None else self._vector[: len(part.values)]
         codes = (self._packed, cpu.SYMBOL_BITS[self._kind], self._wide.type(1), self._wide.type(self._scale), vector)
         return filled("mask", part, source, *codes)
@@ -236,7 +237,7 @@ class DeltaSteps(_Tiled):
             dtype: of the output.
         """
         super().__init__(dtype, packed, table)
-        self._packed, self._bits = packed, bits
+        self._packed, self._bits, self.fills = packed, bits, dtype in _WIDE
         self._table = np.zeros(256 if bits == 8 else 16, self._wide)
         self._table[: len(table)] = table
         self._pairs = self._table[_NIBBLES] if bits == 4 and fast.kernels() is None else None
@@ -258,7 +259,7 @@ class DeltaSteps(_Tiled):
 
     def fill(self, part: Part, source: Source) -> bool:
         """Whatever the base holds."""
-        return self._dtype in _WIDE and filled("delta", part, source, self._packed, self._bits, self._table)
+        return filled("delta", part, source, self._packed, self._bits, self._table)
 
 
 class ValueSteps(_Tiled):
