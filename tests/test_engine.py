@@ -413,3 +413,13 @@ def test_large_parts_are_cut(sources: tuple[str, dict[str, str]], tmp_path: Path
 
 def read(path: Path) -> object:
     return path.read_bytes() if path.is_file() else bytes_of(path)
+
+
+def test_turns_are_as_long_as_before_when_the_last_of_several_engines_is_closed() -> None:
+    before = sys.getswitchinterval()
+    first, second = engines.Threads(1), engines.Threads(2)
+    assert sys.getswitchinterval() < before
+    first.close()
+    assert sys.getswitchinterval() < before
+    second.close()
+    assert sys.getswitchinterval() == before

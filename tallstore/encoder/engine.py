@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -124,6 +125,31 @@ _TURN = 0.0005
 usual, since most of the work needs no turn."""
 
 
+class _ShortTurns:
+    """Short turns while any engine of threads is open, and what was before when none is: they are the process's own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engines = 0
+        self._before = _TURN
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._engines:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, _TURN))
+            self._engines += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._engines -= 1
+            if not self._engines:
+                sys.setswitchinterval(self._before)
+
+
+_SHORT_TURNS = _ShortTurns()
+
+
 class Threads(Engine):
     """Threads of this process, each of which computes on one core: items run side by side, not torch's loops in them.
 
@@ -132,8 +158,8 @@ class Threads(Engine):
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._before = torch.get_num_threads(), sys.getswitchinterval()
-        sys.setswitchinterval(_TURN)
+        self._before = torch.get_num_threads()
+        _SHORT_TURNS.begin()
         self._pool = ThreadPoolExecutor(workers, "tallstore-pack", initializer=torch.set_num_threads, initargs=(1,))
 
     def bind(self, work: Work[_R], context: Context) -> Callable[[int], _R]:
@@ -144,8 +170,8 @@ class Threads(Engine):
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._before[0])
-        sys.setswitchinterval(self._before[1])
+        torch.set_num_threads(self._before)
+        _SHORT_TURNS.end()
 
 
 class Given(Engine):
