@@ -113,12 +113,7 @@ class Reader:
 
     def chunk(self, place: Place, index: int, name: str) -> memoryview:
         """The coded bytes of one chunk, checked."""
-        try:
-            return self._chunk(place, index, name)
-        except DamagedError:
-            if not self.store.renew(place.path):
-                raise
-        return self._chunk(place, index, name)
+        return _again(self.store, place.path, partial(self._chunk, place, index, name))
 
     def _chunk(self, place: Place, index: int, name: str) -> memoryview:
         data = self.store.read(place.path, *self._span(place, index))

@@ -288,21 +288,18 @@ def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _A
 
 @compiled
 def notice(seen: _Array, weights: _Array, base: _Array) -> bool:
-    """Whether two runs are equal in every bit; what was seen of both, and the largest magnitude of the first, is kept.
+    """`look` of one run of several: what it finds of any of them is kept.
 
     Args:
-        seen: uint32, shape (2,): every bit in which they differ, and the largest magnitude as bits; added to.
+        seen: uint32, shape (2,): whether any differs (0: none does), and the largest magnitude as bits; added to.
         weights: float32 as uint32, shape (n,).
         base: the same.
     """
-    differ, largest = np.uint32(0), np.uint32(0)
-    for i in range(weights.shape[0]):
-        word = weights[i]
-        differ |= word ^ base[i]
-        largest = max(largest, word & _MAGNITUDE)
-    seen[0] |= differ
+    same: bool
+    same, largest = look(weights, base, _MAGNITUDE)
+    if not same:
+        seen[0] = 1
     seen[1] = max(seen[1], largest)
-    same: bool = differ == 0
     return same
 
 

@@ -95,8 +95,7 @@ def of_planes(planes: Sequence[Bytes]) -> Source | None:
 
 
 def gathered(out: Bytes, handle: int, first: int, item: int, runs: Sequence[tuple[int, int]]) -> bool:
-    """Read runs of a file's elements, one behind the other, in one call. Whether all were there; False if there is no
-    such call.
+    """Read runs of a file's elements, one behind the other, in one call. Whether it was done, and all were there.
 
     Args:
         out: as many bytes as the runs have.
