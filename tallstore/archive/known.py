@@ -1,8 +1,9 @@
 """What this process read before and found right, so that it need not be looked at twice before something is written.
 
-Headers are known by their hash and so need not be parsed again, whoever opens an archive with the same part. Chunks are
-known by the state of the file that they lie in. That a chunk is known spares the reading ahead that keeps a model from
-being half written; the bytes that are written are checked in any case.
+Manifests and headers are known by their hash and so need not be parsed again, whoever opens an archive with the same
+ones: what was parsed is shared, and not to be changed. Chunks are known by the state of the file that they lie in. That
+a chunk is known spares the reading ahead that keeps a model from being half written; the bytes that are written are
+checked in any case.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from tallstore.format.manifest import Manifest
 from tallstore.format.part import PartHeader
 
-__all__ = ["CHUNKS", "HEADERS", "Chunk", "KnownChunks"]
+__all__ = ["CHUNKS", "HEADERS", "MANIFESTS", "MANIFEST_MOST", "Chunk", "KnownChunks"]
 
 Chunk = tuple[int | None, int, bytes]
 """Where its tensor's bytes begin in their part, which chunk it is, and its hash."""
@@ -22,6 +24,9 @@ _FILES = 64
 """Headers, and files of which chunks are known."""
 _CHUNKS = 1 << 17
 """Of one file; those beyond are read ahead again."""
+_MANIFESTS = 8
+MANIFEST_MOST = 1 << 20
+"""Bytes of a manifest that is kept; longer ones are parsed again."""
 _V = TypeVar("_V")
 
 
@@ -63,6 +68,8 @@ class KnownChunks:
         return chunk in self._chunks
 
 
+MANIFESTS = _Recent[Manifest](_MANIFESTS)
+"""By sha256 of their bytes."""
 HEADERS = _Recent[PartHeader](_FILES)
 """By sha256 of the header's bytes, and size of the part."""
 CHUNKS = _Recent[KnownChunks](_FILES)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from tallstore.archive.known import CHUNKS, HEADERS, KnownChunks
+from tallstore.archive.known import CHUNKS, HEADERS, MANIFEST_MOST, MANIFESTS, KnownChunks
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
@@ -49,11 +49,16 @@ def read_manifest(store: Store) -> Manifest:
         raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
     data = _whole(store, MANIFEST)
     try:
-        return Manifest.from_bytes(data, f"{store.url}: {MANIFEST}")
+        return _parsed(store, data)
     except (DamagedError, FormatError):
         if is_intact(data) or not store.renew(MANIFEST):
             raise
-    return Manifest.from_bytes(_whole(store, MANIFEST), f"{store.url}: {MANIFEST}")
+    return _parsed(store, _whole(store, MANIFEST))
+
+
+def _parsed(store: Store, data: bytes) -> Manifest:
+    parse = partial(Manifest.from_bytes, data, f"{store.url}: {MANIFEST}")
+    return parse() if len(data) > MANIFEST_MOST else MANIFESTS.get(hashlib.sha256(data).digest(), parse)
 
 
 def _whole(store: Store, path: str) -> bytes:

@@ -61,9 +61,8 @@ class Target:
     def __init__(self, out: Tensor) -> None:
         """Of a contiguous tensor."""
         flat, self._item = out.detach(), out.element_size()
-        words = flat if out.dtype in _NUMBERS else flat.view(_WORDS[self._item])
-        self._raw: Bytes = flat.view(torch.uint8).numpy()
-        self._values = words.numpy()
+        self._values: _Array = (flat if out.dtype in _NUMBERS else flat.view(_WORDS[self._item])).numpy()
+        self._raw: Bytes = self._values.view(np.uint8)  # numpy's views take a tenth of the time that torch's take
 
     def part(self, a: int, b: int) -> Part:
         """Elements [a, b), as far as there are so many."""
