@@ -19,6 +19,7 @@ __all__ = [
     "RUN",
     "add_gaps",
     "add_gaps_bf16",
+    "add_gaps_f16",
     "delta4",
     "delta8",
     "gaps_to_packed",
@@ -211,6 +212,14 @@ def gaps_to_packed(out: _Array, gaps: _Array, signs: _Array, bits: int) -> None:
 _ZERO, _ONE, _THREE, _SEVEN, _GO_ON = (np.uint64(n) for n in (0, 1, 3, 7, 255))
 
 
+_HALF_SIGN, _HALF_SIZE, _HALF_NORMAL, _HALF_INFINITE = (np.uint32(n) for n in (0x8000, 0x7FFF, 0x400, 0x7C00))
+"""Of the bits of a float16: sign and magnitude; the least normal magnitude, and the infinite one."""
+_SIZE, _INFINITE, _LEAST_HALF, _BEYOND_HALF = (np.uint32(n) for n in (0x7FFFFFFF, 0x7F800000, 0x38800000, 0x47800000))
+"""Of a float32's: magnitude; infinity, float16's least normal magnitude 2^-14, and 2^16, which it has no more."""
+_REBASED, _13 = np.uint32(0x38000000), np.uint32(13)
+"""What exponents differ by, and bits of a mantissa that float16 lacks."""
+
+
 @compiled
 def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
     """out += `plus` or `minus` at every mark of a run of elements; runs follow each other from a chunk's first element.
@@ -269,6 +278,54 @@ def add_gaps_bf16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus:
         place += _ONE
         mark += _ONE
     state[0], state[1], state[2], state[3] = at, mark, place, end
+
+
+@compiled
+def add_gaps_f16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> bool:
+    """The same for float16: `out` is uint16, sums are float32 and rounded to nearest, ties to even.
+
+    Returns whether it went to the end. It stops at a mark on a NaN: the reference says what becomes of its bits.
+    """
+    at, mark, place, first = state[0], state[1], state[2], state[3]
+    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
+    word = np.zeros(1, np.uint32)
+    value = word.view(np.float32)
+    while at < count:
+        gap = np.uint64(gaps[at])
+        there = place + gap
+        if there >= end:
+            break
+        at += _ONE
+        place = there
+        if gap == _GO_ON:
+            continue
+        negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
+        before = np.uint32(out[there - first])
+        size = before & _HALF_SIZE
+        if size > _HALF_INFINITE:
+            return False
+        if size < _HALF_NORMAL:  # by a product, which is exact, whatever this thread makes of small numbers
+            value[0] = np.float32(np.int32(size)) * np.float32(2.0**-24)
+        elif size < _HALF_INFINITE:
+            word[0] = (size << _13) + _REBASED
+        else:
+            word[0] = _INFINITE
+        word[0] |= (before & _HALF_SIGN) << np.uint32(16)
+        value[0] += minus if negative else plus
+        sign = (word[0] >> np.uint32(16)) & _HALF_SIGN
+        word[0] &= _SIZE
+        if word[0] >= _BEYOND_HALF:
+            size = _HALF_INFINITE
+        elif word[0] >= _LEAST_HALF:  # what is carried into the exponent belongs there
+            size = (word[0] - _REBASED + np.uint32(0xFFF) + ((word[0] >> _13) & np.uint32(1))) >> _13
+        else:  # the unit of small ones is 2^-24: added to 2^23, a number of them is rounded to a whole one
+            value[0] = value[0] * np.float32(2.0**24) + np.float32(2.0**23)
+            size = word[0] & np.uint32(0x7FFFFF)
+        out[there - first] = np.uint16(sign | size)
+        place += _ONE
+        mark += _ONE
+    state[0], state[1], state[2], state[3] = at, mark, place, end
+    return True
 
 
 @compiled

@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from tallstore.kernels import compiled as steps
 from tallstore.kernels.jit import compiled
 
-__all__ = ["LEAST", "begin", "check", "delta", "gaps", "gaps_bf16", "gather", "mask", "read_all", "whole"]
+__all__ = ["LEAST", "begin", "check", "delta", "gaps", "gaps_16", "gather", "mask", "read_all", "whole"]
 
 LEAST = 241
 """Bytes that are hashed here at least: fewer have another rule."""
@@ -301,7 +301,7 @@ def gaps(
 
 
 @compiled
-def gaps_bf16(
+def gaps_16(
     raw: _Array,
     source: Any,
     out: _Array,  # noqa: ARG001 - as `gaps` has it
@@ -310,15 +310,19 @@ def gaps_bf16(
     signs: _Array,
     plus: Any,
     minus: Any,
+    brain: bool,
 ) -> int:
-    """The same of bfloat16, held in uint16."""
+    """The same of bfloat16 (`brain`) or float16, held in uint16. Of float16 it stops at a mark on a NaN."""
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
     while a < size:
         b = _end(a, size)
         run = raw[a:b] if source.item == 0 else room[: b - a]
         if not _fetch(run, a, size, source):
             break
-        steps.add_gaps_bf16(run.view(np.uint16), places, codes, signs, plus, minus)
+        if brain:
+            steps.add_gaps_bf16(run.view(np.uint16), places, codes, signs, plus, minus)
+        elif not steps.add_gaps_f16(run.view(np.uint16), places, codes, signs, plus, minus):
+            break
         if source.item != 0:
             _write(raw[a:b], run)
         a = b

@@ -5,7 +5,10 @@ Compiled (`compiled.add_gaps`); where it is not, packed symbols are the way (`ti
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,7 +36,7 @@ class GapSteps(Steps):
         super().__init__(dtype, gaps, signs)
         self.gaps, self.signs, self.scale = gaps, signs, scale
         self._kind, self.fills = kind, dtype in _STRAIGHT
-        self._kernel = "gaps_bf16" if dtype == torch.bfloat16 else "gaps"
+        self._dtype = dtype
 
     @staticmethod
     def there() -> bool:
@@ -49,13 +52,15 @@ class GapSteps(Steps):
         plus, minus = self._wide.type(self.scale), -self._wide.type(self.scale)
 
         def run(out: Tensor, base: Tensor) -> None:
-            if base.dtype == out.dtype and out.dtype in _STRAIGHT:
+            if base.dtype == out.dtype and out.dtype != torch.float16:
                 if out.data_ptr() != base.data_ptr():
                     out.copy_(base)
                 if out.dtype == torch.bfloat16:
                     compiled.add_gaps_bf16(out.detach().view(torch.uint16).numpy(), *codes, plus, minus)
                 else:
                     compiled.add_gaps(out.detach().numpy(), *codes, plus, minus)
+                return
+            if base.dtype == out.dtype and _half(out, base, codes, plus, minus):
                 return
             for a in range(0, len(out), TILE):
                 wide = base[a : a + TILE].to(cpu.wide(out.dtype), copy=True)
@@ -70,14 +75,30 @@ class GapSteps(Steps):
         return run
 
     def fill(self, part: Part, source: Source) -> bool:
-        """Whatever the base holds."""
+        """Whatever the base holds, but for a NaN of float16 at a mark."""
         plus, minus = self._wide.type(self.scale), -self._wide.type(self.scale)
         codes = (np.zeros(4, np.uint64), self.gaps, self.signs, plus, minus)
-        return filled(self._kernel, part, source, *codes)
+        if self._dtype in _NUMBERS:
+            return filled("gaps", part, source, *codes)
+        return filled("gaps_16", part, source, *codes, self._dtype == torch.bfloat16)
 
     def _by_reference(self, out: Tensor, base: Tensor, symbols: Bytes) -> None:
         cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self.scale)
 
 
-_STRAIGHT = {torch.float32, torch.float64, torch.bfloat16}
+def _half(out: Tensor, base: Tensor, codes: tuple[npt.NDArray[np.uint64], Bytes, Bytes], plus: Any, minus: Any) -> bool:
+    """A run of float16; whether it was written. If not, for a NaN, `codes` and `base` are as they were."""
+    before, compiled = codes[0].copy(), fast.kernels()
+    own = base.clone() if out.data_ptr() == base.data_ptr() else out.copy_(base)
+    assert compiled is not None
+    if not compiled.add_gaps_f16(own.detach().view(torch.uint16).numpy(), *codes, plus, minus):
+        codes[0][:] = before
+        return False
+    if own is not out:
+        out.copy_(own)
+    return True
+
+
+_NUMBERS = {torch.float32, torch.float64}
+_STRAIGHT = {*_NUMBERS, torch.bfloat16, torch.float16}
 """Types whose elements are changed where they lie."""
