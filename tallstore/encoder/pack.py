@@ -83,7 +83,8 @@ def encode(
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
-        writers = Writers(sink, names, slot.group, embed=chosen.base_storage != "reference", most=most)
+        embed, keep = chosen.base_storage != "reference", chosen.resume
+        writers = Writers(sink, names, slot.group, embed=embed, most=most, keep=keep)
         exact = frozenset(names.index(name) for name in chosen.exact_tasks(names))
         choices = {
             "options": chosen.recorded(),

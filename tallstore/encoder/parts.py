@@ -31,11 +31,12 @@ class PartWriter:
     One file, or several of at most so many bytes, named as the Hub likes: `base-00001-of-00003.safetensors`.
     """
 
-    def __init__(self, sink: Sink, path: str, part: str, owner: str, most: int = MOST) -> None:
+    def __init__(self, sink: Sink, path: str, part: str, owner: str, most: int = MOST, *, keep: bool = False) -> None:
+        """`keep`: whether the chunks that workers left stay where they are, for a run that takes up this one."""
         self.path = path
         """Of the part, if there is one."""
         self._spool: Spool | None = None
-        self._sink, self._most = sink, most
+        self._sink, self._most, self._keep = sink, most, keep
         self._part, self._owner = part, owner
         self._chunks: list[Span] = []
         self._entries: dict[str, Entry] = {}
@@ -110,8 +111,8 @@ class PartWriter:
         header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
         digest = hashlib.sha256()
 
-        def pieces() -> Iterator[bytes]:
-            for piece in _blocks(_pieces(header, stored, entries, self._stored)):
+        def pieces() -> Iterator[memoryview]:
+            for piece in _blocks(_pieces(header, stored, entries, self._stored), keep=self._keep):
                 digest.update(piece)
                 yield piece
 
@@ -125,20 +126,37 @@ class PartWriter:
         )
 
 
-def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in blocks, so that little is done for each."""
-    held: list[bytes] = []
+def _blocks(pieces: Iterable[bytes | Span], *, keep: bool) -> Iterator[memoryview]:
+    """All the bytes, in blocks, so that little is done for each."""
+    held: list[bytes | Span] = []
     size = 0
     for piece in pieces:
         held.append(piece)
-        size += len(piece)
+        size += _length(piece)
         if size >= _BLOCK:
-            yield b"".join(held)
+            yield _joined(held, size, keep=keep)
             held, size = [], 0
-    yield b"".join(held)
+    yield _joined(held, size, keep=keep)
 
 
-def _made_ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _joined(pieces: Sequence[bytes | Span], size: int, *, keep: bool) -> memoryview:
+    block = memoryview(bytearray(size))
+    at = 0
+    for piece in pieces:
+        here = block[at : at + _length(piece)]
+        if isinstance(piece, Span):
+            piece.take(here, keep=keep)
+        else:
+            here[:] = piece
+        at += len(here)
+    return block
+
+
+def _length(piece: bytes | Span) -> int:
+    return piece.length if isinstance(piece, Span) else len(piece)
+
+
+def _made_ahead(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
     """The same blocks, each made on a thread of its own while the one before is being used."""
     with ThreadPoolExecutor(1, "tallstore-part") as pool:
         following = pool.submit(next, blocks, None)
@@ -149,12 +167,10 @@ def _made_ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _pieces(
     header: bytes, stored: Sequence[str], entries: Mapping[str, Entry], spans: Mapping[str, Sequence[Span]]
-) -> Iterator[bytes]:
+) -> Iterator[bytes | Span]:
     yield header
     for name in stored:
-        for span in spans[name]:
-            if span.length:
-                yield from span.read()
+        yield from (span for span in spans[name] if span.length)
         coded = entries[name].coded
         assert coded is not None
         if coded.size % limits.BLOB_ALIGNMENT:

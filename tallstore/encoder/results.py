@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -20,6 +20,7 @@ import xxhash
 
 from tallstore.codecs.base import Buffer
 from tallstore.errors import OutputError
+from tallstore.stores.staging import give_back
 
 _MAGIC = b"tallwork"
 _TAIL = struct.Struct("<QQ16s16s16s8s")
@@ -36,18 +37,20 @@ class Span(NamedTuple):
     xxh3: str
     """XXH3-64 of the bytes, in hexadecimal."""
 
-    def read(self) -> Iterator[bytes]:
-        """The bytes, piece by piece. Raises OutputError if they are not what was written."""
-        digest = xxhash.xxh3_64()
-        left = self.length
-        with self.path.open("rb", buffering=0) as file:
+    def take(self, out: memoryview, *, keep: bool) -> None:
+        """Read the bytes into `out`, which has as many; unless they are kept, their room on the disk is given back.
+
+        Raises OutputError if they are not what was written.
+        """
+        with self.path.open("r+b", buffering=0) as file:
             file.seek(self.start)
-            while left and (piece := file.read(min(left, _PIECE))):
-                digest.update(piece)
-                left -= len(piece)
-                yield piece
-        if left or digest.hexdigest() != self.xxh3:
-            raise OutputError(f"{self.path}: what was just made is damaged on its disk: pack again, elsewhere")
+            done = 0
+            while done < self.length and (got := file.readinto(out[done:])):
+                done += got
+            if done < self.length or xxhash.xxh3_64_hexdigest(out) != self.xxh3:
+                raise OutputError(f"{self.path}: what was just made is damaged on its disk: pack again, elsewhere")
+            if not keep:
+                give_back(file.fileno(), self.start, self.length)
 
 
 class Spool:

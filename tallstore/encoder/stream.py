@@ -66,9 +66,9 @@ def in_memory(n_tasks: int) -> int:
 class Writers:
     """The parts that grow during the pass."""
 
-    def __init__(self, sink: Sink, tasks: Sequence[str], group: str, *, embed: bool, most: int) -> None:
+    def __init__(self, sink: Sink, tasks: Sequence[str], group: str, *, embed: bool, most: int, keep: bool) -> None:
         def parts(path: str, part: str, owner: str) -> PartWriter:
-            return PartWriter(sink, path, part, owner, most)
+            return PartWriter(sink, path, part, owner, most, keep=keep)
 
         self.base = parts("base/base.safetensors", "base", "") if embed else None
         self.vector = parts(f"vector/{group}.safetensors", "vector", group)

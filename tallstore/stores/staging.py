@@ -20,6 +20,9 @@ from tallstore.stores.held import remove_unless_held, staging_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_LEAST = 1 << 16
+"""Bytes that are worth giving back."""
 _LOCK = "lock"
 WORK = "work"
 """The folder in it that a resumed run finds again."""
@@ -153,6 +156,17 @@ def sync(path: Path) -> None:
             if below.is_dir() or below.is_file():
                 sync(below)
     _flush(path)
+
+
+def give_back(handle: int, start: int, length: int) -> None:
+    """Let a scratch file's bytes go that are needed no more, where the system can: what is written next gets the room.
+
+    They read as zeros then. What cannot be given back, or is not worth it, stays.
+    """
+    if sys.platform == "linux" and sys.maxsize > 1 << 32 and length >= _LEAST:
+        with contextlib.suppress(AttributeError):
+            where = ctypes.c_int64(start), ctypes.c_int64(length)
+            ctypes.CDLL(None).fallocate(handle, _KEEP_SIZE | _PUNCH_HOLE, *where)
 
 
 def _flush(path: Path) -> None:
