@@ -62,11 +62,11 @@ def _mark(
     low, width = np.float32(rule.limits[at]), np.float32(rule.widths[at])
     own = weights.to(torch.float32).numpy()
     before = base[: len(weights)].to(weights.dtype).to(torch.float32).numpy()
-    seen = np.zeros(2, np.uint32)
+    moved = np.zeros(1, np.bool_)
     for a, b in cuts:
         marks = packed[a // 4 : -(-b // 4)] if not a % 4 else np.empty(-(-(b - a) // 4), np.uint8)
         compiled.marks_above(
-            marks, sums, seen, own[a:b], before[a:b], low, width, unmixed(start + a, rule.seeds[at]), TILE
+            marks, sums, moved, own[a:b], before[a:b], low, width, unmixed(start + a, rule.seeds[at]), TILE
         )
         if a % 4:
             whole = np.concatenate([cpu.unpack(packed, "signed", a), cpu.unpack(marks, "signed", b - a)])

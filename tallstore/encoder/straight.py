@@ -6,6 +6,7 @@ bit for bit what `work` finds of rows that it reads; whatever is out of the ordi
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -77,17 +78,18 @@ def marked(
     if rule is None or (rule.vector, rule.mask) != ("ones", "above") or recipe.levels(task, tensor) is not None:
         return None
     n, (handle, first) = len(base), place
-    packed, seen = np.zeros(cpu.packed_size(recipe.kind, n), np.uint8), np.zeros(2, np.uint32)
+    packed, differs = np.zeros(cpu.packed_size(recipe.kind, n), np.uint8), np.zeros(1, np.bool_)
     found, low, width = np.zeros(N_SUMS), np.float32(rule.limits[0]), np.float32(rule.widths[0])
     begin = unmixed(start, rule.seeds[0])
-    done = compiled.marks_above(packed, found, seen, handle, first + 4 * start, base, low, width, begin, TILE)
-    if done != n or not _largest(seen) <= FAR:
-        return None
+    done = compiled.marks_above(packed, found, differs, handle, first + 4 * start, base, low, width, begin, TILE)
     _, norm, kept, dot, on = found.tolist()
+    # A number above FAR is 2^77 at the least from any up to it, the square of which float32 has no more.
+    if done != n or not math.isfinite(norm):
+        return None
     sums = (norm - 2 * dot + kept, norm, kept, dot, on)
     scale = float(np.float32(recipe.scale(task, sums)))
     data = mask.encode_packed(packed, recipe.kind, n)
-    return Made(recipe.kind, data, scale, scaled(sums, scale)), bool(seen[0])
+    return Made(recipe.kind, data, scale, scaled(sums, scale)), bool(differs[0])
 
 
 def _largest(seen: npt.NDArray[np.uint32]) -> float:

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _Array = npt.NDArray[Any]
+_FEW = 8
+"""Words that tell, mostly, whether a run moved."""
 BLOCK = 1 << 10
 """Products that are added up first, by themselves: see `encoder.quality.sums`."""
 
@@ -260,27 +262,52 @@ def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -
 
 
 @compiled
-def _limits(out: _Array, first: int, width: Any, low: Any) -> None:
-    """u · width + low, u being `recipes.dither.uniform`'s numbers from the one on whose unmixed place is `first`."""
+def _differs(weights: _Array, base: _Array) -> bool:
+    """Whether two arrays of words differ: told by the first few, mostly."""
+    for k in range(min(_FEW, weights.shape[0])):
+        if weights[k] != base[k]:
+            return True
+    found = weights.dtype.type(0)
+    for k in range(weights.shape[0]):
+        found |= weights[k] ^ base[k]
+    differs: bool = found != 0
+    return differs
+
+
+@compiled
+def _above(norm: _Array, dot: _Array, weights: _Array, base: _Array, low: Any) -> None:
+    """τ² and, where |τ| is not below `low` nor 0, |τ|, else 0."""
+    for k in range(weights.shape[0]):
+        tau = weights[k] - base[k]
+        size = abs(tau)
+        norm[k] = tau * tau
+        dot[k] = size if (size >= low) & (size > _NONE) else _NONE
+
+
+@compiled
+def _above_drawn(norm: _Array, dot: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int) -> None:
+    """The same with limits low + u · width, u being `recipes.dither.uniform`'s numbers.
+
+    `first`: the unmixed place of the first one. All in one loop: what is drawn is used where it is, in registers.
+    """
     begin = np.uint32(first)
-    for k in range(out.shape[0]):
+    for k in range(weights.shape[0]):
         x = np.uint32(begin + np.uint32(k))
         x = np.uint32(x ^ (x >> np.uint32(16)))
         x = np.uint32(x * np.uint32(0x7FEB352D))
         x = np.uint32(x ^ (x >> np.uint32(15)))
         x = np.uint32(x * np.uint32(0x846CA68B))
         x = np.uint32(x ^ (x >> np.uint32(16)))
-        out[k] = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24) * width + low
-
-
-@compiled
-def _above(symbols: _Array, norm: _Array, dot: _Array, weights: _Array, base: _Array, limits: _Array) -> None:
-    """τ² and, where |τ| is above its limit, |τ|; and the symbols of these, in two loops that vectors are made of."""
-    for k in range(weights.shape[0]):
+        limit = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24) * width + low
         tau = weights[k] - base[k]
         size = abs(tau)
         norm[k] = tau * tau
-        dot[k] = size if (size >= limits[k]) & (size > _NONE) else _NONE
+        dot[k] = size if (size >= limit) & (size > _NONE) else _NONE
+
+
+@compiled
+def _symbols(symbols: _Array, dot: _Array, weights: _Array, base: _Array) -> None:
+    """Of what is above: 1 where τ is positive, 2 where it is not; else 0."""
     for k in range(weights.shape[0]):
         sign = _PLUS if weights[k] > base[k] else _MINUS
         symbols[k] = sign if dot[k] > _NONE else _OFF
@@ -307,7 +334,7 @@ def notice(seen: _Array, weights: _Array, base: _Array) -> bool:
 def marks_of_tile(
     packed: _Array,
     sums: _Array,
-    seen: _Array,
+    moved: _Array,
     weights: _Array,
     base: _Array,
     low: Any,
@@ -315,12 +342,12 @@ def marks_of_tile(
     first: int,
     scratch: _Array,
 ) -> None:
-    """One tile of `marks_above`; `scratch`: float32, shape (3, 1024), the last row `low` everywhere."""
+    """One tile of `marks_above`; `scratch`: float32, shape (2, 1024)."""
     n = weights.shape[0]
     bits, before = weights.view(np.uint32), base.view(np.uint32)
     symbols = np.zeros(BLOCK, np.uint8)
     words = symbols.view(np.uint32)
-    norm, dot, limits = scratch[0], scratch[1], scratch[2]
+    norm, dot = scratch[0], scratch[1]
     blocks = (n + BLOCK - 1) // BLOCK
     size = 1
     while size < blocks:
@@ -330,16 +357,20 @@ def marks_of_tile(
     for i in range(blocks):
         a = i * BLOCK
         m = min(BLOCK, n - a)
-        if notice(seen, bits[a : a + m], before[a : a + m]):  # no mark, and nothing to add
+        if not _differs(bits[a : a + m], before[a : a + m]):  # no mark, and nothing to add
             packed[a >> 2 : (a + m + 3) >> 2] = 0
             continue
+        moved[0] = True
         if m < BLOCK:
             symbols[:] = 0
             norm[:] = 0
             dot[:] = 0
+        own, there = weights[a : a + m], base[a : a + m]
         if width > 0:
-            _limits(limits[:m], first + a, width, low)
-        _above(symbols[:m], norm[:m], dot[:m], weights[a : a + m], base[a : a + m], limits[:m])
+            _above_drawn(norm[:m], dot[:m], own, there, low, width, first + a)
+        else:
+            _above(norm[:m], dot[:m], own, there, low)
+        _symbols(symbols[:m], dot[:m], own, there)
         even, odd = np.uint32(0), np.uint32(0)
         for k in range((m + 3) >> 2):
             w = words[k]
@@ -360,7 +391,7 @@ def marks_of_tile(
 def marks_above(
     packed: _Array,
     sums: _Array,
-    seen: _Array,
+    moved: _Array,
     weights: _Array,
     base: _Array,
     low: Any,
@@ -373,7 +404,8 @@ def marks_above(
     Args:
         packed: uint8, room for n symbols of two bits.
         sums: float64, shape (5,): what each tile adds up to is added: unset, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
-        seen: see `notice`.
+        moved: bool, shape (1,): set where any bit of θt is not the base's. (‖τ‖² is not finite where θt holds what
+            arithmetic cannot carry, if the base does not.)
         weights: θt, float32, shape (n,).
         base: θ0 as the task's type has it, float32, shape (n,).
         low: float32.
@@ -381,12 +413,11 @@ def marks_above(
         first: the unmixed place of the first parameter, modulo 2^32.
         tile: parameters that are added up first, by themselves: a multiple of 4.
     """
-    scratch = np.zeros((3, BLOCK), np.float32)
-    scratch[2] = low
+    scratch = np.zeros((2, BLOCK), np.float32)
     for a in range(0, weights.shape[0], tile):
         b = min(a + tile, weights.shape[0])
         marks_of_tile(
-            packed[a >> 2 : (b + 3) >> 2], sums, seen, weights[a:b], base[a:b], low, width, first + a, scratch
+            packed[a >> 2 : (b + 3) >> 2], sums, moved, weights[a:b], base[a:b], low, width, first + a, scratch
         )
 
 

@@ -52,7 +52,7 @@ def moved(tau: _Array, seen: _Array, handle: int, first: int, runs: _Array, base
 def marks_above(
     packed: _Array,
     sums: _Array,
-    seen: _Array,
+    moved: _Array,
     handle: int,
     at: int,
     base: _Array,
@@ -66,7 +66,7 @@ def marks_above(
     Args:
         packed: uint8, room for n symbols of two bits.
         sums: float64, shape (5,): added to.
-        seen: see `compiled_encode.notice`.
+        moved: bool, shape (1,): set where any bit of θt is not the base's.
         handle: the descriptor of the file that holds θt.
         at: its byte that is the row's first.
         base: θ0, float32, shape (n,).
@@ -76,13 +76,12 @@ def marks_above(
         tile: parameters that are added up first, by themselves: a multiple of 4.
     """
     n: int = base.shape[0]
-    own, scratch = np.empty(min(tile, n), np.float32), np.zeros((3, encode.BLOCK), np.float32)
-    scratch[2] = low
+    own, scratch = np.empty(min(tile, n), np.float32), np.zeros((2, encode.BLOCK), np.float32)
     for a in range(0, n, tile):
         b = min(a + tile, n)
         weights, before = own[: b - a], base[a:b]
         if not fill.read_all(weights.view(np.uint8), handle, at + 4 * a):
             return a
         marks = packed[a >> 2 : (b + 3) >> 2]
-        encode.marks_of_tile(marks, sums, seen, weights, before, low, width, first + a, scratch)
+        encode.marks_of_tile(marks, sums, moved, weights, before, low, width, first + a, scratch)
     return n
