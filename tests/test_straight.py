@@ -21,7 +21,8 @@ from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, open_checkpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.encoder import straight
-from tallstore.encoder.chunk import Row, encode_chunk, task_vector
+from tallstore.encoder.chunk import Made, Row, encode_chunk, task_vector
+from tallstore.encoder.quality import agreement
 from tallstore.errors import CheckpointError
 from tallstore.kernels import fast
 from tallstore.recipes.allocation import Levels
@@ -76,6 +77,54 @@ def test_a_row_is_marked_as_always(
     checkpoint.close()
 
 
+LADDERS = st.sampled_from(
+    [
+        Levels((0.001, 0.004, 0.02)),
+        Levels(tuple(0.002 * (0.62 + i) for i in range(7))),
+        Levels((0.0, 0.5)),
+        Levels(tuple(0.03 * i for i in range(7)), 0.03),
+        Levels((1e-9, 1e9)),
+        Levels((1e9, 2e9)),
+    ]
+)
+"""Few and many, hard ones and with dither, one that is used and none."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(0, 5000), st.sampled_from([0.0, 0.02, 0.4, 1.0]), LADDERS, st.integers(0, 2**32))
+def test_a_row_is_put_on_levels_as_always(
+    tmp_path_factory: pytest.TempPathFactory, n: int, start: int, share: float, levels: Levels, seed: int
+) -> None:
+    base = torch.from_numpy(np.random.default_rng(seed).standard_normal(start + n + 3).astype(np.float32))
+    weights = changed(base, seed, share)
+    checkpoint = saved(tmp_path_factory.mktemp("row"), {"other": torch.ones(3), "w": weights})
+    recipe, here = settled(levels), slice(start, start + n)
+
+    def always(*, exact: bool = False) -> Made:
+        row = Row(2, weights[here], exact=exact)
+        codec, mask, cpu = codecs.VECTOR["ones"], codecs.MASK["adaptive"], torch.device("cpu")
+        return encode_chunk(base[here], [row], recipe, codec, mask, cpu, "w", start).rows[0]
+
+    found = straight.leveled(checkpoint, "w", start, base[here].numpy(), levels, recipe.seed(2, "w"))
+    assert found is not None
+    made, moved = found
+    assert made == always()
+    assert moved == (not torch.equal(weights[here].view(torch.int32), base[here].view(torch.int32)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "encode_kernels", lambda: None)
+        assert made == always()
+    # What was measured and what was said to be decoded is what a decoder gives.
+    tau, step = (
+        task_vector(base[here], weights[here]),
+        torch.from_numpy(codecs.VECTOR["q4"].decode(made.data, n).copy()),
+    )
+    assert made.sums == agreement(tau, step)
+    decoded = always(exact=True).decoded
+    assert decoded is not None
+    assert torch.equal(decoded, base[here] + step)
+    checkpoint.close()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=6), st.integers(0, 2**32))
 def test_runs_are_subtracted_as_always(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int) -> None:
@@ -85,9 +134,12 @@ def test_runs_are_subtracted_as_always(tmp_path_factory: pytest.TempPathFactory,
     weights = changed(base, seed, 0.5)
     checkpoint = saved(tmp_path_factory.mktemp("runs"), {"w": weights})
     before = torch.cat([base[a:b] for a, b in runs])
-    tau = straight.moved(checkpoint, "w", runs, before.numpy())
-    assert tau is not None
-    due = task_vector(before, torch.cat([weights[a:b] for a, b in runs]))
+    found = straight.moved(checkpoint, "w", runs, before.numpy())
+    assert found is not None
+    tau, moved = found
+    after = torch.cat([weights[a:b] for a, b in runs])
+    due = task_vector(before, after)
+    assert moved == (not torch.equal(after.view(torch.int32), before.view(torch.int32)))
     assert torch.equal(torch.from_numpy(tau).view(torch.int32), due.view(torch.int32))
     checkpoint.close()
 
@@ -102,6 +154,7 @@ def test_what_arithmetic_cannot_carry_is_left_to_the_general_way(tmp_path: Path,
     recipe, mask = settled(Levels((0.5,))), codecs.MASK["adaptive"]
     assert straight.moved(checkpoint, "w", [(0, 40_000)], base.numpy()) is None
     assert straight.marked(checkpoint, "w", 0, base.numpy(), recipe, mask, 2, "w") is None
+    assert straight.leveled(checkpoint, "w", 0, base.numpy(), Levels((0.5, 0.9)), 0) is None
 
 
 def test_other_rules_levels_types_and_sources_are_left_to_it_too(tmp_path: Path) -> None:
@@ -124,6 +177,10 @@ def test_other_rules_levels_types_and_sources_are_left_to_it_too(tmp_path: Path)
         assert marked(source, recipe) is None
     assert straight.moved(half, "w", [(0, 100)], base.numpy()) is None
     assert straight.moved(memory, "w", [(0, 100)], base.numpy()) is None
+    for source, there in ((checkpoint, True), (half, False), (memory, False)):
+        found = straight.leveled(source, "w", 0, base.numpy(), Levels((0.5, 0.9)), 0)
+        assert (found is not None) == there
+    assert straight.leveled(checkpoint, "w", 0, torch.zeros(101).numpy(), Levels((0.5, 0.9)), 0) is None  # cut off
 
 
 def zoo(folder: Path) -> tuple[Path, dict[str, Path]]:

@@ -33,6 +33,7 @@ _NEVER_ABOVE = 0.6
 _WORTH = 0.99
 _SAMPLE = 1 << 16
 _ROUNDS = 12
+_SAME, _ONE = np.arange(256, dtype=np.uint8), np.uint8(1)
 _OCTAVES = 6.0
 
 
@@ -48,23 +49,29 @@ class Codebook(VectorCodec):
         table = design(values, self.levels)
         return self.encode_indices(table, nearest(values, table))
 
-    def encode_indices(self, table: Floats, indices: Bytes) -> bytes:
-        """Code indices into a table of one's own: 0 first, at most `levels` entries. Unused levels are left out."""
-        counts = _count(indices, len(table))
-        used = counts > 0
+    def encode_indices(self, table: Floats, indices: Bytes, numbers: npt.NDArray[np.int64] | None = None) -> bytes:
+        """Code indices into a table of one's own: 0 first, at most `levels` entries. Unused levels are left out.
+
+        `numbers`: how often each index comes, should that be known.
+        """
+        if numbers is None:
+            numbers = _count(indices, len(table))
+        used, order = numbers > 0, _SAME
         used[0] = True
         if not used.all():
-            indices = (np.cumsum(used) - 1).astype(np.uint8)[indices]
+            order = np.zeros(256, np.uint8)
+            order[: len(table)] = np.cumsum(used) - 1
             table = table[used]
         bits = 4 if len(table) <= 16 else 8
-        dense = _HEAD.pack(len(table), bits, _DENSE) + table.tobytes() + zstd.compress(_pack(indices, bits))
-        if len(indices) - int(counts[0]) > _NEVER_ABOVE * len(indices):
+        levels = table.tobytes()
+        dense = _HEAD.pack(len(table), bits, _DENSE) + levels + zstd.compress(_pack(indices, bits, order))
+        marks = len(indices) - int(numbers[0])
+        if marks > _NEVER_ABOVE * len(indices):
             return dense
         on = indices != 0
-        mask = _MASK.encode(on.astype(np.uint8), "binary")
-        rest = zstd.compress(_pack(indices[on] - 1, bits))
-        head = _HEAD.pack(len(table), bits, _SPARSE) + table.tobytes() + len(mask).to_bytes(4, "little")
-        sparse = head + mask + rest
+        mask = _MASK.encode(on.view(np.uint8), "binary")
+        rest = zstd.compress(_pack(_without_zeros(indices, on, marks), bits, order - _ONE))
+        sparse = _HEAD.pack(len(table), bits, _SPARSE) + levels + len(mask).to_bytes(4, "little") + mask + rest
         return sparse if len(sparse) < _WORTH * len(dense) else dense
 
     def decode(self, data: Buffer, n: int) -> Floats:
@@ -157,13 +164,29 @@ def _count(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
     return found
 
 
-def _pack(indices: Bytes, bits: int) -> Bytes:
+def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
+    """Indices as they are written; `order`: what to write for each, uint8, shape (256,)."""
+    compiled = fast.encode_kernels()
+    if compiled is not None:
+        out = np.empty(-(-len(indices) * bits // 8), np.uint8)
+        compiled.pack_indices(out, indices, order, bits)
+        return out
     if bits == 8:
-        return indices
+        return order[indices]
     even = np.zeros(-(-len(indices) // 2) * 2, np.uint8)
-    even[: len(indices)] = indices
+    even[: len(indices)] = order[indices]
     packed: Bytes = even[0::2] | (even[1::2] << 4).astype(np.uint8)
     return packed
+
+
+def _without_zeros(indices: Bytes, on: npt.NDArray[np.bool_], marks: int) -> Bytes:
+    """Indices where they are not 0, so many in all."""
+    compiled = fast.encode_kernels()
+    if compiled is None:
+        return indices[on]
+    rest = np.empty(marks + 1, np.uint8)
+    compiled.without_zeros(rest, indices)
+    return rest[:marks]
 
 
 def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:

@@ -6,7 +6,7 @@ This is the unit of work: it needs nothing but the chunk and the recipe, so chun
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from tallstore import codecs
-from tallstore.codecs.base import Bytes, Floats, MaskCodec, VectorCodec
-from tallstore.codecs.codebook import Codebook
+from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec
+from tallstore.encoder import leveled
 from tallstore.encoder.quality import N_SUMS, agreement, scaled, sums
 from tallstore.kernels import cpu, fast
 from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe, Tile
-from tallstore.recipes.dither import uniform
 
-LEVELS = Codebook("q4", 16)
-"""Codec of levels that a recipe bounds."""
 STATISTIC_TILE = 1 << 18
 """Parameters a statistic is given at once: it makes few passes, and pays for each call."""
 TILE = 1 << 15
@@ -116,11 +113,8 @@ def encode_chunk(
     made = []
     for row, marks, total in zip(rows, chosen.packed, chosen.totals.tolist(), strict=True):
         levels = recipe.levels(row.task, tensor)
-        if row.form is not None:
-            made.append(_delta(base, row, codecs.VECTOR[row.form], None))
-        elif levels is not None:
-            dither = uniform(start, len(row.weights), recipe.seed(row.task, tensor)) if levels.width else None
-            made.append(_delta(base, row, LEVELS, levels, dither))
+        if row.form is not None or levels is not None:
+            made.append(_delta(base, row, levels, start, recipe.seed(row.task, tensor)))
         else:
             scale = float(np.float32(recipe.scale(row.task, total)))
             decoded = _decoded_mask(base, row, chosen.stored, marks, recipe.kind, scale) if row.exact else None
@@ -156,46 +150,25 @@ def choose(
     return Choice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
 
 
-def _delta(base: Tensor, row: Row, codec: VectorCodec, levels: Levels | None, dither: Floats | None = None) -> Made:
-    """A row's own task vector, coded by itself: on levels between given bounds, or as the codec likes."""
+def _delta(base: Tensor, row: Row, levels: Levels | None, first: int, seed: int) -> Made:
+    """A row's own task vector, coded by itself: as its form's codec likes, or else on levels between given bounds."""
     start = base[: len(row.weights)]
     tau = task_vector(start, row.weights).to(torch.float32)
-    if levels is None:
+    if row.form is not None:
+        codec = codecs.VECTOR[row.form]
         data = codec.encode(tau.numpy())
+        step = torch.from_numpy(np.array(codec.decode(data, len(tau))))
+        made = Made("delta", data, 1.0, agreement(tau, step), codec.id)
     else:
-        assert isinstance(codec, Codebook)
-        data = codec.encode_indices(*_levels(tau.numpy(), levels, dither))
-    step = torch.from_numpy(np.array(codec.decode(data, len(tau))))
-    decoded = None
-    if row.exact:
-        decoded = torch.empty_like(row.weights)
-        cpu.apply_delta(decoded, start, step)
-    return Made("delta", data, 1.0, agreement(tau, step), codec.id, decoded)
-
-
-def _levels(tau: Floats, levels: Levels, dither: Floats | None) -> tuple[Floats, Bytes]:
-    """Table and indices, scaled to be unbiased.
-
-    Hard levels stand for the mean of the magnitudes between their bounds; with dither they are evenly spaced, so that
-    a magnitude between two of them is right on the average.
-    """
-    magnitude = np.abs(tau)
-    count = len(levels.bounds)
-    shifted = magnitude if dither is None else magnitude - dither * np.float32(levels.width)
-    cell = np.searchsorted(np.array(levels.bounds, np.float32), shifted, side="right")
-    cell[magnitude == 0] = 0
-    total = np.bincount(cell, weights=magnitude, minlength=count + 1)[1:]
-    if dither is None:
-        number = np.bincount(cell, minlength=count + 1)[1:].astype(np.float64)
-        mean = total / np.maximum(number, 1)
-    else:
-        mean = np.arange(1.0, count + 1)
-    kept = float((mean * total).sum())
-    norm = float(tau.astype(np.float64) @ tau)
-    mean = (mean * (norm / kept if kept else 1.0)).astype(np.float32)
-    # An empty cell has no mean; the codec drops its level because nothing points at it.
-    table = np.concatenate([np.zeros(1, np.float32), mean, -mean])
-    return table, np.where((cell > 0) & (tau < 0), cell + count, cell).astype(np.uint8)
+        assert levels is not None
+        coded = leveled.encode(tau.numpy(), levels, first, seed)
+        made = Made("delta", coded.data, 1.0, coded.sums, leveled.CODEC.id)
+        step = torch.from_numpy(coded.values) if row.exact else tau
+    if not row.exact:
+        return made
+    decoded = torch.empty_like(row.weights)
+    cpu.apply_delta(decoded, start, step)
+    return replace(made, decoded=decoded)
 
 
 def _decoded_mask(base: Tensor, row: Row, vector: Tensor, packed: Bytes, kind: str, scale: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +17,28 @@ import numpy.typing as npt
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import TILE, Made
+from tallstore.encoder.leveled import CODEC, encode
 from tallstore.encoder.quality import N_SUMS, scaled
 from tallstore.kernels import cpu, fast
+from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.dither import unmixed
 
-__all__ = ["FAR", "marked", "moved"]
+__all__ = ["FAR", "leveled", "marked", "moved", "scratch"]
 
 Singles = npt.NDArray[np.float32]
 FAR = 2.0**100
 """Magnitudes of float32 above these are stored as they are: sums and differences of such numbers could overflow."""
+_Kind = TypeVar("_Kind", bound=np.generic)
 _local = threading.local()
 
 
-def moved(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]], base: Singles) -> Singles | None:
-    """τ of runs of a float32 tensor, one behind the other, in this thread's memory; None where this is not the way.
+def moved(
+    checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]], base: Singles
+) -> tuple[Singles, bool] | None:
+    """τ of runs of a float32 tensor, one behind the other, in this thread's memory, and whether any bit differs.
+
+    None where this is not the way.
 
     Args:
         checkpoint: of the task.
@@ -41,12 +49,9 @@ def moved(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]], ba
     compiled, place = fast.pack_kernels(), checkpoint.place(name)
     if compiled is None or place is None or checkpoint.tensors[name].dtype != "F32":
         return None
-    memory: Singles | None = getattr(_local, "tau", None)
-    if memory is None or len(memory) < len(base):
-        memory = _local.tau = np.empty(len(base), np.float32)
-    tau, seen = memory[: len(base)], np.zeros(2, np.uint32)
+    tau, seen = scratch("tau", len(base), np.float32), np.zeros(2, np.uint32)
     done = compiled.moved(tau, seen, *place, np.array(runs, np.int64), base)
-    return tau if done == len(base) and _largest(seen) <= FAR else None
+    return (tau, bool(seen[0])) if done == len(base) and _largest(seen) <= FAR else None
 
 
 def marked(
@@ -90,6 +95,36 @@ def marked(
     scale = float(np.float32(recipe.scale(task, sums)))
     data = mask.encode_packed(packed, recipe.kind, n)
     return Made(recipe.kind, data, scale, scaled(sums, scale)), bool(differs[0])
+
+
+def leveled(
+    checkpoint: Checkpoint, name: str, start: int, base: Singles, levels: Levels, seed: int
+) -> tuple[Made, bool] | None:
+    """The same of a row that gets levels of its own.
+
+    Args:
+        checkpoint: of the task.
+        name: of its tensor.
+        start: where in the tensor the chunk begins.
+        base: θ0 of the chunk's elements.
+        levels: where they begin.
+        seed: of the dither.
+    """
+    found = moved(checkpoint, name, [(start, start + len(base))], base)
+    if found is None:
+        return None
+    tau, differs = found
+    coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8))
+    return Made("delta", coded.data, 1.0, coded.sums, CODEC.id), differs
+
+
+def scratch(place: str, n: int, kind: type[_Kind]) -> npt.NDArray[_Kind]:
+    """Room for n elements, that this thread uses again and again: it stays in the cache, and no pages are asked for."""
+    memory: npt.NDArray[_Kind] | None = getattr(_local, place, None)
+    if memory is None or len(memory) < n:
+        memory = np.empty(n, kind)
+        setattr(_local, place, memory)
+    return memory[:n]
 
 
 def _largest(seen: npt.NDArray[np.uint32]) -> float:

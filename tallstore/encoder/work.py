@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +22,7 @@ from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, til
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import FAR, marked, moved
+from tallstore.encoder.straight import FAR, leveled, marked, moved, scratch
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
@@ -168,18 +167,10 @@ def _row(item: Item, user: User, tools: Tools) -> Tensor | None:
 def _gather(checkpoint: Checkpoint, name: str, runs: Sequence[Item], place: str) -> Tensor:
     """Runs of a tensor's elements, one behind the other, in this thread's memory of that name."""
     kind = TORCH[checkpoint.tensors[name].dtype]
-    memory: np.ndarray | None = getattr(_local, place, None)
     need = sum(run.stop - run.start for run in runs) * kind.itemsize
-    if memory is None or len(memory) < need:
-        memory = np.empty(need, np.uint8)
-        setattr(_local, place, memory)
-    out = torch.from_numpy(memory[:need]).view(kind)
+    out = torch.from_numpy(scratch(place, need, np.uint8)).view(kind)
     checkpoint.read_runs(name, [(run.start, run.stop) for run in runs], out)
     return out
-
-
-_local = threading.local()
-"""Memory that is used again and again: it stays in the cache, and the system need not hand out pages."""
 
 
 def _apart(item: Item, tools: Tools) -> bool:
@@ -229,8 +220,9 @@ def _rows_measured(
     for user in item.users:
         checkpoint = tools.tasks[user.task]
         size += base.numel() * ITEM_BYTES[checkpoint.tensors[user.name].dtype]
-        tau = None if plain is None or not statistic.by_row else moved(checkpoint, user.name, places, plain)
-        if tau is not None and plain is not None:
+        straight = None if plain is None or not statistic.by_row else moved(checkpoint, user.name, places, plain)
+        if straight is not None and plain is not None:
+            tau, _ = straight
             for a in range(0, len(tau), STATISTIC_TILE):
                 b = a + STATISTIC_TILE
                 measured.append(statistic.measure_row(user.task, item.name, tau[a:b], plain[a:b], weight))
@@ -319,7 +311,12 @@ def _straight(item: Item, user: User, base: Tensor, largest: float, tools: Tools
     if special or base.dtype != torch.float32 or not largest <= FAR:
         return None
     checkpoint, recipe = tools.tasks[user.task], tools.recipe
-    found = marked(checkpoint, user.name, item.start, base.numpy(), recipe, tools.mask, user.task, item.name)
+    levels = recipe.levels(user.task, item.name)
+    if levels is not None:
+        seed = recipe.seed(user.task, item.name)
+        found = leveled(checkpoint, user.name, item.start, base.numpy(), levels, seed)
+    else:
+        found = marked(checkpoint, user.name, item.start, base.numpy(), recipe, tools.mask, user.task, item.name)
     return None if found is None else Outcome(made=found[0], moved=found[1])
 
 

@@ -17,7 +17,9 @@ from tallstore.kernels.jit import compiled
 __all__ = [
     "agreement",
     "agreement_bf16",
+    "agreement_of_levels",
     "count",
+    "levels",
     "look",
     "magnitudes",
     "marks_above",
@@ -25,8 +27,10 @@ __all__ = [
     "nearest",
     "norms",
     "notice",
+    "pack_indices",
     "packed_to_gaps",
     "split",
+    "without_zeros",
 ]
 
 _Array = npt.NDArray[Any]
@@ -34,6 +38,8 @@ _FEW = 8
 """Words that tell, mostly, whether a run moved."""
 BLOCK = 1 << 10
 """Products that are added up first, by themselves: see `encoder.quality.sums`."""
+_BLOCKS = 16
+"""Blocks that levels are looked up for at once."""
 
 
 # Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
@@ -116,6 +122,15 @@ def look(weights: _Array, base: _Array, sign: Any) -> tuple[bool, Any]:
 
 
 @compiled
+def _power(count: int) -> int:
+    """The least power of two that is not less."""
+    found = 1
+    while found < count:
+        found *= 2
+    return found
+
+
+@compiled
 def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[int, int, float]:
     """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`.
 
@@ -133,9 +148,7 @@ def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[i
     words = size.view(np.uint32)
     squares = np.zeros(BLOCK, np.float64)
     blocks = (n + BLOCK - 1) // BLOCK
-    most = 1
-    while most < blocks:
-        most *= 2
+    most = _power(blocks)
     sums = np.zeros(most, np.float64)
     moved = 0
     for i in range(blocks):
@@ -262,6 +275,43 @@ def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -
 
 
 @compiled
+def agreement_of_levels(found: _Array, tau: _Array, indices: _Array, table: _Array) -> None:
+    """What `agreement` measures of a task vector and the levels that stand for it, all blocks added up.
+
+    Args:
+        found: float64, shape (5,): as `encoder.quality.sums` has it; set.
+        tau: τ, float32, shape (n,).
+        indices: uint8, shape (n,).
+        table: float32, shape (K,).
+    """
+    n, on = tau.shape[0], 0
+    most = _power((n + BLOCK - 1) // BLOCK)
+    sums, room = np.zeros((4, most), np.float64), np.empty(min(n, _BLOCKS * BLOCK), np.float32)
+    for a in range(0, n, _BLOCKS * BLOCK):
+        b = min(a + _BLOCKS * BLOCK, n)
+        kept, there = room[: b - a], indices[a:b]
+        for k in range(b - a):
+            kept[k] = table[there[k]]
+        for k in range(b - a):
+            on += kept[k] != _NONE
+        agreement(sums[:, a // BLOCK : (b + BLOCK - 1) // BLOCK], tau[a:b], kept)
+    for j in range(4):
+        found[j] = _halve(sums[j], most)
+    found[4] = on
+
+
+@compiled
+def _uniform(place: Any) -> Any:
+    """`recipes.dither.uniform`'s number for an unmixed place, uint32."""
+    x = np.uint32(place ^ (place >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    return np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24)
+
+
+@compiled
 def _differs(weights: _Array, base: _Array) -> bool:
     """Whether two arrays of words differ: told by the first few, mostly."""
     for k in range(min(_FEW, weights.shape[0])):
@@ -292,13 +342,7 @@ def _above_drawn(norm: _Array, dot: _Array, weights: _Array, base: _Array, low: 
     """
     begin = np.uint32(first)
     for k in range(weights.shape[0]):
-        x = np.uint32(begin + np.uint32(k))
-        x = np.uint32(x ^ (x >> np.uint32(16)))
-        x = np.uint32(x * np.uint32(0x7FEB352D))
-        x = np.uint32(x ^ (x >> np.uint32(15)))
-        x = np.uint32(x * np.uint32(0x846CA68B))
-        x = np.uint32(x ^ (x >> np.uint32(16)))
-        limit = np.float32(np.int32(x >> np.uint32(8))) * np.float32(2.0**-24) * width + low
+        limit = _uniform(np.uint32(begin + np.uint32(k))) * width + low
         tau = weights[k] - base[k]
         size = abs(tau)
         norm[k] = tau * tau
@@ -349,9 +393,7 @@ def marks_of_tile(
     words = symbols.view(np.uint32)
     norm, dot = scratch[0], scratch[1]
     blocks = (n + BLOCK - 1) // BLOCK
-    size = 1
-    while size < blocks:
-        size *= 2
+    size = _power(blocks)
     norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
     marks = np.uint32(0)
     for i in range(blocks):
@@ -419,6 +461,105 @@ def marks_above(
         marks_of_tile(
             packed[a >> 2 : (b + 3) >> 2], sums, moved, weights[a:b], base[a:b], low, width, first + a, scratch
         )
+
+
+@compiled
+def levels(
+    indices: _Array, numbers: _Array, totals: _Array, tau: _Array, bounds: _Array, width: Any, first: int
+) -> float:
+    """The level of each magnitude, how many there are of each, and what these add up to: see `encoder.leveled`.
+
+    Args:
+        indices: uint8, shape (n,): 0, then each level of +, then each of −; set.
+        numbers: int64, shape (1 + 2 K,): how many elements have each index; set.
+        totals: float64, the same shape: the sums of their magnitudes, added up in four tables by turns, so that equal
+            ones need not wait for each other; set.
+        tau: τ, float32, shape (n,).
+        bounds: float32, ascending, shape (K,).
+        width: float32. Above 0, bounds are raised by this times the number of each parameter's place.
+        first: the unmixed place of the first parameter, modulo 2^32.
+
+    Returns ‖τ‖².
+    """
+    n, count = tau.shape[0], bounds.shape[0]
+    number, total = np.zeros((4, 1 + 2 * count), np.int64), np.zeros((4, 1 + 2 * count), np.float64)
+    size, shift, shifted = np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    cell, squares = np.empty(BLOCK, np.int32), np.zeros(BLOCK, np.float64)
+    blocks = (n + BLOCK - 1) // BLOCK
+    most = _power(blocks)
+    sums = np.zeros(most, np.float64)
+    for i in range(blocks):
+        a = i * BLOCK
+        m = min(BLOCK, n - a)
+        own, found = tau[a : a + m], indices[a : a + m]
+        if m < BLOCK:
+            squares[:] = 0
+        if width > 0:
+            begin = np.uint32(first + a)
+            for k in range(m):
+                shift[k] = _uniform(np.uint32(begin + np.uint32(k))) * width
+        for k in range(m):
+            size[k] = abs(own[k])
+            shifted[k] = size[k] - shift[k]
+            cell[k] = 0
+        for j in range(count):
+            bound = bounds[j]
+            for k in range(m):
+                cell[k] += shifted[k] >= bound
+        for k in range(m):
+            there = cell[k] if size[k] > _NONE else 0
+            found[k] = np.uint8(there + count if (own[k] < _NONE) & (there > 0) else there)
+        for k in range(m):
+            value = np.float64(own[k])
+            squares[k] = value * value
+        for k in range(m >> 2):
+            for j in range(4):
+                number[j, found[4 * k + j]] += 1
+                total[j, found[4 * k + j]] += np.float64(size[4 * k + j])
+        for k in range(m & ~3, m):
+            number[k & 3, found[k]] += 1
+            total[k & 3, found[k]] += np.float64(size[k])
+        sums[i] = _halve(squares, BLOCK)
+    for i in range(1 + 2 * count):
+        numbers[i] = number[0, i] + number[1, i] + number[2, i] + number[3, i]
+        totals[i] = (total[0, i] + total[2, i]) + (total[1, i] + total[3, i])
+    norm: float = _halve(sums, most)
+    return norm
+
+
+@compiled
+def pack_indices(out: _Array, indices: _Array, order: _Array, bits: int) -> None:
+    """Write indices, one a byte, or two, the first in the low half.
+
+    Args:
+        out: uint8, shape (⌈n · bits / 8⌉,); set.
+        indices: uint8, shape (n,).
+        order: uint8, shape (256,): what to write for each.
+        bits: 8 or 4.
+    """
+    n = indices.shape[0]
+    if bits == 8:
+        for k in range(n):
+            out[k] = order[indices[k]]
+        return
+    for k in range(n >> 1):
+        out[k] = order[indices[2 * k]] | (order[indices[2 * k + 1]] << 4)
+    if n & 1:
+        out[n >> 1] = order[indices[n - 1]]
+
+
+@compiled
+def without_zeros(rest: _Array, indices: _Array) -> None:
+    """What is not 0, one behind the other.
+
+    Args:
+        rest: uint8, room for one more than there are; set.
+        indices: uint8, shape (n,).
+    """
+    at = 0
+    for k in range(indices.shape[0]):
+        rest[at] = indices[k]  # not a branch: what is 0 is written too, and the next one over it
+        at += indices[k] != 0
 
 
 @compiled

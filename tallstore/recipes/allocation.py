@@ -28,6 +28,7 @@ __all__ = [
     "Choice",
     "Levels",
     "Magnitudes",
+    "add_up",
     "allocate",
     "choices",
     "fine",
@@ -165,14 +166,14 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
         return Magnitudes(numbers[first:last].astype(np.float64), first, float(base_energy))
     bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
-    moved, base_energy = np.count_nonzero(tau), _sum(np.square(base * (tau != 0), dtype=np.float64))
+    moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     return Magnitudes(counts[first:last].copy(), first, float(base_energy))
 
 
-def _sum(values: Floats) -> float:
+def add_up(values: Floats) -> float:
     """Their sum in one order of additions: in blocks of 1024 half upon half, then so the blocks' sums."""
     blocks = -(-len(values) // _BLOCK)
     filled = np.zeros((1 << max(blocks - 1, 0).bit_length(), _BLOCK))

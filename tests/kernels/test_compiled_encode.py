@@ -74,6 +74,24 @@ def test_codebooks(n: int, seed: int, codec: str, still: float) -> None:
     assert quick == slow
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    SIZES, SEEDS, st.sampled_from([2, 15, 16, 17, 256]), st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.9])
+)
+def test_indices(n: int, seed: int, levels: int, used: float, still: float) -> None:
+    """Levels that nothing points at, and few that anything does."""
+    rng = np.random.default_rng(seed)
+    table = np.concatenate([np.zeros(1, np.float32), rng.standard_normal(levels - 1).astype(np.float32)])
+    some = np.flatnonzero(rng.random(levels) < used) if rng.random() < 0.9 else np.arange(1, 2)
+    indices = rng.choice(some, n).astype(np.uint8) if len(some) else np.zeros(n, np.uint8)
+    indices[rng.random(n) < still] = 0
+    codec = codecs.VECTOR["q8"]
+    assert isinstance(codec, codebook.Codebook)
+    quick, slow = both(lambda: codec.encode_indices(table, indices))
+    assert quick == slow == codec.encode_indices(table, indices, np.bincount(indices, minlength=levels))
+    np.testing.assert_array_equal(codec.decode(quick, n), table[indices])
+
+
 def test_a_value_on_an_edge_goes_to_the_lower_level() -> None:
     table = np.array([0.0, -1.0, 1.0, 3.0], np.float32)
     found = np.array([-0.5, 0.5, 2.0, np.nextafter(np.float32(2), np.float32(3)), -9, 9, -0.0], np.float32)
