@@ -18,6 +18,7 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
 from tallstore.kernels.fill import Part, Source, checked, filled, of_file
+from tallstore.kernels.scratch import scratch
 from tallstore.stores import Store
 from tallstore.stores.base import pieces
 
@@ -135,7 +136,7 @@ class Reader:
         start, length = self._span(place, index)
 
         def read() -> memoryview:
-            data = memoryview(_spare(length))[:length]
+            data = scratch("coded", length, np.uint8).data
             source = self.source(place, index)
             raw = np.frombuffer(data, np.uint8)
             if source is not None and filled("whole", Part(raw, raw), source) and self.holds(place, index, source):
@@ -285,14 +286,3 @@ class Reader:
 def _hash(place: Place, index: int) -> bytes:
     assert place.entry.coded is not None
     return place.entry.coded.chunks.digest(index)
-
-
-_local = threading.local()
-
-
-def _spare(size: int) -> bytearray:
-    """This thread's memory for runs, at least so large: used again and again, it stays in the cache."""
-    found: bytearray | None = getattr(_local, "spare", None)
-    if found is None or len(found) < size:
-        found = _local.spare = bytearray(size)
-    return found

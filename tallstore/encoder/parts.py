@@ -6,12 +6,16 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import cycle
+
+import numpy as np
 
 from tallstore.codecs.base import Buffer
 from tallstore.encoder.results import Span, Spool
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
 from tallstore.format.part import Chunks, Coded, Entry, PartHeader
+from tallstore.kernels.scratch import scratch
 from tallstore.stores import Sink
 from tallstore.stores.staging import translated
 
@@ -19,6 +23,8 @@ MOST = 5 * 10**9
 """Bytes that a part has at most, unless one tensor alone has more: what the Hub likes files to have."""
 _BLOCK = 1 << 22
 """Bytes that are read, and written, at a time."""
+_ROOM = 4 * _BLOCK
+"""Bytes that a block may have: it ends with a chunk."""
 _HEADER = 1024
 """Bytes of a part's header that are no tensor's."""
 _NAMED = 160
@@ -111,8 +117,11 @@ class PartWriter:
         header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
         digest = hashlib.sha256()
 
+        # By turns: one is being used while the next is made.
+        rooms = [scratch(name, _ROOM, np.uint8).data for name in ("even block", "odd block")]
+
         def pieces() -> Iterator[memoryview]:
-            for piece in _blocks(_pieces(header, stored, entries, self._stored), keep=self._keep):
+            for piece in _blocks(_pieces(header, stored, entries, self._stored), rooms, keep=self._keep):
                 digest.update(piece)
                 yield piece
 
@@ -126,30 +135,33 @@ class PartWriter:
         )
 
 
-def _blocks(pieces: Iterable[bytes | Span], *, keep: bool) -> Iterator[memoryview]:
-    """All the bytes, in blocks, so that little is done for each."""
+def _blocks(pieces: Iterable[bytes | Span], rooms: Sequence[memoryview], *, keep: bool) -> Iterator[memoryview]:
+    """All the bytes, in blocks, so that little is done for each; each is good until the next but one is asked for."""
     held: list[bytes | Span] = []
-    size = 0
+    size, turns = 0, cycle(rooms)
     for piece in pieces:
         held.append(piece)
         size += _length(piece)
         if size >= _BLOCK:
-            yield _joined(held, size, keep=keep)
+            yield _joined(held, _room(next(turns), size), keep=keep)
             held, size = [], 0
-    yield _joined(held, size, keep=keep)
+    yield _joined(held, _room(next(turns), size), keep=keep)
 
 
-def _joined(pieces: Sequence[bytes | Span], size: int, *, keep: bool) -> memoryview:
-    block = memoryview(bytearray(size))
+def _room(room: memoryview, size: int) -> memoryview:
+    return room[:size] if size <= len(room) else memoryview(bytearray(size))
+
+
+def _joined(pieces: Sequence[bytes | Span], out: memoryview, *, keep: bool) -> memoryview:
     at = 0
     for piece in pieces:
-        here = block[at : at + _length(piece)]
+        here = out[at : at + _length(piece)]
         if isinstance(piece, Span):
             piece.take(here, keep=keep)
         else:
             here[:] = piece
         at += len(here)
-    return block
+    return out
 
 
 def _length(piece: bytes | Span) -> int:

@@ -7,9 +7,7 @@ bit for bit what `work` finds of rows that it reads; whatever is out of the ordi
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +18,16 @@ from tallstore.encoder.chunk import TILE, Made
 from tallstore.encoder.leveled import CODEC, encode
 from tallstore.encoder.quality import N_SUMS, scaled
 from tallstore.kernels import cpu, fast
+from tallstore.kernels.scratch import scratch
 from tallstore.recipes.allocation import Levels
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.dither import unmixed
 
-__all__ = ["FAR", "leveled", "marked", "moved", "scratch"]
+__all__ = ["FAR", "leveled", "marked", "moved"]
 
 Singles = npt.NDArray[np.float32]
 FAR = 2.0**100
 """Magnitudes of float32 above these are stored as they are: sums and differences of such numbers could overflow."""
-_Kind = TypeVar("_Kind", bound=np.generic)
-_local = threading.local()
 
 
 def moved(
@@ -83,7 +80,7 @@ def marked(
     if rule is None or (rule.vector, rule.mask) != ("ones", "above") or recipe.levels(task, tensor) is not None:
         return None
     n, (handle, first) = len(base), place
-    packed, differs = np.zeros(cpu.packed_size(recipe.kind, n), np.uint8), np.zeros(1, np.bool_)
+    packed, differs = scratch("marks", cpu.packed_size(recipe.kind, n), np.uint8), np.zeros(1, np.bool_)
     found, low, width = np.zeros(N_SUMS), np.float32(rule.limits[0]), np.float32(rule.widths[0])
     begin = unmixed(start, rule.seeds[0])
     done = compiled.marks_above(packed, found, differs, handle, first + 4 * start, base, low, width, begin, TILE)
@@ -116,15 +113,6 @@ def leveled(
     tau, differs = found
     coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8))
     return Made("delta", coded.data, 1.0, coded.sums, CODEC.id), differs
-
-
-def scratch(place: str, n: int, kind: type[_Kind]) -> npt.NDArray[_Kind]:
-    """Room for n elements, that this thread uses again and again: it stays in the cache, and no pages are asked for."""
-    memory: npt.NDArray[_Kind] | None = getattr(_local, place, None)
-    if memory is None or len(memory) < n:
-        memory = np.empty(n, kind)
-        setattr(_local, place, memory)
-    return memory[:n]
 
 
 def _largest(seen: npt.NDArray[np.uint32]) -> float:

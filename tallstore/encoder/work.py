@@ -22,10 +22,11 @@ from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, til
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import FAR, leveled, marked, moved, scratch
+from tallstore.encoder.straight import FAR, leveled, marked, moved
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
+from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import TORCH, as_bytes
 

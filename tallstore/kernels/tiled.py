@@ -11,7 +11,6 @@ bit for bit. Nothing starts threads: callers share tensors out.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.cpu import Bytes
 from tallstore.kernels.fill import Part, Source, filled
+from tallstore.kernels.scratch import scratch
 
 __all__ = ["TILE", "DeltaSteps", "MaskSteps", "Run", "Steps", "ValueSteps", "apply_packed_delta", "apply_packed_mask"]
 
@@ -41,17 +41,6 @@ _NIBBLES = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)
 _WORD: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 _WIDE = {torch.float32, torch.float64}
 _NO_VECTOR = np.empty(0, np.float32)
-_local = threading.local()
-
-
-def _spare(name: str, n: int, dtype: Any) -> _Array:
-    """This thread's scratch memory of a name: at least n elements, cut to n."""
-    key = f"{name}{np.dtype(dtype).char}"
-    found: _Array | None = getattr(_local, key, None)
-    if found is None or len(found) < n:
-        found = np.empty(max(n, TILE + 8), dtype)
-        setattr(_local, key, found)
-    return found[:n]
 
 
 Run = Callable[[Tensor, Tensor], None]
@@ -113,7 +102,7 @@ class _Tiled(Steps):
                 self._leave(out, base, start, odd)
                 return
             for a in range(0, len(out), TILE):
-                before = _spare("wide", min(TILE, len(out) - a), self._wide)
+                before = scratch("wide", min(TILE, len(out) - a), self._wide)
                 wide = torch.from_numpy(before)
                 wide.copy_(base[a : a + TILE])
                 odd = self._add(before, before, start + a)
@@ -203,7 +192,7 @@ class MaskSteps(_Tiled):
         if self._vector is None:
             np.subtract(before, self._look_up("step", self._table, start, n), out=after)
             return
-        step = _spare("product", n, self._wide)
+        step = scratch("product", n, self._wide)
         factor = -self._wide.type(self._scale) if self._signs is None else self._look_up("sign", self._signs, start, n)
         np.multiply(self._vector[start : start + n], factor, out=step, dtype=self._wide)
         words = step.view(_WORD[self._wide])
@@ -213,7 +202,7 @@ class MaskSteps(_Tiled):
     def _look_up(self, name: str, table: _Array, start: int, n: int) -> _Array:
         each = self._each
         packed = self._packed[start // each : -(-(start + n) // each)]
-        out = _spare(name, len(packed) * each, table.dtype)
+        out = scratch(name, len(packed) * each, table.dtype)
         np.take(table, packed, axis=0, out=out.reshape(-1, each), mode="clip")
         return out[:n]
 
@@ -252,7 +241,7 @@ class DeltaSteps(_Tiled):
         each = 1 if self._pairs is None else 2
         for a in range(0, n, TILE):
             own = packed[a // each : -(-min(n, a + TILE) // each)]
-            step = _spare("step", len(own) * each, self._wide)
+            step = scratch("step", len(own) * each, self._wide)
             np.take(table, own, axis=0, out=step.reshape(len(own), *table.shape[1:]), mode="clip")
             run = slice(a, min(n, a + TILE))
             np.add(before[run], step[: run.stop - a], out=after[run])

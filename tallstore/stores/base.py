@@ -103,7 +103,7 @@ class Sink(ABC):
 
     @abstractmethod
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
-        """Write one file of the archive; `pieces` add up to `size` bytes."""
+        """Write one file of the archive; `pieces` add up to `size` bytes, and are good until the next is asked for."""
 
     def adopt(self, path: str, store: Store, source: str) -> None:
         """Take over a file of another archive, byte for byte. Where both lie in one file system nothing is copied."""

@@ -41,7 +41,7 @@ class Putter:
         def work() -> int:
             self._make_folder(path)
             if size <= _BLOCK:
-                data = b"".join(pieces)
+                data = b"".join(map(bytes, pieces))
                 self._system.pipe_file(self._full(path), data)
                 return len(data)
             file = self._system.open(self._full(path), "wb", block_size=_BLOCK, autocommit=False)
@@ -123,7 +123,7 @@ class FarFolderSink(Sink):
 
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
         if path == MANIFEST:
-            self._manifest = b"".join(pieces)
+            self._manifest = b"".join(map(bytes, pieces))
             return
         if not self._put and self._overwrite:
             self._putter.remove(MANIFEST)

@@ -1,0 +1,27 @@
+"""Memory that is used again and again: it stays in the cache, and the system need not hand out pages."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["scratch"]
+
+_Kind = TypeVar("_Kind", bound=np.generic)
+_local = threading.local()
+
+
+def scratch(name: str, n: int, kind: type[_Kind] | np.dtype[_Kind]) -> npt.NDArray[_Kind]:
+    """This thread's memory of a name and type: n elements, which hold anything.
+
+    Whoever asks for the same name and type again gets the same memory.
+    """
+    key = f"{name} {np.dtype(kind).char}"
+    found: npt.NDArray[Any] | None = getattr(_local, key, None)
+    if found is None or len(found) < n:
+        found = np.empty(n, kind)
+        setattr(_local, key, found)
+    return found[:n]
