@@ -40,15 +40,15 @@ class Adaptive(MaskCodec):
 
     def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:
         """Packed, unless gaps are clearly smaller: they take longer to decode."""
-        dense = bytes([_PACKED]) + self._packed.encode_packed(packed, kind, n)
+        dense = self._packed.encode_packed(packed, kind, n)
         words = _words(packed)
         count = _bits_on(words)
-        if count > _NEVER_ABOVE * n:
-            return dense
-        gaps, signs = _gaps(packed, words, kind, n, count)
-        coded = zstd.compress(gaps)
-        sparse = _HEAD.pack(_GAPS, count, len(gaps), len(coded)) + coded + signs.tobytes()
-        return sparse if len(sparse) < _WORTH * len(dense) else dense
+        if count <= _NEVER_ABOVE * n:
+            gaps, signs = _gaps(packed, words, kind, n, count)
+            coded = zstd.compress(gaps)
+            if _HEAD.size + len(coded) + len(signs) < _WORTH * (1 + len(dense)):
+                return b"".join((_HEAD.pack(_GAPS, count, len(gaps), len(coded)), coded, signs.data))
+        return bytes([_PACKED]) + dense
 
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """By the first byte."""
