@@ -20,12 +20,12 @@ import tallstore
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, open_checkpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.encoder import straight
+from tallstore.encoder import straight, work
 from tallstore.encoder.chunk import Made, Row, encode_chunk, task_vector
 from tallstore.encoder.quality import agreement
 from tallstore.errors import CheckpointError
 from tallstore.kernels import fast
-from tallstore.recipes.allocation import Levels
+from tallstore.recipes.allocation import Levels, magnitudes
 from tallstore.recipes.fit import Fit
 from tallstore.recipes.solo import Solo
 
@@ -127,21 +127,39 @@ def test_a_row_is_put_on_levels_as_always(
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=6), st.integers(0, 2**32))
-def test_runs_are_subtracted_as_always(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int) -> None:
+def test_runs_are_counted_as_always(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int) -> None:
     ends = np.cumsum(np.array(lengths) + 5).tolist()
     runs = [(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+    cut = [np.array(each) for each in (runs[: seed % len(runs)], runs[seed % len(runs) :]) if each]
     base = torch.from_numpy(np.random.default_rng(seed).standard_normal(ends[-1] + 1).astype(np.float32))
     weights = changed(base, seed, 0.5)
     checkpoint = saved(tmp_path_factory.mktemp("runs"), {"w": weights})
-    before = torch.cat([base[a:b] for a, b in runs])
-    found = straight.moved(checkpoint, "w", runs, before.numpy())
+    found = straight.counted(checkpoint, "w", cut, torch.cat([base[a:b] for a, b in runs]).numpy())
     assert found is not None
-    tau, moved = found
+    for tile, counted in zip(cut, found, strict=True):
+        before, after = (torch.cat([each[a:b] for a, b in tile]) for each in (base, weights))
+        due = magnitudes(task_vector(before, after).numpy(), before.numpy())
+        np.testing.assert_array_equal(counted.counts, due.counts)
+        assert (counted.first, counted.base_energy) == (due.first, due.base_energy)
+    before = torch.cat([base[a:b] for a, b in runs])
+    subtracted = straight.moved(checkpoint, "w", runs, before.numpy())
+    assert subtracted is not None
+    tau, moved = subtracted
     after = torch.cat([weights[a:b] for a, b in runs])
     due = task_vector(before, after)
     assert moved == (not torch.equal(after.view(torch.int32), before.view(torch.int32)))
     assert torch.equal(torch.from_numpy(tau).view(torch.int32), due.view(torch.int32))
     checkpoint.close()
+
+
+def test_runs_are_cut_where_tiles_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "STATISTIC_TILE", 10)
+    runs = [work.Item("w", start, stop, ()) for start, stop in ((0, 4), (8, 14), (20, 45))]
+    tiles = [[(0, 4), (8, 14)], [(20, 30)], [(30, 40)], [(40, 45)]]
+    assert [tile.tolist() for tile in work._cut(runs)] == [[list(run) for run in tile] for tile in tiles]
+    assert [tile.tolist() for tile in work._cut(runs[2:])] == [[[20, 30]], [[30, 40]], [[40, 45]]]
+    runs[1] = work.Item("w", 8, 16, ())
+    assert [tile.tolist() for tile in work._cut(runs[:2])] == [[[0, 4], [8, 14]], [[14, 16]]]
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), 2.0**101])
@@ -152,7 +170,7 @@ def test_what_arithmetic_cannot_carry_is_left_to_the_general_way(tmp_path: Path,
     weights[at] = odd
     checkpoint = saved(tmp_path, {"w": weights})
     recipe, mask = settled(Levels((0.5,))), codecs.MASK["adaptive"]
-    assert straight.moved(checkpoint, "w", [(0, 40_000)], base.numpy()) is None
+    assert straight.counted(checkpoint, "w", [np.array([(0, 40_000)])], base.numpy()) is None
     assert straight.marked(checkpoint, "w", 0, base.numpy(), recipe, mask, 2, "w") is None
     assert straight.leveled(checkpoint, "w", 0, base.numpy(), Levels((0.5, 0.9)), 0) is None
 
@@ -181,6 +199,10 @@ def test_other_rules_levels_types_and_sources_are_left_to_it_too(tmp_path: Path)
         found = straight.leveled(source, "w", 0, base.numpy(), Levels((0.5, 0.9)), 0)
         assert (found is not None) == there
     assert straight.leveled(checkpoint, "w", 0, torch.zeros(101).numpy(), Levels((0.5, 0.9)), 0) is None  # cut off
+    cut = [np.array([(0, 100)])]
+    assert straight.counted(checkpoint, "w", cut, base.numpy()) is not None
+    assert straight.counted(half, "w", cut, base.numpy()) is None
+    assert straight.counted(memory, "w", cut, base.numpy()) is None
 
 
 def zoo(folder: Path) -> tuple[Path, dict[str, Path]]:

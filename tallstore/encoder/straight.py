@@ -19,15 +19,40 @@ from tallstore.encoder.leveled import CODEC, encode
 from tallstore.encoder.quality import N_SUMS, scaled
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.scratch import scratch
-from tallstore.recipes.allocation import Levels
+from tallstore.recipes.allocation import SHIFT, Levels, Magnitudes, tallies
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.dither import unmixed
 
-__all__ = ["FAR", "leveled", "marked", "moved"]
+__all__ = ["FAR", "counted", "leveled", "marked", "moved"]
 
 Singles = npt.NDArray[np.float32]
 FAR = 2.0**100
 """Magnitudes of float32 above these are stored as they are: sums and differences of such numbers could overflow."""
+
+
+def counted(
+    checkpoint: Checkpoint, name: str, cut: Sequence[npt.NDArray[np.int64]], base: Singles
+) -> list[Magnitudes] | None:
+    """|τ| of each tile of a float32 tensor; None where this is not the way.
+
+    Args:
+        checkpoint: of the task.
+        name: of its tensor.
+        cut: of each tile its runs: the first element of each and the one behind its last, shape (R, 2).
+        base: θ0 of all of these elements, one behind the other.
+    """
+    read, compiled, place = fast.pack_kernels(), fast.encode_kernels(), checkpoint.place(name)
+    if read is None or compiled is None or place is None or checkpoint.tensors[name].dtype != "F32":
+        return None
+    seen, found, done = np.zeros(2, np.uint32), [], 0
+    for runs in cut:
+        before = base[done:] if runs is cut[-1] else base[done : done + int((runs[:, 1] - runs[:, 0]).sum())]
+        tables, sums = tallies(len(before))
+        if read.tally(tables, sums, seen, *place, runs, before, SHIFT) != len(before):
+            return None
+        found.append(Magnitudes(*compiled.tallied(tables, sums)))
+        done += len(before)
+    return found if _largest(seen) <= FAR else None
 
 
 def moved(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, til
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import FAR, leveled, marked, moved
+from tallstore.encoder.straight import FAR, counted, leveled, marked
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
@@ -215,18 +216,15 @@ def _rows_measured(
     base = _gather(tools.origin, item.name, runs, "base")
     largest = _largest(base)
     plain = base.numpy() if base.dtype == torch.float32 and largest <= FAR else None
-    places = [(run.start, run.stop) for run in runs]
+    cut = _cut(runs)
     measured: list[Any] = []
     size = base.numel() * base.element_size()
     for user in item.users:
         checkpoint = tools.tasks[user.task]
         size += base.numel() * ITEM_BYTES[checkpoint.tensors[user.name].dtype]
-        straight = None if plain is None or not statistic.by_row else moved(checkpoint, user.name, places, plain)
-        if straight is not None and plain is not None:
-            tau, _ = straight
-            for a in range(0, len(tau), STATISTIC_TILE):
-                b = a + STATISTIC_TILE
-                measured.append(statistic.measure_row(user.task, item.name, tau[a:b], plain[a:b], weight))
+        straight = None if plain is None or not statistic.by_magnitude else counted(checkpoint, user.name, cut, plain)
+        if straight is not None:
+            measured += [statistic.measure_counted(user.task, item.name, each, weight) for each in straight]
             continue
         found = Read(base, (_gather(checkpoint, user.name, runs, "row"),), largest)
         if all(look is not None and look.usable for look in _looks(found)):
@@ -236,6 +234,22 @@ def _rows_measured(
             found = read(replace(run, users=(user,)), tools)
             measured += _tiles_measured(item, (user,), found, run.start, statistic, weight)
     return measured, size
+
+
+def _cut(runs: Sequence[Item]) -> list[npt.NDArray[np.int64]]:
+    """The runs of each tile, their elements one behind the other: from which element to which, shape (R, 2)."""
+    found: list[list[tuple[int, int]]] = []
+    room = 0
+    for run in runs:
+        start = run.start
+        while start < run.stop:
+            if not room:
+                found.append([])
+                room = STATISTIC_TILE
+            stop = min(start + room, run.stop)
+            found[-1].append((start, stop))
+            start, room = stop, room - (stop - start)
+    return [np.array(each, np.int64) for each in found]
 
 
 def _sample(item: Item, one_in: int) -> list[Item]:

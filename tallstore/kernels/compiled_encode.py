@@ -21,7 +21,6 @@ __all__ = [
     "count",
     "levels",
     "look",
-    "magnitudes",
     "marks_above",
     "marks_of_tile",
     "nearest",
@@ -30,6 +29,8 @@ __all__ = [
     "pack_indices",
     "packed_to_gaps",
     "split",
+    "tallied",
+    "tally",
     "without_zeros",
 ]
 
@@ -55,7 +56,7 @@ def _lowest_bit(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interf
 
 
 _lowest: Any = intrinsic(_lowest_bit)
-_NONE, _MAGNITUDE = np.float32(0), np.uint32(0x7FFFFFFF)
+_NONE, _MAGNITUDE, _ONCE = np.float32(0), np.uint32(0x7FFFFFFF), np.uint32(1)
 _OFF, _PLUS, _MINUS = np.uint8(0), np.uint8(1), np.uint8(2)
 _EACH, _LOW, _SHIFT, _BYTE, _HALF = (np.uint32(n) for n in (0x00010001, 0xFFFF, 1, 8, 16))
 _ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -131,49 +132,80 @@ def _power(count: int) -> int:
 
 
 @compiled
-def magnitudes(counts: _Array, tau: _Array, base: _Array, shift: Any) -> tuple[int, int, float]:
-    """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`.
+def tally(tables: _Array, sums: _Array, tau: _Array, base: _Array, shift: Any) -> None:
+    """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`. Zeros are not counted.
 
     Args:
-        counts: uint32, one for each value of the bits above `shift`, all zero.
+        tables: uint32, shape (4, bins): counted on by turns, so that equal ones need not wait for each other.
+        sums: float64, shape (⌈n / 1024⌉,) or more: Σ θ0² of each block, where τ is not 0; set.
         tau: float32, shape (n,).
         base: θ0, float32, shape (n,).
-        shift: uint32.
-
-    Returns the first bin that has any which are not 0, the one behind the last, and Σ θ0² of these. Zeros are not
-    counted.
+        shift: of |τ| as uint32, to its bin.
     """
-    n = tau.shape[0]
-    size = np.empty(BLOCK, np.float32)
-    words = size.view(np.uint32)
-    squares = np.zeros(BLOCK, np.float64)
-    blocks = (n + BLOCK - 1) // BLOCK
-    most = _power(blocks)
-    sums = np.zeros(most, np.float64)
-    moved = 0
-    for i in range(blocks):
-        a = i * BLOCK
-        m = min(BLOCK, n - a)
-        own, before = tau[a : a + m], base[a : a + m]
+    a, b, c, d = tables[0], tables[1], tables[2], tables[3]
+    words, there = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
+    squares = np.empty(BLOCK >> 2, np.float64)
+    still = np.uint32(0)
+    for i in range((tau.shape[0] + BLOCK - 1) // BLOCK):
+        own, before = tau[i * BLOCK : (i + 1) * BLOCK].view(np.uint32), base[i * BLOCK : (i + 1) * BLOCK]
+        m = own.shape[0]
+        for k in range(m):
+            words[k] = own[k] & _MAGNITUDE
+        for k in range(m):
+            still += np.uint32(words[k] == 0)
+        for k in range(m):
+            there[k] = before[k] if words[k] else _NONE
         if m < BLOCK:
-            squares[:] = 0
-        for k in range(m):
-            size[k] = abs(own[k])
-        for k in range(m):
-            # Not a branch: 0 times it is 0.
-            value = np.float64(before[k]) * np.float64(words[k] != 0)
-            squares[k] = value * value
-            moved += words[k] != 0
-        for k in range(m):
-            counts[words[k] >> shift] += np.uint32(1)
-        sums[i] = _halve(squares, BLOCK)
-    counts[0] -= np.uint32(n - moved)
-    first, last = 0, counts.shape[0]
-    while last > 0 and counts[last - 1] == 0:
+            there[m:] = 0
+        _quarter(squares, there)
+        sums[i] = _halve(squares, BLOCK >> 2)
+        for k in range(m >> 2):
+            a[words[4 * k] >> shift] += _ONCE
+            b[words[4 * k + 1] >> shift] += _ONCE
+            c[words[4 * k + 2] >> shift] += _ONCE
+            d[words[4 * k + 3] >> shift] += _ONCE
+        for k in range(m & ~3, m):
+            a[words[k] >> shift] += _ONCE
+    a[0] -= still  # below 0 it goes round, until all tables are added up
+
+
+@compiled
+def tallied(tables: _Array, sums: _Array) -> tuple[_Array, int, float]:
+    """What was tallied, of one tile or of several runs of it, all but the last of them whole blocks.
+
+    Args:
+        tables: see `tally`; used up.
+        sums: float64, shape (blocks,).
+
+    Returns how many parameters are in each bin, float64, from the first to the last that has any; that first bin; and
+    Σ θ0² of these.
+    """
+    a, b, c, d = tables[0], tables[1], tables[2], tables[3]
+    for k in range(a.shape[0]):
+        a[k] += b[k] + c[k] + d[k]
+    first, last = 0, a.shape[0]
+    while last > 0 and a[last - 1] == 0:
         last -= 1
-    while first < last and counts[first] == 0:
+    while first < last and a[first] == 0:
         first += 1
-    return (first, last, _halve(sums, most)) if last else (0, 0, _halve(sums, most))
+    counts = np.empty(last - first, np.float64)
+    for k in range(last - first):
+        counts[k] = a[first + k]
+    size = _power(sums.shape[0])
+    filled = np.zeros(size, np.float64)
+    for k in range(sums.shape[0]):
+        filled[k] = sums[k]
+    return counts, first, _halve(filled, size)
+
+
+@compiled
+def _quarter(squares: _Array, values: _Array) -> None:
+    """What `_halve` has added up when a quarter is left, of the squares of float32."""
+    n = squares.shape[0]
+    one, two, three, four = values[:n], values[n : 2 * n], values[2 * n : 3 * n], values[3 * n :]
+    for k in range(n):
+        a, b, c, d = np.float64(one[k]), np.float64(two[k]), np.float64(three[k]), np.float64(four[k])
+        squares[k] = (a * a + c * c) + (b * b + d * d)
 
 
 @compiled

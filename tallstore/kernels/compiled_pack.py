@@ -14,11 +14,11 @@ from tallstore.kernels import compiled_encode as encode
 from tallstore.kernels import compiled_fill as fill
 from tallstore.kernels.jit import compiled
 
-__all__ = ["marks_above", "moved"]
+__all__ = ["marks_above", "moved", "tally"]
 
 _Array = npt.NDArray[Any]
-_RUN = 1 << 15
-"""Elements."""
+_RUN = 1 << 14
+"""Elements: whole blocks."""
 
 
 @compiled
@@ -45,6 +45,47 @@ def moved(tau: _Array, seen: _Array, handle: int, first: int, runs: _Array, base
             for k in range(end - done):
                 own[k] -= there[k]
             done = end
+    return done
+
+
+@compiled
+def tally(
+    tables: _Array, sums: _Array, seen: _Array, handle: int, first: int, runs: _Array, base: _Array, shift: Any
+) -> int:
+    """`compiled_encode.tally` of τ = θt − θ0 of runs of a tensor, one behind the other.
+
+    Args:
+        tables: uint32, shape (4, bins): counted on.
+        sums: float64, shape (⌈n / 1024⌉,): set.
+        seen: see `compiled_encode.notice`.
+        handle: the descriptor of the file that holds θt.
+        first: its byte that is element 0's first.
+        runs: int64, shape (R, 2): of each run its first element and the one behind its last.
+        base: θ0 of the same elements, float32, shape (n,).
+        shift: of |τ| as uint32, to its bin.
+
+    Returns how many elements could be read.
+    """
+    n = base.shape[0]
+    tau = np.empty(min(_RUN, n), np.float32)
+    raw, words, before = tau.view(np.uint8), tau.view(np.uint32), base.view(np.uint32)
+    done, filled = 0, 0
+    for i in range(runs.shape[0]):
+        at = runs[i, 0]
+        while at < runs[i, 1]:
+            m = min(tau.shape[0] - filled, runs[i, 1] - at)
+            if not fill.read_all(raw[4 * filled : 4 * (filled + m)], handle, first + 4 * at):
+                return done
+            at, filled = at + m, filled + m
+            end = done + filled
+            if filled < tau.shape[0] and end < n:
+                continue
+            own, there = tau[:filled], base[done:end]
+            encode.notice(seen, words[:filled], before[done:end])
+            for k in range(filled):
+                own[k] -= there[k]
+            encode.tally(tables, sums[done // encode.BLOCK :], own, there, shift)
+            done, filled = end, 0
     return done
 
 

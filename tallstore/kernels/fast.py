@@ -8,7 +8,7 @@ import os
 from functools import cache
 from types import ModuleType
 
-__all__ = ["encode_kernels", "fill_kernels", "kernels", "pack_kernels"]
+__all__ = ["choice_kernels", "encode_kernels", "fill_kernels", "kernels", "pack_kernels"]
 
 
 _BY_POSITION = hasattr(os, "pread")
@@ -22,6 +22,11 @@ def kernels() -> ModuleType | None:
 def encode_kernels() -> ModuleType | None:
     """The same of `tallstore.kernels.compiled_encode`."""
     return _load("tallstore.kernels.compiled_encode")
+
+
+def choice_kernels() -> ModuleType | None:
+    """The same of `tallstore.kernels.compiled_choices`."""
+    return _load("tallstore.kernels.compiled_choices")
 
 
 def fill_kernels() -> ModuleType | None:

@@ -7,6 +7,9 @@ is unbiased (see `solo`): the variance of the noise, and κ times the square of 
 (bias). At κ = 1 it is the squared error, ‖τ‖²·‖w‖²/⟨τ,w⟩² − 1, and dither is never worth its bits.
 
 One multiplier λ trades the two off for all tensors alike (Shoham and Gersho 1988): the budget decides λ.
+
+Everything is added up one after the other, and logarithms are made of the four operations, so that the same choices
+come of the same weights on every machine, with compiled kernels and without.
 """
 
 from __future__ import annotations
@@ -15,17 +18,20 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from tallstore.kernels import fast
+from tallstore.kernels.logarithm import log2
 
 __all__ = [
     "BINS",
     "ENTRY_BITS",
+    "SHIFT",
     "Choice",
+    "Choices",
     "Levels",
     "Magnitudes",
     "add_up",
@@ -35,18 +41,21 @@ __all__ = [
     "is_mask",
     "levels_of",
     "magnitudes",
+    "tallies",
 ]
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 
 _SHIFT = 18
+SHIFT = np.uint32(_SHIFT)
+"""Of |τ| as a word, to its bin."""
 BINS = 1 << (31 - _SHIFT)
 """Bins of a histogram: the exponent of a float32 and the upper five bits of its mantissa, 32 to the octave."""
 _K = TypeVar("_K", bound=Hashable)
 _FINITE = 0x7F800000 >> _SHIFT
-_EDGES = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << np.uint32(_SHIFT)
-_EDGES = _EDGES.view(np.float32).astype(np.float64)
+_WORDS = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << SHIFT
+_EDGES = _WORDS.view(np.float32).astype(np.float64)
 _MIDDLE = (_EDGES * (1 + 2.0**-6)).astype(np.float64)
 """Lower edge and middle of each bin."""
 
@@ -92,12 +101,20 @@ _LADDERS: tuple[Levels, ...] = (
 )
 """Every precision on offer, in root mean squares. The first one marks all that moved."""
 _HARD = [i for i, ladder in enumerate(_LADDERS) if not ladder.width]
+_RAMPED = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) == 1]
+_RAMPED.sort(key=lambda i: _LADDERS[i].bounds[0])
+_EVEN = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) > 1]
+_OFFERED = np.array([*_HARD, *_RAMPED, *_EVEN])
+"""The order in which choices are looked at; those with dither and one level by where their marks begin."""
 _HARD_BOUNDS = np.array([(*_LADDERS[i].bounds, *([np.inf] * _LEVELS))[:_LEVELS] for i in _HARD])
 """Shape (hard choices, levels): infinite where a choice has fewer."""
-_TABLES = np.array([0.0 if len(ladder.bounds) == 1 else 64.0 * len(ladder.bounds) for ladder in _LADDERS])
-"""Bits that a choice's table takes."""
-_RAMPED = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) == 1]
-_EVEN = [i for i, ladder in enumerate(_LADDERS) if ladder.width and len(ladder.bounds) > 1]
+_LOW = np.array([_LADDERS[i].bounds[0] for i in _RAMPED])
+_SLOPE = 1 / np.array([_LADDERS[i].width for i in _RAMPED])
+"""Of choices with dither and one level: where marks begin, ascending, and how much likelier they get from there on."""
+_RATE = 1 / np.array([_LADDERS[i].width for i in _EVEN])
+"""Of choices with dither and several levels: levels a root mean square."""
+_TABLES = np.array([0.0 if len(_LADDERS[i].bounds) == 1 else 64.0 * len(_LADDERS[i].bounds) for i in _OFFERED])
+"""Bits that a choice's table takes, in the order of `_OFFERED`."""
 
 
 @dataclass
@@ -109,9 +126,12 @@ class Magnitudes:
     first: int = 0
     base_energy: float = 0.0
     """Σ θ0² where τ ≠ 0."""
+    _sums: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
+    """`moved` and `energy`, once one of them was asked for, and until they change."""
 
     def add(self, other: Magnitudes) -> None:
         """Add another run of the same tensor."""
+        self._sums = None
         self.base_energy += other.base_energy
         if not len(self.counts):
             self.counts, self.first = other.counts.copy(), other.first
@@ -127,21 +147,33 @@ class Magnitudes:
         """The middle of each bin."""
         return _MIDDLE[self.first : self.first + len(self.counts)]
 
+    @property
+    def edges(self) -> Floats:
+        """The lower edge of each bin."""
+        return _EDGES[self.first : self.first + len(self.counts)]
+
     def scale(self, weight: float) -> None:
         """Let every parameter that was counted stand for so many."""
         if weight != 1.0:
+            self._sums = None
             self.counts *= weight
             self.base_energy *= weight
+
+    def _moved_and_energy(self) -> tuple[float, float]:
+        if self._sums is None:
+            energy = self.counts * np.square(self.middle)
+            self._sums = (float(_added(self.counts)), float(_added(energy))) if len(energy) else (0.0, 0.0)
+        return self._sums
 
     @property
     def energy(self) -> float:
         """Σ τ²."""
-        return float(self.counts @ self.middle**2)
+        return self._moved_and_energy()[1]
 
     @property
     def moved(self) -> float:
         """Parameters that moved."""
-        return float(self.counts.sum())
+        return self._moved_and_energy()[0]
 
     @property
     def rms(self) -> float:
@@ -161,9 +193,9 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values."""
     compiled = fast.encode_kernels()
     if compiled is not None:
-        numbers = np.zeros(BINS, np.uint32)
-        first, last, base_energy = compiled.magnitudes(numbers, tau, base, np.uint32(_SHIFT))
-        return Magnitudes(numbers[first:last].astype(np.float64), first, float(base_energy))
+        tables, sums = tallies(len(tau))
+        compiled.tally(tables, sums, tau, base, SHIFT)
+        return Magnitudes(*compiled.tallied(tables, sums))
     bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
     moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
@@ -171,6 +203,23 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     return Magnitudes(counts[first:last].copy(), first, float(base_energy))
+
+
+def tallies(n: int) -> tuple[npt.NDArray[np.uint32], Floats]:
+    """What kernels count n magnitudes in: see `compiled_encode.tally`."""
+    return np.zeros((4, BINS), np.uint32), np.zeros(-(-n // _BLOCK))
+
+
+def _added(values: Floats) -> Floats:
+    """Sums over the last axis, which are added up one after the other: `sum` leaves open in which order."""
+    found: Floats = np.cumsum(values, axis=-1)[..., -1]
+    return found
+
+
+def _rows_added(values: Floats) -> Floats:
+    """The sum of rows, row after row. numpy takes another order only along the axis that lies together in memory."""
+    found: Floats = np.add.reduce(np.ascontiguousarray(values), axis=0)
+    return found
 
 
 def add_up(values: Floats) -> float:
@@ -192,12 +241,41 @@ _BLOCK = 1024
 
 
 class Choice(NamedTuple):
-    """One precision for one tensor. There are thousands of these, so it says no more than it must."""
+    """One precision for one tensor."""
 
     ladder: int
     """Index into the precisions on offer: see `levels_of`."""
     bits: float
     harm: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choices(Sequence[Choice]):
+    """Those that one tensor is offered, by rising bits: one or more. There are thousands, hence arrays."""
+
+    ladders: npt.NDArray[np.intp]
+    bits: Floats
+    harm: Floats
+    """Each of shape (choices,)."""
+
+    @classmethod
+    def only(cls, choice: Choice) -> Choices:
+        """One, where there is nothing to choose."""
+        return cls(np.array([choice.ladder], np.intp), np.array([choice.bits]), np.array([choice.harm]))
+
+    def __len__(self) -> int:
+        return len(self.ladders)
+
+    @overload
+    def __getitem__(self, at: int) -> Choice: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Choices: ...
+
+    def __getitem__(self, at: int | slice) -> Choice | Choices:
+        if isinstance(at, slice):
+            return Choices(self.ladders[at], self.bits[at], self.harm[at])
+        return Choice(int(self.ladders[at]), float(self.bits[at]), float(self.harm[at]))
 
 
 def levels_of(ladder: int, rms: float) -> Levels:
@@ -207,7 +285,7 @@ def levels_of(ladder: int, rms: float) -> Levels:
         return Levels(
             tuple(float(np.float32(b * rms)) for b in relative.bounds), float(np.float32(relative.width * rms))
         )
-    return Levels(tuple(float(_EDGES[int(np.searchsorted(_EDGES, bound * rms))]) for bound in relative.bounds))
+    return Levels(tuple(_EDGES[np.searchsorted(_EDGES, np.array(relative.bounds) * rms)].tolist()))
 
 
 def is_mask(ladder: int) -> bool:
@@ -215,23 +293,33 @@ def is_mask(ladder: int) -> bool:
     return len(_LADDERS[ladder].bounds) == 1
 
 
-def choices(found: Magnitudes, kappa: float = 1.0) -> list[Choice]:
+def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     """The precisions on offer, with cost and harm: those that are the best for some price of a bit.
 
     `kappa`: how many times worse bias is than noise of the same energy.
     """
-    offered = [_hard(found, kappa)]
+    if not found.energy:  # nothing moved, or by so little that it counts as nothing
+        return Choices(_OFFERED[:0], np.zeros(0), np.zeros(0))
+    offered = _hard(found, kappa)
     if kappa > 1:
-        offered += _dithered(found, kappa)
-    ladders, bits, harm = map(np.concatenate, zip(*offered, strict=True))
-    return _hull(ladders, bits, harm)
+        hard, dithered = offered, _dithered(found, kappa)
+        offered = np.concatenate([hard[0], dithered[0]]), np.concatenate([hard[1], dithered[1]])
+    cost, harm = offered
+    bits = _bits(cost, slice(len(cost)))
+    best = _hull(bits, harm)
+    return Choices(_OFFERED[best], bits[best], harm[best])
 
 
 def fine(found: Magnitudes, bound: float) -> Choice | None:
     """Of the hard choices with several levels the one whose first begins nearest to `bound` root mean squares."""
+    if not found.energy:
+        return None
     nearest = _nearest(bound)
-    ladders, bits, harm = _hard(found, 1.0, slice(nearest, nearest + 1))
-    return Choice(int(ladders[0]), float(bits[0]), float(harm[0])) if len(ladders) else None
+    row = slice(nearest, nearest + 1)
+    cost, harm = _hard(found, 1.0, row)
+    if not math.isfinite(harm[0]):
+        return None
+    return Choice(int(_OFFERED[nearest]), float(_bits(cost, row)[0]), float(harm[0]))
 
 
 @cache
@@ -240,104 +328,138 @@ def _nearest(bound: float) -> int:
     return min(several, key=lambda row: abs(float(_HARD_BOUNDS[row, 0]) - bound))
 
 
-Offered = tuple[npt.NDArray[np.intp], Floats, Floats]
-"""Ladders, bits and harm of some choices."""
+def _bits(cost: Floats, rows: slice) -> Floats:
+    """What choices take in all, in bits: those of `_OFFERED` that `rows` says."""
+    found: Floats = cost * _CODER + _TABLES[rows]
+    return found
+
+
+Offered = tuple[Floats, Floats]
+"""Of some choices: entropy and signs in bits, and harm, infinite where a choice is not offered. Shape (choices,)."""
 
 
 def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
-    bins, energy, moved = len(found.counts), found.energy, found.moved
-    tail = np.concatenate([np.cumsum(found.counts[::-1])[::-1], [0.0]])
-    tail_total = np.concatenate([np.cumsum((found.counts * found.middle)[::-1])[::-1], [0.0]])
     bounds = _HARD_BOUNDS[rows]
-    at = np.clip(np.searchsorted(_EDGES, bounds * math.sqrt(energy / moved)) - found.first, 0, bins)
-    at = np.concatenate([np.where(np.isinf(bounds), bins, at), np.full((len(at), 1), bins)], axis=1)
+    counted, moved, energy = found.counts, found.moved, found.energy
+    rms = math.sqrt(energy / moved)
+    compiled = fast.choice_kernels()
+    if compiled is not None:
+        cost, harm = np.empty(len(bounds)), np.empty(len(bounds))
+        compiled.hard(
+            cost, harm, counted, found.middle, found.edges, bounds, moved, energy, rms, float(kappa), float(_FEWEST)
+        )
+        return cost, harm
+    tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
+    tail_total = np.concatenate([np.cumsum((counted * found.middle)[::-1])[::-1], [0.0]])
+    at = np.searchsorted(found.edges, bounds * rms)
+    at = np.concatenate([at, np.full((len(at), 1), len(counted))], axis=1)
     counts = tail[at[:, :-1]] - tail[at[:, 1:]]
     totals = tail_total[at[:, :-1]] - tail_total[at[:, 1:]]
     several = np.isfinite(bounds[:, 1])
-    kept = (totals**2 / np.maximum(counts, 1e-300)).sum(axis=1)
-    offered = (counts.sum(axis=1) >= _FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
+    kept = _added(totals * totals / np.maximum(counts, 1e-300))
+    marks, cost = _cost(counts, moved)
+    offered = (marks >= _FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
     harm = kappa * np.maximum(energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
-    return _priced(_HARD[rows], offered, moved, counts, harm)
+    return cost, np.where(offered, harm, np.inf)
 
 
-def _dithered(found: Magnitudes, kappa: float) -> list[Offered]:
-    """The same of choices with dither, over the bins that hold something."""
-    (used,) = np.nonzero(found.counts)
-    c, x = found.counts[used], found.middle[used] / found.rms
-    energy, moved = float(c @ (x * x)), found.moved
-    low = np.array([_LADDERS[i].bounds[0] for i in _RAMPED])[:, None]
-    width = np.array([_LADDERS[i].width for i in _RAMPED])[:, None]
-    mean = np.clip((x - low) / width, 0.0, 1.0)
-    marks, along, biased = mean @ c, mean @ (c * x), np.square(mean) @ c
-    harm = _spoiled(energy, along, marks, biased, kappa)
-    ramped = _priced(_RAMPED, (marks >= _FEWEST) & (along > 0), moved, marks[:, None], harm)
-    step = np.array([_LADDERS[i].width for i in _EVEN])[:, None, None]
-    levels = np.arange(1.0, _LEVELS + 1)
-    share = np.maximum(0.0, 1.0 - np.abs(np.minimum(x / step, _LEVELS) - levels[:, None]))
-    counts = share @ c
-    mean = np.einsum("sjb,j->sb", share, levels)
-    along, biased = mean @ (c * x), np.square(mean) @ c
-    harm = _spoiled(energy, along, counts @ levels**2, biased, kappa)
-    there = (counts.sum(axis=1) >= _FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
-    return [ramped, _priced(_EVEN, there, moved, counts, harm)]
+def _dithered(found: Magnitudes, kappa: float) -> Offered:
+    """The same of choices with dither: first those with one level."""
+    c, x, moved = found.counts, found.middle / found.rms, found.moved
+    compiled = fast.choice_kernels()
+    if compiled is not None:
+        cost, harm = np.empty(len(_LOW) + len(_RATE)), np.empty(len(_LOW) + len(_RATE))
+        compiled.dithered(cost, harm, c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, float(kappa), float(_FEWEST))
+        return cost, harm
+    cx, energy = c * x, float(_added(c * x * x))
+    c, x, cx = c[:, None], x[:, None], cx[:, None]
+    mean = np.clip((x - _LOW) * _SLOPE, 0.0, 1.0)
+    marks, along, biased = _rows_added(mean * c), _rows_added(mean * cx), _rows_added(mean * mean * c)
+    _, cost = _cost(marks[:, None], moved)
+    offered = (marks >= _FEWEST) & (along > 0)
+    harm = np.where(offered, _spoiled(energy, along, marks, biased, kappa), np.inf)
+    ramped = cost, harm
+    mean = np.minimum(x * _RATE, _LEVELS)
+    along, biased = _rows_added(mean * cx), _rows_added(mean * mean * c)
+    # A magnitude between two levels is at one or the other; a level's sum begins with what lies below it.
+    level = np.floor(mean)
+    cell = level.astype(np.intp) + (_LEVELS + 2) * np.arange(len(_RATE))
+    shares = np.stack([(1.0 - np.abs(mean - (level + 1))) * c, (1.0 - (mean - level)) * c])
+    added = np.bincount(np.stack([cell + 1, cell]).reshape(-1), shares.reshape(-1), (_LEVELS + 2) * len(_RATE))
+    counts = added.astype(np.float64, copy=False).reshape(len(_RATE), -1)[:, 1 : _LEVELS + 1]
+    marks, cost = _cost(counts, moved)
+    offered = (marks >= _FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
+    square = _added(counts * np.square(np.arange(1.0, _LEVELS + 1)))
+    harm = np.where(offered, _spoiled(energy, along, square, biased, kappa), np.inf)
+    return np.concatenate([ramped[0], cost]), np.concatenate([ramped[1], harm])
 
 
 def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa: float) -> Floats:
     """Noise and κ times bias, of choices with ⟨τ, w⟩, ‖w‖² and ‖the mean of w‖² as given, the scale being unbiased."""
     gain = energy / np.where(along > 0, along, np.inf)
-    found: Floats = np.maximum(gain**2 * (square - biased + kappa * biased) / energy - kappa, 0.0)
+    found: Floats = np.maximum(gain * gain * (square - biased + kappa * biased) / energy - kappa, 0.0)
     return found
 
 
-def _hull(ladders: npt.NDArray[np.intp], bits: Floats, harm: Floats) -> list[Choice]:
-    """The lower convex hull of harm over bits, by rising bits. Whatever λ is, the best choice lies on it."""
+def _cost(counts: Floats, moved: float) -> tuple[Floats, Floats]:
+    """Marks, and their entropy and signs in bits, from how many parameters there are at each level.
+
+    `counts`: shape (choices, levels). What is returned: shape (choices,).
+    """
+    marks = _added(counts)
+    every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
+    return marks, marks - _added(every * log2(np.where(every > 0, every / moved, 1.0)))
+
+
+def _hull(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
+    """Which choices are on the lower convex hull of harm over bits, by rising bits: the best one is, whatever λ is.
+
+    Of choices with the same bits and harm the first; of those with infinite harm none.
+    """
+    compiled = fast.choice_kernels()
+    if compiled is not None:
+        order = np.empty(len(bits), np.intp)
+        return order[: compiled.hull(order, bits, harm)]
     order = np.lexsort((harm, bits))
+    order = order[np.isfinite(harm[order])]
     less = harm[order][1:] < np.minimum.accumulate(harm[order])[:-1]  # than all that take fewer bits
     order = np.concatenate([order[:1], order[1:][less]])
-    hull: list[Choice] = []
-    for choice in map(Choice._make, zip(*(each[order].tolist() for each in (ladders, bits, harm)), strict=True)):
-        while len(hull) > 1 and _above(hull[-2], hull[-1], choice):
+    hull: list[int] = []
+    b, h = bits.tolist(), harm.tolist()
+    for i in order.tolist():
+        while len(hull) > 1 and _above(*((b[k], h[k]) for k in (*hull[-2:], i))):
             hull.pop()
-        hull.append(choice)
-    return hull
+        hull.append(i)
+    return np.array(hull, np.intp)
 
 
-def _above(left: Choice, middle: Choice, right: Choice) -> bool:
-    """Whether `middle` lies on or above the line from `left` to `right`."""
-    rise = (right.harm - left.harm) * (middle.bits - left.bits)
-    return (middle.harm - left.harm) * (right.bits - left.bits) >= rise
+def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:
+    """Whether `middle`, bits and harm, lies on or above the line from `left` to `right`."""
+    rise = (right[1] - left[1]) * (middle[0] - left[0])
+    return (middle[1] - left[1]) * (right[0] - left[0]) >= rise
 
 
-def allocate(offers: Mapping[_K, Sequence[Choice]], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
+def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
     """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
-    keys = list(offers)
-    most = max(map(len, offers.values()), default=0)
-    bits, harm = np.zeros((len(keys), most)), np.full((len(keys), most), np.inf)
-    for row, key in enumerate(keys):
-        offered = offers[key]
-        bits[row, : len(offered)] = [choice.bits for choice in offered]
-        harm[row, : len(offered)] = weights[key] * np.array([choice.harm for choice in offered])
-    rows = np.arange(len(keys))
+    if not offers:
+        return {}
+    lengths = [len(offered) for offered in offers.values()]
+    starts = np.cumsum([0, *lengths[:-1]])
+    bits = np.concatenate([offered.bits for offered in offers.values()])
+    harm = np.concatenate([offered.harm for offered in offers.values()])
+    harm *= np.repeat([weights[key] for key in offers], lengths)
 
-    def at(multiplier: float) -> tuple[float, npt.NDArray[np.intp]]:
-        picked = np.argmin(harm + multiplier * bits, axis=1) if most else np.zeros(0, np.intp)
-        return math.fsum(bits[rows, picked]), picked
+    def at(multiplier: float) -> npt.NDArray[np.intp]:
+        """The best choice of each key: the first, if several are."""
+        price = harm + multiplier * bits
+        (best,) = np.nonzero(price == np.repeat(np.minimum.reduceat(price, starts), lengths))
+        found: npt.NDArray[np.intp] = best[np.searchsorted(best, starts)]
+        return found
 
     low, high = -60.0, 60.0
     for _ in range(60):
         middle = (low + high) / 2
-        spent, _ = at(2.0**middle)
+        spent = math.fsum(bits[at(2.0**middle)])
         low, high = (middle, high) if spent > budget else (low, middle)
-    _, picked = at(2.0**high)
-    return {key: offers[key][i] for key, i in zip(keys, picked.tolist(), strict=True)}
-
-
-def _priced(
-    ladders: Sequence[int], offered: npt.NDArray[np.bool_], moved: float, counts: Floats, harm: Floats
-) -> Offered:
-    """Choices with their cost, from how many parameters they put at each level: shape (choices, levels)."""
-    marks = counts.sum(axis=1)
-    every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
-    entropy = -(every * np.log2(np.maximum(every, 1e-300) / moved)).sum(axis=1)
-    bits = (entropy + marks) * _CODER + _TABLES[ladders]
-    return np.asarray(ladders)[offered], bits[offered], harm[offered]
+    picked = (at(2.0**high) - starts).tolist()
+    return {key: offered[i] for (key, offered), i in zip(offers.items(), picked, strict=True)}

@@ -15,15 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from tallstore.kernels.rules import Rule
-from tallstore.recipes.allocation import Levels
+from tallstore.recipes.allocation import Levels, Magnitudes
 from tallstore.recipes.dither import seed_of
 
-Singles = npt.NDArray[np.float32]
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""
 
@@ -77,17 +74,16 @@ class Statistic(ABC):
         """What `update` needs of a tile: the tile itself, unless there is work that threads can share."""
         return tile
 
-    by_row: bool = False
-    """Whether there is `measure_row`."""
+    by_magnitude: bool = False
+    """Whether there is `measure_counted`: magnitudes are all that is measured."""
 
-    def measure_row(self, task: int, tensor: str, tau: Singles, base: Singles, weight: float) -> Any:
-        """What `measure` returns of a tile of one task in float32, given as arrays.
+    def measure_counted(self, task: int, tensor: str, counted: Magnitudes, weight: float) -> Any:
+        """What `measure` returns of a tile of one task in float32.
 
         Args:
             task: which.
             tensor: the base's name of the tensor.
-            tau: τ, shape (N,).
-            base: θ0, shape (N,).
+            counted: the tile's |τ|, each parameter once.
             weight: how many parameters each one stands for.
         """
         raise NotImplementedError

@@ -27,6 +27,7 @@ from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import (
     ENTRY_BITS,
     Choice,
+    Choices,
     Levels,
     Magnitudes,
     allocate,
@@ -35,7 +36,7 @@ from tallstore.recipes.allocation import (
     levels_of,
     magnitudes,
 )
-from tallstore.recipes.base import Recipe, Singles, Statistic, Tile, ZooFacts
+from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 
 __all__ = ["Solo"]
@@ -155,7 +156,7 @@ class Solo(Recipe):
 class _Tensor:
     """A tensor whose magnitudes are counted."""
 
-    offers: list[Choice]
+    offers: Choices
     weight: float
     rms: float
     moved: float
@@ -166,7 +167,7 @@ class _Histograms(Statistic):
 
     one_in = 8
     by_tensor = True
-    by_row = True
+    by_magnitude = True
 
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
@@ -178,20 +179,22 @@ class _Histograms(Statistic):
         return [
             each
             for task, row in zip(tile.tasks, rows, strict=True)
-            for each in self.measure_row(task, tile.tensor, row, base, tile.weight)
+            for each in self.measure_counted(task, tile.tensor, magnitudes(row, base), tile.weight)
         ]
 
-    def measure_row(
-        self, task: int, tensor: str, tau: Singles, base: Singles, weight: float
+    def measure_counted(
+        self, task: int, tensor: str, counted: Magnitudes, weight: float
     ) -> list[tuple[Key, Magnitudes]]:
-        counted = magnitudes(tau, base)
         counted.scale(weight)
         return [((task, tensor), counted)]
 
     def condense(self, measured: Iterable[list[tuple[Key, Magnitudes]]]) -> list[tuple[Key, _Tensor]]:
         found: dict[Key, Magnitudes] = {}
         for key, counted in chain.from_iterable(measured):
-            found.setdefault(key, Magnitudes()).add(counted)
+            if key in found:
+                found[key].add(counted)
+            else:
+                found[key] = counted
         return [(key, self._tensor(counted)) for key, counted in found.items() if counted.moved]
 
     def _tensor(self, found: Magnitudes) -> _Tensor:
@@ -212,10 +215,10 @@ def _kappa(rate: float) -> float:
     return min(_KAPPA_MOST, _KAPPA * max(1.0, RATE / rate) ** 2)
 
 
-def _offers(found: Magnitudes, kappa: float) -> list[Choice]:
+def _offers(found: Magnitudes, kappa: float) -> Choices:
     if found.moved >= _FINE and (every := choices(found, kappa)):
         return every
-    return [fine(found, _FINE_BOUND) or _signs(found)]
+    return Choices.only(fine(found, _FINE_BOUND) or _signs(found))
 
 
 def _signs(found: Magnitudes) -> Choice:

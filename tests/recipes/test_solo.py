@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tallstore
-from tallstore.recipes.allocation import Choice, allocate, choices, is_mask, levels_of, magnitudes
+from tallstore.recipes.allocation import Choices, allocate, choices, is_mask, levels_of, magnitudes
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.solo import Solo
 
@@ -62,7 +62,10 @@ def test_harm_is_what_an_unbiased_scale_leaves_and_bits_are_what_the_coder_takes
 def test_what_is_allocated_fits_the_budget_if_anything_does(
     offers: list[list[tuple[float, float]]], budget: float
 ) -> None:
-    table = {n: [Choice(0, bits, harm) for bits, harm in offered] for n, offered in enumerate(offers)}
+    table = {
+        n: Choices(np.zeros(len(offered), np.intp), *map(np.array, zip(*offered, strict=True)))
+        for n, offered in enumerate(offers)
+    }
     chosen = allocate(table, dict.fromkeys(table, 1.0), budget)
     assert set(chosen) == set(table)
     least = sum(min(choice.bits for choice in offered) for offered in table.values())
