@@ -358,12 +358,14 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where checkpoints and archives go")
     parser.add_argument("--tasks", type=int, default=4, help="in the archives")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="of every row: 2 or more (default: 9)")
     parser.add_argument("--cold", action="store_true", help="drop files from the cache before each load")
     parser.add_argument("--growth", action="store_true", help="more tasks and larger models instead")
     parser.add_argument("--only", default="", help="rows with this text in their names")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds: quartiles need 2 or more")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with sole_user(arguments.folder):
         if arguments.growth:

@@ -232,7 +232,7 @@ def delta(zoo: Zoo, task: str, name: str) -> np.ndarray:
 
 
 def child(
-    code: str, *args: str, env: Mapping[str, str] | None = None, timeout: float = 60
+    code: str, *args: str, env: Mapping[str, str] | None = None, timeout: float = 180
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own."""
     return subprocess.run(

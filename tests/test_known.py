@@ -13,7 +13,8 @@ from support import assert_same, same_bits, tiny_zoo
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.archive import reader
+from tallstore.archive import known, reader
+from tallstore.format.manifest import Manifest
 from tallstore.kernels.fill import Source
 from tallstore.tensors import empties
 
@@ -136,3 +137,29 @@ def test_one_element_may_have_any_stride(tmp_path: Path) -> None:
         model.own["odd"] = torch.zeros(3, 4)[:1, 0]
         opened.load_into(model, "a")
         assert model.own["odd"].tolist() == [1.0]
+
+
+def test_a_manifest_is_parsed_once_and_another_one_in_its_place_is_another(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    parse = Manifest.from_bytes
+
+    def noted(data: bytes, where: str) -> Manifest:
+        parsed.append(where)
+        return parse(data, where)
+
+    monkeypatch.setattr(Manifest, "from_bytes", noted)
+    monkeypatch.setattr(reader, "MANIFESTS", known._Recent[Manifest](2))
+    for _ in range(3):
+        tallstore.open(zoo).close()
+    assert len(parsed) == 1
+    base, tasks = tiny_zoo(3)
+    tallstore.pack(base, tasks, zoo, overwrite=True)
+    with tallstore.open(zoo) as opened:
+        assert len(opened.tasks) == 3
+    monkeypatch.setattr(reader, "MANIFEST_MOST", 10)
+    parsed.clear()
+    for _ in range(2):
+        tallstore.open(zoo).close()
+    assert len(parsed) == 2

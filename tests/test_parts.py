@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xxhash
 from support import leftovers, read_all, tiny_zoo
 
 import tallstore
 from tallstore.encoder import parts, results
 from tallstore.errors import OutputError
+from tallstore.stores.staging import give_back
 
 
 @pytest.mark.parametrize("block", [1, 100, 4096, 1 << 22])
@@ -43,3 +47,62 @@ def test_damage_that_the_reading_thread_finds_ends_the_packing(tmp_path: Path, m
     assert read_all(tmp_path / "zoo") == before
     assert {name.split("/")[0] for name in leftovers(tmp_path)} == {"zoo"}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tallstore-part")]
+
+
+def _span(path: Path, before: bytes, own: bytes, after: bytes) -> results.Span:
+    path.write_bytes(before + own + after)
+    return results.Span(path, len(before), len(own), xxhash.xxh3_64_hexdigest(own))
+
+
+@pytest.mark.parametrize("length", [0, 5, 4096, 1 << 18])
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_taken_is_what_lay_there_and_nothing_beside_it_changes(length: int, keep: bool, tmp_path: Path) -> None:
+    own, before, after = (np.random.default_rng(n).bytes(n) for n in (length, 4099, 5001))
+    span = _span(tmp_path / "result", before, own, after)
+    out = bytearray(length)
+    span.take(memoryview(out), keep=keep)
+    assert out == own
+    left = (tmp_path / "result").read_bytes()
+    assert left[:4099] == before
+    assert left[4099 + length :] == after
+    if keep or length < 1 << 16:
+        assert left[4099 : 4099 + length] == own
+
+
+def test_room_is_given_back_once_bytes_are_taken(tmp_path: Path) -> None:
+    with (tmp_path / "some").open("w+b") as file:
+        file.write(bytes(1 << 18))
+        file.flush()
+        if not give_back(file.fileno(), 0, 1 << 18):
+            pytest.skip("this file system gives nothing back")
+    span = _span(tmp_path / "result", b"", np.random.default_rng(0).bytes(1 << 20), b"")
+    with span.path.open("rb") as file:  # that it has its room on the disk, not in memory alone
+        os.fsync(file.fileno())
+    taken = span.path.stat().st_blocks
+    span.take(memoryview(bytearray(1 << 20)), keep=False)
+    assert span.path.stat().st_blocks < taken / 2
+    with pytest.raises(OutputError, match="damaged on its disk"):
+        span.take(memoryview(bytearray(1 << 20)), keep=False)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_results_stay_for_a_run_that_may_be_taken_up(
+    resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    take = results.Span.take
+
+    def noted(span: results.Span, out: memoryview, *, keep: bool) -> None:
+        kept.append(keep)
+        take(span, out, keep=keep)
+
+    monkeypatch.setattr(results.Span, "take", noted)
+    tallstore.pack(*tiny_zoo(2), tmp_path / "zoo.tall", resume=resume)
+    assert set(kept) == {resume}
+
+
+def test_a_block_longer_than_its_room_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tallstore.pack(*tiny_zoo(2), tmp_path / "plain.tall")
+    monkeypatch.setattr(parts, "_ROOM", 50)
+    tallstore.pack(*tiny_zoo(2), tmp_path / "narrow.tall")
+    assert (tmp_path / "narrow.tall").read_bytes() == (tmp_path / "plain.tall").read_bytes()

@@ -158,15 +158,19 @@ def sync(path: Path) -> None:
     _flush(path)
 
 
-def give_back(handle: int, start: int, length: int) -> None:
+def give_back(handle: int, start: int, length: int) -> bool:
     """Let a scratch file's bytes go that are needed no more, where the system can: what is written next gets the room.
 
-    They read as zeros then. What cannot be given back, or is not worth it, stays.
+    They read as zeros then. What cannot be given back, or is too little to be worth it, stays. Whether they went.
     """
-    if sys.platform == "linux" and sys.maxsize > 1 << 32 and length >= _LEAST:
-        with contextlib.suppress(AttributeError):
-            where = ctypes.c_int64(start), ctypes.c_int64(length)
-            ctypes.CDLL(None).fallocate(handle, _KEEP_SIZE | _PUNCH_HOLE, *where)
+    if sys.platform != "linux" or sys.maxsize <= 1 << 32 or length < _LEAST:
+        return False
+    try:
+        punch = ctypes.CDLL(None).fallocate
+    except AttributeError:
+        return False
+    where = ctypes.c_int64(start), ctypes.c_int64(length)
+    return bool(punch(handle, _KEEP_SIZE | _PUNCH_HOLE, *where) == 0)
 
 
 def _flush(path: Path) -> None:
