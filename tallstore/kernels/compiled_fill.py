@@ -163,9 +163,9 @@ def _write(out: _Array, run: _Array) -> None:
     lines = 0 if out.ctypes.data % _LINE else run.shape[0] // _LINE
     if lines:
         _stream(out.ctypes.data, run.ctypes.data, lines)
-    done = lines * _LINE
-    if done < run.shape[0]:
-        out[done:] = run[done:]
+    rest, left = out[lines * _LINE :], run[lines * _LINE :]
+    for k in range(left.shape[0]):  # assigning a slice to a slice does the same, and takes three seconds to compile
+        rest[k] = left[k]
 
 
 @compiled
