@@ -82,23 +82,28 @@ def packed_to_gaps(gaps: _Array, signs: _Array, packed: _Array, bits: int) -> tu
         word = packed[i]
         negative = (word >> _ONE) & places if signed else np.uint64(0)
         on = (word & places) | negative
+        if not on:
+            continue
+        first = np.int64(_lowest(on) >> shift)
+        gap = i * each + first - last - 1
+        while gap >= 255:  # within a word there are no such gaps
+            gaps[at] = 255
+            at += 1
+            gap -= 255
+        before = first - gap - 1
         while on:
             bit = _lowest(on)
             on &= on - _ONE
-            place = i * each + np.int64(bit >> shift)
-            gap = place - last - 1
-            last = place
-            while gap >= 255:
-                gaps[at] = 255
-                at += 1
-                gap -= 255
-            gaps[at] = gap
+            place = np.int64(bit >> shift)
+            gaps[at] = np.uint8(place - before - 1)
             at += 1
+            before = place
             some |= ((negative >> bit) & _ONE) << np.uint64(marks & 63)
             marks += 1
             if (marks & 63) == 0:
                 signs[(marks >> 6) - 1] = some
                 some = np.uint64(0)
+        last = i * each + before
     if (marks & 63) != 0:
         signs[marks >> 6] = some
     return at, marks
