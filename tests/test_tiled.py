@@ -179,12 +179,13 @@ def test_every_float16_is_added_to_as_by_the_reference(scale: float) -> None:
     scale = float(np.float32(scale))
     expected, found = torch.empty_like(base), torch.empty_like(base)
     cpu.apply_mask(expected, base, torch.ones(len(base)), torch.from_numpy(symbols), scale)
-    assert fast.kernels().add_gaps_f16(  # type: ignore[union-attr]  # skipped otherwise
+    assert fast.kernels().add_gaps_16(  # type: ignore[union-attr]  # skipped otherwise
         found.copy_(base).view(torch.uint16).numpy(),
         np.zeros(4, np.uint64),
         *gaps_of(symbols, "signed"),
         np.float32(scale),
         np.float32(-scale),
+        False,
     )
     assert torch.equal(bits(found), bits(expected))
 

@@ -18,8 +18,7 @@ from tallstore.kernels.jit import compiled
 __all__ = [
     "RUN",
     "add_gaps",
-    "add_gaps_bf16",
-    "add_gaps_f16",
+    "add_gaps_16",
     "delta4",
     "delta8",
     "gaps_to_packed",
@@ -216,8 +215,36 @@ _HALF_SIGN, _HALF_SIZE, _HALF_NORMAL, _HALF_INFINITE = (np.uint32(n) for n in (0
 """Of the bits of a float16: sign and magnitude; the least normal magnitude, and the infinite one."""
 _SIZE, _INFINITE, _LEAST_HALF, _BEYOND_HALF = (np.uint32(n) for n in (0x7FFFFFFF, 0x7F800000, 0x38800000, 0x47800000))
 """Of a float32's: magnitude; infinity, float16's least normal magnitude 2^-14, and 2^16, which it has no more."""
-_REBASED, _13 = np.uint32(0x38000000), np.uint32(13)
-"""What exponents differ by, and bits of a mantissa that float16 lacks."""
+_REBASED, _13, _16 = np.uint32(0x38000000), np.uint32(13), np.uint32(16)
+"""What exponents differ by, and bits of a mantissa that float16 lacks, and bfloat16."""
+
+
+@compiled
+def _from_half(word: _Array, value: _Array, half: Any) -> None:
+    """The float32 of a float16, no NaN, given as bits; `word` and `value` are one element as bits and as number."""
+    size = half & _HALF_SIZE
+    if size < _HALF_NORMAL:  # by a product, which is exact, whatever this thread makes of small numbers
+        value[0] = np.float32(np.int32(size)) * np.float32(2.0**-24)
+    elif size < _HALF_INFINITE:
+        word[0] = (size << _13) + _REBASED
+    else:
+        word[0] = _INFINITE
+    word[0] |= (half & _HALF_SIGN) << _16
+
+
+@compiled
+def _to_half(word: _Array, value: _Array) -> Any:
+    """The float16 nearest to a float32, no NaN, as bits, ties to even. The element is changed."""
+    sign = (word[0] >> _16) & _HALF_SIGN
+    word[0] &= _SIZE
+    if word[0] >= _BEYOND_HALF:
+        size = _HALF_INFINITE
+    elif word[0] >= _LEAST_HALF:  # what is carried into the exponent belongs there
+        size = np.uint32((word[0] - _REBASED + np.uint32(0xFFF) + ((word[0] >> _13) & np.uint32(1))) >> _13)
+    else:  # the unit of small ones is 2^-24: added to 2^23, a number of them is rounded to a whole one
+        value[0] = value[0] * np.float32(2.0**24) + np.float32(2.0**23)
+        size = np.uint32(word[0] & np.uint32(0x7FFFFF))
+    return sign | size
 
 
 @compiled
@@ -252,39 +279,11 @@ def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any,
 
 
 @compiled
-def add_gaps_bf16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
-    """The same for bfloat16: `out` is uint16, sums are float32 and rounded to nearest, ties to even."""
-    at, mark, place, first = state[0], state[1], state[2], state[3]
-    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
-    word = np.zeros(1, np.uint32)
-    value = word.view(np.float32)
-    while at < count:
-        gap = np.uint64(gaps[at])
-        there = place + gap
-        if there >= end:
-            break
-        at += _ONE
-        place = there
-        if gap == _GO_ON:
-            continue
-        negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
-        word[0] = np.uint32(out[there - first]) << np.uint32(16)
-        value[0] += minus if negative else plus
-        if value[0] != value[0]:
-            out[there - first] = np.uint16(0x7FC0)
-        else:
-            last = (word[0] >> np.uint32(16)) & np.uint32(1)
-            out[there - first] = np.uint16((word[0] + np.uint32(0x7FFF) + last) >> np.uint32(16))
-        place += _ONE
-        mark += _ONE
-    state[0], state[1], state[2], state[3] = at, mark, place, end
+def add_gaps_16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any, brain: bool) -> bool:
+    """The same for bfloat16 (`brain`) and float16: `out` is uint16; sums are float32, rounded to nearest, ties to even.
 
-
-@compiled
-def add_gaps_f16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> bool:
-    """The same for float16: `out` is uint16, sums are float32 and rounded to nearest, ties to even.
-
-    Returns whether it went to the end. It stops at a mark on a NaN: the reference says what becomes of its bits.
+    Returns whether it went to the end. Of float16 it stops at a mark on a NaN: the reference says what becomes of its
+    bits.
     """
     at, mark, place, first = state[0], state[1], state[2], state[3]
     end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
@@ -301,27 +300,20 @@ def add_gaps_f16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: 
             continue
         negative = signed and (np.uint64(signs[mark >> _THREE]) >> (mark & _SEVEN)) & _ONE
         before = np.uint32(out[there - first])
-        size = before & _HALF_SIZE
-        if size > _HALF_INFINITE:
+        if brain:
+            word[0] = before << _16
+            value[0] += minus if negative else plus
+            if value[0] != value[0]:
+                after = np.uint32(0x7FC0)
+            else:
+                after = (word[0] + np.uint32(0x7FFF) + ((word[0] >> _16) & np.uint32(1))) >> _16
+        elif (before & _HALF_SIZE) > _HALF_INFINITE:
             return False
-        if size < _HALF_NORMAL:  # by a product, which is exact, whatever this thread makes of small numbers
-            value[0] = np.float32(np.int32(size)) * np.float32(2.0**-24)
-        elif size < _HALF_INFINITE:
-            word[0] = (size << _13) + _REBASED
         else:
-            word[0] = _INFINITE
-        word[0] |= (before & _HALF_SIGN) << np.uint32(16)
-        value[0] += minus if negative else plus
-        sign = (word[0] >> np.uint32(16)) & _HALF_SIGN
-        word[0] &= _SIZE
-        if word[0] >= _BEYOND_HALF:
-            size = _HALF_INFINITE
-        elif word[0] >= _LEAST_HALF:  # what is carried into the exponent belongs there
-            size = (word[0] - _REBASED + np.uint32(0xFFF) + ((word[0] >> _13) & np.uint32(1))) >> _13
-        else:  # the unit of small ones is 2^-24: added to 2^23, a number of them is rounded to a whole one
-            value[0] = value[0] * np.float32(2.0**24) + np.float32(2.0**23)
-            size = word[0] & np.uint32(0x7FFFFF)
-        out[there - first] = np.uint16(sign | size)
+            _from_half(word, value, before)
+            value[0] += minus if negative else plus
+            after = _to_half(word, value)
+        out[there - first] = np.uint16(after)
         place += _ONE
         mark += _ONE
     state[0], state[1], state[2], state[3] = at, mark, place, end

@@ -319,9 +319,7 @@ def gaps_16(
         run = raw[a:b] if source.item == 0 else room[: b - a]
         if not _fetch(run, a, size, source):
             break
-        if brain:
-            steps.add_gaps_bf16(run.view(np.uint16), places, codes, signs, plus, minus)
-        elif not steps.add_gaps_f16(run.view(np.uint16), places, codes, signs, plus, minus):
+        if not steps.add_gaps_16(run.view(np.uint16), places, codes, signs, plus, minus, brain):
             break
         if source.item != 0:
             _write(raw[a:b], run)

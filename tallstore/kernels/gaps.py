@@ -56,7 +56,7 @@ class GapSteps(Steps):
                 if out.data_ptr() != base.data_ptr():
                     out.copy_(base)
                 if out.dtype == torch.bfloat16:
-                    compiled.add_gaps_bf16(out.detach().view(torch.uint16).numpy(), *codes, plus, minus)
+                    compiled.add_gaps_16(out.detach().view(torch.uint16).numpy(), *codes, plus, minus, True)
                 else:
                     compiled.add_gaps(out.detach().numpy(), *codes, plus, minus)
                 return
@@ -91,7 +91,7 @@ def _half(out: Tensor, base: Tensor, codes: tuple[npt.NDArray[np.uint64], Bytes,
     before, compiled = codes[0].copy(), fast.kernels()
     own = base.clone() if out.data_ptr() == base.data_ptr() else out.copy_(base)
     assert compiled is not None
-    if not compiled.add_gaps_f16(own.detach().view(torch.uint16).numpy(), *codes, plus, minus):
+    if not compiled.add_gaps_16(own.detach().view(torch.uint16).numpy(), *codes, plus, minus, False):
         codes[0][:] = before
         return False
     if own is not out:
