@@ -16,6 +16,7 @@ from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
 from tallstore.kernels.fill import Part, Source, filled, of_planes, target_of
 from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
 from tallstore.tensors import TORCH, as_bytes, empty
 
@@ -103,8 +104,15 @@ class Chunks:
         if coded(vector).codec == ONES and not coded(vector).size:
             return self._marks(place, index, n, name, scale)
         whole = min(coded(vector).chunk, vector.entry.numel - index * coded(vector).chunk)
-        values = self.values(vector, index, whole, str(entry.base))[:n]
-        return MaskSteps(self.packed(place, index, n, name), entry.kind, scale, dtype, values)
+        over = self._over(vector, index, whole, str(entry.base))
+        return MaskSteps(self.packed(place, index, n, name), entry.kind, scale, dtype, over)
+
+    def _over(self, vector: Place, index: int, n: int, name: str) -> Floats | Pairs:
+        """A chunk of n elements of a vector, as it is looked up the quickest."""
+        levels = self.levels(vector, index, n, name)
+        if levels is None:
+            return self.values(vector, index, n, name)
+        return Pairs(levels.packed, levels.table) if levels.bits == 4 else levels.table[levels.packed]
 
     def _marks(self, place: Place, index: int, n: int, name: str, scale: float) -> Steps:
         """A mask over ones: by its gaps, if that is how it is coded and there is a kernel for them."""

@@ -24,6 +24,7 @@ from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, Levels, VectorCodec
 from tallstore.errors import FormatError
 from tallstore.kernels import fast
+from tallstore.kernels.pairs import Pairs
 
 _HEAD = struct.Struct("<HBB")
 _DENSE, _SPARSE = 0, 1
@@ -79,10 +80,7 @@ class Codebook(VectorCodec):
         table, packed, bits = self.decode_levels(data, n)
         if bits == 8:
             return table[packed]
-        full = np.zeros(16, np.float32)
-        full[: len(table)] = table
-        pairs = np.stack([full[np.arange(256) & 15], full[np.arange(256) >> 4]], axis=1).view(np.uint64)[:, 0]
-        return pairs[packed].view(np.float32)[:n]
+        return Pairs(packed, table).values[:n]
 
     def decode_levels(self, data: Buffer, n: int) -> Levels:
         """The table as stored, and packed indices whatever the layout."""

@@ -329,6 +329,13 @@ def gaps_16(
 
 
 @compiled
+def _look_up(out: _Array, packed: _Array, pairs: _Array) -> None:
+    """Two values for every byte. Both of shape (n,): uint64, each two float32, and uint8; `pairs`: uint64, (256,)."""
+    for k in range(packed.shape[0]):
+        out[k] = pairs[packed[k]]
+
+
+@compiled
 def mask(
     raw: _Array,
     source: Any,
@@ -338,12 +345,17 @@ def mask(
     one: Any,
     scale: Any,
     vector: _Array,
+    levels: _Array,
+    pairs: _Array,
 ) -> int:
     """Fill `raw`, which is `out` as bytes, with sums by packed symbols of so many bits.
 
-    `vector`: float32, shape (n,); or (0,): 1 everywhere. It stops where the base has a NaN.
+    `vector`: float32, shape (n,); or (0,): 1 everywhere, or what `levels`, uint8, two indices a byte, stand for by
+    `pairs`: uint64, shape (256,), two float32 each; or (0,). It stops where the base has a NaN.
     """
     a, size, room = 0, raw.shape[0], np.empty(2 * _RUN, np.uint8)
+    looked = np.empty(_RUN if pairs.shape[0] else 0, np.uint64)
+    values = looked.view(np.float32)
     while a < size:
         b = _end(a, size)
         run = raw[a:b] if source.item == 0 else room[: b - a]
@@ -351,7 +363,11 @@ def mask(
             break
         base, i, j = run.view(out.dtype), a // out.itemsize, b // out.itemsize
         own = packed[i * bits >> 3 : (j * bits + 7) >> 3]
-        if vector.shape[0]:
+        if pairs.shape[0]:
+            two = levels[i >> 1 : (j + 1) >> 1]
+            _look_up(looked[: two.shape[0]], two, pairs)
+            done = steps.mask_vector(base, base, own, bits, one, scale, values[: j - i], False)
+        elif vector.shape[0]:
             done = steps.mask_vector(base, base, own, bits, one, scale, vector[i:j], False)
         else:
             done = steps.mask_ones(base, base, own, bits, scale, False)

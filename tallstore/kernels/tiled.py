@@ -23,9 +23,20 @@ from torch import Tensor
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.cpu import Bytes
 from tallstore.kernels.fill import Part, Source, filled
+from tallstore.kernels.pairs import NIBBLES, Pairs, Singles
 from tallstore.kernels.scratch import scratch
 
-__all__ = ["TILE", "DeltaSteps", "MaskSteps", "Run", "Steps", "ValueSteps", "apply_packed_delta", "apply_packed_mask"]
+__all__ = [
+    "TILE",
+    "DeltaSteps",
+    "MaskSteps",
+    "Pairs",
+    "Run",
+    "Steps",
+    "ValueSteps",
+    "apply_packed_delta",
+    "apply_packed_mask",
+]
 
 TILE = 1 << 15
 """Elements: a float32 tile of base, step and output fit a core's second-level cache. Torch runs so short operations in
@@ -36,11 +47,9 @@ _FOUR = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3).astype(np.uint
 """Shape (256, 4): the signed symbols of a byte."""
 _EIGHT = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.uint8)
 """Shape (256, 8): the binary symbols of a byte."""
-_NIBBLES = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)
-"""Shape (256, 2): the 4-bit indices of a byte."""
 _WORD: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 _WIDE = {torch.float32, torch.float64}
-_NO_VECTOR = np.empty(0, np.float32)
+_NO_VECTOR, _NO_LEVELS, _NO_PAIRS = np.empty(0, np.float32), np.empty(0, np.uint8), np.empty(0, np.uint64)
 
 
 Run = Callable[[Tensor, Tensor], None]
@@ -133,7 +142,7 @@ class MaskSteps(_Tiled):
     """A mask over a vector."""
 
     def __init__(
-        self, packed: Bytes, kind: str, scale: float, dtype: torch.dtype, vector: npt.NDArray[np.float32] | None = None
+        self, packed: Bytes, kind: str, scale: float, dtype: torch.dtype, vector: Singles | Pairs | None = None
     ) -> None:
         """Of one chunk.
 
@@ -144,8 +153,9 @@ class MaskSteps(_Tiled):
             dtype: of the output.
             vector: v, float32; None where it is 1 everywhere.
         """
-        super().__init__(dtype, packed, *(() if vector is None else (vector,)))
-        self._packed, self._kind, self._scale, self._vector = packed, kind, scale, vector
+        held = () if vector is None else (vector.packed,) if isinstance(vector, Pairs) else (vector,)
+        super().__init__(dtype, packed, *held)
+        self._packed, self._kind, self._scale, self._given = packed, kind, scale, vector
         self._each = 8 // cpu.SYMBOL_BITS[kind]
         self._compiled = fast.kernels()
         if vector is None and np.signbit(scale):
@@ -162,6 +172,10 @@ class MaskSteps(_Tiled):
             self._table = np.array([0, ~word(0), ~word(0), 0], word)[symbols]
             self._signs = np.array([-s, -s, s, -s], self._wide)[symbols] if kind == "signed" else None
 
+    @property
+    def _vector(self) -> Singles | None:
+        return self._given.values if isinstance(self._given, Pairs) else self._given
+
     def _add(self, before: _Array, after: _Array, start: int) -> int | None:
         compiled = self._compiled
         if compiled is None:
@@ -174,27 +188,32 @@ class MaskSteps(_Tiled):
         packed = self._packed[start // self._each :]
         one, scale = self._wide.type(1), self._wide.type(self._scale)
         apart, bits = not np.may_share_memory(before, after), cpu.SYMBOL_BITS[self._kind]
-        if self._vector is None:
+        vector = self._vector
+        if vector is None:
             end = compiled.mask_ones(after, before, packed, bits, scale, apart)
         else:
-            vector = self._vector[start : start + len(before)]
-            end = compiled.mask_vector(after, before, packed, bits, one, scale, vector, apart)
+            own = vector[start : start + len(before)]
+            end = compiled.mask_vector(after, before, packed, bits, one, scale, own, apart)
         return None if end == len(before) else int(end)
 
     def fill(self, part: Part, source: Source) -> bool:
         """Where the base has no NaN."""
-        vector = _NO_VECTOR if self._vector is None else self._vector[: len(part.values)]
-        codes = (self._packed, cpu.SYMBOL_BITS[self._kind], self._wide.type(1), self._wide.type(self._scale), vector)
-        return filled("mask", part, source, *codes)
+        vector, levels, pairs = _NO_VECTOR, _NO_LEVELS, _NO_PAIRS
+        if isinstance(self._given, Pairs):
+            levels, pairs = self._given.packed, self._given.pairs
+        elif self._given is not None:
+            vector = self._given[: len(part.values)]
+        codes = self._packed, cpu.SYMBOL_BITS[self._kind], self._wide.type(1), self._wide.type(self._scale)
+        return filled("mask", part, source, *codes, vector, levels, pairs)
 
     def _subtract(self, before: _Array, after: _Array, start: int) -> None:
-        n = len(before)
-        if self._vector is None:
+        n, vector = len(before), self._vector
+        if vector is None:
             np.subtract(before, self._look_up("step", self._table, start, n), out=after)
             return
         step = scratch("product", n, self._wide)
         factor = -self._wide.type(self._scale) if self._signs is None else self._look_up("sign", self._signs, start, n)
-        np.multiply(self._vector[start : start + n], factor, out=step, dtype=self._wide)
+        np.multiply(vector[start : start + n], factor, out=step, dtype=self._wide)
         words = step.view(_WORD[self._wide])
         np.bitwise_and(words, self._look_up("mask", self._table, start, n), out=words)
         np.subtract(before, step, out=after)
@@ -229,7 +248,7 @@ class DeltaSteps(_Tiled):
         self._packed, self._bits, self.fills = packed, bits, dtype in _WIDE
         self._table = np.zeros(256 if bits == 8 else 16, self._wide)
         self._table[: len(table)] = table
-        self._pairs = self._table[_NIBBLES] if bits == 4 and fast.kernels() is None else None
+        self._pairs = self._table[NIBBLES] if bits == 4 and fast.kernels() is None else None
 
     def _add(self, before: _Array, after: _Array, start: int) -> None:
         n, compiled = len(before), fast.kernels()

@@ -19,6 +19,7 @@ from tallstore.codecs.planes import Planes
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.fill import Part, Source, checked, filled, of_file, of_planes, target_of
 from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
 from tallstore.tensors import NAME, as_bytes
 
@@ -119,11 +120,14 @@ def steps_of(kind: str, n: int, dtype: torch.dtype, rng: np.random.Generator) ->
     if kind.startswith("gaps"):
         gaps, signs = gaps_of(symbols)
         return GapSteps(gaps, signs if sort == "signed" else signs[:0], sort, scale, dtype)
-    vector = rng.standard_normal(n).astype(np.float32) if "vector" in kind else None
+    vector: np.ndarray | Pairs | None = rng.standard_normal(n).astype(np.float32) if "vector" in kind else None
+    if "levels" in kind:
+        vector = Pairs(rng.integers(0, 256, -(-n // 2)).astype(np.uint8), rng.standard_normal(16).astype(np.float32))
     return MaskSteps(cpu.pack(symbols, sort), sort, scale, dtype, vector)
 
 
 KINDS = ("gaps signed", "gaps binary", "mask signed", "mask binary", "mask signed vector", "mask binary vector")
+KINDS += ("mask signed levels", "mask binary levels")
 KINDS += ("delta4", "delta8")
 
 

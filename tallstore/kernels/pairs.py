@@ -1,0 +1,38 @@
+"""Values as 4-bit indices into a table, looked up two at a time."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from tallstore.kernels.cpu import Bytes
+
+__all__ = ["NIBBLES", "Pairs", "Singles"]
+
+Singles = npt.NDArray[np.float32]
+NIBBLES = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)
+"""Shape (256, 2): the 4-bit indices of a byte."""
+
+
+class Pairs:
+    """A chunk's values: looked up where they are used, a run at a time (`compiled_fill.mask`), or whole."""
+
+    def __init__(self, packed: Bytes, table: Singles) -> None:
+        """Of a chunk.
+
+        Args:
+            packed: indices below K, two a byte, the first in the low half.
+            table: float32, shape (K,), K at most 16.
+        """
+        full = np.zeros(16, np.float32)
+        full[: len(table)] = table
+        self.packed = packed
+        self.pairs: npt.NDArray[np.uint64] = full[NIBBLES].view(np.uint64)[:, 0]
+        """Shape (256,): two values for each byte."""
+
+    @cached_property
+    def values(self) -> Singles:
+        """As many as there are indices: perhaps one more than were meant."""
+        return self.pairs[self.packed].view(np.float32)
