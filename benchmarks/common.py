@@ -132,6 +132,32 @@ def below(pid: int) -> list[int]:
     return found
 
 
+class DiskSampler:
+    """The most room that the files below a folder take on their disk, sampled every few milliseconds."""
+
+    def __init__(self, folder: Path, seconds: float = 0.02) -> None:
+        self.peak = 0
+        self._folder, self._seconds = folder, seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> DiskSampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            room = 0
+            for path in self._folder.rglob("*"):
+                with suppress(OSError):  # it is gone
+                    room += 512 * path.stat().st_blocks
+            self.peak = max(self.peak, room)
+
+
 class MemorySampler:
     """Peaks of another process's memory by kind, sampled every few milliseconds. A context manager."""
 

@@ -9,6 +9,7 @@ the same process when it had imported torch and nothing else. Inputs leave the s
 before they are packed, so that both begin at the disk (`--warm` leaves them in it). With several `--engine` or
 `--workers`, each zoo is packed with every one of them, and a second table says how much quicker more workers are.
 Memory and processor seconds are the driver's: all there is with threads; workers that are processes have their own.
+Room on the disk is that of the scratch folder beside the target, where results and archive grow.
 
 example:
   python benchmarks/pack_memory.py /tmp/synthetic
@@ -32,6 +33,7 @@ from typing import Any
 
 from common import (
     MIB,
+    DiskSampler,
     MemorySampler,
     add_pack_options,
     describe_machine,
@@ -118,20 +120,25 @@ def measure(arguments: argparse.Namespace, layers: int, n_tasks: int) -> Iterato
         runs = []
         for _ in range(arguments.repeat):
             prepare()
-            runs.append(_run_child(json.dumps(job, default=str)))
+            runs.append(_run_child(json.dumps(job, default=str), folder / ".zoo.tall.partial"))
         yield facts | how | min(runs, key=lambda run: float(run["seconds"]))
     if arguments.delete:
         shutil.rmtree(folder)
 
 
-def _run_child(job: str) -> dict[str, Any]:
+def _run_child(job: str, staging: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, CHILD, job]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child, MemorySampler(child.pid) as sampler:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child,
+        MemorySampler(child.pid) as sampler,
+        DiskSampler(staging) as disk,
+    ):
         out, _ = child.communicate()
     if child.returncode:
         raise SystemExit(f"packing failed with exit code {child.returncode}")
     found: dict[str, Any] = json.loads(out)
-    return found | {"peak_anonymous_bytes": sampler.peaks["RssAnon"], "peak_mapped_bytes": sampler.peaks["RssFile"]}
+    peaks = {"peak_anonymous_bytes": sampler.peaks["RssAnon"], "peak_mapped_bytes": sampler.peaks["RssFile"]}
+    return found | peaks | {"peak_disk_bytes": disk.peak}
 
 
 def _rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:
@@ -157,6 +164,10 @@ def _rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str
     yield "**peak memory above torch, MiB** (goal at 12 layers: ≤ 1536)", lambda r: f"{r['peak_bytes'] / MIB:.0f}"
     yield "peak of the process's own memory, MiB", lambda r: f"{r['peak_anonymous_bytes'] / MIB:.0f}"
     yield "peak of mapped files, MiB", lambda r: f"{r['peak_mapped_bytes'] / MIB:.0f}"
+    yield (
+        "peak room on the disk, results and archive, of the archive",
+        lambda r: f"{r['peak_disk_bytes'] / r['archive_bytes']:.2f}",
+    )
     yield "torch imported, MiB", lambda r: f"{r['torch_bytes'] / MIB:.0f}"
     if len(found) > 1:
         yield "peak against the first column", lambda r: f"{r['peak_bytes'] / found[0]['peak_bytes']:.2f}"

@@ -92,7 +92,8 @@ class Options:
     workers: int | None = None
     """How many: by default as many as there are cores, and memory for."""
     resume: bool = False
-    """Take up what an earlier run of the same job left behind, and leave what is done behind if this one fails."""
+    """Take up what an earlier run of the same job left behind, and leave what is done behind if this one fails. It is
+    kept to the end for that, which takes the disk of two archives in place of one."""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     """For fsspec's file systems, where inputs or the archive lie on one (s3://, …)."""
     max_shard_size: int | str = "5GB"
