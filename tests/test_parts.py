@@ -70,11 +70,9 @@ def test_what_is_taken_is_what_lay_there_and_nothing_beside_it_changes(length: i
 
 
 def test_room_is_given_back_once_bytes_are_taken(tmp_path: Path) -> None:
-    with (tmp_path / "some").open("w+b") as file:
-        file.write(bytes(1 << 18))
-        file.flush()
-        if not give_back(file.fileno(), 0, 1 << 18):
-            pytest.skip("this file system gives nothing back")
+    (tmp_path / "some").write_bytes(bytes(1 << 18))
+    if not give_back(tmp_path / "some", 0, 1 << 18):
+        pytest.skip("this file system gives nothing back")
     span = _span(tmp_path / "result", b"", np.random.default_rng(0).bytes(1 << 20), b"")
     with span.path.open("rb") as file:  # that it has its room on the disk, not in memory alone
         os.fsync(file.fileno())

@@ -42,15 +42,15 @@ class Span(NamedTuple):
 
         Raises OutputError if they are not what was written.
         """
-        with self.path.open("r+b", buffering=0) as file:
+        with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             done = 0
             while done < self.length and (got := file.readinto(out[done:])):
                 done += got
             if done < self.length or xxhash.xxh3_64_hexdigest(out) != self.xxh3:
                 raise OutputError(f"{self.path}: what was just made is damaged on its disk: pack again, elsewhere")
-            if not keep:
-                give_back(file.fileno(), self.start, self.length)
+        if not keep:
+            give_back(self.path, self.start, self.length)
 
 
 class Spool:

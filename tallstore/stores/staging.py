@@ -158,19 +158,21 @@ def sync(path: Path) -> None:
     _flush(path)
 
 
-def give_back(handle: int, start: int, length: int) -> bool:
+def give_back(path: Path, start: int, length: int) -> bool:
     """Let a scratch file's bytes go that are needed no more, where the system can: what is written next gets the room.
 
     They read as zeros then. What cannot be given back, or is too little to be worth it, stays. Whether they went.
     """
     if sys.platform != "linux" or sys.maxsize <= 1 << 32 or length < _LEAST:
         return False
-    try:
-        punch = ctypes.CDLL(None).fallocate
-    except AttributeError:
-        return False
-    where = ctypes.c_int64(start), ctypes.c_int64(length)
-    return bool(punch(handle, _KEEP_SIZE | _PUNCH_HOLE, *where) == 0)
+    with contextlib.suppress(AttributeError, OSError):  # another one's file, perhaps
+        punch, handle = ctypes.CDLL(None).fallocate, os.open(path, os.O_WRONLY)
+        try:
+            where = ctypes.c_int64(start), ctypes.c_int64(length)
+            return bool(punch(handle, _KEEP_SIZE | _PUNCH_HOLE, *where) == 0)
+        finally:
+            os.close(handle)
+    return False
 
 
 def _flush(path: Path) -> None:
