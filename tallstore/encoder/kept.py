@@ -3,6 +3,8 @@
 Marks are chosen in float32 and against the base as it was given. Two things come between them and the reader: a base
 that is stored with fewer bits, and a task whose own type has fewer, so that θ̂ is rounded to it. Both are in the error
 that is recorded, and that a promise is about: ‖θ̂ − θt‖ / ‖θt − θ0‖, with the θ0 that the archive has.
+
+Rows that go `straight` measure the second by themselves, to the same bits.
 """
 
 from __future__ import annotations

@@ -23,17 +23,13 @@ from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, til
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import FAR, counted, leveled, marked
+from tallstore.encoder.straight import Start, counted, leveled, marked, reach, start_of
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import TORCH, as_bytes
-
-_REACH = {torch.float16: 2.0**15}
-"""Magnitudes above these are stored as they are, as those above `FAR` are of other types."""
-
 
 WHOLE = "whole"
 """The form of a tensor that a budget wants stored whole."""
@@ -215,7 +211,7 @@ def _rows_measured(
     """The same row by row, each with all its runs one behind the other; and the bytes that were read."""
     base = _gather(tools.origin, item.name, runs, "base")
     largest = _largest(base)
-    plain = base.numpy() if base.dtype == torch.float32 and largest <= FAR else None
+    plain = start_of(base, largest)
     cut = _cut(runs)
     measured: list[Any] = []
     size = base.numel() * base.element_size()
@@ -312,26 +308,26 @@ def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read | O
         yield read(item, tools, base), item.users
         return
     largest = _largest(base)
+    start = start_of(base, largest) if tools.origin is tools.base else None
     for user in item.users:
-        done = _straight(item, user, base, largest, tools)
+        done = _straight(item, user, start, tools)
         if done is None:
             yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
         else:
             yield done, (user,)
 
 
-def _straight(item: Item, user: User, base: Tensor, largest: float, tools: Tools) -> Outcome | None:
+def _straight(item: Item, user: User, base: Start | None, tools: Tools) -> Outcome | None:
     """What becomes of a row that needs nothing but its file and the base; None of one that does."""
-    special = (user.task, item.name) in tools.forms or user.task in tools.exact or tools.origin is not tools.base
-    if special or base.dtype != torch.float32 or not largest <= FAR:
+    if base is None or (user.task, item.name) in tools.forms or user.task in tools.exact:
         return None
     checkpoint, recipe = tools.tasks[user.task], tools.recipe
     levels = recipe.levels(user.task, item.name)
     if levels is not None:
         seed = recipe.seed(user.task, item.name)
-        found = leveled(checkpoint, user.name, item.start, base.numpy(), levels, seed)
+        found = leveled(checkpoint, user.name, item.start, base, levels, seed)
     else:
-        found = marked(checkpoint, user.name, item.start, base.numpy(), recipe, tools.mask, user.task, item.name)
+        found = marked(checkpoint, user.name, item.start, base, recipe, tools.mask, user.task, item.name)
     return None if found is None else Outcome(made=found[0], moved=found[1])
 
 
@@ -390,7 +386,7 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
     """Whether a row moved, and whether it or its base holds what arithmetic cannot carry."""
     same, own_largest = _same_and_largest(weights, base.to(weights.dtype))
     for whose, largest in (("the base's tensor", base_largest), ("it", own_largest)):
-        if largest <= _REACH.get(weights.dtype, FAR):
+        if largest <= reach(weights.dtype):
             continue
         why = f"{whose} holds {f'numbers as large as {largest:.3g}' if math.isfinite(largest) else 'NaN or Inf'}"
         # A NaN has no one image in another type, so only in the same type is such a row the base's.

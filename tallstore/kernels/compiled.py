@@ -31,8 +31,10 @@ __all__ = [
     "merge_gaps",
     "merge_masks",
     "merge_rows",
+    "narrow",
     "spread",
     "sum_gaps",
+    "widen",
 ]
 
 RUN = 1 << 12
@@ -216,7 +218,9 @@ _HALF_SIGN, _HALF_SIZE, _HALF_NORMAL, _HALF_INFINITE = (np.uint32(n) for n in (0
 _SIZE, _INFINITE, _LEAST_HALF, _BEYOND_HALF = (np.uint32(n) for n in (0x7FFFFFFF, 0x7F800000, 0x38800000, 0x47800000))
 """Of a float32's: magnitude; infinity, float16's least normal magnitude 2^-14, and 2^16, which it has no more."""
 _REBASED, _13, _16 = np.uint32(0x38000000), np.uint32(13), np.uint32(16)
-"""What exponents differ by, and bits of a mantissa that float16 lacks, and bfloat16."""
+"""What exponents differ by; bits of a mantissa that float16 lacks, and that bfloat16 does."""
+_LAST, _BELOW_13, _BELOW_16, _UPPER_19, _UPPER_16 = (np.uint32(n) for n in (1, 0xFFF, 0x7FFF, 0xFFFFE000, 0xFFFF0000))
+"""Of what is rounded away: less than half of a last place at the most; and what is left of a word without it."""
 
 
 @compiled
@@ -318,6 +322,57 @@ def add_gaps_16(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: A
         mark += _ONE
     state[0], state[1], state[2], state[3] = at, mark, place, end
     return True
+
+
+@compiled
+def widen(out: _Array, words: _Array, brain: bool) -> None:
+    """The float32 that narrow floats are.
+
+    Args:
+        out: float32, shape (n,); set.
+        words: their bits, uint16, shape (n,).
+        brain: whether they are bfloat16; else they are float16.
+    """
+    for a in range(0, words.shape[0], RUN):
+        values, own = out[a : a + RUN], words[a : a + RUN]
+        bits, n = values.view(np.uint32), own.shape[0]
+        if brain:
+            for k in range(n):
+                bits[k] = np.uint32(own[k]) << _16
+            continue
+        for k in range(n):  # small ones by a product, as above
+            values[k] = np.float32(np.int32(np.uint32(own[k]) & _HALF_SIZE)) * np.float32(2.0**-24)
+        for k in range(n):
+            size = np.uint32(np.uint32(own[k]) & _HALF_SIZE)
+            found = np.uint32((size << _13) + _REBASED)
+            found = found if size < _HALF_INFINITE else np.uint32(found + _REBASED)
+            found = found if size >= _HALF_NORMAL else bits[k]
+            bits[k] = found | np.uint32((np.uint32(own[k]) & _HALF_SIGN) << _16)
+
+
+@compiled
+def narrow(values: _Array, small: _Array, brain: bool) -> None:
+    """Round to what a narrow type has, to nearest, ties to even; what is too large for it is infinite.
+
+    Args:
+        values: float32, shape (n,), no NaN; changed.
+        small: float32, room for n: used.
+        brain: whether the type is bfloat16; else it is float16.
+    """
+    bits, n = values.view(np.uint32), values.shape[0]
+    if brain:
+        for k in range(n):
+            bits[k] = np.uint32(bits[k] + _BELOW_16 + ((bits[k] >> _16) & _LAST)) & _UPPER_16
+        return
+    unit, whole, tiny = np.float32(2.0**24), np.float32(2.0**23), small[:n].view(np.uint32)
+    for k in range(n):  # small ones as above
+        small[k] = ((abs(values[k]) * unit + whole) - whole) * np.float32(2.0**-24)
+    for k in range(n):
+        size = np.uint32(bits[k] & _SIZE)
+        found = np.uint32((size + _BELOW_13 + ((size >> _13) & _LAST)) & _UPPER_19)
+        found = found if found < _BEYOND_HALF else _INFINITE
+        found = found if size >= _LEAST_HALF else tiny[k]
+        bits[k] = found | np.uint32(bits[k] & ~_SIZE)
 
 
 @compiled

@@ -19,6 +19,8 @@ __all__ = [
     "agreement_bf16",
     "agreement_of_levels",
     "count",
+    "differs",
+    "halve",
     "levels",
     "look",
     "marks_above",
@@ -28,6 +30,7 @@ __all__ = [
     "notice",
     "pack_indices",
     "packed_to_gaps",
+    "power",
     "split",
     "tallied",
     "tally",
@@ -128,7 +131,7 @@ def look(weights: _Array, base: _Array, sign: Any) -> tuple[bool, Any]:
 
 
 @compiled
-def _power(count: int) -> int:
+def power(count: int) -> int:
     """The least power of two that is not less."""
     found = 1
     while found < count:
@@ -163,7 +166,7 @@ def tally(tables: _Array, sums: _Array, tau: _Array, base: _Array, shift: Any) -
         if m < BLOCK:
             there[m:] = 0
         _quarter(squares, there)
-        sums[i] = _halve(squares, BLOCK >> 2)
+        sums[i] = halve(squares, BLOCK >> 2)
         for k in range(m >> 2):
             a[words[4 * k] >> shift] += _ONCE
             b[words[4 * k + 1] >> shift] += _ONCE
@@ -196,16 +199,16 @@ def tallied(tables: _Array, sums: _Array) -> tuple[_Array, int, float]:
     counts = np.empty(last - first, np.float64)
     for k in range(last - first):
         counts[k] = a[first + k]
-    size = _power(sums.shape[0])
+    size = power(sums.shape[0])
     filled = np.zeros(size, np.float64)
     for k in range(sums.shape[0]):
         filled[k] = sums[k]
-    return counts, first, _halve(filled, size)
+    return counts, first, halve(filled, size)
 
 
 @compiled
 def _quarter(squares: _Array, values: _Array) -> None:
-    """What `_halve` has added up when a quarter is left, of the squares of float32."""
+    """What `halve` has added up when a quarter is left, of the squares of float32."""
     n = squares.shape[0]
     one, two, three, four = values[:n], values[n : 2 * n], values[2 * n : 3 * n], values[3 * n :]
     for k in range(n):
@@ -238,7 +241,7 @@ def split(planes: _Array, words: _Array, rotated: bool) -> None:
 
 
 @compiled
-def _halve(values: _Array, n: int) -> Any:
+def halve(values: _Array, n: int) -> Any:
     """Add the second half to the first until one is left; n is a power of two."""
     half = n >> 1
     while half:
@@ -276,7 +279,7 @@ def agreement(found: _Array, tau: _Array, kept: _Array) -> None:
             products[:] = 0
         _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], tau[a : a + m], kept[a : a + m])
         for j in range(4):
-            found[j, i] = _halve(products[j], BLOCK)
+            found[j, i] = halve(products[j], BLOCK)
 
 
 @compiled
@@ -308,7 +311,7 @@ def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -
             values[1, k] -= values[2, k]
         _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], values[0, :m], values[1, :m])
         for j in range(4):
-            found[j, i] = _halve(products[j], BLOCK)
+            found[j, i] = halve(products[j], BLOCK)
 
 
 @compiled
@@ -322,7 +325,7 @@ def agreement_of_levels(found: _Array, tau: _Array, indices: _Array, table: _Arr
         table: float32, shape (K,).
     """
     n, on = tau.shape[0], 0
-    most = _power((n + BLOCK - 1) // BLOCK)
+    most = power((n + BLOCK - 1) // BLOCK)
     sums, room = np.zeros((4, most), np.float64), np.empty(min(n, _BLOCKS * BLOCK), np.float32)
     for a in range(0, n, _BLOCKS * BLOCK):
         b = min(a + _BLOCKS * BLOCK, n)
@@ -333,7 +336,7 @@ def agreement_of_levels(found: _Array, tau: _Array, indices: _Array, table: _Arr
             on += kept[k] != _NONE
         agreement(sums[:, a // BLOCK : (b + BLOCK - 1) // BLOCK], tau[a:b], kept)
     for j in range(4):
-        found[j] = _halve(sums[j], most)
+        found[j] = halve(sums[j], most)
     found[4] = on
 
 
@@ -349,7 +352,7 @@ def _uniform(place: Any) -> Any:
 
 
 @compiled
-def _differs(weights: _Array, base: _Array) -> bool:
+def differs(weights: _Array, base: _Array) -> bool:
     """Whether two arrays of words differ: told by the first few, mostly."""
     for k in range(min(_FEW, weights.shape[0])):
         if weights[k] != base[k]:
@@ -430,13 +433,13 @@ def marks_of_tile(
     words = symbols.view(np.uint32)
     norm, dot = scratch[0], scratch[1]
     blocks = (n + BLOCK - 1) // BLOCK
-    size = _power(blocks)
+    size = power(blocks)
     norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
     marks = np.uint32(0)
     for i in range(blocks):
         a = i * BLOCK
         m = min(BLOCK, n - a)
-        if not _differs(bits[a : a + m], before[a : a + m]):  # no mark, and nothing to add
+        if not differs(bits[a : a + m], before[a : a + m]):  # no mark, and nothing to add
             packed[a >> 2 : (a + m + 3) >> 2] = 0
             continue
         moved[0] = True
@@ -458,11 +461,11 @@ def marks_of_tile(
             even += on & _EACH
             odd += (on >> _BYTE) & _EACH
         marks += ((even + odd) & _LOW) + ((even + odd) >> _HALF)
-        norms[i] = _halve(norm, BLOCK)
-        dots[i] = _halve(dot, BLOCK)
-    sums[1] += _halve(norms, size)
+        norms[i] = halve(norm, BLOCK)
+        dots[i] = halve(dot, BLOCK)
+    sums[1] += halve(norms, size)
     sums[2] += marks
-    sums[3] += _halve(dots, size)
+    sums[3] += halve(dots, size)
     sums[4] += marks
 
 
@@ -523,7 +526,7 @@ def levels(
     size, shift, shifted = np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     cell, squares = np.empty(BLOCK, np.int32), np.zeros(BLOCK, np.float64)
     blocks = (n + BLOCK - 1) // BLOCK
-    most = _power(blocks)
+    most = power(blocks)
     sums = np.zeros(most, np.float64)
     for i in range(blocks):
         a = i * BLOCK
@@ -556,11 +559,11 @@ def levels(
         for k in range(m & ~3, m):
             number[k & 3, found[k]] += 1
             total[k & 3, found[k]] += np.float64(size[k])
-        sums[i] = _halve(squares, BLOCK)
+        sums[i] = halve(squares, BLOCK)
     for i in range(1 + 2 * count):
         numbers[i] = number[0, i] + number[1, i] + number[2, i] + number[3, i]
         totals[i] = (total[0, i] + total[2, i]) + (total[1, i] + total[3, i])
-    norm: float = _halve(sums, most)
+    norm: float = halve(sums, most)
     return norm
 
 
@@ -669,4 +672,4 @@ def norms(found: _Array, tau: _Array, weights: _Array, merged: _Array, energy: _
             for k in range(n):
                 row[k] += square[k] if moved[k] > lam * distance[k] else 0.0
     for i in range(found.shape[0]):
-        found[i] += _halve(sums[i], BLOCK)
+        found[i] += halve(sums[i], BLOCK)
