@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 MIB = 1 << 20
 
@@ -132,16 +132,19 @@ def below(pid: int) -> list[int]:
     return found
 
 
-class DiskSampler:
-    """The most room that the files below a folder take on their disk, sampled every few milliseconds."""
+class _Sampler:
+    """Looks every few milliseconds, on a thread of its own, while this context lasts."""
 
-    def __init__(self, folder: Path, seconds: float = 0.02) -> None:
-        self.peak = 0
-        self._folder, self._seconds = folder, seconds
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> DiskSampler:
+    def look(self) -> None:
+        """Take what there is now into account. What fails with the system's error is left out."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -151,40 +154,42 @@ class DiskSampler:
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
-            room = 0
-            for path in self._folder.rglob("*"):
-                with suppress(OSError):  # it is gone
-                    room += 512 * path.stat().st_blocks
-            self.peak = max(self.peak, room)
+            with suppress(OSError):  # the process or the folder is gone
+                self.look()
 
 
-class MemorySampler:
-    """Peaks of another process's memory by kind, sampled every few milliseconds. A context manager."""
+class DiskSampler(_Sampler):
+    """The most room that the files below a folder take on their disk."""
+
+    def __init__(self, folder: Path, seconds: float = 0.02) -> None:
+        super().__init__(seconds)
+        self.peak = 0
+        self._folder = folder
+
+    def look(self) -> None:
+        room = 0
+        for path in self._folder.rglob("*"):
+            with suppress(OSError):  # it is gone
+                room += 512 * path.stat().st_blocks
+        self.peak = max(self.peak, room)
+
+
+class MemorySampler(_Sampler):
+    """Peaks of another process's memory by kind."""
 
     def __init__(self, pid: int, seconds: float = 0.005, *, family: bool = False) -> None:
         """`family`: sample the processes below it too, and what all of them have together: `all`, their own memory
         and the most that one of them has of mapped files, which they share."""
+        super().__init__(seconds)
         self.peaks: dict[str, int] = {}
         self._family = family
-        self._pid, self._seconds = pid, seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._pid = pid
 
-    def __enter__(self) -> MemorySampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
-            with suppress(OSError):  # the process is gone
-                found = memory_of(self._pid)
-                if self._family:
-                    every = [found, *map(memory_of, below(self._pid))]
-                    files = max(each.get("RssFile", 0) for each in every)
-                    found["all"] = files + sum(each.get("RssAnon", 0) for each in every)
-                for name, value in found.items():
-                    self.peaks[name] = max(value, self.peaks.get(name, 0))
+    def look(self) -> None:
+        found = memory_of(self._pid)
+        if self._family:
+            every = [found, *map(memory_of, below(self._pid))]
+            files = max(each.get("RssFile", 0) for each in every)
+            found["all"] = files + sum(each.get("RssAnon", 0) for each in every)
+        for name, value in found.items():
+            self.peaks[name] = max(value, self.peaks.get(name, 0))
