@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import zstandard
 from safetensors.torch import save_file
@@ -20,6 +21,7 @@ from torch import Tensor
 
 import tallstore
 from tallstore.archive import Zoo
+from tallstore.kernels import fast
 from tallstore.stores import Store, open_store
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +91,20 @@ def raw(tensor: Tensor) -> np.ndarray:
 def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     assert list(found) == list(wanted)
     assert [name for name in wanted if not same_bits(found[name], wanted[name])] == []
+
+
+def without_kernels(patch: pytest.MonkeyPatch) -> None:
+    """No compiled kernel, of whatever sort."""
+    for sort in fast.__all__:
+        patch.setattr(fast, sort, lambda: None)
+
+
+def both(work: Callable[[], Any]) -> tuple[Any, Any]:
+    """What comes of it with kernels and without."""
+    quick = work()
+    with pytest.MonkeyPatch.context() as patch:
+        without_kernels(patch)
+        return quick, work()
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import State, near, noise, same_bits
+from support import State, near, noise, same_bits, without_kernels
 from torch import Tensor
 
 import tallstore
 from tallstore.errors import BudgetError, OptionError, WrongBaseError
-from tallstore.kernels import fast
 from tallstore.recipes import RECIPES
 
 
@@ -130,7 +129,6 @@ def test_the_same_is_said_with_and_without_compiled_kernels(
     for seed, task in enumerate(tasks.values()):
         task["large"] = near(base["large"].float(), seed, 0.005).to(dtype)
     tallstore.pack(base, tasks, tmp_path / "with.tall", base_storage=storage, recipe=recipe)
-    monkeypatch.setattr(fast, "kernels", lambda: None)
-    monkeypatch.setattr(fast, "encode_kernels", lambda: None)
+    without_kernels(monkeypatch)
     tallstore.pack(base, tasks, tmp_path / "without.tall", base_storage=storage, recipe=recipe)
     assert (tmp_path / "with.tall").read_bytes() == (tmp_path / "without.tall").read_bytes()

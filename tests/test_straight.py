@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support import without_kernels as no_kernels
 from support import write_folder
 from torch import Tensor
 
@@ -68,8 +69,7 @@ def always(base: Tensor, weights: Tensor, recipe: Solo, start: int, *, exact: bo
 
 def without_kernels(base: Tensor, weights: Tensor, recipe: Solo, start: int) -> Made:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "encode_kernels", lambda: None)
-        patch.setattr(fast, "kernels", lambda: None)
+        no_kernels(patch)
         return always(base, weights, recipe, start)
 
 
@@ -386,8 +386,7 @@ def test_archives_of_narrow_rows_are_the_same(
 ) -> None:
     check_archives(options, kind, tmp_path, monkeypatch)
     base, tasks = tmp_path / "base", {t: tmp_path / t for t in "abcd"}
-    for kernels in ("kernels", "encode_kernels", "choice_kernels", "fill_kernels", "pack_kernels"):
-        monkeypatch.setattr(fast, kernels, lambda: None)
+    no_kernels(monkeypatch)
     tallstore.pack(base, tasks, tmp_path / "reference.tall", **options)
     assert (tmp_path / "straight.tall").read_bytes() == (tmp_path / "reference.tall").read_bytes()
 

@@ -30,6 +30,10 @@ _MORE = 255
 _WORTH = 0.995
 _NEVER_ABOVE = 0.5
 """Share of marks from which on gaps are not tried."""
+_RUN, _ONE_IN, _LONG = 1 << 11, 16, 1 << 17
+"""A chunk of so many bytes is sampled: runs of so many bytes, one byte in so many."""
+_DOUBTFUL = 1.1
+"""A chunk is tried the other way too where it takes this many times what its sample said."""
 
 
 class Adaptive(MaskCodec):
@@ -39,16 +43,32 @@ class Adaptive(MaskCodec):
     _packed = BitsZstd()
 
     def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:
-        """Packed, unless gaps are clearly smaller: they take longer to decode."""
-        dense = self._packed.encode_packed(packed, kind, n)
+        """Packed, unless gaps are clearly smaller: they take longer to decode.
+
+        Of a long chunk a sample tells, and the other form is made only where what was chosen is larger than the
+        sample promised.
+        """
         words = _words(packed)
         count = _bits_on(words)
-        if count <= _NEVER_ABOVE * n:
-            gaps, signs = _gaps(packed, words, kind, n, count)
-            coded = zstd.compress(gaps)
-            if _HEAD.size + len(coded) + len(signs) < _WORTH * (1 + len(dense)):
-                return b"".join((_HEAD.pack(_GAPS, count, len(gaps), len(coded)), coded, signs.data))
-        return bytes([_PACKED]) + dense
+        if count > _NEVER_ABOVE * n:
+            return self._dense(packed, kind, n)
+        sample = _sample(packed)
+        if sample is None:
+            return _smaller(self._dense(packed, kind, n), _sparse(packed, words, kind, n, count))
+        some, of = _words(sample), len(sample) * 8 // cpu.SYMBOL_BITS[kind]
+        sizes = len(self._dense(sample, kind, of)), len(_sparse(sample, some, kind, of, _bits_on(some)))
+        share = len(packed) / len(sample) * _DOUBTFUL
+        if sizes[1] < _WORTH * sizes[0]:
+            sparse = _sparse(packed, words, kind, n, count)
+            return sparse if len(sparse) <= share * sizes[1] else _smaller(self._dense(packed, kind, n), sparse)
+        dense = self._dense(packed, kind, n)
+        if len(dense) <= share * sizes[0]:
+            return dense
+        return _smaller(dense, _sparse(packed, words, kind, n, count))
+
+    def _dense(self, packed: Bytes, kind: str, n: int) -> bytes:
+        """As one frame of packed symbols."""
+        return bytes([_PACKED]) + self._packed.encode_packed(packed, kind, n)
 
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """By the first byte."""
@@ -72,6 +92,26 @@ class Adaptive(MaskCodec):
         """Of a chunk that is coded as gaps."""
         view = memoryview(data).cast("B")
         return None if len(view) and view[0] == _PACKED else _open(view, kind, n)
+
+
+def _sparse(packed: Bytes, words: Words, kind: str, n: int, count: int) -> bytes:
+    """As gaps."""
+    gaps, signs = _gaps(packed, words, kind, n, count)
+    coded = zstd.compress(gaps)
+    return b"".join((_HEAD.pack(_GAPS, count, len(gaps), len(coded)), coded, signs.data))
+
+
+def _smaller(dense: bytes, sparse: bytes) -> bytes:
+    return sparse if len(sparse) < _WORTH * len(dense) else dense
+
+
+def _sample(packed: Bytes) -> Bytes | None:
+    """One byte in so many, in runs; None of a chunk that is short enough to be tried both ways."""
+    stride = _RUN * _ONE_IN
+    if len(packed) < _LONG:
+        return None
+    runs = packed[: len(packed) // stride * stride].reshape(-1, stride)
+    return np.ascontiguousarray(runs[:, stride // 2 : stride // 2 + _RUN]).reshape(-1)
 
 
 def _open(view: memoryview, kind: str, n: int) -> Marks:
@@ -113,10 +153,10 @@ def _bits_on(words: Words) -> int:
 
 def _gaps(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     """The gaps of `count` marks, and their packed signs."""
-    compiled = fast.encode_kernels()
+    compiled = fast.gap_kernels()
     if compiled is not None:
-        room = np.empty(count + n // _MORE + 1, np.uint8)
-        signs = np.empty(-(-count // 64), np.uint64)
+        room = np.empty(count + n // _MORE + 1 + compiled.SLACK, np.uint8)
+        signs = np.empty(count // 64 + 1, np.uint64)
         size, _ = compiled.packed_to_gaps(room, signs, words, cpu.SYMBOL_BITS[kind])
         return room[:size], signs.view(np.uint8)[: -(-count // 8) if kind == "signed" else 0]
     symbols = cpu.unpack(packed, kind, n)

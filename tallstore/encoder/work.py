@@ -184,7 +184,7 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     """What a statistic measures on an item's tiles, and how many bytes it stands for."""
     if not item.users:
         return [], 0
-    runs = _sample(item, statistic.one_in)
+    runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
     if _apart(item, tools):
         measured, size = _rows_measured(item, runs, tools, statistic, weight)
@@ -248,16 +248,16 @@ def _cut(runs: Sequence[Item]) -> list[npt.NDArray[np.int64]]:
     return [np.array(each, np.int64) for each in found]
 
 
-def _sample(item: Item, one_in: int) -> list[Item]:
-    """Runs of one element in so many; of a small item, all of it."""
-    if one_in == 1 or item.stop - item.start < _SAMPLED:
+def _sample(item: Item, numel: int, one_in: int) -> list[Item]:
+    """Runs of one element in so many; of an item of a small tensor, all of it."""
+    if one_in == 1 or numel < _SAMPLED:
         return [item]
     starts = range(item.start, item.stop, _RUN * one_in)
     return [replace(item, start=start, stop=min(start + _RUN, item.stop)) for start in starts]
 
 
 _SAMPLED = 1 << 19
-"""Elements from which on an item is sampled."""
+"""Elements from which on a tensor is sampled."""
 _RUN = 1 << 13
 """Elements of a run: several rows of an embedding, read at once."""
 

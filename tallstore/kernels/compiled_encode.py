@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import intrinsic
 
-from tallstore.kernels.jit import compiled
+from tallstore.kernels.jit import compiled, wide
+from tallstore.kernels.words import borrowed, signs_of_16
+from tallstore.kernels.words import count as bits_set
 
 __all__ = [
     "agreement",
@@ -29,7 +29,6 @@ __all__ = [
     "norms",
     "notice",
     "pack_indices",
-    "packed_to_gaps",
     "power",
     "split",
     "tallied",
@@ -42,6 +41,7 @@ _FEW = 8
 """Words that tell, mostly, whether a run moved."""
 BLOCK = 1 << 10
 """Products that are added up first, by themselves: see `encoder.quality.sums`."""
+_HALF = BLOCK >> 1
 _BLOCKS = 16
 """Blocks that levels are looked up for at once."""
 
@@ -49,67 +49,13 @@ _BLOCKS = 16
 # Every loop begins at 0, over slices: indices that are plainly not negative are what the compiler makes vectors of.
 
 
-def _lowest_bit(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
-    """The place of the lowest bit that is set, of a word that is not 0."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
-        return builder.cttz(args[0], context.get_constant(types.boolean, True))
-
-    return types.uint64(types.uint64), code
-
-
-_lowest: Any = intrinsic(_lowest_bit)
 _NONE, _MAGNITUDE, _ONCE = np.float32(0), np.uint32(0x7FFFFFFF), np.uint32(1)
-_OFF, _PLUS, _MINUS = np.uint8(0), np.uint8(1), np.uint8(2)
-_EACH, _LOW, _SHIFT, _BYTE, _HALF = (np.uint32(n) for n in (0x00010001, 0xFFFF, 1, 8, 16))
-_ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-@compiled
-def packed_to_gaps(gaps: _Array, signs: _Array, packed: _Array, bits: int) -> tuple[int, int]:
-    """Gaps (255: go on) and packed signs of packed symbols: the inverse of `compiled.gaps_to_packed`.
-
-    Args:
-        gaps: uint8, room for marks + n / 255 + 1.
-        signs: uint64, room for a bit a mark.
-        packed: uint64, n symbols: the bytes, zeros filling up the last word.
-        bits: of a symbol.
-
-    Returns the bytes of gaps and the marks.
-    """
-    each, signed = np.int64(64 // bits), bits == 2
-    shift, places = np.uint64(bits - 1), _EVEN if signed else _ALL
-    at, marks, last = 0, 0, np.int64(-1)
-    some = np.uint64(0)
-    for i in range(packed.shape[0]):
-        word = packed[i]
-        negative = (word >> _ONE) & places if signed else np.uint64(0)
-        on = (word & places) | negative
-        if not on:
-            continue
-        first = np.int64(_lowest(on) >> shift)
-        gap = i * each + first - last - 1
-        while gap >= 255:  # within a word there are no such gaps
-            gaps[at] = 255
-            at += 1
-            gap -= 255
-        before = first - gap - 1
-        while on:
-            bit = _lowest(on)
-            on &= on - _ONE
-            place = np.int64(bit >> shift)
-            gaps[at] = np.uint8(place - before - 1)
-            at += 1
-            before = place
-            some |= ((negative >> bit) & _ONE) << np.uint64(marks & 63)
-            marks += 1
-            if (marks & 63) == 0:
-                signs[(marks >> 6) - 1] = some
-                some = np.uint64(0)
-        last = i * each + before
-    if (marks & 63) != 0:
-        signs[marks >> 6] = some
-    return at, marks
+_ONE, _TWO, _FOUR, _EIGHT, _HIGH = (np.uint64(n) for n in (1, 2, 4, 8, 31))
+_PAIRS, _FOURS, _EIGHTS, _SIXTEENS = (
+    np.uint64(n) for n in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x00FF00FF00FF00FF)
+)
+_SIXTEEN = 16
+"""Symbols that are packed at once."""
 
 
 @compiled
@@ -121,6 +67,7 @@ def look(weights: _Array, base: _Array, sign: Any) -> tuple[bool, Any]:
         base: the same of the other.
         sign: what is left of a word without its sign: all ones but the first.
     """
+    wide()
     differ = weights.dtype.type(0)
     largest = weights.dtype.type(0)
     for i in range(weights.shape[0]):
@@ -150,6 +97,8 @@ def tally(tables: _Array, sums: _Array, tau: _Array, base: _Array, shift: Any) -
         base: θ0, float32, shape (n,).
         shift: of |τ| as uint32, to its bin.
     """
+    wide()
+    tables, tau, base = borrowed(tables), borrowed(tau), borrowed(base)
     a, b, c, d = tables[0], tables[1], tables[2], tables[3]
     words, there = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
     squares = np.empty(BLOCK >> 2, np.float64)
@@ -209,6 +158,8 @@ def tallied(tables: _Array, sums: _Array) -> tuple[_Array, int, float]:
 @compiled
 def _quarter(squares: _Array, values: _Array) -> None:
     """What `halve` has added up when a quarter is left, of the squares of float32."""
+    wide()
+    values = borrowed(values)
     n = squares.shape[0]
     one, two, three, four = values[:n], values[n : 2 * n], values[2 * n : 3 * n], values[3 * n :]
     for k in range(n):
@@ -225,6 +176,7 @@ def split(planes: _Array, words: _Array, rotated: bool) -> None:
         words: unsigned integers, shape (n,).
         rotated: whether words are rotated left by one bit before.
     """
+    words = borrowed(words)
     n, one = words.shape[0], words.dtype.type(1)
     last = words.dtype.type(8 * planes.shape[0] - 1)
     for first in range(0, n, BLOCK):
@@ -243,6 +195,7 @@ def split(planes: _Array, words: _Array, rotated: bool) -> None:
 @compiled
 def halve(values: _Array, n: int) -> Any:
     """Add the second half to the first until one is left; n is a power of two."""
+    wide()
     half = n >> 1
     while half:
         for k in range(half):
@@ -262,6 +215,17 @@ def _products(error: _Array, norm: _Array, energy: _Array, dot: _Array, tau: _Ar
 
 
 @compiled
+def _agreement_of_block(found: _Array, i: int, products: _Array, tau: _Array, kept: _Array) -> None:
+    """`agreement` of block i; `products`: shape (4, 1024), of τ's type."""
+    products, m = borrowed(products), tau.shape[0]
+    if m < BLOCK:
+        products[:] = 0
+    _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], tau, kept)
+    for j in range(4):
+        found[j, i] = halve(products[j], BLOCK)
+
+
+@compiled
 def agreement(found: _Array, tau: _Array, kept: _Array) -> None:
     """What `encoder.quality.sums` adds up of a task vector and what is kept of it, block by block.
 
@@ -270,16 +234,11 @@ def agreement(found: _Array, tau: _Array, kept: _Array) -> None:
         tau: τ, float32 or float64, shape (n,).
         kept: τ̂, the same.
     """
-    n = tau.shape[0]
+    tau, kept = borrowed(tau), borrowed(kept)
     products = np.zeros((4, BLOCK), tau.dtype)
     for i in range(found.shape[1]):
-        a = i * BLOCK
-        m = min(BLOCK, n - a)
-        if m < BLOCK:
-            products[:] = 0
-        _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], tau[a : a + m], kept[a : a + m])
-        for j in range(4):
-            found[j, i] = halve(products[j], BLOCK)
+        a, b = i * BLOCK, min((i + 1) * BLOCK, tau.shape[0])
+        _agreement_of_block(found, i, products, tau[a:b], kept[a:b])
 
 
 @compiled
@@ -292,16 +251,12 @@ def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -
         base: θ0, the same.
         kept: θ̂, the same.
     """
-    n = weights.shape[0]
-    products = np.zeros((4, BLOCK), np.float32)
-    words = np.empty((3, BLOCK), np.uint32)
+    weights, base, kept = borrowed(weights), borrowed(base), borrowed(kept)
+    products, words = np.zeros((4, BLOCK), np.float32), np.empty((3, BLOCK), np.uint32)
     values = words.view(np.float32)
     for i in range(found.shape[1]):
-        a = i * BLOCK
-        m = min(BLOCK, n - a)
-        if m < BLOCK:
-            products[:] = 0
-        own, before, after = weights[a : a + m], base[a : a + m], kept[a : a + m]
+        a, b = i * BLOCK, min((i + 1) * BLOCK, weights.shape[0])
+        m, own, before, after = b - a, weights[a:b], base[a:b], kept[a:b]
         for k in range(m):
             words[0, k] = np.uint32(own[k]) << np.uint32(16)
             words[1, k] = np.uint32(after[k]) << np.uint32(16)
@@ -309,9 +264,7 @@ def agreement_bf16(found: _Array, weights: _Array, base: _Array, kept: _Array) -
         for k in range(m):
             values[0, k] -= values[2, k]
             values[1, k] -= values[2, k]
-        _products(products[0, :m], products[1, :m], products[2, :m], products[3, :m], values[0, :m], values[1, :m])
-        for j in range(4):
-            found[j, i] = halve(products[j], BLOCK)
+        _agreement_of_block(found, i, products, values[0, :m], values[1, :m])
 
 
 @compiled
@@ -365,36 +318,64 @@ def differs(weights: _Array, base: _Array) -> bool:
 
 
 @compiled
-def _above(norm: _Array, dot: _Array, weights: _Array, base: _Array, low: Any) -> None:
-    """τ² and, where |τ| is not below `low` nor 0, |τ|, else 0."""
+def _above(norm: _Array, kept: _Array, weights: _Array, base: _Array, low: Any) -> None:
+    """τ² and, where |τ| is not below `low` nor 0, τ, else 0."""
+    wide()
     for k in range(weights.shape[0]):
         tau = weights[k] - base[k]
         size = abs(tau)
         norm[k] = tau * tau
-        dot[k] = size if (size >= low) & (size > _NONE) else _NONE
+        kept[k] = tau if (size >= low) & (size > _NONE) else _NONE
 
 
 @compiled
-def _above_drawn(norm: _Array, dot: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int) -> None:
+def _above_drawn(norm: _Array, kept: _Array, weights: _Array, base: _Array, low: Any, width: Any, first: int) -> None:
     """The same with limits low + u · width, u being `recipes.dither.uniform`'s numbers.
 
     `first`: the unmixed place of the first one. All in one loop: what is drawn is used where it is, in registers.
     """
+    wide()
     begin = np.uint32(first)
     for k in range(weights.shape[0]):
         limit = _uniform(np.uint32(begin + np.uint32(k))) * width + low
         tau = weights[k] - base[k]
         size = abs(tau)
         norm[k] = tau * tau
-        dot[k] = size if (size >= limit) & (size > _NONE) else _NONE
+        kept[k] = tau if (size >= limit) & (size > _NONE) else _NONE
 
 
 @compiled
-def _symbols(symbols: _Array, dot: _Array, weights: _Array, base: _Array) -> None:
-    """Of what is above: 1 where τ is positive, 2 where it is not; else 0."""
-    for k in range(weights.shape[0]):
-        sign = _PLUS if weights[k] > base[k] else _MINUS
-        symbols[k] = sign if dot[k] > _NONE else _OFF
+def _pack_signs(symbols: _Array, kept: _Array, groups: _Array) -> int:
+    """Symbols of a block: 1 where a number is above 0, 2 where it is below. Returns how many are either.
+
+    Args:
+        symbols: uint32, shape (64,): sixteen symbols of two bits each; set.
+        kept: float32, shape (1024,).
+        groups: uint64, shape (64,): used up.
+    """
+    wide()
+    for k in range(groups.shape[0]):
+        groups[k] = signs_of_16(kept, k * _SIXTEEN)
+    marks = np.uint64(0)
+    for k in range(groups.shape[0]):
+        marks += bits_set(groups[k])
+    for k in range(groups.shape[0]):
+        x = groups[k]
+        x = (x | (x << _EIGHT)) & _SIXTEENS
+        x = (x | (x << _FOUR)) & _EIGHTS
+        x = (x | (x << _TWO)) & _FOURS
+        x = (x | (x << _ONE)) & _PAIRS
+        symbols[k] = np.uint32(x | (x >> _HIGH))
+    return int(marks)
+
+
+@compiled
+def _halve_magnitudes(values: _Array) -> Any:
+    """`halve` of the magnitudes of a block."""
+    wide()
+    for k in range(_HALF):
+        values[k] = abs(values[k]) + abs(values[k + _HALF])
+    return halve(values, _HALF)
 
 
 @compiled
@@ -428,14 +409,15 @@ def marks_of_tile(
 ) -> None:
     """One tile of `marks_above`; `scratch`: float32, shape (2, 1024)."""
     n = weights.shape[0]
+    packed, weights, base = borrowed(packed), borrowed(weights), borrowed(base)
     bits, before = weights.view(np.uint32), base.view(np.uint32)
-    symbols = np.zeros(BLOCK, np.uint8)
-    words = symbols.view(np.uint32)
-    norm, dot = scratch[0], scratch[1]
+    symbols, groups = np.empty(BLOCK // _SIXTEEN, np.uint32), np.empty(BLOCK // _SIXTEEN, np.uint64)
+    quads = symbols.view(np.uint8)
+    norm, kept = borrowed(scratch[0]), borrowed(scratch[1])
     blocks = (n + BLOCK - 1) // BLOCK
     size = power(blocks)
     norms, dots = np.zeros(size, np.float64), np.zeros(size, np.float64)
-    marks = np.uint32(0)
+    marks = 0
     for i in range(blocks):
         a = i * BLOCK
         m = min(BLOCK, n - a)
@@ -444,25 +426,18 @@ def marks_of_tile(
             continue
         moved[0] = True
         if m < BLOCK:
-            symbols[:] = 0
             norm[:] = 0
-            dot[:] = 0
+            kept[:] = 0
         own, there = weights[a : a + m], base[a : a + m]
         if width > 0:
-            _above_drawn(norm[:m], dot[:m], own, there, low, width, first + a)
+            _above_drawn(norm[:m], kept[:m], own, there, low, width, first + a)
         else:
-            _above(norm[:m], dot[:m], own, there, low)
-        _symbols(symbols[:m], dot[:m], own, there)
-        even, odd = np.uint32(0), np.uint32(0)
+            _above(norm[:m], kept[:m], own, there, low)
+        marks += _pack_signs(symbols, kept, groups)
         for k in range((m + 3) >> 2):
-            w = words[k]
-            packed[(a >> 2) + k] = np.uint8((w | (w >> 6) | (w >> 12) | (w >> 18)) & 0xFF)
-            on = w | (w >> _SHIFT)  # a mark's lowest bit, whatever its sign; a block has too few to fill 16 bits
-            even += on & _EACH
-            odd += (on >> _BYTE) & _EACH
-        marks += ((even + odd) & _LOW) + ((even + odd) >> _HALF)
+            packed[(a >> 2) + k] = quads[k]
         norms[i] = halve(norm, BLOCK)
-        dots[i] = halve(dot, BLOCK)
+        dots[i] = _halve_magnitudes(kept)
     sums[1] += halve(norms, size)
     sums[2] += marks
     sums[3] += halve(dots, size)
@@ -521,6 +496,7 @@ def levels(
 
     Returns ‖τ‖².
     """
+    indices, tau = borrowed(indices), borrowed(tau)
     n, count = tau.shape[0], bounds.shape[0]
     number, total = np.zeros((4, 1 + 2 * count), np.int64), np.zeros((4, 1 + 2 * count), np.float64)
     size, shift, shifted = np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.float32)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
 from functools import cache
 from types import ModuleType
 
-__all__ = ["choice_kernels", "encode_kernels", "fill_kernels", "kernels", "pack_kernels"]
+__all__ = ["choice_kernels", "encode_kernels", "fill_kernels", "gap_kernels", "kernels", "pack_kernels"]
 
 
 _BY_POSITION = hasattr(os, "pread")
@@ -22,6 +23,11 @@ def kernels() -> ModuleType | None:
 def encode_kernels() -> ModuleType | None:
     """The same of `tallstore.kernels.compiled_encode`."""
     return _load("tallstore.kernels.compiled_encode")
+
+
+def gap_kernels() -> ModuleType | None:
+    """The same of `tallstore.kernels.compiled_gaps`."""
+    return _load("tallstore.kernels.compiled_gaps")
 
 
 def choice_kernels() -> ModuleType | None:
@@ -43,7 +49,13 @@ def pack_kernels() -> ModuleType | None:
 def _load(name: str) -> ModuleType | None:
     if os.environ.get("TALLSTORE_COMPILED", "1") == "0" or importlib.util.find_spec("numba") is None:
         return None
+    # Loading numba makes many objects, none of them garbage, and in each collection all of torch's are looked at again.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         return importlib.import_module(name)
     except (ImportError, OSError):  # it is there, and cannot be loaded: the same bits come without it
         return None
+    finally:
+        if collecting:
+            gc.enable()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
+from numba.extending import intrinsic
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "wide"]
 
 
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,3 +33,26 @@ def _stamp() -> tuple[tuple[str, float, int], ...]:
     """Name, time of the last change and size of every file of kernels: what is kept is of these."""
     found = [(path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py"))]
     return tuple((name, facts.st_mtime, facts.st_size) for name, facts in found)
+
+
+@compiled
+def _begin() -> None:
+    """Nothing. Before its first kernel numba gets itself ready, which belongs to loading it."""
+
+
+_begin()
+
+
+def _widen(typing: Any) -> Any:  # noqa: ARG001 - numba's interface
+    """Vectors of 512 bits in the function that calls it, where the processor has them."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own `add` knows a few names
+        return context.get_dummy_value()
+
+    return types.none(), code
+
+
+wide: Any = intrinsic(_widen)
+"""Called first in a kernel that computes much for what it reads: LLVM takes vectors half as wide as it could on
+processors that were once slowed down by wide ones. Kernels that wait for memory gain nothing."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import both
 
 from tallstore.kernels import fast
 from tallstore.kernels.logarithm import log2
@@ -21,14 +20,6 @@ if fast.choice_kernels() is None:
     pytest.skip("numba is not installed: there is one path only", allow_module_level=True)
 
 KAPPAS = st.sampled_from([1.0, 1.0 + 2.0**-20, 4.0, 19.0, 1000.0])
-
-
-def both(work: Callable[[], Any]) -> tuple[Any, Any]:
-    """What comes of it with kernels and without."""
-    quick = work()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "choice_kernels", lambda: None)
-        return quick, work()
 
 
 @st.composite
