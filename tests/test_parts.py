@@ -13,6 +13,7 @@ from support import leftovers, read_all, tiny_zoo
 
 import tallstore
 from tallstore.encoder import parts, results
+from tallstore.encoder.results import Taker
 from tallstore.errors import OutputError
 from tallstore.stores.staging import give_back
 
@@ -60,7 +61,8 @@ def test_what_is_taken_is_what_lay_there_and_nothing_beside_it_changes(length: i
     own, before, after = (np.random.default_rng(n).bytes(n) for n in (length, 4099, 5001))
     span = _span(tmp_path / "result", before, own, after)
     out = bytearray(length)
-    span.take(memoryview(out), keep=keep)
+    with Taker(keep=keep) as taker:
+        taker.take(span, memoryview(out))
     assert out == own
     left = (tmp_path / "result").read_bytes()
     assert left[:4099] == before
@@ -71,16 +73,29 @@ def test_what_is_taken_is_what_lay_there_and_nothing_beside_it_changes(length: i
 
 def test_room_is_given_back_once_bytes_are_taken(tmp_path: Path) -> None:
     (tmp_path / "some").write_bytes(bytes(1 << 18))
-    if not give_back(tmp_path / "some", 0, 1 << 18):
-        pytest.skip("this file system gives nothing back")
+    with (tmp_path / "some").open("r+b") as some:
+        if not give_back(some.fileno(), 0, 1 << 18):
+            pytest.skip("this file system gives nothing back")
     span = _span(tmp_path / "result", b"", np.random.default_rng(0).bytes(1 << 20), b"")
     with span.path.open("rb") as file:  # that it has its room on the disk, not in memory alone
         os.fsync(file.fileno())
     taken = span.path.stat().st_blocks
-    span.take(memoryview(bytearray(1 << 20)), keep=False)
-    assert span.path.stat().st_blocks < taken / 2
-    with pytest.raises(OutputError, match="damaged on its disk"):
-        span.take(memoryview(bytearray(1 << 20)), keep=False)
+    with Taker(keep=False) as taker:
+        taker.take(span, memoryview(bytearray(1 << 20)))
+        assert span.path.stat().st_blocks < taken / 2
+        with pytest.raises(OutputError, match="damaged on its disk"):
+            taker.take(span, memoryview(bytearray(1 << 20)))
+
+
+def test_many_files_are_taken_from_and_few_are_open(tmp_path: Path) -> None:
+    spans = [_span(tmp_path / f"{n}", b"a", bytes([n]) * 9, b"b") for n in range(results._FILES + 9)]
+    with Taker(keep=True) as taker:
+        for span in (*spans, *spans[::-1]):
+            out = bytearray(9)
+            taker.take(span, memoryview(out))
+            assert out == bytes([int(span.path.name)]) * 9
+            assert len(taker._open) <= results._FILES
+    assert all(file.closed for file in taker._open.values())
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -88,13 +103,13 @@ def test_results_stay_for_a_run_that_may_be_taken_up(
     resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []
-    take = results.Span.take
+    take = Taker.take
 
-    def noted(span: results.Span, out: memoryview, *, keep: bool) -> None:
-        kept.append(keep)
-        take(span, out, keep=keep)
+    def noted(taker: Taker, span: results.Span, out: memoryview) -> None:
+        kept.append(taker._keep)
+        take(taker, span, out)
 
-    monkeypatch.setattr(results.Span, "take", noted)
+    monkeypatch.setattr(Taker, "take", noted)
     tallstore.pack(*tiny_zoo(2), tmp_path / "zoo.tall", resume=resume)
     assert set(kept) == {resume}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import both
 
 from tallstore import codecs
-from tallstore.codecs import adaptive
+from tallstore.codecs import adaptive, sample, zstd
 from tallstore.kernels import cpu
 
 CODEC = codecs.MASK["adaptive"]
@@ -27,7 +27,7 @@ def marks(n: int, density: float | np.ndarray, kind: str, seed: int = 0) -> np.n
 def smallest(packed: np.ndarray, kind: str, n: int) -> bytes:
     """Both forms made of the whole chunk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adaptive, "_LONG", 1 << 40)
+        patch.setattr(sample, "LONG", 1 << 40)
         return CODEC.encode_packed(packed, kind, n)
 
 
@@ -60,9 +60,9 @@ def test_one_form_is_made_of_a_long_chunk_and_it_is_the_smaller_one(kind: str, d
 
 @pytest.mark.parametrize("inside", [True, False], ids=["marks only in the sample", "none in the sample"])
 def test_a_sample_that_misleads(inside: bool) -> None:
-    n, stride = 1 << 20, adaptive._RUN * adaptive._ONE_IN
+    n, stride = 1 << 20, sample.RUN * sample.ONE_IN
     place = np.arange(n // 4) % stride - stride // 2
-    there = ((place >= 0) & (place < adaptive._RUN)) == inside
+    there = ((place >= 0) & (place < sample.RUN)) == inside
     packed = marks(n, np.repeat(np.where(there, 0.45, 0.0), 4), "signed")
     found, made = forms(packed, "signed", n)
     assert made == (["_dense"] if inside else ["_dense", "_sparse"])
@@ -87,8 +87,30 @@ def test_chunks_all_alike(fill: int) -> None:
     st.integers(0, 2**32 - 1),
 )
 def test_the_same_is_chosen_with_and_without_kernels(kind: str, more: int, density: float, seed: int) -> None:
-    n = adaptive._LONG * 8 // cpu.SYMBOL_BITS[kind] + more
+    n = sample.LONG * 8 // cpu.SYMBOL_BITS[kind] + more
     packed = marks(n, density, kind, seed)
     quick, slow = both(lambda: CODEC.encode_packed(packed, kind, n))
     assert quick == slow
     assert CODEC.decode_packed(quick, kind, n).tobytes() == packed.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_planes_that_are_noise_in_their_sample_are_not_coded(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
+    raw = values.view(np.uint8) if dtype == "F32" else values.view(np.uint16)[1::2].copy().view(np.uint8)
+    codec = codecs.WHOLE["planes+zstd"]
+    sizes: list[int] = []
+    real = zstd.compress
+
+    def seen(data: np.ndarray) -> bytes:
+        sizes.append(len(data))
+        return real(data)
+
+    monkeypatch.setattr(zstd, "compress", seen)
+    found = codec.encode(raw, dtype)
+    assert sizes.count(1 << 20) == 1  # the exponents
+    monkeypatch.setattr(sample, "LONG", 1 << 40)
+    assert found == codec.encode(raw, dtype)
+    out = np.empty_like(raw)
+    codec.decode(found, out, dtype)
+    assert out.tobytes() == raw.tobytes()

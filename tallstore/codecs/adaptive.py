@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
+from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.kernels import cpu, fast
 
@@ -30,8 +31,6 @@ _MORE = 255
 _WORTH = 0.995
 _NEVER_ABOVE = 0.5
 """Share of marks from which on gaps are not tried."""
-_RUN, _ONE_IN, _LONG = 1 << 11, 16, 1 << 17
-"""A chunk of so many bytes is sampled: runs of so many bytes, one byte in so many."""
 _DOUBTFUL = 1.1
 """A chunk is tried the other way too where it takes this many times what its sample said."""
 
@@ -52,12 +51,12 @@ class Adaptive(MaskCodec):
         count = _bits_on(words)
         if count > _NEVER_ABOVE * n:
             return self._dense(packed, kind, n)
-        sample = _sample(packed)
-        if sample is None:
+        few = sample(packed)
+        if few is None:
             return _smaller(self._dense(packed, kind, n), _sparse(packed, words, kind, n, count))
-        some, of = _words(sample), len(sample) * 8 // cpu.SYMBOL_BITS[kind]
-        sizes = len(self._dense(sample, kind, of)), len(_sparse(sample, some, kind, of, _bits_on(some)))
-        share = len(packed) / len(sample) * _DOUBTFUL
+        some, of = _words(few), len(few) * 8 // cpu.SYMBOL_BITS[kind]
+        sizes = len(self._dense(few, kind, of)), len(_sparse(few, some, kind, of, _bits_on(some)))
+        share = len(packed) / len(few) * _DOUBTFUL
         if sizes[1] < _WORTH * sizes[0]:
             sparse = _sparse(packed, words, kind, n, count)
             return sparse if len(sparse) <= share * sizes[1] else _smaller(self._dense(packed, kind, n), sparse)
@@ -103,15 +102,6 @@ def _sparse(packed: Bytes, words: Words, kind: str, n: int, count: int) -> bytes
 
 def _smaller(dense: bytes, sparse: bytes) -> bytes:
     return sparse if len(sparse) < _WORTH * len(dense) else dense
-
-
-def _sample(packed: Bytes) -> Bytes | None:
-    """One byte in so many, in runs; None of a chunk that is short enough to be tried both ways."""
-    stride = _RUN * _ONE_IN
-    if len(packed) < _LONG:
-        return None
-    runs = packed[: len(packed) // stride * stride].reshape(-1, stride)
-    return np.ascontiguousarray(runs[:, stride // 2 : stride // 2 + _RUN]).reshape(-1)
 
 
 def _open(view: memoryview, kind: str, n: int) -> Marks:

@@ -16,6 +16,7 @@ from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
+from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
@@ -118,19 +119,25 @@ def _finish(
     scores: Mapping[str, Mapping[str, float]],
     group: str,
 ) -> tuple[Manifest, tuple[str, ...]]:
-    base_parts = writers.base.finish(list(base.tensors)) if writers.base is not None and writers.base else {}
-    vector_parts = writers.vector.finish() if writers.vector else {}
-    parts = {**base_parts, **vector_parts}
-    task_parts: dict[str, dict[str, tuple[str, ...]]] = {}
+    due: dict[tuple[str, str], tuple[PartWriter, list[str] | None]] = {}
+    """(task, or nothing; kind) → writer and order."""
+    if writers.base is not None and writers.base:
+        due["", "base"] = writers.base, list(base.tensors)
+    if writers.vector:
+        due["", "vector"] = writers.vector, None
     for index, (name, checkpoint) in enumerate(tasks.items()):
-        own = {"mask": writers.masks[index].finish(list(checkpoint.tensors))}
+        due[name, "mask"] = writers.masks[index], list(checkpoint.tensors)
         if writers.privates[index]:
-            own["private"] = writers.privates[index].finish()
+            due[name, "private"] = writers.privates[index], None
         if index in stream.exact:
-            own["exact"] = writers.exacts[index].finish()
-        task_parts[name] = {kind: tuple(records) for kind, records in own.items()}
-        for records in own.values():
-            parts |= records
+            due[name, "exact"] = writers.exacts[index], None
+    written = dict(zip(due, write_parts(sink, list(due.values())), strict=True))
+    base_parts, vector_parts = written.pop(("", "base"), {}), written.pop(("", "vector"), {})
+    parts = {**base_parts, **vector_parts}
+    task_parts: dict[str, dict[str, tuple[str, ...]]] = {name: {} for name in tasks}
+    for (name, kind), own in written.items():
+        task_parts[name][kind] = tuple(own)
+        parts |= own
     files, records = write_files(sink, tasks)
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}

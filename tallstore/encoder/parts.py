@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import cycle
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import cycle, groupby
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from tallstore.codecs.base import Buffer
-from tallstore.encoder.results import Span, Spool
+from tallstore.encoder.results import Span, Spool, Taker
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
 from tallstore.format.part import Chunks, Coded, Entry, PartHeader
@@ -21,9 +25,11 @@ from tallstore.stores.staging import translated
 
 MOST = 5 * 10**9
 """Bytes that a part has at most, unless one tensor alone has more: what the Hub likes files to have."""
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21
 """Bytes that are read, and written, at a time."""
-_ROOM = 4 * _BLOCK
+_AHEAD = 2
+"""Blocks that are made ahead, at each of two stages."""
+_ROOM = 8 * _BLOCK
 """Bytes that a block may have: it ends with a chunk."""
 _HEADER = 1024
 """Bytes of a part's header that are no tensor's."""
@@ -81,12 +87,23 @@ class PartWriter:
         return bool(self._entries)
 
     def finish(self, order: Sequence[str] | None = None) -> dict[str, PartRecord]:
-        """Write the parts into the archive, and give what is to be said of each path.
+        """`write_parts` of this one alone."""
+        (records,) = write_parts(self._sink, [(self, order)])
+        return records
+
+    def parts(self, order: Sequence[str] | None = None, *, opened: ExitStack) -> Iterator[tuple[_Part, _Pieces]]:
+        """The parts, and what each consists of, one behind the other.
 
         Entries come in the given order (the order of their ends if none), coded bytes in the order of their ends.
         """
+        taker = opened.enter_context(Taker(keep=self._keep))
         cuts = list(self._cuts(list(self._entries) if order is None else order))
-        return {path: self._write(path, names) for path, names in zip(self._paths(len(cuts)), cuts, strict=True)}
+        for path, names in zip(self._paths(len(cuts)), cuts, strict=True):
+            entries = {name: self._entries[name] for name in names}
+            stored = [name for name in self._stored if name in entries]
+            header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
+            size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
+            yield _Part(path, header, size), _pieces(header, stored, entries, self._stored, taker)
 
     def _paths(self, count: int) -> list[str]:
         if count == 1:
@@ -111,79 +128,114 @@ class PartWriter:
             head, data = head + own_head, data + own_data
         yield names
 
-    def _write(self, path: str, names: Sequence[str]) -> PartRecord:
-        entries = {name: self._entries[name] for name in names}
-        stored = [name for name in self._stored if name in entries]
-        header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
-        digest = hashlib.sha256()
 
-        # By turns: one is being used while the next is made.
-        rooms = [scratch(name, _ROOM, np.uint8).data for name in ("even block", "odd block")]
+@dataclass(eq=False)
+class _Part:
+    """A part that is being written."""
 
-        def pieces() -> Iterator[memoryview]:
-            for piece in _blocks(_pieces(header, stored, entries, self._stored), rooms, keep=self._keep):
-                digest.update(piece)
-                yield piece
+    path: str
+    header: bytes
+    size: int
+    """Bytes."""
+    digest: Any = field(default_factory=hashlib.sha256)
+    """Of the blocks so far."""
 
-        size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
-        self._sink.put(path, pieces() if size <= _BLOCK else _made_ahead(pieces()), size)
+    def record(self) -> PartRecord:
+        """What is to be said of it, once it is written."""
         return PartRecord(
-            size=size,
-            sha256=digest.hexdigest(),
-            header_size=len(header),
-            header_sha256=hashlib.sha256(header).hexdigest(),
+            size=self.size,
+            sha256=self.digest.hexdigest(),
+            header_size=len(self.header),
+            header_sha256=hashlib.sha256(self.header).hexdigest(),
         )
 
 
-def _blocks(pieces: Iterable[bytes | Span], rooms: Sequence[memoryview], *, keep: bool) -> Iterator[memoryview]:
-    """All the bytes, in blocks, so that little is done for each; each is good until the next but one is asked for."""
-    held: list[bytes | Span] = []
-    size, turns = 0, cycle(rooms)
+_Pieces = Iterator[tuple[int, Callable[[memoryview], None]]]
+"""Of each piece its bytes, and what puts them into memory of that size."""
+
+
+def write_parts(sink: Sink, writers: Sequence[tuple[PartWriter, Sequence[str] | None]]) -> list[dict[str, PartRecord]]:
+    """Write what several writers have gathered, each with the order of its entries; what is to be said of each path.
+
+    While a block is written the next one is hashed, and the one behind that is read, of whichever part it is.
+    """
+    found: list[dict[str, PartRecord]] = [{} for _ in writers]
+    # By turns: one is being written, the others are hashed, or read, or wait.
+    rooms = cycle([scratch(f"block {n}", _ROOM, np.uint8).data for n in range(1 + 2 * _AHEAD)])
+    ahead = sum(writer.coded_bytes for writer, _ in writers) > _BLOCK
+
+    def blocks() -> Generator[tuple[int, _Part, memoryview], None, None]:
+        with ExitStack() as opened:
+            for number, (writer, order) in enumerate(writers):
+                for part, pieces in writer.parts(order, opened=opened):
+                    yield from ((number, part, block) for block in _blocks(pieces, rooms))
+
+    def hashed() -> Generator[tuple[int, _Part, memoryview], None, None]:
+        for number, part, block in _made_ahead(blocks()) if ahead else blocks():
+            part.digest.update(block)
+            yield number, part, block
+
+    with translated(sink.target), closing(_made_ahead(hashed()) if ahead else hashed()) as stream:
+        for (number, part), run in groupby(stream, lambda each: each[:2]):
+            sink.put(part.path, (block for _, _, block in run), part.size)
+            found[number][part.path] = part.record()
+    return found
+
+
+def _blocks(pieces: _Pieces, rooms: Iterator[memoryview]) -> Iterator[memoryview]:
+    """All the bytes, in blocks, so that little is done for each; each is good as long as its room is."""
+    held: list[tuple[int, Callable[[memoryview], None]]] = []
+    size = 0
     for piece in pieces:
         held.append(piece)
-        size += _length(piece)
+        size += piece[0]
         if size >= _BLOCK:
-            yield _joined(held, _room(next(turns), size), keep=keep)
+            yield _joined(held, _room(next(rooms), size))
             held, size = [], 0
-    yield _joined(held, _room(next(turns), size), keep=keep)
+    yield _joined(held, _room(next(rooms), size))
 
 
 def _room(room: memoryview, size: int) -> memoryview:
     return room[:size] if size <= len(room) else memoryview(bytearray(size))
 
 
-def _joined(pieces: Sequence[bytes | Span], out: memoryview, *, keep: bool) -> memoryview:
+def _joined(pieces: Sequence[tuple[int, Callable[[memoryview], None]]], out: memoryview) -> memoryview:
     at = 0
-    for piece in pieces:
-        here = out[at : at + _length(piece)]
-        if isinstance(piece, Span):
-            piece.take(here, keep=keep)
-        else:
-            here[:] = piece
-        at += len(here)
+    for size, put in pieces:
+        put(out[at : at + size])
+        at += size
     return out
 
 
-def _length(piece: bytes | Span) -> int:
-    return piece.length if isinstance(piece, Span) else len(piece)
+_Item = TypeVar("_Item")
 
 
-def _made_ahead(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
-    """The same blocks, each made on a thread of its own while the one before is being used."""
+def _made_ahead(items: Iterator[_Item]) -> Generator[_Item, None, None]:
+    """The same, a few of them made on a thread of its own while the one before is being used."""
+    end = object()
     with ThreadPoolExecutor(1, "tallstore-part") as pool:
-        following = pool.submit(next, blocks, None)
-        while (block := following.result()) is not None:
-            following = pool.submit(next, blocks, None)
-            yield block
+        following = deque(pool.submit(next, items, end) for _ in range(_AHEAD))
+        while (item := following.popleft().result()) is not end:
+            following.append(pool.submit(next, items, end))
+            yield cast(_Item, item)
 
 
 def _pieces(
-    header: bytes, stored: Sequence[str], entries: Mapping[str, Entry], spans: Mapping[str, Sequence[Span]]
-) -> Iterator[bytes | Span]:
-    yield header
+    header: bytes,
+    stored: Sequence[str],
+    entries: Mapping[str, Entry],
+    spans: Mapping[str, Sequence[Span]],
+    taker: Taker,
+) -> _Pieces:
+    yield len(header), partial(_copy, header)
     for name in stored:
-        yield from (span for span in spans[name] if span.length)
+        yield from ((span.length, partial(taker.take, span)) for span in spans[name] if span.length)
         coded = entries[name].coded
         assert coded is not None
         if coded.size % limits.BLOB_ALIGNMENT:
-            yield bytes(coded.padded - coded.size)
+            fill = bytes(coded.padded - coded.size)
+            yield len(fill), partial(_copy, fill)
+
+
+def _copy(data: bytes, out: memoryview) -> None:
+    out[:] = data

@@ -12,6 +12,7 @@ import os
 import struct
 import uuid
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,6 +27,8 @@ _MAGIC = b"tallwork"
 _TAIL = struct.Struct("<QQ16s16s16s8s")
 """Bytes of the coded data and of the facts, their XXH3-128 sums, the job, and the magic."""
 _PIECE = 1 << 20
+_FILES = 64
+"""Files that are open at a time, at most."""
 
 
 class Span(NamedTuple):
@@ -37,20 +40,48 @@ class Span(NamedTuple):
     xxh3: str
     """XXH3-64 of the bytes, in hexadecimal."""
 
-    def take(self, out: memoryview, *, keep: bool) -> None:
-        """Read the bytes into `out`, which has as many; unless they are kept, their room on the disk is given back.
 
-        Raises OutputError if they are not what was written.
-        """
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            done = 0
-            while done < self.length and (got := file.readinto(out[done:])):
-                done += got
-            if done < self.length or xxhash.xxh3_64_hexdigest(out) != self.xxh3:
-                raise OutputError(f"{self.path}: what was just made is damaged on its disk: pack again, elsewhere")
-        if not keep:
-            give_back(self.path, self.start, self.length)
+class Taker:
+    """Takes coded bytes from where they lie. A context manager; the files that were asked for last stay open in it."""
+
+    def __init__(self, *, keep: bool) -> None:
+        """`keep`: whether the bytes stay where they are; else their room on the disk is given back."""
+        self._keep = keep
+        self._open: dict[Path, FileIO] = {}
+
+    def take(self, span: Span, out: memoryview) -> None:
+        """Read the bytes into `out`, which has as many. Raises OutputError if they are not what was written."""
+        file, done = self._file(span.path), 0
+        file.seek(span.start)
+        while done < span.length and (got := file.readinto(out[done:])):
+            done += got
+        if done < span.length or xxhash.xxh3_64_hexdigest(out) != span.xxh3:
+            raise OutputError(f"{span.path}: what was just made is damaged on its disk: pack again, elsewhere")
+        if not self._keep:
+            give_back(file.fileno(), span.start, span.length)
+
+    def _file(self, path: Path) -> FileIO:
+        found = self._open.get(path)
+        if found is None:
+            if len(self._open) == _FILES:
+                self._open.pop(next(iter(self._open))).close()
+            found = self._open[path] = self._opened(path)
+        return found
+
+    def _opened(self, path: Path) -> FileIO:
+        if not self._keep:
+            with contextlib.suppress(PermissionError):  # another one's file, perhaps: its room stays then
+                return path.open("r+b", buffering=0)
+        return path.open("rb", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._open.values():
+            file.close()
 
 
 class Spool:

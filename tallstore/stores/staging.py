@@ -12,8 +12,9 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from tallstore.errors import OutputError, OutputExistsError
 from tallstore.stores.held import remove_unless_held, staging_folder
@@ -158,21 +159,22 @@ def sync(path: Path) -> None:
     _flush(path)
 
 
-def give_back(path: Path, start: int, length: int) -> bool:
+def give_back(handle: int, start: int, length: int) -> bool:
     """Let a scratch file's bytes go that are needed no more, where the system can: what is written next gets the room.
 
     They read as zeros then. What cannot be given back, or is too little to be worth it, stays. Whether they went.
     """
     if sys.platform != "linux" or sys.maxsize <= 1 << 32 or length < _LEAST:
         return False
-    with contextlib.suppress(AttributeError, OSError):  # another one's file, perhaps
-        punch, handle = ctypes.CDLL(None).fallocate, os.open(path, os.O_WRONLY)
-        try:
-            where = ctypes.c_int64(start), ctypes.c_int64(length)
-            return bool(punch(handle, _KEEP_SIZE | _PUNCH_HOLE, *where) == 0)
-        finally:
-            os.close(handle)
-    return False
+    punch = _fallocate()
+    where = ctypes.c_int64(start), ctypes.c_int64(length)
+    return punch is not None and bool(punch(handle, _KEEP_SIZE | _PUNCH_HOLE, *where) == 0)
+
+
+@cache
+def _fallocate() -> Any:
+    """The C library's; None where it has none."""
+    return getattr(ctypes.CDLL(None), "fallocate", None)
 
 
 def _flush(path: Path) -> None:
