@@ -6,6 +6,10 @@ import gc
 import importlib
 import importlib.util
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -53,9 +57,27 @@ def _load(name: str) -> ModuleType | None:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return importlib.import_module(name)
+        with _uninterrupted():
+            return importlib.import_module(name)
     except (ImportError, OSError):  # it is there, and cannot be loaded: the same bits come without it
         return None
     finally:
         if collecting:
             gc.enable()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C takes effect afterwards: numba's own code loses it, and fails of what was left half done."""
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if elsewhere or signal.getsignal(signal.SIGINT) is None:  # the main thread gets it; or no Python does
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
