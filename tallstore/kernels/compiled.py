@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.jit import compiled
+from tallstore.kernels.jit import compiled, wide
+from tallstore.kernels.words import WIDE_SUMS, add_64, span_of_64, word_at
 
 __all__ = [
     "RUN",
     "add_gaps",
     "add_gaps_16",
+    "add_gaps_anywhere",
     "delta4",
     "delta8",
     "gaps_to_packed",
@@ -172,6 +174,7 @@ def delta8(out: _Array, base: _Array, packed: _Array, table: _Array) -> None:
 @compiled
 def sum_gaps(gaps: _Array) -> tuple[Any, Any]:
     """What gaps (uint8; 255: go on) add up to, and how many of them end."""
+    wide()
     total, ends = np.int64(0), np.int64(0)
     for a in range(0, gaps.shape[0], RUN):
         run = gaps[a : a + RUN]
@@ -211,6 +214,7 @@ def gaps_to_packed(out: _Array, gaps: _Array, signs: _Array, bits: int) -> None:
 
 # Indices here are unsigned: they come from no loop's counter, and a signed one would be looked at for being negative.
 _ZERO, _ONE, _THREE, _SEVEN, _GO_ON = (np.uint64(n) for n in (0, 1, 3, 7, 255))
+_WHOLE = np.uint64(64)
 
 
 _HALF_SIGN, _HALF_SIZE, _HALF_NORMAL, _HALF_INFINITE = (np.uint32(n) for n in (0x8000, 0x7FFF, 0x400, 0x7C00))
@@ -252,7 +256,7 @@ def _to_half(word: _Array, value: _Array) -> Any:
 
 
 @compiled
-def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
+def add_gaps_anywhere(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
     """out += `plus` or `minus` at every mark of a run of elements; runs follow each other from a chunk's first element.
 
     Args:
@@ -264,12 +268,33 @@ def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any,
         plus: of the type of `out`.
         minus: the same.
     """
-    at, mark, place, first = state[0], state[1], state[2], state[3]
-    end, count, signed = first + np.uint64(out.shape[0]), np.uint64(gaps.shape[0]), signs.shape[0] > 0
+    first = state[3]
+    end = first + np.uint64(out.shape[0])
+    _add_some(out, state, gaps, signs, plus, minus, first, end, gaps.shape[0])
+    state[3] = end
+
+
+@compiled
+def _add_some(
+    out: _Array,
+    state: _Array,
+    gaps: _Array,
+    signs: _Array,
+    plus: Any,
+    minus: Any,
+    first: Any,
+    end: Any,
+    most: int,
+) -> bool:
+    """The same, up to so many gaps; whether there is a mark, or what goes on, within the run behind them."""
+    at, mark, place = state[0], state[1], state[2]
+    count, signed = np.uint64(most), signs.shape[0] > 0
+    more = True
     while at < count:
         gap = np.uint64(gaps[at])
         there = place + gap
         if there >= end:
+            more = False
             break
         at += _ONE
         place = there
@@ -279,7 +304,37 @@ def add_gaps(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any,
         out[there - first] += minus if negative else plus
         place += _ONE
         mark += _ONE
-    state[0], state[1], state[2], state[3] = at, mark, place, end
+    state[0], state[1], state[2] = at, mark, place
+    return more
+
+
+@compiled
+def _add_gaps_wide(out: _Array, state: _Array, gaps: _Array, signs: _Array, plus: Any, minus: Any) -> None:
+    """The same, 64 marks at a time where none of their gaps goes on."""
+    first = state[3]
+    end = first + np.uint64(out.shape[0])
+    count, signed = gaps.shape[0], signs.shape[0] > 0
+    more = True
+    while more and np.int64(state[0]) < count:
+        at, mark, place = np.int64(state[0]), np.int64(state[1]), np.int64(state[2])
+        while at + 64 <= count and (not signed or (mark >> 3) + 9 <= signs.shape[0]):
+            span = span_of_64(out, gaps, at)
+            if span < 0 or place + span > np.int64(end):
+                break
+            negative = np.uint64(0)
+            if signed:
+                shift = np.uint64(mark & 7)
+                negative = word_at(signs, mark >> 3) >> shift
+                if shift:
+                    negative |= np.uint64(signs[(mark >> 3) + 8]) << (_WHOLE - shift)
+            add_64(out, place - np.int64(first), gaps, at, negative, plus, minus)
+            at, mark, place = at + 64, mark + 64, place + span
+        state[0], state[1], state[2] = np.uint64(at), np.uint64(mark), np.uint64(place)
+        more = _add_some(out, state, gaps, signs, plus, minus, first, end, min(at + 64, count))
+    state[3] = end
+
+
+add_gaps = _add_gaps_wide if WIDE_SUMS else add_gaps_anywhere
 
 
 @compiled

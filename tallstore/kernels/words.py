@@ -2,6 +2,7 @@
 
 Only modules that need numba import this one.
 """
+# ruff: noqa: ARG001 - what numba calls takes what numba gives
 
 from __future__ import annotations
 
@@ -12,7 +13,20 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-__all__ = ["WIDE_GAPS", "borrowed", "count", "gather", "highest", "lowest", "positions", "signs_of_16"]
+__all__ = [
+    "WIDE_GAPS",
+    "WIDE_SUMS",
+    "add_64",
+    "borrowed",
+    "count",
+    "gather",
+    "highest",
+    "lowest",
+    "positions",
+    "signs_of_16",
+    "span_of_64",
+    "word_at",
+]
 
 _BYTE, _WORD = ir.IntType(8), ir.IntType(64)
 
@@ -25,45 +39,47 @@ def _has(*features: str) -> bool:
 
 WIDE_GAPS = _has("bmi2", "avx512bw", "avx512vbmi", "avx512vbmi2")
 """Whether `gather` and `positions` can be compiled."""
+WIDE_SUMS = _has("avx512f", "avx512bw")
+"""Whether `add_64` can be."""
 
 
-def _lowest(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's interface
+def _lowest(typing: Any, word: Any) -> Any:
     """The place of the lowest bit that is set; 64 if none is."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], context.get_constant(types.boolean, False))
 
     return types.uint64(types.uint64), code
 
 
-def _highest(typing: Any, word: Any) -> Any:  # noqa: ARG001 - likewise
+def _highest(typing: Any, word: Any) -> Any:
     """How many bits above the highest one that is set are not; 64 if none is."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], context.get_constant(types.boolean, False))
 
     return types.uint64(types.uint64), code
 
 
-def _count(typing: Any, word: Any) -> Any:  # noqa: ARG001 - likewise
+def _count(typing: Any, word: Any) -> Any:
     """How many bits are set."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), code
 
 
-def _gather(typing: Any, word: Any, places: Any) -> Any:  # noqa: ARG001 - likewise
+def _gather(typing: Any, word: Any, places: Any) -> Any:
     """The bits of a word that lie at the places that are set, next to each other."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001 - likewise
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.call(_extern(builder, "llvm.x86.bmi.pext.64", _WORD, [_WORD, _WORD]), args)
 
     return types.uint64(types.uint64, types.uint64), code
 
 
-def _positions(typing: Any, out: Any, at: Any, word: Any, before: Any) -> Any:  # noqa: ARG001 - likewise
+def _positions(typing: Any, out: Any, at: Any, word: Any, before: Any) -> Any:
     """Zeros in front of each bit that is set, counted from the one before it, as 64 bytes; those behind the last: any.
 
     `out`: uint8, room for 64 from `at` on. `before`: the place of the mark before the word, modulo 256.
@@ -88,7 +104,7 @@ def _positions(typing: Any, out: Any, at: Any, word: Any, before: Any) -> Any:  
     return types.none(out, types.int64, types.uint64, types.int64), code
 
 
-def _signs_of_16(typing: Any, values: Any, at: Any) -> Any:  # noqa: ARG001 - likewise
+def _signs_of_16(typing: Any, values: Any, at: Any) -> Any:
     """Of sixteen float32 from `at` on, which are above 0, in the low half, and which are below it, in the high half."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -105,7 +121,101 @@ def _signs_of_16(typing: Any, values: Any, at: Any) -> Any:  # noqa: ARG001 - li
     return types.uint64(values, types.int64), code
 
 
-def _borrowed(typing: Any, array: Any) -> Any:  # noqa: ARG001 - likewise
+def _span(typing: Any, out: Any, gaps: Any, at: Any) -> Any:
+    """How many elements 64 gaps from `at` on take, with their marks; −1 where `add_64` cannot take them.
+
+    That is where one of them is 255 (go on), and where `out` is not float32. `gaps`: uint8.
+    """
+    straight = out.dtype == types.float32
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not straight:
+            return ir.Constant(_WORD, -1)
+        own = _bytes_at(context, builder, signature.args[1], args[1], args[2])
+        more = builder.icmp_unsigned("==", own, ir.Constant(own.type, [255] * 64))
+        any_more = builder.icmp_unsigned("!=", builder.bitcast(more, _WORD), ir.Constant(_WORD, 0))
+        shorts = ir.VectorType(ir.IntType(16), 64)
+        add = _extern(builder, "llvm.vector.reduce.add.v64i16", ir.IntType(16), [shorts])
+        total = builder.zext(builder.call(add, [builder.zext(own, shorts)]), _WORD)  # below 64 · 255
+        return builder.select(any_more, ir.Constant(_WORD, -1), builder.add(total, ir.Constant(_WORD, 64)))
+
+    return types.int64(out, gaps, types.int64), code
+
+
+def _add_64(
+    typing: Any,
+    out: Any,
+    place: Any,
+    gaps: Any,
+    at: Any,
+    negative: Any,
+    plus: Any,
+    minus: Any,
+) -> Any:
+    """out += `plus` or `minus` at each of the 64 marks behind gaps from `at` on, the first of which begins at `place`.
+
+    All of them lie in `out`, and `span_of_64` is not −1. `negative`: a bit a mark, 1 where `minus` is added.
+    """
+    straight = out.dtype == types.float32
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if not straight:
+            return context.get_dummy_value()
+        array, place, gaps, at, negative, *steps = args
+        number, bit = ir.IntType(32), ir.IntType(1)
+        places, values, bits = (ir.VectorType(kind, 16) for kind in (number, ir.FloatType(), bit))
+        text = ir.IntType(8).as_pointer()
+        gather = _extern(builder, "llvm.x86.avx512.mask.gather.dps.512", values, [values, text, places, bits, number])
+        scatter = _extern(
+            builder, "llvm.x86.avx512.mask.scatter.dps.512", ir.VoidType(), [text, bits, places, values, number]
+        )
+        data = builder.bitcast(context.make_array(signature.args[0])(context, builder, array).data, text)
+        own = _bytes_at(context, builder, signature.args[2], gaps, at)
+        each, all_of_them = ir.Constant(number, 4), ir.Constant(bits, [1] * 16)
+        plus, minus = (_splat(builder, step, values) for step in steps)
+        zero, last = ir.Constant(places, None), builder.sub(builder.trunc(place, number), ir.Constant(number, 1))
+        for group in range(4):
+            order = ir.Constant(places, [16 * group + k for k in range(16)])
+            ends = builder.zext(builder.shuffle_vector(own, own, order), places)
+            ends = builder.add(ends, ir.Constant(places, [1] * 16))
+            for step in (1, 2, 4, 8):  # sums of all before, by doubling
+                order = ir.Constant(places, [k if k < step else 16 + k - step for k in range(16)])
+                ends = builder.add(ends, builder.shuffle_vector(zero, ends, order))
+            ends = builder.add(ends, _splat(builder, last, places))
+            last = builder.extract_element(ends, ir.Constant(number, 15))
+            sixteen = builder.trunc(builder.lshr(negative, ir.Constant(_WORD, 16 * group)), ir.IntType(16))
+            found = builder.call(gather, [ir.Constant(values, None), data, ends, all_of_them, each])
+            found = builder.fadd(found, builder.select(builder.bitcast(sixteen, bits), minus, plus))
+            builder.call(scatter, [data, all_of_them, ends, found, each])
+        return context.get_dummy_value()
+
+    kinds = (out, types.int64, gaps, types.int64, types.uint64, out.dtype, out.dtype)
+    return types.none(*kinds), code
+
+
+def _word_at(typing: Any, data: Any, at: Any) -> Any:
+    """Eight bytes from `at` on as a word, the first one lowest. `data`: uint8."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.bitcast(builder.gep(data, [args[1]]), _WORD.as_pointer()), align=1)
+
+    return types.uint64(data, types.int64), code
+
+
+def _bytes_at(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """64 bytes of an array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.load(builder.bitcast(builder.gep(data, [at]), ir.VectorType(_BYTE, 64).as_pointer()), align=1)
+
+
+def _splat(builder: Any, value: Any, kind: Any) -> Any:
+    """A vector of equal elements."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), None))
+
+
+def _borrowed(typing: Any, array: Any) -> Any:
     """The same array, without an owner: slices of it are not counted.
 
     Only for what a kernel was given, never for what it allocates: numba gives up an array of its own behind the last
@@ -126,6 +236,7 @@ def _extern(builder: Any, name: str, result: Any, args: Any) -> Any:
     return found or ir.Function(builder.module, ir.FunctionType(result, args), name)
 
 
+add_64: Any = intrinsic(_add_64)
 borrowed: Any = intrinsic(_borrowed)
 lowest: Any = intrinsic(_lowest)
 highest: Any = intrinsic(_highest)
@@ -133,3 +244,5 @@ count: Any = intrinsic(_count)
 gather: Any = intrinsic(_gather)
 positions: Any = intrinsic(_positions)
 signs_of_16: Any = intrinsic(_signs_of_16)
+span_of_64: Any = intrinsic(_span)
+word_at: Any = intrinsic(_word_at)

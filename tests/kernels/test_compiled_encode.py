@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from elements import gaps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import both
@@ -29,9 +28,6 @@ if fast.encode_kernels() is None:
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 31, 32, 33, 255, 256, 1023, 1024, 1025, 5000])
 SEEDS = st.integers(0, 2**32 - 1)
-gap_kernels: Any = fast.gap_kernels()
-WAYS = list({gap_kernels.packed_to_gaps, gap_kernels.packed_to_gaps_anywhere})
-"""For this processor and, where that is another one, for any."""
 
 
 def values(n: int, seed: int, still: float = 0.2) -> np.ndarray:
@@ -51,33 +47,6 @@ def test_masks(n: int, seed: int, kind: str, density: float) -> None:
     packed = cpu.pack(symbols.astype(np.uint8), kind)
     quick, slow = both(lambda: codecs.MASK["adaptive"].encode_packed(packed, kind, n))
     assert quick == slow
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.one_of(SIZES, st.sampled_from([64, 127, 20_000, 70_001])),
-    SEEDS,
-    st.sampled_from(["binary", "signed"]),
-    st.sampled_from([0.0, 0.0005, 0.003, 0.1, 0.5, 1.0]),
-    st.sampled_from(WAYS),
-)
-def test_gaps(n: int, seed: int, kind: str, density: float, way: Any) -> None:
-    rng = np.random.default_rng(seed)
-    symbols = (rng.random(n) < density) * rng.integers(1, 2 if kind == "binary" else 3, n)
-    packed = cpu.pack(symbols.astype(np.uint8), kind)
-    words = np.zeros(-(-len(packed) // 8), np.uint64)
-    words.view(np.uint8)[: len(packed)] = packed
-    due_gaps, due_signs = gaps_of(symbols)
-    marks = np.count_nonzero(symbols)
-    room = np.full(marks + n // 255 + 1 + gap_kernels.SLACK + 8, 77, np.uint8)
-    signs = np.full(marks // 64 + 2, 77, np.uint64)
-    size, found = way(room, signs, words, cpu.SYMBOL_BITS[kind])
-    assert found == marks
-    assert room[:size].tolist() == due_gaps.tolist()
-    assert (room[-8:] == 77).all()
-    if kind == "signed":
-        assert signs.view(np.uint8)[: len(due_signs)].tolist() == due_signs.tolist()
-    assert signs[-1] == 77
 
 
 @settings(max_examples=40, deadline=None)
