@@ -136,6 +136,9 @@ def _sums(gaps: Bytes) -> tuple[int, int]:
 
 def _bits_on(words: Words) -> int:
     """How many bits are set: one for every symbol that is on."""
+    compiled = fast.gap_kernels()
+    if compiled is not None:
+        return int(compiled.bits_on(words))
     if hasattr(np, "bitwise_count"):
         return int(np.bitwise_count(words).sum())
     return int(np.unpackbits(words.view(np.uint8)).sum())

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.jit import compiled
+from tallstore.kernels.jit import compiled, wide
 from tallstore.kernels.words import WIDE_GAPS, count, gather, highest, lowest, positions
 
-__all__ = ["SLACK", "packed_to_gaps", "packed_to_gaps_anywhere"]
+__all__ = ["SLACK", "bits_on", "packed_to_gaps", "packed_to_gaps_anywhere"]
 
 _Array = npt.NDArray[Any]
 SLACK = 64
@@ -26,6 +26,16 @@ _MORE = 255
 _ONE, _EVEN, _ALL = np.uint64(1), np.uint64(0x5555555555555555), np.uint64(0xFFFFFFFFFFFFFFFF)
 _TOP, _FULL, _HALF, _LAST = np.uint64(63), np.uint64(64), np.uint64(32), np.uint64(56)
 _LOWEST, _SPREAD = np.uint64(0x0101010101010101), np.uint64(0x0102040810204080)
+
+
+@compiled
+def bits_on(packed: _Array) -> int:
+    """How many bits of words, uint64, shape (n,), are set."""
+    wide()
+    found = np.uint64(0)
+    for i in range(packed.shape[0]):
+        found += count(packed[i])
+    return int(found)
 
 
 @compiled
