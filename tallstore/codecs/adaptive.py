@@ -1,4 +1,4 @@
-"""Mask codec `adaptive`: per chunk the smaller of `bits+zstd` and a list of gaps.
+"""Mask codec `adaptive`: per chunk `bits+zstd` or a list of gaps, whichever is smaller, or looks so in a sample.
 
 A byte of packed symbols costs at least one bit, however rare the marks are. Where fewer than one parameter in five
 or so is on, the distances between marks, one byte each and entropy-coded, come within a hundredth of the entropy.
