@@ -1,8 +1,9 @@
-"""Of a long chunk of marks a sample tells in which form it is smaller; where the sample misleads, both are made."""
+"""What a sample tells of long data: the smaller form of marks, planes of noise, magnitudes; and where it misleads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support import both
 
 from tallstore import codecs
 from tallstore.codecs import adaptive, sample, zstd
+from tallstore.encoder import work
 from tallstore.kernels import cpu
 
 CODEC = codecs.MASK["adaptive"]
@@ -114,3 +116,17 @@ def test_planes_that_are_noise_in_their_sample_are_not_coded(dtype: str, monkeyp
     out = np.empty_like(raw)
     codec.decode(found, out, dtype)
     assert out.tobytes() == raw.tobytes()
+
+
+@pytest.mark.parametrize("numel", [1 << 16, (1 << 19) - 1, 1 << 19, (1 << 21) + (1 << 17), (1 << 20) + 1])
+def test_a_tensor_is_sampled_or_read_whole_in_all_of_its_chunks(numel: int) -> None:
+    chunk = 1 << 20
+    read = 0
+    for start in range(0, numel, chunk):
+        item = work.Item("w", start, min(start + chunk, numel), (), ())
+        runs = work._sample(item, numel, 8)
+        assert runs
+        assert all(item.start <= run.start < run.stop <= item.stop for run in runs)
+        assert all(before.stop <= after.start for before, after in pairwise(runs))
+        read += sum(run.stop - run.start for run in runs)
+    assert read == numel if numel < work._SAMPLED else numel / 8 <= read <= numel / 8 + 2 * work._RUN
