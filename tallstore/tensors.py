@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tallstore.memory import blocks
+
 TORCH = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -48,33 +50,27 @@ def empty(dtype: str, n: int) -> Tensor:
 def empties(wanted: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
     """Uninitialised flat CPU tensors by name, of types and elements as given, each with a storage of its own.
 
-    Neighbours share a block of memory that is large enough for huge pages: a block goes back to the system with the
-    last of them. So tensors of 2 MiB, of which a model has many, are had as quickly as large ones.
+    Neighbours share a block of memory that is large enough for huge pages: a block is given up with the last of them.
+    So tensors of 2 MiB, of which a model has many, are had as quickly as large ones.
     """
-    out: dict[str, Tensor] = {}
-    block: dict[str, int] = {}
-    held = 0
+    cuts: list[dict[str, int]] = []
+    sizes: list[int] = []
     for name, (dtype, n) in wanted.items():
         size = n * TORCH[dtype].itemsize
-        if block and held + size > _BLOCK:
-            out |= _cut(block, held, wanted)
-            block, held = {}, 0
-        block[name] = held
-        held += -(-size // _ALIGNED) * _ALIGNED
-    return out | _cut(block, held, wanted)
-
-
-def _cut(block: Mapping[str, int], size: int, wanted: Mapping[str, tuple[str, int]]) -> dict[str, Tensor]:
-    """The tensors of a block, by where each begins in it."""
-    memory = np.empty(size + _ALIGNED, np.uint8)
-    first = -memory.ctypes.data % _ALIGNED
-    found = {}
-    for name, start in block.items():
-        dtype, n = wanted[name]
-        kind = TORCH[dtype]
-        a = first + start
-        found[name] = torch.from_numpy(memory[a : a + n * kind.itemsize]).view(kind)
-    return found
+        if not cuts or (cuts[-1] and sizes[-1] + size > _BLOCK):
+            cuts.append({})
+            sizes.append(_ALIGNED)
+        cuts[-1][name] = sizes[-1] - _ALIGNED
+        sizes[-1] += -(-size // _ALIGNED) * _ALIGNED
+    out: dict[str, Tensor] = {}
+    for cut, memory in zip(cuts, blocks(sizes), strict=True):
+        first = -memory.ctypes.data % _ALIGNED
+        for name, start in cut.items():
+            dtype, n = wanted[name]
+            kind = TORCH[dtype]
+            own = memory[first + start : first + start + n * kind.itemsize]
+            out[name] = torch.from_numpy(own).view(kind)
+    return out
 
 
 _LARGE = 1 << 22
