@@ -22,7 +22,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tallstore.kernels import compiled as steps
-from tallstore.kernels.jit import compiled
+from tallstore.kernels.jit import compiled, wide
+from tallstore.kernels.words import take_block
 
 __all__ = ["LEAST", "begin", "check", "delta", "gaps", "gaps_16", "gather", "mask", "read_all", "whole"]
 
@@ -59,8 +60,8 @@ _P64_1, _P64_2, _P64_3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E377
 _P64_4, _P64_5 = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
 _INITIAL = np.array([_P32_3, _P64_1, _P64_2, _P64_3, _P64_4, _P32_2, _P64_5, _P32_1, 0], np.uint64)
 
-_ZERO, _LOW, _32, _37, _47 = (np.uint64(n) for n in (0, 0xFFFFFFFF, 32, 37, 47))
-_PRIME, _LENGTH, _AVALANCHE = np.uint64(_P32_1), np.uint64(_P64_1), np.uint64(0x165667919E3779F9)
+_LOW, _32, _37 = (np.uint64(n) for n in (0xFFFFFFFF, 32, 37))
+_LENGTH, _AVALANCHE = np.uint64(_P64_1), np.uint64(0x165667919E3779F9)
 
 
 def begin() -> _Array:
@@ -77,20 +78,9 @@ def _mixed(word: Any) -> Any:
 @compiled
 def _blocks(state: _Array, words: _Array) -> None:
     """Take blocks of 128 words."""
-    mixed, plain = np.empty(16, np.uint64), np.empty(16, np.uint64)
+    wide()
     for at in range(0, words.shape[0], 128):
-        block = words[at : at + 128]
-        for k in range(16):  # the lanes of two stripes: so many side by side that the compiler makes vectors of them
-            first, second = _ZERO, _ZERO
-            for j in range(0, 128, 16):
-                word = block[k + j]
-                first += _mixed(word ^ _KEYS[k + j])
-                second += word
-            mixed[k], plain[k] = first, second
-        for lane in range(8):
-            other = lane ^ 1
-            value = state[lane] + (mixed[lane] + mixed[lane + 8]) + (plain[other] + plain[other + 8])
-            state[lane] = ((value ^ (value >> _47)) ^ _SCRAMBLE[lane]) * _PRIME
+        take_block(state, words, at, _KEYS, _SCRAMBLE)
 
 
 @compiled

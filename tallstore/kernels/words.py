@@ -25,10 +25,13 @@ __all__ = [
     "positions",
     "signs_of_16",
     "span_of_64",
+    "take_block",
     "word_at",
 ]
 
 _BYTE, _WORD = ir.IntType(8), ir.IntType(64)
+_PRIME = 0x9E3779B1
+"""XXH3's, for its lanes."""
 
 
 def _has(*features: str) -> bool:
@@ -193,6 +196,41 @@ def _add_64(
     return types.none(*kinds), code
 
 
+def _take_block(typing: Any, state: Any, words: Any, at: Any, keys: Any, scramble: Any) -> Any:
+    """Take a block of sixteen stripes of eight words from `at` on into XXH3's eight lanes. All are uint64.
+
+    To a lane comes the product of the halves of each word xor its key, and the word of the lane beside it; then lanes
+    are scrambled.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = ir.VectorType(_WORD, 8)
+        arrays = [context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 1, 3, 4)]
+        state, words, keys, scramble = arrays
+
+        def load(data: Any, at: Any) -> Any:
+            return builder.load(builder.bitcast(builder.gep(data, [at]), lanes.as_pointer()), align=8)
+
+        low, half = ir.Constant(lanes, [0xFFFFFFFF] * 8), ir.Constant(lanes, [32] * 8)
+        beside = ir.Constant(ir.VectorType(ir.IntType(32), 8), [1, 0, 3, 2, 5, 4, 7, 6])
+        found = [load(state, ir.Constant(_WORD, 0)), ir.Constant(lanes, None)]
+        for stripe in range(16):  # two sums by turns, so that additions need not wait for each other
+            step = ir.Constant(_WORD, 8 * stripe)
+            own = load(words, builder.add(args[2], step))
+            mixed = builder.xor(own, load(keys, step))
+            product = builder.mul(builder.and_(mixed, low), builder.lshr(mixed, half))
+            own = builder.add(product, builder.shuffle_vector(own, own, beside))
+            found[stripe & 1] = builder.add(found[stripe & 1], own)
+        value = builder.add(*found)
+        value = builder.xor(value, builder.lshr(value, ir.Constant(lanes, [47] * 8)))
+        value = builder.xor(value, load(scramble, ir.Constant(_WORD, 0)))
+        value = builder.mul(value, ir.Constant(lanes, [_PRIME] * 8))
+        builder.store(value, builder.bitcast(state, lanes.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.none(state, words, types.int64, keys, scramble), code
+
+
 def _word_at(typing: Any, data: Any, at: Any) -> Any:
     """Eight bytes from `at` on as a word, the first one lowest. `data`: uint8."""
 
@@ -245,4 +283,5 @@ gather: Any = intrinsic(_gather)
 positions: Any = intrinsic(_positions)
 signs_of_16: Any = intrinsic(_signs_of_16)
 span_of_64: Any = intrinsic(_span)
+take_block: Any = intrinsic(_take_block)
 word_at: Any = intrinsic(_word_at)
