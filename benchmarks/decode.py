@@ -5,9 +5,9 @@ of its own, several times; rows take turns, round by round, so that what else th
 memory is the highest resident set above what the process had before (libraries imported, models made). Files are in the
 system's cache (`--cold` drops them before each load: FOLDER must then be on a disk).
 
-Tensors that a process loads again and again may get the memory that the last ones had (`touched`; it is the allocator's
-luck), where a process that loads once gets all of it from the system (`touched, new memory`), and so do tallstore's
-`fresh` loads here. `into` writes into a model, from an archive that this process read before; `first`: from one that it
+Tensors that a process loads again and again may get the memory that the last ones had (`touched`, by the allocator's
+luck; `fresh`), where a process that loads once gets all of it from the system (`touched, new memory`; `once`). `into`
+writes into a model, from an archive that this process read before; `first`: from one that it
 did not.
 
 Floors: a copy of the tensors in memory, and `torch.add(a, b, out=c)` over all of them. Peers, their formats written and
@@ -48,7 +48,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "fit": {"base_codec": "raw", "recipe": "fit"},
 }
 """Archives: name → options of pack."""
-LOADS = ("fresh", "into", "first", "switch", "merged")
+LOADS = ("fresh", "once", "into", "first", "switch", "merged")
 
 
 def archives(folder: Path, tasks: int) -> dict[str, Path]:
@@ -202,8 +202,8 @@ def load_of(archive: Path, kind: str, touched: Callable[[], dict[str, Any]]) -> 
         with tallstore.open(archive) as zoo:
             return zoo.merged(k=2, alpha=0.3)
 
-    if kind in {"fresh", "merged"}:
-        return {"fresh": fresh, "merged": merged}[kind]
+    if kind in {"fresh", "once", "merged"}:
+        return merged if kind == "merged" else fresh
     model = Model()
     if kind in {"into", "first"}:
 
@@ -238,6 +238,10 @@ def child(folder: Path, wanted: str, *, cold: bool) -> None:
         seconds = time.perf_counter() - began
         print(json.dumps({"seconds": seconds, "peak": memory_of()["VmHWM"] - before}), flush=True)
         del kept
+        if wanted.startswith("once "):
+            import tallstore.memory
+
+            tallstore.memory.release()
 
 
 class Row:
@@ -373,7 +377,7 @@ def main() -> None:
             return
         archives(arguments.folder, arguments.tasks)
         make_peers(arguments.folder)
-        names = ["lazy", "copy", "fresh raw", "fresh default", "fresh high", "fresh fit"]
+        names = ["lazy", "copy", "fresh raw", "fresh default", "fresh high", "fresh fit", "once raw", "once default"]
         names += ["into raw", "first raw", "into default", "switch raw", "switch fit", "merged raw", "merged fit"]
         names += ["BitDelta", "int4 + outliers"]
         names += ["zipnn"] if (arguments.folder / "zipnn.safetensors").exists() else []

@@ -11,11 +11,12 @@ import mmap
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blocks"]
+__all__ = ["blocks", "release"]
 
 Bytes = npt.NDArray[np.uint8]
 _LEAST = 1 << 22
@@ -34,19 +35,26 @@ _given_up: deque[mmap.mmap] = deque()
 def blocks(sizes: Sequence[int]) -> list[Bytes]:
     """Memory of so many bytes each, uint8, which hold anything; their views keep them.
 
-    Of what was given up before, blocks of the same sizes are taken, and the others go before new ones are made: with
-    what lies at hand a process has no more than it had, or needs now.
+    Of what was given up before, blocks of the same sizes are taken. Where that is not enough, the others go before new
+    ones are made: with what lies at hand a process has no more than it had, or needs now.
     """
     if not _IS_THERE or all(size < _LEAST for size in sizes):
         return [np.empty(size, np.uint8) for size in sizes]
     due = [-(-size // _HUGE) * _HUGE if size >= _LEAST else 0 for size in sizes]
     there = _taken()
     found: list[mmap.mmap | None] = [there[size].pop() if there.get(size) else None for size in due]
+    if all(again is not None or not size for again, size in zip(found, due, strict=True)):
+        _given_up.extend(chain.from_iterable(there.values()))
     there.clear()
     return [
         _over(again or _new(whole), size) if whole else np.empty(size, np.uint8)
         for again, whole, size in zip(found, due, sizes, strict=True)
     ]
+
+
+def release() -> None:
+    """Give the system all that lies at hand."""
+    _taken()
 
 
 def _taken() -> dict[int, list[mmap.mmap]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from support import near, noise, packed
 
 from tallstore import memory
-from tallstore.memory import blocks
+from tallstore.memory import blocks, release
 
 pytestmark = pytest.mark.skipif(not memory._IS_THERE, reason="this system has no such memory")
 
@@ -27,10 +28,15 @@ SIZES = st.lists(st.sampled_from([100, 4 * MIB - 1, 4 * MIB, 5 * MIB, 6 * MIB, 9
 @pytest.fixture(autouse=True)
 def _nothing_at_hand() -> Iterator[None]:
     gc.collect()
-    memory._taken()
+    release()
     yield
     gc.collect()
-    memory._taken()
+    release()
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
 
 
 def address(array: np.ndarray) -> int:
@@ -63,6 +69,16 @@ def test_no_more_is_kept_at_hand_than_so_much(monkeypatch: pytest.MonkeyPatch) -
     found = blocks([8 * MIB] * 3)
     del found
     assert [len(block) for block in memory._given_up] == [8 * MIB]
+
+
+def test_all_of_it_can_be_released() -> None:
+    held = blocks([8 * MIB, 8 * MIB])
+    held[0][:] = held[1][:] = 1
+    before = resident()
+    del held
+    release()
+    assert not memory._given_up
+    assert resident() < before - 12 * MIB
 
 
 def test_any_view_keeps_its_memory() -> None:
