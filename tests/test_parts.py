@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xxhash
-from support import leftovers, read_all, tiny_zoo
+from support import leftovers, near, noise, read_all, tiny_zoo
 
 import tallstore
-from tallstore.encoder import parts, results
+from tallstore.encoder import parts, results, stream
 from tallstore.encoder.results import Taker
 from tallstore.errors import OutputError
 from tallstore.stores.staging import give_back
@@ -96,6 +97,32 @@ def test_many_files_are_taken_from_and_few_are_open(tmp_path: Path) -> None:
             assert out == bytes([int(span.path.name)]) * 9
             assert len(taker._open) <= results._FILES
     assert all(file.closed for file in taker._open.values())
+
+
+@pytest.mark.parametrize("block", [100, 1 << 22])
+def test_few_files_are_open_however_many_parts_and_results_there_are(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    most = 0
+    real = Taker._opened
+
+    def counted(taker: Taker, path: Path) -> Any:
+        nonlocal most
+        opened.append(real(taker, path))
+        most = max(most, sum(not file.closed for file in opened))
+        return opened[-1]
+
+    monkeypatch.setattr(Taker, "_opened", counted)
+    monkeypatch.setattr(results, "_FILES", 3)
+    monkeypatch.setattr(stream, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(parts, "_BLOCK", block)
+    base = {f"w{n}": noise(300, 400, seed=n) for n in range(8)}
+    tasks = {f"t{k}": {name: near(tensor, k) for name, tensor in base.items()} for k in range(6)}
+    tallstore.pack(base, tasks, tmp_path / "zoo.tall")
+    assert len(opened) > 30
+    assert most <= 3
+    assert all(file.closed for file in opened)
 
 
 @pytest.mark.parametrize("resume", [True, False])

@@ -6,7 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, groupby
@@ -91,19 +91,19 @@ class PartWriter:
         (records,) = write_parts(self._sink, [(self, order)])
         return records
 
-    def parts(self, order: Sequence[str] | None = None, *, opened: ExitStack) -> Iterator[tuple[_Part, _Pieces]]:
-        """The parts, and what each consists of, one behind the other.
+    def parts(self, order: Sequence[str] | None = None) -> Iterator[tuple[_Part, _Pieces]]:
+        """The parts, and what each consists of, to be used up before the next one.
 
         Entries come in the given order (the order of their ends if none), coded bytes in the order of their ends.
         """
-        taker = opened.enter_context(Taker(keep=self._keep))
         cuts = list(self._cuts(list(self._entries) if order is None else order))
-        for path, names in zip(self._paths(len(cuts)), cuts, strict=True):
-            entries = {name: self._entries[name] for name in names}
-            stored = [name for name in self._stored if name in entries]
-            header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
-            size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
-            yield _Part(path, header, size), _pieces(header, stored, entries, self._stored, taker)
+        with Taker(keep=self._keep) as taker:
+            for path, names in zip(self._paths(len(cuts)), cuts, strict=True):
+                entries = {name: self._entries[name] for name in names}
+                stored = [name for name in self._stored if name in entries]
+                header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
+                size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
+                yield _Part(path, header, size), _pieces(header, stored, entries, self._stored, taker)
 
     def _paths(self, count: int) -> list[str]:
         if count == 1:
@@ -165,10 +165,9 @@ def write_parts(sink: Sink, writers: Sequence[tuple[PartWriter, Sequence[str] | 
     ahead = sum(writer.coded_bytes for writer, _ in writers) > _BLOCK
 
     def blocks() -> Generator[tuple[int, _Part, memoryview], None, None]:
-        with ExitStack() as opened:
-            for number, (writer, order) in enumerate(writers):
-                for part, pieces in writer.parts(order, opened=opened):
-                    yield from ((number, part, block) for block in _blocks(pieces, rooms))
+        for number, (writer, order) in enumerate(writers):
+            for part, pieces in writer.parts(order):
+                yield from ((number, part, block) for block in _blocks(pieces, rooms))
 
     def hashed() -> Generator[tuple[int, _Part, memoryview], None, None]:
         for number, part, block in _made_ahead(blocks()) if ahead else blocks():
