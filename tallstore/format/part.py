@@ -22,7 +22,7 @@ from tallstore.errors import CodecError, FormatError
 from tallstore.format import limits, safetensors, strict_json
 from tallstore.format.dtypes import MASKABLE, check_dtype
 from tallstore.format.names import check_tensor_name
-from tallstore.format.version import VERSION, check_version
+from tallstore.format.version import VERSION, check_version, needed, newest
 
 METADATA_KEY = "tallstore"
 CHECKSUM_DIGITS = 16
@@ -286,6 +286,17 @@ class PartHeader:
     offsets: Mapping[str, int] = field(default_factory=dict)
     """Where each tensor's coded bytes begin, counted from the first byte of the part."""
     version: str = VERSION
+    """At least what its kind, and its entries' kinds, codecs and element types need."""
+
+    def __post_init__(self) -> None:
+        words = {self.part}
+        for entry in self.entries.values():
+            words.add(entry.kind)
+            if entry.dtype is not None:
+                words.add(entry.dtype)
+            if entry.coded is not None:
+                words.add(entry.coded.codec)
+        object.__setattr__(self, "version", newest((self.version, needed(words))))
 
     def to_bytes(self, stored: Sequence[str]) -> bytes:
         """The part's first bytes: everything in front of the coded bytes, which follow in the order of `stored`."""
