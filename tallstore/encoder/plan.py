@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tallstore.checkpoints import Checkpoint
-from tallstore.encoder.match import Match, check_distance, match
+from tallstore.encoder.components import matched
+from tallstore.encoder.match import Match
 from tallstore.format.dtypes import MASKABLE
 
 SMALL = 256
@@ -54,9 +55,7 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
     """Match every task with the base. Raises WrongBaseError where they do not belong together."""
     found = Plan(users={name: [] for name in base.tensors})
     for index, task in enumerate(tasks.values()):
-        matches = match(base, task)
-        if not allow_distant:
-            check_distance(base, task, matches)
+        matches = matched(base, task, allow_distant=allow_distant)
         found.private.append({})
         found.unmoved.append({})
         for name in task.tensors:
