@@ -47,6 +47,8 @@ class Checkpoint(ABC):
     """The weights files of the model's folder; none if that is one `model.safetensors`."""
     sets: tuple[str, ...] = ()
     """Names of the sets of weights that are there beside this one."""
+    chosen: bool = False
+    """Whether it is a set, or a variant, that was asked for by name."""
     source: Mapping[str, str] = {}
     """Where others can get it: `repo` and `commit`, if known."""
 
