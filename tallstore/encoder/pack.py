@@ -238,6 +238,7 @@ def _report(
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
+                left_out=tasks[name].left_out,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class TaskReport:
     """Tensors stored whole, and why."""
     missing: tuple[str, ...]
     """Base tensors that the task lacks."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """What of its folder or file is not in the archive, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
