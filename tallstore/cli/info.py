@@ -120,6 +120,10 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
     headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
     output.say(console, _saving(facts))
+    for name, task in tasks.items():
+        left = task.measured.get("left_out")
+        if isinstance(left, dict) and left:
+            output.say(console, f"not taken along with {name}: {', '.join(map(str, left))}")
 
 
 def _saving(facts: dict[str, Any]) -> str:
