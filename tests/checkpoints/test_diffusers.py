@@ -168,3 +168,12 @@ def test_a_component_of_another_base_is_refused(tmp_path: Path) -> None:
         tallstore.pack(base, {"a": task}, tmp_path / "zoo.tall")
     assert str(task) in str(caught.value)
     assert not (tmp_path / "zoo.tall").exists()
+
+
+def test_a_component_loads_as_a_transformers_model(tmp_path: Path) -> None:
+    base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1)
+    tallstore.pack(base, {"a": task}, tmp_path / "zoo.tall", exact="all")
+    found = tallstore.from_pretrained(tmp_path / "zoo.tall", component="text_encoder", exact=True).state_dict()
+    wanted = transformers.CLIPTextModel.from_pretrained(task, subfolder="text_encoder").state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
