@@ -62,12 +62,20 @@ import open_clip
 from open_clip.push_to_hf_hub import save_for_hf
 small = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
          "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
+class NoTokenizer:
+    def save_pretrained(self, folder):
+        pass
 def save(model, folder):
-    save_for_hf(model, tokenizer=None, model_config=small, save_directory=str(folder), safe_serialization=SAFE)
+    folder.mkdir(exist_ok=True)
+    save_for_hf(model, tokenizer=NoTokenizer(), model_config=small, save_directory=str(folder), safe_serialization=SAFE)
 def load(folder):
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     return model.state_dict()
-check(lambda: open_clip.CLIP(**small), save, load, {"open_clip_model.safetensors", "open_clip_config.json"})
+def make():
+    model = open_clip.CLIP(**small)
+    open_clip.model.set_model_preprocess_cfg(model, {"mean": [0.5] * 3, "std": [0.5] * 3})
+    return model
+check(make, save, load, {"open_clip_model.safetensors", "open_clip_config.json"})
 """
 
 
