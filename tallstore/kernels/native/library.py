@@ -132,17 +132,18 @@ class _Hashing(ctypes.Structure):
 
 
 def _xxh3() -> _Hashing | None:
-    """XXH3's functions in the package xxhash; None where it does not show them, or they are not what they are called."""
-    import xxhash._xxhash as extension
+    """XXH3's functions in the package xxhash; None where it does not show them, or another function has their name."""
+    import importlib
 
     try:
-        handle = ctypes.CDLL(extension.__file__)
-    except OSError:
+        handle = ctypes.CDLL(importlib.import_module("xxhash._xxhash").__file__)
+    except (ImportError, OSError):
         return None
     found = [next((getattr(handle, name) for name in names if hasattr(handle, name)), None) for names in _Hashing.names]
-    if None in found or not _hashes(found[0]):
+    functions = [function for function in found if function is not None]
+    if len(functions) < len(found) or not _hashes(functions[0]):
         return None
-    return _Hashing(*(ctypes.cast(function, ctypes.c_void_p).value for function in found))
+    return _Hashing(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
 
 
 def _hashes(function: Any) -> bool:
