@@ -21,8 +21,8 @@ from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.chunk import Coded, Made, Row, task_vector
 from tallstore.encoder.quality import BLOCK, N_SUMS, add_blocks, sums
 from tallstore.kernels import cpu, fast
-from tallstore.kernels.gaps import GapSteps
-from tallstore.kernels.tiled import TILE, MaskSteps, Steps, ValueSteps
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.steps import TILE, Steps
 from tallstore.merging.counting import count_on
 
 __all__ = ["remeasure"]
@@ -60,16 +60,17 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
     narrow = compiled is not None and weights.dtype == base.dtype == torch.bfloat16
     decoded = torch.empty_like(weights if compiled is None or narrow else weights[:TILE])
     steps: Steps
+    backend = decoding()
     if made.kind == "delta":
         values = codecs.VECTOR[made.codec].decode(made.data, n)
         on = int(np.count_nonzero(values))
-        steps = ValueSteps(values, weights.dtype)
-    elif shared is None and GapSteps.there() and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
-        on, steps = marks.number, GapSteps(marks.gaps, marks.signs, made.kind, made.scale, weights.dtype)
+        steps = backend.values(values, weights.dtype)
+    elif shared is None and backend.by_gaps and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
+        on, steps = marks.number, backend.gaps(marks.gaps, marks.signs, made.kind, n, made.scale, weights.dtype)
     else:
         packed = mask.decode_packed(made.data, made.kind, n)
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
-        steps = MaskSteps(packed, made.kind, made.scale, weights.dtype, None if shared is None else shared[:n])
+        steps = backend.mask(packed, made.kind, n, made.scale, weights.dtype, None if shared is None else shared[:n])
     run = steps.begin()
     if compiled is None:
         run(decoded, base)
