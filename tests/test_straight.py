@@ -23,14 +23,13 @@ from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, open_checkpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.encoder import straight, work
-from tallstore.encoder.straight import Fallback
 from tallstore.encoder.chunk import Made, Row, encode_chunk, task_vector
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.quality import agreement
+from tallstore.encoder.straight import Fallback
 from tallstore.errors import CheckpointError
 from tallstore.kernels.native import encode as native
 from tallstore.recipes.allocation import Levels, magnitudes
-from tallstore.recipes.fit import Fit
 from tallstore.recipes.solo import Solo
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the native library")

@@ -22,7 +22,8 @@ from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 
 _PACKED, _GAPS = 0, 1
@@ -76,17 +77,7 @@ class Adaptive(MaskCodec):
         if len(view) and view[0] == _PACKED:
             return self._packed.decode_packed(view[1:], kind, n)
         marks = _open(view, kind, n)
-        compiled = fast.kernels()
-        if compiled is not None:
-            out = np.zeros(cpu.packed_size(kind, n), np.uint8)
-            compiled.gaps_to_packed(out, marks.gaps, marks.signs, cpu.SYMBOL_BITS[kind])
-            return out
-        places = _places(marks.gaps)
-        symbols = np.zeros(n, np.uint8)
-        symbols[places] = 1
-        if kind == "signed":
-            symbols[places] += np.unpackbits(marks.signs, count=marks.number, bitorder="little")
-        return cpu.pack(symbols, kind)
+        return decoding().gaps_to_packed(marks.gaps, marks.signs, kind, n)
 
     def decode_marks(self, data: Buffer, kind: str, n: int) -> Marks | None:
         """Of a chunk that is coded as gaps."""
@@ -116,7 +107,7 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
         raise FormatError(f"{count} marks in {gap_bytes} gap bytes do not fit {n} symbols and {len(view)} bytes")
     gaps = zstd.decompress(view[_HEAD.size : _HEAD.size + coded_bytes], gap_bytes)
     signs = _signs(view[_HEAD.size + coded_bytes :], count)
-    zeros, ends = _sums(gaps)
+    zeros, ends = decoding().sum_gaps(gaps)
     if zeros + ends > n:
         raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
     if len(gaps) and gaps[-1] == _MORE:
@@ -124,15 +115,6 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
     if ends != count:
         raise FormatError(f"a list of gaps holds {ends} marks where {count} are due")
     return Marks(count, gaps, signs)
-
-
-def _sums(gaps: Bytes) -> tuple[int, int]:
-    """What gaps add up to, and how many of them end."""
-    compiled = fast.kernels()
-    if compiled is not None:
-        zeros, ends = compiled.sum_gaps(gaps)
-        return int(zeros), int(ends)
-    return int(gaps.sum(dtype=np.int64)), int(np.count_nonzero(gaps != _MORE))
 
 
 def _bits_on(words: Words) -> int:
@@ -169,15 +151,6 @@ def _encode_gaps(marks: np.ndarray) -> Bytes:
     out = np.full(len(gaps) + int(more.sum()), _MORE, np.uint8)
     out[np.cumsum(more + 1) - 1] = gaps % _MORE
     return out
-
-
-def _places(gaps: Bytes) -> np.ndarray:
-    """Where the marks are, ascending."""
-    ends = gaps != _MORE
-    steps = gaps.astype(np.int32)
-    steps += ends
-    at: np.ndarray = np.cumsum(steps, dtype=np.int32)[ends] - 1
-    return at
 
 
 def _signs(data: Buffer, count: int) -> Bytes:

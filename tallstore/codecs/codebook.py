@@ -23,7 +23,7 @@ from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, Levels, VectorCodec
 from tallstore.errors import FormatError
-from tallstore.kernels import fast
+from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 from tallstore.kernels.pairs import Pairs
 
@@ -104,7 +104,7 @@ class Codebook(VectorCodec):
             raise FormatError("a codebook's mask is cut off")
         on = _MASK.decode_packed(view[end + 4 : middle], "binary", n)
         marks = int(np.bitwise_count(on).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(on).sum())
-        return Levels(table, _spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits)
+        return Levels(table, decoding().spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits)
 
 
 def design(values: Floats, levels: int) -> Floats:
@@ -183,17 +183,3 @@ def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:
         if largest >= count:
             raise FormatError(f"an index {largest} lies outside a codebook of {count} levels")
     return packed
-
-
-def _spread(on: Bytes, n: int, rest: Bytes, bits: int) -> Bytes:
-    """Packed indices of n values, from those of the values that are not 0, less 1."""
-    compiled = fast.kernels()
-    if compiled is not None:
-        out = np.zeros(-(-n * bits // 8), np.uint8)
-        compiled.spread(out, on, n, rest, bits)
-        return out
-    marked = np.unpackbits(on, count=n, bitorder="little").view(bool)
-    indices = np.zeros(n, np.uint8)
-    each = rest if bits == 8 else np.stack([rest & 15, rest >> 4], axis=1).reshape(-1)
-    indices[marked] = each[: int(np.count_nonzero(marked))] + 1
-    return _pack(indices, bits)

@@ -20,10 +20,10 @@ from tallstore import codecs
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.chunk import Coded, Made, Row, task_vector
 from tallstore.encoder.quality import agreement
+from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.forms import BFLOAT16, FLOAT16
-from tallstore.kernels.gaps import GapSteps
 from tallstore.kernels.native import encode as native
-from tallstore.kernels.tiled import MaskSteps, Steps, ValueSteps
+from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
 from tallstore.tensors import as_bytes
 
@@ -60,16 +60,17 @@ def remeasure(
 def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
     n, decoded = len(weights), torch.empty_like(weights)
     steps: Steps
+    backend = decoding()
     if made.kind == "delta":
         values = codecs.VECTOR[made.codec].decode(made.data, n)
         on = int(np.count_nonzero(values))
-        steps = ValueSteps(values, weights.dtype)
-    elif shared is None and GapSteps.there() and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
-        on, steps = marks.number, GapSteps(marks.gaps, marks.signs, made.kind, made.scale, weights.dtype)
+        steps = backend.values(values, weights.dtype)
+    elif shared is None and backend.by_gaps and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
+        on, steps = marks.number, backend.gaps(marks.gaps, marks.signs, made.kind, n, made.scale, weights.dtype)
     else:
         packed = mask.decode_packed(made.data, made.kind, n)
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
-        steps = MaskSteps(packed, made.kind, made.scale, weights.dtype, None if shared is None else shared[:n])
+        steps = backend.mask(packed, made.kind, n, made.scale, weights.dtype, None if shared is None else shared[:n])
     steps.begin()(decoded, base)
     if weights.dtype == base.dtype and weights.dtype in _NARROW and native.available():
         own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))

@@ -35,6 +35,8 @@ class Library:
 
     handle: ctypes.CDLL
     variant: str
+    there: tuple[str, ...]
+    """Variants that this processor has, the best one last."""
     hashes: bool
     """Whether it has XXH3: kernels that check a file's bytes need it."""
 
@@ -92,12 +94,12 @@ def open_library(path: Path, variant: str = "") -> Library:
     hashing = _xxh3()
     if hashing is not None:
         handle.ts_set_xxh3(ctypes.byref(hashing))
-    return Library(handle=handle, variant=variant or there[-1], hashes=hashing is not None)
+    return Library(handle=handle, variant=variant or there[-1], there=tuple(there), hashes=hashing is not None)
 
 
-def bind(table: Mapping[str, Function]) -> Any:
-    """The functions of a table, by name, of the variant in use; None for the reference path."""
-    library = chosen()
+def bind(table: Mapping[str, Function], library: Library | None = None) -> Any:
+    """The functions of a table, by name, of a library's variant: by default the one in use; None if that is none."""
+    library = library or chosen()
     if library is None:
         return None
     found = SimpleNamespace()
