@@ -363,7 +363,7 @@ def check_archives(options: dict[str, Any], kind: torch.dtype, tmp_path: Path, m
     seen(monkeypatch, calls.append)
     tallstore.pack(base, tasks, tmp_path / "straight.tall", **options)
     assert any(calls) == ("base_storage" not in options)
-    assert not all(calls)
+    assert (False in calls) == ("base_storage" not in options)
     monkeypatch.setattr(SafetensorsCheckpoint, "place", Checkpoint.place)
     tallstore.pack(base, tasks, tmp_path / "general.tall", **options)
     assert (tmp_path / "straight.tall").read_bytes() == (tmp_path / "general.tall").read_bytes()
