@@ -15,8 +15,8 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.kernels.fill import target_of
-from tallstore.kernels.tiled import Steps
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.steps import Steps
 from tallstore.tensors import TORCH, empty
 
 __all__ = ["BaseElements", "base_needed"]
@@ -126,7 +126,7 @@ class BaseElements:
         place = self._places.base(name)
         if coded(place).chunk != chunk or out.dtype != TORCH[str(place.entry.dtype)]:
             return None
-        target, total, there = target_of(out), place.entry.numel, out.numel()
+        target, total, there = decoding().target(out), place.entry.numel, out.numel()
         if target is None:
             return None
 

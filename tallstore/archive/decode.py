@@ -33,7 +33,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
-from tallstore.kernels.tiled import Run, Steps
+from tallstore.kernels.steps import Run, Steps
 from tallstore.tensors import TORCH, empties, empty
 
 __all__ = ["Decoder", "Job"]

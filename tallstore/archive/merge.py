@@ -23,9 +23,8 @@ from tallstore.archive.tiles import TILE, Gaps, Rows, TaskVectors, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
-from tallstore.kernels import fast
 from tallstore.kernels.cpu import wide
-from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.dispatch import merging
 from tallstore.merging import ALPHAS, MergeTile
 from tallstore.merging.base import checked_alpha
 from tallstore.tensors import TORCH
@@ -189,22 +188,22 @@ class Merger:
         lengths, merged = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
         self._gather()
 
-        compiled = fast.kernels()
+        native = merging()
 
         def squares(lineup: Lineup, start: int, stop: int) -> tuple[Tensor, float]:
             own, of_delta = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
             by_gaps = self._by_gaps(lineup, start, stop)
-            if compiled is not None and by_gaps is not None:
+            if native is not None and by_gaps is not None:
                 least, inner, there, gaps = by_gaps
                 some = np.zeros(len(there))
-                of_delta = compiled.measure_gaps(some, stop - start, *gaps, least, inner)
+                of_delta = native.measure_gaps(some, stop - start, gaps, least, inner)
                 own[there] += torch.from_numpy(some)
                 return own, of_delta
-            if compiled is not None and (by_rows := self._by_rows(lineup, start, stop)) is not None:
+            if native is not None and (by_rows := self._by_rows(lineup, start, stop)) is not None:
                 least, inner, written = by_rows
                 for _, _, here, rows in written:
                     some = np.zeros(len(here))
-                    of_delta += compiled.measure_rows(some, rows.numpy(), least, inner)
+                    of_delta += native.measure_rows(some, rows.numpy(), least, inner)
                     own[[member.index for member in here]] += torch.from_numpy(some)
                 return own, of_delta
             for _, _, tile in self._vectors.tiles(lineup, start, stop):
@@ -263,25 +262,25 @@ class Merger:
         self._gather()
         out = self._decoder.base_tensors(names)
 
-        compiled, sums = fast.kernels(), self._chosen.method.of_sums()
+        native, sums = merging(), self._chosen.method.of_sums()
 
         def move(lineup: Lineup, start: int, stop: int) -> None:
             flat = out[lineup.base].reshape(-1)
             by_gaps = self._by_gaps(lineup, start, stop) if flat.dtype == _kind(lineup) else None
-            if compiled is not None and by_gaps is not None:
+            if native is not None and by_gaps is not None:
                 least, inner, _, gaps = by_gaps
-                compiled.merge_gaps(flat[start:stop].numpy(), *gaps, least, inner, type(inner)(alpha))
+                native.merge_gaps(flat[start:stop].numpy(), gaps, least, inner, alpha)
                 return
             by_rows = self._by_rows(lineup, start, stop) if flat.dtype == _kind(lineup) else None
-            if compiled is not None and by_rows is not None:
+            if native is not None and by_rows is not None:
                 least, inner, written = by_rows
                 for a, b, _, rows in written:
-                    compiled.merge_rows(flat[a:b].numpy(), rows.numpy(), least, inner, type(inner)(alpha))
+                    native.merge_rows(flat[a:b].numpy(), rows.numpy(), least, inner, alpha)
                 return
             masked = self._vectors.masked(lineup, start, stop) if flat.dtype == _kind(lineup) else None
-            if compiled is not None and masked is not None and sums is not None:
+            if native is not None and masked is not None and sums is not None:
                 kind = masked.vector.dtype.type
-                compiled.merge_masks(
+                native.merge_masks(
                     flat[start:stop].numpy(), *masked, sums.source == "vector", sums.k, kind(sums.alpha), kind(alpha)
                 )
                 return
@@ -309,7 +308,7 @@ class Merger:
     def _by_gaps(self, lineup: Lineup, start: int, stop: int) -> tuple[int, Any, list[int], Gaps] | None:
         """The same where task vectors are marks alone: k, α, which tasks, and their marks."""
         sums = self._chosen.method.of_sums()
-        if sums is None or sums.source != "tasks" or not GapSteps.there():
+        if sums is None or sums.source != "tasks" or merging() is None:
             return None
         gaps = self._vectors.gaps(lineup, start, stop)
         number = np.float64 if _kind(lineup) == torch.float64 else np.float32

@@ -17,7 +17,8 @@ from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest, is_intact
 from tallstore.format.part import Entry, PartHeader
-from tallstore.kernels.fill import Part, Source, checked, filled, of_file
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.fill import Source, part_of
 from tallstore.kernels.scratch import scratch
 from tallstore.stores import Store
 from tallstore.stores.base import pieces
@@ -139,7 +140,7 @@ class Reader:
             data = scratch("coded", length, np.uint8).data
             source = self.source(place, index)
             raw = np.frombuffer(data, np.uint8)
-            if source is not None and filled("whole", Part(raw, raw), source) and self.holds(place, index, source):
+            if source is not None and decoding().whole(part_of(raw), source) and self.holds(place, index, source):
                 return data
             self.store.read_into(place.path, start, data)
             self._check(place, index, name, xxhash.xxh3_64_digest(data))
@@ -151,13 +152,13 @@ class Reader:
         """A chunk's coded bytes, for kernels that read them themselves; None where there is no way or no kernel."""
         start, length = self._span(place, index)
         found = self.store.handle(place.path, start, length)
-        return None if found is None else of_file(*found, length)
+        return None if found is None else decoding().file(*found)
 
     def check(self, place: Place, index: int, name: str) -> None:
         """Read the coded bytes of one chunk and check them, and keep nothing."""
         source = self.source(place, index)
         length = self._span(place, index)[1]
-        if source is None or not checked(source, length) or not self.holds(place, index, source):
+        if source is None or not decoding().check(source, length) or not self.holds(place, index, source):
             self.chunk_here(place, index, name)
 
     def look_anew(self) -> None:

@@ -24,8 +24,8 @@ from torch import Tensor
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member
 from tallstore.kernels.cpu import SYMBOL_BITS, Bytes, wide
-from tallstore.kernels.gaps import GapSteps
-from tallstore.kernels.tiled import Run
+from tallstore.kernels.native.decode import GapSteps
+from tallstore.kernels.steps import Run
 from tallstore.merging import MergeTile
 from tallstore.recipes.sums import RUN, sum_rows
 from tallstore.tensors import TORCH
@@ -89,7 +89,7 @@ class Masked(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """A window of masks over ones, by the gaps between their marks: see `kernels.compiled.merge_gaps`."""
+    """A window of masks over ones, by the gaps between their marks: see `kernels.native.decode`."""
 
     gaps: Bytes
     gap_at: npt.NDArray[np.int64]

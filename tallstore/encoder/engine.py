@@ -204,7 +204,7 @@ class Processes(Given):
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         how = multiprocessing.get_context(kind)
         if kind == "forkserver":
-            how.set_forkserver_preload(["tallstore.encoder.jobs", "tallstore.kernels.compiled_encode"])
+            how.set_forkserver_preload(["tallstore.encoder.jobs"])
             multiprocessing.forkserver.ensure_running()  # and so importing, before there is work
         return ProcessPoolExecutor(workers, mp_context=how)
 

@@ -99,7 +99,7 @@ def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) 
 
 
 def assert_same_choice(base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: str, where: Any, start: int) -> None:
-    wanted = chunk.choose(base, rows, recipe, codecs.VECTOR[codec], NAME, start)
+    wanted = chunk.choose(base, rows, recipe, codecs.VECTOR[codec], torch.device("cpu"), NAME, start)
     found = encoder_device.choose(base, rows, recipe, codecs.VECTOR[codec], where, NAME, start)
     assert found is not None
     assert found.vector == wanted.vector
