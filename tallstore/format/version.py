@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from tallstore.errors import FormatError, VersionError
 
 VERSION = "1.0"
-"""`major.minor`. A reader takes every minor version of its major version."""
+"""`major.minor` of what needs nothing newer. A reader takes every minor version of its major version."""
+
+NEWER_KINDS: Mapping[str, str] = {"lossless": "1.1"}
+"""Kinds of entry that a later version added, and which one."""
 
 _PATTERN = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})", re.ASCII)
+
+
+def lowest_version(kinds: Iterable[str]) -> str:
+    """The lowest version that has all kinds of entry that a part holds."""
+    return max((NEWER_KINDS.get(kind, VERSION) for kind in kinds), default=VERSION, key=_numbers)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
 
 
 def check_version(version: object, where: str) -> str:
