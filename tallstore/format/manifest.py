@@ -16,7 +16,7 @@ from typing import Any
 
 from tallstore.errors import DamagedError, FormatError, TaskNameError
 from tallstore.format import limits, strict_json
-from tallstore.format.dtypes import ITEM_BYTES, check_dtype
+from tallstore.format.dtypes import check_count, check_dtype, count, size_of
 from tallstore.format.names import check_file_names, check_paths, check_task_names, check_tensor_name
 from tallstore.format.part import is_hex
 from tallstore.format.safetensors import check_shape, is_count
@@ -68,16 +68,19 @@ class BaseTensor:
     shape: tuple[int, ...]
     sha256: str
 
+    @property
+    def numel(self) -> int:
+        """Elements; bytes of packed types."""
+        return count(self.dtype, self.shape)
+
     @classmethod
     def from_json(cls, value: Any, where: str) -> BaseTensor:
         """Parse and validate."""
         if not isinstance(value, dict) or not is_hex(value.get("sha256"), _DIGITS):
             raise FormatError(f"{where}: not a tensor's identity")
-        return cls(
-            dtype=check_dtype(value.get("dtype"), where),
-            shape=check_shape(value.get("shape"), where),
-            sha256=value["sha256"],
-        )
+        dtype, shape = check_dtype(value.get("dtype"), where), check_shape(value.get("shape"), where)
+        check_count(dtype, shape, where)
+        return cls(dtype=dtype, shape=shape, sha256=value["sha256"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class Base:
     @property
     def bytes(self) -> int:
         """What the base's tensors take in memory."""
-        return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in self.tensors.values())
+        return sum(size_of(t.dtype, t.shape) for t in self.tensors.values())
 
     @property
     def identity(self) -> str:
