@@ -103,6 +103,20 @@ class BaseElements:
         else:
             out.copy_(self.tensor(name)[a:b])
 
+    def converted(self, name: str, a: int, out: Tensor, given: Tensor | None = None) -> None:
+        """Elements from `a` on, as many as `out` has, converted to its type.
+
+        `given`: the whole tensor, where it was given.
+        """
+        if given is not None:
+            out.copy_(given[a : a + len(out)])
+            return
+        dtype = self.facts(name).dtype
+        part = out if out.dtype == TORCH[dtype] else empty(dtype, len(out))
+        self.fill(name, a, a + len(out), part)
+        if part is not out:
+            out.copy_(part)
+
     def apply(self, name: str, a: int, out: Tensor, steps: Steps, given: Tensor | None = None) -> None:
         """Elements from `a` on, as many as `out` has, with the steps of a task's chunk added, in the task's type.
 

@@ -195,6 +195,13 @@ class Chunks:
         self.whole(place, index, name, stored)
         as_bytes(out)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(out), item)
 
+    def lossless(self, place: Place, index: int, name: str, out: Tensor) -> None:
+        """Turn the base's elements of one chunk, in the task's type, into the task's; in place."""
+        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk_here(place, index, name)
+        self._guard(place, name, lambda: codec.decode(data, as_bytes(out), str(place.entry.dtype)))
+        self._reader.is_right(place, index)
+
     def read(self, place: Place, index: int, name: str) -> None:
         """Read a chunk and check it; nothing is decoded."""
         self._reader.check(place, index, name)

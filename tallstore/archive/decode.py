@@ -32,8 +32,8 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
-from tallstore.kernels.tiled import Run, Steps
-from tallstore.tensors import TORCH, empties, empty, shape_of
+from tallstore.kernels.tiled import DecodedSteps, Run, Steps
+from tallstore.tensors import empties, empty, shape_of
 
 __all__ = ["Decoder", "Job"]
 
@@ -152,7 +152,10 @@ class Decoder:
         vector = self._places.vector_of(task, name)
 
         def steps(index: int) -> None:
-            found = self._chunks.steps(place, vector, index, name)
+            if entry.kind == "lossless":
+                found: Steps = DecodedSteps(self._lossless_chunk(place, index, name))
+            else:
+                found = self._chunks.steps(place, vector, index, name)
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
                 kept[name, index] = found
 
@@ -184,7 +187,20 @@ class Decoder:
         base, vector, size = str(place.entry.base), self._places.vector_of(task, name), coded(place).chunk
         fill = self._base.filler(base, size, out)
 
+        def lossless(index: int, given: Tensor | None = None) -> None:
+            a, steps = index * size, prepared.get((name, index))
+            part = out[a : a + size]
+            if steps is not None:
+                steps.begin()(part, part)
+                return
+            if given is not None or fill is None or not fill(index):
+                self._base.converted(base, a, part, given)
+            self._chunks.lossless(place, index, name, part)
+
         def job(index: int, given: Tensor | None = None) -> None:
+            if place.entry.kind == "lossless":
+                lossless(index, given)
+                return
             steps = prepared.get((name, index)) or self._chunks.steps(place, vector, index, name)
             if fill is None or not fill(index, steps):
                 a = index * size
@@ -201,19 +217,23 @@ class Decoder:
 
         return [all_at_once]
 
+    def _lossless_chunk(self, place: Place, index: int, name: str) -> Tensor:
+        """A chunk of a tensor that is coded against the base's without loss."""
+        size = coded(place).chunk
+        out = empty(str(place.entry.dtype), min(size, place.entry.covered - index * size))
+        self._base.converted(str(place.entry.base), index * size, out)
+        self._chunks.lossless(place, index, name, out)
+        return out
+
     def _base_jobs(self, name: str, out: Tensor) -> list[Job]:
         """Jobs that write the leading elements of a base tensor, as many as `out` has, rounded to its type."""
-        dtype, size = self._base.facts(name).dtype, self._base.span(name)
+        size = self._base.span(name)
         fill = self._base.filler(name, size, out)
 
         def job(a: int, b: int) -> None:
             if fill is not None and fill(a // size):
                 return
-            straight = out.dtype == TORCH[dtype]
-            part = out[a:b] if straight else empty(dtype, b - a)
-            self._base.fill(name, a, b, part)
-            if not straight:
-                out[a:b] = part
+            self._base.converted(name, a, out[a:b])
 
         total = out.numel()
         return [partial(job, a, min(a + size, total)) for a in range(0, total, size)]
@@ -381,6 +401,19 @@ class Decoder:
             out[low - start : high - start] = piece[low - a : high - a]
         return out
 
+    def own_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor that a task stores whole or without loss; `start` begins a chunk."""
+        lossless = self.task(task)[name].entry.kind == "lossless"
+        return (self.lossless_range if lossless else self.private_range)(task, name, start, stop)
+
+    def lossless_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor coded against the base's without loss; `start` begins a chunk."""
+        place = self.task(task)[name]
+        size = coded(place).chunk
+        return torch.cat([self._lossless_chunk(place, at // size, name) for at in range(start, stop, size)])[
+            : stop - start
+        ]
+
     def base_range(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a base tensor."""
         out = empty(self._base.facts(name).dtype, stop - start)
@@ -401,8 +434,18 @@ class Decoder:
         """Read and decode every chunk of a task's own parts, one at a time, and put nothing together."""
         for part in ("mask", "private", "exact"):
             for name, place in self.task(task, part).items():
-                if place.entry.coded is not None:
+                if place.entry.kind == "lossless":
+                    self._check_lossless(place, name)
+                elif place.entry.coded is not None:
                     self._chunks.check(place, name)
+
+    def _check_lossless(self, place: Place, name: str) -> None:
+        """Every chunk with the base's; without one that is at hand, against its checksum alone."""
+        for index in range(len(coded(place).chunks)):
+            if self._base.embedded or self._base.given:
+                self._lossless_chunk(place, index, name)
+            else:
+                self._chunks.read(place, index, name)
 
     def check_vector(self, group: str) -> None:
         """Read and decode every chunk of a group's vector."""

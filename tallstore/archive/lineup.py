@@ -36,7 +36,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """base, binary, signed, delta or private (stored whole)."""
+        """base, binary, signed, delta, lossless or private (stored whole)."""
         return self.entry.kind
 
     @property
@@ -108,7 +108,8 @@ def _sources(
     ours, theirs = _prefixes(said)
     for name, place in places.items():
         if name in said:
-            yield name, said[name], place.entry
+            if place.entry.kind != "lossless" or {place.entry.dtype, base[said[name]].dtype} <= set(MASKABLE):
+                yield name, said[name], place.entry
             continue
         if place.entry.kind != "private" or place.entry.dtype not in MASKABLE:
             continue

@@ -180,8 +180,8 @@ class Merger:
         kinds = {member.kind for lineup in self._lineups.values() for member in lineup.members}
         if self._chosen.approximate is None and "delta" in kinds:
             return "of some tensors the archive holds no vector, but decoded task vectors: those are summed"
-        if self._chosen.approximate is None and self._chosen.stored == "ties" and "private" in kinds:
-            return "tensors that are stored whole are summed, not merged by TIES"
+        if self._chosen.approximate is None and self._chosen.stored == "ties" and kinds & {"private", "lossless"}:
+            return "tensors that are stored whole or without loss are summed, not merged by TIES"
         return self._chosen.approximate
 
     def _of_right_length(self) -> float:
@@ -356,12 +356,12 @@ def _scorer(evaluator: Evaluator | str) -> Evaluator:
 
 
 def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[str, Lineup], tuple[str, ...]]:
-    """Take out tensors, stored whole, that cannot be computed with: NaN, Inf, numbers that are near to it."""
+    """Take out tensors, stored whole or without loss, that cannot be computed with: NaN, Inf, or near to it."""
     out, notes = {}, []
     for name, lineup in lineups.items():
         kept: list[Member] = []
         for member in lineup.members:
-            if member.kind == "private" and not _finite(decoder, lineup, member):
+            if member.kind in {"private", "lossless"} and not _finite(decoder, lineup, member):
                 notes.append(f"{member.task}: tensor {member.name!r} is not merged: it or the base's holds NaN or Inf")
             else:
                 kept.append(member)
@@ -373,7 +373,7 @@ def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[
 def _finite(decoder: Decoder, lineup: Lineup, member: Member) -> bool:
     for start, stop in lineup.windows():
         for values in (
-            decoder.private_range(member.task, member.name, start, stop),
+            decoder.own_range(member.task, member.name, start, min(stop, member.entry.covered)),
             decoder.base_range(lineup.base, start, stop),
         ):
             # A NaN is not below anything.

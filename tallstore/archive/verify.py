@@ -130,13 +130,14 @@ def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
         n = place.entry.covered
         start = decoder.base_tensor(str(place.entry.base)).reshape(-1)[:n].to(theirs.dtype)
         tau, back = _apart(theirs[:n], start), _apart(ours[:n], start)
-        error += float(_apart(ours[:n], theirs[:n]).square_().sum())
+        if not same:
+            error += float(_apart(ours[:n], theirs[:n]).square_().sum())
         norm += float(tau @ tau)
         kept += float(back @ back)
         dot += float(tau @ back)
     return Against(
-        relative_error=math.sqrt(error / norm) if norm else None,
-        cosine=dot / math.sqrt(norm * kept) if norm and kept else None,
+        relative_error=(math.sqrt(error / norm) if error else 0.0) if norm else None,
+        cosine=(1.0 if exact else dot / math.sqrt(norm * kept)) if norm and kept else None,
         exact=bool(exact),
         whole_tensors_exact=bool(whole),
     )

@@ -437,7 +437,7 @@ class Zoo:
         Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
         """
         entry = self._places(task)[self._known(task, name)].entry
-        if entry.kind in {"private", "tied", "delta"}:
+        if entry.kind in {"private", "tied", "delta", "lossless"}:
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
         with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
             symbols = self._decoder.symbols(task, name)
@@ -521,7 +521,8 @@ class Zoo:
         return partial(self._twice, partial(decode, task))
 
     def _check_exact(self, task: str, *, exact: bool) -> None:
-        if exact and "exact" not in self._manifest.tasks[self._task(task)].parts:
+        facts = self._manifest.tasks[self._task(task)]
+        if exact and "exact" not in facts.parts and not facts.bit_for_bit:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
         self._task(task)
 

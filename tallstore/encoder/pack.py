@@ -15,7 +15,7 @@ from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkp
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.journal import Journal
-from tallstore.encoder.options import Options
+from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport
@@ -80,7 +80,8 @@ def encode(
             name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
             for name in names
         }
-        found = plan(start, opened, allow_distant=chosen.allow_distant)
+        lossless = frozenset(range(len(names))) if chosen.quality == LOSSLESS else frozenset()
+        found = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
@@ -96,7 +97,7 @@ def encode(
         }
         journal = Journal(sink, start, opened, choices)
         stream = Stream(
-            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot
+            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot, lossless
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
@@ -155,7 +156,7 @@ def _finish(
                 id=group,
                 tasks=tuple(tasks),
                 parts=tuple(vector_parts),
-                recipe={"id": options.recipe, "kind": stream.recipe.kind},
+                recipe={"id": stream.recipe.id, "kind": stream.recipe.kind},
             ),
         ),
         tasks={
@@ -190,6 +191,7 @@ def _measured(
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
         **stream.quality[index].measured(),
+        **({"bit_for_bit": True} if index in stream.lossless else {}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),

@@ -50,8 +50,17 @@ class Plan:
     missing: list[tuple[str, ...]] = field(default_factory=list)
 
 
-def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bool) -> Plan:
-    """Match every task with the base. Raises WrongBaseError where they do not belong together."""
+def plan(
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    *,
+    allow_distant: bool,
+    lossless: frozenset[int] = frozenset(),
+) -> Plan:
+    """Match every task with the base. Raises WrongBaseError where they do not belong together.
+
+    `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
+    """
     found = Plan(users={name: [] for name in base.tensors})
     for index, task in enumerate(tasks.values()):
         matches = match(base, task)
@@ -65,14 +74,17 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
             if name not in matches:
                 found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
                 continue
-            found.users[matches[name].base].append(_user(base, task, index, name, matches[name]))
+            found.users[matches[name].base].append(
+                _user(base, task, index, name, matches[name], lossless=index in lossless)
+            )
         used = {m.base for m in matches.values()}
         found.missing.append(tuple(n for n in base.tensors if n not in used))
     return found
 
 
-def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Match) -> User:
+def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Match, *, lossless: bool) -> User:
     info, start = task.tensors[name], base.tensors[found.base]
     covered = info.numel if found.rows is None else found.rows * (info.numel // info.shape[0])
-    masked = info.dtype in MASKABLE and start.dtype in MASKABLE and covered >= SMALL
+    fits = {info.dtype, start.dtype} <= set(MASKABLE) or (lossless and info.dtype == start.dtype)
+    masked = fits and covered >= SMALL
     return User(index, name, found, covered, masked, not masked and info == start)

@@ -28,6 +28,7 @@ from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
+from tallstore.kernels.cpu import SYMBOL_BITS
 from tallstore.recipes.base import Recipe, ZooFacts
 from tallstore.stores import Sink
 
@@ -138,6 +139,7 @@ class Stream:
         exact: frozenset[int],
         journal: Journal,
         slot: Slot,
+        lossless: frozenset[int] = frozenset(),
     ) -> None:
         self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
         self.identity: dict[str, BaseTensor] = {}
@@ -145,7 +147,9 @@ class Stream:
         self.by_tensor: dict[tuple[int, str], TensorCost] = {}
         """(task, base tensor) → what it costs and keeps."""
         self.warnings: list[str] = []
-        self.exact = exact
+        self.exact = exact - lossless
+        self.lossless = lossless
+        """Tasks of which every tensor is stored without loss."""
         self.chunk = slot.chunk or chunk_elements(len(tasks))
         self._first = slot.first
         self.taken_up = 0
@@ -164,6 +168,7 @@ class Stream:
             lossless=codecs.WHOLE["planes+zstd"],
             forms=forms,
             exact=exact,
+            exactly=lossless,
         )
         self._progress = progress
         self._done, self._total = 0, self._bytes_to_read()
@@ -283,7 +288,7 @@ class Stream:
             if why != BUDGET:
                 self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
-        if each.moved and user.task in self.exact:
+        if each.moved and user.task in self.exact and each.kind != "lossless":
             shape = info.shape if user.match.rows is None else (user.match.rows, *info.shape[1:])
             words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
             writers.exacts[user.task].end(user.name, "planes+zstd", self.chunk, words)
@@ -303,7 +308,7 @@ class Stream:
         self.by_tensor[user.task, name] = TensorCost(error, norm, user.covered, each.codec or each.kind)
         writer.end(user.name, codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
         self.quality[user.task].merge(each.quality)
-        return each.kind != "delta"
+        return each.kind in SYMBOL_BITS
 
     def _unmasked(self, name: str, alike: Sequence[bool]) -> None:
         """Tensors that are not masked: the base's if they are equal to the last bit, else whole."""

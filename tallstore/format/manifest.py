@@ -133,6 +133,11 @@ class Task:
     """relative_error, cosine, density, parameters, bytes, …: information, never needed to decode."""
     source: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def bit_for_bit(self) -> bool:
+        """Whether every tensor decodes to the original's to the last bit, as the packer says."""
+        return self.measured.get("bit_for_bit") is True
+
     def number(self, *keys: str) -> float | None:
         """A measured number; None where there is none. What stands there is anybody's JSON, so it is looked at."""
         value: Any = self.measured

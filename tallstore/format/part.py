@@ -21,7 +21,7 @@ from tallstore.errors import CodecError, FormatError
 from tallstore.format import limits, safetensors, strict_json
 from tallstore.format.dtypes import MASKABLE, PACKED, check_count, check_dtype, count
 from tallstore.format.names import check_tensor_name
-from tallstore.format.version import VERSION, check_version
+from tallstore.format.version import check_version, lowest_version
 
 METADATA_KEY = "tallstore"
 CHECKSUM_DIGITS = 16
@@ -30,7 +30,7 @@ _HEX = re.compile("[0-9a-f]*")
 KINDS_IN_PART: Mapping[str, frozenset[str]] = {
     "base": frozenset({"whole", "tied"}),
     "vector": frozenset({"vector"}),
-    "mask": frozenset({"base", "binary", "signed", "delta", "private", "tied"}),
+    "mask": frozenset({"base", "binary", "signed", "delta", "lossless", "private", "tied"}),
     "private": frozenset({"whole"}),
     "exact": frozenset({"difference"}),
 }
@@ -50,6 +50,7 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "binary": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "signed": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
+    "lossless": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
     "private": (frozenset({"dtype", "shape"}), frozenset({"why"})),
     "tied": (frozenset({"to"}), frozenset()),
     "difference": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
@@ -288,12 +289,13 @@ class PartHeader:
     entries: Mapping[str, Entry]
     offsets: Mapping[str, int] = field(default_factory=dict)
     """Where each tensor's coded bytes begin, counted from the first byte of the part."""
-    version: str = VERSION
+    version: str | None = None
+    """As it was read; what is written has the lowest that describes it."""
 
     def to_bytes(self, stored: Sequence[str]) -> bytes:
         """The part's first bytes: everything in front of the coded bytes, which follow in the order of `stored`."""
         facts = {
-            "version": self.version,
+            "version": lowest_version(word for entry in self.entries.values() for word in (entry.kind, entry.dtype)),
             "part": self.part,
             "owner": self.owner,
             "entries": {name: entry.to_json() for name, entry in self.entries.items()},

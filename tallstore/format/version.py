@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from tallstore.errors import FormatError, VersionError
+from tallstore.format.dtypes import SINCE
 
 VERSION = "1.0"
-"""`major.minor`. A reader takes every minor version of its major version."""
+"""`major.minor` of what needs nothing newer. A reader takes every minor version of its major version."""
+
+NEWER_WORDS: Mapping[str, str] = {"lossless": "1.1"} | SINCE
+"""Kinds of entry and element types that a later version added, and which one."""
 
 _PATTERN = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})", re.ASCII)
+
+
+def lowest_version(words: Iterable[str | None]) -> str:
+    """The lowest version that has all kinds of entry and element types that a part, or a manifest, holds."""
+    return max((NEWER_WORDS.get(word or "", VERSION) for word in words), default=VERSION, key=_numbers)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
 
 
 def check_version(version: object, where: str) -> str:

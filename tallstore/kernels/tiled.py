@@ -28,6 +28,7 @@ from tallstore.kernels.scratch import scratch
 
 __all__ = [
     "TILE",
+    "DecodedSteps",
     "DeltaSteps",
     "MaskSteps",
     "Pairs",
@@ -88,6 +89,27 @@ class Steps(ABC):
             whether that was done; where it was not, `part` holds anything.
         """
         raise NotImplementedError
+
+
+class DecodedSteps(Steps):
+    """A chunk that is decoded already: whatever the base holds, it is written."""
+
+    def __init__(self, values: Tensor) -> None:
+        """`values`: the task's elements, in its type."""
+        super().__init__(values.dtype)
+        self._values = values
+        self.nbytes = values.nbytes
+
+    def begin(self) -> Run:
+        """Copies."""
+        at = 0
+
+        def run(out: Tensor, base: Tensor) -> None:  # noqa: ARG001 - it has its part already
+            nonlocal at
+            out.copy_(self._values[at : at + len(out)])
+            at += len(out)
+
+        return run
 
 
 class _Tiled(Steps):
