@@ -182,4 +182,3 @@ def base_needed(url: str, manifest: Manifest) -> str:
     source = manifest.base.source
     known = f" It came from {source['repo']} at commit {source.get('commit', '?')}." if source.get("repo") else ""
     return f"{url}: holds no base, only references it: give it with base=… (--base).{known}"
-

@@ -136,4 +136,3 @@ def _apart(left: str, right: str) -> tuple[str, str]:
         same += 1
     suffix = ".".join(a[len(a) - same :])
     return left.removesuffix(suffix), right.removesuffix(suffix)
-

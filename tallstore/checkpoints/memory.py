@@ -34,7 +34,9 @@ class MemoryCheckpoint(Checkpoint):
         self._state = {name: _plain(name, value, where) for name, value in state.items()}
         if not self._state:
             raise CheckpointError(f"{where}: holds no tensor")
-        self.tensors = {name: TensorInfo(NAME[t.dtype], named_shape(NAME[t.dtype], t)) for name, t in self._state.items()}
+        self.tensors = {
+            name: TensorInfo(NAME[t.dtype], named_shape(NAME[t.dtype], t)) for name, t in self._state.items()
+        }
         self.ties = _ties(self._state)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 Codes of a fine-tune are mostly the base's, and else one step away. Differences are taken lane by lane, a lane being as
 many bits as one code has, modulo 2^bits, so that a step down is one number and not all ones; of lanes of eight bits or
-more they are zigzag. Bytes of equal place lie in a plane; a plane is one frame, or a mask of what is not 0 and the rest.
+more they are zigzag. Bytes of equal place lie in a plane: one frame, or a mask of what is not 0 and the rest.
 
     u8 0: the base's elements
     u8 1 | the task's own elements, coded by `planes+zstd`

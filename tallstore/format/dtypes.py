@@ -29,9 +29,6 @@ ITEM_BYTES = {dtype: max(1, bits // 8) for dtype, bits in ITEM_BITS.items()}
 MASKABLE = ("F64", "F32", "F16", "BF16")
 """The types whose task vectors can be masked; tensors of any other type are stored without loss where they differ."""
 
-SINCE = dict.fromkeys(("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), "1.1")
-"""Types that a later minor version of the format added, and which one."""
-
 
 def check_dtype(dtype: object, where: str) -> str:
     """Return `dtype`, or raise FormatError if it is none of the closed table."""

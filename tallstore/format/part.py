@@ -21,7 +21,7 @@ from tallstore.errors import CodecError, FormatError
 from tallstore.format import limits, safetensors, strict_json
 from tallstore.format.dtypes import MASKABLE, PACKED, check_count, check_dtype, count
 from tallstore.format.names import check_tensor_name
-from tallstore.format.version import check_version, lowest_version
+from tallstore.format.version import VERSION, check_version, needed, newest
 
 METADATA_KEY = "tallstore"
 CHECKSUM_DIGITS = 16
@@ -289,13 +289,23 @@ class PartHeader:
     entries: Mapping[str, Entry]
     offsets: Mapping[str, int] = field(default_factory=dict)
     """Where each tensor's coded bytes begin, counted from the first byte of the part."""
-    version: str | None = None
-    """As it was read; what is written has the lowest that describes it."""
+    version: str = VERSION
+    """At least what its kind, and its entries' kinds, codecs and element types need."""
+
+    def __post_init__(self) -> None:
+        words = {self.part}
+        for entry in self.entries.values():
+            words.add(entry.kind)
+            if entry.dtype is not None:
+                words.add(entry.dtype)
+            if entry.coded is not None:
+                words.add(entry.coded.codec)
+        object.__setattr__(self, "version", newest((self.version, needed(words))))
 
     def to_bytes(self, stored: Sequence[str]) -> bytes:
         """The part's first bytes: everything in front of the coded bytes, which follow in the order of `stored`."""
         facts = {
-            "version": lowest_version(word for entry in self.entries.values() for word in (entry.kind, entry.dtype)),
+            "version": self.version,
             "part": self.part,
             "owner": self.owner,
             "entries": {name: entry.to_json() for name, entry in self.entries.items()},
