@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
 from torch import Tensor
 
 from tallstore.archive.chunks import Chunks
@@ -83,7 +82,7 @@ class BaseElements:
         self.check(name)
         assert self._given is not None
         facts = self.facts(name)
-        flat = self._given.read(name, 0, _numel(facts))
+        flat = self._given.read(name, 0, facts.numel)
         if not self._given.matches(flat, facts.sha256):
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
@@ -93,7 +92,7 @@ class BaseElements:
 
     def span(self, name: str) -> int:
         """Elements that are read at once: a chunk, or the whole tensor."""
-        return coded(self._places.base(name)).chunk if self.embedded else max(1, _numel(self.facts(name)))
+        return coded(self._places.base(name)).chunk if self.embedded else max(1, self.facts(name).numel)
 
     def fill(self, name: str, a: int, b: int, out: Tensor) -> None:
         """Elements [a, b) into `out`, which has the base's type."""
@@ -183,7 +182,3 @@ def base_needed(url: str, manifest: Manifest) -> str:
     source = manifest.base.source
     known = f" It came from {source['repo']} at commit {source.get('commit', '?')}." if source.get("repo") else ""
     return f"{url}: holds no base, only references it: give it with base=… (--base).{known}"
-
-
-def _numel(facts: BaseTensor) -> int:
-    return int(np.prod(facts.shape, dtype=np.int64))

@@ -7,7 +7,6 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections import deque
@@ -34,7 +33,7 @@ from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
 from tallstore.kernels.tiled import DecodedSteps, Run, Steps
-from tallstore.tensors import empties, empty
+from tallstore.tensors import empties, empty, shape_of
 
 __all__ = ["Decoder", "Job"]
 
@@ -75,7 +74,7 @@ class Decoder:
         with room_for(bytes_of(places[name] for name in own), f"{self._reader.store.url}: task {task!r}"):
             out = empties({name: (str(places[name].entry.dtype), places[name].entry.numel) for name in own})
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
-        shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
+        shaped = {name: flat.reshape(_shape(places[name])) for name, flat in out.items()}
         return {name: shaped[source] for name, source in sources.items()}
 
     def exact_tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
@@ -255,15 +254,15 @@ class Decoder:
 
     def base_tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Base tensors, whole."""
-        shapes = {}
+        found = {}
         for name in names:
             if name not in self._manifest.base.tensors:
                 raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
             self._base.check(name)
-            shapes[name] = self._base.facts(name).shape
-        out = empties({name: (self._base.facts(name).dtype, math.prod(shape)) for name, shape in shapes.items()})
+            found[name] = self._base.facts(name)
+        out = empties({name: (facts.dtype, facts.numel) for name, facts in found.items()})
         self._run([job for name, flat in out.items() for job in self._base_jobs(name, flat)])
-        return {name: flat.reshape(shapes[name]) for name, flat in out.items()}
+        return {name: flat.reshape(shape_of(found[name].dtype, found[name].shape)) for name, flat in out.items()}
 
     def vector_tensor(self, group: str, name: str) -> Tensor:
         """The multi-task vector for a base tensor: float32, zeros where no task moved."""
@@ -486,3 +485,8 @@ class Decoder:
                 helper.join()
         if failed:
             raise min(failed, key=itemgetter(0))[1]
+
+
+def _shape(place: Place) -> tuple[int, ...]:
+    """The shape of a decoded tensor."""
+    return shape_of(str(place.entry.dtype), place.entry.shape or ())

@@ -89,7 +89,7 @@ def line_up(decoder: Decoder, manifest: Manifest, tasks: Sequence[str]) -> dict[
         for name, base, entry in _sources(decoder.task(task), known, manifest.base.tensors):
             found[base].append(Member(index, task, group, name, entry))
     return {
-        name: Lineup(name, facts, _numel(facts), tuple(found[name]))
+        name: Lineup(name, facts, facts.numel, tuple(found[name]))
         for name, facts in manifest.base.tensors.items()
         if found[name]
     }
@@ -136,10 +136,3 @@ def _apart(left: str, right: str) -> tuple[str, str]:
         same += 1
     suffix = ".".join(a[len(a) - same :])
     return left.removesuffix(suffix), right.removesuffix(suffix)
-
-
-def _numel(facts: BaseTensor) -> int:
-    total = 1
-    for length in facts.shape:
-        total *= length
-    return total

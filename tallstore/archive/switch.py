@@ -22,7 +22,7 @@ from tallstore.archive.lineup import line_up
 from tallstore.archive.packed import Packed
 from tallstore.errors import ModelChangedError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
-from tallstore.tensors import TORCH
+from tallstore.tensors import TORCH, shape_of
 
 __all__ = ["Switcher"]
 
@@ -165,7 +165,7 @@ class Switcher:
             entry = decoder.task(task)[source].entry
             done.add(own[name].data_ptr())
             device = own[name].device
-            slot = _Slot(name, dtype=TORCH[str(entry.dtype)], shape=entry.shape or ())
+            slot = _Slot(name, dtype=TORCH[str(entry.dtype)], shape=shape_of(str(entry.dtype), entry.shape or ()))
             if entry.kind == "private" or entry.covered < entry.numel:
                 whole = decoder.tensors(task, [source])[source].reshape(-1)
                 slot.tail = _resident(whole[0 if entry.kind == "private" else entry.covered :].clone(), device)

@@ -25,7 +25,7 @@ from tallstore.errors import NoSuchTensorError, OptionError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import cpu
-from tallstore.tensors import empty
+from tallstore.tensors import empty, shape_of
 
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
 
@@ -110,12 +110,12 @@ class TensorSlice:
         self._pieces, self._task, self._device = pieces, task, device
         self._name = pieces.places.source(task, name)
         self._entry = pieces.places.task(task)[self._name].entry
-        self._shape = self._entry.shape or ()
+        self._shape = shape_of(self.get_dtype(), self._entry.shape or ())
         self._exact = exact and self._entry.kind in {*cpu.SYMBOL_BITS, "delta"}
 
     def get_shape(self) -> list[int]:
-        """The whole tensor's shape."""
-        return list(self._shape)
+        """The whole tensor's shape, as a file gives it."""
+        return list(self._entry.shape or ())
 
     def get_dtype(self) -> str:
         """Its type, as safetensors calls it."""

@@ -37,7 +37,7 @@ from tallstore.errors import (
     WrongBaseError,
 )
 from tallstore.format import strict_json
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.dtypes import ITEM_BYTES, size_of
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Store, is_address, open_any
 from tallstore.stores.staging import translated
@@ -480,7 +480,7 @@ class Zoo:
         base = self._base_name(name)
         self._decoder.check_base(base)
         facts = self._manifest.base.tensors[base]
-        with room_for(math.prod(facts.shape) * ITEM_BYTES[facts.dtype], f"{self.url}: the base's {base!r}"):
+        with room_for(size_of(facts.dtype, facts.shape), f"{self.url}: the base's {base!r}"):
             return self._decoder.base_tensor(base)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import xxhash
 from torch import Tensor, nn
 
+from tallstore.format.dtypes import count
 from tallstore.tensors import as_bytes
 
 
@@ -25,8 +25,8 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of bytes where several elements share one."""
+        return count(self.dtype, self.shape)
 
 
 class Checkpoint(ABC):
