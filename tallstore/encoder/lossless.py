@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.codecs.base import Row
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.quality import agreement
 from tallstore.recipes.base import Recipe, Tile
@@ -36,13 +37,14 @@ class Lossless(Recipe):
         return torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
 
 
-def encode_row(weights: Tensor, base: Tensor, dtype: str, *, measured: bool) -> tuple[Made, bool] | None:
+def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured: bool) -> tuple[Made, bool] | None:
     """Code one chunk of a task's tensor.
 
     Args:
         weights: θt, flat.
         base: θ0, flat, as many elements, as it is stored.
         dtype: the type of `weights`, by the format's name.
+        row: of the tensor: see `codecs.base.Row`.
         measured: whether ‖τ‖² is wanted, for other rows of the task lose something. Else the parameters that moved
             are counted in its place: of nothing lost, any ratio is 0.
 
@@ -62,5 +64,5 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, *, measured: bool) -> 
         tau = task_vector(base, weights)
         norm = agreement(tau, tau)[1] if bool(tau.isfinite().all()) else norm
     return Made(
-        "lossless", CODEC.encode(after, before, dtype), 1.0, (0.0, norm, norm, norm, float(on)), CODEC.id
+        "lossless", CODEC.encode(after, before, dtype, row), 1.0, (0.0, norm, norm, norm, float(on)), CODEC.id
     ), on > 0
