@@ -9,12 +9,14 @@ from torch import Tensor
 from tallstore import codecs
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.quality import agreement
+from tallstore.format.dtypes import MASKABLE
 from tallstore.recipes.base import Recipe, Tile
 from tallstore.tensors import as_bytes
 
-__all__ = ["CODEC", "NAN_IN_BASE", "Lossless", "encode_row"]
+__all__ = ["NAN_IN_BASE", "Lossless", "encode_row"]
 
-CODEC = codecs.LOSSLESS["lattice"]
+_FLOATS = codecs.LOSSLESS["lattice"]
+_CODES = codecs.LOSSLESS["lanes"]
 NAN_IN_BASE = "the base's tensor holds NaN, and is of another type"
 """Why a row cannot be coded against the base: a NaN has no one image in another type."""
 
@@ -61,6 +63,6 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, *, measured: bool) -> 
     if measured:
         tau = task_vector(base, weights)
         norm = agreement(tau, tau)[1] if bool(tau.isfinite().all()) else norm
-    return Made(
-        "lossless", CODEC.encode(after, before, dtype), 1.0, (0.0, norm, norm, norm, float(on)), CODEC.id
-    ), on > 0
+    codec = _FLOATS if dtype in MASKABLE else _CODES
+    coded = codec.encode(after, before, dtype)
+    return Made("lossless", coded, 1.0, (0.0, norm, norm, norm, float(on)), codec.id), on > 0

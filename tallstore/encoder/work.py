@@ -151,7 +151,7 @@ class Tools:
 
     def is_lossless(self, user: User, base: str) -> bool:
         """Whether a tensor that comes from the base's of that name is coded without loss."""
-        return user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
+        return user.lossless or user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
 
     @property
     def origin(self) -> Checkpoint:
@@ -191,6 +191,7 @@ def _apart(item: Item, tools: Tools) -> bool:
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
     """What a statistic measures on an item's tiles, and how many bytes it stands for."""
+    item = replace(item, users=tuple(user for user in item.users if not user.lossless))
     if not item.users:
         return [], 0
     runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
@@ -304,7 +305,7 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     if row is None:
         return None, 0
     dtype = tools.tasks[user.task].tensors[user.name].dtype
-    found = encode_row(row, base[: len(row)], dtype, measured=user.task not in tools.exactly)
+    found = encode_row(row, base[: len(row)], dtype, measured=user.task not in tools.exactly and not user.lossless)
     outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
     return outcome, row.numel() * row.element_size()
 
