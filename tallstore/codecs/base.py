@@ -116,19 +116,24 @@ class WholeCodec(ABC):
         return None
 
 
+Row = tuple[int, int]
+"""Elements of a tensor's rows, and how many of the first one lie before the chunk; 0, 0 where rows mean nothing."""
+
+
 class LosslessCodec(ABC):
     """A task's elements as bytes, given the base's ⇄ coded bytes, exactly."""
 
     id: ClassVar[str]
 
     @abstractmethod
-    def encode(self, raw: Bytes, base: Bytes, dtype: str) -> bytes:
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:
         """Code one chunk.
 
         Args:
             raw: the task's elements: little-endian bytes of `dtype`.
             base: the base's elements in their place, converted to `dtype`: as many bytes.
             dtype: the task's element type.
+            row: see `Row`.
         """
 
     @abstractmethod

@@ -19,7 +19,7 @@ import numpy as np
 
 from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
-from tallstore.codecs.base import Buffer, Bytes, LosslessCodec
+from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
 from tallstore.codecs.planes import Planes
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
@@ -43,7 +43,7 @@ class Lanes(LosslessCodec):
     id = "lanes"
     _planes, _mask = Planes(), Adaptive()
 
-    def encode(self, raw: Bytes, base: Bytes, dtype: str) -> bytes:
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:  # noqa: ARG002 - all rows alike
         """The smallest of all ways."""
         if np.array_equal(raw, base):
             return bytes([_SAME])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.codecs.base import Row
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.quality import agreement
-from tallstore.format.dtypes import MASKABLE
+from tallstore.kernels.lattice import LATTICES
 from tallstore.recipes.base import Recipe, Tile
 from tallstore.tensors import as_bytes
 
@@ -38,13 +39,14 @@ class Lossless(Recipe):
         return torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
 
 
-def encode_row(weights: Tensor, base: Tensor, dtype: str, *, measured: bool) -> tuple[Made, bool] | None:
+def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured: bool) -> tuple[Made, bool] | None:
     """Code one chunk of a task's tensor.
 
     Args:
         weights: θt, flat.
         base: θ0, flat, as many elements, as it is stored.
         dtype: the type of `weights`, by the format's name.
+        row: of the tensor: see `codecs.base.Row`.
         measured: whether ‖τ‖² is wanted, for other rows of the task lose something. Else the parameters that moved
             are counted in its place: of nothing lost, any ratio is 0.
 
@@ -63,6 +65,6 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, *, measured: bool) -> 
     if measured:
         tau = task_vector(base, weights)
         norm = agreement(tau, tau)[1] if bool(tau.isfinite().all()) else norm
-    codec = _FLOATS if dtype in MASKABLE else _CODES
-    coded = codec.encode(after, before, dtype)
+    codec = _FLOATS if dtype in LATTICES else _CODES
+    coded = codec.encode(after, before, dtype, row)
     return Made("lossless", coded, 1.0, (0.0, norm, norm, norm, float(on)), codec.id), on > 0

@@ -304,8 +304,11 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     row = _row(item, user, tools)
     if row is None:
         return None, 0
-    dtype = tools.tasks[user.task].tensors[user.name].dtype
-    found = encode_row(row, base[: len(row)], dtype, measured=user.task not in tools.exactly and not user.lossless)
+    info = tools.tasks[user.task].tensors[user.name]
+    length = math.prod(info.shape[1:]) if len(info.shape) > 1 else 0
+    whose = (length, item.start % length) if length else (0, 0)
+    measured = user.task not in tools.exactly and not user.lossless
+    found = encode_row(row, base[: len(row)], info.dtype, whose, measured=measured)
     outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
     return outcome, row.numel() * row.element_size()
 
