@@ -78,7 +78,9 @@ def encode(
         if chosen.base_storage == "bf16":
             start = RoundedBase(start)
         opened = {
-            name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
+            name: stack.enter_context(
+                opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
+            )
             for name in names
         }
         lossless = frozenset(range(len(names))) if chosen.quality == LOSSLESS else frozenset()
@@ -166,6 +168,7 @@ def _finish(
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
+                weights=checkpoint.layout,
                 measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
                 | ({"scores": dict(scores[name])} if name in scores else {}),
             )
@@ -174,8 +177,16 @@ def _finish(
         parts=parts,
         options=options.recorded(),
     )
-    left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
+    left = [f"{c.where}: not taken along: {_listed(c.left_out)}" for c in tasks.values() if c.left_out]
     return manifest, (*stream.warnings, *left)
+
+
+def _listed(left_out: Mapping[str, str]) -> str:
+    """Each file that is left out, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
 
 
 def _measured(
@@ -195,6 +206,7 @@ def _measured(
         **({"bit_for_bit": True} if index in stream.lossless else {}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
+        **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "checkpoint_bytes": tensor_bytes(checkpoint),
         "bytes": sum(parts[path].size for path in paths),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.quantized import Quantized, find_quantized
-from tallstore.encoder.match import Match, check_distance, match
+from tallstore.encoder.components import matched
+from tallstore.encoder.match import Match
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
 
 SMALL = 256
@@ -70,9 +71,7 @@ def plan(
     """
     found = Plan(users={name: [] for name in base.tensors})
     for index, task in enumerate(tasks.values()):
-        matches, quantized = match(base, task), find_quantized(task)
-        if not allow_distant:
-            check_distance(base, task, matches)
+        matches, quantized = matched(base, task, allow_distant=allow_distant), find_quantized(task)
         found.private.append({})
         found.unmoved.append({})
         found.quantized.append(quantized)
