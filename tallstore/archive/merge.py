@@ -105,6 +105,7 @@ class Merger:
         self._given = None if alpha is None else checked_alpha(alpha)
         self._decoder, self._manifest, self._head, self._progress = decoder, manifest, head, progress
         for task in self.tasks:
+            _refuse_codes(manifest, task)
             decoder.check(task)
         codecs = [p.entry.coded.codec for g in manifest.groups for p in decoder.vectors(g.id).values() if p.entry.coded]
         self._chosen = choose(manifest, self.tasks, codecs, method, options if k is None else {**options, "k": k})
@@ -346,6 +347,25 @@ def _checked(manifest: Manifest, tasks: tuple[str, ...]) -> tuple[str, ...]:
     if odd := [task for task in tasks if task not in manifest.tasks]:
         raise NoSuchTaskError(f"no task {odd[0]!r}; there are {names_of(tuple(manifest.tasks))}")
     return tasks
+
+
+_MOST_CODES = 0.5
+"""Share of a checkpoint's bytes from which on tensors that cannot be summed leave no model to merge."""
+
+
+def _refuse_codes(manifest: Manifest, task: str) -> None:
+    """Raise OptionError for a task most of which are codes or other types that no sum is of."""
+    facts = manifest.tasks[task]
+    codes, total = facts.number("without_loss", "bytes"), facts.number("checkpoint_bytes")
+    if not codes or not total:
+        return
+    form = facts.measured["without_loss"].get("form")
+    if isinstance(form, str) or codes > _MOST_CODES * total:
+        what = f"is quantized ({form})" if isinstance(form, str) else "is in a type that cannot be summed"
+        raise OptionError(
+            f"task {task!r} {what}, and codes cannot be merged: pack the models in a float type "
+            "(model.dequantize()), and merge those"
+        )
 
 
 def _scorer(evaluator: Evaluator | str) -> Evaluator:

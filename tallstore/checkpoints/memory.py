@@ -83,7 +83,8 @@ def _plain(name: str, value: Any, where: str) -> Tensor:
 
 def _odd(tensor: Tensor) -> str:
     """Why a tensor is none that can be stored, and what helps; nothing if it is one."""
-    if is_traceable_wrapper_subclass(tensor):
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    if wrapped:
         return (
             f"it is a {type(tensor).__name__}, which holds other tensors: save the model with its own library "
             "(save_pretrained), and give what that wrote"

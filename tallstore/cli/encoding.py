@@ -74,6 +74,13 @@ Exact = Annotated[
         rich_help_panel=_PROMISES,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|all",
+        help="Which weights, where a file holds several sets (ema) or a folder variants (fp16); all: each as a task.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 AllowDistant = Annotated[bool, typer.Option("--allow-distant", help="Take a base that looks like an unrelated model.")]
 

@@ -125,5 +125,4 @@ def _undo(stored: Bytes, base: Bytes, bits: int) -> Bytes:
 
 def _nibbles(high: Bytes, low: Bytes) -> Bytes:
     """Two lanes per byte, without what they carry over."""
-    found: Bytes = (high & 0xF0) | (low & 0x0F)
-    return found
+    return (high & np.uint8(0xF0)) | (low & np.uint8(0x0F))

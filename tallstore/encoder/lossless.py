@@ -10,12 +10,14 @@ from tallstore import codecs
 from tallstore.codecs.base import Row
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.quality import agreement
+from tallstore.kernels.lattice import LATTICES
 from tallstore.recipes.base import Recipe, Tile
 from tallstore.tensors import as_bytes
 
-__all__ = ["CODEC", "NAN_IN_BASE", "Lossless", "encode_row"]
+__all__ = ["NAN_IN_BASE", "Lossless", "encode_row"]
 
-CODEC = codecs.LOSSLESS["lattice"]
+_FLOATS = codecs.LOSSLESS["lattice"]
+_CODES = codecs.LOSSLESS["lanes"]
 NAN_IN_BASE = "the base's tensor holds NaN, and is of another type"
 """Why a row cannot be coded against the base: a NaN has no one image in another type."""
 
@@ -63,6 +65,6 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured:
     if measured:
         tau = task_vector(base, weights)
         norm = agreement(tau, tau)[1] if bool(tau.isfinite().all()) else norm
-    return Made(
-        "lossless", CODEC.encode(after, before, dtype, row), 1.0, (0.0, norm, norm, norm, float(on)), CODEC.id
-    ), on > 0
+    codec = _FLOATS if dtype in LATTICES else _CODES
+    coded = codec.encode(after, before, dtype, row)
+    return Made("lossless", coded, 1.0, (0.0, norm, norm, norm, float(on)), codec.id), on > 0

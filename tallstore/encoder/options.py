@@ -39,8 +39,9 @@ _NOT_RECORDED = {
     "resume",
     "max_shard_size",
     "storage_options",
+    "weights",
 }
-"""Options that do not change what is stored, or only how it is cut into files."""
+"""Options that do not change what is stored, or only how it is cut into files; and what is asked of single files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,9 @@ class Options:
     kept to the end for that, which takes the disk of two archives in place of one."""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     """For fsspec's file systems, where inputs or the archive lie on one (s3://, …)."""
+    weights: str | None = None
+    """Which weights of a task, where its file holds several sets of them (`ema`), or its folder several variants
+    (`fp16`): the main ones by default. `all` packs every set, the others as tasks of their own, named TASK.SET."""
     max_shard_size: int | str = "5GB"
     """Bytes that a part has at most, unless one tensor alone has more: a number, or one like 5GB or 512MiB."""
 

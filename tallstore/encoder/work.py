@@ -151,7 +151,7 @@ class Tools:
 
     def is_lossless(self, user: User, base: str) -> bool:
         """Whether a tensor that comes from the base's of that name is coded without loss."""
-        return user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
+        return user.lossless or user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
 
     @property
     def origin(self) -> Checkpoint:
@@ -191,6 +191,7 @@ def _apart(item: Item, tools: Tools) -> bool:
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
     """What a statistic measures on an item's tiles, and how many bytes it stands for."""
+    item = replace(item, users=tuple(user for user in item.users if not user.lossless))
     if not item.users:
         return [], 0
     runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
@@ -306,7 +307,8 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     info = tools.tasks[user.task].tensors[user.name]
     length = math.prod(info.shape[1:]) if len(info.shape) > 1 else 0
     whose = (length, item.start % length) if length else (0, 0)
-    found = encode_row(row, base[: len(row)], info.dtype, whose, measured=user.task not in tools.exactly)
+    measured = user.task not in tools.exactly and not user.lossless
+    found = encode_row(row, base[: len(row)], info.dtype, whose, measured=measured)
     outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
     return outcome, row.numel() * row.element_size()
 

@@ -32,6 +32,10 @@ class WeightsFile:
     """What the archive puts before the names of its tensors, `unet/` say; in the file they stand without."""
     metadata: Mapping[str, str] = field(default_factory=lambda: dict(PLAIN))
     """Of its header."""
+    saved: str | None = None
+    """The torch file that it was, where the model's own loader may know that one alone."""
+    key: str = ""
+    """The key that the weights are under in that file; nothing where they are its whole content."""
 
     @property
     def folder(self) -> str:
@@ -45,6 +49,8 @@ class WeightsFile:
             out["prefix"] = self.prefix
         if self.metadata != PLAIN:
             out["metadata"] = dict(self.metadata)
+        if self.saved is not None:
+            out["saved"] = {"path": self.saved, "key": self.key}
         return out
 
     @classmethod
@@ -60,7 +66,11 @@ class WeightsFile:
         path = check_path(value.get("path"))
         if not PurePosixPath(path).name.removesuffix(ENDING) or not path.endswith(ENDING):
             raise FormatError(f"{where}: {path!r} is no name of a {ENDING} file")
-        return cls(path=path, prefix=prefix, metadata=metadata)
+        saved = value.get("saved", {})
+        if not isinstance(saved, dict) or not isinstance(saved.get("key", ""), str):
+            raise FormatError(f"{where}: saved is not a path and a key")
+        was = check_path(saved["path"]) if "path" in saved else None
+        return cls(path=path, prefix=prefix, metadata=metadata, saved=was, key=saved.get("key", ""))
 
 
 def check_layout(layout: Sequence[WeightsFile], files: Iterable[str], where: str) -> None:
@@ -69,7 +79,9 @@ def check_layout(layout: Sequence[WeightsFile], files: Iterable[str], where: str
         raise FormatError(f"{where}: {len(layout)} weights files are over the cap of {limits.WEIGHTS_FILES}")
     if len({file.prefix for file in layout}) != len(layout):
         raise FormatError(f"{where}: two weights files have one prefix")
-    check_paths([*files, *(file.path for file in layout), *(index_name(file.path) for file in layout)])
+    given = list(files)
+    check_paths([*given, *(file.path for file in layout), *(index_name(file.path) for file in layout)])
+    check_paths([*given, *(file.saved or file.path for file in layout)])
 
 
 def claimed(layout: Sequence[WeightsFile], names: Iterable[str], where: str) -> list[dict[str, str]]:
