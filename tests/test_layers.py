@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "format": {"errors"},
     "kernels": {"errors"},
     "memory": set(),
-    "tensors": {"memory"},
+    "tensors": {"format", "memory"},
     "words": {"errors"},
     "codecs": {"errors", "format", "kernels"},
     "recipes": {"errors", "kernels"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import State, assert_same, near, noise, same_bits, shards, tiny_base, write_folder
 from torch import nn
 
@@ -200,8 +200,11 @@ def test_weights_are_preferred_to_what_else_lies_there(tmp_path: Path) -> None:
     (folder / "README.md").write_text("# hello")
     found = open_checkpoint(folder)
     assert set(found.tensors) == set(state)
-    assert set(found.files) == {"config.json", "vocab.txt"}
-    assert set(found.left_out) == {"notes.docx", "README.md"}
+    assert set(found.files) == {"config.json", "vocab.txt", "README.md"}
+    assert set(found.left_out) == {
+        "notes.docx", "pytorch_model.bin", "optimizer.pt", "training_args.bin", "tf_model.h5",
+        "checkpoint-500/model.safetensors", "checkpoint-500/config.json",
+    }  # fmt: skip
     found.close()
 
 
@@ -216,11 +219,17 @@ def test_other_weights_in_the_folder_are_not_dropped_silently(tmp_path: Path) ->
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
     found = open_checkpoint(folder)
-    assert set(found.files) == {"config.json", "1_Pooling/config.json", "model.txt"}
-    assert set(found.left_out) == {"projector.safetensors", "other.safetensors.index.json", "2_Dense/model.safetensors"}
+    assert set(found.files) == {"config.json", "1_Pooling/config.json", "2_Dense/config.json", "model.txt"}
+    assert set(found.left_out) == {"other.safetensors.index.json"}
+    assert {"p", "linear.weight"} == {name.rpartition("/")[2] for name in found.tensors.keys() - base.keys()}
     found.close()
     report = tallstore.pack(base, {"t": folder}, tmp_path / "zoo.tall")
-    assert any("2_Dense/model.safetensors" in warning for warning in report.warnings)
+    assert any("other.safetensors.index.json" in warning for warning in report.warnings)
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        assert zoo.manifest.version == "1.1"
+        zoo.export("t", tmp_path / "out")
+    for name in ("projector.safetensors", "2_Dense/model.safetensors"):
+        assert_same(load_file(tmp_path / "out" / name), load_file(folder / name))
 
 
 @pytest.mark.parametrize(("write", "name"), [(shards, "model.safetensors"), (bin_shards, "pytorch_model.bin")])

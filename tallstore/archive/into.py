@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
-from tallstore.tensors import TORCH
+from tallstore.tensors import TORCH, shape_of
 
 __all__ = ["Shape", "check_fit", "load_into", "shapes_of", "tensors_of", "touched", "version_of"]
 
@@ -25,7 +25,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def shapes_of(places: Mapping[str, Place]) -> dict[str, Shape]:
     """The shapes of a task's tensors, tied ones included."""
     shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
-    return {name: place.entry.shape or () for name, place in shown.items()}
+    return {name: shape_of(str(place.entry.dtype), place.entry.shape or ()) for name, place in shown.items()}
 
 
 def check_fit(own: Mapping[str, Tensor], shapes: Mapping[str, Shape], task: str, free: Collection[str] = ()) -> None:

@@ -104,6 +104,7 @@ class Merger:
         self._given = None if alpha is None else checked_alpha(alpha)
         self._decoder, self._manifest, self._head, self._progress = decoder, manifest, head, progress
         for task in self.tasks:
+            _refuse_codes(manifest, task)
             decoder.check(task)
         codecs = [p.entry.coded.codec for g in manifest.groups for p in decoder.vectors(g.id).values() if p.entry.coded]
         self._chosen = choose(manifest, self.tasks, codecs, method, options if k is None else {**options, "k": k})
@@ -179,8 +180,8 @@ class Merger:
         kinds = {member.kind for lineup in self._lineups.values() for member in lineup.members}
         if self._chosen.approximate is None and "delta" in kinds:
             return "of some tensors the archive holds no vector, but decoded task vectors: those are summed"
-        if self._chosen.approximate is None and self._chosen.stored == "ties" and "private" in kinds:
-            return "tensors that are stored whole are summed, not merged by TIES"
+        if self._chosen.approximate is None and self._chosen.stored == "ties" and kinds & {"private", "lossless"}:
+            return "tensors that are stored whole or without loss are summed, not merged by TIES"
         return self._chosen.approximate
 
     def _of_right_length(self) -> float:
@@ -347,6 +348,25 @@ def _checked(manifest: Manifest, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tasks
 
 
+_MOST_CODES = 0.5
+"""Share of a checkpoint's bytes from which on tensors that cannot be summed leave no model to merge."""
+
+
+def _refuse_codes(manifest: Manifest, task: str) -> None:
+    """Raise OptionError for a task most of which are codes or other types that no sum is of."""
+    facts = manifest.tasks[task]
+    codes, total = facts.number("without_loss", "bytes"), facts.number("checkpoint_bytes")
+    if not codes or not total:
+        return
+    form = facts.measured["without_loss"].get("form")
+    if isinstance(form, str) or codes > _MOST_CODES * total:
+        what = f"is quantized ({form})" if isinstance(form, str) else "is in a type that cannot be summed"
+        raise OptionError(
+            f"task {task!r} {what}, and codes cannot be merged: pack the models in a float type "
+            "(model.dequantize()), and merge those"
+        )
+
+
 def _scorer(evaluator: Evaluator | str) -> Evaluator:
     from tallstore.promises.evaluator import find_evaluator, score
 
@@ -355,12 +375,12 @@ def _scorer(evaluator: Evaluator | str) -> Evaluator:
 
 
 def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[str, Lineup], tuple[str, ...]]:
-    """Take out tensors, stored whole, that cannot be computed with: NaN, Inf, numbers that are near to it."""
+    """Take out tensors, stored whole or without loss, that cannot be computed with: NaN, Inf, or near to it."""
     out, notes = {}, []
     for name, lineup in lineups.items():
         kept: list[Member] = []
         for member in lineup.members:
-            if member.kind == "private" and not _finite(decoder, lineup, member):
+            if member.kind in {"private", "lossless"} and not _finite(decoder, lineup, member):
                 notes.append(f"{member.task}: tensor {member.name!r} is not merged: it or the base's holds NaN or Inf")
             else:
                 kept.append(member)
@@ -372,7 +392,7 @@ def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[
 def _finite(decoder: Decoder, lineup: Lineup, member: Member) -> bool:
     for start, stop in lineup.windows():
         for values in (
-            decoder.private_range(member.task, member.name, start, stop),
+            decoder.own_range(member.task, member.name, start, min(stop, member.entry.covered)),
             decoder.base_range(lineup.base, start, stop),
         ):
             # A NaN is not below anything.

@@ -11,7 +11,7 @@ from tallstore._version import WRITER
 from tallstore.archive.subset import CONFIG, with_config
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Group, Manifest, PartRecord, Task
-from tallstore.format.version import VERSION
+from tallstore.format.version import VERSION, newest
 from tallstore.stores import Sink, Store
 
 Progress = Callable[[str, int, int], None]
@@ -94,6 +94,7 @@ def splice(kept: Archive, added: Sequence[Archive], order: Sequence[str] | None 
         tasks={name: tasks[name] for name in order or tasks},
         parts=parts,
         writer=WRITER,
+        version=newest((kept.manifest.version, *(archive.manifest.version for archive in added))),
     )
     return Spliced(manifest, files)
 

@@ -25,7 +25,7 @@ from tallstore.errors import NoSuchTensorError, OptionError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import cpu
-from tallstore.tensors import TORCH, empty
+from tallstore.tensors import empty, shape_of
 
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
 
@@ -66,17 +66,14 @@ class Pieces:
         """Of a tensor that is the base's."""
         entry = self.places.task(task)[name].entry
         base = str(entry.base)
-        size, dtype = self._base.span(base), self._base.facts(base).dtype
+        size = self._base.span(base)
 
-        def fill(a: int, b: int, out: Tensor) -> None:
-            part = out if out.dtype == TORCH[dtype] else empty(dtype, b - a)
-            self._base.fill(base, a, b, part)
-            if part is not out:
-                out.copy_(part)
+        def fill(a: int, out: Tensor) -> None:
+            self._base.converted(base, a, out)
 
         for at in range(start // size * size, stop, size):
             a, b = at, min(at + size, entry.covered)
-            yield Piece(a, b, partial(fill, a, b))
+            yield Piece(a, b, partial(fill, a))
 
     def _moved(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[Piece]:
         """Of a tensor that comes from the base and has moved."""
@@ -86,6 +83,10 @@ class Pieces:
         given = None if self._base.embedded else lru_cache(1)(partial(self._base.tensor, base))
 
         def fill(index: int, a: int, out: Tensor) -> None:
+            if place.entry.kind == "lossless":
+                self._base.converted(base, a, out, None if given is None else given())
+                self._chunks.lossless(place, index, name, out)
+                return
             steps = self._chunks.steps(place, vector, index, name)
             self._base.apply(base, a, out, steps, None if given is None else given())
             if lost is not None:
@@ -109,12 +110,12 @@ class TensorSlice:
         self._pieces, self._task, self._device = pieces, task, device
         self._name = pieces.places.source(task, name)
         self._entry = pieces.places.task(task)[self._name].entry
-        self._shape = self._entry.shape or ()
+        self._shape = shape_of(self.get_dtype(), self._entry.shape or ())
         self._exact = exact and self._entry.kind in {*cpu.SYMBOL_BITS, "delta"}
 
     def get_shape(self) -> list[int]:
-        """The whole tensor's shape."""
-        return list(self._shape)
+        """The whole tensor's shape, as a file gives it."""
+        return list(self._entry.shape or ())
 
     def get_dtype(self) -> str:
         """Its type, as safetensors calls it."""

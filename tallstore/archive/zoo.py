@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tallstore.archive.components import Part, components_of, part_of
 from tallstore.archive.decode import Decoder
-from tallstore.archive.export import SHARD, check_folder, export_folder
+from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
@@ -31,13 +32,16 @@ from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import (
     DeviceError,
+    FormatError,
     NoSuchTaskError,
     NoSuchTensorError,
     OptionError,
     WrongBaseError,
 )
 from tallstore.format import strict_json
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.data_files import check_data_file
+from tallstore.format.dtypes import ITEM_BYTES, size_of
+from tallstore.format.layout import WeightsFile, claimed
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Store, is_address, open_any
 from tallstore.stores.staging import translated
@@ -146,6 +150,7 @@ class Zoo:
         names: Iterable[str] | re.Pattern[str] | str | None = None,
         device: str | torch.device = "cpu",
         exact: bool = False,
+        component: str | None = None,
     ) -> dict[str, Tensor]:
         """What the fine-tuned checkpoint held: names, shapes and types included; tied tensors share their memory.
 
@@ -155,13 +160,21 @@ class Zoo:
                 are read. Parts of tensors: `weights`.
             device: where the tensors go.
             exact: bit for bit the original, for tasks that were packed with `exact`.
+            component: one of `components`, under the names that its tensors have in its own file; those of the whole
+                model begin with the component's folder.
 
         Raises:
             NoSuchTaskError, NoSuchTensorError: with the names that there are.
-            OptionError: `exact`, and the task was not packed so.
+            OptionError: `exact`, and the task was not packed so; no such component.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
-        chosen = None if names is None else self._chosen(task, names)
+        if component is not None:
+            part = self._part(task, component)
+            wanted = list(part.names) if names is None else self._chosen(task, names, list(part.names))
+            held = [part.names.get(name, name) for name in wanted]
+            found = self.state_dict(task, names=held, device=device, exact=exact)
+            return dict(zip(wanted, (found[name] for name in held), strict=True))
+        chosen = None if names is None else self._chosen(task, names, list(self._places(task)))
         self._announce(task, chosen, exact=exact)
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
@@ -217,6 +230,8 @@ class Zoo:
         out: str | os.PathLike[str],
         *,
         exact: bool = False,
+        component: str | None = None,
+        weights_format: str = FORMS[0],
         overwrite: bool = False,
         max_shard_size: int | str = SHARD,
         progress: Progress | None = None,
@@ -224,27 +239,37 @@ class Zoo:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
 
         Stock loaders (`from_pretrained`, `safetensors.torch.load_file`) open it. It appears whole or not at all.
-        Weights beside an `open_clip_config.json` are called `open_clip_model.safetensors`, as open_clip calls them.
+        Weights lie where they lay, under their own file names and with their headers' metadata; those that were files
+        of torch.save become safetensors under the name that the same library knows.
         Those of more than `max_shard_size` bytes (a number, or one like 5GB) become several files and an index. One
         tensor is in memory at a time. `exact`: bit for bit the original's weights, for tasks packed with `exact`.
+        `component`: one of `components` alone, as a folder of its own. `weights_format`: `torch` for files of
+        torch.save under the names that those had, where a loader knows no others.
         """
-        self._task(task)
-        check_folder(out, overwrite=overwrite)
+        if weights_format not in FORMS:
+            raise OptionError(f"weights_format {weights_format!r} is unknown; there are {', '.join(FORMS)}")
+        part = self._part(task, component)
+        check_folder(out, overwrite=overwrite, layout=part.layout)
         self._announce(task, None, exact=exact)
         announce_files(self._reader, task)
         places = self._places(task)
         decode = self._decode(task, exact=exact)
-        facts = {name: self._facts(task, place) for name, place in places.items()}
-        files = {name: partial(self._reader.file, path) for name, path in self._manifest.tasks[task].files.items()}
+        facts = {name: self._facts(task, places[held]) for name, held in part.names.items()}
         return export_folder(
             out,
             {name: TensorInfo(f.dtype, f.shape) for name, f in facts.items()},
-            lambda name: decode([name])[name],
-            files,
+            lambda name: decode([part.names[name]])[part.names[name]],
+            {name: partial(self._file, name, path) for name, path in part.files.items()},
             overwrite=overwrite,
             progress=progress,
             max_shard_size=max_shard_size,
+            layout=part.layout,
+            form=weights_format,
         )
+
+    def components(self, task: str) -> tuple[str, ...]:
+        """The folders that a task's weights lie in: '' for what lies at the model's top, `unet` and the like."""
+        return components_of(self._manifest.tasks[self._task(task)])
 
     def write_files(
         self, task: str, out: str | os.PathLike[str], names: Collection[str] | None = None
@@ -260,7 +285,7 @@ class Zoo:
             target = Path(out) / name
             with translated(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(self._reader.file(path))
+                target.write_bytes(self._file(name, path))
         return tuple(wanted)
 
     def write_subset(
@@ -343,7 +368,7 @@ class Zoo:
         """
         merger = self._merger(method, head=heads, progress=progress, **options)
         files = merger.files()
-        read = {name: partial(self._reader.file, path) for name, path in files.items()}
+        read = {name: partial(self._file, name, path) for name, path in files.items()}
         export_folder(
             out,
             {name: slot.info for name, slot in merger.outline.slots.items()},
@@ -351,6 +376,7 @@ class Zoo:
             {**read, "merge.json": lambda: strict_json.dumps(merger.report().to_json(), indent=1) + b"\n"},
             overwrite=overwrite,
             progress=progress,
+            layout=self._layout_of(heads or merger.tasks[0], merger.outline.slots),
         )
         return merger.report()
 
@@ -437,7 +463,7 @@ class Zoo:
         Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
         """
         entry = self._places(task)[self._known(task, name)].entry
-        if entry.kind in {"private", "tied", "delta"}:
+        if entry.kind in {"private", "tied", "delta", "lossless"}:
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
         with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
             symbols = self._decoder.symbols(task, name)
@@ -480,7 +506,7 @@ class Zoo:
         base = self._base_name(name)
         self._decoder.check_base(base)
         facts = self._manifest.base.tensors[base]
-        with room_for(math.prod(facts.shape) * ITEM_BYTES[facts.dtype], f"{self.url}: the base's {base!r}"):
+        with room_for(size_of(facts.dtype, facts.shape), f"{self.url}: the base's {base!r}"):
             return self._decoder.base_tensor(base)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
@@ -521,16 +547,33 @@ class Zoo:
         return partial(self._twice, partial(decode, task))
 
     def _check_exact(self, task: str, *, exact: bool) -> None:
-        if exact and "exact" not in self._manifest.tasks[self._task(task)].parts:
+        facts = self._manifest.tasks[self._task(task)]
+        if exact and "exact" not in facts.parts and not facts.bit_for_bit:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
         self._task(task)
 
-    def _chosen(self, task: str, names: Iterable[str] | re.Pattern[str] | str) -> list[str]:
+    def _part(self, task: str, component: str | None) -> Part:
+        where = f"{self.url}: task {self._task(task)!r}"
+        return part_of(self._manifest.tasks[task], component, self._places(task), where)
+
+    def _layout_of(self, task: str, names: Iterable[str]) -> tuple[WeightsFile, ...]:
+        """A task's weights files, if they are those of a model with these tensors."""
+        layout = self._manifest.tasks[task].weights
+        try:
+            claimed(layout, names, self.url)
+        except FormatError:
+            return ()
+        return layout
+
+    def _file(self, name: str, path: str) -> bytes:
+        return check_data_file(name, self._reader.file(path), self._reader.where(path))
+
+    def _chosen(self, task: str, names: Iterable[str] | re.Pattern[str] | str, there: Sequence[str]) -> list[str]:
         """The names that are meant, by themselves or by an expression."""
         if not isinstance(names, str | re.Pattern):
             return list(names)
         try:
-            found = [name for name in self._places(task) if re.search(names, name)]
+            found = [name for name in there if re.search(names, name)]
         except re.error as error:
             raise OptionError(f"names {names!r} is no regular expression ({error})") from error
         if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
+from tallstore.checkpoints.every import with_every_set
 from tallstore.checkpoints.find import open_checkpoint, opened_checkpoint
 from tallstore.checkpoints.referenced import ReferencedBase, referenced
 from tallstore.checkpoints.rounded import RoundedBase
@@ -16,4 +17,5 @@ __all__ = [
     "open_checkpoint",
     "opened_checkpoint",
     "referenced",
+    "with_every_set",
 ]

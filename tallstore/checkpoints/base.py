@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 import xxhash
 from torch import Tensor, nn
 
+from tallstore.format.dtypes import count
+from tallstore.format.layout import WeightsFile
 from tallstore.tensors import as_bytes
 
 
@@ -25,8 +26,8 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of bytes where several elements share one."""
+        return count(self.dtype, self.shape)
 
 
 class Checkpoint(ABC):
@@ -40,8 +41,12 @@ class Checkpoint(ABC):
     """Tensors that share all their memory with an earlier one: name → that one's name."""
     files: Mapping[str, Path] = {}
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
-    left_out: tuple[str, ...] = ()
-    """Files in the model's folder that are neither weights nor taken along."""
+    left_out: Mapping[str, str] = {}
+    """What is not taken along: files in the model's folder, sets of weights, contents of a file → why."""
+    layout: tuple[WeightsFile, ...] = ()
+    """The weights files of the model's folder; none if that is one `model.safetensors`."""
+    sets: tuple[str, ...] = ()
+    """Names of the sets of weights that are there beside this one."""
     source: Mapping[str, str] = {}
     """Where others can get it: `repo` and `commit`, if known."""
 
@@ -66,6 +71,9 @@ class Checkpoint(ABC):
         For readers that need no interpreter; None where there is no such file.
         """
         return None
+
+    def map(self) -> None:
+        """Give what is mapped from now on, and copy nothing, where that can be."""
 
     def matches(self, data: Tensor, sha256: str) -> bool:
         """Whether bytes that `read` gave, those of a whole tensor, have this sha256 (hex)."""

@@ -96,16 +96,21 @@ class FarCheckpoint(Checkpoint):
 
     def _companions(self, there: set[str], used: set[str]) -> None:
         """Fetch the small files that belong to the model."""
-        from tallstore.checkpoints.find import find_companions, is_companion
+        from tallstore.checkpoints.companions import find_companions, why_skipped
 
         self._folder = tempfile.TemporaryDirectory(prefix="tallstore-")
         for name in sorted(there - used):
             size = tried(self.where, partial(self._files.size, name))
-            if is_companion(name) and size <= limits.FILE_BYTES:
+            hidden = any(piece.startswith(".") for piece in name.split("/"))
+            if why_skipped(name) is None and not hidden and size <= limits.FILE_BYTES:
                 place = Path(self._folder.name) / name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(self._range(name, 0, size))
-        self.files, self.left_out = find_companions(Path(self._folder.name))
+        fetched = [path for path in Path(self._folder.name).rglob("*") if path.is_file()]
+        names = [path.relative_to(self._folder.name).as_posix() for path in fetched]
+        self.files, left = find_companions(Path(self._folder.name), names)
+        rest = there - used - set(names)
+        self.left_out = {**{name: why_skipped(name) or "no part of the model" for name in sorted(rest)}, **left}
 
     def _all(self, path: str, most: int) -> bytes:
         size = tried(self.where, lambda: self._files.size(path))

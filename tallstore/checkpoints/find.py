@@ -1,83 +1,80 @@
-"""From what a user names to a checkpoint: which files of a folder hold the weights, and which travel with them."""
+"""From what a user names to a checkpoint."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tallstore.checkpoints.base import Checkpoint, Source
+from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
+from tallstore.checkpoints.companions import find_companions
+from tallstore.checkpoints.folder import Component, Survey, survey
+from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.errors import CheckpointError, FormatError
-from tallstore.format import limits
-from tallstore.format.names import check_path, folded
+from tallstore.checkpoints.sets import choose_by_prefix
+from tallstore.checkpoints.torchfiles import is_torch_file, open_torch
+from tallstore.checkpoints.weights_files import PICKLES, SAFE, read_index
+from tallstore.errors import CheckpointError
+from tallstore.format.layout import PLAIN, WeightsFile
 from tallstore.stores import is_address
 
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-_WEIGHTS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz", ".tflite"}
-_COMPANIONS = {".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".yaml", ".yml", ".spm", ".bpe"}
-_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "all_results.json"}
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
-_NESTED = ("state_dict", "model", "model_state_dict", "module")
-_GLOBAL = re.compile(r"GLOBAL (\S+)")
-_FOLDER_ORDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""Which weights are taken where there are several: as transformers chooses."""
-_OTHER_FORMS = re.compile(r"((diffusion_)?pytorch_model|(tf_|flax_|rust_)?model|open_clip_(pytorch_)?model)\b[^/]*")
-"""Names under which a folder holds the same weights once more, in another form."""
-_EARLIER = re.compile(r"(.*/)?checkpoint-[^/]+/.*")
-"""What a trainer saved on the way."""
+_DEFAULTS = {"model.safetensors": None, "open_clip_model.safetensors": "open_clip_config.json"}
+"""Weights files of which nothing is recorded, and the configuration that gives them their name."""
+_AGAIN = 0.5
+"""Share of tensors that weights must have in common with the model's to be those once more."""
 
 
 def open_checkpoint(
-    source: Source, where: str | None = None, storage_options: Mapping[str, Any] | None = None
+    source: Source,
+    where: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint for reading.
 
     Args:
-        source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
-            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
-            checkpoint that is open already is given back.
+        source: a folder with weights as transformers, diffusers, sentence-transformers, timm or open_clip write them,
+            its components below it; a safetensors file, one of torch.save by whatever name, an index of shards; a Hub
+            id, a state dict, or a module. A checkpoint that is open already is given back.
         where: how messages name it.
         storage_options: for fsspec's file systems, where the source is an address on one.
+        weights: which weights, where there are several sets in a file (`ema`) or variants in a folder (`fp16`).
 
     Raises:
-        CheckpointError: it is missing, unreadable, ambiguous, or of no known kind.
+        CheckpointError: it is missing, unreadable, ambiguous, not whole, or of no known kind.
     """
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
         return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
     if isinstance(source, Mapping):
-        return MemoryCheckpoint(source, where or "state dict")
+        return choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights)
     if is_address(source) and not os.fspath(source).startswith("hf://"):
         from tallstore.checkpoints.far import FarCheckpoint
 
-        return FarCheckpoint(os.fspath(source), storage_options)
+        return choose_by_prefix(FarCheckpoint(os.fspath(source), storage_options), weights)
     try:
-        return _open_path(source)
+        return _open_path(source, weights)
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
 
 
 @contextmanager
 def opened_checkpoint(
-    source: Source, where: str, storage_options: Mapping[str, Any] | None = None
+    source: Source,
+    where: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
 ) -> Iterator[Checkpoint]:
     """A checkpoint that is closed afterwards, unless it is the caller's own.
 
@@ -85,8 +82,10 @@ def opened_checkpoint(
         source: see `open_checkpoint`.
         where: how messages name a source that is no path.
         storage_options: see `open_checkpoint`.
+        weights: see `open_checkpoint`.
     """
-    found = open_checkpoint(source, None if isinstance(source, str | os.PathLike) else where, storage_options)
+    named = None if isinstance(source, str | os.PathLike) else where
+    found = open_checkpoint(source, named, storage_options, weights=weights)
     try:
         yield found
     finally:
@@ -94,7 +93,7 @@ def opened_checkpoint(
             found.close()
 
 
-def _open_path(source: str | os.PathLike[str]) -> Checkpoint:
+def _open_path(source: str | os.PathLike[str], weights: str | None) -> Checkpoint:
     path = Path(source)
     if not path.exists():
         text = os.fspath(source)
@@ -102,164 +101,121 @@ def _open_path(source: str | os.PathLike[str]) -> Checkpoint:
             from tallstore.checkpoints.hub import download
 
             folder, facts = download(match[1], match[2])
-            found = _open_folder(folder)
+            found = _open_folder(folder, weights)
             found.where, found.source = text, facts
             return found
         raise CheckpointError(f"{path}: no such folder or file")
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+    return _open_folder(path, weights) if path.is_dir() else _open_file(path, weights)
 
 
-def _open_file(path: Path) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        return SafetensorsCheckpoint([path], str(path))
-    if path.suffix in _PICKLES:
-        return _open_pickles([path], str(path))
-    if path.name.endswith(".index.json"):
-        return _open_index(path)
+def _open_file(path: Path, weights: str | None) -> Checkpoint:
+    if path.name.endswith(".json") and ".index" in path.name:
+        return choose_by_prefix(_open_shards(path, str(path.parent), weights), weights)
+    if path.suffix == SAFE:
+        found = SafetensorsCheckpoint([path], str(path))
+        if found.metadata not in ({}, PLAIN):
+            found.layout = (WeightsFile(path="model.safetensors", metadata=found.metadata),)
+        return choose_by_prefix(found, weights)
+    if path.suffix in PICKLES or is_torch_file(path):
+        return open_torch([path], str(path), weights)
     raise CheckpointError(
-        f"{path}: not a checkpoint: a .safetensors, .bin, .pt, .pth or .ckpt file, or a folder, is due"
+        f"{path}: not a checkpoint: expected a .safetensors file, one that torch.save wrote, or a folder"
     )
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    weights = _weights(folder)
-    found = _open_file(weights)
-    found.where = str(folder)
-    used = {weights, *(_shards(weights)[1] if weights.name.endswith(".index.json") else ())}
-    found.files, found.left_out = find_companions(folder, used)
-    return found
-
-
-def _weights(folder: Path) -> Path:
-    for name in _FOLDER_ORDER:
-        if (folder / name).is_file():
-            return folder / name
-    if (folder / "adapter_model.safetensors").is_file() or (folder / "adapter_model.bin").is_file():
-        raise CheckpointError(f"{folder}: an adapter, not a full fine-tune: merge it into its base and save that first")
-    for endings in ({".safetensors"}, _PICKLES):
-        files = sorted(p for p in folder.iterdir() if p.suffix in endings and p.name not in _TRAINING)
-        if len(files) == 1:
-            return files[0]
-        if files:
-            names = ", ".join(p.name for p in files[:5])
-            raise CheckpointError(f"{folder}: which of {names} is meant? Name the file, or add an index")
-    inside = next((c.name for c in sorted(folder.iterdir()) if c.is_dir() and any(c.glob("*.safetensors"))), None)
-    hint = f"; its folder {inside!r} does: name that, and remember that the base comes first" if inside else ""
-    raise CheckpointError(f"{folder}: holds no checkpoint (no .safetensors, .bin, .pt or .pth file){hint}")
-
-
-def _shards(index: Path) -> tuple[Mapping[str, str], list[Path]]:
-    """An index's table, tensor → file, and the files."""
-    try:
-        table = json.loads(index.read_bytes())["weight_map"]
-        names = sorted(set(table.values()))
-        if not all(check_path(name) == name for name in names):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, FormatError) as error:
-        raise CheckpointError(f"{index}: not an index of shards") from error
-    return table, [index.parent / name for name in names]
-
-
-def _open_index(index: Path) -> Checkpoint:
-    table, shards = _shards(index)
+def _open_shards(index: Path, where: str, weights: str | None) -> Checkpoint:
+    """The shards that an index names, each of its tensors among them."""
+    table, shards = read_index(index)
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"{shard}: missing, and {index.name} names it")
     found: Checkpoint
-    if all(shard.suffix == ".safetensors" for shard in shards):
-        found = SafetensorsCheckpoint(shards, str(index.parent))
+    if all(shard.suffix == SAFE for shard in shards):
+        found = SafetensorsCheckpoint(shards, where)
     else:
-        found = _open_pickles(shards, str(index.parent))
+        found = open_torch(shards, where, weights)
     if lost := next((name for name in table if name not in found.tensors), None):
         raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
     return found
 
 
-def _open_pickles(paths: Sequence[Path], where: str) -> MemoryCheckpoint:
-    state: dict[str, Any] = {}
-    for path in paths:
-        state |= _unpickle(path)
-    return MemoryCheckpoint(state, where, (_open_pickles, paths))
-
-
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    """`torch.load` with `weights_only`: a pickle never runs code here."""
+def _open_folder(folder: Path, weights: str | None) -> Checkpoint:
+    """A model's folder: its components' tensors, each under its component's prefix, and the files that travel."""
+    seen = survey(folder, weights)
+    opened: dict[Component, Checkpoint] = {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch remarks on old and foreign pickles is nothing to act on
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:
-                state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6: no mapping
-    except Exception as error:  # a damaged pickle fails in whichever way its bytes happen to
-        raise CheckpointError(
-            f"{path}: cannot be read as tensors alone ({_why(error)}); "
-            "save the model's state_dict(), best as safetensors"
-        ) from error
-    for key in _NESTED:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
-    return dict(state)
+        for component in seen.components:
+            _open_component(component, seen, opened, weights)
+        alone = len(opened) == 1
+        parts = {"" if alone else each.prefix: part for each, part in opened.items()}
+        layout = tuple(_layout(each, part, alone=alone) for each, part in opened.items())
+        found = next(iter(parts.values())) if alone else JoinedCheckpoint.with_prefixes(str(folder), parts)
+        for part in parts.values() if not alone else ():
+            found.left_out = {**found.left_out, **part.left_out}
+            found.sets = (*found.sets, *part.sets)
+        found = choose_by_prefix(found, weights) if alone else found
+    except BaseException:
+        for part in opened.values():
+            part.close()
+        raise
+    found.where = str(folder)
+    found.files, left = find_companions(seen.root, seen.others)
+    found.left_out = {**found.left_out, **seen.left_out, **left}
+    found.layout = () if _is_default(layout, found.files) else layout
+    return found
 
 
-def _why(error: Exception) -> str:
-    """One line of what torch says; not its advice, which is to run whatever the file holds."""
-    text = str(error).strip()
-    if found := _GLOBAL.search(text):
-        return f"it refers to {found[1]}, which is no tensor"
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def is_companion(name: str) -> bool:
-    """Whether a file may be one that travels with a model, by its name."""
-    return Path(name).suffix in _COMPANIONS and not any(piece.startswith(".") for piece in name.split("/"))
-
-
-def find_companions(folder: Path, used: Set[Path] = frozenset()) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Files beside the weights that are `used`: which to take along, and which are left out."""
-    taken: dict[str, Path] = {}
-    left: list[str] = []
-    seen: set[str] = set()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or any(piece.startswith(".") for piece in name.split("/")):
-            continue
-        weights = path.suffix in _WEIGHTS or name.endswith(".index.json")
-        if path in used or path.name in _TRAINING or _EARLIER.fullmatch(name):
-            continue
-        if (weights and _OTHER_FORMS.fullmatch(name)) or (not weights and _is_model(folder, path)):
-            continue
-        if not weights and _wanted(name, path) and _is_free(name, seen):
-            taken[name] = path
+def _open_component(
+    component: Component, seen: Survey, opened: dict[Component, Checkpoint], weights: str | None
+) -> None:
+    """Open a component; one that no list names, only if its weights are not the model's once more."""
+    main = next(iter(opened.values()), None)
+    files = component.weights
+    try:
+        part: Checkpoint
+        if files.index is not None:
+            part = _open_shards(files.index, str(files.index.parent), weights)
+        elif files.safe:
+            part = SafetensorsCheckpoint(files.files, str(files.files[0].parent))
         else:
-            left.append(name)
-    return taken, tuple(left)
+            part = open_torch(files.files, str(files.files[0]), weights)
+    except CheckpointError as error:
+        if component.listed or main is None:
+            raise
+        seen.left_out |= {f"{component.folder}{path.name}": f"not read: {error}" for path in files.used}
+        return
+    if component.listed or main is None or not _is_again(main.tensors, part.tensors):
+        opened[component] = part
+        return
+    part.close()
+    seen.left_out |= {f"{component.folder}{path.name}": "the model's weights once more" for path in files.used}
 
 
-def _is_free(name: str, seen: set[str]) -> bool:
-    """Whether a name is neither a file nor a folder already, on a file system that ignores letter case. Notes it."""
-    pieces = folded(name).split("/")
-    folders = ["/".join(pieces[:n]) for n in range(1, len(pieces))]
-    if "/".join(pieces) in seen or f"{folded(name)}/" in seen or any(folder in seen for folder in folders):
-        return False
-    seen.update(["/".join(pieces), *(f"{folder}/" for folder in folders)])
-    return True
+def _is_again(main: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo]) -> bool:
+    common = sum(name in main and main[name].shape == info.shape for name, info in other.items())
+    return common >= _AGAIN * len(other)
 
 
-def _is_model(folder: Path, path: Path) -> bool:
-    """Whether a file lies in a folder with weights of its own."""
-    return any(
-        parent != folder and any(p.suffix in _WEIGHTS for p in parent.iterdir())
-        for parent in path.parents
-        if folder in parent.parents
+def _layout(component: Component, part: Checkpoint, *, alone: bool) -> WeightsFile:
+    files = component.weights
+    metadata = part.metadata if isinstance(part, SafetensorsCheckpoint) else {}
+    known = files.safe or files.stem
+    name = files.called if known or not component.extra else f"{files.files[0].stem}{SAFE}"
+    out = WeightsFile(
+        path=f"{component.folder}{name}",
+        prefix="" if alone else component.prefix,
+        metadata=dict(metadata) or dict(PLAIN),
     )
+    if not known:
+        key = getattr(part, "key", "")
+        out = replace(out, saved=f"{component.folder}{files.files[0].name}", key=key)
+    return out
 
 
-def _wanted(name: str, path: Path) -> bool:
-    try:
-        check_path(f"tasks/{'x' * limits.TASK_NAME_LENGTH}/files/{name}")
-    except FormatError:
-        return False
-    return path.suffix in _COMPANIONS and path.stat().st_size <= limits.FILE_BYTES and name.lower() != "readme.md"
+def _is_default(layout: tuple[WeightsFile, ...], files: Mapping[str, Path]) -> bool:
+    """Whether a folder is written so in any case, because nothing is recorded of it."""
+    (first, *others) = layout
+    beside = _DEFAULTS.get(first.path, "")
+    clip = "open_clip_config.json" in files
+    named = (beside is None and not clip) or (bool(beside) and beside in files)
+    return not others and named and first == WeightsFile(path=first.path)

@@ -15,7 +15,6 @@ from torch import Tensor
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
 from tallstore.checkpoints.find import open_checkpoint
 from tallstore.checkpoints.hub import download
-from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.checkpoints.seals import Seals
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
@@ -109,8 +108,7 @@ class ReferencedBase(Checkpoint):
         if self._seals is None:
             self._seals = Seals(self._folder.parents[1] / SHELF / f"{self._commit}.json")
         found = open_checkpoint(self._folder)
-        if isinstance(found, SafetensorsCheckpoint):
-            found.map()
+        found.map()
         return found
 
 

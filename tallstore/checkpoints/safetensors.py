@@ -39,6 +39,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self._maps: dict[int, mmap.mmap] = {}
         self._places: dict[str, tuple[int, int, Path]] = {}
         self.tensors = {}
+        self.metadata: dict[str, str] = {}
+        """Of the headers; what several say of one key, the first says."""
         try:
             for path in paths:
                 self._add(path)
@@ -65,6 +67,7 @@ class SafetensorsCheckpoint(Checkpoint):
             raise CheckpointError(
                 f"{path}: a part of a tallstore archive, not a checkpoint: extract a task of it first"
             )
+        self.metadata = {**header.metadata, **self.metadata}
         for name, slot in header.slots.items():
             if name in self.tensors:
                 raise CheckpointError(f"{path}: tensor {name!r} is also in {self._places[name][2].name}")

@@ -42,6 +42,7 @@ def add(
     max_error: encoding.MaxError = None,
     min_retention: encoding.MinRetention = None,
     exact: encoding.Exact = None,
+    weights: encoding.Weights = None,
     device: encoding.Device = None,
     allow_distant: encoding.AllowDistant = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -72,6 +73,7 @@ def add(
             "max_error": max_error,
             "min_retention": min_retention,
             "exact": exact,
+            "weights": weights,
             "device": device,
             "allow_distant": allow_distant,
         }

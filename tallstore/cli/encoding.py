@@ -22,7 +22,10 @@ Recipe = Annotated[
 Lam = Annotated[
     float | None, typer.Option("--lambda", help="λ, for the recipes that have one.", rich_help_panel=_ENCODING)
 ]
-Quality = Annotated[str | None, typer.Option(help="small, balanced (the default) or high.", rich_help_panel=_ENCODING)]
+Quality = Annotated[
+    str | None,
+    typer.Option(help="small, balanced (the default), high or lossless (bit for bit).", rich_help_panel=_ENCODING),
+]
 Bits = Annotated[
     float | None, typer.Option(help="Bits a parameter and task, all but the base in it.", rich_help_panel=_ENCODING)
 ]
@@ -69,6 +72,13 @@ Exact = Annotated[
         metavar="TASK|all",
         help="Store what is lost, so that extract --exact gives the task back bit for bit. May be repeated.",
         rich_help_panel=_PROMISES,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|all",
+        help="Which weights, where a file holds several sets (ema) or a folder variants (fp16); all: each as a task.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]

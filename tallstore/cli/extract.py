@@ -25,6 +25,12 @@ def extract(
     exact: Annotated[
         bool, typer.Option("--exact", help="Bit for bit the original weights, where the zoo was packed with --exact.")
     ] = False,
+    component: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="One component alone, such as unet, as a folder of its own.")
+    ] = None,
+    weights_format: Annotated[
+        str, typer.Option(metavar="safetensors|torch", help="torch writes files of torch.save, as they were named.")
+    ] = "safetensors",
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Larger weights become several files and an index.")
     ] = "5GB",
@@ -50,7 +56,14 @@ def extract(
             target = Path(out) / name if several or out == "." else Path(out)
             with output.progress(f"extracting {name}", quiet=quiet) as progress:
                 opened.export(
-                    name, target, exact=exact, overwrite=overwrite, max_shard_size=max_shard_size, progress=progress
+                    name,
+                    target,
+                    exact=exact,
+                    component=component,
+                    weights_format=weights_format,
+                    overwrite=overwrite,
+                    max_shard_size=max_shard_size,
+                    progress=progress,
                 )
             if not quiet:
                 typer.echo(f"{name}: {target}")

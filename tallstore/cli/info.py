@@ -86,8 +86,8 @@ def _cell(key: str, task: Task) -> str:
     return output.number(value, 1 if key == "lambda" else 3)
 
 
-def show(console: Console, zoo: Zoo, path: str) -> None:
-    """The tables that a person likes to read."""
+def show(console: Console, zoo: Zoo, path: str, *, notes: bool = True) -> None:
+    """The tables that a person likes to read; and `notes` on tasks."""
     facts = zoo.info()
     sizes, tasks = facts["bytes"], zoo.manifest.tasks
     several = len(zoo.manifest.groups) > 1
@@ -120,6 +120,21 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
     headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
     output.say(console, _saving(facts))
+    for name, task in tasks.items():
+        if notes and (told := _told(name, task)):
+            output.say(console, told)
+
+
+def _told(name: str, task: Task) -> str:
+    """What there is to say of a task's tensors that are packed without loss for what they are."""
+    counted = [task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes")]
+    tensors, plain, coded = counted
+    if tensors is None or plain is None or coded is None:
+        return ""
+    form = task.measured["without_loss"].get("form")
+    what = f"of a quantized checkpoint ({form})" if isinstance(form, str) else "of types that no mask fits"
+    count = f"{tensors:.0f} tensor{'' if tensors == 1 else 's'}"
+    return f"{name}: {count} {what}, packed without loss: {output.size(plain)} → {output.size(coded)}"
 
 
 def _saving(facts: dict[str, Any]) -> str:

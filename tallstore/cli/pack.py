@@ -75,6 +75,7 @@ def pack(
         str | None,
         typer.Option(metavar="SIZE", help="The largest part of the archive: 5GB by default.", rich_help_panel=_WORK),
     ] = None,
+    weights: encoding.Weights = None,
     device: encoding.Device = None,
     allow_distant: encoding.AllowDistant = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
@@ -111,6 +112,7 @@ def pack(
         "workers": workers,
         "resume": resume or None,
         "max_shard_size": max_shard_size,
+        "weights": weights,
         "device": device,
         "allow_distant": allow_distant,
         "overwrite": overwrite,
@@ -133,11 +135,13 @@ def pack(
     console = output.console()
     for warning in (*report.warnings, *_swapped(report)):
         typer.echo(f"tallstore: warning: {warning}", err=True)
+    for note in report.notes:
+        typer.echo(f"tallstore: note: {note}", err=True)
     if not quiet:
         with tallstore.open(report.path, base=job.base if options.get("base_storage") == "reference" else None) as zoo:
             from tallstore.cli.info import show
 
-            show(console, zoo, str(report.path))
+            show(console, zoo, str(report.path), notes=False)
         console.print(f"packed in {report.seconds:.1f} s")
 
 

@@ -23,7 +23,6 @@ import yaml
 from tallstore.errors import CheckpointError, InputError, OptionError, TaskNameError
 
 SUFFIXES = (".yaml", ".yml", ".toml")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _KEYS = ("base", "tasks", "output", "options")
 
 
@@ -130,20 +129,32 @@ def _named_by_folder(path: Path, base: Path | None) -> dict[str, str]:
         raise CheckpointError(f"{path}: no such folder or file; name a task as NAME={path} if it is a Hub id")
     if path.is_file():
         return {path.stem: os.fspath(path)}
-    if _holds_weights(path):
+    if _is_model(path):
         return {} if _same(path, base) else {path.resolve().name: os.fspath(path)}
     found = {
         child.name: os.fspath(child)
         for child in sorted(path.iterdir())
-        if child.is_dir() and not child.name.startswith(".") and _holds_weights(child) and not _same(child, base)
+        if child.is_dir() and not child.name.startswith(".") and _is_model(child) and not _same(child, base)
     }
     if not found:
-        raise CheckpointError(f"{path}: neither a fine-tuned model nor a folder of them")
+        found = _reasons(path, base)
     return found
 
 
-def _holds_weights(folder: Path) -> bool:
-    return any(child.suffix in _WEIGHTS and child.is_file() for child in folder.iterdir())
+def _is_model(folder: Path) -> bool:
+    from tallstore.checkpoints.folder import is_model_folder  # torch is wanted from here on
+
+    return is_model_folder(folder)
+
+
+def _reasons(path: Path, base: Path | None) -> dict[str, str]:
+    """Folders that are no model at first sight, and may hold one: whoever opens them says what they are instead."""
+    inside = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    inside = [child for child in inside if any(p.is_file() for p in child.rglob("*")) and not _same(child, base)]
+    earlier = [child for child in inside if child.name.startswith(("checkpoint-", "global_step"))]
+    if not inside:
+        raise CheckpointError(f"{path}: neither a fine-tuned model nor a folder of them")
+    return {path.resolve().name: os.fspath(path)} if earlier else {child.name: os.fspath(child) for child in inside}
 
 
 def _same(left: Path, right: Path | None) -> bool:

@@ -18,22 +18,23 @@ def write_files(sink: Sink, tasks: Mapping[str, Checkpoint]) -> tuple[dict[str, 
     Returns:
         Per task, name in the model's folder → path in the archive; and the record of each path.
     """
-    contents = {task: {name: _read(path) for name, path in ckpt.files.items()} for task, ckpt in tasks.items()}
-    first = next(iter(contents.values()))
+    # Hashes first: what all tasks have may be large, and is in memory once at a time.
+    digests = {task: {name: _digest(path) for name, path in ckpt.files.items()} for task, ckpt in tasks.items()}
+    first = next(iter(digests.values()))
     shared = {
         name
-        for name, data in first.items()
-        if len(contents) > 1 and all(other.get(name) == data for other in contents.values())
+        for name, digest in first.items()
+        if len(digests) > 1 and all(other.get(name) == digest for other in digests.values())
     }
     where: dict[str, dict[str, str]] = {}
     records: dict[str, PartRecord] = {}
-    for task, files in contents.items():
+    for task, checkpoint in tasks.items():
         where[task] = {}
-        for name, data in files.items():
+        for name, source in checkpoint.files.items():
             path = f"common/{name}" if name in shared else f"tasks/{task}/files/{name}"
             where[task][name] = path
             if path not in records:
-                records[path] = put_file(sink, path, data)
+                records[path] = put_file(sink, path, _read(source))
     return where, records
 
 
@@ -41,6 +42,10 @@ def put_file(sink: Sink, path: str, data: bytes) -> PartRecord:
     """Store one small file."""
     sink.put(path, [data], len(data))
     return PartRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(_read(path)).digest()
 
 
 def _read(path: Path) -> bytes:

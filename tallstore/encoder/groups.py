@@ -85,7 +85,8 @@ def choose_groups(
     with one_thread(), ExitStack() as stack:
         opened = []
         for name, source in (("base", base), *tasks.items()):
-            opened.append(open_checkpoint(source, f"{name} (in memory)"))
+            asked = options.weights if name != "base" or source is not base else None
+            opened.append(open_checkpoint(source, f"{name} (in memory)", options.storage_options, weights=asked))
             if opened[-1] is not source:
                 stack.callback(opened[-1].close)
         start, *rest = opened

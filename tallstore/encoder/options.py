@@ -11,6 +11,7 @@ import torch
 
 from tallstore import codecs
 from tallstore.encoder.engine import check_engine
+from tallstore.encoder.lossless import Lossless
 from tallstore.errors import DeviceError, OptionError
 from tallstore.format.manifest import STORAGES
 from tallstore.recipes import RECIPES, make_recipe
@@ -23,6 +24,8 @@ Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 
 QUALITIES = {"small": 0.42, "balanced": RATE, "high": 1.63}
 """Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
+LOSSLESS = "lossless"
+"""The quality that loses nothing: every tensor is coded against the base's and comes back bit for bit."""
 BASE_STORAGES = (*STORAGES, "bf16")
 """What `base_storage` may be: a place, or the archive itself with fewer bits."""
 
@@ -36,8 +39,9 @@ _NOT_RECORDED = {
     "resume",
     "max_shard_size",
     "storage_options",
+    "weights",
 }
-"""Options that do not change what is stored, or only how it is cut into files."""
+"""Options that do not change what is stored, or only how it is cut into files; and what is asked of single files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class Options:
     bits: float | None = None
     """Bits a parameter and task, everything but the base in it, that recipe `solo` may spend."""
     quality: str | None = None
-    """In place of `bits`: `small`, `balanced` (the default) or `high`, by how many parameters moved."""
+    """In place of `bits`: `small`, `balanced` (the default) or `high`, by how many parameters moved; or `lossless`:
+    every task comes back bit for bit."""
     kappa: float | None = None
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).
 
@@ -96,6 +101,9 @@ class Options:
     kept to the end for that, which takes the disk of two archives in place of one."""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     """For fsspec's file systems, where inputs or the archive lie on one (s3://, …)."""
+    weights: str | None = None
+    """Which weights of a task, where its file holds several sets of them (`ema`), or its folder several variants
+    (`fp16`): the main ones by default. `all` packs every set, the others as tasks of their own, named TASK.SET."""
     max_shard_size: int | str = "5GB"
     """Bytes that a part has at most, unless one tensor alone has more: a number, or one like 5GB or 512MiB."""
 
@@ -106,9 +114,11 @@ class Options:
         if self.vector is not None:
             _one_of("vector", self.vector, codecs.VECTOR)
         if self.quality is not None:
-            _one_of("quality", self.quality, QUALITIES)
+            _one_of("quality", self.quality, (*QUALITIES, LOSSLESS))
             if self.bits is not None:
                 raise OptionError("bits and quality are two ways to say one thing: give one of them")
+        if self.quality == LOSSLESS and self.recipe != "solo":
+            raise OptionError("quality 'lossless' chooses no vector and no masks: leave recipe out")
         if self.recipe == "solo" and self.vector is not None:
             raise OptionError("recipe 'solo' shares no vector: leave vector out, or choose recipe 'fit'")
         if self.max_error is not None and not 0 <= self.max_error < float("inf"):
@@ -159,6 +169,8 @@ class Options:
 
     def make_recipe(self, names: Sequence[str]) -> Recipe:
         """The recipe with those options that it has. Raises OptionError for options that it has not."""
+        if self.quality == LOSSLESS:
+            return Lossless()
         rate = QUALITIES[self.quality] if self.quality is not None else None
         lam: Any = self.lam
         if isinstance(lam, Mapping):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkp
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.journal import Journal
-from tallstore.encoder.options import Options
+from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import Plan, plan
+from tallstore.encoder.quantized import WithoutLoss
 from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
@@ -77,10 +78,13 @@ def encode(
         if chosen.base_storage == "bf16":
             start = RoundedBase(start)
         opened = {
-            name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
+            name: stack.enter_context(
+                opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
+            )
             for name in names
         }
-        found = plan(start, opened, allow_distant=chosen.allow_distant)
+        lossless = frozenset(range(len(names))) if chosen.quality == LOSSLESS else frozenset()
+        found = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
@@ -96,7 +100,7 @@ def encode(
         }
         journal = Journal(sink, start, opened, choices)
         stream = Stream(
-            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot
+            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot, lossless
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
@@ -155,7 +159,7 @@ def _finish(
                 id=group,
                 tasks=tuple(tasks),
                 parts=tuple(vector_parts),
-                recipe={"id": options.recipe, "kind": stream.recipe.kind},
+                recipe={"id": stream.recipe.id, "kind": stream.recipe.kind},
             ),
         ),
         tasks={
@@ -164,6 +168,7 @@ def _finish(
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
+                weights=checkpoint.layout,
                 measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
                 | ({"scores": dict(scores[name])} if name in scores else {}),
             )
@@ -172,8 +177,16 @@ def _finish(
         parts=parts,
         options=options.recorded(),
     )
-    left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
+    left = [f"{c.where}: not taken along: {_listed(c.left_out)}" for c in tasks.values() if c.left_out]
     return manifest, (*stream.warnings, *left)
+
+
+def _listed(left_out: Mapping[str, str]) -> str:
+    """Each file that is left out, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
 
 
 def _measured(
@@ -189,13 +202,25 @@ def _measured(
     paths = pulled + [path for path in files.values() if path.startswith(f"tasks/{name}/")]
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
-        **stream.quality[index].measured(),
+        **_lossless(stream.quality[index].measured(), stream, index),
+        **({"bit_for_bit": True} if index in stream.lossless else {}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
+        **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "checkpoint_bytes": tensor_bytes(checkpoint),
         "bytes": sum(parts[path].size for path in paths),
     }
+
+
+def _lossless(measured: dict[str, Any], stream: Stream, index: int) -> dict[str, Any]:
+    """What was measured, and of tensors that no error is measured of, since they are coded without loss."""
+    found = stream.without_loss[index]
+    if found is None:
+        return measured
+    if measured["relative_error"] is None and found.coded_bytes:
+        measured |= {"relative_error": 0.0, "cosine": 1.0}
+    return measured | {"without_loss": asdict(found)}
 
 
 def tensor_bytes(checkpoint: Checkpoint) -> int:
@@ -226,6 +251,7 @@ def _report(
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
+                without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },

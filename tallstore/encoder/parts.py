@@ -68,6 +68,11 @@ class PartWriter:
             self._spool = self._spool or Spool(self._sink.work / f"spool-{self.path.replace('/', '~')}")
             self._chunks.append(self._spool.add(data))
 
+    def size_of(self, name: str) -> int:
+        """Coded bytes of a tensor that was ended; 0 of any other."""
+        entry = self._entries.get(name)
+        return 0 if entry is None or entry.coded is None else entry.coded.size
+
     @property
     def coded_bytes(self) -> int:
         """Of the tensors so far, their padding with them."""
@@ -101,9 +106,10 @@ class PartWriter:
             for path, names in zip(self._paths(len(cuts)), cuts, strict=True):
                 entries = {name: self._entries[name] for name in names}
                 stored = [name for name in self._stored if name in entries]
-                header = PartHeader(part=self._part, owner=self._owner, entries=entries).to_bytes(stored)
+                said = PartHeader(part=self._part, owner=self._owner, entries=entries)
+                header = said.to_bytes(stored)
                 size = len(header) + sum(e.coded.padded for e in entries.values() if e.coded is not None)
-                yield _Part(path, header, size), _pieces(header, stored, entries, self._stored, taker)
+                yield _Part(path, header, size, said.version), _pieces(header, stored, entries, self._stored, taker)
 
     def _paths(self, count: int) -> list[str]:
         if count == 1:
@@ -137,6 +143,8 @@ class _Part:
     header: bytes
     size: int
     """Bytes."""
+    version: str
+    """Of the format, that its header says."""
     digest: Any = field(default_factory=hashlib.sha256)
     """Of the blocks so far."""
 
@@ -147,6 +155,7 @@ class _Part:
             sha256=self.digest.hexdigest(),
             header_size=len(self.header),
             header_sha256=hashlib.sha256(self.header).hexdigest(),
+            version=self.version,
         )
 
 

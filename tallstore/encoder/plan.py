@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tallstore.checkpoints import Checkpoint
-from tallstore.encoder.match import Match, check_distance, match
-from tallstore.format.dtypes import MASKABLE
+from tallstore.checkpoints.quantized import Quantized, find_quantized
+from tallstore.encoder.components import matched
+from tallstore.encoder.match import Match
+from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
 
 SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
+_WORTH = 1 << 13
+"""Bytes from which on a tensor that no mask fits is coded against the base's: of fewer there is little to save."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class User:
     """Whether it may be masked. If not, it is the base's tensor or stored whole."""
     alike: bool
     """Whether it may not, but has the base's type and shape, so that it can be the base's tensor."""
+    lossless: bool = False
+    """Whether its own kind asks for that: it is quantized, or of a type that no mask fits."""
 
 
 @dataclass(frozen=True)
@@ -48,31 +54,57 @@ class Plan:
     unmoved: list[dict[str, str]] = field(default_factory=list)
     """Unmasked tensors that are the base's to the last bit: the task's name → the base's."""
     missing: list[tuple[str, ...]] = field(default_factory=list)
+    quantized: list[Quantized | None] = field(default_factory=list)
+    """The quantized tensors of each task."""
 
 
-def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bool) -> Plan:
-    """Match every task with the base. Raises WrongBaseError where they do not belong together."""
+def plan(
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    *,
+    allow_distant: bool,
+    lossless: frozenset[int] = frozenset(),
+) -> Plan:
+    """Match every task with the base. Raises WrongBaseError where they do not belong together.
+
+    `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
+    """
     found = Plan(users={name: [] for name in base.tensors})
     for index, task in enumerate(tasks.values()):
-        matches = match(base, task)
-        if not allow_distant:
-            check_distance(base, task, matches)
+        matches, quantized = matched(base, task, allow_distant=allow_distant), find_quantized(task)
         found.private.append({})
         found.unmoved.append({})
+        found.quantized.append(quantized)
         for name in task.tensors:
             if name in task.ties:
                 continue
-            if name not in matches:
+            if name not in matches or (matches[name].rows is not None and task.tensors[name].dtype in PACKED):
                 found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
                 continue
-            found.users[matches[name].base].append(_user(base, task, index, name, matches[name]))
+            found.users[matches[name].base].append(
+                _user(base, task, index, name, matches[name], quantized, lossless=index in lossless)
+            )
         used = {m.base for m in matches.values()}
         found.missing.append(tuple(n for n in base.tensors if n not in used))
     return found
 
 
-def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Match) -> User:
+def _user(
+    base: Checkpoint,
+    task: Checkpoint,
+    index: int,
+    name: str,
+    found: Match,
+    quantized: Quantized | None,
+    *,
+    lossless: bool,
+) -> User:
     info, start = task.tensors[name], base.tensors[found.base]
     covered = info.numel if found.rows is None else found.rows * (info.numel // info.shape[0])
-    masked = info.dtype in MASKABLE and start.dtype in MASKABLE and covered >= SMALL
-    return User(index, name, found, covered, masked, not masked and info == start)
+    if {info.dtype, start.dtype} <= set(MASKABLE):
+        fits, own = True, quantized is not None and name in quantized.tensors
+    else:
+        own = info.dtype == start.dtype and covered * ITEM_BYTES[info.dtype] >= _WORTH
+        fits = own or (lossless and info.dtype == start.dtype)
+    masked = fits and covered >= SMALL
+    return User(index, name, found, covered, masked, not masked and info == start, masked and own)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tallstore.encoder.quantized import WithoutLoss, note_of
+
 Progress = Callable[[str, int, int], None]
 """Called now and then with: what is being done, how much of it is done, and how much there is."""
 
@@ -29,6 +31,8 @@ class TaskReport:
     """Tensors stored whole, and why."""
     missing: tuple[str, ...]
     """Base tensors that the task lacks."""
+    without_loss: WithoutLoss | None = None
+    """Its tensors that are packed without loss for what they are: quantized, or of types that no mask fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,12 @@ class PackReport:
     taken_up: int = 0
     """Batches of work that an earlier run had finished: see `Options.resume`."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is good to know: nothing to act on."""
+        found = ((name, task.without_loss) for name, task in self.tasks.items())
+        return tuple(note_of(name, told) for name, told in found if told is not None)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}

@@ -23,6 +23,7 @@ from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
+from tallstore.encoder.lossless import NAN_IN_BASE, encode_row
 from tallstore.encoder.plan import User
 from tallstore.encoder.straight import Fallback, Start, counted, leveled, marked, reach, row_in_file, start_of
 from tallstore.format.dtypes import ITEM_BYTES
@@ -34,6 +35,8 @@ from tallstore.tensors import TORCH, as_bytes
 
 WHOLE = "whole"
 """The form of a tensor that a budget wants stored whole."""
+LOSSLESS = "lossless"
+"""The form of a tensor that is coded against the base's without loss."""
 BUDGET = "the error budget asks for it"
 WORDS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
 """Unsigned integers by bytes an element."""
@@ -144,6 +147,12 @@ class Tools:
     """(task, base tensor) → the vector codec of a delta of its own, or WHOLE: what a budget asks for."""
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
+    exactly: frozenset[int] = frozenset()
+    """Tasks of which every tensor has the form LOSSLESS."""
+
+    def is_lossless(self, user: User, base: str) -> bool:
+        """Whether a tensor that comes from the base's of that name is coded without loss."""
+        return user.lossless or user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
 
     @property
     def origin(self) -> Checkpoint:
@@ -183,6 +192,7 @@ def _apart(item: Item, tools: Tools) -> bool:
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
     """What a statistic measures on an item's tiles, and how many bytes it stands for."""
+    item = replace(item, users=tuple(user for user in item.users if not user.lossless))
     if not item.users:
         return [], 0
     runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
@@ -271,20 +281,39 @@ def do(item: Item, tools: Tools) -> Done:
     raw = as_bytes(base)
     coded_base = tools.whole.encode(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
-    outcomes: list[Outcome | None] = []
+    outcomes: dict[User, Outcome | None] = {}
     vector, size = b"", len(raw)
-    for found, users in _together(item, origin, tools):
+    lossy = replace(item, users=tuple(user for user in item.users if not tools.is_lossless(user, item.name)))
+    for found, users in _together(lossy, origin, tools):
         if isinstance(found, Outcome):
-            outcomes.append(found)
+            outcomes[users[0]] = found
             size += origin.numel() * origin.element_size()
             continue
         vector, coded = _encode(item, users, found, base, tools)
-        outcomes += coded
+        outcomes |= zip(users, coded, strict=True)
         size += found.bytes - origin.numel() * origin.element_size()
+    for user in item.users:
+        if user not in outcomes:
+            outcomes[user], read_bytes = _without_loss(item, user, base, tools)
+            size += read_bytes
     alike = tuple(same_bits(base, tools.tasks[u.task].read(u.name, item.start, item.stop)) for u in item.alike)
     only = len(base) == tools.base.tensors[item.name].numel
     sha256 = hashlib.sha256(raw.data).hexdigest() if only else ""
-    return Done(coded_base, vector, tuple(outcomes), alike, sha256, size)
+    return Done(coded_base, vector, tuple(outcomes[user] for user in item.users), alike, sha256, size)
+
+
+def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[Outcome | None, int]:
+    """What becomes of a row that is coded against the base as it is stored; and how many bytes were read for it."""
+    row = _row(item, user, tools)
+    if row is None:
+        return None, 0
+    info = tools.tasks[user.task].tensors[user.name]
+    length = math.prod(info.shape[1:]) if len(info.shape) > 1 else 0
+    whose = (length, item.start % length) if length else (0, 0)
+    measured = user.task not in tools.exactly and not user.lossless
+    found = encode_row(row, base[: len(row)], info.dtype, whose, measured=measured)
+    outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
+    return outcome, row.numel() * row.element_size()
 
 
 def identify(name: str, tools: Tools) -> str:

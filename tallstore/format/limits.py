@@ -21,6 +21,8 @@ TENSORS = 100_000
 """Most tensors in a part."""
 PARTS = 200_000
 """Most files in an archive."""
+WEIGHTS_FILES = 1000
+"""Most weights files of a task, shards of one counted once."""
 RANK = 16
 """Most dimensions of a tensor."""
 ELEMENTS = 2**48

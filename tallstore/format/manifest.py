@@ -16,11 +16,13 @@ from typing import Any
 
 from tallstore.errors import DamagedError, FormatError, TaskNameError
 from tallstore.format import limits, strict_json
-from tallstore.format.dtypes import ITEM_BYTES, check_dtype
+from tallstore.format.data_files import is_data_name
+from tallstore.format.dtypes import check_count, check_dtype, count, size_of
+from tallstore.format.layout import WeightsFile, check_layout
 from tallstore.format.names import check_file_names, check_paths, check_task_names, check_tensor_name
 from tallstore.format.part import is_hex
 from tallstore.format.safetensors import check_shape, is_count
-from tallstore.format.version import VERSION, check_version
+from tallstore.format.version import VERSION, check_version, needed, newest
 
 MANIFEST = "tall.json"
 FORMAT = "tallstore"
@@ -39,6 +41,8 @@ class PartRecord:
     sha256: str
     header_size: int | None = None
     header_sha256: str | None = None
+    version: str = field(default=VERSION, compare=False)
+    """Of the format, that a part says itself; known to whoever writes it. The manifest has no record of it."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -68,16 +72,19 @@ class BaseTensor:
     shape: tuple[int, ...]
     sha256: str
 
+    @property
+    def numel(self) -> int:
+        """Elements; bytes of packed types."""
+        return count(self.dtype, self.shape)
+
     @classmethod
     def from_json(cls, value: Any, where: str) -> BaseTensor:
         """Parse and validate."""
         if not isinstance(value, dict) or not is_hex(value.get("sha256"), _DIGITS):
             raise FormatError(f"{where}: not a tensor's identity")
-        return cls(
-            dtype=check_dtype(value.get("dtype"), where),
-            shape=check_shape(value.get("shape"), where),
-            sha256=value["sha256"],
-        )
+        dtype, shape = check_dtype(value.get("dtype"), where), check_shape(value.get("shape"), where)
+        check_count(dtype, shape, where)
+        return cls(dtype=dtype, shape=shape, sha256=value["sha256"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +101,7 @@ class Base:
     @property
     def bytes(self) -> int:
         """What the base's tensors take in memory."""
-        return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in self.tensors.values())
+        return sum(size_of(t.dtype, t.shape) for t in self.tensors.values())
 
     @property
     def identity(self) -> str:
@@ -125,10 +132,18 @@ class Task:
     group: str
     parts: Mapping[str, tuple[str, ...]]
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name in the model's folder → path in the archive (under the task, or under `common/`)."""
+    """Name in the model's folder → path in the archive (under the task, or under `common/`). Those whose names end as
+    pickles' may are in a member of their own there, `data`."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """relative_error, cosine, density, parameters, bytes, …: information, never needed to decode."""
     source: Mapping[str, str] = field(default_factory=dict)
+    weights: tuple[WeightsFile, ...] = ()
+    """Where its tensors are in the model's folder; none if that is one `model.safetensors`."""
+
+    @property
+    def bit_for_bit(self) -> bool:
+        """Whether every tensor decodes to the original's to the last bit, as the packer says."""
+        return self.measured.get("bit_for_bit") is True
 
     def number(self, *keys: str) -> float | None:
         """A measured number; None where there is none. What stands there is anybody's JSON, so it is looked at."""
@@ -150,6 +165,16 @@ class Manifest:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The encoder's options: information, never needed to decode."""
     version: str = VERSION
+    """At least what it needs that it says, and what its parts need if they were just written."""
+
+    def __post_init__(self) -> None:
+        words = {tensor.dtype for tensor in self.base.tensors.values()}
+        for task in self.tasks.values():
+            words |= task.parts.keys()
+            words |= {"task.weights"} if task.weights else set()
+            words |= {"task.data"} if any(map(is_data_name, task.files)) else set()
+        parts = {record.version for record in self.parts.values()}
+        object.__setattr__(self, "version", newest((self.version, needed(words), *parts)))
 
     def bytes_by_kind(self, manifest_bytes: int) -> dict[str, int]:
         """Bytes on disk: base, vector, masks, private, exact, files, manifest, total."""
@@ -182,16 +207,7 @@ class Manifest:
                 "tensors": {name: asdict(tensor) for name, tensor in self.base.tensors.items()},
             },
             "groups": [asdict(group) for group in self.groups],
-            "tasks": {
-                name: {
-                    "group": task.group,
-                    "parts": {kind: list(paths) for kind, paths in task.parts.items()},
-                    "files": dict(task.files),
-                    "source": dict(task.source),
-                    "measured": dict(task.measured),
-                }
-                for name, task in self.tasks.items()
-            },
+            "tasks": {name: _task_to_json(task) for name, task in self.tasks.items()},
             "parts": {path: record.to_json() for path, record in self.parts.items()},
             "options": dict(self.options),
         }
@@ -343,6 +359,19 @@ def _group(value: Any, where: str) -> Group:
     )
 
 
+def _task_to_json(task: Task) -> dict[str, Any]:
+    data = {name: path for name, path in task.files.items() if is_data_name(name)}
+    return {
+        "group": task.group,
+        "parts": {kind: list(paths) for kind, paths in task.parts.items()},
+        "files": {name: path for name, path in task.files.items() if name not in data},
+        **({"data": data} if data else {}),
+        **({"weights": [file.to_json() for file in task.weights]} if task.weights else {}),
+        "source": dict(task.source),
+        "measured": dict(task.measured),
+    }
+
+
 def _task(value: Any, where: str) -> Task:
     facts = _object(value, where)
     if not isinstance(facts.get("group"), str):
@@ -351,14 +380,26 @@ def _task(value: Any, where: str) -> Task:
     if "mask" not in parts or not set(parts) <= set(TASK_PARTS):
         raise FormatError(f"{where}: parts of kinds {sorted(parts)}, where mask and perhaps private, exact are due")
     files = _strings(facts.get("files", {}), f"{where}: files")
-    check_file_names(files)
+    data = _strings(facts.get("data", {}), f"{where}: data")
+    if odd := next((name for name in data if not is_data_name(name)), None):
+        raise FormatError(f"{where}: data: {odd!r} belongs in files")
+    check_file_names(files, data)
+    weights = _weights(facts.get("weights", []), f"{where}: weights")
+    check_layout(weights, [*files, *data], where)
     return Task(
         group=facts["group"],
         parts=parts,
-        files=files,
+        files={**files, **data},
+        weights=weights,
         measured=_object(facts.get("measured", {}), f"{where}: measured"),
         source=_strings(facts.get("source", {}), f"{where}: source"),
     )
+
+
+def _weights(value: Any, where: str) -> tuple[WeightsFile, ...]:
+    if not isinstance(value, list):
+        raise FormatError(f"{where}: not a list")
+    return tuple(WeightsFile.from_json(each, f"{where}: file {number}") for number, each in enumerate(value))
 
 
 def finite(value: float) -> float | None:

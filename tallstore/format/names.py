@@ -103,10 +103,14 @@ def check_paths(paths: Iterable[object]) -> list[str]:
     return checked
 
 
-def check_file_names(names: Iterable[object]) -> list[str]:
-    """Check the names of a model's small files: paths beside each other, none of which could pass for its weights."""
-    checked = check_paths(names)
-    for name in checked:
+def check_file_names(names: Iterable[object], data: Iterable[object] = ()) -> list[str]:
+    """Check the names of a model's small files: paths beside each other, none of which could pass for its weights.
+
+    `data`: those of files whose bytes were, or will be, looked at.
+    """
+    plain = list(names)
+    checked = check_paths([*plain, *data])
+    for name in checked[: len(plain)]:
         if name.lower().endswith(_WEIGHTS):
             raise FormatError(f"file name {name!r} is one that loaders take weights from")
     return checked

@@ -14,7 +14,7 @@ from tallstore.archive.reader import Reader
 from tallstore.archive.splice import Archive, Spliced, new_config, splice
 from tallstore.archive.subset import config_of
 from tallstore.archive.verify import compare
-from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
+from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
 from tallstore.encoder import Options, Progress, Slot, TaskReport
 from tallstore.encoder.groups import choose_groups
 from tallstore.errors import InputError, ModelMismatchError, TaskNameError
@@ -69,6 +69,8 @@ def add(
         with ExitStack() as stack:
             start = base_of(change.reader, base)
             stack.callback(start.close)
+            tasks = stack.enter_context(with_every_set(tasks, chosen.weights, chosen.storage_options))
+            _check_names(change.manifest, list(tasks), refit=refit)
             if refit:
                 _check_originals(change, start, tasks, progress)
             packer = _Packer(change, stack, start, chosen, progress)

@@ -18,7 +18,7 @@ from tallstore.archive.reader import Reader, read_manifest
 from tallstore.archive.splice import Archive, Spliced
 from tallstore.errors import InputError, OutputError, VersionError
 from tallstore.format.manifest import MANIFEST, Manifest
-from tallstore.format.version import VERSION
+from tallstore.format.version import NEWEST, minor
 from tallstore.hub.card import README, is_ours
 from tallstore.stores import Sink, Store, is_address, open_sink, open_store
 
@@ -92,11 +92,7 @@ def changing(path: str | os.PathLike[str]) -> Iterator[Change]:
         # Only now that no other process can change it: what is read is what will be replaced.
         store = stack.enter_context(open_store(target))
         manifest = read_manifest(store)
-        if _minor(manifest.version) > _minor(VERSION):
-            raise VersionError(f"{target}: written in format {manifest.version}, and this tallstore writes {VERSION}")
+        if minor(manifest.version) > minor(NEWEST):
+            raise VersionError(f"{target}: written in format {manifest.version}, and this tallstore writes {NEWEST}")
         yield Change(target, store, manifest, Reader(store, manifest), sink)
         sink.abort()  # after a commit there is nothing left to remove
-
-
-def _minor(version: str) -> int:
-    return int(version.partition(".")[2])

@@ -103,8 +103,8 @@ def pull(
         paths = _paths(zoo, wanted, exact=exact, archive=archive)
         one = isinstance(tasks, str) or (tasks is not None and len(wanted) == 1)
         folders = {} if out is None or archive else {t: Path(out) if one else Path(out) / t for t in wanted}
-        for folder in folders.values():
-            check_folder(folder, overwrite=overwrite)
+        for task, folder in folders.items():
+            check_folder(folder, overwrite=overwrite, layout=zoo.manifest.tasks[task].weights)
         _fetch(zoo, paths, progress, base=not archive)
         if archive:
             zoo.write_subset(wanted, Path(str(out)), overwrite=overwrite, progress=progress)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tallstore.archive import open_zoo
-from tallstore.checkpoints import Source, opened_checkpoint
+from tallstore.checkpoints import Source, opened_checkpoint, with_every_set
 from tallstore.encoder import Options, Packed, PackReport, Progress, Slot, encode
 from tallstore.errors import BudgetError, InputError
 from tallstore.format.names import check_task_names
@@ -59,11 +59,13 @@ def pack(
         raise InputError("no task was given: name at least one fine-tuned model")
     chosen.exact_tasks(names)
     check_target(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options)
-    if chosen.groups == 1:
-        return pack_group(base, tasks, path, chosen, progress=progress)
-    from tallstore.promises.grouped import pack_groups
+    with with_every_set(tasks, chosen.weights, chosen.storage_options) as every:
+        check_task_names(list(every))
+        if chosen.groups == 1:
+            return pack_group(base, every, path, chosen, progress=progress)
+        from tallstore.promises.grouped import pack_groups
 
-    return pack_groups(base, tasks, path, chosen, progress=progress)
+        return pack_groups(base, every, path, chosen, progress=progress)
 
 
 def pack_group(
@@ -104,7 +106,7 @@ class _Trials:
         self.score: Score | None = find_evaluator(self.options.evaluate) if self.options.evaluate is not None else None
         if self.score is not None:
             for name in self.names:
-                self.originals[name] = score(self.score, _original(self.tasks[name], name), name)
+                self.originals[name] = score(self.score, _original(self.tasks[name], name, self.options.weights), name)
 
     @property
     def _rounded(self) -> bool:
@@ -217,7 +219,7 @@ def _norm(packed: Packed, task: int) -> float:
     return sum(cost.norm for (index, _), cost in packed.costs.items() if index == task)
 
 
-def _original(source: Source, name: str) -> dict[str, Tensor]:
-    with opened_checkpoint(source, f"{name} (in memory)") as checkpoint:
+def _original(source: Source, name: str, weights: str | None) -> dict[str, Tensor]:
+    with opened_checkpoint(source, f"{name} (in memory)", weights=weights) as checkpoint:
         state = {n: checkpoint.read(n, 0, i.numel).reshape(i.shape) for n, i in checkpoint.tensors.items()}
         return {n: state[checkpoint.ties.get(n, n)] for n in state}

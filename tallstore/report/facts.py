@@ -6,13 +6,12 @@ where anybody may have written anything: what is no number is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
 def _checkpoint(zoo: Zoo, name: str) -> int:
     """Bytes of a task's tensors, tied ones once."""
     facts = zoo.tensors(name).values()
-    return sum(math.prod(f.shape) * ITEM_BYTES[f.dtype] for f in facts if f.kind != "tied")
+    return sum(size_of(f.dtype, f.shape) for f in facts if f.kind != "tied")
 
 
 def _wholes(zoo: Zoo) -> tuple[WholeRow, ...]:

@@ -1,0 +1,63 @@
+"""The components of a task: its weights files, whose tensors have a prefix in the archive and none in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from tallstore.archive.export import weights_name
+from tallstore.errors import OptionError
+from tallstore.format.layout import WeightsFile, claimed
+from tallstore.format.manifest import Task
+
+__all__ = ["Part", "components_of", "part_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A task, or one component of it, as a folder of its own."""
+
+    layout: tuple[WeightsFile, ...]
+    names: Mapping[str, str]
+    """Name of a tensor in it → in the archive."""
+    files: Mapping[str, str]
+    """Name of a file in its folder → path in the archive."""
+
+
+def components_of(task: Task) -> tuple[str, ...]:
+    """Names of a task's components: folders below the model's, or '' for what lies at its top."""
+    return tuple(file.prefix.rstrip("/") for file in task.weights) or ("",)
+
+
+def part_of(task: Task, component: str | None, names: Iterable[str], where: str) -> Part:
+    """The whole task for None, or one of its components.
+
+    Raises:
+        OptionError: there is no such component; lists those that there are.
+    """
+    layout = task.weights or (WeightsFile(path=weights_name(task.files)),)
+    if component is None:
+        return Part(layout=layout, names={name: name for name in names}, files=task.files)
+    prefixes = {file.prefix.rstrip("/"): number for number, file in enumerate(layout)}
+    if component not in prefixes:
+        listed = ", ".join(repr(prefix) for prefix in prefixes)
+        raise OptionError(
+            f"{where}: no component {component!r}; there {'is' if len(prefixes) == 1 else 'are'} {listed}"
+        )
+    number = prefixes[component]
+    file = layout[number]
+    if len(layout) == 1:
+        return Part(layout=layout, names={name: name for name in names}, files=task.files)
+    below = [other.folder for other in layout if other.folder != file.folder and other.folder.startswith(file.folder)]
+    inside = {
+        name.removeprefix(file.folder): path
+        for name, path in task.files.items()
+        if name.startswith(file.folder) and not name.startswith(tuple(below))
+    }
+    own = replace(
+        file,
+        path=file.path.removeprefix(file.folder),
+        prefix="",
+        saved=None if file.saved is None else file.saved.removeprefix(file.folder),
+    )
+    return Part(layout=(own,), names=claimed(layout, names, where)[number], files=inside)

@@ -1,0 +1,123 @@
+"""Matching component by component: the unet of a task with the unet of its base, each by names of its own.
+
+A model of one component has no prefix; where base and task have other components, those that have the same tensors
+belong together, so that a base may be a pipeline, and a task its unet alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from tallstore.checkpoints import Checkpoint
+from tallstore.checkpoints.joined import JoinedCheckpoint
+from tallstore.encoder.match import Match, check_distance, match
+from tallstore.errors import CheckpointError, WrongBaseError
+
+__all__ = ["matched"]
+
+_LARGE = 0.05
+"""Share of a task's parameters from which on a component must be that of the base; a smaller one may be a new head."""
+
+
+def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[str, Match]:
+    """Tensors of a task that have a counterpart in the base, by the task's name.
+
+    Raises:
+        WrongBaseError: a component has no counterpart, or is too far from it; names it, the tensors and the folders.
+        CheckpointError: tensors are empty that are not so in the base: a half-saved checkpoint.
+    """
+    _check_whole(base, task)
+    there, own = _components(base, task), _components(task, base)
+    if set(there) == {""} and set(own) == {""}:
+        return _one(base, task, allow_distant=allow_distant)
+    pairs = _pairs(base, there, task, own)
+    if not pairs:
+        return _one(base, task, allow_distant=allow_distant)
+    total = sum(info.numel for info in task.tensors.values())
+    found: dict[str, Match] = {}
+    for prefix, names in own.items():
+        other = pairs.get(prefix)
+        size = sum(task.tensors[name].numel for name in names)
+        part = _part(task, prefix, names)
+        if other is None:
+            if size > _LARGE * total and not allow_distant:
+                listed = ", ".join(f"{each!r}" for each in there)
+                raise WrongBaseError(
+                    f"{task.where}: component {prefix!r} (tensor {names[0]!r}) is none of the base {base.where}, which "
+                    f"has {listed}: give the base that has it, or allow_distant=True (--allow-distant) to keep it whole"
+                )
+            continue
+        whole = _part(base, other, there[other])
+        try:
+            own_matches = _one(whole, part, allow_distant=allow_distant)
+        except WrongBaseError:
+            if size > _LARGE * total:
+                raise
+            continue
+        found |= {f"{prefix}{name}": Match(f"{other}{m.base}", m.rows) for name, m in own_matches.items()}
+    return found
+
+
+def _one(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[str, Match]:
+    found = match(base, task)
+    if not allow_distant:
+        check_distance(base, task, found)
+    return found
+
+
+def _components(checkpoint: Checkpoint, other: Checkpoint) -> dict[str, list[str]]:
+    """Names of tensors by their component's prefix. Of an archive's base no layout is known: the other's tells."""
+    layout = checkpoint.layout or other.layout
+    prefixes = sorted((file.prefix for file in layout if file.prefix), key=lambda prefix: -len(prefix))
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in checkpoint.tensors:
+        found[next((prefix for prefix in prefixes if name.startswith(prefix)), "")].append(name)
+    return dict(found)
+
+
+def _pairs(
+    base: Checkpoint, there: Mapping[str, list[str]], task: Checkpoint, own: Mapping[str, list[str]]
+) -> dict[str, str]:
+    """For each component of a task the base's: of the same name, or else the one with the most tensors in common."""
+    pairs = {prefix: prefix for prefix in own if prefix in there and (prefix or len(own) > 1 or len(there) == 1)}
+    free = [prefix for prefix in there if prefix not in pairs.values()]
+    for prefix, names in own.items():
+        if prefix in pairs or not free:
+            continue
+        shapes = {name.removeprefix(prefix): task.tensors[name].shape for name in names}
+        votes = {
+            other: sum(shapes.get(name.removeprefix(other)) == base.tensors[name].shape for name in there[other])
+            for other in free
+        }
+        best = max(votes, key=lambda other: votes[other])
+        if votes[best]:
+            pairs[prefix] = best
+            free.remove(best)
+    return pairs
+
+
+def _part(checkpoint: Checkpoint, prefix: str, names: list[str]) -> Checkpoint:
+    where = f"{checkpoint.where}/{prefix.rstrip('/')}" if prefix else checkpoint.where
+    return JoinedCheckpoint(where, [checkpoint], {name.removeprefix(prefix): (0, name) for name in names})
+
+
+def _check_whole(base: Checkpoint, task: Checkpoint) -> None:
+    """Raise CheckpointError where one holds tensors of no element that the other has whole."""
+    for whole, half in ((base, task), (task, base)):
+        empty = {name for name, info in half.tensors.items() if not info.numel}
+        if not empty:
+            continue
+        full = {name for name, info in whole.tensors.items() if info.numel}
+        lost = [name for name in half.tensors if name in empty and _has_counterpart(name, full)]
+        if lost:
+            raise CheckpointError(
+                f"{half.where}: {len(lost)} tensors are empty, {lost[0]!r} the first, that {whole.where} has whole: "
+                "half of a ZeRO-3 or FSDP checkpoint; make whole weights with DeepSpeed's zero_to_fp32.py, or save "
+                "with stage3_gather_16bit_weights_on_model_save"
+            )
+
+
+def _has_counterpart(name: str, others: set[str]) -> bool:
+    """Whether a tensor of that name is there, perhaps with a prefix more or less."""
+    return name in others or any(name.endswith(f".{other}") or other.endswith(f".{name}") for other in others)
