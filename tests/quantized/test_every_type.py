@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import kinds, packed, tiny_zoo
+from support import kinds, noise, packed, tiny_zoo
 
 import tallstore
-from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BITS, MASKABLE, PACKED, size_of
@@ -70,7 +69,7 @@ def test_files_come_back_byte_for_byte(dtype: str, target: Path) -> None:
 
     base = write(folder / "base.safetensors", made(1, 0))
     tasks = {"same": write(folder / "same.safetensors", made(1, 0)), "b": write(folder / "b.safetensors", made(2, 1))}
-    with packed(base, tasks, target, quality="lossless") as zoo:
+    with packed(base, tasks, target, quality="lossless", allow_distant=True) as zoo:
         zoo.verify(dict(tasks))
         for task, source in tasks.items():
             zoo.export(task, folder / f"out-{task}")
@@ -103,7 +102,7 @@ def test_state_dicts_come_back_in_torchs_own_types(dtype: torch.dtype, target: P
             assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
             assert as_bytes(found).tobytes() == as_bytes(wanted).tobytes()
             assert as_bytes(zoo.weights(task).get_tensor("w")).tobytes() == as_bytes(wanted).tobytes()
-        assert zoo.manifest.version == ("1.1")
+        assert zoo.manifest.version == "1.1"
 
 
 @pytest.mark.parametrize("name", ["float8_e8m0fnu", "float4_e2m1fn_x2", "float8_e4m3fnuz", "float8_e5m2fnuz"])
@@ -111,7 +110,7 @@ def test_stock_files_of_new_types(name: str, target: Path) -> None:
     kind = getattr(torch, name)
     codes = torch.randint(1, 100, (64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for file in ("base", "a"):
-        save_file({"w": torch.randn(256, 256), "scale": codes.view(kind)}, target.parent / f"{file}.safetensors")
+        save_file({"w": noise(256, 256), "scale": codes.view(kind)}, target.parent / f"{file}.safetensors")
     with packed(target.parent / "base.safetensors", {"a": target.parent / "a.safetensors"}, target) as zoo:
         zoo.export("a", target.parent / "out")
     back = load_file(target.parent / "out" / "model.safetensors")
@@ -131,9 +130,6 @@ def test_what_no_file_can_hold_says_what_helps(target: Path) -> None:
     wide = torch.zeros(4, dtype=torch.complex128)
     with pytest.raises(CheckpointError, match=r"tensor 'w' \(torch.complex128.*has no such type: convert it"):
         tallstore.pack({"w": wide}, {"a": {"w": wide}}, target)
-    quantized = torch.quantize_per_tensor(torch.randn(4, 4), 0.1, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match="convert it"):
-        MemoryCheckpoint({"w": quantized}, "here")
     assert not target.exists()
 
 
