@@ -7,7 +7,6 @@ that they are the same on every machine.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy.typing as npt
 from tallstore.codecs.base import Row
 from tallstore.kernels.lattice import CLASSES, LEVELS, Lattice, Model, Prepared, frequencies
 from tallstore.kernels.lattice_fast import count_segments, count_symbols
-from tallstore.kernels.logarithm import log2
 
 __all__ = ["choose", "lanes_for", "lowest"]
 
@@ -27,7 +25,7 @@ BITS = 11
 MOST_SHIFT = 3
 """Octaves by which rows may differ from each other."""
 _SEGMENT = 256
-"""Fewest elements of a segment: short rows are taken together."""
+"""Fewest elements of a segment: short rows are taken together; and about as many of it are looked at."""
 _ROUNDS = 2
 _ABOVE = 1 << 11
 """One element in so many may have a larger exponent than the highest level's."""
@@ -58,7 +56,7 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
     width, first = _segments(row, len(prepared.levels))
     shifts = np.zeros(1, np.uint8)
     if width:
-        shifts = _shifts(count_segments(prepared, width, first))
+        shifts = _shifts(count_segments(prepared, width, first, max(1, width // _SEGMENT)))
         if not shifts.any():
             width, first, shifts = 0, 0, shifts[:1]
     counts = count_symbols(prepared, width, first, shifts)
@@ -68,7 +66,7 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
     """The exponent of level 0: the highest level's is about the largest that there is, a few outliers aside."""
-    some = base[:: max(1, len(base) >> 16)]
+    some = base[:: max(1, len(base) >> 14)]
     above = np.cumsum(np.bincount(lattice.keys(some), minlength=lattice.mask + 1)[::-1])[::-1]
     top = int(np.flatnonzero(above > len(some) // _ABOVE)[-1])
     return max(0, top - LEVELS + 1)
@@ -100,7 +98,8 @@ def _shifts(counts: Integers) -> npt.NDArray[np.uint8]:
         bits = _bits(total)
         costs = np.stack([bits[shift : shift + LEVELS].reshape(-1) for shift in range(MOST_SHIFT + 1)], axis=1)
         found = (flat @ costs).argmin(1)
-    return (found - found.min()).astype(np.uint8)
+    shifts: npt.NDArray[np.uint8] = (found - found.min()).astype(np.uint8)
+    return shifts
 
 
 def _bits(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -111,37 +110,40 @@ def _bits(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         near = there[np.abs(np.arange(len(counts))[:, None] - there).argmin(1)]
         counts = np.where(all_of[:, None] >= 64, counts, counts[near])
     smooth = 2 * counts + 1
-    return np.rint(_POINT * log2(smooth.sum(1, keepdims=True) / smooth))
+    return np.rint(_POINT * np.log2(smooth.sum(1, keepdims=True) / smooth))
 
 
 def _merged(counts: Integers) -> tuple[npt.NDArray[np.uint8], Integers]:
     """The table of each context, and the counts of each table: neighbours are merged while that saves."""
     used = np.flatnonzero(counts.any(1))
-    tables = [counts[at] for at in used]
-    begins = list(used)
-    costs = [_cost(each) for each in tables]
-    joined = [_cost(a + b) for a, b in pairwise(tables)]
-    while joined:
-        gains = [joined[i] - costs[i] - costs[i + 1] for i in range(len(joined))]
-        at = int(np.argmin(gains))
+    begins, tables = used.tolist(), counts[used]
+    costs, joined = _costs(tables), _costs(tables[1:] + tables[:-1])
+    while len(joined):
+        gains = joined - costs[1:] - costs[:-1]
+        at = int(gains.argmin())
         if gains[at] >= 0:
             break
-        tables[at] = tables[at] + tables.pop(at + 1)
+        tables[at] += tables[at + 1]
+        costs[at] = joined[at]
+        tables, costs, joined = (np.delete(each, at + 1, 0) for each in (tables, costs, np.append(joined, 0)))
+        joined = joined[:-1]
+        near = np.arange(max(at - 1, 0), min(at + 1, len(joined)))
+        joined[near] = _costs(tables[near] + tables[near + 1])
         begins.pop(at + 1)
-        costs[at : at + 2] = [joined.pop(at)]
-        for near in (at - 1, at):
-            if 0 <= near < len(joined):
-                joined[near] = _cost(tables[near] + tables[near + 1])
     table = np.searchsorted(begins, np.arange(len(counts)), side="right") - 1
-    return np.maximum(table, 0).astype(np.uint8), np.stack(tables)
+    return np.maximum(table, 0).astype(np.uint8), tables
 
 
-def _cost(counts: Integers) -> int:
-    """What so many symbols take with a table of their own, in parts of a bit."""
-    some = counts[counts > 0]
-    information = some @ np.rint(_POINT * log2(some.sum() / some)).astype(np.int64)
-    weights = int(np.flatnonzero(counts)[-1]) + 1
-    return int(information + _POINT * (counts[1:].sum() + weights * _WEIGHT_BITS))
+def _costs(counts: Integers) -> Integers:
+    """What so many symbols take with a table of their own, in parts of a bit: shape (tables, A) to (tables,)."""
+    if not len(counts):
+        return np.zeros(0, np.int64)
+    total = counts.sum(1)
+    # Rounded to so few digits, logarithms are the same on every machine.
+    bits = np.rint(_POINT * np.log2(np.maximum(total[:, None], 1) / np.maximum(counts, 1))).astype(np.int64)
+    longest = counts.shape[1] - (counts[:, ::-1] > 0).argmax(1)
+    found: Integers = (counts * bits).sum(1) + _POINT * (total - counts[:, 0] + longest * _WEIGHT_BITS)
+    return found
 
 
 def _weights(counts: Integers) -> npt.NDArray[np.uint8]:

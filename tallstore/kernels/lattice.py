@@ -44,6 +44,7 @@ SYMBOLS = DIRECT + 2 * (31 - 4) + 1
 LOWEST = 1 << 16
 """Of a lane's state: it is from here to 2³²."""
 ENDS = "coded steps do not end with their elements"
+OPEN_BITS = "open bits of steps do not end with their elements"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Lattice:
 
     def keys(self, words: Words) -> Integers:
         """The exponents of elements."""
-        return (words >> words.dtype.type(self.shift)).astype(np.int64) & self.mask
+        found: Integers = (words >> words.dtype.type(self.shift)).astype(np.int64) & self.mask
+        return found
 
     def levels(self, words: Words, low: int) -> Bytes:
         """The same as 0 … LEVELS − 1, from one exponent on."""
@@ -182,10 +184,15 @@ def segments_of(n: int, width: int, first: int) -> int:
     return 1 + -(-max(n - first, 0) // width) if width else 1
 
 
-def count_segments(prepared: Prepared, width: int, first: int) -> Integers:
-    """Elements by segment, level and class of magnitude (0, 1, 2, more): shape (segments, LEVELS, CLASSES)."""
+def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Integers:
+    """Elements by segment, level and class of magnitude (0, 1, 2, more): shape (segments, LEVELS, CLASSES).
+
+    Of each segment, one element in so many is counted, its first among them.
+    """
     segment, segments = _segment(len(prepared.levels), width, first), segments_of(len(prepared.levels), width, first)
     at = (segment * LEVELS + prepared.levels) * CLASSES + np.minimum(np.abs(prepared.symbols), CLASSES - 1)
+    place = np.arange(len(at)) - np.maximum(first + (segment - 1) * width, 0)
+    at = at[place % one_in == 0]
     return np.bincount(at, minlength=segments * LEVELS * CLASSES).reshape(segments, LEVELS, CLASSES)
 
 
@@ -199,7 +206,7 @@ def count_symbols(prepared: Prepared, width: int, first: int, shifts: Bytes) -> 
 def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
     """Code a chunk in so many lanes. Every symbol that occurs in a context has a frequency there."""
     size, symbols = 1 << model.bits, prepared.symbols.astype(np.int64)
-    both, begin = _both_signs(frequencies(model.weights, model.bits))
+    both, begin = both_signs(frequencies(model.weights, model.bits))
     tables = _tables(prepared.levels, model)
     at = tables, np.where(symbols < 0, -2 * symbols, np.maximum(2 * symbols - 1, 0))
     share_of, begin_of = both[at], begin[at]
@@ -246,7 +253,7 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
 
 def slots(share: Integers) -> tuple[Integers, Integers, Integers]:
     """Of every slot its signed symbol, that symbol's frequency, and where in it the slot is: shape (tables, 2^bits)."""
-    both, begin = _both_signs(share)
+    both, begin = both_signs(share)
     signed = np.arange(both.shape[1])
     signed = np.where(signed & 1, (signed + 1) // 2, -(signed // 2))
     symbol = np.stack([np.repeat(signed, row) for row in both])
@@ -266,7 +273,7 @@ def _tables(levels: Bytes, model: Model) -> Integers:
     return model.table.astype(np.int64)[levels + shifts.astype(np.int64)]
 
 
-def _both_signs(share: Integers) -> tuple[Integers, Integers]:
+def both_signs(share: Integers) -> tuple[Integers, Integers]:
     """Frequencies of 0, +1, −1, +2, −2 …, and where each begins: shape (tables, 2A − 1)."""
     both = np.repeat(share, 2, axis=1)[:, 1:]
     return both, np.cumsum(both, axis=1) - both
@@ -293,11 +300,11 @@ def _with_bits(symbols: Integers, extra: Bytes) -> Integers:
     ends = np.cumsum(widths)
     total = int(ends[-1]) if len(ends) else 0
     if len(extra) != -(-total // 8):
-        raise DamagedError(f"{len(extra)} bytes of steps' open bits, expected {-(-total // 8)}")
+        raise DamagedError(OPEN_BITS)
     padded = np.zeros(len(extra) // 4 * 4 + 12, np.uint8)
     padded[: len(extra)] = extra
     if total % 8 and extra[-1] >> (total % 8):
-        raise DamagedError("bits behind the last open one are not zero")
+        raise DamagedError(OPEN_BITS)
     some = np.flatnonzero(widths)
     starts = (ends - widths)[some]
     lines = padded.view("<u4").astype(np.uint64)
