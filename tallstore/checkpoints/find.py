@@ -14,7 +14,7 @@ from torch import nn
 
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
 from tallstore.checkpoints.companions import find_companions
-from tallstore.checkpoints.folder import Component, Survey, survey
+from tallstore.checkpoints.folder import Component, Survey, kind_of, survey
 from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
@@ -175,7 +175,6 @@ def _open_component(
     component: Component, seen: Survey, opened: dict[Component, Checkpoint], weights: str | None
 ) -> None:
     """Open a component; one that no list names, only if its weights are not the model's once more."""
-    main = next(iter(opened.values()), None)
     files = component.weights
     try:
         part: Checkpoint
@@ -186,11 +185,15 @@ def _open_component(
         else:
             part = open_torch(files.files, str(files.files[0]), weights)
     except CheckpointError as error:
-        if component.listed or main is None:
+        if component.listed or not opened:
             raise
         seen.left_out |= {f"{component.folder}{path.name}": f"not read: {error}" for path in files.used}
         return
-    if component.listed or main is None or not _is_again(main.tensors, part.tensors):
+    kind = "" if component.extra else kind_of(seen.root / component.folder)
+    if component.listed or not any(
+        _is_again(other.tensors, part.tensors) and kind in {"", kind_of(seen.root / each.folder)}
+        for each, other in opened.items()
+    ):
         opened[component] = part
         return
     part.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,12 @@ from tallstore.checkpoints.companions import why_skipped, why_skipped_folder
 from tallstore.checkpoints.weights_files import Weights, list_weights, order
 from tallstore.errors import CheckpointError
 
-__all__ = ["Component", "Survey", "is_model_folder", "survey"]
+__all__ = ["Component", "Survey", "is_model_folder", "kind_of", "survey"]
 
 _ADAPTERS = {"adapter_model.safetensors", "adapter_model.bin"}
 _WITH_WEIGHTS = {"Dense", "LSTM", "CNN", "LayerNorm", "Transformer", "StaticEmbedding", "SparseAutoEncoder"}
 """Modules of sentence-transformers that are nothing without weights."""
+_NO_WEIGHTS = {"a state of the training", "weights in another form", "hidden"}
 _MARKERS = ("model_index.json", "modules.json", "router_config.json", "plans.json")
 
 
@@ -84,23 +86,21 @@ def survey(root: Path, weights: str | None = None) -> Survey:
         return inner
     listed = _listed(root, found)
     for folder, names in folders.items():
-        wanted = folder == "" or listed is None or any(folder.startswith(f"{name}/") for name in listed)
-        if folder in broken and (folder == "" or (wanted and listed is not None)):
+        named = folder == "" or (listed is not None and any(folder.startswith(f"{name}/") for name in listed))
+        if folder in broken and named:
             raise broken[folder]
         used: set[str] = set()
         if folder in broken:
             out.left_out |= dict.fromkeys(
                 (f"{folder}{name}" for name in names if why_skipped(name)), str(broken[folder])
             )
-        elif found[folder] and wanted:
-            used = _pick(root, folder, found[folder], weights, out, listed=listed is not None or folder == "")
         elif found[folder]:
-            used = {path.name for each in found[folder] for path in each.used}
-            out.left_out |= {f"{folder}{name}": "weights that the model's own list does not name" for name in used}
+            used = _pick(root, folder, found[folder], weights, out, listed=named)
         out.others += [
             f"{folder}{name}" for name in names if name not in used and f"{folder}{name}" not in out.left_out
         ]
     _check_complete(root, out)
+    out.components.sort(key=lambda component: not component.listed)
     return out
 
 
@@ -135,7 +135,7 @@ def _weights_by_folder(
     found: dict[str, list[Weights]] = {}
     broken: dict[str, CheckpointError] = {}
     for folder, names in folders.items():
-        own = [name for name in names if why_skipped(name) in {None, "weights that are no part of the model"}]
+        own = [name for name in names if why_skipped(name) not in _NO_WEIGHTS]
         try:
             found[folder] = [each for each in list_weights(root / folder, own) if each.name not in _ADAPTERS]
         except CheckpointError as error:
@@ -186,9 +186,8 @@ def _only_model_below(
     """The one model in a folder that has no weights itself and says nothing; None where the folder is to be read."""
     if any((root / name).is_file() for name in _MARKERS):
         return None
-    runs = sorted(
-        {name.split("/")[0] for name, why in out.left_out.items() if why == "an earlier state of the training"}
-    )
+    earlier = {name.split("/")[0] for name, why in out.left_out.items() if why == "an earlier state of the training"}
+    runs = sorted(earlier, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
     holding = [folder for folder in folders if found.get(folder)]
     if any(name in folders[""] for name in _ADAPTERS):
         raise CheckpointError(f"{root}: an adapter, not a full fine-tune: merge it into its base and save that first")
@@ -236,6 +235,13 @@ def _listed(root: Path, found: Mapping[str, list[Weights]]) -> set[str] | None:
     if (root / "plans.json").is_file():
         listed |= {folder.rstrip("/") for folder in found if folder.startswith("fold_")}
     return {name for name in listed if name}
+
+
+def kind_of(folder: Path) -> str:
+    """What a component's own configuration says that it is; nothing where it has none."""
+    config = _json(folder / "config.json")
+    names = [config.get(key) for key in ("_class_name", "architectures", "model_type")]
+    return json.dumps(names) if any(names) else ""
 
 
 def _pipeline(root: Path) -> list[tuple[str, str]]:

@@ -16,8 +16,10 @@ from tallstore.errors import CheckpointError, WrongBaseError
 
 __all__ = ["matched"]
 
-_LARGE = 0.05
-"""Share of a task's parameters from which on a component must be that of the base; a smaller one may be a new head."""
+_LARGE = 0.5
+"""Share of a task's parameters from which on a component must be the base's; a smaller one may be a new head."""
+_LARGE_IN_PIPELINE = 0.02
+"""The same where a list of components says that none is a head: parts of pipelines are made for each other."""
 
 
 def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[str, Match]:
@@ -34,14 +36,15 @@ def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[
     pairs = _pairs(base, there, task, own)
     if not pairs:
         return _one(base, task, allow_distant=allow_distant)
-    total = sum(info.numel for info in task.tensors.values())
+    share = _LARGE_IN_PIPELINE if "model_index.json" in task.files else _LARGE
+    most = share * sum(info.numel for info in task.tensors.values())
     found: dict[str, Match] = {}
     for prefix, names in own.items():
         other = pairs.get(prefix)
         size = sum(task.tensors[name].numel for name in names)
         part = _part(task, prefix, names)
         if other is None:
-            if size > _LARGE * total and not allow_distant:
+            if size > most and not allow_distant:
                 listed = ", ".join(f"{each!r}" for each in there)
                 raise WrongBaseError(
                     f"{task.where}: component {prefix!r} (tensor {names[0]!r}) is none of the base {base.where}, which "
@@ -52,7 +55,7 @@ def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[
         try:
             own_matches = _one(whole, part, allow_distant=allow_distant)
         except WrongBaseError:
-            if size > _LARGE * total:
+            if size > most:
                 raise
             continue
         found |= {f"{prefix}{name}": Match(f"{other}{m.base}", m.rows) for name, m in own_matches.items()}
