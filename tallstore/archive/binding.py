@@ -13,10 +13,11 @@ from itertools import takewhile
 
 from torch import Tensor, nn
 
+from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
 from tallstore.names import Conversion, Group, bare, conversion_of, inner_model, short_names, unwrapped
 
-__all__ = ["Binding", "Overlap", "Shape", "bind", "tensors_of"]
+__all__ = ["Binding", "Overlap", "Shape", "bind", "shapes_of", "tensors_of"]
 
 Shape = tuple[int, ...]
 
@@ -24,6 +25,12 @@ Shape = tuple[int, ...]
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's own parameters and buffers, by the names of its state dict; not copies."""
     return {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+
+
+def shapes_of(places: Mapping[str, Place]) -> dict[str, Shape]:
+    """The shapes of a task's tensors, tied ones included."""
+    shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
+    return {name: place.entry.shape or () for name, place in shown.items()}
 
 
 @dataclass(frozen=True)

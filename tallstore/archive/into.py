@@ -7,19 +7,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from tallstore.archive.binding import Binding, Shape, bind, tensors_of
+from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
 from tallstore.tensors import TORCH
 
-__all__ = ["check_overlaps", "converted", "load_into", "shapes_of", "touched", "version_of"]
-
-
-def shapes_of(places: Mapping[str, Place]) -> dict[str, Shape]:
-    """The shapes of a task's tensors, tied ones included."""
-    shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
-    return {name: place.entry.shape or () for name, place in shown.items()}
+__all__ = ["check_overlaps", "converted", "load_into", "touched", "version_of"]
 
 
 def touched(tensors: Iterable[Tensor]) -> None:

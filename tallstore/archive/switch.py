@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tallstore.archive.binding import Binding, bind, tensors_of
+from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
 from tallstore.archive.decode import Decoder, Job
-from tallstore.archive.into import check_overlaps, converted, shapes_of, touched, version_of
+from tallstore.archive.into import check_overlaps, converted, touched, version_of
 from tallstore.archive.lineup import line_up
 from tallstore.archive.packed import Packed
 from tallstore.errors import ModelChangedError, NoSuchTaskError

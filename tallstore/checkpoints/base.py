@@ -42,6 +42,8 @@ class Checkpoint(ABC):
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: tuple[str, ...] = ()
     """Files in the model's folder that are neither weights nor taken along."""
+    model: nn.Module | None = None
+    """The module that it is the state of, if it is one's."""
     source: Mapping[str, str] = {}
     """Where others can get it: `repo` and `commit`, if known."""
 

@@ -15,6 +15,7 @@ from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkp
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.journal import Journal
+from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import Plan, plan
@@ -80,6 +81,7 @@ def encode(
             name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
             for name in names
         }
+        opened = {name: spelled_as(start, task) for name, task in opened.items()}
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
@@ -100,7 +102,7 @@ def encode(
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        warnings = (*journal.warnings, *warnings)
+        warnings = (*journal.warnings, *found.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
@@ -226,6 +228,7 @@ def _report(
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
+                unmatched=found.unmatched[index],
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },

@@ -121,8 +121,9 @@ class Conversion:
             found: dict[str, Tensor] = self._revert(self._model, dict(state))
         return found
 
-    def to_memory(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_memory(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict under the model's own names, as `from_pretrained` makes it; what has no place keeps its name."""
+        own: dict[str, Tensor] = self._model.state_dict()
         whole, collected, lost, ignored = self._collect({n: tuple(t.shape) for n, t in state.items()}, own)
         found = {target: state[name] for name, target in whole.items()}
         for target, each in collected.items():
