@@ -38,6 +38,8 @@ class Checkpoint(ABC):
     """Every tensor, in the checkpoint's own order."""
     ties: Mapping[str, str] = {}
     """Tensors that share all their memory with an earlier one: name → that one's name."""
+    far = False
+    """Whether every read is a request to another machine."""
     files: Mapping[str, Path] = {}
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: tuple[str, ...] = ()

@@ -60,19 +60,21 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
     return respelled(task, base, {name: info.shape for name, info in base.tensors.items()})
 
 
-def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
+def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[str, Match]:
     """Tensors of `task` that have a counterpart in `base`, by the task's name. Each base tensor serves once.
+
+    `ties`: those of the task that are the same as an earlier one.
 
     Raises:
         WrongBaseError: less than half of either's parameters are found in the other with their shapes, and nothing
             that is found looks like the base's; names the first.
         CheckpointError: two of the task's tensors are the same one of the base's.
     """
-    _check_doubles(base, task)
+    _check_doubles(base, task, ties)
     named = _by_name(base, task)
     found = named.found
-    paired = _by_value(base, task, found)
-    for name, first in task.ties.items():
+    paired = _by_value(base, task, found, ties)
+    for name, first in ties.items():
         if name in found and first not in found:
             found[first] = found.pop(name)  # the base knows the shared memory by its other name
     known = {match.base for match in found.values()}
@@ -134,13 +136,12 @@ def _by_name(base: Checkpoint, task: Checkpoint) -> _Named:
 
 
 @one_thread()
-def _by_value(base: Checkpoint, task: Checkpoint, found: dict[str, Match]) -> bool:
+def _by_value(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties: Mapping[str, str]) -> bool:
     """Pair what names do not, as far as values tell; adds to `found`. Whether anything was."""
     used = {match.base for match in found.values()}
-    tied = set(task.ties)
     ours = {short: name for name, short in short_names(task.tensors, bare).items() if name not in found}
     theirs = {short: name for name, short in short_names(base.tensors, bare).items() if name not in used}
-    ours = {short: name for short, name in ours.items() if name not in tied}
+    ours = {short: name for short, name in ours.items() if name not in ties}
     if not ours or not theirs:
         return False
     pairs = Rest(base, task, theirs, ours).pair()
@@ -151,11 +152,11 @@ def _by_value(base: Checkpoint, task: Checkpoint, found: dict[str, Match]) -> bo
     return bool(pairs)
 
 
-def _check_doubles(base: Checkpoint, task: Checkpoint) -> None:
+def _check_doubles(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> None:
     """Raise CheckpointError where two tensors of a task have one name of the base's, but for wrappers."""
     grouped: dict[str, list[str]] = defaultdict(list)
     for name in task.tensors:
-        if name not in task.ties:
+        if name not in ties:
             grouped[bare(name)].append(name)
     theirs = {short: name for name, short in short_names(base.tensors, bare).items()}
     for short, names in grouped.items():

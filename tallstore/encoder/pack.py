@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,14 +195,14 @@ def _measured(
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
-        "checkpoint_bytes": tensor_bytes(checkpoint),
+        "checkpoint_bytes": tensor_bytes(checkpoint, stream.plan.ties[index]),
         "bytes": sum(parts[path].size for path in paths),
     }
 
 
-def tensor_bytes(checkpoint: Checkpoint) -> int:
+def tensor_bytes(checkpoint: Checkpoint, ties: Collection[str]) -> int:
     """Bytes that a checkpoint's tensors take, tied ones once."""
-    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in checkpoint.ties)
+    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in ties)
 
 
 def _report(
@@ -233,7 +233,8 @@ def _report(
             for index, (name, task) in enumerate(manifest.tasks.items())
         },
         bytes=by_kind,
-        checkpoints_bytes=tensor_bytes(base) + sum(tensor_bytes(task) for task in tasks.values()),
+        checkpoints_bytes=tensor_bytes(base, found.base_ties)
+        + sum(tensor_bytes(task, ties) for task, ties in zip(tasks.values(), found.ties, strict=True)),
         bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),
         seconds=seconds,
         warnings=warnings,
