@@ -61,8 +61,8 @@ class Outlines:
         """Without a head: under the names of the tasks' checkpoints if all agree, else under the base's."""
         outline = Outline("base" if self._agreed is None else "tasks")
         if self._agreed is None:
-            outline.slots = {name: self._of_base(name) for name in self._base}
-            outline.slots |= self._tied_in_base()
+            tied = self._tied_in_base()
+            outline.slots = {name: self._of_base(name) for name in self._base if name not in tied} | tied
         else:
             outline.left_out = dict.fromkeys(self._unused, "no task has this tensor of the base")
         for name in self._all_names():
