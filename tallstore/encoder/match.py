@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tallstore.checkpoints import Checkpoint, respelled
-from tallstore.encoder.pairing import Rest, common_rows, is_float, prefixes
+from tallstore.encoder.pairing import CLOSE, Rest, common_rows, distance, is_float, prefixes
 from tallstore.errors import CheckpointError, WrongBaseError
 from tallstore.names import bare, short_names
 from tallstore.tensors import one_thread
@@ -74,9 +74,7 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     named = _by_name(base, task)
     found = named.found
     paired = _by_value(base, task, found, ties)
-    for name, first in ties.items():
-        if name in found and first not in found:
-            found[first] = found.pop(name)  # the base knows the shared memory by its other name
+    _settle_ties(base, task, found, ties)
     known = {match.base for match in found.values()}
     enough = min(_share_without(task, found), _share_without(base, known)) <= 1 - _ENOUGH
     if enough or paired or _is_close(base, task, found):
@@ -89,12 +87,24 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     )
 
 
+@one_thread()
 def _is_close(base: Checkpoint, task: Checkpoint, found: Mapping[str, Match]) -> bool:
     """Whether what was found lies as close to the base as a fine-tune does, so that the base is the right one."""
-    names = {name: name for name in found}
-    return Rest(base, task, {m.base: m.base for m in found.values()}, names).are_close(
-        [(name, match.base) for name, match in found.items()]
-    )
+    return distance(base, task, [(name, match.base) for name, match in found.items()]) <= CLOSE
+
+
+@one_thread()
+def _settle_ties(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties: Mapping[str, str]) -> None:
+    """Of the base tensors that one weight has counterparts in by its several names, it comes from the nearest."""
+    for name, first in ties.items():
+        if name not in found:
+            continue
+        if first not in found:
+            found[first] = found.pop(name)  # the base knows the shared memory by its other name
+            continue
+        near, far = (distance(base, task, [(first, found[each].base)]) for each in (name, first))
+        if near < far:
+            found[first], found[name] = found[name], found[first]
 
 
 def _share_without(checkpoint: Checkpoint, found: Collection[str]) -> float:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, TensorInfo
 
-__all__ = ["Rest", "common_rows", "is_float", "prefixes", "suffixes"]
+__all__ = ["CLOSE", "Rest", "common_rows", "distance", "is_float", "prefixes", "suffixes"]
 
-_CLOSE = 0.5
+CLOSE = 0.5
 """‖τ‖/‖θ0‖ up to which two tensors are believed to be of one origin; unrelated ones of one scale give 1.4."""
 _CLEARLY = 2.0
 """How many times further away the next best one must be."""
@@ -77,6 +77,27 @@ def prefixes(base: Mapping[str, TensorInfo], task: Mapping[str, TensorInfo]) -> 
     return votes
 
 
+def distance(base: Checkpoint, task: Checkpoint, pairs: Sequence[tuple[str, str]]) -> float:
+    """‖τ‖/‖θ0‖ of the largest of some pairs of the task's and the base's tensors, sampled.
+
+    Infinite where values say nothing.
+    """
+    known = [(a, b) for a, b in pairs if is_float(task.tensors[a]) and is_float(base.tensors[b])]
+    known.sort(key=lambda pair: -task.tensors[pair[0]].numel)
+    gap = size = 0.0
+    for ours, theirs in known[:_MEMBERS]:
+        n = min(task.tensors[ours].numel, base.tensors[theirs].numel)
+        if n < _LEAST:
+            continue
+        start = max(0, n // 2 - _SAMPLE // 2)
+        origin = base.read(theirs, start, min(n, start + _SAMPLE)).double()
+        tau = task.read(ours, start, min(n, start + _SAMPLE)).double() - origin
+        finite = tau.isfinite()
+        gap += _squared(tau[finite])
+        size += _squared(origin[finite])
+    return float((gap / size) ** 0.5) if size else float("inf")
+
+
 @dataclass
 class Rest:
     """The tensors of two checkpoints that have no counterpart yet, by the names they are compared by."""
@@ -97,10 +118,6 @@ class Rest:
         self._by_structure()
         return self.found
 
-    def are_close(self, pairs: Sequence[tuple[str, str]]) -> bool:
-        """Whether values say that some pairs belong together."""
-        return self._distance(pairs) <= _CLOSE
-
     def _by_prefix(self) -> bool:
         """Take the pair of prefixes that the most names differ by, if values bear it out."""
         ours = {name: self.task.tensors[own] for name, own in self.task_names.items()}
@@ -113,7 +130,7 @@ class Rest:
                 if name.startswith(task_prefix) and base_prefix + name.removeprefix(task_prefix) in self.base_names
             ]
             pairs = [(name, other) for name, other in pairs if common_rows(theirs[other], ours[name]) is not None]
-            if self.are_close(pairs):
+            if self._distance(pairs) <= CLOSE:
                 self._take(pairs)
                 return True
         return False
@@ -132,7 +149,7 @@ class Rest:
                     for number, other in enumerate(alike[family.shapes][:_CANDIDATES])
                 ),
             )
-            if rated and rated[0][0] <= _CLOSE and (len(rated) == 1 or rated[1][0] > _CLEARLY * rated[0][0]):
+            if rated and rated[0][0] <= CLOSE and (len(rated) == 1 or rated[1][0] > _CLEARLY * rated[0][0]):
                 offers.append((rated[0][0], family, alike[family.shapes][rated[0][1]]))
         chosen = Counter(id(other) for _, _, other in offers)
         for _, family, other in offers:
@@ -145,26 +162,7 @@ class Rest:
                 self.found[self.task_names.pop(name)] = self.base_names.pop(other)
 
     def _distance(self, pairs: Sequence[tuple[str, str]]) -> float:
-        """‖τ‖/‖θ0‖ of the largest of some pairs; infinite where values say nothing."""
-        known = [
-            (self.task_names[name], self.base_names[other])
-            for name, other in pairs
-            if is_float(self.task.tensors[self.task_names[name]])
-            and is_float(self.base.tensors[self.base_names[other]])
-        ]
-        known.sort(key=lambda pair: -self.task.tensors[pair[0]].numel)
-        gap = size = 0.0
-        for ours, theirs in known[:_MEMBERS]:
-            n = min(self.task.tensors[ours].numel, self.base.tensors[theirs].numel)
-            if n < _LEAST:
-                continue
-            start = max(0, n // 2 - _SAMPLE // 2)
-            origin = self.base.read(theirs, start, min(n, start + _SAMPLE)).double()
-            tau = self.task.read(ours, start, min(n, start + _SAMPLE)).double() - origin
-            finite = tau.isfinite()
-            gap += _squared(tau[finite])
-            size += _squared(origin[finite])
-        return float((gap / size) ** 0.5) if size else float("inf")
+        return distance(self.base, self.task, [(self.task_names[a], self.base_names[b]) for a, b in pairs])
 
 
 @dataclass(frozen=True)

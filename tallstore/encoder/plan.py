@@ -69,7 +69,7 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
         found.ties.append(ties)
         matches = match(base, task, ties)
         if not allow_distant:
-            check_distance(base, task, matches)
+            check_distance(base, task, {name: each for name, each in matches.items() if name not in ties})
         found.private.append({})
         found.unmoved.append({})
         for name in task.tensors:

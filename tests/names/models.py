@@ -123,6 +123,14 @@ def wav2vec2() -> Any:
     )
 
 
+def nomic_bert() -> Any:
+    """Its files hold query, key and value in one tensor; in memory they are three."""
+    from transformers import NomicBertConfig, NomicBertModel
+
+    config = {name: value for name, value in TEXT.items() if name != "num_key_value_heads"}
+    return NomicBertModel(NomicBertConfig(**config))
+
+
 def llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -186,7 +194,8 @@ def whisper() -> Any:
 
 
 RENAMED: Mapping[str, Callable[[], Any]] = {
-    each.__name__: each for each in (vit, mixtral, qwen2_moe, qwen3_moe, llava, qwen2_vl, detr, bert, wav2vec2)
+    each.__name__: each
+    for each in (vit, mixtral, qwen2_moe, qwen3_moe, llava, qwen2_vl, detr, bert, wav2vec2, nomic_bert)
 }
 TIED: Mapping[str, Callable[[], Any]] = {each.__name__: each for each in (llama, gpt2, t5, bart, whisper)}
 
