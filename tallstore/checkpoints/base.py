@@ -39,6 +39,8 @@ class Checkpoint(ABC):
     """Every tensor, in the checkpoint's own order."""
     ties: Mapping[str, str] = {}
     """Tensors that share all their memory with an earlier one: name → that one's name."""
+    far = False
+    """Whether every read is a request to another machine."""
     files: Mapping[str, Path] = {}
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: Mapping[str, str] = {}
@@ -47,6 +49,8 @@ class Checkpoint(ABC):
     """The weights files of the model's folder; none if that is one `model.safetensors`."""
     sets: tuple[str, ...] = ()
     """Names of the sets of weights that are there beside this one."""
+    model: nn.Module | None = None
+    """The module that it is the state of, if it is one's."""
     source: Mapping[str, str] = {}
     """Where others can get it: `repo` and `commit`, if known."""
 

@@ -55,7 +55,9 @@ def open_checkpoint(
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+        state = MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+        state.model = source
+        return state
     if isinstance(source, Mapping):
         return choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights)
     if is_address(source) and not os.fspath(source).startswith("hf://"):
@@ -120,8 +122,8 @@ def _open_file(path: Path, weights: str | None) -> Checkpoint:
         return open_torch([path], str(path), weights)
     if path.suffix.lower() == ".gguf":
         raise CheckpointError(
-            f"{path}: a GGUF file, of which no loader of fine-tunes takes tensors back: pack the checkpoint that it was "
-            f"made from, or what from_pretrained(folder, gguf_file={path.name!r}).save_pretrained(…) of transformers "
+            f"{path}: a GGUF file, of which no loader of fine-tunes takes tensors back: pack the checkpoint that it "
+            f"was made from, or what transformers' from_pretrained(folder, gguf_file={path.name!r}).save_pretrained(…) "
             "makes of it"
         )
     raise CheckpointError(

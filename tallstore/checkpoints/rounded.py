@@ -30,6 +30,7 @@ class RoundedBase(Checkpoint):
         """The base as it was given."""
         self.where, self.ties, self.source = origin.where, origin.ties, origin.source
         self.files, self.left_out, self.layout = origin.files, origin.left_out, origin.layout
+        self.model, self.far = origin.model, origin.far
         quantized = find_quantized(origin)
         kept: frozenset[str] = frozenset() if quantized is None else quantized.tensors
         self._rounded = frozenset(name for name in origin.tensors if name not in kept and self._can_be(name))

@@ -9,8 +9,12 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.quantized import Quantized, find_quantized
 from tallstore.encoder.components import matched
 from tallstore.encoder.match import Match
+from tallstore.encoder.ties import tied_names
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
+from tallstore.format.manifest import names_of
 
+UNMATCHED = 0.05
+"""Share of a task's parameters without a counterpart above which it is a warning."""
 SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
 _WORTH = 1 << 13
@@ -56,6 +60,13 @@ class Plan:
     missing: list[tuple[str, ...]] = field(default_factory=list)
     quantized: list[Quantized | None] = field(default_factory=list)
     """The quantized tensors of each task."""
+    unmatched: list[float] = field(default_factory=list)
+    """Share of a task's parameters that have no counterpart in the base."""
+    warnings: list[str] = field(default_factory=list)
+    ties: list[dict[str, str]] = field(default_factory=list)
+    """Tensors that are the same as an earlier one, and are stored once: name → that one's name."""
+    base_ties: dict[str, str] = field(default_factory=dict)
+    """The same of the base."""
 
 
 def plan(
@@ -69,14 +80,16 @@ def plan(
 
     `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
     """
-    found = Plan(users={name: [] for name in base.tensors})
+    found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
-        matches, quantized = matched(base, task, allow_distant=allow_distant), find_quantized(task)
+        ties, quantized = tied_names(task, base), find_quantized(task)
+        matches = matched(base, task, ties, allow_distant=allow_distant)
+        found.ties.append(ties)
         found.private.append({})
         found.unmoved.append({})
         found.quantized.append(quantized)
         for name in task.tensors:
-            if name in task.ties:
+            if name in ties:
                 continue
             if name not in matches or (matches[name].rows is not None and task.tensors[name].dtype in PACKED):
                 found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
@@ -84,9 +97,24 @@ def plan(
             found.users[matches[name].base].append(
                 _user(base, task, index, name, matches[name], quantized, lossless=index in lossless)
             )
-        used = {m.base for m in matches.values()}
-        found.missing.append(tuple(n for n in base.tensors if n not in used))
+        used = {found.base_ties.get(m.base, m.base) for m in matches.values()}
+        found.missing.append(tuple(n for n in base.tensors if found.base_ties.get(n, n) not in used))
+        _note_unmatched(found, base, task)
     return found
+
+
+def _note_unmatched(found: Plan, base: Checkpoint, task: Checkpoint) -> None:
+    """How much of the last task finds no counterpart; a warning where it is much."""
+    names = [name for name, whole in found.private[-1].items() if whole.word == "unmatched"]
+    total = sum(info.numel for name, info in task.tensors.items() if name not in found.ties[-1])
+    share = sum(task.tensors[name].numel for name in names) / total if total else 0.0
+    found.unmatched.append(share)
+    if share > UNMATCHED:
+        unused = f"; the base has {names_of(found.missing[-1])} unused" if found.missing[-1] else ""
+        found.warnings.append(
+            f"{task.where}: {100 * share:.2g} % of its parameters find no counterpart in {base.where} and are stored "
+            f"whole ({names_of(names)}){unused}"
+        )
 
 
 def _user(
