@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "recipes": {"errors", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "stores": {"errors", "format"},
-    "checkpoints": {"errors", "format", "kernels", "tensors", "stores"},
+    "names": {"errors"},
+    "checkpoints": {"errors", "format", "kernels", "names", "tensors", "stores"},
     "report": {"archive", "errors", "format", "stores", "words"},
 }
 """Besides themselves. What is not listed here may import all of these, but see the tests below."""

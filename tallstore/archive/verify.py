@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from tallstore.archive.binding import shapes_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader, RenewedError, once_more
-from tallstore.checkpoints import Checkpoint
+from tallstore.checkpoints import Checkpoint, respelled
 from tallstore.errors import DamagedError, FormatError, ModelMismatchError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
@@ -110,6 +111,7 @@ def _check_base(reader: Reader, decoder: Decoder) -> None:
 def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
     """Decode a task tensor by tensor and compare it with its original checkpoint."""
     places = decoder.task(task)
+    original = respelled(original, None, shapes_of(places))
     if odd := sorted(set(places) ^ set(original.tensors)):
         raise ModelMismatchError(f"{original.where}: not the original of {task!r}: tensor {odd[0]!r} is in one alone")
     error = norm = kept = dot = 0.0

@@ -38,10 +38,14 @@ class Checkpoint(ABC):
     """Every tensor, in the checkpoint's own order."""
     ties: Mapping[str, str] = {}
     """Tensors that share all their memory with an earlier one: name → that one's name."""
+    far = False
+    """Whether every read is a request to another machine."""
     files: Mapping[str, Path] = {}
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: tuple[str, ...] = ()
     """Files in the model's folder that are neither weights nor taken along."""
+    model: nn.Module | None = None
+    """The module that it is the state of, if it is one's."""
     source: Mapping[str, str] = {}
     """Where others can get it: `repo` and `commit`, if known."""
 

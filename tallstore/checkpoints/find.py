@@ -62,7 +62,9 @@ def open_checkpoint(
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+        state = MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+        state.model = source
+        return state
     if isinstance(source, Mapping):
         return MemoryCheckpoint(source, where or "state dict")
     if is_address(source) and not os.fspath(source).startswith("hf://"):

@@ -44,6 +44,10 @@ class MemoryCheckpoint(Checkpoint):
             tensor, start, stop = tensor[first : -(-stop // row)], start - first * row, stop - first * row
         return tensor.reshape(-1)[start:stop].contiguous().cpu()
 
+    def whole(self, name: str) -> Tensor:
+        """A tensor as it lies in memory."""
+        return self._state[name]
+
     def fingerprint(self) -> str:
         if self._reopen is None:
             return super().fingerprint()

@@ -28,7 +28,8 @@ class RoundedBase(Checkpoint):
         self.origin = origin
         """The base as it was given."""
         self.where, self.ties, self.source = origin.where, origin.ties, origin.source
-        self.files, self.left_out = origin.files, origin.left_out
+        self.files, self.left_out, self.model = origin.files, origin.left_out, origin.model
+        self.far = origin.far
         self._rounded = frozenset(name for name in origin.tensors if self._can_be(name))
         self.tensors = {
             name: TensorInfo("BF16", info.shape) if name in self._rounded else info

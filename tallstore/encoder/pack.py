@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkp
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import put_file, write_files
 from tallstore.encoder.journal import Journal
+from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import Plan, plan
@@ -80,6 +81,7 @@ def encode(
             name: stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options))
             for name in names
         }
+        opened = {name: spelled_as(start, task) for name, task in opened.items()}
         found = plan(start, opened, allow_distant=chosen.allow_distant)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
@@ -100,7 +102,7 @@ def encode(
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        warnings = (*journal.warnings, *warnings)
+        warnings = (*journal.warnings, *found.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
@@ -193,14 +195,14 @@ def _measured(
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
-        "checkpoint_bytes": tensor_bytes(checkpoint),
+        "checkpoint_bytes": tensor_bytes(checkpoint, stream.plan.ties[index]),
         "bytes": sum(parts[path].size for path in paths),
     }
 
 
-def tensor_bytes(checkpoint: Checkpoint) -> int:
+def tensor_bytes(checkpoint: Checkpoint, ties: Collection[str]) -> int:
     """Bytes that a checkpoint's tensors take, tied ones once."""
-    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in checkpoint.ties)
+    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in ties)
 
 
 def _report(
@@ -226,11 +228,13 @@ def _report(
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
+                unmatched=found.unmatched[index],
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },
         bytes=by_kind,
-        checkpoints_bytes=tensor_bytes(base) + sum(tensor_bytes(task) for task in tasks.values()),
+        checkpoints_bytes=tensor_bytes(base, found.base_ties)
+        + sum(tensor_bytes(task, ties) for task, ties in zip(tasks.values(), found.ties, strict=True)),
         bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),
         seconds=seconds,
         warnings=warnings,

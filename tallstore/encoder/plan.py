@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.match import Match, check_distance, match
+from tallstore.encoder.ties import tied_names
 from tallstore.format.dtypes import MASKABLE
+from tallstore.format.manifest import names_of
 
+UNMATCHED = 0.05
+"""Share of a task's parameters without a counterpart above which it is a warning."""
 SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
 
@@ -48,27 +52,51 @@ class Plan:
     unmoved: list[dict[str, str]] = field(default_factory=list)
     """Unmasked tensors that are the base's to the last bit: the task's name → the base's."""
     missing: list[tuple[str, ...]] = field(default_factory=list)
+    unmatched: list[float] = field(default_factory=list)
+    """Share of a task's parameters that have no counterpart in the base."""
+    warnings: list[str] = field(default_factory=list)
+    ties: list[dict[str, str]] = field(default_factory=list)
+    """Tensors that are the same as an earlier one, and are stored once: name → that one's name."""
+    base_ties: dict[str, str] = field(default_factory=dict)
+    """The same of the base."""
 
 
 def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bool) -> Plan:
     """Match every task with the base. Raises WrongBaseError where they do not belong together."""
-    found = Plan(users={name: [] for name in base.tensors})
+    found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
-        matches = match(base, task)
+        ties = tied_names(task, base)
+        found.ties.append(ties)
+        matches = match(base, task, ties)
         if not allow_distant:
             check_distance(base, task, matches)
         found.private.append({})
         found.unmoved.append({})
         for name in task.tensors:
-            if name in task.ties:
+            if name in ties:
                 continue
             if name not in matches:
                 found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
                 continue
             found.users[matches[name].base].append(_user(base, task, index, name, matches[name]))
-        used = {m.base for m in matches.values()}
-        found.missing.append(tuple(n for n in base.tensors if n not in used))
+        used = {found.base_ties.get(m.base, m.base) for m in matches.values()}
+        found.missing.append(tuple(n for n in base.tensors if found.base_ties.get(n, n) not in used))
+        _note_unmatched(found, base, task)
     return found
+
+
+def _note_unmatched(found: Plan, base: Checkpoint, task: Checkpoint) -> None:
+    """How much of the last task finds no counterpart; a warning where it is much."""
+    names = [name for name, whole in found.private[-1].items() if whole.word == "unmatched"]
+    total = sum(info.numel for name, info in task.tensors.items() if name not in found.ties[-1])
+    share = sum(task.tensors[name].numel for name in names) / total if total else 0.0
+    found.unmatched.append(share)
+    if share > UNMATCHED:
+        unused = f"; the base has {names_of(found.missing[-1])} unused" if found.missing[-1] else ""
+        found.warnings.append(
+            f"{task.where}: {100 * share:.2g} % of its parameters find no counterpart in {base.where} and are stored "
+            f"whole ({names_of(names)}){unused}"
+        )
 
 
 def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Match) -> User:

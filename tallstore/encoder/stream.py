@@ -248,8 +248,8 @@ class Stream:
         self.identity[name] = BaseTensor(dtype=info.dtype, shape=info.shape, sha256=sha256)
         if any([self._end(name, each, writers) for each in growing]):  # noqa: C419 - every one is to be ended
             writers.vector.end(name, self._tools.vector.id, self.chunk, Entry(kind="vector", shape=info.shape))
-        if writers.base is not None and name in self.base.ties:
-            writers.base.note(name, Entry(kind="tied", to=self.base.ties[name]))
+        if writers.base is not None and name in self.plan.base_ties:
+            writers.base.note(name, Entry(kind="tied", to=self.plan.base_ties[name]))
         elif writers.base is not None:
             entry = Entry(kind="whole", dtype=info.dtype, shape=info.shape)
             writers.base.end(name, self._options.base_codec, self.chunk, entry)
@@ -337,7 +337,7 @@ class Stream:
             info = checkpoint.tensors[name]
             mask.note(name, Entry(kind="base", dtype=info.dtype, shape=info.shape, base=base_name))
             self.quality[index].add_unmoved(info.numel)
-        for name, to in checkpoint.ties.items():
+        for name, to in self.plan.ties[index].items():
             mask.note(name, Entry(kind="tied", to=to))
         for name, whole in self.plan.private[index].items():
             if not whole.start:
