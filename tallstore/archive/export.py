@@ -12,6 +12,7 @@ from torch import Tensor
 from tallstore.checkpoints import TensorInfo
 from tallstore.errors import OutputExistsError
 from tallstore.format import safetensors, strict_json
+from tallstore.format.adapter import WEIGHTS as ADAPTER
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 from tallstore.tensors import as_bytes
@@ -35,6 +36,7 @@ def export_folder(
     overwrite: bool,
     progress: Callable[[str, int, int], None] | None = None,
     max_shard_size: int | str = SHARD,
+    weights: str | None = None,
 ) -> Path:
     """Write weights and files into a new folder; it appears whole or not at all. One tensor is in memory at a time.
 
@@ -48,13 +50,15 @@ def export_folder(
         overwrite: replace a model folder that is there.
         progress: called with a text, bytes done, bytes in all.
         max_shard_size: bytes of tensors in a file, unless one alone has more.
+        weights: what the weights are called; by default as the files beside them have it.
     """
     target = Path(out)
     most = parse_size(max_shard_size, "max_shard_size")
     check_folder(target, overwrite=overwrite)
     with translated(target):
         place = followed(target)
-    shards = _shards(tensors, most, weights_name(files))
+    called = weights or weights_name(files)
+    shards = _shards(tensors, most, called)
     done = _Done(sum(_bytes(info) for info in tensors.values()), progress)
     with Staging(place) as staging:
         folder = staging.path("model")
@@ -65,7 +69,7 @@ def export_folder(
                     for piece in _pieces(names, tensors, read, done):
                         weights.write(piece)
             if len(shards) > 1:
-                (folder / f"{weights_name(files)}{INDEX}").write_bytes(_index(shards, done.total))
+                (folder / f"{called}{INDEX}").write_bytes(_index(shards, done.total))
         for name, data in files.items():
             content = data()
             with translated(target):
@@ -147,5 +151,5 @@ def _is_model(folder: Path) -> bool:
         return False
     if folder.resolve() in {Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents}:
         raise OutputExistsError(f"{folder}: is where you are, or above it; choose another name")
-    names = (WEIGHTS, *_WEIGHTS_BESIDE.values())
+    names = (WEIGHTS, ADAPTER, *_WEIGHTS_BESIDE.values())
     return any((folder / name).is_file() or (folder / f"{name}{INDEX}").is_file() for name in names)

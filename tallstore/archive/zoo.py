@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tallstore.adapters.foreign import load_adapter_into
+from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, merged_files
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
@@ -29,6 +31,7 @@ from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.archive.weights import TaskWeights
 from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
+from tallstore.checkpoints.adapters import is_peft_model
 from tallstore.errors import (
     DeviceError,
     NoSuchTaskError,
@@ -37,9 +40,10 @@ from tallstore.errors import (
     WrongBaseError,
 )
 from tallstore.format import strict_json
+from tallstore.format.adapter import WEIGHTS
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Access, Store, is_address, open_any
+from tallstore.stores import Access, Range, Store, is_address, open_any
 from tallstore.stores.staging import translated
 
 if TYPE_CHECKING:
@@ -85,6 +89,7 @@ class Zoo:
             self._base_checkpoint = referenced(self._manifest.base.source, access)
         self._reader = Reader(store, self._manifest)
         self._decoder = Decoder(self._reader, self._base_checkpoint, threads)
+        self._merging = MergedDecoder(self._decoder)
 
     @property
     def url(self) -> str:
@@ -128,7 +133,12 @@ class Zoo:
                 "bytes": manifest.base.bytes,
             },
             "groups": [{"id": g.id, "tasks": list(g.tasks), "recipe": dict(g.recipe)} for g in manifest.groups],
-            "tasks": {name: dict(task.measured) | {"group": task.group} for name, task in manifest.tasks.items()},
+            "tasks": {
+                name: dict(task.measured)
+                | {"group": task.group}
+                | ({"adapter": task.adapter.type} if task.adapter is not None else {})
+                for name, task in manifest.tasks.items()
+            },
             "bytes": manifest.bytes_by_kind(size),
             "bits_per_parameter": manifest.bits_per_parameter(size),
             "checkpoints_bytes": checkpoints + manifest.base.bytes,
@@ -146,6 +156,7 @@ class Zoo:
         names: Iterable[str] | re.Pattern[str] | str | None = None,
         device: str | torch.device = "cpu",
         exact: bool = False,
+        merged: bool = False,
     ) -> dict[str, Tensor]:
         """What the fine-tuned checkpoint held: names, shapes and types included; tied tensors share their memory.
 
@@ -155,16 +166,37 @@ class Zoo:
                 are read. Parts of tensors: `weights`.
             device: where the tensors go.
             exact: bit for bit the original, for tasks that were packed with `exact`.
+            merged: of a task that is an adapter, the base's tensors with the adapter merged into them, under the base's
+                names, as PEFT merges it.
 
         Raises:
             NoSuchTaskError, NoSuchTensorError: with the names that there are.
-            OptionError: `exact`, and the task was not packed so.
+            OptionError: `exact`, and the task was not packed so; `merged`, and it is no adapter, or one that changes
+                no weights.
+            MissingExtraError: `merged`, and the adapter is of a kind that PEFT itself must merge.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
-        chosen = None if names is None else self._chosen(task, names)
+        if merged:
+            return _on(device, self._merged_state(task, names), f"task {task!r}")
+        chosen = None if names is None else self._chosen(self._places(task), task, names)
         self._announce(task, chosen, exact=exact)
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
+
+    def _merged_state(self, task: str, names: Iterable[str] | re.Pattern[str] | str | None) -> dict[str, Tensor]:
+        """The merged tensors of an adapter; tied ones of the base share their memory."""
+        check_merged(self._manifest, self._task(task), self.url)
+        places = self._twice(self._merging.task, task)
+        wanted = list(places) if names is None else self._chosen(places, task, names)
+        for name in wanted:
+            if name not in places:
+                raise NoSuchTensorError(
+                    f"{self.url}: task {task!r}, merged, has no tensor {name!r}; it has {names_of(list(places))}"
+                )
+        self._announce_base()
+        needed = sum(places[n].entry.numel * ITEM_BYTES[str(places[n].entry.dtype)] for n in wanted)
+        with room_for(needed, f"{self.url}: task {task!r}, merged"):
+            return self._twice(self._merging.tensors, task, wanted)
 
     def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
         """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
@@ -183,14 +215,20 @@ class Zoo:
     def load_into(self, model: nn.Module, task: str) -> None:
         """Write a task's weights into a model's own parameters and buffers, in place and strictly.
 
-        Values are converted to the type and device of the model's tensors.
+        Values are converted to the type and device of the model's tensors. A task that is an adapter is merged into a
+        plain model, with the base's weights; a PEFT model's active adapter is given its tensors.
 
         Raises:
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
         self._announce(task, None, exact=False)
-        self._twice(load_into, self._decoder, model, self._task(task))
+        if self._manifest.tasks[task].adapter is not None:
+            if is_peft_model(model):
+                load_adapter_into(model, self._decode(task, exact=False)(list(self._places(task))), task)
+                return
+            self._announce_base()
+        self._twice(load_into, self._merging, model, self._task(task))
 
     def switcher(self, model: nn.Module, tasks: Iterable[str] | None = None) -> Switcher:
         """What makes a model any of several tasks, in place and at the speed of memory: `switch("mnist")`.
@@ -209,7 +247,7 @@ class Zoo:
         chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
         for task in chosen:
             self._announce(task, None, exact=False)
-        return self._twice(Switcher, self._decoder, self._manifest, self.url, model, chosen)
+        return self._twice(Switcher, self._merging, self._manifest, self.url, model, chosen)
 
     def export(
         self,
@@ -219,6 +257,7 @@ class Zoo:
         exact: bool = False,
         overwrite: bool = False,
         max_shard_size: int | str = SHARD,
+        merged: bool = False,
         progress: Progress | None = None,
     ) -> Path:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
@@ -227,33 +266,51 @@ class Zoo:
         Weights beside an `open_clip_config.json` are called `open_clip_model.safetensors`, as open_clip calls them.
         Those of more than `max_shard_size` bytes (a number, or one like 5GB) become several files and an index. One
         tensor is in memory at a time. `exact`: bit for bit the original's weights, for tasks packed with `exact`.
+
+        A task that is an adapter becomes an adapter's folder, which PEFT opens; with `merged` a model's, of the base's
+        files and its weights with the adapter merged into them.
         """
         self._task(task)
         check_folder(out, overwrite=overwrite)
         self._announce(task, None, exact=exact)
         announce_files(self._reader, task)
-        places = self._places(task)
-        decode = self._decode(task, exact=exact)
-        facts = {name: self._facts(task, place) for name, place in places.items()}
-        files = {name: partial(self._reader.file, path) for name, path in self._manifest.tasks[task].files.items()}
+        record = self._manifest.tasks[task]
+        if merged:
+            check_merged(self._manifest, task, self.url)
+            self._announce_base()
+            places = self._twice(self._merging.task, task)
+            decode = partial(self._twice, partial(self._merging.tensors, task))
+            shown = {name: (str(place.entry.dtype), place.entry.shape or ()) for name, place in places.items()}
+        else:
+            decode = self._decode(task, exact=exact)
+            facts = {name: self._facts(task, place) for name, place in self._places(task).items()}
+            shown = {name: (f.dtype, f.shape) for name, f in facts.items()}
+        files = merged_files(record) if merged else adapter_files(record)
         return export_folder(
             out,
-            {name: TensorInfo(f.dtype, f.shape) for name, f in facts.items()},
+            {name: TensorInfo(*each) for name, each in shown.items()},
             lambda name: decode([name])[name],
-            files,
+            {name: partial(self._reader.file, path) for name, path in files.items()},
             overwrite=overwrite,
             progress=progress,
             max_shard_size=max_shard_size,
+            weights=WEIGHTS if record.adapter is not None and not merged else None,
         )
 
     def write_files(
-        self, task: str, out: str | os.PathLike[str], names: Collection[str] | None = None
+        self,
+        task: str,
+        out: str | os.PathLike[str],
+        names: Collection[str] | None = None,
+        *,
+        merged: bool = False,
     ) -> tuple[str, ...]:
         """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names.
 
-        `names`: only these. All are fetched where the archive is far away: what needs one will soon need the others.
+        `names`: only these. `merged`: those of the model that an adapter makes of its base. All are fetched where the archive is far away: what needs one will soon need the others.
         """
-        files = self._manifest.tasks[self._task(task)].files
+        record = self._manifest.tasks[self._task(task)]
+        files = merged_files(record) if merged else adapter_files(record)
         announce_files(self._reader, task)
         wanted = {name: path for name, path in files.items() if names is None or name in names}
         for name, path in wanted.items():
@@ -525,12 +582,14 @@ class Zoo:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
         self._task(task)
 
-    def _chosen(self, task: str, names: Iterable[str] | re.Pattern[str] | str) -> list[str]:
+    def _chosen(
+        self, places: Mapping[str, Place], task: str, names: Iterable[str] | re.Pattern[str] | str
+    ) -> list[str]:
         """The names that are meant, by themselves or by an expression."""
         if not isinstance(names, str | re.Pattern):
             return list(names)
         try:
-            found = [name for name in self._places(task) if re.search(names, name)]
+            found = [name for name in places if re.search(names, name)]
         except re.error as error:
             raise OptionError(f"names {names!r} is no regular expression ({error})") from error
         if not found:
@@ -554,6 +613,12 @@ class Zoo:
             parts = self._manifest.tasks[self._task(task)].parts
             embedded = self._base_checkpoint is None and self._manifest.base.storage == "embed"
             announce(self._reader, task, names, exact=exact and "exact" in parts, base=embedded)
+
+    def _announce_base(self) -> None:
+        """Let a store that is far away know that all of the base will be read."""
+        if self._store.far and self._base_checkpoint is None:
+            parts = self._manifest.base.parts
+            self._store.want([Range(path, 0, self._manifest.parts[path].size) for path in parts])
 
     def _task(self, task: str) -> str:
         if task not in self._manifest.tasks:

@@ -13,6 +13,7 @@ from pathlib import Path
 import xxhash
 from torch import Tensor, nn
 
+from tallstore.adapters.config import AdapterConfig
 from tallstore.tensors import as_bytes
 
 
@@ -27,6 +28,14 @@ class TensorInfo:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter's method, by PEFT's name of it, and its configuration, if there is one."""
+
+    type: str
+    config: AdapterConfig | None = None
 
 
 class Checkpoint(ABC):
@@ -44,6 +53,8 @@ class Checkpoint(ABC):
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: tuple[str, ...] = ()
     """Files in the model's folder that are neither weights nor taken along."""
+    adapter: AdapterFacts | None = None
+    """What is known of it as an adapter, if it is one: its tensors are added to a base's."""
     model: nn.Module | None = None
     """The module that it is the state of, if it is one's."""
     source: Mapping[str, str] = {}

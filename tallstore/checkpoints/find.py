@@ -14,6 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tallstore.checkpoints.adapters import (
+    adapter_folder,
+    adapter_of_model,
+    is_adapter_file,
+    is_peft_model,
+    marked,
+    with_config,
+)
 from tallstore.checkpoints.base import Checkpoint, Source
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
@@ -51,7 +59,7 @@ def open_checkpoint(
 
     Args:
         source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
-            index), a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
+            index) or with an adapter as PEFT writes it, a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
             checkpoint that is open already is given back.
         where: how messages name it.
         storage_options: for fsspec's file systems, where the source is an address on one.
@@ -62,17 +70,19 @@ def open_checkpoint(
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
+        if is_peft_model(source):
+            return adapter_of_model(source, where or type(source).__name__)
         state = MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
         state.model = source
         return state
     if isinstance(source, Mapping):
-        return MemoryCheckpoint(source, where or "state dict")
+        return marked(MemoryCheckpoint(source, where or "state dict"))
     if is_address(source) and not os.fspath(source).startswith("hf://"):
         from tallstore.checkpoints.far import FarCheckpoint
 
-        return FarCheckpoint(os.fspath(source), storage_options)
+        return marked(FarCheckpoint(os.fspath(source), storage_options))
     try:
-        return _open_path(source)
+        return marked(_open_path(source))
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
 
@@ -128,16 +138,16 @@ def _open_folder(folder: Path) -> Checkpoint:
     found = _open_file(weights)
     found.where = str(folder)
     used = {weights, *(_shards(weights)[1] if weights.name.endswith(".index.json") else ())}
-    found.files, found.left_out = find_companions(folder, used)
-    return found
+    found.files, found.left_out = find_companions(weights.parent, used)
+    return with_config(found, weights.parent) if is_adapter_file(weights) else found
 
 
 def _weights(folder: Path) -> Path:
     for name in _FOLDER_ORDER:
         if (folder / name).is_file():
             return folder / name
-    if (folder / "adapter_model.safetensors").is_file() or (folder / "adapter_model.bin").is_file():
-        raise CheckpointError(f"{folder}: an adapter, not a full fine-tune: merge it into its base and save that first")
+    if adapter := adapter_folder(folder):
+        return adapter
     for endings in ({".safetensors"}, _PICKLES):
         files = sorted(p for p in folder.iterdir() if p.suffix in endings and p.name not in _TRAINING)
         if len(files) == 1:

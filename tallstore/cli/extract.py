@@ -25,6 +25,9 @@ def extract(
     exact: Annotated[
         bool, typer.Option("--exact", help="Bit for bit the original weights, where the zoo was packed with --exact.")
     ] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of an adapter, the whole model: its base with the adapter merged into it.")
+    ] = False,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Larger weights become several files and an index.")
     ] = "5GB",
@@ -38,6 +41,8 @@ def extract(
       tallstore extract zoo.tall trec -o trec/
 
       tallstore extract zoo.tall --all -o models/
+
+      tallstore extract zoo.tall lora --merged -o model/
     """
     import tallstore
 
@@ -50,7 +55,13 @@ def extract(
             target = Path(out) / name if several or out == "." else Path(out)
             with output.progress(f"extracting {name}", quiet=quiet) as progress:
                 opened.export(
-                    name, target, exact=exact, overwrite=overwrite, max_shard_size=max_shard_size, progress=progress
+                    name,
+                    target,
+                    exact=exact,
+                    merged=merged,
+                    overwrite=overwrite,
+                    max_shard_size=max_shard_size,
+                    progress=progress,
                 )
             if not quiet:
                 typer.echo(f"{name}: {target}")

@@ -13,7 +13,7 @@ from typing import Any
 from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
 from tallstore.encoder.engine import open_engine
-from tallstore.encoder.files import put_file, write_files
+from tallstore.encoder.files import base_files_of, put_file, write_files
 from tallstore.encoder.journal import Journal
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import Options
@@ -23,7 +23,9 @@ from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
 from tallstore.format import strict_json
+from tallstore.format.adapter import WEIGHTS, Adapter
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
 from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
@@ -140,7 +142,7 @@ def _finish(
     for (name, kind), own in written.items():
         task_parts[name][kind] = tuple(own)
         parts |= own
-    files, records = write_files(sink, tasks)
+    files, records = write_files(sink, tasks, base)
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
     parts["config.json"] = put_file(sink, "config.json", strict_json.dumps(card, indent=1) + b"\n")
@@ -166,6 +168,7 @@ def _finish(
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
+                **_as_adapter(checkpoint, files[name]),
                 measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
                 | ({"scores": dict(scores[name])} if name in scores else {}),
             )
@@ -176,6 +179,17 @@ def _finish(
     )
     left = [f"{c.where}: not taken along: {', '.join(c.left_out)}" for c in tasks.values() if c.left_out]
     return manifest, (*stream.warnings, *left)
+
+
+def _as_adapter(checkpoint: Checkpoint, files: Mapping[str, str]) -> dict[str, Any]:
+    """What a task's record says of an adapter; nothing of a model."""
+    if checkpoint.adapter is None:
+        return {}
+    kind = checkpoint.adapter.type
+    return {
+        "adapter": Adapter(type=kind, base_files=base_files_of(checkpoint, files)),
+        "weights": (WeightsFile(path=WEIGHTS),),
+    }
 
 
 def _measured(
@@ -192,6 +206,7 @@ def _measured(
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
         **stream.quality[index].measured(),
+        **({} if checkpoint.adapter is None else {"relative_error": 0.0, "cosine": 1.0}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
@@ -229,6 +244,7 @@ def _report(
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
                 unmatched=found.unmatched[index],
+                adapter=task.adapter.type if task.adapter is not None else None,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tallstore.adapters import check_base, sorted_tensors
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.match import Match, check_distance, match
 from tallstore.encoder.ties import tied_names
@@ -15,6 +16,9 @@ UNMATCHED = 0.05
 """Share of a task's parameters without a counterpart above which it is a warning."""
 SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
+
+KEPT = "adapter, kept as it is"
+"""Why an adapter's tensors are stored whole."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
     """Match every task with the base. Raises WrongBaseError where they do not belong together."""
     found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
+        if task.adapter is not None:
+            _plan_adapter(found, base, task, allow_distant=allow_distant)
+            continue
         ties = tied_names(task, base)
         found.ties.append(ties)
         matches = match(base, task, ties)
@@ -83,6 +90,26 @@ def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bo
         found.missing.append(tuple(n for n in base.tensors if found.base_ties.get(n, n) not in used))
         _note_unmatched(found, base, task)
     return found
+
+
+def _plan_adapter(found: Plan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
+    """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
+    assert task.adapter is not None
+    if not allow_distant:
+        check_base(
+            sorted_tensors(task.tensors),
+            {name: info.shape for name, info in task.tensors.items()},
+            {name: info.shape for name, info in base.tensors.items()},
+            config=task.adapter.config,
+            where=task.where,
+            base_where=base.where,
+        )
+    ties = dict(task.ties)
+    found.ties.append(ties)
+    found.private.append({name: Whole(KEPT, "unmatched") for name in task.tensors if name not in ties})
+    found.unmoved.append({})
+    found.missing.append(())
+    found.unmatched.append(0.0)
 
 
 def _note_unmatched(found: Plan, base: Checkpoint, task: Checkpoint) -> None:

@@ -29,6 +29,8 @@ class TaskReport:
     """Tensors stored whole, and why."""
     missing: tuple[str, ...]
     """Base tensors that the task lacks."""
+    adapter: str | None = None
+    """The method, of an adapter: it is kept as it is."""
     unmatched: float = 0.0
     """Share of the parameters that find no counterpart in the base, and are stored whole."""
 

@@ -17,6 +17,7 @@ NEWEST = "1.1"
 SINCE: dict[str, str] = {
     "task.weights": "1.1",
     "task.data": "1.1",
+    "task.adapter": "1.1",
 }
 """Members (`object.member`), kinds of part and entry, codecs and element types that came after 1.0 → their version."""
 
