@@ -143,7 +143,8 @@ def _layer(weights: Mapping[str, Tensor], module: str, *, embedding: bool, trans
         elif transposed:
             from transformers.pytorch_utils import Conv1D
 
-            layer = Conv1D(weight.shape[1], weight.shape[0])
+            untyped: Any = Conv1D
+            layer = untyped(weight.shape[1], weight.shape[0])
         else:
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight, requires_grad=False)

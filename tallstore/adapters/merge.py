@@ -19,7 +19,7 @@ from tallstore.adapters.config import AdapterConfig
 from tallstore.adapters.places import Places
 from tallstore.adapters.tensors import TOKENS, AdapterTensors
 from tallstore.errors import OptionError, WrongBaseError
-from tallstore.tensors import NAME, TORCH
+from tallstore.tensors import TORCH
 
 __all__ = ["Change", "changes"]
 
@@ -81,7 +81,7 @@ def changes(
         found[there or places.model_name(name)] = Change(dtype, own[source][1], make, in_place=False)
     if config is None:
         return found
-    merger = _Merger(tensors, config, places, read, base, found, where)
+    merger = _Merger(tensors, config, places, dtypes, read, base, found, where)
     for module in tensors.modules:
         found |= merger.module(module)
     return found
@@ -114,13 +114,14 @@ class _Merger:
         tensors: AdapterTensors,
         config: AdapterConfig,
         places: Places,
+        dtypes: Mapping[str, str],
         read: Read,
         base: Read,
         replaced: Mapping[str, Change],
         where: str,
     ) -> None:
         self._tensors, self._config, self._places = tensors, config, places
-        self._read, self._base, self._where = read, base, where
+        self._dtypes, self._read, self._base, self._where = dtypes, read, base, where
         self._replaced = dict(replaced)
         self._foreign = cache(self._merged_by_peft)
 
@@ -159,7 +160,7 @@ class _Merger:
     def _change(self, name: str, make: Callable[[], Tensor]) -> dict[str, Change]:
         whole = self._replaced.get(name)
         shape = whole.shape if whole is not None else self._places.base[name]
-        dtype = whole.dtype if whole is not None else NAME[self._base(name).dtype]
+        dtype = whole.dtype if whole is not None else self._dtypes[name]
         return {name: Change(dtype, shape, make, in_place=whole is None)}
 
     def _before(self, name: str) -> Tensor:
@@ -214,7 +215,9 @@ class _Merger:
         weight = self._before(name)
         rows, index = self._read(self._tensors.modules[module][parameter]), self._config.tokens(module)
         if len(rows) != len(index) or not all(0 <= i < len(weight) for i in index):
-            raise WrongBaseError(f"{self._where}: {len(index)} token indices do not fit {module!r} and its trained rows")
+            raise WrongBaseError(
+                f"{self._where}: {len(index)} token indices do not fit {module!r} and its trained rows"
+            )
         return weight.index_copy(0, torch.tensor(index, dtype=torch.int64), rows.to(weight.dtype))
 
     def _by_peft(self, name: str) -> Tensor:
@@ -231,14 +234,15 @@ class _Merger:
                 continue
             adapter |= {name: self._read(name) for name in parameters.values()}
             for kind in ("weight", "bias"):
-                if (name := self._places.of(f"{module}.{kind}")) is not None:
-                    weights[f"{module}.{kind}"] = self._before(name).clone()
+                if (there := self._places.of(f"{module}.{kind}")) is not None:
+                    weights[f"{module}.{kind}"] = self._before(there).clone()
             weight = weights[f"{module}.weight"]
-            if weight.ndim == 2 and self._turned(module, weight):
+            if weight.ndim == 2 and self._turned(module):
                 transposed.add(module)
         return merged(self._config, weights, adapter, transposed, self._where)
 
-    def _turned(self, module: str, weight: Tensor) -> bool:
+    def _turned(self, module: str) -> bool:
+        """Whether PEFT must be given a module's weight as one of shape (in, out)."""
         if "lora_B.weight" in self._tensors.modules[module]:
             return self._transposed(module, str(self._places.of(f"{module}.weight")))
         return self._config.transposed and module.rpartition(".")[2] in _CONV1D

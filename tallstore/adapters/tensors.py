@@ -41,7 +41,9 @@ _TYPES = {
 _PARAMETER = re.compile(
     r"^(?P<module>.+?)\.(?P<parameter>(?:token_adapter\.)?(?P<kind>" + "|".join(_TYPES) + r")(?=_|\.|$)[\w.]*)$"
 )
-_NAMED = re.compile(r"^(?P<what>(?:token_adapter\.)?(?!token_adapter\b)\w+)\.(?!weight$|bias$)\w+(?P<rest>\.weight|\.bias|)$")
+_NAMED = re.compile(
+    r"^(?P<what>(?:token_adapter\.)?(?!token_adapter\b)\w+)\.(?!weight$|bias$)\w+(?P<rest>\.weight|\.bias|)$"
+)
 _REPLACED = re.compile(r"\.(?:ln_tuning_layers|modules_to_save)(?=\.)")
 _PROMPTS = ("prompt_embeddings", "prompt_encoder.")
 

@@ -116,7 +116,7 @@ class MergedDecoder(Decoder):
     def prepare(self, task: str, names: Iterable[str]) -> dict[tuple[str, int], Steps]:
         return {} if self._adapter(task) else self._plain.prepare(task, names)
 
-    def write(self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps] = {}) -> None:  # noqa: B006
+    def write(self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps] = {}) -> None:
         if self._adapter(task) is None:
             self._plain.write(task, out, prepared)
             return

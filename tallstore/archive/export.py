@@ -65,9 +65,9 @@ def export_folder(
         with translated(target):
             folder.mkdir()
             for file, names in shards.items():
-                with (folder / file).open("xb") as weights:
+                with (folder / file).open("xb") as stream:
                     for piece in _pieces(names, tensors, read, done):
-                        weights.write(piece)
+                        stream.write(piece)
             if len(shards) > 1:
                 (folder / f"{called}{INDEX}").write_bytes(_index(shards, done.total))
         for name, data in files.items():

@@ -279,7 +279,9 @@ class Zoo:
             check_merged(self._manifest, task, self.url)
             self._announce_base()
             places = self._twice(self._merging.task, task)
-            decode = partial(self._twice, partial(self._merging.tensors, task))
+            decode: Callable[[list[str]], dict[str, Tensor]] = partial(
+                self._twice, partial(self._merging.tensors, task)
+            )
             shown = {name: (str(place.entry.dtype), place.entry.shape or ()) for name, place in places.items()}
         else:
             decode = self._decode(task, exact=exact)
@@ -307,7 +309,8 @@ class Zoo:
     ) -> tuple[str, ...]:
         """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names.
 
-        `names`: only these. `merged`: those of the model that an adapter makes of its base. All are fetched where the archive is far away: what needs one will soon need the others.
+        `names`: only these. `merged`: those of the model that an adapter makes of its base. All are fetched where the
+        archive is far away: what needs one will soon need the others.
         """
         record = self._manifest.tasks[self._task(task)]
         files = merged_files(record) if merged else adapter_files(record)

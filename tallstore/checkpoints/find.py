@@ -59,8 +59,8 @@ def open_checkpoint(
 
     Args:
         source: a folder with weights as transformers, timm or open_clip write them (one file, or shards with an
-            index) or with an adapter as PEFT writes it, a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub id, a state dict, or a module. A
-            checkpoint that is open already is given back.
+            index) or with an adapter as PEFT writes it, a `.safetensors`, `.bin`, `.pt`, `.pth` or `.ckpt` file, a Hub
+            id, a state dict, or a module. A checkpoint that is open already is given back.
         where: how messages name it.
         storage_options: for fsspec's file systems, where the source is an address on one.
 

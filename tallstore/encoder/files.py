@@ -13,7 +13,6 @@ from tallstore.format.manifest import PartRecord
 from tallstore.format.names import check_path
 from tallstore.stores import Sink
 
-
 BASE_FILES = "base_model/"
 """What is put before the names of the base's files among an adapter's."""
 
