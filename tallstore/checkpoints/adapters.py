@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def adapter_of_model(model: Any, where: str) -> Checkpoint:
     name = model.active_adapter
     if not isinstance(name, str):
         raise CheckpointError(f"{where}: several adapters are active: make the one that is meant active, alone")
-    found = MemoryCheckpoint(peft.get_peft_model_state_dict(model, adapter_name=name), where)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which embeddings are saved too
+        found = MemoryCheckpoint(peft.get_peft_model_state_dict(model, adapter_name=name), where)
     folder = tempfile.TemporaryDirectory(prefix="tallstore-")
     weakref.finalize(found, folder.cleanup)
     model.peft_config[name].save_pretrained(folder.name)
