@@ -144,8 +144,8 @@ class _Merger:
                 f"{self._where}: {module!r} has trained tokens and another change at once: merge it with PEFT"
             )
         found = self._change(weight, partial(self._by_peft, f"{module}.weight"))
-        if (bias := self._places.of(f"{module}.bias")) is not None:
-            found |= self._change(bias, partial(self._by_peft, f"{module}.bias"))
+        if (there := self._places.of(f"{module}.bias")) is not None:
+            found |= self._change(there, partial(self._by_peft, f"{module}.bias"))
         return found
 
     def _target(self, module: str, parameter: str) -> str:
