@@ -9,6 +9,7 @@ from tallstore.adapters import check_base, sorted_tensors
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.match import Match, check_distance, match
 from tallstore.encoder.ties import tied_names
+from tallstore.errors import CheckpointError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import names_of
 
@@ -66,7 +67,17 @@ class Plan:
 
 
 def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bool) -> Plan:
-    """Match every task with the base. Raises WrongBaseError where they do not belong together."""
+    """Match every task with the base.
+
+    Raises:
+        WrongBaseError: they do not belong together.
+        CheckpointError: the base is an adapter.
+    """
+    if base.adapter is not None:
+        raise CheckpointError(
+            f"{base.where}: an adapter in place of the base: the base comes first; name the model that the adapter was "
+            "trained on"
+        )
     found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
         if task.adapter is not None:
