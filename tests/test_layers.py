@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "merging": {"errors", "kernels", "recipes"},
     "stores": {"errors", "format"},
     "names": {"errors"},
-    "checkpoints": {"errors", "format", "kernels", "names", "tensors", "stores"},
+    "adapters": {"errors", "format", "tensors"},
+    "checkpoints": {"adapters", "errors", "format", "kernels", "names", "tensors", "stores"},
     "report": {"archive", "errors", "format", "stores", "words"},
 }
 """Besides themselves. What is not listed here may import all of these, but see the tests below."""
@@ -110,6 +111,7 @@ def test_importing_loads_no_optional_package() -> None:
     optional = {
         "huggingface_hub",
         "transformers",
+        "peft",
         "sklearn",
         "rich",
         "typer",

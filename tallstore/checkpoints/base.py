@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 from torch import Tensor, nn
 
+from tallstore.adapters.config import AdapterConfig
 from tallstore.format.dtypes import count
 from tallstore.format.layout import WeightsFile
 from tallstore.tensors import as_bytes
@@ -28,6 +29,14 @@ class TensorInfo:
     def numel(self) -> int:
         """Number of elements; of bytes where several elements share one."""
         return count(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter's method, by PEFT's name of it, and its configuration, if there is one."""
+
+    type: str
+    config: AdapterConfig | None = None
 
 
 class Checkpoint(ABC):
@@ -49,6 +58,8 @@ class Checkpoint(ABC):
     """The weights files of the model's folder; none if that is one `model.safetensors`."""
     sets: tuple[str, ...] = ()
     """Names of the sets of weights that are there beside this one."""
+    adapter: AdapterFacts | None = None
+    """What is known of it as an adapter, if it is one: its tensors are added to a base's."""
     model: nn.Module | None = None
     """The module that it is the state of, if it is one's."""
     source: Mapping[str, str] = {}

@@ -51,6 +51,8 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
 
     Raises CheckpointError where the library's conversion cannot be undone.
     """
+    if task.adapter is not None:
+        return task
     if task.model is None:
         found = _by_name(base, task).found
         lost = _share_without(task, found)

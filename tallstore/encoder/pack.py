@@ -13,7 +13,7 @@ from typing import Any
 from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
 from tallstore.encoder.engine import open_engine
-from tallstore.encoder.files import put_file, write_files
+from tallstore.encoder.files import base_files_of, put_file, write_files
 from tallstore.encoder.journal import Journal
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import LOSSLESS, Options
@@ -24,7 +24,9 @@ from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
 from tallstore.format import strict_json
+from tallstore.format.adapter import WEIGHTS, Adapter
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
 from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
@@ -144,7 +146,7 @@ def _finish(
     for (name, kind), own in written.items():
         task_parts[name][kind] = tuple(own)
         parts |= own
-    files, records = write_files(sink, tasks)
+    files, records = write_files(sink, tasks, base)
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
     parts["config.json"] = put_file(sink, "config.json", strict_json.dumps(card, indent=1) + b"\n")
@@ -170,7 +172,7 @@ def _finish(
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
-                weights=checkpoint.layout,
+                **_as_written(checkpoint, files[name]),
                 measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
                 | ({"scores": dict(scores[name])} if name in scores else {}),
             )
@@ -191,6 +193,17 @@ def _listed(left_out: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
 
 
+def _as_written(checkpoint: Checkpoint, files: Mapping[str, str]) -> dict[str, Any]:
+    """What a task's record says of its weights files, and of an adapter."""
+    if checkpoint.adapter is None:
+        return {"weights": checkpoint.layout}
+    kind = checkpoint.adapter.type
+    return {
+        "adapter": Adapter(type=kind, base_files=base_files_of(checkpoint, files)),
+        "weights": (WeightsFile(path=WEIGHTS),),
+    }
+
+
 def _measured(
     name: str,
     index: int,
@@ -206,6 +219,7 @@ def _measured(
     return {
         **_lossless(stream.quality[index].measured(), stream, index),
         **({"bit_for_bit": True} if index in stream.lossless else {}),
+        **({} if checkpoint.adapter is None else {"relative_error": 0.0, "cosine": 1.0}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
@@ -255,6 +269,7 @@ def _report(
                 missing=found.missing[index],
                 without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
                 unmatched=found.unmatched[index],
+                adapter=task.adapter.type if task.adapter is not None else None,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tallstore.adapters import check_base, sorted_tensors
 from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.quantized import Quantized, find_quantized
 from tallstore.encoder.components import matched
 from tallstore.encoder.match import Match
 from tallstore.encoder.ties import tied_names
+from tallstore.errors import CheckpointError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
 from tallstore.format.manifest import names_of
 
@@ -19,6 +21,9 @@ SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
 _WORTH = 1 << 13
 """Bytes from which on a tensor that no mask fits is coded against the base's: of fewer there is little to save."""
+
+KEPT = "adapter, kept as it is"
+"""Why an adapter's tensors are stored whole."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,24 @@ def plan(
     allow_distant: bool,
     lossless: frozenset[int] = frozenset(),
 ) -> Plan:
-    """Match every task with the base. Raises WrongBaseError where they do not belong together.
+    """Match every task with the base.
 
     `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
+
+    Raises:
+        WrongBaseError: they do not belong together.
+        CheckpointError: the base is an adapter.
     """
+    if base.adapter is not None:
+        raise CheckpointError(
+            f"{base.where}: an adapter in place of the base: the base comes first; name the model that the adapter was "
+            "trained on"
+        )
     found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
+        if task.adapter is not None:
+            _plan_adapter(found, base, task, allow_distant=allow_distant)
+            continue
         ties, quantized = tied_names(task, base), find_quantized(task)
         matches = matched(base, task, ties, allow_distant=allow_distant)
         found.ties.append(ties)
@@ -101,6 +118,27 @@ def plan(
         found.missing.append(tuple(n for n in base.tensors if found.base_ties.get(n, n) not in used))
         _note_unmatched(found, base, task)
     return found
+
+
+def _plan_adapter(found: Plan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
+    """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
+    assert task.adapter is not None
+    if not allow_distant:
+        check_base(
+            sorted_tensors(task.tensors),
+            {name: info.shape for name, info in task.tensors.items()},
+            {name: info.shape for name, info in base.tensors.items()},
+            config=task.adapter.config,
+            where=task.where,
+            base_where=base.where,
+        )
+    ties = dict(task.ties)
+    found.ties.append(ties)
+    found.private.append({name: Whole(KEPT, "unmatched") for name in task.tensors if name not in ties})
+    found.unmoved.append({})
+    found.missing.append(())
+    found.unmatched.append(0.0)
+    found.quantized.append(None)
 
 
 def _note_unmatched(found: Plan, base: Checkpoint, task: Checkpoint) -> None:

@@ -33,6 +33,8 @@ class TaskReport:
     """Base tensors that the task lacks."""
     without_loss: WithoutLoss | None = None
     """Its tensors that are packed without loss for what they are: quantized, or of types that no mask fits."""
+    adapter: str | None = None
+    """The method, of an adapter: it is kept as it is."""
     unmatched: float = 0.0
     """Share of the parameters that find no counterpart in the base, and are stored whole."""
 

@@ -231,11 +231,13 @@ class Stream:
                 yield facts, context.result(number)
 
     def _facts(self) -> ZooFacts:
-        infos = [task.tensors for task in self.tasks]
+        # Adapters are no models: what they cost is no part of the bits that the others are given.
+        infos = [task.tensors if task.adapter is None else {} for task in self.tasks]
         whole = [
             infos[index][name].numel * ITEM_BYTES[infos[index][name].dtype] * 8
             for index, private in enumerate(self.plan.private)
             for name in private
+            if name in infos[index]
         ]
         return ZooFacts(
             parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),

@@ -16,6 +16,7 @@ from typing import Any
 
 from tallstore.errors import DamagedError, FormatError, TaskNameError
 from tallstore.format import limits, strict_json
+from tallstore.format.adapter import Adapter
 from tallstore.format.data_files import is_data_name
 from tallstore.format.dtypes import check_count, check_dtype, count, size_of
 from tallstore.format.layout import WeightsFile, check_layout
@@ -139,6 +140,8 @@ class Task:
     source: Mapping[str, str] = field(default_factory=dict)
     weights: tuple[WeightsFile, ...] = ()
     """Where its tensors are in the model's folder; none if that is one `model.safetensors`."""
+    adapter: Adapter | None = None
+    """What is said of a task that is an adapter: its tensors are the adapter's, all stored whole."""
 
     @property
     def bit_for_bit(self) -> bool:
@@ -172,6 +175,7 @@ class Manifest:
         for task in self.tasks.values():
             words |= task.parts.keys()
             words |= {"task.weights"} if task.weights else set()
+            words |= {"task.adapter"} if task.adapter is not None else set()
             words |= {"task.data"} if any(map(is_data_name, task.files)) else set()
         parts = {record.version for record in self.parts.values()}
         object.__setattr__(self, "version", newest((self.version, needed(words), *parts)))
@@ -367,6 +371,7 @@ def _task_to_json(task: Task) -> dict[str, Any]:
         "files": {name: path for name, path in task.files.items() if name not in data},
         **({"data": data} if data else {}),
         **({"weights": [file.to_json() for file in task.weights]} if task.weights else {}),
+        **({"adapter": task.adapter.to_json()} if task.adapter is not None else {}),
         "source": dict(task.source),
         "measured": dict(task.measured),
     }
@@ -391,6 +396,7 @@ def _task(value: Any, where: str) -> Task:
         parts=parts,
         files={**files, **data},
         weights=weights,
+        adapter=Adapter.from_json(facts["adapter"], f"{where}: adapter") if "adapter" in facts else None,
         measured=_object(facts.get("measured", {}), f"{where}: measured"),
         source=_strings(facts.get("source", {}), f"{where}: source"),
     )

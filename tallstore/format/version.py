@@ -26,6 +26,7 @@ SINCE: dict[str, str] = {
     "F8_E8M0": "1.1",
     "F8_E4M3FNUZ": "1.1",
     "F8_E5M2FNUZ": "1.1",
+    "task.adapter": "1.1",
 }
 """Members (`object.member`), kinds of part and entry, codecs and element types that came after 1.0 → their version."""
 

@@ -135,6 +135,8 @@ class Archive:
     tasks: dict[str, dict[str, dict[str, Part]]] = field(default_factory=dict)
     """Task → kind → path → part."""
     task_files: dict[str, dict[str, str]] = field(default_factory=dict)
+    task_facts: dict[str, Facts] = field(default_factory=dict)
+    """More members of a task's record."""
     files: dict[str, bytes] = field(default_factory=dict)
     version: str = "1.0"
     indent: int | None = None
@@ -191,6 +193,7 @@ class Archive:
                     "group": home[name],
                     "parts": {kind: list(parts) for kind, parts in kinds.items()},
                     "files": self.task_files.get(name, {}),
+                    **self.task_facts.get(name, {}),
                 }
                 for name, kinds in self.tasks.items()
             },

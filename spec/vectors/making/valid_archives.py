@@ -393,3 +393,33 @@ def _differences(original: bytes, decoded: bytes, size: int) -> bytes:
         d = (d + half) % (2 * half) - half
         out += (2 * d if d >= 0 else -2 * d - 1).to_bytes(size, "little")
     return out
+
+
+@case
+def adapter() -> Case:
+    """A task that is an adapter: whole tensors under its own names, and files of its base among its files."""
+    one = One()
+    one.start("fc.weight", few("F32", "adapter base", 12, (3, 4)))
+    one.private("base_model.model.fc.lora_A.weight", few("F32", "adapter a", 8, (2, 4)))
+    one.private("base_model.model.fc.lora_B.weight", few("BF16", "adapter b", 6, (3, 2)))
+    files = {
+        "tasks/a/files/adapter_config.json": dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}),
+        "common/base_model/config.json": b"{}\n",
+    }
+    return one.case(
+        "a task that is an adapter, with files of its own and of its base",
+        version="1.1",
+        files=files,
+        task_files={
+            "a": {
+                "adapter_config.json": "tasks/a/files/adapter_config.json",
+                "base_model/config.json": "common/base_model/config.json",
+            }
+        },
+        task_facts={
+            "a": {
+                "weights": [{"path": "adapter_model.safetensors"}],
+                "adapter": {"type": "LORA", "base_files": "base_model/"},
+            }
+        },
+    )
