@@ -52,6 +52,7 @@ def test_an_adapter_comes_back_as_its_folder(make: Make, tmp_path: Path, name: s
     there, back = ((folder / "adapter_config.json").read_bytes() for folder in (found.adapter, tmp_path / "out"))
     assert there == back
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
