@@ -95,7 +95,7 @@ def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
 
 
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
-    """The reference path: no compiled kernel, of whatever sort."""
+    """The reference path, for everything."""
     patch.setenv(library.VARIABLE, "reference")
     for sort in fast.__all__:
         patch.setattr(fast, sort, lambda: None)
