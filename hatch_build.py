@@ -60,7 +60,8 @@ class NativeKernels(BuildHookInterface):
                 raise
             self.app.display_warning(f"tallstore is installed without its native kernels: {error}")
             return
-        build_data["artifacts"].append(f"/{made.relative_to(self.root).as_posix()}")
+        for path in (made, build.sum_path(made)):
+            build_data["artifacts"].append(f"/{path.relative_to(self.root).as_posix()}")
         build_data["pure_python"] = False
         here = sysconfig.get_platform().replace("universal2", platform.machine())
         tag = os.environ.get("TALLSTORE_BUILD_PLATFORM") or here

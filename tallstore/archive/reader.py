@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from tallstore.archive.known import CHUNKS, HEADERS, MANIFEST_MOST, MANIFESTS, KnownChunks
-from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.archive.known import CHUNKS, HEADERS, KnownChunks
+from tallstore.errors import DamagedError, FormatError
 from tallstore.format import limits
-from tallstore.format.manifest import MANIFEST, Manifest, is_intact
+from tallstore.format.manifest import Manifest
 from tallstore.format.part import Entry, PartHeader
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.fill import Source, part_of
@@ -37,34 +37,6 @@ class Place:
     path: str
     entry: Entry
     offset: int | None
-
-
-def read_manifest(store: Store) -> Manifest:
-    """Read and validate `tall.json`."""
-    try:
-        size = store.size(MANIFEST)
-    except DamagedError as error:
-        if isinstance(error.__cause__, OSError):
-            raise NotAnArchiveError(f"{error}") from error
-        raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
-    if size > limits.MANIFEST_BYTES:
-        raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
-    data = _whole(store, MANIFEST)
-    try:
-        return _parsed(store, data)
-    except (DamagedError, FormatError):
-        if is_intact(data) or not store.renew(MANIFEST):
-            raise
-    return _parsed(store, _whole(store, MANIFEST))
-
-
-def _parsed(store: Store, data: bytes) -> Manifest:
-    parse = partial(Manifest.from_bytes, data, f"{store.url}: {MANIFEST}")
-    return parse() if len(data) > MANIFEST_MOST else MANIFESTS.get(hashlib.sha256(data).digest(), parse)
-
-
-def _whole(store: Store, path: str) -> bytes:
-    return bytes(store.read(path, 0, store.size(path)))
 
 
 def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:

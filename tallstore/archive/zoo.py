@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
+from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
-from tallstore.archive.reader import Place, Reader, RenewedError, once_more, read_manifest
+from tallstore.archive.reader import Place, Reader, RenewedError, once_more
 from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
@@ -113,27 +114,7 @@ class Zoo:
 
     def info(self) -> dict[str, Any]:
         """What the archive holds and what it costs, as plain JSON values. Bytes are as on disk."""
-        manifest = self._manifest
-        size = self._store.size(MANIFEST)
-        checkpoints = sum(int(t.number("checkpoint_bytes") or 0) for t in manifest.tasks.values())
-        return {
-            "format": "tallstore",
-            "version": manifest.version,
-            "writer": manifest.writer,
-            "base": {
-                "storage": manifest.base.storage,
-                "identity": manifest.base.identity,
-                "source": dict(manifest.base.source),
-                "tensors": len(manifest.base.tensors),
-                "bytes": manifest.base.bytes,
-            },
-            "groups": [{"id": g.id, "tasks": list(g.tasks), "recipe": dict(g.recipe)} for g in manifest.groups],
-            "tasks": {name: dict(task.measured) | {"group": task.group} for name, task in manifest.tasks.items()},
-            "bytes": manifest.bytes_by_kind(size),
-            "bits_per_parameter": manifest.bits_per_parameter(size),
-            "checkpoints_bytes": checkpoints + manifest.base.bytes,
-            "options": dict(manifest.options),
-        }
+        return summary(self._store, self._manifest)
 
     def tensors(self, task: str) -> dict[str, TensorFacts]:
         """How each tensor of a task is stored, in the checkpoint's order."""

@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 
 from tallstore.cli import output
+from tallstore.stores import Access, open_any
 
 if TYPE_CHECKING:
-    from tallstore.archive import Zoo
-    from tallstore.format.manifest import Task
+    from tallstore.format.manifest import Manifest, Task
 
 
 def info(
@@ -29,19 +29,25 @@ def info(
 
       tallstore info zoo.tall --masks
     """
-    import tallstore
+    from tallstore.archive.manifests import read_manifest, summary
 
-    with tallstore.open(zoo) as opened:
-        counted = None
-        if masks:
-            with output.progress("counting", quiet=as_json) as progress:
-                counted = opened.mask_statistics(progress=progress)
-        if as_json:
-            facts = opened.info()
-            output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
-            return
-        console = output.console()
-        show(console, opened, zoo)
+    counted = None
+    if masks:
+        import tallstore
+
+        with (
+            tallstore.open(zoo) as opened,
+            output.progress("counting", quiet=as_json) as progress,
+        ):
+            counted = opened.mask_statistics(progress=progress)
+    with open_any(zoo, access=Access()) as store:
+        manifest = read_manifest(store)
+        facts = summary(store, manifest)
+    if as_json:
+        output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
+        return
+    console = output.console()
+    show(console, facts, manifest, zoo)
     if counted is not None:
         from tallstore.cli.masks import show as show_masks
 
@@ -86,11 +92,10 @@ def _cell(key: str, task: Task) -> str:
     return output.number(value, 1 if key == "lambda" else 3)
 
 
-def show(console: Console, zoo: Zoo, path: str) -> None:
+def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str) -> None:
     """The tables that a person likes to read."""
-    facts = zoo.info()
-    sizes, tasks = facts["bytes"], zoo.manifest.tasks
-    several = len(zoo.manifest.groups) > 1
+    sizes, tasks = facts["bytes"], manifest.tasks
+    several = len(manifest.groups) > 1
     columns = {
         key: _COLUMNS[key]
         for key in _COLUMNS

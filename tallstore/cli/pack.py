@@ -137,7 +137,7 @@ def pack(
         with tallstore.open(report.path, base=job.base if options.get("base_storage") == "reference" else None) as zoo:
             from tallstore.cli.info import show
 
-            show(console, zoo, str(report.path))
+            show(console, zoo.info(), zoo.manifest, str(report.path))
         console.print(f"packed in {report.seconds:.1f} s")
 
 

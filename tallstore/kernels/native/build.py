@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["BuildError", "build", "find_compiler", "library_path", "stamp"]
+__all__ = ["BuildError", "build", "digest", "find_compiler", "library_path", "stamp", "sum_path"]
 
 SOURCES = Path(__file__).parent / "src"
 _ONCE = "library.c"
@@ -119,10 +119,25 @@ def build(
         linked = Path(folder) / "linked"
         whither = ["-target", target] if target else []
         _run([*compiler, "-shared", "-fPIC", "-s", *extra, *whither, *objects, "-o", str(linked)])
-        staged = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-        shutil.copyfile(linked, staged)
-        staged.replace(out)
+        _put(linked.read_bytes(), out)
+    _put(f"{stamp():016x} {digest(out)}\n".encode(), sum_path(out))
     return out
+
+
+def sum_path(library: Path) -> Path:
+    """The file beside a library that holds the stamp of its sources, and its digest: a damaged one is not loaded."""
+    return library.with_name(f"{library.name}.sum")
+
+
+def digest(path: Path) -> str:
+    """Of a library's bytes."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _put(data: bytes, path: Path) -> None:
+    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    staged.write_bytes(data)
+    staged.replace(path)
 
 
 def _per_variant() -> list[Path]:

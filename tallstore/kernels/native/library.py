@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tallstore.errors import DeviceError, OptionError
 from tallstore.kernels.native import build
 
-__all__ = ["VARIABLE", "Function", "Library", "address", "bind", "chosen", "open_library", "why_not"]
+__all__ = ["VARIABLE", "Function", "Library", "address", "bind", "chosen", "describe", "open_library", "why_not"]
 
 VARIABLE = "TALLSTORE_KERNELS"
 Function = tuple[Any, tuple[Any, ...]]
@@ -39,6 +39,10 @@ class Library:
     """Variants that this processor has, the best one last."""
     hashes: bool
     """Whether it has XXH3: kernels that check a file's bytes need it."""
+
+
+_REMEDY = "(python -m tallstore.kernels.native.build builds it anew)"
+_STALE = f"was built from other sources {_REMEDY}"
 
 
 class _UnusableError(Exception):
@@ -60,6 +64,12 @@ def why_not() -> str:
     return _choose(os.environ.get(VARIABLE, ""))[1]
 
 
+def describe() -> str:
+    """Which kernels are in use on the CPU, for people to read."""
+    library = chosen()
+    return f"kernels: reference ({why_not()})" if library is None else f"kernels: native, {library.variant}"
+
+
 @cache
 def _choose(asked: str) -> tuple[Library | None, str]:
     if asked == "reference":
@@ -78,6 +88,7 @@ def open_library(path: Path, variant: str = "") -> Library:
     """Load a library; `variant`: by default the best that the processor has."""
     if not path.exists():
         raise _UnusableError("the native library was not built (python -m tallstore.kernels.native.build builds it)")
+    _check(path)
     try:
         handle = ctypes.CDLL(str(path))
         handle.ts_stamp.restype, handle.ts_variants.restype = ctypes.c_uint64, ctypes.c_uint32
@@ -85,9 +96,7 @@ def open_library(path: Path, variant: str = "") -> Library:
     except (OSError, AttributeError) as error:
         raise _UnusableError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
     if handle.ts_stamp() != build.stamp():
-        raise _UnusableError(
-            f"{path} was built from other sources (python -m tallstore.kernels.native.build builds it anew)"
-        )
+        raise _UnusableError(f"{path} {_STALE}")
     there = [name for name, bit in _BITS.items() if handle.ts_variants() & bit]
     if variant and variant not in there:
         raise _UnusableError(f"this processor has {', '.join(there)}")
@@ -95,6 +104,18 @@ def open_library(path: Path, variant: str = "") -> Library:
     if hashing is not None:
         handle.ts_set_xxh3(ctypes.byref(hashing))
     return Library(handle=handle, variant=variant or there[-1], there=tuple(there), hashes=hashing is not None)
+
+
+def _check(path: Path) -> None:
+    """Raise for a file that must not be loaded: a system's loader takes what is damaged, and crashes."""
+    try:
+        stamp, digest = build.sum_path(path).read_text(encoding="ascii").split()
+        if digest != build.digest(path):
+            raise _UnusableError(f"{path} is damaged: its digest differs {_REMEDY}")
+    except (OSError, ValueError) as error:
+        raise _UnusableError(f"{path} was not built to the end, or cannot be read {_REMEDY}") from error
+    if stamp != f"{build.stamp():016x}":
+        raise _UnusableError(f"{path} {_STALE}")
 
 
 def bind(table: Mapping[str, Function], library: Library | None = None) -> Any:
