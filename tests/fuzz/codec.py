@@ -1,4 +1,4 @@
-"""Every codec's decoder: the right number of valid values or a refusal, alike with and without compiled kernels.
+"""Every codec's decoder: the right number of valid values or a refusal, alike with the native library and without.
 
 What a decoder takes, the second reader that was written from `spec/` alone takes too, and reads the same values.
 
@@ -7,6 +7,7 @@ What a decoder takes, the second reader that was written from `spec/` alone take
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.native import library
 
 from . import frames
 from .base import Plain, Target
@@ -104,13 +106,15 @@ FIRST: Mapping[str, Decode] = {"mask": _mask, "vector": _vector, "whole": _whole
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
-    kept = fast.kernels
-    fast.kernels = lambda: None  # type: ignore[assignment]
+def _by_reference() -> Iterator[None]:
+    kept = os.environ.get(library.VARIABLE)
+    os.environ[library.VARIABLE] = "reference"
     try:
         yield
     finally:
-        fast.kernels = kept
+        del os.environ[library.VARIABLE]
+        if kept is not None:
+            os.environ[library.VARIABLE] = kept
 
 
 def _outcome(decode: Callable[[], bytes]) -> bytes | None:
@@ -127,8 +131,8 @@ def run(family: str, id_: str, data: bytes) -> None:
     n *= 64 if flags & _MANY else 1
     decode = partial(FIRST[family], id_, coded, which, n)
     found = _outcome(decode)
-    with _uncompiled():
-        assert _outcome(decode) == found, "compiled kernels and the reference disagree"
+    with _by_reference():
+        assert _outcome(decode) == found, "the native library and the reference disagree"
     if found is not None and n <= _SLOW:
         assert _second(family, id_, coded, which, n) == found, "the second reader reads something else"
 
