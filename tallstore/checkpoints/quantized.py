@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
@@ -32,6 +33,8 @@ _PARAMETER = re.compile(
 _CONFIG, _SETTINGS = "config.json", ("quantization_config", "compression_config")
 _MOST = 1 << 24
 """Bytes of a configuration that are read."""
+_LONGEST = 80
+"""Characters of what it is called."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,16 @@ def find_quantized(checkpoint: Checkpoint) -> Quantized | None:
 
 
 def _configured(checkpoint: Checkpoint) -> str:
-    """By the checkpoint's configuration; empty where that says nothing."""
-    path = checkpoint.files.get(_CONFIG)
+    """By the checkpoint's configuration, or a component's; empty where none says anything."""
+    for name, path in checkpoint.files.items():
+        if name.rpartition("/")[2] == _CONFIG and (found := _read(path)):
+            return found
+    return ""
+
+
+def _read(path: Path) -> str:
     try:
-        if path is None or path.stat().st_size > _MOST:
-            return ""
-        config: Any = json.loads(path.read_bytes())
+        config: Any = json.loads(path.read_bytes()) if path.stat().st_size <= _MOST else None
     except (OSError, ValueError, RecursionError):
         return ""  # whoever needs the configuration will say so
     for key in _SETTINGS:
@@ -88,7 +95,7 @@ def _configured(checkpoint: Checkpoint) -> str:
             settings = _member(place, key)
             method = _member(settings, "quant_method")
             if isinstance(method, str):
-                return " ".join(dict.fromkeys([method, *_DETAILS.get(method, _by_bits)(settings)]))
+                return " ".join(dict.fromkeys([method, *_DETAILS.get(method, _by_bits)(settings)]))[:_LONGEST]
     return ""
 
 
