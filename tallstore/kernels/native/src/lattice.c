@@ -194,7 +194,7 @@ TS_KERNEL(void, lattice_count_segments)(
 ) {
     for (int64_t i = 0, segment = 0; i < n; segment++) {
         int64_t stop = TS_MIN(n, end_of(segment, width, first));
-        uint32_t some[4][LEVELS * CLASSES] = {{0}}; /* several, so that one need not wait for another */
+        uint32_t some[4][LEVELS * CLASSES] = {{0}};
         for (uint32_t turn = 0; i < stop; i += one_in, turn++) {
             uint32_t size = size_of(symbols[i]);
             some[turn & 3][levels[i] * CLASSES + (size < CLASSES - 1 ? size : CLASSES - 1)]++;
@@ -210,14 +210,16 @@ TS_KERNEL(void, lattice_count_symbols)(
     int64_t *counts, const int8_t *symbols, const uint8_t *levels, int64_t n, int64_t width, int64_t first,
     const uint8_t *shifts
 ) {
-    uint32_t some[2][CONTEXTS * SYMBOLS] = {{0}};
+    uint32_t some[4][CONTEXTS * SYMBOLS] = {{0}}; /* several, so that one need not wait for another */
     for (int64_t i = 0, segment = 0; i < n; segment++) {
         int64_t stop = TS_MIN(n, end_of(segment, width, first));
         uint32_t shift = shifts[segment];
-        for (; i < stop; i++) some[i & 1][(levels[i] + shift) * SYMBOLS + size_of(symbols[i])]++;
+        for (; i + 4 <= stop; i += 4)
+            for (int at = 0; at < 4; at++) some[at][(levels[i + at] + shift) * SYMBOLS + size_of(symbols[i + at])]++;
+        for (; i < stop; i++) some[0][(levels[i] + shift) * SYMBOLS + size_of(symbols[i])]++;
     }
     for (int at = 0; at < CONTEXTS * SYMBOLS; at++)
-        counts[at] = (int64_t)some[0][at] + some[1][at];
+        counts[at] = (int64_t)some[0][at] + some[1][at] + some[2][at] + some[3][at];
 }
 
 typedef struct {
