@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from tallstore.codecs.base import Row
 from tallstore.kernels.lattice import CLASSES, LEVELS, Lattice, Model, Prepared, frequencies
-from tallstore.kernels.lattice_fast import count_segments, count_symbols
+from tallstore.kernels.lattice_fast import count_segments, count_symbols, prepare
 
-__all__ = ["choose", "lanes_for", "lowest"]
+__all__ = ["choose", "estimate", "lanes_for", "lowest"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -62,6 +62,19 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
     counts = count_symbols(prepared, width, first, shifts)
     table, tables = _merged(counts[: LEVELS + int(shifts.max())])
     return Model(bits=BITS, low=low, width=width, first=first, table=table, weights=_weights(tables), shifts=shifts)
+
+
+def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any]) -> float:
+    """Bits per element that steps will take, by a sample of a tensor; rows are taken to be all alike.
+
+    Args:
+        lattice: of the type.
+        after: elements of the task as words, shape (n,), n > 0: runs of it, one behind the other.
+        base: the base's in their place.
+    """
+    prepared = prepare(lattice, after, base, lowest(lattice, base))
+    _, tables = _merged(count_symbols(prepared, 0, 0, np.zeros(1, np.uint8))[:LEVELS])
+    return (int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra)) / len(base)
 
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
