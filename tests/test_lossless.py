@@ -14,7 +14,10 @@ from torch import nn
 import tallstore
 from tallstore import codecs
 from tallstore.archive import Zoo
+from tallstore.cli import main
 from tallstore.errors import DamagedError, OptionError
+from tallstore.report.facts import gather
+from tallstore.report.tables import by_task
 
 NAN, INF = float("nan"), float("inf")
 
@@ -172,6 +175,19 @@ def test_damage_is_found_by_tensor(tmp_path: Path) -> None:
     part.write_bytes(data)
     with tallstore.open(tmp_path / "zoo") as zoo, pytest.raises(DamagedError, match=r"tensor '.*' is damaged"):
         zoo.state_dict(task)
+
+
+def test_info_verify_and_report_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, tasks = tiny_zoo(2)
+    path = tmp_path / "zoo.tall"
+    tallstore.pack(base, tasks, path, quality="lossless")
+    for verb in ("info", "verify"):
+        with pytest.raises(SystemExit, match="0"):
+            main([verb, str(path)])
+        assert "bit for bit" in capsys.readouterr().out
+    with tallstore.open(path) as zoo:
+        table = by_task(gather(zoo, masks=False))
+    assert [cell.text for row in table.rows for cell in row].count("bit for bit") == 2
 
 
 def test_lossless_is_a_quality_of_its_own(tmp_path: Path) -> None:

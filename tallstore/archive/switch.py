@@ -215,11 +215,10 @@ class Switcher:
             device = apart[name] if target is None else own[target.owner].device
             shape = shape_of(str(entry.dtype), entry.shape or ())
             slot = _Slot(name, target, dtype=TORCH[str(entry.dtype)], shape=shape)
-            decoded = entry.kind in {"private", "lossless"}  # what cannot be made from the base in one pass
-            if decoded or entry.covered < entry.numel:
+            if entry.kind == "private" or entry.covered < entry.numel:
                 whole = decoder.tensors(task, [source])[source].reshape(-1)
-                slot.tail = _resident(whole[0 if decoded else entry.covered :].clone(), device)
-            if not decoded:
+                slot.tail = _resident(whole[0 if entry.kind == "private" else entry.covered :].clone(), device)
+            if entry.kind != "private":
                 slot.base = self._base(decoder, str(entry.base), device)[: entry.covered]
                 slot.packed = self._packed(decoder, task, source, device)
             found.append(slot)

@@ -84,6 +84,8 @@ def _cell(key: str, task: Task) -> str:
     if key == "share":
         own, plain = task.number("bytes"), task.number("checkpoint_bytes")
         return output.share(own / plain if own and plain else None)
+    if key == "relative_error" and task.bit_for_bit:
+        return "bit for bit"
     value = task.number(key)
     if key == "density":
         return output.share(value)
@@ -109,10 +111,11 @@ def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str,
     console.print()
     base = facts["base"]
     where = "in the archive" if base["storage"] == "embed" else "referenced, not in the archive"
+    exact = all(task.bit_for_bit for task in tasks.values())
     parts = {
         "base": (sizes["base"], f"{output.size(base['bytes'])} of weights, {where}"),
         "multi-task vector": (sizes["vector"], ""),
-        "masks": (sizes["masks"], ""),
+        "masks": (sizes["masks"], "what tasks changed, bit for bit" if exact else ""),
         "whole tensors": (sizes["private"], "heads and the like, exact"),
         **({"exact parts": (sizes["exact"], "what makes tasks bit for bit the original")} if sizes["exact"] else {}),
         "files": (sizes["files"] + sizes["manifest"], "configurations, tokenizers, manifest"),

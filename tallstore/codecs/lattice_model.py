@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from tallstore.codecs.base import Row
 from tallstore.kernels.lattice import CLASSES, LEVELS, Lattice, Model, Prepared, frequencies
-from tallstore.kernels.lattice_fast import count_segments, count_symbols
+from tallstore.kernels.lattice_fast import count_segments, count_symbols, prepare
 
-__all__ = ["choose", "lanes_for", "lowest"]
+__all__ = ["choose", "estimate", "lanes_for", "lowest"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -62,6 +62,19 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
     counts = count_symbols(prepared, width, first, shifts)
     table, tables = _merged(counts[: LEVELS + int(shifts.max())])
     return Model(bits=BITS, low=low, width=width, first=first, table=table, weights=_weights(tables), shifts=shifts)
+
+
+def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any]) -> float:
+    """Bits per element that steps will take, by a sample of a tensor; rows are taken to be all alike.
+
+    Args:
+        lattice: of the type.
+        after: elements of the task as words, shape (n,), n > 0: runs of it, one behind the other.
+        base: the base's in their place.
+    """
+    prepared = prepare(lattice, after, base, lowest(lattice, base))
+    _, tables = _merged(count_symbols(prepared, 0, 0, np.zeros(1, np.uint8))[:LEVELS])
+    return (int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra)) / len(base)
 
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
@@ -118,22 +131,22 @@ def _bits(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _merged(counts: Integers) -> tuple[npt.NDArray[np.uint8], Integers]:
     """The table of each context, and the counts of each table: neighbours are merged while that saves."""
     used = np.flatnonzero(counts.any(1))
-    begins, tables = used.tolist(), counts[used]
-    costs, joined = _costs(tables), _costs(tables[1:] + tables[:-1])
-    while len(joined):
-        gains = joined - costs[1:] - costs[:-1]
-        at = int(gains.argmin())
+    begins, there = used.tolist(), counts[used, : int(np.flatnonzero(counts.any(0))[-1]) + 1]
+    tables = list(there)
+    costs, joined = _costs(there).tolist(), _costs(there[1:] + there[:-1]).tolist()
+    while joined:
+        gains = [both - left - right for both, left, right in zip(joined, costs, costs[1:], strict=False)]
+        at = gains.index(min(gains))
         if gains[at] >= 0:
             break
-        tables[at] += tables[at + 1]
-        costs[at] = joined[at]
-        tables, costs, joined = (np.delete(each, at + 1, 0) for each in (tables, costs, np.append(joined, 0)))
-        joined = joined[:-1]
-        near = np.arange(max(at - 1, 0), min(at + 1, len(joined)))
-        joined[near] = _costs(tables[near] + tables[near + 1])
+        tables[at] = tables[at] + tables.pop(at + 1)
         begins.pop(at + 1)
+        costs[at : at + 2] = [joined.pop(at)]
+        near = [i for i in (at - 1, at) if 0 <= i < len(joined)]
+        for i, cost in zip(near, _costs(np.array([tables[i] + tables[i + 1] for i in near])), strict=True):
+            joined[i] = int(cost)
     table = np.searchsorted(begins, np.arange(len(counts)), side="right") - 1
-    return np.maximum(table, 0).astype(np.uint8), tables
+    return np.maximum(table, 0).astype(np.uint8), np.stack(tables)
 
 
 def _costs(counts: Integers) -> Integers:
@@ -154,6 +167,7 @@ def _weights(counts: Integers) -> npt.NDArray[np.uint8]:
     share = counts * _MASS
     share[:, 1:] //= 2
     share //= counts.sum(1, keepdims=True)
+    share = np.maximum(share, _MASS >> BITS)  # or near to it: a frequency of 1
     weights = np.where(there, 1 + np.searchsorted(_MIDDLE, share), 0).astype(np.uint8)
     while (short := there & (frequencies(weights, BITS) < 1)).any():
         weights += short

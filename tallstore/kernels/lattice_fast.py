@@ -30,6 +30,7 @@ from tallstore.kernels.lattice import (
     frequencies,
     segments_of,
 )
+from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address, bind
 
 __all__ = ["KERNELS", "count_segments", "count_symbols", "decode", "encode", "prepare"]
@@ -45,9 +46,14 @@ KERNELS: Mapping[str, Function] = {
 """Of `native/src/lattice.c`."""
 
 
-@cache
 def _native() -> Any:
-    return bind(KERNELS)
+    found = library.chosen()
+    return None if found is None else _bound(found)
+
+
+@cache
+def _bound(found: library.Library) -> Any:
+    return bind(KERNELS, found)
 
 
 def _addresses(*arrays: npt.NDArray[Any]) -> list[int]:

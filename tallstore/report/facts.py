@@ -45,6 +45,8 @@ class TaskFacts:
     exact: int
     checkpoint: int | None
     """Bytes of its tensors as a checkpoint."""
+    bit_for_bit: bool = False
+    """Whether it comes back to the last bit."""
 
     @property
     def retention(self) -> float | None:
@@ -155,6 +157,7 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
     return TaskFacts(
         name=name,
         error=task.number("relative_error"),
+        bit_for_bit=task.bit_for_bit,
         cosine=task.number("cosine"),
         density=task.number("density"),
         original=task.number("scores", "original"),

@@ -88,6 +88,8 @@ def by_task(facts: Facts) -> Table:
     def cell(task: TaskFacts, title: str) -> Cell:
         value, words, most = columns[title]
         found = value(task)
+        if title == "error" and task.bit_for_bit:
+            return _number(0.0, "bit for bit", most)
         return _number(found, "" if found is None else words(found), most)
 
     return Table(

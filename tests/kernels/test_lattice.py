@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tallstore.codecs import LOSSLESS
-from tallstore.codecs.lattice_model import choose, lanes_for, lowest
+from tallstore.codecs.lattice_model import choose, estimate, lanes_for, lowest
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import lattice as reference
@@ -169,6 +169,14 @@ def test_what_is_cut_or_changed_is_refused_or_decodes_to_as_many_elements() -> N
         except (FormatError, DamagedError):
             continue
         assert len(out) == len(base)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E4M3"])
+def test_an_estimate_is_near_to_what_it_takes(dtype: str) -> None:
+    after, base = rows(dtype, 1 << 17)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype)
+    found = estimate(LATTICES[dtype], after[: 1 << 14], base[: 1 << 14])
+    assert found == pytest.approx(8 * len(coded) / len(base), rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", ["F64", "I8", "U16", "C64"])

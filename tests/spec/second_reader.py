@@ -138,7 +138,7 @@ class Parts:
 def covered(entry: dict[str, Any]) -> int:
     """Elements that are coded: all, or those of the leading rows. `rows` is a member of some kinds alone."""
     shape = entry["shape"]
-    if "rows" in entry and entry["kind"] in {"base", "binary", "signed", "delta"}:
+    if "rows" in entry and entry["kind"] in {"base", "binary", "signed", "delta", "lossless"}:
         return int(entry["rows"]) * math.prod(shape[1:])
     return math.prod(shape)
 
@@ -250,6 +250,82 @@ def decode_planes(data: bytes, n: int, dtype: str) -> bytes:
     return words.tobytes()
 
 
+LATTICE = {"F32": (23, 255, 71), "BF16": (7, 255, 39), "F16": (10, 31, 39), "F8_E4M3": (3, 15, 23),
+           "F8_E5M2": (2, 31, 23), "F8_E4M3FNUZ": (3, 15, 23), "F8_E5M2FNUZ": (2, 31, 23)}  # fmt: skip
+
+
+def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
+    """lattice.md"""
+    size = BYTES[dtype]
+    if data[0] == 0:
+        must(len(data) == 1, "bytes behind mode 0")
+        return base
+    if data[0] in {1, 2}:
+        coded = decode_planes(data[1:], len(base) // size, dtype if data[0] == 2 else f"U{8 * size}")
+        return coded if data[0] == 2 else restored(base, coded, size)
+    must(data[0] == 3 and dtype in LATTICE, "an unknown mode")
+    s, m, most = LATTICE[dtype]
+    w, words = 8 * size, np.frombuffer(base, f"<u{size}").tolist()
+    _, B, log, low, width, first, model_bytes, count, open_bytes = struct.unpack_from("<BBBBIIIII", data)
+    must(8 <= B <= 12 and 3 <= log <= 8 and low <= m, "a head")
+    must(0 < first <= width or first == width == 0, "segments")
+    lanes, n = 1 << log, len(words)
+    must(24 + model_bytes + 4 * lanes + 2 * count + open_bytes == len(data), "a chunk's size")
+    segments = 1 + -(-max(n - first, 0) // width) if width else 1
+    frame = data[24 : 24 + model_bytes]
+    size_of_model = zstandard.get_frame_parameters(frame).content_size
+    must(size_of_model <= 33 + 31 * most + segments, "a model's size")
+    model = unframe(frame, size_of_model)
+    tables, a = model[0], model[1]
+    must(1 <= tables <= 31 and 1 <= a <= most, "a model")
+    weights, rest = model[2 : 2 + tables * a], model[2 + tables * a :]
+    shifts, table_of = rest[:segments], rest[segments:]
+    must(len(shifts) == segments and max(shifts) <= 15 and len(table_of) == 16 + max(shifts), "a model's parts")
+    must(max(table_of) < tables and max(weights) < 64, "a table or a weight")
+    places = [_places(weights[t * a : (t + 1) * a], B) for t in range(tables)]
+    at = 24 + model_bytes
+    states = list(struct.unpack_from(f"<{lanes}I", data, at))
+    stream = list(struct.unpack_from(f"<{count}H", data, at + 4 * lanes))[::-1]
+    bits, used = int.from_bytes(data[len(data) - open_bytes :], "little"), 0
+    out = []
+    for i, word in enumerate(words):
+        level = min(max((word >> s & m) - low, 0), 15)
+        segment = (i + width - first) // width if width else 0
+        x = states[i % lanes]
+        k, f, c = places[table_of[level + shifts[segment]]][x % (1 << B)]
+        x = f * (x >> B) + x % (1 << B) - c
+        if x < 1 << 16:
+            must(stream, "words end")
+            x = x << 16 | stream.pop()
+        states[i % lanes] = x
+        d = abs(k)
+        if d >= 16:
+            h = (d - 16) // 2 + 3
+            d = (2 + d % 2 << h) + (bits >> used & (1 << h) - 1)
+            used += h
+        out.append(_turn((_turn(word, w) + (d if k > 0 else -d)) % (1 << w), w))
+    must(not stream and all(x == 1 << 16 for x in states), "words are left")
+    must(open_bytes == -(-used // 8) and bits >> used == 0, "open bits")
+    return np.array(out, f"<u{size}").tobytes()
+
+
+def _places(weights: bytes, B: int) -> list[tuple[int, int, int]]:
+    """Of each place of a table its signed symbol, f and c."""
+    scaled = [(4 + q % 4) << q // 4 if q else 0 for q in weights]
+    total = scaled[0] + 2 * sum(scaled[1:])
+    must(total, "a table without symbols")
+    f = [(each << B) // total for each in scaled]
+    f[0] = (1 << B) - 2 * sum(f[1:])
+    found: list[tuple[int, int, int]] = []
+    for k in [0, *(sign * k for k in range(1, len(f)) for sign in (1, -1))]:
+        found += [(k, f[abs(k)], len(found))] * f[abs(k)]
+    return found
+
+
+def _turn(bits: int, w: int) -> int:
+    return bits ^ ((1 << w - 1) - 1) if bits >> w - 1 else bits
+
+
 # --- arithmetic.md ----------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +418,9 @@ class Archive:
         same = kept(base, base_dtype, dtype)
         if entry["kind"] == "base":
             return same
+        if entry["kind"] == "lossless":
+            size, decode = BYTES[dtype], {"lattice": decode_lattice}[entry["codec"]]
+            return b"".join(decode(piece, same[a * size : b * size], dtype) for a, b, piece in masks.chunks(name))
         work = np.float64 if dtype == "F64" else np.float32
         start = to_work(base, base_dtype, work)
         if entry["kind"] == "delta":

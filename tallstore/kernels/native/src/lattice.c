@@ -194,7 +194,7 @@ TS_KERNEL(void, lattice_count_segments)(
 ) {
     for (int64_t i = 0, segment = 0; i < n; segment++) {
         int64_t stop = TS_MIN(n, end_of(segment, width, first));
-        uint32_t some[4][LEVELS * CLASSES] = {{0}}; /* several, so that one need not wait for another */
+        uint32_t some[4][LEVELS * CLASSES] = {{0}};
         for (uint32_t turn = 0; i < stop; i += one_in, turn++) {
             uint32_t size = size_of(symbols[i]);
             some[turn & 3][levels[i] * CLASSES + (size < CLASSES - 1 ? size : CLASSES - 1)]++;
@@ -210,14 +210,16 @@ TS_KERNEL(void, lattice_count_symbols)(
     int64_t *counts, const int8_t *symbols, const uint8_t *levels, int64_t n, int64_t width, int64_t first,
     const uint8_t *shifts
 ) {
-    uint32_t some[2][CONTEXTS * SYMBOLS] = {{0}};
+    uint32_t some[4][CONTEXTS * SYMBOLS] = {{0}}; /* several, so that one need not wait for another */
     for (int64_t i = 0, segment = 0; i < n; segment++) {
         int64_t stop = TS_MIN(n, end_of(segment, width, first));
         uint32_t shift = shifts[segment];
-        for (; i < stop; i++) some[i & 1][(levels[i] + shift) * SYMBOLS + size_of(symbols[i])]++;
+        for (; i + 4 <= stop; i += 4)
+            for (int at = 0; at < 4; at++) some[at][(levels[i + at] + shift) * SYMBOLS + size_of(symbols[i + at])]++;
+        for (; i < stop; i++) some[0][(levels[i] + shift) * SYMBOLS + size_of(symbols[i])]++;
     }
     for (int at = 0; at < CONTEXTS * SYMBOLS; at++)
-        counts[at] = (int64_t)some[0][at] + some[1][at];
+        counts[at] = (int64_t)some[0][at] + some[1][at] + some[2][at] + some[3][at];
 }
 
 typedef struct {
@@ -244,6 +246,8 @@ TS_KERNEL(int64_t, lattice_encode)(
     const contexts by = {table, shifts, width, first};
     coder coders[CONTEXTS * (2 * SYMBOLS - 1)];
     uint8_t found[BLOCK], index[256];
+    uint16_t place[BLOCK];
+    uint32_t state[MOST_LANES];
     uint16_t *out = words + n;
     for (int at = 0; at < tables * kinds; at++) {
         uint32_t f = share[at];
@@ -253,21 +257,23 @@ TS_KERNEL(int64_t, lattice_encode)(
         coders[at].begin = begin[at] + (f == 1 ? (1u << bits) - 1 : 0);
     }
     for (int a = -128; a < 128; a++) index[(uint8_t)a] = (uint8_t)(a > 0 ? 2 * a - 1 : -2 * a);
-    for (int lane = 0; lane < lanes; lane++) states[lane] = LOWEST;
+    for (int lane = 0; lane < lanes; lane++) state[lane] = LOWEST;
     for (int64_t start = n ? (n - 1) / BLOCK * BLOCK : -1; start >= 0; start -= BLOCK) {
         int64_t size = TS_MIN(n - start, BLOCK);
         memcpy(found, levels + start, (size_t)size);
         fill_tables(found, start, size, &by);
+        for (int64_t i = 0; i < size; i++) place[i] = (uint16_t)(found[i] * kinds + index[(uint8_t)symbols[start + i]]);
         for (int64_t i = size - 1; i >= 0; i--) {
-            const coder *one = coders + found[i] * kinds + index[(uint8_t)symbols[start + i]];
-            uint32_t x = states[i & (lanes - 1)];
-            bool full = x >= (uint64_t)one->share << (32 - bits);
+            const coder *one = coders + place[i];
+            uint32_t x = state[i & (lanes - 1)];
+            bool full = x >> (32 - bits) >= one->share;
             out[-1] = (uint16_t)x; /* there is room: each element before this one has some */
             out -= full;
-            x >>= full ? 16 : 0;
-            states[i & (lanes - 1)] = coded(x, one, bits);
+            x >>= full * 16;
+            state[i & (lanes - 1)] = coded(x, one, bits);
         }
     }
+    memcpy(states, state, (size_t)lanes * 4);
     return words + n - out;
 }
 
