@@ -20,10 +20,11 @@ from making import (
     valid,
     valid_archives,
     valid_codes,
+    valid_newer,
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes)
+REGISTERED_BY = (valid_archives, valid_codes, valid_newer)
 """The modules whose import registers the valid vectors."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tallstore.codecs import MASK, VECTOR, WHOLE
+from tallstore.codecs import LOSSLESS, MASK, VECTOR, WHOLE
 
 from .numbers import Array, Tensor
 
@@ -52,6 +52,16 @@ def whole(tensor: Tensor, codec: str = "raw", chunk: int = CHUNK, **more: Any) -
     ]
     facts = {"kind": "whole", "dtype": tensor.dtype, "shape": list(tensor.shape), "codec": codec, "chunk": chunk}
     return facts | more, coded
+
+
+def lossless(tensor: Tensor, base: Tensor, name: str, codec: str = "lanes", chunk: int = CHUNK) -> Item:
+    """A tensor coded against the base's of that name and the same type."""
+    coded = [
+        LOSSLESS[codec].encode(*(np.frombuffer(t.cut(a, b), np.uint8) for t in (tensor, base)), tensor.dtype)
+        for a, b in spans(tensor.numel, chunk)
+    ]
+    facts = {"kind": "lossless", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": name}
+    return facts | {"codec": codec, "chunk": chunk}, coded
 
 
 def vector(values: Array, shape: Sequence[int], codec: str = "f32", chunk: int = CHUNK) -> Item:
