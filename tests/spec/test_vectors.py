@@ -17,7 +17,7 @@ import torch
 
 import tallstore
 from tallstore import Zoo, errors
-from tallstore.tensors import NAME, as_bytes
+from tallstore.tensors import NAME, TORCH, as_bytes, shape_of
 
 from .second_reader import Archive
 from .vectors import INVALID, VALID, VECTORS, Plain, Vector, invalid, read_plain, valid
@@ -40,7 +40,13 @@ def plain(tensors: Mapping[str, torch.Tensor]) -> Plain:
     return {name: (NAME[t.dtype], tuple(t.shape), as_bytes(t.contiguous()).tobytes()) for name, t in tensors.items()}
 
 
-def check_equal(found: Plain, due: Plain) -> None:
+def in_torch(file: Plain) -> Plain:
+    """What a file holds as torch has it: of types that it lacks, bytes."""
+    return {name: (NAME[TORCH[dtype]], shape_of(dtype, shape), data) for name, (dtype, shape, data) in file.items()}
+
+
+def check_equal(found: Plain, file: Plain) -> None:
+    due = in_torch(file)
     assert list(found) == list(due)
     assert not [name for name in due if found[name] != due[name]]
 
