@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.archive.coded import CodedLossless
 from tallstore.archive.places import ONES, RAW, coded
 from tallstore.archive.reader import Place, Reader
 from tallstore.codecs.base import Bytes, Floats, Levels
@@ -201,6 +204,13 @@ class Chunks:
         data = self._reader.chunk_here(place, index, name)
         self._guard(place, name, lambda: codec.decode(data, as_bytes(out), str(place.entry.dtype)))
         self._reader.is_right(place, index)
+
+    def coded_lossless(self, place: Place, name: str) -> CodedLossless:
+        """All chunks of a tensor that is coded without loss, as they are."""
+        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
+        chunks = [bytes(self._reader.chunk(place, index, name)) for index in range(len(coded(place).chunks))]
+        codes = torch.frombuffer(bytearray(b"".join(chunks)), dtype=torch.uint8)
+        return CodedLossless(codec, codes, tuple(accumulate(map(len, chunks))), coded(place).chunk)
 
     def read(self, place: Place, index: int, name: str) -> None:
         """Read a chunk and check it; nothing is decoded."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tallstore.archive.bases import BaseElements, Job
 from tallstore.archive.chunks import Chunks
+from tallstore.archive.coded import CodedLossless
 from tallstore.archive.packed import Packed
 from tallstore.archive.places import ONES, Places, coded
 from tallstore.archive.reader import Place, Reader
@@ -299,7 +300,7 @@ class Decoder:
 
         self._run([partial(job, index) for index in range(len(coded(place).chunks))])
 
-    def packed(self, task: str, name: str) -> Packed | None:
+    def packed(self, task: str, name: str) -> Packed | CodedLossless | None:
         """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
         place = self.task(task)[name]
         entry = place.entry
@@ -307,6 +308,10 @@ class Decoder:
             return None
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
+        if entry.kind == "lossless":
+            for index, _ in runs:
+                self._lossless_chunk(place, index, name)
+            return self._chunks.coded_lossless(place, name)
         if entry.kind in cpu.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from tallstore.archive.coded import CodedLossless
 from tallstore.archive.decode import Decoder, Job
 from tallstore.archive.into import check_fit, shapes_of, tensors_of, touched, version_of
 from tallstore.archive.lineup import line_up
@@ -59,7 +60,7 @@ class _Slot:
     name: str
     base: Tensor | None = None
     """θ0 of the leading elements, flat, on the model's device."""
-    packed: Packed | None = None
+    packed: Packed | CodedLossless | None = None
     """What is added to it; the base as it is if None."""
     dtype: torch.dtype = torch.float32
     """The task's type D: what is computed is rounded to it before the model's type."""
@@ -166,23 +167,22 @@ class Switcher:
             done.add(own[name].data_ptr())
             device = own[name].device
             slot = _Slot(name, dtype=TORCH[str(entry.dtype)], shape=shape_of(str(entry.dtype), entry.shape or ()))
-            decoded = entry.kind in {"private", "lossless"}  # what cannot be made from the base in one pass
-            if decoded or entry.covered < entry.numel:
+            if entry.kind == "private" or entry.covered < entry.numel:
                 whole = decoder.tensors(task, [source])[source].reshape(-1)
-                slot.tail = _resident(whole[0 if decoded else entry.covered :].clone(), device)
-            if not decoded:
+                slot.tail = _resident(whole[0 if entry.kind == "private" else entry.covered :].clone(), device)
+            if entry.kind != "private":
                 slot.base = self._base(decoder, str(entry.base), device)[: entry.covered]
                 slot.packed = self._packed(decoder, task, source, device)
             found.append(slot)
         return found
 
-    def _packed(self, decoder: Decoder, task: str, name: str, device: torch.device) -> Packed | None:
+    def _packed(self, decoder: Decoder, task: str, name: str, device: torch.device) -> Packed | CodedLossless | None:
         found = decoder.packed(task, name)
         if found is None:
             return None
         found = found.to(partial(_resident, device=device))
         vector = decoder.vector_of(task, name)
-        if vector is None:
+        if vector is None or isinstance(found, CodedLossless):
             return found
         key = (*vector, device)
         if key not in self._vectors:
@@ -263,7 +263,7 @@ def _jobs(slot: _Slot, out: Tensor) -> list[Job]:
         jobs.append(partial(out[covered:].copy_, slot.tail))
     if slot.base is None:
         return jobs
-    step = covered if out.device.type != "cpu" else _SHARE
+    step = covered if out.device.type != "cpu" else max(_SHARE, slot.packed.chunk if slot.packed else 0)
     for a in range(0, covered, max(step, 1)):
         b = min(a + step, covered)
         jobs.append(partial(_apply, slot, out[a:b], a))

@@ -110,7 +110,9 @@ def _bits(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         near = there[np.abs(np.arange(len(counts))[:, None] - there).argmin(1)]
         counts = np.where(all_of[:, None] >= 64, counts, counts[near])
     smooth = 2 * counts + 1
-    return np.rint(_POINT * np.log2(smooth.sum(1, keepdims=True) / smooth))
+    # Rounded to so few digits, logarithms are the same on every machine.
+    bits: npt.NDArray[np.float64] = np.rint(_POINT * np.log2(smooth.sum(1, keepdims=True) / smooth))
+    return bits
 
 
 def _merged(counts: Integers) -> tuple[npt.NDArray[np.uint8], Integers]:
@@ -139,7 +141,6 @@ def _costs(counts: Integers) -> Integers:
     if not len(counts):
         return np.zeros(0, np.int64)
     total = counts.sum(1)
-    # Rounded to so few digits, logarithms are the same on every machine.
     bits = np.rint(_POINT * np.log2(np.maximum(total[:, None], 1) / np.maximum(counts, 1))).astype(np.int64)
     longest = counts.shape[1] - (counts[:, ::-1] > 0).argmax(1)
     found: Integers = (counts * bits).sum(1) + _POINT * (total - counts[:, 0] + longest * _WEIGHT_BITS)

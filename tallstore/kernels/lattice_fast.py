@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.errors import DamagedError
 from tallstore.kernels import lattice as reference
@@ -49,6 +50,10 @@ def _native() -> Any:
     return bind(KERNELS)
 
 
+def _addresses(*arrays: npt.NDArray[Any]) -> list[int]:
+    return [address(array) for array in arrays]
+
+
 def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     """See `lattice.prepare`."""
     native, n = _native(), len(base)
@@ -57,7 +62,7 @@ def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     after, base = np.ascontiguousarray(after), np.ascontiguousarray(base)
     symbols, levels, extra = np.empty(n, np.int8), np.empty(n, np.uint8), np.empty(4 * n + 8, np.uint8)
     used = native.lattice_prepare(
-        *map(address, (symbols, levels, extra, after, base)), n, lattice.bits, lattice.shift, lattice.mask, low
+        *_addresses(symbols, levels, extra, after, base), n, lattice.bits, lattice.shift, lattice.mask, low
     )
     return Prepared(symbols, levels, extra[:used].copy())
 
@@ -68,7 +73,7 @@ def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> I
     if native is None:
         return reference.count_segments(prepared, width, first, one_in)
     counts = np.empty((segments_of(n, width, first), LEVELS, CLASSES), np.int64)
-    native.lattice_count_segments(*map(address, (counts, prepared.symbols, prepared.levels)), n, width, first, one_in)
+    native.lattice_count_segments(*_addresses(counts, prepared.symbols, prepared.levels), n, width, first, one_in)
     return counts
 
 
@@ -79,7 +84,7 @@ def count_symbols(prepared: Prepared, width: int, first: int, shifts: Bytes) -> 
         return reference.count_symbols(prepared, width, first, shifts)
     counts = np.empty((CONTEXTS, SYMBOLS), np.int64)
     native.lattice_count_symbols(
-        *map(address, (counts, prepared.symbols, prepared.levels)), n, width, first, address(shifts)
+        *_addresses(counts, prepared.symbols, prepared.levels), n, width, first, address(shifts)
     )
     return counts
 
@@ -92,14 +97,14 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
     words, states = np.empty(n, np.uint16), np.empty(lanes, np.uint32)
     share, begin = (each.astype(np.uint32) for each in both_signs(frequencies(model.weights, model.bits)))
     used = native.lattice_encode(
-        *map(address, (words, states, prepared.symbols, prepared.levels)),
+        *_addresses(words, states, prepared.symbols, prepared.levels),
         n,
         lanes,
         model.bits,
-        *map(address, (model.table, model.shifts)),
+        *_addresses(model.table, model.shifts),
         model.width,
         model.first,
-        *map(address, (share, begin)),
+        *_addresses(share, begin),
         *share.shape,
     )
     return Steps(states, words[n - used :], prepared.extra)
@@ -122,9 +127,9 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
         lattice.mask,
         model.low,
         model.bits,
-        *map(address, (entries, model.weights)),
+        *_addresses(entries, model.weights),
         *model.weights.shape,
-        *map(address, (model.table, model.shifts)),
+        *_addresses(model.table, model.shifts),
         model.width,
         model.first,
         address(states),
