@@ -302,6 +302,10 @@ class Zoo:
         """The folders that a task's weights lie in: '' for what lies at the model's top, `unet` and the like."""
         return components_of(self._manifest.tasks[self._task(task)])
 
+    def names(self, task: str, component: str) -> Mapping[str, str]:
+        """Names of a component's tensors in its own file → in the whole task's state dict."""
+        return self._part(task, component).names
+
     def write_files(
         self,
         task: str,

@@ -62,6 +62,8 @@ class Checkpoint(ABC):
     """What is known of it as an adapter, if it is one: its tensors are added to a base's."""
     model: nn.Module | None = None
     """The module that it is the state of, if it is one's."""
+    chosen: bool = False
+    """Whether it is a set, or a variant, that was asked for by name."""
     source: Mapping[str, str] = {}
     """Where others can get it: `repo` and `commit`, if known."""
 

@@ -25,7 +25,7 @@ from tallstore.checkpoints.folder import Component, Survey, has_weights, kind_of
 from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.checkpoints.sets import choose_by_prefix
+from tallstore.checkpoints.sets import ALL, choose_by_prefix
 from tallstore.checkpoints.torchfiles import is_torch_file, open_torch
 from tallstore.checkpoints.weights_files import PICKLES, SAFE, read_index
 from tallstore.errors import CheckpointError
@@ -75,9 +75,14 @@ def open_checkpoint(
 
         return marked(choose_by_prefix(FarCheckpoint(os.fspath(source), storage_options), weights))
     try:
-        return marked(_open_path(source, weights))
+        found = marked(_open_path(source, weights))
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
+    if weights not in (None, ALL) and not found.chosen:
+        found.close()
+        there = ", ".join(found.sets) or "one set alone"
+        raise CheckpointError(f"{os.fspath(source)}: holds no weights {weights!r}; there is {there}")
+    return found
 
 
 @contextmanager
@@ -173,7 +178,9 @@ def _open_folder(folder: Path, weights: str | None) -> Checkpoint:
         for part in parts.values() if not alone else ():
             found.left_out = {**found.left_out, **part.left_out}
             found.sets = (*found.sets, *part.sets)
-        found = choose_by_prefix(found, weights) if alone else found
+        variant = any(component.asked for component in opened)
+        found = choose_by_prefix(found, None if variant else weights) if alone else found
+        found.chosen = found.chosen or variant or any(part.chosen for part in parts.values())
     except BaseException:
         for part in opened.values():
             part.close()

@@ -36,6 +36,8 @@ class Component:
     weights: Weights
     listed: bool
     """Whether the model says that it belongs to it; if not, its tensors tell."""
+    asked: bool = False
+    """Whether it is the variant that was asked for."""
     extra: bool = False
     """Whether it lies beside other weights of that folder."""
 
@@ -171,7 +173,8 @@ def _pick(root: Path, folder: str, found: list[Weights], asked: str | None, out:
             raise CheckpointError(
                 f"{root / folder}: which of {', '.join(names[:5])} is meant? Name the file, or add an index"
             )
-    out.components.append(Component(folder=folder, weights=main, listed=listed))
+    wanted = asked is not None and main.variant == asked
+    out.components.append(Component(folder=folder, weights=main, listed=listed, asked=wanted))
     for each in found:
         if each is main:
             continue

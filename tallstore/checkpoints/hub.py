@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ _SKIPPED = (
     "onnx/*",
     "openvino/*",
     "*/checkpoint-*",
-    "*.md",
+    "checkpoint-*/*",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index*.json", "model_index.json", "modules.json", "*config.json")
 _OLD_WEIGHTS = (*_PICKLES, "*.bin.index.json")
 
 
@@ -32,7 +34,8 @@ def download(
 ) -> tuple[Path, dict[str, str]]:
     """Fetch a model repository's weights and files: its folder in the cache, and its repo and commit.
 
-    Weights are fetched as safetensors where the repository has them, else as pickles.
+    Weights are fetched as safetensors where a folder of the repository has them, else as pickles. What is skipped is
+    named: `skipped` below.
     """
     access = access or Access()
     hub = client("Hub ids")
@@ -64,8 +67,19 @@ def _snapshot(hub: Any, repo: str, revision: str | None, access: Access, *, weig
         except hub.errors.LocalEntryNotFoundError:
             raise error from None
     names = [sibling.rfilename for sibling in info.siblings or ()]
-    safe = any(name.endswith(".safetensors") for name in names)
+    safe = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors")}
     if weights_only:
         return Path(api.snapshot_download(repo, allow_patterns=_WEIGHTS if safe else _OLD_WEIGHTS, **how))
-    skipped = [*_SKIPPED, *_PICKLES] if safe else [*_SKIPPED]
-    return Path(api.snapshot_download(repo, ignore_patterns=skipped, **how))
+    # A pickle is not fetched where the same folder has safetensors; elsewhere it may be all that there is.
+    again = [name for name in names if _is_any(name, _PICKLES) and name.rpartition("/")[0] in safe]
+    return Path(api.snapshot_download(repo, ignore_patterns=[*_SKIPPED, *map(_literal, again)], **how))
+
+
+def _is_any(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name is of one of these patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _literal(name: str) -> str:
+    """A pattern that is this name alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)

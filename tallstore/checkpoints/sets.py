@@ -115,6 +115,7 @@ def choose_by_prefix(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
     main = sorted({other.partition(".")[0] for twin in found for other in twin.of.values() if twin.name not in mutual})
     unused = [name for name in (*by_name, *(main if chosen is not None else ())) if name != asked]
     joined.sets = (*checkpoint.sets, *unused)
+    joined.chosen = chosen is not None or (asked in main and asked is not None)
     joined.left_out = {**checkpoint.left_out, **_told(unused, checkpoint.where)}
     return joined
 

@@ -61,18 +61,14 @@ def open_torch(paths: Sequence[Path], where: str, weights: str | None = None) ->
             which none is the main one.
     """
     named = _load(paths, where, weights)
-    found: Checkpoint = choose_by_prefix(named, None if weights in named.tensors else weights)
-    if weights not in (None, ALL) and found is named and not named.chosen:
-        sets = ", ".join(named.sets) or "one alone"
-        raise CheckpointError(f"{where}: holds no set of weights {weights!r}; there is {sets}")
+    found: Checkpoint = choose_by_prefix(named, None if named.chosen else weights)
+    found.chosen = found.chosen or named.chosen
     return found
 
 
 class _TorchCheckpoint(MemoryCheckpoint):
     """What torch.load gave back."""
 
-    chosen: bool = False
-    """Whether its weights are those that were asked for by the key that holds them."""
     key: str = ""
     """The key that holds them."""
 
@@ -164,12 +160,12 @@ def _tensors(sets: Mapping[str, Mapping[str, Any]]) -> list[Tensor]:
 
 def _choose(sets: Mapping[str, object], weights: str | None, where: str) -> str:
     """The set that is asked for, else the main one, else the only one."""
-    if weights not in (None, ALL) and len(sets) > 1:
+    if weights not in (None, ALL) and any(weights in {name, *name.split(".")} for name in sets):
         return named_set(sets, str(weights), where)
     if len(sets) <= 1:
         return next(iter(sets), "")
     for word in MAIN:
-        if found := [name for name in sets if name.split(".")[0] == word]:
+        if found := [name for name in sets if word in name.split(".")]:
             return found[0]
     names = list(sets)
     raise CheckpointError(

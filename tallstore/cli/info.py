@@ -131,6 +131,9 @@ def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str,
     for name, task in tasks.items():
         if notes and (told := _told(name, task)):
             output.say(console, told)
+        left = task.measured.get("left_out")
+        if isinstance(left, dict) and left:
+            output.say(console, f"not taken along with {name}: {', '.join(map(str, left))}")
 
 
 def _told(name: str, task: Task) -> str:

@@ -270,6 +270,7 @@ def _report(
                 without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
                 unmatched=found.unmatched[index],
                 adapter=task.adapter.type if task.adapter is not None else None,
+                left_out=tasks[name].left_out,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },

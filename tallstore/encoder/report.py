@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class TaskReport:
     """The method, of an adapter: it is kept as it is."""
     unmatched: float = 0.0
     """Share of the parameters that find no counterpart in the base, and are stored whole."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """What of its folder or file is not in the archive, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)

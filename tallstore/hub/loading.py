@@ -12,7 +12,6 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,7 @@ def from_pretrained(
     name_or_path: str | os.PathLike[str],
     *,
     task: str | None = None,
+    component: str | None = None,
     model_class: type[Any] | None = None,
     device: str | int | torch.device | None = None,
     device_map: Any = None,
@@ -76,6 +76,7 @@ def from_pretrained(
     Args:
         name_or_path: `user/zoo` or `user/zoo@revision` on the Hub, a local archive, or an address of one.
         task: its name; may be left out where there is only one.
+        component: the folder of one of its components (`text_encoder`), by default what lies at its top.
         model_class: a class of models; by default the one of transformers that the task's configuration names.
         device: where the model goes; the same as a `device_map` with one device.
         device_map: as in transformers. Maps over several devices need accelerate.
@@ -116,14 +117,20 @@ def from_pretrained(
         options = {word: kwargs.pop(word) for word in _FOR_LOADING & set(kwargs)}
         with tempfile.TemporaryDirectory(prefix="tallstore-") as folder:
             zoo.write_files(task, folder, _configurations(zoo, task), merged=True)
-            config, rest = _config(transformers, Path(folder), kwargs, where)
-            if "generation_config" not in options and (Path(folder) / "generation_config.json").is_file():
-                options["generation_config"] = transformers.GenerationConfig.from_pretrained(folder)
+            place_of = Path(folder) / (component or "")
+            config, rest = _config(transformers, place_of, kwargs, where)
+            if "generation_config" not in options and (place_of / "generation_config.json").is_file():
+                options["generation_config"] = transformers.GenerationConfig.from_pretrained(place_of)
         kind = model_class or _class(transformers, config, where)
         config.name_or_path = str(name_or_path)
         if spread is not None:
             options["device_map"] = spread
-        filled = partial(_filled, kind, config, {**rest, **options}, where)
+        names = zoo.names(task, component or "") if len(zoo.components(task)) > 1 else None
+
+        def filled(state: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+            own = state if names is None else {name: state[held] for name, held in names.items()}
+            return _filled(kind, config, {**rest, **options}, where, own)
+
         kept = Kept(zoo, task, exact=exact) if keep_decoded else None
         made = _from_kept(kept, filled) if kept is not None and not force_download else None
         if made is None:

@@ -71,7 +71,8 @@ def tiles(facts: Facts) -> list[Tile]:
 def sections(facts: Facts) -> list[Section]:
     """All of the page, in order."""
     counted = [_LAYERS, _AGREEMENT, _OVERLAP] if facts.masks is not None else [_uncounted]
-    return [make(facts) for make in (_bytes, _tasks, *counted, _wholes, _provenance)]
+    left = [_left_out] if any(_left(facts)) else []
+    return [make(facts) for make in (_bytes, _tasks, *counted, _wholes, *left, _provenance)]
 
 
 def _bytes(facts: Facts) -> Section:
@@ -140,6 +141,22 @@ def _wholes(facts: Facts) -> Section:
         f"{size(total)} of tensors are stored whole and come back bit for bit. Why, the packer says, or the base tells."
     )
     return Section(id="wholes", title="Stored whole", text=(text,), table=by_whole(facts))
+
+
+def _left_out(facts: Facts) -> Section:
+    return Section(
+        id="left-out",
+        title="Not taken along",
+        text=("What lay in the folders and files that were packed, and is not in the archive.",),
+        facts=tuple(islice(_left(facts), _MOST_VALUES)),
+    )
+
+
+def _left(facts: Facts) -> Iterator[tuple[str, str]]:
+    for task, said in facts.manifest.tasks.items():
+        left = said.measured.get("left_out")
+        for name, why in left.items() if isinstance(left, dict) else ():
+            yield f"{task}: {_shown(name)}", _shown(why)
 
 
 def _provenance(facts: Facts) -> Section:

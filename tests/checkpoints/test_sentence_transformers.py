@@ -1,0 +1,154 @@
+"""sentence-transformers: modules in folders of their own, and speech models with a language model beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tallstore
+from tallstore.errors import CheckpointError
+
+from .folders import around, assert_same_weights, copied, files_of, saved
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "the", "cat"]
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A transformers folder to build encoders on."""
+    torch.manual_seed(0)
+    folder = tmp_path / "bert"
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def dense(bert: Path) -> Any:
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    return sentence_transformers.SentenceTransformer(
+        modules=[Transformer(str(bert)), Pooling(16), Dense(16, 8), Normalize()], device="cpu"
+    )
+
+
+def static(bert: Path) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    module = StaticEmbedding(tokenizer, embedding_dim=64)
+    return sentence_transformers.SentenceTransformer(modules=[module], device="cpu")
+
+
+def router(bert: Path) -> Any:
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    queries = [StaticEmbedding(tokenizer, embedding_dim=16)]
+    documents = [Transformer(str(bert)), Pooling(16)]
+    return sentence_transformers.SentenceTransformer(
+        modules=[Router.for_query_document(query_modules=queries, document_modules=documents)], device="cpu"
+    )
+
+
+def splade(bert: Path) -> Any:
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+
+    return sentence_transformers.SparseEncoder(modules=[MLMTransformer(str(bert)), SpladePooling()], device="cpu")
+
+
+def cross(bert: Path) -> Any:
+    return sentence_transformers.CrossEncoder(str(bert), num_labels=1, device="cpu")
+
+
+@pytest.mark.parametrize("make", [dense, static, router, splade, cross], ids=lambda make: make.__name__)
+def test_what_comes_back_is_loaded_and_says_the_same(make: Callable[[Path], Any], bert: Path, tmp_path: Path) -> None:
+    base, tasks = saved(tmp_path, lambda: make(bert), lambda model, folder: model.save_pretrained(str(folder)))
+    _, out = around(base, tasks, tmp_path)
+    kind = type(make(bert))
+    for task, folder in tasks.items():
+        assert files_of(out[task]) == files_of(folder)
+        assert_same_weights(folder, out[task])
+        models = [kind(str(each), device="cpu") for each in (folder, out[task])]
+        if make is cross:
+            one, two = (model.predict([("a cat", "the cat")]) for model in models)
+        else:
+            encode = "encode_query" if make is router else "encode"
+            one, two = (
+                getattr(model, encode)(["a cat", "the b"], convert_to_tensor=True).to_dense() for model in models
+            )
+        assert (one == two).all()
+
+
+def test_pickled_modules_come_back_as_safetensors(bert: Path, tmp_path: Path) -> None:
+    base, tasks = saved(
+        tmp_path,
+        lambda: dense(bert),
+        lambda model, folder: model.save_pretrained(str(folder), safe_serialization=False),
+    )
+    _, out = around(base, tasks, tmp_path)
+    assert (out["a"] / "2_Dense" / "model.safetensors").is_file()
+    one, two = (
+        sentence_transformers.SentenceTransformer(str(f), device="cpu").encode("a cat") for f in (tasks["a"], out["a"])
+    )
+    assert (one == two).all()
+
+
+def test_a_module_without_its_weights_is_refused(bert: Path, tmp_path: Path) -> None:
+    base, tasks = saved(tmp_path, lambda: dense(bert), lambda model, folder: model.save_pretrained(str(folder)))
+    half = copied(tasks["a"], tmp_path / "half")
+    (half / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"2_Dense.*modules\.json"):
+        tallstore.pack(base, {"a": half}, tmp_path / "zoo.tall")
+    shutil.rmtree(half / "3_Normalize", ignore_errors=True)
+    assert not (tmp_path / "zoo.tall").exists()
+
+
+def test_a_new_dense_layer_is_kept_whole(bert: Path, tmp_path: Path) -> None:
+    base, tasks = saved(tmp_path, lambda: dense(bert), lambda model, folder: model.save_pretrained(str(folder)))
+    torch.manual_seed(7)
+    other = dense(bert)
+    other[2].linear.weight.data = torch.randn(8, 16)
+    other[2].save(str(tasks["a"] / "2_Dense"))
+    _, out = around(base, tasks, tmp_path)
+    assert_same_weights(tasks["a"], out["a"])
+
+
+def test_a_speech_model_brings_its_language_model(tmp_path: Path) -> None:
+    def save(model: Any, folder: Path) -> None:
+        model.save_pretrained(folder)
+        (folder / "language_model").mkdir()
+        (folder / "language_model" / "5gram.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0")
+        (folder / "language_model" / "unigrams.txt").write_text("a\nb\n")
+        (folder / "language_model" / "attrs.json").write_text('{"alpha": 0.5}')
+        (folder / "alphabet.json").write_text('{"labels": ["a", "b"], "is_bpe": false}')
+
+    config = transformers.Wav2Vec2Config(
+        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        conv_dim=(8, 8), conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    base, tasks = saved(tmp_path, lambda: transformers.Wav2Vec2ForCTC(config), save)
+    report, out = around(base, tasks, tmp_path)
+    assert not report.warnings
+    for task, folder in tasks.items():
+        assert files_of(out[task]) == files_of(folder)
+        assert (out[task] / "language_model/5gram.bin").read_bytes() == (
+            folder / "language_model/5gram.bin"
+        ).read_bytes()
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        assert zoo.manifest.tasks["a"].files["language_model/5gram.bin"].startswith("common/"), "stored once"
