@@ -5,7 +5,7 @@ from __future__ import annotations
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
 from tallstore.checkpoints.find import open_checkpoint, opened_checkpoint
 from tallstore.checkpoints.referenced import ReferencedBase, referenced
-from tallstore.checkpoints.respelled import respelled
+from tallstore.checkpoints.respelled import respelled, same_share
 from tallstore.checkpoints.rounded import RoundedBase
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "opened_checkpoint",
     "referenced",
     "respelled",
+    "same_share",
 ]
