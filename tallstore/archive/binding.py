@@ -189,7 +189,9 @@ def _misfit(binding: Binding, own: Mapping[str, Tensor], shapes: Mapping[str, Sh
     held = {own[name].data_ptr() for name in written}
     missing = [n for n in shapes if n not in binding.views and n not in converted and n not in binding.ignored]
     extra = [n for n, tensor in own.items() if n not in written and tensor.data_ptr() not in held]
+    order = {name: at for at, name in enumerate(own)}
     wrong = [n for n, view in binding.views.items() if n not in free and tuple(view.shape) != shapes[n]]
+    wrong.sort(key=lambda name: order[binding.owners[name]])
     for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
         if names:
             first = names[0]

@@ -10,26 +10,24 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import EllipsisType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from tallstore.archive.bases import BaseElements, Job
 from tallstore.archive.chunks import Chunks
+from tallstore.archive.indexing import select
 from tallstore.archive.places import Places, coded
 from tallstore.archive.reader import Place
 from tallstore.archive.room import room_for
-from tallstore.errors import NoSuchTensorError, OptionError
+from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import cpu
 from tallstore.tensors import empty, shape_of
 
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
-
-Index = int | slice | EllipsisType
 
 
 class Piece(NamedTuple):
@@ -121,43 +119,27 @@ class TensorSlice:
         """Its type, as safetensors calls it."""
         return str(self._entry.dtype)
 
-    def __getitem__(self, index: Index | tuple[Index, ...]) -> Tensor:
-        """Read a slice: integers, and slices of step 1, by dimension; `...` stands for those left out.
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read a slice: whatever index torch takes of a tensor: integers, slices, lists, masks, tensors, None, `...`.
 
-        Raises OptionError for any other index, ArchiveError for what is damaged.
+        Read are the ranges and runs of rows that it touches.
+
+        Raises OptionError for what is no index (IndexError, ValueError or TypeError, too, as torch and safetensors
+        have it), ArchiveError for what is damaged.
         """
-        ranges, dropped = self._ranges(index if isinstance(index, tuple) else (index,))
+        what = f"tensor {self._name!r} of shape {list(self._shape)}"
+        selection = select(index, self._shape, what)
+        parts = [self._box([rows, *selection.ranges]) for rows in selection.rows] or [self._box([])]
+        read = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return selection.of(read).contiguous().to(self._device)
+
+    def _box(self, ranges: list[tuple[int, int]]) -> Tensor:
+        """A range of every dimension."""
         out = self._read(ranges)
         for dimension in range(2, len(ranges)):
             start, stop = ranges[dimension]
             out = out.narrow(dimension, start, stop - start)
-        for dimension in reversed(dropped):
-            out = out.squeeze(dimension)
-        return out.contiguous().to(self._device)
-
-    def _ranges(self, index: tuple[Index, ...]) -> tuple[list[tuple[int, int]], list[int]]:
-        """First and last index of every dimension, and the dimensions that an integer takes away."""
-        if Ellipsis in index:
-            at = index.index(Ellipsis)
-            missing = len(self._shape) - len(index) + 1
-            index = (*index[:at], *[slice(None)] * missing, *index[at + 1 :])
-        if len(index) > len(self._shape) or any(each is Ellipsis for each in index):
-            raise OptionError(f"tensor {self._name!r} of shape {list(self._shape)} has no index {index}")
-        ranges = [(0, size) for size in self._shape]
-        dropped = []
-        for dimension, (each, size) in enumerate(zip(index, self._shape, strict=False)):
-            if isinstance(each, slice) and each.step in {None, 1}:
-                start, stop, _ = each.indices(size)
-                ranges[dimension] = start, max(start, stop)
-            elif isinstance(each, int) and -size <= each < size:
-                ranges[dimension] = each % size, each % size + 1
-                dropped.append(dimension)
-            else:
-                raise OptionError(
-                    f"tensor {self._name!r} of shape {list(self._shape)}: {each!r} is no index of dimension "
-                    f"{dimension}: integers within it and slices of step 1 are"
-                )
-        return ranges, dropped
+        return out
 
     def _read(self, ranges: list[tuple[int, int]]) -> Tensor:
         """Rows and columns; of further dimensions everything."""

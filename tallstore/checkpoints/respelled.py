@@ -22,7 +22,7 @@ from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError
 from tallstore.names import Conversion, conversion_of, inner_model, short_names, unwrapped
 
-__all__ = ["Respelled", "respelled"]
+__all__ = ["Respelled", "respelled", "same_share"]
 
 _SAME = 0.99
 """Share of a checkpoint's parameters that have the other's names and shapes: from here on nothing is converted."""
@@ -80,18 +80,18 @@ class _ToMemory(_ToFile):
         return conversion.to_memory(state)
 
 
-def respelled(task: Checkpoint, like: Checkpoint | None, shapes: Shapes) -> Checkpoint:
+def respelled(task: Checkpoint, like: Checkpoint | None, share_of: Callable[[Checkpoint], float]) -> Checkpoint:
     """A checkpoint under the names of another one, if that brings more of them together; else as it is.
 
     Args:
         task: the checkpoint.
         like: the other one, if it is at hand: its model or configuration may say how names are converted.
-        shapes: the other one's tensors.
+        share_of: the share of a checkpoint's parameters that find a counterpart in the other one.
 
     Raises:
         CheckpointError: the library's conversion cannot be undone; names tensors.
     """
-    best, share = task, _share(task, shapes)
+    best, share = task, share_of(task)
     if share >= _SAME:
         return task
     reason = ""
@@ -104,12 +104,12 @@ def respelled(task: Checkpoint, like: Checkpoint | None, shapes: Shapes) -> Chec
             except Exception as error:  # operations of the library fail in ways of their own
                 reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
                 continue
-            if (now := _share(found, shapes)) > share:
+            if (now := share_of(found)) > share:
                 best, share = found, now
         if best is not task:
             return best
     if reason and share < 0.5:
-        lost = next(name for name in task.tensors if name not in shapes)
+        lost = next(iter(task.tensors))
         raise CheckpointError(
             f"{task.where}: transformers cannot convert its tensors, such as {lost!r}, to the names of "
             f"{like.where if like is not None else 'the archive'} ({reason}): save it with save_pretrained"
@@ -117,8 +117,8 @@ def respelled(task: Checkpoint, like: Checkpoint | None, shapes: Shapes) -> Chec
     return best
 
 
-def _share(task: Checkpoint, shapes: Shapes) -> float:
-    """Share of parameters whose names and shapes, wrappers aside, are the other's."""
+def same_share(task: Checkpoint, shapes: Shapes) -> float:
+    """Share of a checkpoint's parameters whose names and shapes, wrappers aside, are among some."""
     theirs = {short: shapes[name] for name, short in short_names(shapes, unwrapped).items()}
     fits = same = 0
     for name, short in short_names(task.tensors, unwrapped).items():

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tallstore.checkpoints import Checkpoint, respelled
+from tallstore.checkpoints import Checkpoint, respelled, same_share
 from tallstore.encoder.pairing import CLOSE, Rest, common_rows, distance, is_float, prefixes
 from tallstore.errors import CheckpointError, WrongBaseError
 from tallstore.names import bare, short_names
@@ -53,13 +53,20 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
     """
     if task.adapter is not None:
         return task
-    if task.model is None:
-        found = _by_name(base, task).found
-        lost = _share_without(task, found)
-        unused = _share_without(base, {match.base for match in found.values()})
-        if min(lost, unused) <= _FEW:
-            return task
-    return respelled(task, base, {name: info.shape for name, info in base.tensors.items()})
+    shapes = {name: info.shape for name, info in base.tensors.items()}
+    if task.model is not None:
+        # In memory: the library is at hand, and the names of files are those that its loaders know best.
+        return respelled(task, base, lambda each: (_matched(base, each) + same_share(each, shapes)) / 2)
+    found = _by_name(base, task).found
+    unused = _share_without(base, {match.base for match in found.values()})
+    if min(_share_without(task, found), unused) <= _FEW:
+        return task
+    return respelled(task, base, lambda each: _matched(base, each))
+
+
+def _matched(base: Checkpoint, task: Checkpoint) -> float:
+    """Share of a task's parameters that find a counterpart by name."""
+    return 1 - _share_without(task, _by_name(base, task).found)
 
 
 def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[str, Match]:

@@ -18,7 +18,7 @@ from tallstore.encoder.journal import Journal
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
-from tallstore.encoder.plan import Plan, plan
+from tallstore.encoder.plan import UNMATCHED, Plan, plan
 from tallstore.encoder.quantized import WithoutLoss
 from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
@@ -223,6 +223,7 @@ def _measured(
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
+        **({"unmatched": share} if (share := stream.plan.unmatched[index]) > UNMATCHED else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "checkpoint_bytes": tensor_bytes(checkpoint, stream.plan.ties[index]),
         "bytes": sum(parts[path].size for path in paths),

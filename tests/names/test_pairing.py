@@ -101,6 +101,8 @@ def test_nothing_is_guessed_among_tensors_of_one_shape(tmp_path: Path) -> None:
     assert "25 %" in warning
     assert "other.weight" in warning
     assert "a.3.weight" in warning
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        assert zoo.info()["tasks"]["t"]["unmatched"] == report.tasks["t"].unmatched
 
 
 def test_the_right_base_is_not_called_wrong(tmp_path: Path) -> None:
