@@ -18,10 +18,14 @@ from tallstore.kernels import fast
 from tallstore.recipes.allocation import Levels, add_up
 from tallstore.recipes.dither import uniform, unmixed
 
-__all__ = ["CODEC", "Leveled", "encode"]
+__all__ = ["Leveled", "encode"]
 
-CODEC = Codebook("q4", 16)
-"""Of levels: a table has at most 15."""
+_CODECS = (Codebook("q4", 16), Codebook("q5", 32), Codebook("q8", 256))
+
+
+def codec_of(count: int) -> Codebook:
+    """The codec of so many levels of each sign, at most 127."""
+    return next(codec for codec in _CODECS if 1 + 2 * count <= codec.levels)
 
 
 _TURNS = 4
@@ -31,6 +35,7 @@ _TURNS = 4
 class Leveled(NamedTuple):
     """A coded task vector."""
 
+    codec: str
     data: bytes
     table: Floats
     indices: Bytes
@@ -56,7 +61,9 @@ def encode(tau: Floats, levels: Levels, start: int, seed: int, memory: Bytes | N
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
     numbers, totals, norm = _sort(indices, tau, levels, start, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
-    return Leveled(CODEC.encode_indices(table, indices, numbers), table, indices, _measure(tau, table, indices))
+    codec = codec_of(len(levels.bounds))
+    data = codec.encode_indices(table, indices, numbers)
+    return Leveled(codec.id, data, table, indices, _measure(tau, table, indices))
 
 
 def _sort(
@@ -82,7 +89,7 @@ def _sort(
 
 
 def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float) -> Floats:
-    """What levels stand for, scaled to be unbiased.
+    """What levels stand for, scaled to be unbiased: or not, where the least error is wanted, which means have.
 
     Hard levels stand for the mean of the magnitudes between their bounds; with dither they are evenly spaced, so that
     a magnitude between two of them is right on the average. An empty cell has no mean: the codec drops its level,
@@ -94,7 +101,7 @@ def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float)
         mean = float(i) if levels.width else total / max(numbers[i] + numbers[count + i], 1)
         means.append(mean)
         kept += mean * total
-    scale = norm / kept if kept else 1.0
+    scale = 1.0 if levels.least and not levels.width else norm / kept if kept else 1.0
     table = np.zeros(1 + 2 * count, np.float32)
     table[1 : count + 1] = [mean * scale for mean in means]
     np.negative(table[1 : count + 1], out=table[count + 1 :])

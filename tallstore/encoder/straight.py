@@ -22,7 +22,7 @@ from torch import Tensor
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import TILE, Made
-from tallstore.encoder.leveled import CODEC, encode
+from tallstore.encoder.leveled import encode
 from tallstore.encoder.quality import N_SUMS, scaled
 from tallstore.kernels import cpu, fast
 from tallstore.kernels.forms import BFLOAT16, FLOAT16, FLOAT32
@@ -196,7 +196,7 @@ def leveled(
         if not np.isfinite(coded.table).all():
             return None
         compiled.rounded_levels(sums, tau, base.values, coded.indices, coded.table, _FORMS[base.kind])
-    return Made("delta", coded.data, 1.0, tuple(sums.tolist()), CODEC.id), differs
+    return Made("delta", coded.data, 1.0, tuple(sums.tolist()), coded.codec), differs
 
 
 def _largest(seen: npt.NDArray[np.uint32]) -> float:

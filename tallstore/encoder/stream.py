@@ -229,6 +229,7 @@ class Stream:
             parameters=sum(info.numel for tensors in infos for info in tensors.values()),
             fixed_bits=float(sum(whole)),
             first=self._first,
+            shapes={name: info.shape for name, info in self.base.tensors.items()},
         )
 
     def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:

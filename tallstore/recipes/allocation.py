@@ -15,7 +15,7 @@ come of the same weights on every machine, with compiled kernels and without.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple, TypeVar, overload
@@ -32,15 +32,20 @@ __all__ = [
     "SHIFT",
     "Choice",
     "Choices",
+    "Floats",
     "Levels",
     "Magnitudes",
     "add_up",
     "allocate",
+    "allocate_within",
     "choices",
     "fine",
+    "hull_of",
     "is_mask",
+    "ladders",
     "levels_of",
     "magnitudes",
+    "price",
     "tallies",
 ]
 
@@ -91,6 +96,8 @@ class Levels(NamedTuple):
     bounds: tuple[float, ...]
     width: float = 0.0
     """0: hard. For several levels it is otherwise the step between them."""
+    least: bool = False
+    """Whether they stand for what leaves the least squared error, and not for what is unbiased."""
 
 
 _LADDERS: tuple[Levels, ...] = (
@@ -182,11 +189,14 @@ class Magnitudes:
         return math.sqrt(self.energy / moved) if moved else 0.0
 
     @property
+    def change(self) -> float:
+        """‖τ‖² by ‖θ0‖², over the parameters that moved: at most 1."""
+        return min(1.0, self.energy / self.base_energy) if self.base_energy else 1.0
+
+    @property
     def weight(self) -> float:
         """How much a relative error in this tensor counts: parameters that moved, by how far for their size."""
-        moved = self.moved
-        relative = min(1.0, self.energy / self.base_energy) if self.base_energy else 1.0
-        return moved * math.sqrt(relative)
+        return self.moved * math.sqrt(self.change)
 
 
 def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
@@ -308,6 +318,28 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     bits = _bits(cost, slice(len(cost)))
     best = _hull(bits, harm)
     return Choices(_OFFERED[best], bits[best], harm[best])
+
+
+def price(found: Magnitudes, bounds: Floats) -> tuple[float, float]:
+    """Bits and harm of hard levels that begin at these edges of bins, κ being 1; infinite harm where all are empty."""
+    at = np.concatenate([np.searchsorted(found.edges, bounds), [len(found.counts)]])
+    upto = np.concatenate([[0.0], np.cumsum(found.counts)])
+    total_upto = np.concatenate([[0.0], np.cumsum(found.counts * found.middle)])
+    counts, totals = np.diff(upto[at]), np.diff(total_upto[at])
+    kept = float(_added(totals * totals / np.maximum(counts, 1e-300)))
+    _, cost = _cost(counts[None], found.moved)
+    bits = float(cost[0]) * _CODER + 64.0 * len(bounds)
+    return bits, max(found.energy / kept - 1, 0.0) if kept > 0 else math.inf
+
+
+def ladders() -> int:
+    """How many precisions there are that `levels_of` knows."""
+    return len(_LADDERS)
+
+
+def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
+    """Which of some choices are the best for some price of a bit, by rising bits."""
+    return _hull(np.ascontiguousarray(bits), np.ascontiguousarray(harm))
 
 
 def fine(found: Magnitudes, bound: float) -> Choice | None:
@@ -441,6 +473,25 @@ def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[
 
 def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
     """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
+    return _allocate(offers, weights, lambda bits, _: bits > budget)
+
+
+def allocate_within(offers: Mapping[_K, Choices], weights: Mapping[_K, float], most: float) -> dict[_K, Choice]:
+    """For every key one choice, their weighted harm at most `most` if that can be, at the fewest bits."""
+    return _allocate(offers, weights, lambda _, harm: harm <= most, dearest=True)
+
+
+def _allocate(
+    offers: Mapping[_K, Choices],
+    weights: Mapping[_K, float],
+    lower: Callable[[float, float], bool],
+    *,
+    dearest: bool = False,
+) -> dict[_K, Choice]:
+    """The choices at one price of a bit: the least from which on `lower` is not so, or the greatest where it still is.
+
+    `lower` is asked with the bits and the weighted harm that a price makes; it is so for low prices, if for any.
+    """
     if not offers:
         return {}
     lengths = [len(offered) for offered in offers.values()]
@@ -456,10 +507,14 @@ def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: 
         found: npt.NDArray[np.intp] = best[np.searchsorted(best, starts)]
         return found
 
-    low, high = -60.0, 60.0
+    low, high = _PRICES
     for _ in range(60):
         middle = (low + high) / 2
-        spent = math.fsum(bits[at(2.0**middle)])
-        low, high = (middle, high) if spent > budget else (low, middle)
-    picked = (at(2.0**high) - starts).tolist()
-    return {key: offered[i] for (key, offered), i in zip(offers.items(), picked, strict=True)}
+        picked = at(2.0**middle)
+        low, high = (middle, high) if lower(math.fsum(bits[picked]), math.fsum(harm[picked])) else (low, middle)
+    best = (at(2.0 ** (low if dearest else high)) - starts).tolist()
+    return {key: offered[i] for (key, offered), i in zip(offers.items(), best, strict=True)}
+
+
+_PRICES = (-60.0, 60.0)
+"""Binary logarithms of the prices of a bit that are tried."""

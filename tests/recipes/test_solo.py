@@ -44,7 +44,7 @@ def test_harm_is_what_an_unbiased_scale_leaves_and_bits_are_what_the_coder_takes
     for choice in choices(found):
         if not is_mask(choice.ladder):
             continue
-        ((threshold,), _) = levels_of(choice.ladder, found.rms)
+        ((threshold,), _, _) = levels_of(choice.ladder, found.rms)
         marks = np.where(np.abs(values) >= threshold, np.sign(values), 0)
         scale = float(values @ values) / float(values @ marks)
         left = np.square(values - scale * marks, dtype=np.float64).sum() / np.square(values, dtype=np.float64).sum()
@@ -116,7 +116,7 @@ def test_more_bits_leave_less_error(tmp_path: Path) -> None:
 
 
 def test_a_recipe_of_no_sense_is_refused() -> None:
-    for options in ({"bits": 0.0}, {"bits": -1.0}, {"rate": 33.0}):
+    for options in ({"bits": 0.0}, {"bits": -1.0}, {"bits": 33.0}):
         with pytest.raises(tallstore.errors.OptionError, match="bits a parameter"):
             Solo(**options)
     for kappa in (0.5, float("nan"), float("inf")):
