@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,10 @@ def encode(
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
-    report = _report(sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
+    divergences = [stream.divergence(index) for index in range(len(names))]
+    report = _report(
+        sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up, divergences
+    )
     return Packed(report, stream.by_tensor)
 
 
@@ -190,6 +193,7 @@ def _measured(
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
         **stream.quality[index].measured(),
+        **({"divergence": stream.divergence(index)} if stream.says_divergence(index) else {}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
@@ -213,6 +217,7 @@ def _report(
     warnings: tuple[str, ...],
     seconds: float,
     taken_up: int,
+    foretold: Sequence[float | None],
 ) -> PackReport:
     by_kind = manifest.bytes_by_kind(manifest_bytes)
     return PackReport(
@@ -222,6 +227,7 @@ def _report(
                 bytes=task.measured["bytes"],
                 relative_error=task.measured["relative_error"],
                 cosine=task.measured["cosine"],
+                divergence=foretold[index],
                 density=task.measured["density"],
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},

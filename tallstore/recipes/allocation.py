@@ -28,6 +28,7 @@ from tallstore.kernels.logarithm import log2
 
 __all__ = [
     "BINS",
+    "EDGES",
     "ENTRY_BITS",
     "SHIFT",
     "Choice",
@@ -60,8 +61,8 @@ BINS = 1 << (31 - _SHIFT)
 _K = TypeVar("_K", bound=Hashable)
 _FINITE = 0x7F800000 >> _SHIFT
 _WORDS = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << SHIFT
-_EDGES = _WORDS.view(np.float32).astype(np.float64)
-_MIDDLE = (_EDGES * (1 + 2.0**-6)).astype(np.float64)
+EDGES = _WORDS.view(np.float32).astype(np.float64)
+_MIDDLE = (EDGES * (1 + 2.0**-6)).astype(np.float64)
 """Lower edge and middle of each bin."""
 
 _THRESHOLDS = (0.0, 0.2, *(round(0.4 + 0.1 * i, 1) for i in range(25)), 3.0, 3.2, 3.5)
@@ -157,7 +158,7 @@ class Magnitudes:
     @property
     def edges(self) -> Floats:
         """The lower edge of each bin."""
-        return _EDGES[self.first : self.first + len(self.counts)]
+        return EDGES[self.first : self.first + len(self.counts)]
 
     def scale(self, weight: float) -> None:
         """Let every parameter that was counted stand for so many."""
@@ -295,7 +296,7 @@ def levels_of(ladder: int, rms: float) -> Levels:
         return Levels(
             tuple(float(np.float32(b * rms)) for b in relative.bounds), float(np.float32(relative.width * rms))
         )
-    return Levels(tuple(_EDGES[np.searchsorted(_EDGES, np.array(relative.bounds) * rms)].tolist()))
+    return Levels(tuple(EDGES[np.searchsorted(EDGES, np.array(relative.bounds) * rms)].tolist()))
 
 
 def is_mask(ladder: int) -> bool:

@@ -170,6 +170,14 @@ class Recipe(ABC):
         """Of what looks random in one task's tensor, should anything: tasks that lie in one archive differ."""
         return seed_of(task, tensor)
 
+    def foretold(self, task: int) -> float | None:  # noqa: ARG002 - part of the interface
+        """How far a task's outputs will be from the fine-tune's, in units of how far the base's are, where it is known."""
+        return None
+
+    def warning(self, task: int) -> str:  # noqa: ARG002 - part of the interface
+        """What must be said of a task before anyone uses it; nothing, mostly."""
+        return ""
+
     def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 __all__ = ["COLUMNS", "gain", "picked"]
 
 _ROWS, _MORE_ROWS, _MANY = 64, 256, 4096
-"""Rows that are looked at, and how many of a tensor with more than `_MANY`: tables, of which few rows may have moved."""
+"""Rows that are looked at, and how many of a tensor with more than `_MANY`: of a table few rows may have moved."""
 COLUMNS = 1 << 13
 """Leading columns that are looked at, at most."""
 _BITS = 20

@@ -174,7 +174,7 @@ class Solo(Recipe):
         if share <= TOLERABLE:
             return ""
         why = "" if self.bits is None else f", at bits={self.bits:g}; bits={self._tolerable_bits:.2g} would do"
-        return f"outputs are foretold to be {share:.2g} of the base's distance from the fine-tune's, above {TOLERABLE}{why}"
+        return f"outputs are foretold to diverge {share:.2g} of the base's distance, more than {TOLERABLE}{why}"
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""
@@ -237,13 +237,15 @@ def _to(found: Mapping[Key, _Tensor], divergence: float) -> dict[Key, Choice]:
     offers = {
         key: Choices.only(tensor.fixed)
         if tensor.fixed is not None and tensor.fixed.harm <= max(most, _GOOD)
-        else _from(tensor.offers, max(most, tensor.part.gain))
+        else _from(tensor.offers, _ODD * most)
         for key, tensor in found.items()
     }
     weights = {key: tensor.weight for key, tensor in found.items()}
     return allocate_within(offers, weights, most * math.fsum(weights.values()))
 
 
+_ODD = 4.0
+"""How many times the mean harm one tensor may be done: what it changes may be all that some output sees."""
 _GOOD = 0.05
 """Harm that fixed precisions are taken with whatever is wanted: they are few."""
 

@@ -38,6 +38,8 @@ class TaskFacts:
     name: str
     error: float | None
     cosine: float | None
+    divergence: float | None
+    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are."""
     density: float | None
     original: float | None
     decoded: float | None
@@ -157,6 +159,7 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
         name=name,
         error=task.number("relative_error"),
         cosine=task.number("cosine"),
+        divergence=task.number("divergence"),
         density=task.number("density"),
         original=task.number("scores", "original"),
         decoded=task.number("scores", "decoded"),
