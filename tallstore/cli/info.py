@@ -60,6 +60,7 @@ _COLUMNS = {
     "density": ("mask on", True),
     "relative_error": ("error ‖τ̂−τ‖/‖τ‖", True),
     "cosine": ("cosine", True),
+    "divergence": ("outputs off", True),
     "lambda": ("λ", True),
     "original": ("score", True),
     "decoded": ("score kept", True),
@@ -69,7 +70,8 @@ _COLUMNS = {
 }
 _ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
 _EXPENDABLE = tuple(
-    _COLUMNS[key][0] for key in ("cosine", "share", "lambda", "density", "group", "exact_bytes", "original", "bytes")
+    _COLUMNS[key][0]
+    for key in ("cosine", "share", "lambda", "density", "group", "exact_bytes", "divergence", "original", "bytes")
 )
 """What goes first where there is no room."""
 _BAR = 24

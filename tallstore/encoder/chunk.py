@@ -152,7 +152,7 @@ def _delta(base: Tensor, row: Row, levels: Levels | None, first: int, seed: int)
     else:
         assert levels is not None
         coded = leveled.encode(tau.numpy(), levels, first, seed)
-        made = Made("delta", coded.data, 1.0, coded.sums, leveled.CODEC.id)
+        made = Made("delta", coded.data, 1.0, coded.sums, coded.codec)
         step = torch.from_numpy(coded.values) if row.exact else tau
     if not row.exact:
         return made

@@ -19,10 +19,14 @@ from tallstore.kernels.native import encode as native
 from tallstore.recipes.allocation import Levels, add_up
 from tallstore.recipes.dither import uniform, unmixed
 
-__all__ = ["CODEC", "Leveled", "encode"]
+__all__ = ["Leveled", "encode"]
 
-CODEC = Codebook("q4", 16)
-"""Of levels: a table has at most 15."""
+_CODECS = (Codebook("q4", 16), Codebook("q5", 32), Codebook("q8", 256))
+
+
+def codec_of(count: int) -> Codebook:
+    """The codec of so many levels of each sign, at most 127."""
+    return next(codec for codec in _CODECS if 1 + 2 * count <= codec.levels)
 
 
 _TURNS = 4
@@ -32,6 +36,7 @@ _TURNS = 4
 class Leveled(NamedTuple):
     """A coded task vector."""
 
+    codec: str
     data: bytes
     table: Floats
     indices: Bytes
@@ -67,9 +72,9 @@ def encode(
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
     numbers, totals, norm = _sort(indices, tau, levels, start, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
-    return Leveled(
-        CODEC.encode_indices(table, indices, numbers), table, indices, _measure(tau, table, indices, base, form)
-    )
+    codec = codec_of(len(levels.bounds))
+    data = codec.encode_indices(table, indices, numbers)
+    return Leveled(codec.id, data, table, indices, _measure(tau, table, indices, base, form))
 
 
 def _sort(
@@ -92,7 +97,7 @@ def _sort(
 
 
 def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float) -> Floats:
-    """What levels stand for, scaled to be unbiased.
+    """What levels stand for, scaled to be unbiased: or not, where the least error is wanted, which means have.
 
     Hard levels stand for the mean of the magnitudes between their bounds; with dither they are evenly spaced, so that
     a magnitude between two of them is right on the average. An empty cell has no mean: the codec drops its level,
@@ -104,7 +109,7 @@ def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float)
         mean = float(i) if levels.width else total / max(numbers[i] + numbers[count + i], 1)
         means.append(mean)
         kept += mean * total
-    scale = norm / kept if kept else 1.0
+    scale = 1.0 if levels.least and not levels.width else norm / kept if kept else 1.0
     table = np.zeros(1 + 2 * count, np.float32)
     table[1 : count + 1] = [mean * scale for mean in means]
     np.negative(table[1 : count + 1], out=table[count + 1 :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,7 +113,10 @@ def encode(
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
-    report = _report(sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
+    divergences = [stream.divergence(index) for index in range(len(names))]
+    report = _report(
+        sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up, divergences
+    )
     return Packed(report, stream.by_tensor)
 
 
@@ -220,6 +223,7 @@ def _measured(
         **_lossless(stream.quality[index].measured(), stream, index),
         **({"bit_for_bit": True} if index in stream.lossless else {}),
         **({} if checkpoint.adapter is None else {"relative_error": 0.0, "cosine": 1.0}),
+        **({"divergence": stream.divergence(index)} if stream.says_divergence(index) else {}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
@@ -255,6 +259,7 @@ def _report(
     warnings: tuple[str, ...],
     seconds: float,
     taken_up: int,
+    foretold: Sequence[float | None],
 ) -> PackReport:
     by_kind = manifest.bytes_by_kind(manifest_bytes)
     return PackReport(
@@ -264,6 +269,7 @@ def _report(
                 bytes=task.measured["bytes"],
                 relative_error=task.measured["relative_error"],
                 cosine=task.measured["cosine"],
+                divergence=foretold[index],
                 density=task.measured["density"],
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},

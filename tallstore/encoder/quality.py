@@ -51,9 +51,9 @@ class Quality:
     def measured(self) -> dict[str, Any]:
         """For the manifest. Ratios are None where the task did not move or nothing was kept."""
         return {
-            "relative_error": _round(math.sqrt(self.error / self.norm)) if self.norm else None,
-            "cosine": _round(self.dot / math.sqrt(self.norm * self.kept)) if self.norm and self.kept else None,
-            "density": _round(self.on / self.parameters) if self.parameters else 0.0,
+            "relative_error": significant(math.sqrt(self.error / self.norm)) if self.norm else None,
+            "cosine": significant(self.dot / math.sqrt(self.norm * self.kept)) if self.norm and self.kept else None,
+            "density": significant(self.on / self.parameters) if self.parameters else 0.0,
             "masked_parameters": self.parameters,
         }
 
@@ -121,5 +121,6 @@ def scaled(found: Sequence[float], scale: float) -> tuple[float, ...]:
     return max(error, 0.0), norm, scale * scale * kept, scale * dot, on
 
 
-def _round(value: float) -> float | None:
+def significant(value: float) -> float | None:
+    """A value as it is recorded; None where it is not finite."""
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

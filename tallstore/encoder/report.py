@@ -23,6 +23,8 @@ class TaskReport:
     """‖τ̂ − τ‖ / ‖τ‖ over the tensors that have a base; None if nothing moved."""
     cosine: float | None
     """Between τ̂ and τ."""
+    divergence: float | None
+    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are (recipe `solo`)."""
     density: float
     """Share of parameters whose mask is on."""
     parameters: int

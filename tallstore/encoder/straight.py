@@ -23,7 +23,7 @@ from torch import Tensor
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import Made
-from tallstore.encoder.leveled import CODEC, encode
+from tallstore.encoder.leveled import encode
 from tallstore.encoder.quality import N_SUMS, scaled
 from tallstore.kernels import cpu
 from tallstore.kernels.forms import BFLOAT16, FLOAT16, FLOAT32
@@ -176,4 +176,4 @@ def leveled(row: native.Row, start: int, base: Start, levels: Levels, seed: int)
     coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8), base.values, row.form)
     if row.form != FLOAT32 and not np.isfinite(coded.table).all():
         return Fallback.SCALE
-    return Made("delta", coded.data, 1.0, coded.sums, CODEC.id), differs
+    return Made("delta", coded.data, 1.0, coded.sums, coded.codec), differs

@@ -21,7 +21,7 @@ from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import Plan, User, Whole
-from tallstore.encoder.quality import Quality
+from tallstore.encoder.quality import Quality, significant
 from tallstore.encoder.quantized import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.report import Progress
 from tallstore.encoder.work import BUDGET, WORDS, Piece, Tools
@@ -189,6 +189,18 @@ class Stream:
         self._wholes(engine, writers)
         for index in range(len(self.tasks)):
             self._sum_up(index, writers)
+        found = [(task, self.recipe.warning(index)) for index, task in enumerate(self.tasks)]
+        self.warnings += [f"{task.where}: {warning}" for task, warning in found if warning]
+
+    def divergence(self, index: int) -> float | None:
+        """What the recipe foretells of a task, to as many digits as are recorded."""
+        found = self.recipe.foretold(index)
+        return None if found is None else significant(found)
+
+    def says_divergence(self, index: int) -> bool:
+        """Whether the archive says it: where it was asked for, or where it is too much."""
+        asked = self._options.bits is None and self.recipe.foretold(index) is not None
+        return asked or bool(self.recipe.warning(index))
 
     def _statistics(self, engine: Engine) -> None:
         tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.base.tensors]
@@ -243,6 +255,7 @@ class Stream:
             parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),
             fixed_bits=float(sum(whole)),
             first=self._first,
+            shapes={name: info.shape for name, info in self.base.tensors.items()},
         )
 
     def _codes(self) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tallstore.checkpoints import Checkpoint, RoundedBase
 from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.backend import is_by_sign
-from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
+from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.lossless import NAN_IN_BASE, encode_row
@@ -31,6 +31,7 @@ from tallstore.kernels.cpu import difference
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe, Statistic
+from tallstore.recipes.coherence import COLUMNS, picked
 from tallstore.tensors import TORCH, as_bytes
 
 WHOLE = "whole"
@@ -197,15 +198,33 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
         return [], 0
     runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
+    rows = _few_rows(item, tools, statistic) if statistic.by_row and not item.start else []
     if _apart(item, tools):
         measured, size = _rows_measured(item, runs, tools, statistic, weight)
-        return measured, round(size * weight)
-    measured, size = [], 0
+        return rows + measured, round(size * weight)
+    measured, size = rows, 0
     for run in runs:
         found = read(run, tools)
         size += found.bytes
         measured += _tiles_measured(item, run.users, found, run.start, statistic, weight)
     return measured, round(size * weight)
+
+
+def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
+    """What a statistic measures on a few rows of a matrix: all of the tensor's, not the item's alone."""
+    shape = tools.base.tensors[item.name].shape
+    width = math.prod(shape[1:])
+    found = []
+    for user in item.users if len(shape) > 1 and width else ():
+        columns = min(width, COLUMNS)
+        runs = [(row * width, row * width + columns) for row in picked(user.covered // width)]
+        sides = []
+        for checkpoint, name in ((tools.origin, item.name), (tools.tasks[user.task], user.name)):
+            sides.append(torch.empty(len(runs) * columns, dtype=TORCH[checkpoint.tensors[name].dtype]))
+            checkpoint.read_runs(name, runs, sides[-1])
+        tau = task_vector(*sides).to(torch.float32).view(len(runs), columns)
+        found.append(statistic.measure_rows(user.task, item.name, tau))
+    return found
 
 
 def _tiles_measured(

@@ -37,6 +37,8 @@ class TaskFacts:
     name: str
     error: float | None
     cosine: float | None
+    divergence: float | None
+    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are."""
     density: float | None
     original: float | None
     decoded: float | None
@@ -159,6 +161,7 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
         error=task.number("relative_error"),
         bit_for_bit=task.bit_for_bit,
         cosine=task.number("cosine"),
+        divergence=task.number("divergence"),
         density=task.number("density"),
         original=task.number("scores", "original"),
         decoded=task.number("scores", "decoded"),
