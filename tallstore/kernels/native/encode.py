@@ -234,7 +234,7 @@ def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Si
 
 def agree(tau: Array, kept: Array) -> tuple[float, ...]:
     """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩, both float32 or both float64, shape (n,)."""
-    tau, kept = _aligned(tau), _aligned(kept)
+    tau, kept = _aligned(tau), _aligned(kept.astype(tau.dtype, copy=False))
     n, found = len(tau), np.empty(4)
     form = _FLOAT64 if tau.dtype == np.float64 else _FLOAT32
     _kernels().agree(address(found), address(tau), address(kept), n, form, _room(n, 4))
