@@ -171,7 +171,7 @@ class Recipe(ABC):
         return seed_of(task, tensor)
 
     def foretold(self, task: int) -> float | None:  # noqa: ARG002 - part of the interface
-        """How far a task's outputs will be from the fine-tune's, in units of how far the base's are, where it is known."""
+        """How far a task's outputs will be from the fine-tune's, in units of how far the base's are, or None."""
         return None
 
     def warning(self, task: int) -> str:  # noqa: ARG002 - part of the interface
