@@ -29,7 +29,7 @@ COLUMNS = 1 << 13
 _BITS = 20
 """Of the integers: products of 2^13 pairs of them add up to less than 2^53."""
 _CHANCE = 3.0
-"""Standard deviations of what independent rows would show by chance, which a gain is lowered by."""
+"""Standard errors that a gain is lowered by."""
 
 
 def picked(rows: int) -> list[int]:
@@ -51,12 +51,17 @@ def gain(tau: npt.NDArray[np.float32]) -> float:
     np.fill_diagonal(products, 0.0)
     pairs = np.outer(norms, norms)
     np.fill_diagonal(pairs, 0.0)
-    total, squares = _added(pairs), _added(np.square(pairs))
+    total = _added(pairs)
     if not total:
         return 1.0
-    effective = total * total / squares / 2  # of pairs, each of which is there twice
-    found = tau.shape[1] * _added(np.square(products)) / total
-    return max(1.0, found - _CHANCE * math.sqrt(2 / effective))
+    n, shared = tau.shape[1], np.square(products)
+    mean = _added(shared) / total
+    # Each pair is there twice. Where few elements moved most pairs share none, and the mean rests on the others.
+    apart = math.sqrt(2 * _added(np.square(shared - mean * pairs))) / total
+    if n * (mean - _CHANCE * apart) <= 1:
+        return 1.0
+    chance = 2 * math.sqrt(_added(np.square(pairs))) / total
+    return float(max(1.0, n * mean - _CHANCE * chance))
 
 
 def _added(values: npt.NDArray[np.float64]) -> float:

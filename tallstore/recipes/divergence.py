@@ -3,18 +3,19 @@
 Noise that has h times the energy of τ (the harm of `allocation`: bias counts κ-fold) changes a unit's output by √h of
 what τ changes there where inputs have nothing to do with τ, and by √(h/G) for inputs that lie as its rows do: see
 `coherence`. Over a model, noise of different tensors adds up as energies do. What fine-tuning changed is made to one
-end, and adds up as amplitudes do as far as it is coherent. With c² = ‖τ‖²/‖θ0‖² of a tensor, what is not coherent is
-Σ c²; of what is, energies add up to Σ c²(G − 1) and amplitudes to (Σ c·√(G − 1))². A task's gain is taken to be
+end, and adds up as amplitudes do as far as it is coherent. With c² = ‖τ‖²/‖θ0‖² of a tensor, a task's gain is
 
-    1 + √(Σ c²(G − 1)) · Σ c·√(G − 1) / Σ c²,     at most 120
+    1 + 2·(Σ c·√(G − 1))² / Σ c²,     at most 640
 
-the geometric mean of both. Without the limit, tasks whose changes are the most alike would get bits by a gain that
-measurement does not bear out. Then, with the mean of h over a task's tensors weighted as their errors are,
+Without the limit, tasks whose changes are the most alike would get the fewest bits, which measurement does not bear
+out.
+Then, with the mean of h over a task's tensors weighted as their errors are,
 
     D = √(mean of h / gain)
 
 is how far outputs will be from the fine-tune's, in units of how far the base's are. It is close where τ is like noise,
-and on the safe side by two to four times where many layers were tuned to one end: `benchmarks/settings.py` measures it.
+and on the safe side by two to three times where many layers were tuned to
+one end.
 
 A table that is looked up and read by no matrix averages nothing: there G = 1.
 """
@@ -31,7 +32,7 @@ _TABLE = 4
 """A matrix with so many times more rows than columns may be a table."""
 
 
-_MOST = 120.0
+_MOST = 640.0
 """The largest gain of a task that is counted on."""
 
 
@@ -49,12 +50,11 @@ class Part:
 
 def task_gain(parts: Iterable[Part]) -> float:
     """How much less harmful noise is than it would be if nothing in the changes of a task were coherent."""
-    apart, coherent, along = 0.0, 0.0, 0.0
+    apart, along = 0.0, 0.0
     for part in parts:
         apart += part.change
-        coherent += part.change * (part.gain - 1)
         along += math.sqrt(part.change * (part.gain - 1))
-    return min(_MOST, 1 + math.sqrt(coherent) * along / apart) if apart else 1.0
+    return min(_MOST, 1 + 2 * along * along / apart) if apart else 1.0
 
 
 def foretold(parts: Sequence[tuple[Part, float]]) -> float:
