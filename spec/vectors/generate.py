@@ -22,10 +22,11 @@ from making import (
     valid_archives,
     valid_codes,
     valid_lossless,
+    valid_newer,
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes, valid_lossless)
+REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer)
 """The modules whose import registers the valid vectors."""
 
 

@@ -120,9 +120,9 @@ def _open_file(path: Path, weights: str | None) -> Checkpoint:
         return open_torch([path], str(path), weights)
     if path.suffix.lower() == ".gguf":
         raise CheckpointError(
-            f"{path}: a GGUF file, of which no loader of fine-tunes takes tensors back: pack the checkpoint that it was "
-            f"made from, or what from_pretrained(folder, gguf_file={path.name!r}).save_pretrained(…) of transformers "
-            "makes of it"
+            f"{path}: a GGUF file, of which no loader of fine-tunes takes tensors back: pack the checkpoint that it "
+            f"was made from, or what from_pretrained(folder, gguf_file={path.name!r}).save_pretrained(…) of "
+            "transformers makes of it"
         )
     raise CheckpointError(
         f"{path}: not a checkpoint: expected a .safetensors file, one that torch.save wrote, or a folder"

@@ -15,7 +15,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from safetensors import deserialize
 Decoded = tuple[str, tuple[int, ...], bytes]
 
 BYTES = {
+    "F4": 1, "F6_E2M3": 1, "F6_E3M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+"""Of packed types, whose elements are counted by their bytes."""
 ROTATED = {"F64", "F32", "F16", "BF16"}
 LEVELS = {"q8": 256, "q5": 32, "q4": 16}
 SYMBOL_BITS = {"binary": 1, "signed": 2}
@@ -140,7 +143,13 @@ def covered(entry: dict[str, Any]) -> int:
     shape = entry["shape"]
     if "rows" in entry and entry["kind"] in {"base", "binary", "signed", "delta", "lossless"}:
         return int(entry["rows"]) * math.prod(shape[1:])
-    return math.prod(shape)
+    return counted(entry.get("dtype", ""), shape)
+
+
+def counted(dtype: str, shape: Sequence[int]) -> int:
+    """Elements; bytes of packed types."""
+    must(math.prod(shape) * BITS.get(dtype, 8) % 8 == 0, "elements of a packed type that do not fill bytes")
+    return math.prod(shape) * BITS.get(dtype, 8) // 8
 
 
 # --- codecs/ ----------------------------------------------------------------------------------------------------------
@@ -326,6 +335,36 @@ def _turn(bits: int, w: int) -> int:
     return bits ^ ((1 << w - 1) - 1) if bits >> w - 1 else bits
 
 
+def decode_lanes(data: bytes, base: bytes, dtype: str) -> bytes:
+    """codecs/lanes.md"""
+    must(data, "an empty chunk")
+    bits, at, n = data[0], 1, len(base)
+    if bits == 0:
+        must(len(data) == 1, "bytes behind the base's")
+        return base
+    if bits == 1:
+        return decode_planes(data[1:], n // BYTES[dtype], dtype)
+    must(bits in {4, 8, 16, 32, 64} and bits <= 8 * BYTES[dtype], "lanes")
+    item = max(1, bits // 8)
+    planes = []
+    for _ in range(item):
+        a, b = struct.unpack_from("<II", data, at)
+        mask, frame, at = data[at + 8 : at + 8 + a], data[at + 8 + a : at + 8 + a + b], at + 8 + a + b
+        marks = decode_adaptive(mask, n // item, "binary") if a else np.ones(n // item, np.uint8)
+        plane = np.zeros(n // item, np.uint8)
+        plane[marks == 1] = np.frombuffer(unframe(frame, int(marks.sum())), np.uint8)
+        must(not a or plane[marks == 1].all(), "a marked difference of 0")
+        planes.append(plane)
+    must(at == len(data), "bytes behind the planes")
+    coded = np.stack(planes, axis=1).tobytes()
+    if bits >= 8:
+        return restored(base, coded, item)
+    return bytes((((b >> 4) + (z >> 4)) % 16) << 4 | (b + z) % 16 for b, z in zip(base, coded, strict=True))
+
+
+LOSSLESS = {"lanes": decode_lanes, "lattice": decode_lattice}
+
+
 # --- arithmetic.md ----------------------------------------------------------------------------------------------------
 
 
@@ -400,11 +439,11 @@ class Archive:
                 continue
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             data = private.whole(name) if entry["kind"] == "private" else self._moved(name, entry, masks, vectors)
-            if entry["kind"] != "private" and covered(entry) < math.prod(shape):
+            if entry["kind"] != "private" and covered(entry) < counted(dtype, shape):
                 data += private.whole(name)
             if lost is not None and entry["kind"] in {"binary", "signed", "delta"}:
                 data = restored(data, lost.whole(name), BYTES[dtype])
-            must(len(data) == math.prod(shape) * BYTES[dtype], f"{name}: bytes")
+            must(len(data) == counted(dtype, shape) * BYTES[dtype], f"{name}: bytes")
             out[name] = dtype, shape, data
         found = {name: out[masks.entries[name]["to"]] if value is None else value for name, value in out.items()}
         return {name: value for name, value in found.items() if value is not None}
@@ -419,8 +458,11 @@ class Archive:
         if entry["kind"] == "base":
             return same
         if entry["kind"] == "lossless":
-            size, decode = BYTES[dtype], {"lattice": decode_lattice}[entry["codec"]]
-            return b"".join(decode(piece, same[a * size : b * size], dtype) for a, b, piece in masks.chunks(name))
+            must(entry["codec"] in LOSSLESS, f"{name}: codec")
+            size = BYTES[dtype]
+            return b"".join(
+                LOSSLESS[entry["codec"]](data, same[a * size : b * size], dtype) for a, b, data in masks.chunks(name)
+            )
         work = np.float64 if dtype == "F64" else np.float32
         start = to_work(base, base_dtype, work)
         if entry["kind"] == "delta":

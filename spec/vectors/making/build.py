@@ -54,6 +54,16 @@ def whole(tensor: Tensor, codec: str = "raw", chunk: int = CHUNK, **more: Any) -
     return facts | more, coded
 
 
+def lossless(tensor: Tensor, base: Tensor, name: str, codec: str = "lanes", chunk: int = CHUNK, **more: Any) -> Item:
+    """A tensor coded against the base's of that name and the same type."""
+    coded = [
+        LOSSLESS[codec].encode(*(np.frombuffer(t.cut(a, b), np.uint8) for t in (tensor, base)), tensor.dtype)
+        for a, b in spans(tensor.numel, chunk)
+    ]
+    facts = {"kind": "lossless", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": name}
+    return facts | {"codec": codec, "chunk": chunk} | more, coded
+
+
 def vector(values: Array, shape: Sequence[int], codec: str = "f32", chunk: int = CHUNK) -> Item:
     """A vector: float32 values that the codec holds exactly."""
     coded = [VECTOR[codec].encode(values[a:b].astype(np.float32)) for a, b in spans(len(values), chunk)]
@@ -67,16 +77,6 @@ def mask(
     facts = {"kind": kind, "dtype": dtype, "shape": list(shape), "base": base, "codec": codec, "chunk": CHUNK} | more
     coded = [MASK[codec].encode(marks[a:b].astype(np.uint8), kind) for a, b in spans(len(marks), facts["chunk"])]
     return facts, coded
-
-
-def lossless(tensor: Tensor, before: Tensor, base: str, codec: str, chunk: int = CHUNK, **more: Any) -> Item:
-    """A tensor coded against the base's, which has its type."""
-    coded = [
-        LOSSLESS[codec].encode(*(np.frombuffer(each.cut(a, b), np.uint8) for each in (tensor, before)), tensor.dtype)
-        for a, b in spans(tensor.numel, chunk)
-    ]
-    facts = {"kind": "lossless", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": base}
-    return facts | {"codec": codec, "chunk": chunk} | more, coded
 
 
 def kept(dtype: str, shape: Sequence[int], base: str, **more: Any) -> Item:
