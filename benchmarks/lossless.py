@@ -42,7 +42,7 @@ from tallstore.tensors import as_bytes
 
 CHUNK = 1 << 20
 COLUMNS = ("ours", "ours / H(d|e)", "H(d)", "H(d|e)", "xor", "zigzag", "whole", "z4ai")
-PEER_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+PEER_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 """How z4ai names types."""
 
 
