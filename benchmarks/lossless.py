@@ -42,7 +42,8 @@ from tallstore.tensors import as_bytes
 
 CHUNK = 1 << 20
 COLUMNS = ("ours", "ours / H(d|e)", "H(d)", "H(d|e)", "xor", "zigzag", "whole", "z4ai")
-Arrays = tuple[np.ndarray, np.ndarray]
+PEER_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+"""How z4ai names types."""
 
 
 def pairs(base: Checkpoint, task: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], np.ndarray, np.ndarray]]:
@@ -131,7 +132,7 @@ def measure(base: Checkpoint, task: Checkpoint, *, peers: bool) -> dict[str, Any
             "whole": 8 * len(WHOLE["planes+zstd"].encode(after, dtype)),
         }
         if z4ai is not None:
-            found["z4ai"] = 8 * len(z4ai.compress_delta(after.tobytes(), before.tobytes()))
+            found["z4ai"] = 8 * len(z4ai.compress_delta(after.tobytes(), before.tobytes(), dtype=PEER_TYPES.get(dtype)))
         for name, value in found.items():
             bits[name] = bits.get(name, 0.0) + value
         total, read = total + len(new), read + len(after)
@@ -156,18 +157,20 @@ def archives(base: Path, tasks: dict[str, Path]) -> dict[str, Any]:
         packed = time.perf_counter() - start
         name, source = next(iter(tasks.items()))
         file = next(source.glob("*.safetensors"))
-        loads, decodes = [], []
+        loads, decodes, busy = [], [], [0.0, 0.0]
         with tallstore.open(path, threads=2) as zoo:
             for _ in range(7):
-                start = time.perf_counter()
+                start, work = time.perf_counter(), time.process_time()
                 loaded = load_file(file)
                 for tensor in loaded.values():
                     tensor.view(-1).view(torch.uint8)[::4096].sum()
                 loads.append(time.perf_counter() - start)
+                busy[0] += time.process_time() - work
                 del loaded
-                start = time.perf_counter()
+                start, work = time.perf_counter(), time.process_time()
                 state = zoo.state_dict(name)
                 decodes.append(time.perf_counter() - start)
+                busy[1] += time.process_time() - work
                 del state
         return {
             "pack seconds": packed,
@@ -175,6 +178,7 @@ def archives(base: Path, tasks: dict[str, Path]) -> dict[str, Any]:
             "load seconds": min(loads),
             "decode seconds": min(decodes),
             "decode / load": min(decodes) / min(loads),
+            "decode / load, processor seconds": busy[1] / busy[0],
         }
 
 
