@@ -7,6 +7,7 @@ What a decoder takes, the second reader that was written from `spec/` alone take
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.native import library
 
 from . import frames
 from .base import Plain, Target
@@ -105,12 +107,14 @@ FIRST: Mapping[str, Decode] = {"mask": _mask, "vector": _vector, "whole": _whole
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    kept = fast.kernels
-    fast.kernels = lambda: None  # type: ignore[assignment]
+    kept = os.environ.get(library.VARIABLE)
+    os.environ[library.VARIABLE] = "reference"
     try:
         yield
     finally:
-        fast.kernels = kept
+        del os.environ[library.VARIABLE]
+        if kept is not None:
+            os.environ[library.VARIABLE] = kept
 
 
 def _outcome(decode: Callable[[], bytes]) -> bytes | None:
