@@ -21,7 +21,6 @@ from torch import Tensor
 
 import tallstore
 from tallstore.archive import Zoo
-from tallstore.kernels import fast
 from tallstore.kernels.native import library
 from tallstore.stores import Store, open_store
 
@@ -97,8 +96,6 @@ def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
     """The reference path, for everything."""
     patch.setenv(library.VARIABLE, "reference")
-    for sort in fast.__all__:
-        patch.setattr(fast, sort, lambda: None)
 
 
 def both(work: Callable[[], Any]) -> tuple[Any, Any]:

@@ -22,8 +22,9 @@ from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
 from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.native import encode
 
 _PACKED, _GAPS = 0, 1
 Words = npt.NDArray[np.uint64]
@@ -118,9 +119,8 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
 
 def _bits_on(words: Words) -> int:
     """How many bits are set: one for every symbol that is on."""
-    compiled = fast.gap_kernels()
-    if compiled is not None:
-        return int(compiled.bits_on(words))
+    if encode.available():
+        return encode.bits_on(words)
     if hasattr(np, "bitwise_count"):
         return int(np.bitwise_count(words).sum())
     return int(np.unpackbits(words.view(np.uint8)).sum())
@@ -128,12 +128,8 @@ def _bits_on(words: Words) -> int:
 
 def _gaps(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     """The gaps of `count` marks, and their packed signs."""
-    compiled = fast.gap_kernels()
-    if compiled is not None:
-        room = np.empty(count + n // _MORE + 1 + compiled.SLACK, np.uint8)
-        signs = np.empty(count // 64 + 1, np.uint64)
-        size, _ = compiled.packed_to_gaps(room, signs, words, cpu.SYMBOL_BITS[kind])
-        return room[:size], signs.view(np.uint8)[: -(-count // 8) if kind == "signed" else 0]
+    if encode.available():
+        return encode.packed_to_gaps(words, n, count, cpu.SYMBOL_BITS[kind])
     symbols = cpu.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2

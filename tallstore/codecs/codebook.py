@@ -23,8 +23,8 @@ from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, Levels, VectorCodec
 from tallstore.errors import FormatError
-from tallstore.kernels import fast
 from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.native import encode
 from tallstore.kernels.pairs import Pairs
 
 _HEAD = struct.Struct("<HBB")
@@ -144,32 +144,22 @@ def nearest(values: Floats, table: Floats) -> Bytes:
     order = np.argsort(table, kind="stable")
     ordered = table[order].astype(np.float64)
     edges = ((ordered[1:] + ordered[:-1]) / 2).astype(np.float32)
-    compiled = fast.encode_kernels()
-    if compiled is None:
+    if not encode.available():
         return order.astype(np.uint8)[np.searchsorted(edges, values)]
-    out = np.empty(len(values), np.uint8)
-    compiled.nearest(out, np.ascontiguousarray(values, np.float32), edges, order.astype(np.uint8))
-    return out
+    return encode.nearest(values.astype(np.float32, copy=False), edges, order.astype(np.uint8))
 
 
 def _count(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
     """How often each index comes."""
-    compiled = fast.encode_kernels()
-    if compiled is None:
+    if not encode.available():
         return np.bincount(indices, minlength=most)
-    counts = np.zeros((4, 256), np.int64)
-    compiled.count(counts, indices)
-    found: npt.NDArray[np.int64] = counts.sum(axis=0)[:most]
-    return found
+    return encode.count_bytes(indices)[:most]
 
 
 def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
     """Indices as they are written; `order`: what to write for each, uint8, shape (256,)."""
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        out = np.empty(-(-len(indices) * bits // 8), np.uint8)
-        compiled.pack_indices(out, indices, order, bits)
-        return out
+    if encode.available():
+        return encode.pack_indices(indices, order, bits)
     if bits == 8:
         return order[indices]
     even = np.zeros(-(-len(indices) // 2) * 2, np.uint8)
@@ -180,12 +170,7 @@ def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
 
 def _without_zeros(indices: Bytes, on: npt.NDArray[np.bool_], marks: int) -> Bytes:
     """Indices where they are not 0, so many in all."""
-    compiled = fast.encode_kernels()
-    if compiled is None:
-        return indices[on]
-    rest = np.empty(marks + 1, np.uint8)
-    compiled.without_zeros(rest, indices)
-    return rest[:marks]
+    return encode.without_zeros(indices, marks) if encode.available() else indices[on]
 
 
 def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:

@@ -19,8 +19,8 @@ from tallstore.codecs.base import Buffer, Bytes, WholeCodec
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import fast
 from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.native import encode
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
 _WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
@@ -75,11 +75,8 @@ def _smaller(plane: Bytes) -> Bytes | bytes:
 def _split(words: npt.NDArray[Any], rotated: bool) -> Bytes:
     """Bytes of equal place, least significant first: shape (bytes of a word, words)."""
     item = words.itemsize
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        out = np.empty((item, len(words)), np.uint8)
-        compiled.split(out, words, rotated)
-        return out
+    if encode.available():
+        return encode.split(words, rotated)
     if rotated:
         words = words << 1 | words >> (8 * item - 1)
     return np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)

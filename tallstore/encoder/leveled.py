@@ -1,6 +1,6 @@
 """A task vector on levels of its own, whose bounds a recipe gives: a table, an index an element, what is kept.
 
-Compiled kernels make it in few passes; without them, numpy does. The same bits.
+The native library makes it in few passes; without it, numpy does. The same bits.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
-from tallstore.encoder.quality import N_SUMS, agreement
-from tallstore.kernels import fast
+from tallstore.encoder.quality import agreement
+from tallstore.kernels.forms import FLOAT32
+from tallstore.kernels.native import encode as native
 from tallstore.recipes.allocation import Levels, add_up
 from tallstore.recipes.dither import uniform, unmixed
 
@@ -43,7 +44,15 @@ class Leveled(NamedTuple):
         return self.table[self.indices]
 
 
-def encode(tau: Floats, levels: Levels, start: int, seed: int, memory: Bytes | None = None) -> Leveled:
+def encode(
+    tau: Floats,
+    levels: Levels,
+    start: int,
+    seed: int,
+    memory: Bytes | None = None,
+    base: Floats | None = None,
+    form: int = FLOAT32,
+) -> Leveled:
     """Put magnitudes on levels, and code these.
 
     Args:
@@ -52,11 +61,15 @@ def encode(tau: Floats, levels: Levels, start: int, seed: int, memory: Bytes | N
         start: where in the tensor the chunk begins.
         seed: of the dither, if there is any.
         memory: shape (n,): indices go into it.
+        base: θ0, shape (n,): for kernels that measure what a decoder rounds, of a narrow row.
+        form: of the row: see `kernels.forms`.
     """
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
     numbers, totals, norm = _sort(indices, tau, levels, start, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
-    return Leveled(CODEC.encode_indices(table, indices, numbers), table, indices, _measure(tau, table, indices))
+    return Leveled(
+        CODEC.encode_indices(table, indices, numbers), table, indices, _measure(tau, table, indices, base, form)
+    )
 
 
 def _sort(
@@ -64,11 +77,8 @@ def _sort(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
     """Set indices: 0, then each level of +, then each of −. How many have each, the sums of their |τ|, and ‖τ‖²."""
     bounds, width, size = np.array(levels.bounds, np.float32), np.float32(levels.width), 1 + 2 * len(levels.bounds)
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        numbers, totals = np.empty(size, np.int64), np.empty(size)
-        norm = compiled.levels(indices, numbers, totals, tau, bounds, width, unmixed(start, seed))
-        return numbers, totals, float(norm)
+    if native.available():
+        return native.levels(indices, tau, bounds, float(width), unmixed(start, seed))
     magnitude = np.abs(tau)
     shifted = magnitude - uniform(start, len(tau), seed) * width if width else magnitude
     cell = np.searchsorted(bounds, shifted, side="right")
@@ -101,10 +111,7 @@ def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float)
     return table
 
 
-def _measure(tau: Floats, table: Floats, indices: Bytes) -> tuple[float, ...]:
-    compiled = fast.encode_kernels()
-    if compiled is None:
-        return agreement(torch.from_numpy(tau), torch.from_numpy(table[indices]))
-    found = np.empty(N_SUMS)
-    compiled.agreement_of_levels(found, tau, indices, table)
-    return tuple(found.tolist())
+def _measure(tau: Floats, table: Floats, indices: Bytes, base: Floats | None, form: int) -> tuple[float, ...]:
+    if native.available():
+        return native.measure_levels(tau, base, indices, table, form)
+    return agreement(torch.from_numpy(tau), torch.from_numpy(table[indices]))

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, RoundedBase
 from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
+from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import Start, counted, leveled, marked, reach, start_of
+from tallstore.encoder.straight import Fallback, Start, counted, leveled, marked, reach, row_in_file, start_of
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
+from tallstore.kernels.native import encode as native
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe, Statistic
 from tallstore.tensors import TORCH, as_bytes
@@ -218,10 +219,12 @@ def _rows_measured(
     for user in item.users:
         checkpoint = tools.tasks[user.task]
         size += base.numel() * ITEM_BYTES[checkpoint.tensors[user.name].dtype]
-        straight = None if plain is None or not statistic.by_magnitude else counted(checkpoint, user.name, cut, plain)
-        if straight is not None:
-            measured += [statistic.measure_counted(user.task, item.name, each, weight) for each in straight]
-            continue
+        row = row_in_file(checkpoint, user.name, plain) if statistic.by_magnitude and plain is not None else None
+        if row is not None and plain is not None:
+            straight = counted(row, cut, plain)
+            if not isinstance(straight, Fallback):
+                measured += [statistic.measure_counted(user.task, item.name, each, weight) for each in straight]
+                continue
         found = Read(base, (_gather(checkpoint, user.name, runs, "row"),), largest)
         if all(look is not None and look.usable for look in _looks(found)):
             measured += _tiles_measured(item, (user,), found, item.start, statistic, weight)
@@ -310,25 +313,27 @@ def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read | O
     largest = _largest(base)
     start = start_of(base, largest) if tools.origin is tools.base else None
     for user in item.users:
-        done = _straight(item, user, start, tools)
-        if done is None:
-            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
-        else:
+        done = Fallback.OUT_OF_REACH if start is None else _straight(item, user, start, tools)
+        if isinstance(done, Outcome):
             yield done, (user,)
+        else:
+            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
 
 
-def _straight(item: Item, user: User, base: Start | None, tools: Tools) -> Outcome | None:
-    """What becomes of a row that needs nothing but its file and the base; None of one that does."""
-    if base is None or (user.task, item.name) in tools.forms or user.task in tools.exact:
+def _straight(item: Item, user: User, base: Start, tools: Tools) -> Outcome | Fallback | None:
+    """What becomes of a row that needs nothing but its file and the base; None of one that needs more."""
+    row = row_in_file(tools.tasks[user.task], user.name, base)
+    if row is None or (user.task, item.name) in tools.forms or user.task in tools.exact:
         return None
-    checkpoint, recipe = tools.tasks[user.task], tools.recipe
-    levels = recipe.levels(user.task, item.name)
+    recipe = tools.recipe
+    rule, levels = recipe.rule([user.task], item.name), recipe.levels(user.task, item.name)
     if levels is not None:
-        seed = recipe.seed(user.task, item.name)
-        found = leveled(checkpoint, user.name, item.start, base, levels, seed)
+        found = leveled(row, item.start, base, levels, recipe.seed(user.task, item.name))
+    elif rule is not None and is_by_sign(rule, tools.vector):
+        found = marked(row, item.start, base, rule, recipe, tools.mask, user.task)
     else:
-        found = marked(checkpoint, user.name, item.start, base, recipe, tools.mask, user.task, item.name)
-    return None if found is None else Outcome(made=found[0], moved=found[1])
+        return None
+    return found if isinstance(found, Fallback) else Outcome(made=found[0], moved=found[1])
 
 
 def _encode(
@@ -396,15 +401,13 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
 
 def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
     """Whether both are equal in every bit, and the largest magnitude of the first; not finite if there is a NaN."""
-    compiled = fast.encode_kernels()
-    if compiled is None or not weights.numel():
+    if not native.available() or not weights.numel():
         low, high = weights.aminmax() if weights.numel() else (0.0, 0.0)
         return same_bits(weights, base), max(abs(float(low)), abs(float(high)))
     word = np.dtype(f"<u{weights.element_size()}")
-    sign = word.type(2 ** (8 * word.itemsize - 1) - 1)
-    same, top = compiled.look(as_bytes(weights).view(word), as_bytes(base).view(word), sign)
+    same, top = native.look(as_bytes(weights).view(word), as_bytes(base).view(word))
     found = torch.from_numpy(np.array([top], word).view(f"<i{word.itemsize}")).view(weights.dtype)
-    return bool(same), float(found)
+    return same, float(found)
 
 
 def _largest(values: Tensor) -> float:

@@ -23,8 +23,9 @@ from typing import NamedTuple, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels import fast
 from tallstore.kernels.logarithm import log2
+from tallstore.kernels.native import choices as native
+from tallstore.kernels.native import encode
 
 __all__ = [
     "BINS",
@@ -41,19 +42,17 @@ __all__ = [
     "is_mask",
     "levels_of",
     "magnitudes",
-    "tallies",
 ]
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 
-_SHIFT = 18
-SHIFT = np.uint32(_SHIFT)
+SHIFT = 18
 """Of |τ| as a word, to its bin."""
-BINS = 1 << (31 - _SHIFT)
+BINS = 1 << (31 - SHIFT)
 """Bins of a histogram: the exponent of a float32 and the upper five bits of its mantissa, 32 to the octave."""
 _K = TypeVar("_K", bound=Hashable)
-_FINITE = 0x7F800000 >> _SHIFT
+_FINITE = 0x7F800000 >> SHIFT
 _WORDS = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << SHIFT
 _EDGES = _WORDS.view(np.float32).astype(np.float64)
 _MIDDLE = (_EDGES * (1 + 2.0**-6)).astype(np.float64)
@@ -191,23 +190,15 @@ class Magnitudes:
 
 def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values."""
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        tables, sums = tallies(len(tau))
-        compiled.tally(tables, sums, tau, base, SHIFT)
-        return Magnitudes(*compiled.tallied(tables, sums))
-    bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
+    if encode.available():
+        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS))
+    bins = (np.abs(tau).view(np.uint32) >> SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
     moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     return Magnitudes(counts[first:last].copy(), first, float(base_energy))
-
-
-def tallies(n: int) -> tuple[npt.NDArray[np.uint32], Floats]:
-    """What kernels count n magnitudes in: see `compiled_encode.tally`."""
-    return np.zeros((4, BINS), np.uint32), np.zeros(-(-n // _BLOCK))
 
 
 def _added(values: Floats) -> Floats:
@@ -342,13 +333,8 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
     bounds = _HARD_BOUNDS[rows]
     counted, moved, energy = found.counts, found.moved, found.energy
     rms = math.sqrt(energy / moved)
-    compiled = fast.choice_kernels()
-    if compiled is not None:
-        cost, harm = np.empty(len(bounds)), np.empty(len(bounds))
-        compiled.hard(
-            cost, harm, counted, found.middle, found.edges, bounds, moved, energy, rms, float(kappa), float(_FEWEST)
-        )
-        return cost, harm
+    if native.available():
+        return native.hard(counted, found.middle, found.edges, bounds, moved, energy, rms, kappa, _FEWEST)
     tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((counted * found.middle)[::-1])[::-1], [0.0]])
     at = np.searchsorted(found.edges, bounds * rms)
@@ -366,11 +352,8 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
 def _dithered(found: Magnitudes, kappa: float) -> Offered:
     """The same of choices with dither: first those with one level."""
     c, x, moved = found.counts, found.middle / found.rms, found.moved
-    compiled = fast.choice_kernels()
-    if compiled is not None:
-        cost, harm = np.empty(len(_LOW) + len(_RATE)), np.empty(len(_LOW) + len(_RATE))
-        compiled.dithered(cost, harm, c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, float(kappa), float(_FEWEST))
-        return cost, harm
+    if native.available():
+        return native.dithered(c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, kappa, _FEWEST)
     cx, energy = c * x, float(_added(c * x * x))
     c, x, cx = c[:, None], x[:, None], cx[:, None]
     mean = np.clip((x - _LOW) * _SLOPE, 0.0, 1.0)
@@ -416,10 +399,8 @@ def _hull(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
 
     Of choices with the same bits and harm the first; of those with infinite harm none.
     """
-    compiled = fast.choice_kernels()
-    if compiled is not None:
-        order = np.empty(len(bits), np.intp)
-        return order[: compiled.hull(order, bits, harm)]
+    if native.available():
+        return native.hull(bits, harm)
     order = np.lexsort((harm, bits))
     order = order[np.isfinite(harm[order])]
     less = harm[order][1:] < np.minimum.accumulate(harm[order])[:-1]  # than all that take fewer bits

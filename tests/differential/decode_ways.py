@@ -276,7 +276,7 @@ def main() -> None:
         archive, base = json.loads(line)
         asked = Asked(Path(archive), Path(base) if base else None)
         found = [[way, task, form, digests(tensors)] for way, run in WAYS.items() for task, form, tensors in run(asked)]
-        print(json.dumps({"native": library.chosen() is not None, "found": found}), flush=True)
+        print(json.dumps({"compiled": library.chosen() is not None, "found": found}), flush=True)
 
 
 if __name__ == "__main__":

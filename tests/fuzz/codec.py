@@ -1,4 +1,4 @@
-"""Every codec's decoder: the right number of valid values or a refusal, alike with and without compiled kernels.
+"""Every codec's decoder: the right number of valid values or a refusal, alike with the native library and without.
 
 What a decoder takes, the second reader that was written from `spec/` alone takes too, and reads the same values.
 
@@ -106,7 +106,7 @@ FIRST: Mapping[str, Decode] = {"mask": _mask, "vector": _vector, "whole": _whole
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def _by_reference() -> Iterator[None]:
     kept = os.environ.get(library.VARIABLE)
     os.environ[library.VARIABLE] = "reference"
     try:
@@ -131,8 +131,8 @@ def run(family: str, id_: str, data: bytes) -> None:
     n *= 64 if flags & _MANY else 1
     decode = partial(FIRST[family], id_, coded, which, n)
     found = _outcome(decode)
-    with _uncompiled():
-        assert _outcome(decode) == found, "compiled kernels and the reference disagree"
+    with _by_reference():
+        assert _outcome(decode) == found, "the native library and the reference disagree"
     if found is not None and n <= _SLOW:
         assert _second(family, id_, coded, which, n) == found, "the second reader reads something else"
 

@@ -101,7 +101,7 @@ for line in sys.stdin:
 
 @contextmanager
 def prison(kernels: str = "reference") -> Iterator[Any]:
-    """A function: name of a vector → its outcomes. `kernels`: of `TALLSTORE_KERNELS`; empty for the best."""
+    """A function: name of a vector → its outcomes. `kernels`: of TALLSTORE_KERNELS."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(
         child_args(WORKER), env=child_env({"TALLSTORE_KERNELS": kernels}), text=True, **pipes

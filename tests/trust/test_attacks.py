@@ -107,7 +107,6 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 21
 
 
 PLAIN = {"TALLSTORE_KERNELS": "reference"}
-"""The truth: native kernels are attacked by the fuzzers and by `attacks.py` itself."""
 
 
 def sparse(path: Path, size: int) -> None:
