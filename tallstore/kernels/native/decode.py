@@ -176,6 +176,8 @@ class MaskSteps(NativeSteps):
         """See `dispatch.Decoding.mask`."""
         pairs = vector if isinstance(vector, Pairs) else None
         values = None if vector is None or pairs is not None else np.ascontiguousarray(vector, np.float32)
+        if (values is not None and len(values) < n) or (pairs is not None and 2 * len(pairs.packed) < n):
+            raise ValueError(f"a vector shorter than the chunk's {n} elements")
         held: list[npt.NDArray[Any]] = [np.ascontiguousarray(packed)]
         held += [] if pairs is None else [np.ascontiguousarray(pairs.packed), pairs.table]
         super().__init__(functions, dtype, n, held if values is None else [*held, values])

@@ -2,8 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include <unistd.h>
 
+#include "fused.h"
 #include "planes.h"
-#include "steps.h"
 
 /* Elements at a time: base, steps and output stay in the first-level cache. */
 enum { RUN = 2048 };
@@ -76,42 +76,53 @@ static bool steps_f64(double *restrict out, const ts_delta *d, int64_t i, int64_
     return false;
 }
 
-/* One run; out may be base. Whether it was written: of a NaN the reference says what becomes of its bits. */
-static bool change(void *out, const void *base, int64_t i, int64_t n, int32_t form, const ts_delta *d, ts_cursor *cursor) {
-    float steps[RUN], sums[RUN];
-    if (d->kind == TS_NOTHING || d->kind == TS_GAPS) {
-        /* A float32 or float64 that is not marked keeps its bits, NaN or not, and one that is sums as everywhere. */
-        const bool narrow = form == TS_BFLOAT16 || form == TS_FLOAT16;
-        if (d->kind == TS_GAPS && narrow && has_nan(base, n, form)) return false;
-        if (out != base) memcpy(out, base, (size_t)n * item_of(form));
-        if (d->kind == TS_GAPS) add_gaps(out, n, form, d, cursor);
-        return true;
-    }
+/* out = base ± steps, rounded to 16 bits; of a sum that is no number, a quiet NaN. */
+static void sum_narrow(uint16_t *out, const void *base, const float *steps, bool minus, int64_t n, int32_t form) {
+    float sums[RUN];
+    int odd = 0;
+    ts_widen(sums, base, n, form);
+    if (minus) for (int64_t k = 0; k < n; k++) sums[k] -= steps[k], odd |= sums[k] != sums[k];
+    else for (int64_t k = 0; k < n; k++) sums[k] += steps[k], odd |= sums[k] != sums[k];
+    ts_narrow(out, sums, n, form);
+    for (int64_t k = 0; odd && k < n; k++)
+        if (sums[k] != sums[k]) out[k] = form == TS_BFLOAT16 ? 0x7FC0 : 0x7E00;
+}
+
+/* One run of a mask over a vector or of a delta, in whatever way there is no faster one for. */
+static void add_steps(void *out, const void *base, int64_t i, int64_t n, int32_t form, const ts_delta *d) {
+    float steps[RUN];
     if (form == TS_FLOAT64) {
         double *own = out, wide[RUN];
         const double *before = base;
-        if (d->kind == TS_MASK && has_nan(base, n, form)) return false;
         const bool minus = steps_f64(wide, d, i, n);
         if (minus) for (int64_t k = 0; k < n; k++) own[k] = before[k] - wide[k];
         else for (int64_t k = 0; k < n; k++) own[k] = before[k] + wide[k];
-        return true;
-    }
-    if (form == TS_FLOAT32) {
-        float *own = out;
-        const float *before = base;
-        if (d->kind == TS_MASK && has_nan(base, n, form)) return false;
-        const bool minus = steps_f32(steps, d, i, n);
-        if (minus) for (int64_t k = 0; k < n; k++) own[k] = before[k] - steps[k];
-        else for (int64_t k = 0; k < n; k++) own[k] = before[k] + steps[k];
-        return true;
+        return;
     }
     const bool minus = steps_f32(steps, d, i, n);
-    ts_widen(sums, base, n, form);
-    int odd = 0;
-    if (minus) for (int64_t k = 0; k < n; k++) sums[k] -= steps[k], odd |= sums[k] != sums[k];
-    else for (int64_t k = 0; k < n; k++) sums[k] += steps[k], odd |= sums[k] != sums[k];
-    if (odd) return false;
-    ts_narrow(out, sums, n, form);
+    if (form != TS_FLOAT32) {
+        sum_narrow(out, base, steps, minus, n, form);
+        return;
+    }
+    float *own = out;
+    const float *before = base;
+    if (minus) for (int64_t k = 0; k < n; k++) own[k] = before[k] - steps[k];
+    else for (int64_t k = 0; k < n; k++) own[k] = before[k] + steps[k];
+}
+
+/* One run; out may be base. Whether it was written, which is known before anything is: of a base's NaN the reference
+ * says what becomes of its bits, but where types of 32 and 64 bits have them pass or add to them as everywhere. */
+static bool change(void *out, const void *base, int64_t i, int64_t n, int32_t form, const ts_delta *d, ts_cursor *cursor) {
+    const size_t item = item_of(form);
+    if (d->kind != TS_NOTHING && (item == 2 || d->kind == TS_MASK) && has_nan(base, n, form)) return false;
+    if (d->kind == TS_NOTHING || d->kind == TS_GAPS) {
+        if (out != base) memcpy(out, base, (size_t)n * item);
+        if (d->kind == TS_GAPS) add_gaps(out, n, form, d, cursor);
+        return true;
+    }
+    const int64_t done = fused(out, base, i, n, d, form);
+    const size_t behind = (size_t)done * item;
+    if (done < n) add_steps((char *)out + behind, (const char *)base + behind, i + done, n - done, form, d);
     return true;
 }
 
@@ -123,6 +134,7 @@ TS_KERNEL(int64_t, apply)
 (void *out, const void *base, int64_t start, int64_t n, int32_t form, const ts_delta *d, ts_cursor *cursor) {
     const size_t item = item_of(form);
     if (start < 0 || n < 0 || (d->kind != TS_GAPS && start + n > d->n)) return 0;
+    if ((d->kind == TS_MASK || d->kind == TS_LEVELS) && (start + n) * d->bits > 8 * d->code_bytes) return 0;
     const int64_t run = d->kind == TS_GAPS ? GAP_RUN : RUN;
     for (int64_t a = 0; a < n; a += run) {
         const int64_t size = TS_MIN(n - a, run);

@@ -29,21 +29,63 @@ static inline unsigned ts_index(const uint8_t *codes, int64_t i, int32_t bits) {
     return bits == 8 ? codes[i] : (codes[i >> 1] >> (4 * (i & 1))) & 15u;
 }
 
-/* table[index] of elements [i, i + n); i is even. */
+#if defined(__AVX2__)
+
+/* A mask's tables by symbol: a lookup is by the lowest two bits of a lane, of which a binary mask has one. */
+typedef struct {
+    bool two;
+    __m256i shifts; /* a symbol's bits to the lowest ones of its lane */
+    __m256 size;    /* s */
+    __m256 negate;  /* −0 where q is negated, else 0 */
+    __m256 keep;    /* all ones where the symbol is not 0 */
+    __m256 over_ones;
+} ts_masking;
+
+static inline ts_masking ts_masking_of(const ts_delta *d) {
+    const bool two = d->bits == 2;
+    const __m256i one = _mm256_setr_epi32(0, -1, 0, 0, 0, -1, 0, 0), both = _mm256_setr_epi32(0, -1, -1, 0, 0, -1, -1, 0);
+    const __m256i odd = _mm256_setr_epi32(0, -1, 0, -1, 0, -1, 0, -1);
+    ts_masking m;
+    m.two = two;
+    m.shifts = two ? _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14) : _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    m.size = _mm256_set1_ps((float)d->scale);
+    m.negate = _mm256_castsi256_ps(_mm256_and_si256(two ? one : odd, _mm256_set1_epi32(INT32_MIN)));
+    m.keep = _mm256_castsi256_ps(two ? both : odd);
+    m.over_ones = _mm256_and_ps(_mm256_xor_ps(m.size, m.negate), m.keep);
+    return m;
+}
+
+/* Steps of eight elements from `at`, a multiple of 8, on: see ts_mask_f32. */
+static inline __m256 ts_mask8(const ts_masking *m, const uint8_t *codes, int64_t at, const float *values) {
+    uint16_t word = 0;
+    if (m->two) memcpy(&word, codes + (at >> 2), sizeof word);
+    else word = codes[at >> 3];
+    const __m256i symbols = _mm256_srlv_epi32(_mm256_set1_epi32(word), m->shifts);
+    if (!values) return _mm256_permutevar_ps(m->over_ones, symbols);
+    const __m256 q = _mm256_mul_ps(m->size, _mm256_loadu_ps(values));
+    const __m256 turned = _mm256_xor_ps(q, _mm256_permutevar_ps(m->negate, symbols));
+    return _mm256_and_ps(turned, _mm256_permutevar_ps(m->keep, symbols));
+}
+
+/* Eight values by indices of 4 bits; nibbles: 0, 4 … 28. */
+static inline __m256 ts_look_up8(const uint8_t *codes, __m256 low, __m256 high, __m256i nibbles) {
+    uint32_t word;
+    memcpy(&word, codes, sizeof word);
+    const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32((int32_t)word), nibbles);
+    const __m256 a = _mm256_permutevar8x32_ps(low, index), b = _mm256_permutevar8x32_ps(high, index);
+    return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+
+#endif
+
+/* table[index] of elements [i, i + n). */
 static inline void ts_look_up(float *restrict out, const uint8_t *codes, const float *table, int64_t i, int64_t n, int32_t bits) {
     int64_t k = 0;
 #if defined(__AVX2__)
     if (bits == 4 && i % 2 == 0) {
         const __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
-        const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-        for (; k + 8 <= n; k += 8) {
-            uint32_t word;
-            memcpy(&word, codes + ((i + k) >> 1), sizeof word);
-            const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32((int32_t)word), shifts);
-            const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
-            const __m256 a = _mm256_permutevar8x32_ps(low, index), b = _mm256_permutevar8x32_ps(high, index);
-            _mm256_storeu_ps(out + k, _mm256_blendv_ps(a, b, upper));
-        }
+        const __m256i nibbles = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+        for (; k + 8 <= n; k += 8) _mm256_storeu_ps(out + k, ts_look_up8(codes + ((i + k) >> 1), low, high, nibbles));
     }
 #endif
     for (; k < n; k++) out[k] = table[ts_index(codes, i + k, bits)];
@@ -55,40 +97,14 @@ static inline void ts_mask_f32(float *restrict out, const ts_delta *d, const flo
     const float scale = (float)d->scale;
     int64_t k = 0;
 #if defined(__AVX2__)
-    if (i % 8 == 0) { /* a lookup by the lowest two bits of a lane, of which a binary mask has one */
-        const bool two = d->bits == 2;
-        const __m256 size = _mm256_set1_ps(scale);
-        const __m256i sign = _mm256_set1_epi32(INT32_MIN);
-        const __m256i odd = _mm256_setr_epi32(0, -1, 0, -1, 0, -1, 0, -1), upper = _mm256_setr_epi32(0, 0, -1, 0, 0, 0, -1, 0);
-        const __m256 negate = _mm256_castsi256_ps(
-            two ? _mm256_and_si256(_mm256_setr_epi32(0, -1, 0, 0, 0, -1, 0, 0), sign) : _mm256_and_si256(odd, sign));
-        const __m256 keep = _mm256_castsi256_ps(
-            two ? _mm256_or_si256(_mm256_setr_epi32(0, -1, 0, 0, 0, -1, 0, 0), upper) : odd);
-        const __m256 table = _mm256_and_ps(_mm256_xor_ps(size, negate), keep);
-        const __m256i shifts = two ? _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14) : _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        for (; k + 8 <= n; k += 8) {
-            uint16_t word = 0;
-            if (two) memcpy(&word, d->codes + ((i + k) >> 2), sizeof word);
-            else word = d->codes[(i + k) >> 3];
-            const __m256i symbols = _mm256_srlv_epi32(_mm256_set1_epi32(word), shifts);
-            if (!values) {
-                _mm256_storeu_ps(out + k, _mm256_permutevar_ps(table, symbols));
-                continue;
-            }
-            const __m256 q = _mm256_mul_ps(size, _mm256_loadu_ps(values + k));
-            const __m256 turned = _mm256_xor_ps(q, _mm256_permutevar_ps(negate, symbols));
-            _mm256_storeu_ps(out + k, _mm256_and_ps(turned, _mm256_permutevar_ps(keep, symbols)));
-        }
+    if (i % 8 == 0) {
+        const ts_masking m = ts_masking_of(d);
+        for (; k + 8 <= n; k += 8) _mm256_storeu_ps(out + k, ts_mask8(&m, d->codes, i + k, values ? values + k : NULL));
     }
 #endif
-    const float steps[4] = {0.0f, -scale, scale, 0.0f};
-    if (!values) {
-        for (; k < n; k++) out[k] = steps[ts_symbol(d->codes, i + k, d->bits)];
-        return;
-    }
     for (; k < n; k++) {
         const unsigned symbol = ts_symbol(d->codes, i + k, d->bits);
-        const float q = scale * values[k];
+        const float q = values ? scale * values[k] : scale;
         out[k] = symbol == 0 ? 0.0f : symbol == 1 ? -q : q;
     }
 }
