@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,19 +10,45 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tallstore.format.dtypes import ITEM_BITS, PACKED, count
 from tallstore.memory import blocks
 
+_BYTES = torch.uint8
+"""Stands for a type that torch, or this torch, lacks: its tensors are their bytes."""
+
 TORCH = {
+    "F4": getattr(torch, "float4_e2m1fn_x2", _BYTES), "F6_E2M3": _BYTES, "F6_E3M2": _BYTES,
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": getattr(torch, "float8_e8m0fnu", _BYTES),
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16,
     "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
-"""The format's element types as torch's."""
+"""The format's element types as torch's: `uint8`, each element a byte of the tensor's, for those that it lacks."""
 
-NAME = {dtype: name for name, dtype in TORCH.items()}
+NAME = {dtype: name for name, dtype in TORCH.items() if dtype is not _BYTES or name == "U8"}
 """torch's element types under the format's names."""
+
+
+def shape_of(dtype: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape that a tensor of the format's type and shape has in torch.
+
+    It is the same, but for packed types, whose elements torch counts by bytes (as `float4_e2m1fn_x2` does): then the
+    last size is that of a row's bytes, or, where rows do not end with a byte, there is but that of all bytes.
+    """
+    if dtype not in PACKED:
+        return tuple(shape)
+    if shape and shape[-1] * ITEM_BITS[dtype] % 8 == 0:
+        return (*shape[:-1], shape[-1] * ITEM_BITS[dtype] // 8)
+    return (count(dtype, shape),)
+
+
+def named_shape(dtype: str, tensor: Tensor) -> tuple[int, ...]:
+    """The shape that the format gives a tensor of torch's, where its type in the format is `dtype`."""
+    if dtype not in PACKED:
+        return tuple(tensor.shape)
+    return (*tensor.shape[:-1], tensor.shape[-1] * 8 // ITEM_BITS[dtype])
 
 
 def as_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:

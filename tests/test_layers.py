@@ -17,13 +17,15 @@ MAY_IMPORT = {
     "format": {"errors"},
     "kernels": {"errors"},
     "memory": set(),
-    "tensors": {"memory"},
+    "tensors": {"format", "memory"},
     "words": {"errors"},
     "codecs": {"errors", "format", "kernels"},
     "recipes": {"errors", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "stores": {"errors", "format"},
-    "checkpoints": {"errors", "format", "kernels", "tensors", "stores"},
+    "names": {"errors"},
+    "adapters": {"errors", "format", "tensors"},
+    "checkpoints": {"adapters", "errors", "format", "kernels", "names", "tensors", "stores"},
     "report": {"archive", "errors", "format", "stores", "words"},
 }
 """Besides themselves. What is not listed here may import all of these, but see the tests below."""
@@ -109,6 +111,7 @@ def test_importing_loads_no_optional_package() -> None:
     optional = {
         "huggingface_hub",
         "transformers",
+        "peft",
         "sklearn",
         "rich",
         "typer",

@@ -45,7 +45,7 @@ REFUSED = {
     "no tensors": (lambda f: saved(f, {}), "holds no tensor"),
     "numbered": (lambda f: saved(f, {3: torch.ones(3)}), "tensor name 3"),
     "sparse": (lambda f: saved(f, {"s": torch.ones(3).to_sparse()}), "'s'"),
-    "adapter": (lambda f: adapter(f), "merge it into its base"),
+    "adapter without its type": (lambda f: adapter(f), "no type of an adapter"),
     "two files": (lambda f: two(f), "which of a.safetensors, b.safetensors is meant"),
     "shard missing": (lambda f: shard_missing(f), "model-00002-of-00002.safetensors: missing"),
     "index of nothing": (lambda f: wrote(f / "model.safetensors.index.json", b"{}").parent, "not an index of shards"),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 from support import RecordingStore, State, assert_same, near, noise, same_bits, slots, write_folder
+from torch import Tensor
 
 import tallstore
 from tallstore.archive import Zoo
@@ -100,15 +104,78 @@ def _is_ellipsis(index: object) -> object:
     return "..." if index is Ellipsis else id(index)
 
 
-def test_what_is_no_slice(opened: tuple[Zoo, State]) -> None:
+@st.composite
+def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> object:
+    """Whatever may stand in brackets behind a tensor of this shape, right or wrong."""
+    size = max((*shape, 3))
+    places = st.lists(st.integers(-size - 1, size), max_size=4)
+    masks = st.sampled_from([(*shape[:1],), (*shape[1:2],), tuple(shape[:2]), (3,)])
+    bits = masks.map(lambda of: torch.rand(of, generator=torch.Generator().manual_seed(len(of))) > 0.5)
+    one = st.one_of(
+        st.integers(-size - 1, size),
+        st.integers(-size, size - 1).map(np.int64),
+        st.integers(-size, size - 1).map(torch.tensor),
+        st.builds(
+            slice,
+            st.none() | st.integers(-size, size),
+            st.none() | st.integers(-size, size),
+            st.none() | st.integers(-1, 9),
+        ),
+        st.sampled_from([None, Ellipsis, True, False, 1.5]),
+        places,
+        places.map(lambda of: torch.tensor(of, dtype=torch.int64)),
+        places.map(lambda of: np.array(of, dtype=np.int64)),
+        bits,
+        bits.map(lambda of: of.tolist() if of.dim() == 1 else of.numpy()),
+    )
+    return draw(one | st.lists(one, max_size=len(shape) + 2).map(tuple))
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_index_gives_what_safetensors_gives(opened: tuple[Zoo, State], data: st.DataObject) -> None:
+    """Results and errors, call for call."""
+    found, state = opened
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({n: t.contiguous().clone() for n, t in state.items()}, f"{folder}/t.safetensors")
+        with safe_open(f"{folder}/t.safetensors", "pt") as file:
+            weights = found.weights("t", exact="exact" in found.manifest.tasks["t"].parts)
+            for _ in range(12):
+                name = data.draw(st.sampled_from(sorted(state)))
+                index = data.draw(indices(tuple(state[name].shape)))
+                theirs, ours = attempt(file.get_slice(name), index), attempt(weights.get_slice(name), index)
+                if isinstance(theirs, Tensor):
+                    assert isinstance(ours, Tensor), (name, index, ours)
+                    assert same_bits(ours, theirs.contiguous()), (name, index)
+                else:
+                    assert isinstance(ours, OptionError), (name, index, theirs, ours)
+                    assert isinstance(ours, type(theirs)), (name, index, theirs, ours)
+
+
+def attempt(tensor: object, index: object) -> Tensor | Exception:
+    try:
+        found: Tensor = tensor[index]  # type: ignore[index]
+    except Exception as error:  # whatever it is, the other one is to have it too
+        return error
+    return found
+
+
+def test_what_is_no_index_says_so_as_torch_does(opened: tuple[Zoo, State]) -> None:
     found, _state = opened
     weights = found.weights("t")
     assert same_bits(weights.get_slice("scalar")[...], weights.get_tensor("scalar"))
     assert weights.get_slice("empty")[:, 1:3].shape == (0, 2)
-    for odd in (50, -51, slice(0, 9, 2), [1, 2], None, "x", torch.tensor(1)):
-        with pytest.raises(OptionError, match=r"'moved' of shape \[50, 77\]"):
+    for odd, kind in (
+        (50, IndexError),
+        (-51, IndexError),
+        (slice(0, 9, -2), ValueError),
+        ("x", TypeError),
+        ([60], IndexError),
+    ):
+        with pytest.raises(kind, match=r"'moved' of shape \[50, 77\]") as caught:
             weights.get_slice("moved")[odd]
-    with pytest.raises(OptionError, match="has no index"):
+        assert isinstance(caught.value, OptionError)
+    with pytest.raises(IndexError, match="too many indices"):
         weights.get_slice("moved")[0, 0, 0]
     with pytest.raises(NoSuchTensorError, match="no tensor 'nothing'; it has"):
         weights.get_tensor("nothing")

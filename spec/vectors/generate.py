@@ -16,14 +16,17 @@ from making import (
     invalid,
     invalid_codes,
     invalid_containers,
+    invalid_lossless,
     invalid_manifests,
     valid,
     valid_archives,
     valid_codes,
+    valid_lossless,
+    valid_newer,
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes)
+REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer)
 """The modules whose import registers the valid vectors."""
 
 
@@ -81,7 +84,7 @@ def write_sums(root: Path) -> None:
 if __name__ == "__main__":
     for part in ("valid", "invalid"):
         shutil.rmtree(HERE / part, ignore_errors=True)
-    for module in (invalid_manifests, invalid_containers, invalid_codes):
+    for module in (invalid_manifests, invalid_containers, invalid_codes, invalid_lossless):
         module.make()
     write_valid(HERE / "valid")
     write_invalid(HERE / "invalid")

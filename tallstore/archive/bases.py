@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
 from torch import Tensor
 
 from tallstore.archive.chunks import Chunks
@@ -15,8 +14,8 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.kernels.fill import target_of
-from tallstore.kernels.tiled import Steps
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.steps import Steps
 from tallstore.tensors import TORCH, empty
 
 __all__ = ["BaseElements", "base_needed"]
@@ -83,7 +82,7 @@ class BaseElements:
         self.check(name)
         assert self._given is not None
         facts = self.facts(name)
-        flat = self._given.read(name, 0, _numel(facts))
+        flat = self._given.read(name, 0, facts.numel)
         if not self._given.matches(flat, facts.sha256):
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: tensor {name!r} differs "
@@ -93,7 +92,7 @@ class BaseElements:
 
     def span(self, name: str) -> int:
         """Elements that are read at once: a chunk, or the whole tensor."""
-        return coded(self._places.base(name)).chunk if self.embedded else max(1, _numel(self.facts(name)))
+        return coded(self._places.base(name)).chunk if self.embedded else max(1, self.facts(name).numel)
 
     def fill(self, name: str, a: int, b: int, out: Tensor) -> None:
         """Elements [a, b) into `out`, which has the base's type."""
@@ -103,6 +102,20 @@ class BaseElements:
                     out[first:stop] = here
         else:
             out.copy_(self.tensor(name)[a:b])
+
+    def converted(self, name: str, a: int, out: Tensor, given: Tensor | None = None) -> None:
+        """Elements from `a` on, as many as `out` has, converted to its type.
+
+        `given`: the whole tensor, where it was given.
+        """
+        if given is not None:
+            out.copy_(given[a : a + len(out)])
+            return
+        dtype = self.facts(name).dtype
+        part = out if out.dtype == TORCH[dtype] else empty(dtype, len(out))
+        self.fill(name, a, a + len(out), part)
+        if part is not out:
+            out.copy_(part)
 
     def apply(self, name: str, a: int, out: Tensor, steps: Steps, given: Tensor | None = None) -> None:
         """Elements from `a` on, as many as `out` has, with the steps of a task's chunk added, in the task's type.
@@ -126,7 +139,7 @@ class BaseElements:
         place = self._places.base(name)
         if coded(place).chunk != chunk or out.dtype != TORCH[str(place.entry.dtype)]:
             return None
-        target, total, there = target_of(out), place.entry.numel, out.numel()
+        target, total, there = decoding().target(out), place.entry.numel, out.numel()
         if target is None:
             return None
 
@@ -169,7 +182,3 @@ def base_needed(url: str, manifest: Manifest) -> str:
     source = manifest.base.source
     known = f" It came from {source['repo']} at commit {source.get('commit', '?')}." if source.get("repo") else ""
     return f"{url}: holds no base, only references it: give it with base=… (--base).{known}"
-
-
-def _numel(facts: BaseTensor) -> int:
-    return int(np.prod(facts.shape, dtype=np.int64))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import NoReturn, TypeVar
 
+import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.archive.coded import CodedLossless
 from tallstore.archive.places import ONES, RAW, coded
 from tallstore.archive.reader import Place, Reader
 from tallstore.codecs.base import Bytes, Floats, Levels
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
-from tallstore.kernels.fill import Part, Source, filled, of_planes, target_of
-from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.fill import Part, Source
 from tallstore.kernels.pairs import Pairs
-from tallstore.kernels.tiled import DeltaSteps, MaskSteps, Steps, ValueSteps
+from tallstore.kernels.steps import Steps
 from tallstore.tensors import TORCH, as_bytes, empty
 
 __all__ = ["Chunks"]
@@ -26,7 +29,7 @@ _READ = 1 << 22
 """Bytes of a tensor that is stored whole read, checked and handed on at a time.
 
 They stay in the cache; with a quarter of them two threads take a third longer, since they wait for each other at the
-interpreter's lock after every step.
+GIL after every step.
 """
 _T = TypeVar("_T")
 
@@ -94,18 +97,18 @@ class Chunks:
     def _steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
         entry = place.entry
         n = min(coded(place).chunk, entry.covered - index * coded(place).chunk)
-        dtype = TORCH[str(entry.dtype)]
+        dtype, backend = TORCH[str(entry.dtype)], decoding()
         if vector is None:
             levels = self.levels(place, index, n, name)
             if levels is None:
-                return ValueSteps(self.values(place, index, n, name), dtype)
-            return DeltaSteps(levels.packed, levels.bits, levels.table, dtype)
+                return backend.values(self.values(place, index, n, name), dtype)
+            return backend.levels(levels.packed, levels.bits, n, levels.table, dtype)
         scale = entry.scales[index] if entry.scales is not None else 1.0
         if coded(vector).codec == ONES and not coded(vector).size:
             return self._marks(place, index, n, name, scale)
         whole = min(coded(vector).chunk, vector.entry.numel - index * coded(vector).chunk)
         over = self._over(vector, index, whole, str(entry.base))
-        return MaskSteps(self.packed(place, index, n, name), entry.kind, scale, dtype, over)
+        return backend.mask(self.packed(place, index, n, name), entry.kind, n, scale, dtype, over)
 
     def _over(self, vector: Place, index: int, n: int, name: str) -> Floats | Pairs:
         """A chunk of n elements of a vector, as it is looked up the quickest."""
@@ -115,19 +118,19 @@ class Chunks:
         return Pairs(levels.packed, levels.table) if levels.bits == 4 else levels.table[levels.packed]
 
     def _marks(self, place: Place, index: int, n: int, name: str, scale: float) -> Steps:
-        """A mask over ones: by its gaps, if that is how it is coded and there is a kernel for them."""
+        """A mask over ones: by its gaps, if that is how it is coded and the backend takes them so."""
         kind, dtype = place.entry.kind, TORCH[str(place.entry.dtype)]
         codec = codecs.find(codecs.MASK, coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk(place, index, name)
-        if GapSteps.there():
-            marks = self._guard(place, name, lambda: codec.decode_marks(data, kind, n))
-            if marks is not None:
-                return GapSteps(marks.gaps, marks.signs, kind, scale, dtype)
-        return MaskSteps(self._guard(place, name, lambda: codec.decode_packed(data, kind, n)), kind, scale, dtype)
+        backend = decoding()
+        marks = self._guard(place, name, lambda: codec.decode_marks(data, kind, n)) if backend.by_gaps else None
+        if marks is not None:
+            return backend.gaps(marks.gaps, marks.signs, kind, n, scale, dtype)
+        return backend.mask(self._guard(place, name, lambda: codec.decode_packed(data, kind, n)), kind, n, scale, dtype)
 
     def whole(self, place: Place, index: int, name: str, out: Tensor) -> None:
         """Write one chunk of a tensor that is stored whole; `out` has its type and exactly its elements."""
-        target = target_of(out)
+        target = decoding().target(out)
         if target is None or not self.filled(place, index, name, target.part(0, out.numel())):
             for _ in self.whole_runs(place, index, name, out):
                 pass
@@ -149,12 +152,12 @@ class Chunks:
             return False
         raw = coded(place).codec == RAW
         if raw:
-            source = self._reader.source(place, index) if coded(place).chunks.length(index) == len(part.raw) else None
+            source = self._reader.source(place, index) if coded(place).chunks.length(index) == part.nbytes else None
         else:
-            source = self._planes(place, index, name, len(part.values))
+            source = self._planes(place, index, name, part.n)
         if source is None:
             return False
-        done = steps.fill(part, source) if steps is not None else filled("whole", part, source)
+        done = steps.fill(part, source) if steps is not None else decoding().whole(part, source)
         if not done or (raw and not self._reader.holds(place, index, source)):
             return False
         self._reader.is_right(place, index)
@@ -165,7 +168,7 @@ class Chunks:
         codec = codecs.find(codecs.WHOLE, coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk_here(place, index, name)
         planes = self._guard(place, name, lambda: codec.decode_planes(data, n, str(place.entry.dtype)))
-        return None if planes is None else of_planes(planes)
+        return None if planes is None else decoding().planes(planes)
 
     def whole_runs(self, place: Place, index: int, name: str, out: Tensor) -> Iterator[tuple[int, int]]:
         """The same run by run: yields the first byte of each and the one behind its last, when they are there.
@@ -194,6 +197,20 @@ class Chunks:
         stored = empty(dtype, len(out))
         self.whole(place, index, name, stored)
         as_bytes(out)[:] = cpu.undo_difference(as_bytes(stored), as_bytes(out), item)
+
+    def lossless(self, place: Place, index: int, name: str, out: Tensor) -> None:
+        """Turn the base's elements of one chunk, in the task's type, into the task's; in place."""
+        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
+        data = self._reader.chunk_here(place, index, name)
+        self._guard(place, name, lambda: codec.decode(data, as_bytes(out), str(place.entry.dtype)))
+        self._reader.is_right(place, index)
+
+    def coded_lossless(self, place: Place, name: str) -> CodedLossless:
+        """All chunks of a tensor that is coded without loss, as they are."""
+        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
+        chunks = [bytes(self._reader.chunk(place, index, name)) for index in range(len(coded(place).chunks))]
+        codes = torch.frombuffer(bytearray(b"".join(chunks)), dtype=torch.uint8)
+        return CodedLossless(codec, codes, tuple(accumulate(map(len, chunks))), coded(place).chunk)
 
     def read(self, place: Place, index: int, name: str) -> None:
         """Read a chunk and check it; nothing is decoded."""

@@ -7,7 +7,6 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections import deque
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tallstore.archive.bases import BaseElements, Job
 from tallstore.archive.chunks import Chunks
+from tallstore.archive.coded import CodedLossless
 from tallstore.archive.packed import Packed
 from tallstore.archive.places import ONES, Places, coded
 from tallstore.archive.reader import Place, Reader
@@ -33,8 +33,9 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import cpu
-from tallstore.kernels.tiled import Run, Steps
-from tallstore.tensors import TORCH, empties, empty
+from tallstore.kernels.steps import Run, Steps
+from tallstore.kernels.tiled import DecodedSteps
+from tallstore.tensors import empties, empty, shape_of
 
 __all__ = ["Decoder", "Job"]
 
@@ -75,7 +76,7 @@ class Decoder:
         with room_for(bytes_of(places[name] for name in own), f"{self._reader.store.url}: task {task!r}"):
             out = empties({name: (str(places[name].entry.dtype), places[name].entry.numel) for name in own})
         self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
-        shaped = {name: flat.reshape(places[name].entry.shape or ()) for name, flat in out.items()}
+        shaped = {name: flat.reshape(_shape(places[name])) for name, flat in out.items()}
         return {name: shaped[source] for name, source in sources.items()}
 
     def exact_tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
@@ -153,7 +154,10 @@ class Decoder:
         vector = self._places.vector_of(task, name)
 
         def steps(index: int) -> None:
-            found = self._chunks.steps(place, vector, index, name)
+            if entry.kind == "lossless":
+                found: Steps = DecodedSteps(self._lossless_chunk(place, index, name))
+            else:
+                found = self._chunks.steps(place, vector, index, name)
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
                 kept[name, index] = found
 
@@ -185,7 +189,20 @@ class Decoder:
         base, vector, size = str(place.entry.base), self._places.vector_of(task, name), coded(place).chunk
         fill = self._base.filler(base, size, out)
 
+        def lossless(index: int, given: Tensor | None = None) -> None:
+            a, steps = index * size, prepared.get((name, index))
+            part = out[a : a + size]
+            if steps is not None:
+                steps.begin()(part, part)
+                return
+            if given is not None or fill is None or not fill(index):
+                self._base.converted(base, a, part, given)
+            self._chunks.lossless(place, index, name, part)
+
         def job(index: int, given: Tensor | None = None) -> None:
+            if place.entry.kind == "lossless":
+                lossless(index, given)
+                return
             steps = prepared.get((name, index)) or self._chunks.steps(place, vector, index, name)
             if fill is None or not fill(index, steps):
                 a = index * size
@@ -202,19 +219,23 @@ class Decoder:
 
         return [all_at_once]
 
+    def _lossless_chunk(self, place: Place, index: int, name: str) -> Tensor:
+        """A chunk of a tensor that is coded against the base's without loss."""
+        size = coded(place).chunk
+        out = empty(str(place.entry.dtype), min(size, place.entry.covered - index * size))
+        self._base.converted(str(place.entry.base), index * size, out)
+        self._chunks.lossless(place, index, name, out)
+        return out
+
     def _base_jobs(self, name: str, out: Tensor) -> list[Job]:
         """Jobs that write the leading elements of a base tensor, as many as `out` has, rounded to its type."""
-        dtype, size = self._base.facts(name).dtype, self._base.span(name)
+        size = self._base.span(name)
         fill = self._base.filler(name, size, out)
 
         def job(a: int, b: int) -> None:
             if fill is not None and fill(a // size):
                 return
-            straight = out.dtype == TORCH[dtype]
-            part = out[a:b] if straight else empty(dtype, b - a)
-            self._base.fill(name, a, b, part)
-            if not straight:
-                out[a:b] = part
+            self._base.converted(name, a, out[a:b])
 
         total = out.numel()
         return [partial(job, a, min(a + size, total)) for a in range(0, total, size)]
@@ -235,15 +256,15 @@ class Decoder:
 
     def base_tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Base tensors, whole."""
-        shapes = {}
+        found = {}
         for name in names:
             if name not in self._manifest.base.tensors:
                 raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
             self._base.check(name)
-            shapes[name] = self._base.facts(name).shape
-        out = empties({name: (self._base.facts(name).dtype, math.prod(shape)) for name, shape in shapes.items()})
+            found[name] = self._base.facts(name)
+        out = empties({name: (facts.dtype, facts.numel) for name, facts in found.items()})
         self._run([job for name, flat in out.items() for job in self._base_jobs(name, flat)])
-        return {name: flat.reshape(shapes[name]) for name, flat in out.items()}
+        return {name: flat.reshape(shape_of(found[name].dtype, found[name].shape)) for name, flat in out.items()}
 
     def vector_tensor(self, group: str, name: str) -> Tensor:
         """The multi-task vector for a base tensor: float32, zeros where no task moved."""
@@ -280,7 +301,7 @@ class Decoder:
 
         self._run([partial(job, index) for index in range(len(coded(place).chunks))])
 
-    def packed(self, task: str, name: str) -> Packed | None:
+    def packed(self, task: str, name: str) -> Packed | CodedLossless | None:
         """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
         place = self.task(task)[name]
         entry = place.entry
@@ -288,6 +309,10 @@ class Decoder:
             return None
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
+        if entry.kind == "lossless":
+            for index, _ in runs:
+                self._lossless_chunk(place, index, name)
+            return self._chunks.coded_lossless(place, name)
         if entry.kind in cpu.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))
@@ -382,6 +407,19 @@ class Decoder:
             out[low - start : high - start] = piece[low - a : high - a]
         return out
 
+    def own_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor that a task stores whole or without loss; `start` begins a chunk."""
+        lossless = self.task(task)[name].entry.kind == "lossless"
+        return (self.lossless_range if lossless else self.private_range)(task, name, start, stop)
+
+    def lossless_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor coded against the base's without loss; `start` begins a chunk."""
+        place = self.task(task)[name]
+        size = coded(place).chunk
+        return torch.cat([self._lossless_chunk(place, at // size, name) for at in range(start, stop, size)])[
+            : stop - start
+        ]
+
     def base_range(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a base tensor."""
         out = empty(self._base.facts(name).dtype, stop - start)
@@ -402,8 +440,18 @@ class Decoder:
         """Read and decode every chunk of a task's own parts, one at a time, and put nothing together."""
         for part in ("mask", "private", "exact"):
             for name, place in self.task(task, part).items():
-                if place.entry.coded is not None:
+                if place.entry.kind == "lossless":
+                    self._check_lossless(place, name)
+                elif place.entry.coded is not None:
                     self._chunks.check(place, name)
+
+    def _check_lossless(self, place: Place, name: str) -> None:
+        """Every chunk with the base's; without one that is at hand, against its checksum alone."""
+        for index in range(len(coded(place).chunks)):
+            if self._base.embedded or self._base.given:
+                self._lossless_chunk(place, index, name)
+            else:
+                self._chunks.read(place, index, name)
 
     def check_vector(self, group: str) -> None:
         """Read and decode every chunk of a group's vector."""
@@ -443,3 +491,8 @@ class Decoder:
                 helper.join()
         if failed:
             raise min(failed, key=itemgetter(0))[1]
+
+
+def _shape(place: Place) -> tuple[int, ...]:
+    """The shape of a decoded tensor."""
+    return shape_of(str(place.entry.dtype), place.entry.shape or ())

@@ -14,6 +14,7 @@ from torch import Tensor
 from tallstore.checkpoints import TensorInfo
 from tallstore.errors import OutputExistsError
 from tallstore.format import safetensors, strict_json
+from tallstore.format.adapter import WEIGHTS as ADAPTER
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.layout import PLAIN, WeightsFile, claimed, index_name, shard_name
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
@@ -206,6 +207,6 @@ def _is_model(folder: Path, layout: Sequence[WeightsFile]) -> bool:
         return False
     if folder.resolve() in {Path.home().resolve(), Path.cwd().resolve(), *Path.cwd().resolve().parents}:
         raise OutputExistsError(f"{folder}: is where you are, or above it; choose another name")
-    names = [WEIGHTS, *_WEIGHTS_BESIDE.values(), *(file.path for file in layout)]
+    names = [WEIGHTS, ADAPTER, *_WEIGHTS_BESIDE.values(), *(file.path for file in layout)]
     names += [*map(index_name, names), *(torch_name(name) for name in names), *(file.saved or "" for file in layout)]
     return any((folder / name).is_file() for name in (*names, *_MARKERS))

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
 from tallstore.tensors import TORCH
 
-__all__ = ["Shape", "check_fit", "load_into", "shapes_of", "tensors_of", "touched", "version_of"]
-
-Shape = tuple[int, ...]
+__all__ = ["check_overlaps", "converted", "load_into", "touched", "version_of"]
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """A model's own parameters and buffers, by the names of its state dict; not copies."""
-    return {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-
-
-def shapes_of(places: Mapping[str, Place]) -> dict[str, Shape]:
-    """The shapes of a task's tensors, tied ones included."""
-    shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
-    return {name: place.entry.shape or () for name, place in shown.items()}
-
-
-def check_fit(own: Mapping[str, Tensor], shapes: Mapping[str, Shape], task: str, free: Collection[str] = ()) -> None:
-    """Raise ModelMismatchError unless a model has a task's tensors, and no others.
-
-    `free`: names whose shapes may differ.
-    """
-    if lost := next((name for name, tensor in own.items() if tensor.is_meta), None):
-        raise ModelMismatchError(
-            f"task {task!r} cannot be written: the model's {lost!r} has no memory (device meta); "
-            "give it some with model.to_empty(device='cpu'); nothing was written"
-        )
-    held = {tensor.data_ptr() for name, tensor in own.items() if name in shapes}
-    missing = [n for n in shapes if n not in own]
-    extra = [n for n, tensor in own.items() if n not in shapes and tensor.data_ptr() not in held]
-    wrong = [n for n in own if n in shapes and n not in free and tuple(own[n].shape) != shapes[n]]
-    for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
-        if names:
-            first = names[0]
-            shown = f" (model {list(own[first].shape)}, task {list(shapes[first])})" if names is wrong else ""
-            raise ModelMismatchError(
-                f"task {task!r} does not fit the model: {text} {first!r}{shown}"
-                f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}; nothing was written"
-            )
-
-
-def touched(tensors: Collection[Tensor]) -> None:
+def touched(tensors: Iterable[Tensor]) -> None:
     """Tell autograd that tensors changed, so that a backward pass that needs their old values says so."""
     for tensor in tensors:
         if version_of(tensor) >= 0:
@@ -71,27 +35,82 @@ def load_into(decoder: Decoder, model: nn.Module, task: str) -> None:
     """Write a task's weights into a model's own tensors. Everything is checked before the first is written."""
     places = decoder.task(task)
     own = tensors_of(model)
-    check_fit(own, shapes_of(places), task)
-    wanted = [name for name in own if name in places]
+    binding = bind(model, shapes_of(places), task)
+    again = check_overlaps(decoder, task, binding)
+    views = {name: view for name, view in binding.views.items() if name not in again}
     straight = {}
     if decoder.base_cannot_fail(task):
-        straight = {name: own[name].detach().view(-1) for name in wanted if _takes(own[name], places[name])}
+        straight = {n: v.view(-1) for n, v in views.items() if _takes(v, own[binding.owners[n]], places[n])}
     ready = decoder.prepare(task, straight)
-    values = decoder.tensors(task, [name for name in wanted if name not in straight])
+    values = decoder.tensors(task, [*(name for name in views if name not in straight), *binding.converted])
+    made = converted(binding, values, own, task)
     decoder.write(task, straight, ready)
     with torch.no_grad():
-        for name, value in values.items():
+        for name in views.keys() & values.keys():
+            views[name].copy_(values[name])
+        for name, value in made.items():
             own[name].copy_(value)
-    touched([own[name] for name in straight])
+    touched(own[name] for name in dict.fromkeys(binding.owners[name] for name in straight))
 
 
-def _takes(tensor: Tensor, place: Place) -> bool:
-    """Whether a task's tensor can be decoded straight into a model's."""
+def check_overlaps(decoder: Decoder, task: str, binding: Binding) -> set[str]:
+    """Raise ModelMismatchError where two different tensors of a task would be written to one memory of the model.
+
+    Returns those that need not be written, as another one with the same values goes to the same place.
+    """
+    places = decoder.task(task)
+    again = set()
+    values: dict[str, Tensor] = {}
+    for each in binding.overlaps():
+        pair = (each.first, each.second)
+        first, second = (str(places[n].entry.to) if places[n].entry.kind == "tied" else n for n in pair)
+        if first != second:
+            values |= decoder.tensors(task, [name for name in pair if name not in values])
+            parts = [
+                values[name].reshape(-1)[start : start + each.length].to(binding.views[name].dtype)
+                for name, start in zip(pair, each.starts, strict=True)
+            ]
+            if not torch.equal(parts[0].view(torch.uint8), parts[1].view(torch.uint8)):
+                raise ModelMismatchError(
+                    f"task {task!r} does not fit the model: {each.first!r} and {each.second!r} are different in the "
+                    "task, and the model has one memory for both (it ties them): build it untied, for transformers "
+                    "with config.tie_word_embeddings=False; nothing was written"
+                )
+        if each.length == binding.views[each.second].numel():
+            again.add(each.second)
+    return again
+
+
+def converted(
+    binding: Binding, values: Mapping[str, Tensor], own: Mapping[str, Tensor], task: str
+) -> dict[str, Tensor]:
+    """The model's tensors that are no views: made by the library's conversion, their shapes checked."""
+    if not binding.groups:
+        return {}
+    try:
+        made = binding.convert(values)
+    except Exception as error:  # the library's operations fail in ways of their own
+        raise ModelMismatchError(
+            f"task {task!r} does not fit the model: the library cannot convert {binding.converted[0]!r} "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}); "
+            "nothing was written"
+        ) from error
+    for name, value in made.items():
+        if value.shape != own[name].shape:
+            raise ModelMismatchError(
+                f"task {task!r} does not fit the model: of another shape: {name!r} (model {list(own[name].shape)}, "
+                f"task {list(value.shape)} after conversion); nothing was written"
+            )
+    return made
+
+
+def _takes(tensor: Tensor, owner: Tensor, place: Place) -> bool:
+    """Whether a task's tensor can be decoded straight into a part of a model's tensor, or all of it."""
     dtype = place.entry.dtype
     return (
         dtype is not None
         and tensor.device.type == "cpu"
         and tensor.dtype == TORCH[dtype]
         and tensor.is_contiguous()
-        and type(tensor.data) is Tensor
+        and type(owner.data) is Tensor
     )

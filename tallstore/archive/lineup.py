@@ -36,7 +36,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """base, binary, signed, delta or private (stored whole)."""
+        """base, binary, signed, delta, lossless or private (stored whole)."""
         return self.entry.kind
 
     @property
@@ -89,7 +89,7 @@ def line_up(decoder: Decoder, manifest: Manifest, tasks: Sequence[str]) -> dict[
         for name, base, entry in _sources(decoder.task(task), known, manifest.base.tensors):
             found[base].append(Member(index, task, group, name, entry))
     return {
-        name: Lineup(name, facts, _numel(facts), tuple(found[name]))
+        name: Lineup(name, facts, facts.numel, tuple(found[name]))
         for name, facts in manifest.base.tensors.items()
         if found[name]
     }
@@ -108,7 +108,8 @@ def _sources(
     ours, theirs = _prefixes(said)
     for name, place in places.items():
         if name in said:
-            yield name, said[name], place.entry
+            if place.entry.kind != "lossless" or {place.entry.dtype, base[said[name]].dtype} <= set(MASKABLE):
+                yield name, said[name], place.entry
             continue
         if place.entry.kind != "private" or place.entry.dtype not in MASKABLE:
             continue
@@ -135,10 +136,3 @@ def _apart(left: str, right: str) -> tuple[str, str]:
         same += 1
     suffix = ".".join(a[len(a) - same :])
     return left.removesuffix(suffix), right.removesuffix(suffix)
-
-
-def _numel(facts: BaseTensor) -> int:
-    total = 1
-    for length in facts.shape:
-        total *= length
-    return total

@@ -23,9 +23,8 @@ from tallstore.archive.tiles import TILE, Gaps, Rows, TaskVectors, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
-from tallstore.kernels import fast
 from tallstore.kernels.cpu import wide
-from tallstore.kernels.gaps import GapSteps
+from tallstore.kernels.dispatch import merging
 from tallstore.merging import ALPHAS, MergeTile
 from tallstore.merging.base import checked_alpha
 from tallstore.tensors import TORCH
@@ -102,9 +101,15 @@ class Merger:
             raise OptionError("alpha is given, and an evaluator to choose it: leave one of them out")
         if "alpha" in options:
             raise OptionError("alpha is given twice")
+        if adapters := [task for task in self.tasks if manifest.tasks[task].adapter is not None]:
+            raise OptionError(
+                f"task {adapters[0]!r} is an adapter: models are merged, not adapters; name the tasks to merge "
+                "(tasks=…, --task), or pack the model that it makes (extract --merged)"
+            )
         self._given = None if alpha is None else checked_alpha(alpha)
         self._decoder, self._manifest, self._head, self._progress = decoder, manifest, head, progress
         for task in self.tasks:
+            _refuse_codes(manifest, task)
             decoder.check(task)
         codecs = [p.entry.coded.codec for g in manifest.groups for p in decoder.vectors(g.id).values() if p.entry.coded]
         self._chosen = choose(manifest, self.tasks, codecs, method, options if k is None else {**options, "k": k})
@@ -180,8 +185,8 @@ class Merger:
         kinds = {member.kind for lineup in self._lineups.values() for member in lineup.members}
         if self._chosen.approximate is None and "delta" in kinds:
             return "of some tensors the archive holds no vector, but decoded task vectors: those are summed"
-        if self._chosen.approximate is None and self._chosen.stored == "ties" and "private" in kinds:
-            return "tensors that are stored whole are summed, not merged by TIES"
+        if self._chosen.approximate is None and self._chosen.stored == "ties" and kinds & {"private", "lossless"}:
+            return "tensors that are stored whole or without loss are summed, not merged by TIES"
         return self._chosen.approximate
 
     def _of_right_length(self) -> float:
@@ -189,22 +194,22 @@ class Merger:
         lengths, merged = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
         self._gather()
 
-        compiled = fast.kernels()
+        native = merging()
 
         def squares(lineup: Lineup, start: int, stop: int) -> tuple[Tensor, float]:
             own, of_delta = torch.zeros(len(self.tasks), dtype=torch.float64), 0.0
             by_gaps = self._by_gaps(lineup, start, stop)
-            if compiled is not None and by_gaps is not None:
+            if native is not None and by_gaps is not None:
                 least, inner, there, gaps = by_gaps
                 some = np.zeros(len(there))
-                of_delta = compiled.measure_gaps(some, stop - start, *gaps, least, inner)
+                of_delta = native.measure_gaps(some, stop - start, gaps, least, inner)
                 own[there] += torch.from_numpy(some)
                 return own, of_delta
-            if compiled is not None and (by_rows := self._by_rows(lineup, start, stop)) is not None:
+            if native is not None and (by_rows := self._by_rows(lineup, start, stop)) is not None:
                 least, inner, written = by_rows
                 for _, _, here, rows in written:
                     some = np.zeros(len(here))
-                    of_delta += compiled.measure_rows(some, rows.numpy(), least, inner)
+                    of_delta += native.measure_rows(some, rows.numpy(), least, inner)
                     own[[member.index for member in here]] += torch.from_numpy(some)
                 return own, of_delta
             for _, _, tile in self._vectors.tiles(lineup, start, stop):
@@ -263,25 +268,25 @@ class Merger:
         self._gather()
         out = self._decoder.base_tensors(names)
 
-        compiled, sums = fast.kernels(), self._chosen.method.of_sums()
+        native, sums = merging(), self._chosen.method.of_sums()
 
         def move(lineup: Lineup, start: int, stop: int) -> None:
             flat = out[lineup.base].reshape(-1)
             by_gaps = self._by_gaps(lineup, start, stop) if flat.dtype == _kind(lineup) else None
-            if compiled is not None and by_gaps is not None:
+            if native is not None and by_gaps is not None:
                 least, inner, _, gaps = by_gaps
-                compiled.merge_gaps(flat[start:stop].numpy(), *gaps, least, inner, type(inner)(alpha))
+                native.merge_gaps(flat[start:stop].numpy(), gaps, least, inner, alpha)
                 return
             by_rows = self._by_rows(lineup, start, stop) if flat.dtype == _kind(lineup) else None
-            if compiled is not None and by_rows is not None:
+            if native is not None and by_rows is not None:
                 least, inner, written = by_rows
                 for a, b, _, rows in written:
-                    compiled.merge_rows(flat[a:b].numpy(), rows.numpy(), least, inner, type(inner)(alpha))
+                    native.merge_rows(flat[a:b].numpy(), rows.numpy(), least, inner, alpha)
                 return
             masked = self._vectors.masked(lineup, start, stop) if flat.dtype == _kind(lineup) else None
-            if compiled is not None and masked is not None and sums is not None:
+            if native is not None and masked is not None and sums is not None:
                 kind = masked.vector.dtype.type
-                compiled.merge_masks(
+                native.merge_masks(
                     flat[start:stop].numpy(), *masked, sums.source == "vector", sums.k, kind(sums.alpha), kind(alpha)
                 )
                 return
@@ -309,7 +314,7 @@ class Merger:
     def _by_gaps(self, lineup: Lineup, start: int, stop: int) -> tuple[int, Any, list[int], Gaps] | None:
         """The same where task vectors are marks alone: k, α, which tasks, and their marks."""
         sums = self._chosen.method.of_sums()
-        if sums is None or sums.source != "tasks" or not GapSteps.there():
+        if sums is None or sums.source != "tasks" or merging() is None:
             return None
         gaps = self._vectors.gaps(lineup, start, stop)
         number = np.float64 if _kind(lineup) == torch.float64 else np.float32
@@ -348,6 +353,25 @@ def _checked(manifest: Manifest, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tasks
 
 
+_MOST_CODES = 0.5
+"""Share of a checkpoint's bytes from which on tensors that cannot be summed leave no model to merge."""
+
+
+def _refuse_codes(manifest: Manifest, task: str) -> None:
+    """Raise OptionError for a task most of which are codes or other types that no sum is of."""
+    facts = manifest.tasks[task]
+    codes, total = facts.number("without_loss", "bytes"), facts.number("checkpoint_bytes")
+    if not codes or not total:
+        return
+    form = facts.measured["without_loss"].get("form")
+    if isinstance(form, str) or codes > _MOST_CODES * total:
+        what = f"is quantized ({form})" if isinstance(form, str) else "is in a type that cannot be summed"
+        raise OptionError(
+            f"task {task!r} {what}, and codes cannot be merged: pack the models in a float type "
+            "(model.dequantize()), and merge those"
+        )
+
+
 def _scorer(evaluator: Evaluator | str) -> Evaluator:
     from tallstore.promises.evaluator import find_evaluator, score
 
@@ -356,12 +380,12 @@ def _scorer(evaluator: Evaluator | str) -> Evaluator:
 
 
 def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[str, Lineup], tuple[str, ...]]:
-    """Take out tensors, stored whole, that cannot be computed with: NaN, Inf, numbers that are near to it."""
+    """Take out tensors, stored whole or without loss, that cannot be computed with: NaN, Inf, or near to it."""
     out, notes = {}, []
     for name, lineup in lineups.items():
         kept: list[Member] = []
         for member in lineup.members:
-            if member.kind == "private" and not _finite(decoder, lineup, member):
+            if member.kind in {"private", "lossless"} and not _finite(decoder, lineup, member):
                 notes.append(f"{member.task}: tensor {member.name!r} is not merged: it or the base's holds NaN or Inf")
             else:
                 kept.append(member)
@@ -373,7 +397,7 @@ def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[
 def _finite(decoder: Decoder, lineup: Lineup, member: Member) -> bool:
     for start, stop in lineup.windows():
         for values in (
-            decoder.private_range(member.task, member.name, start, stop),
+            decoder.own_range(member.task, member.name, start, min(stop, member.entry.covered)),
             decoder.base_range(lineup.base, start, stop),
         ):
             # A NaN is not below anything.

@@ -61,7 +61,8 @@ class Outlines:
         """Without a head: under the names of the tasks' checkpoints if all agree, else under the base's."""
         outline = Outline("base" if self._agreed is None else "tasks")
         if self._agreed is None:
-            outline.slots = {name: self._of_base(name) for name in self._base}
+            tied = self._tied_in_base()
+            outline.slots = {name: self._of_base(name) for name in self._base if name not in tied} | tied
         else:
             outline.left_out = dict.fromkeys(self._unused, "no task has this tensor of the base")
         for name in self._all_names():
@@ -100,6 +101,21 @@ class Outlines:
     def _of_base(self, name: str) -> Slot:
         facts = self._base[name]
         return Slot(info=TensorInfo(facts.dtype, facts.shape), base=name)
+
+    def _tied_in_base(self) -> dict[str, Slot]:
+        """Tensors of the base that no task has by themselves, and that are the same as a merged one."""
+        firsts: dict[tuple[str, tuple[int, ...], str], str] = {}
+        merged = set(self._merged.values())
+        for name, facts in self._base.items():
+            if name in merged:
+                firsts.setdefault((facts.dtype, facts.shape, facts.sha256), name)
+        found = {}
+        for name in self._unused:
+            facts = self._base[name]
+            first = firsts.get((facts.dtype, facts.shape, facts.sha256))
+            if first is not None and len(facts.shape) > 1:
+                found[name] = Slot(info=TensorInfo(facts.dtype, facts.shape), tied=first)
+        return found
 
     def _common(self, name: str, outline: Outline) -> Slot | None:
         """A tensor that belongs to all tasks alike: merged, tied to such a one, or the same whole tensor in each."""

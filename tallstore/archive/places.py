@@ -104,7 +104,8 @@ class Places:
             fits = bool(shape and facts.shape) and facts.shape[1:] == shape[1:] and entry.rows <= facts.shape[0]
         if not fits:
             raise FormatError(f"{where}: shape {list(shape)} does not come from the base's {list(facts.shape)}")
-        if not {facts.dtype, str(entry.dtype)} <= set(MASKABLE) and (entry.kind, entry.dtype) != ("base", facts.dtype):
+        as_it_is = entry.kind in {"base", "lossless"} and entry.dtype == facts.dtype
+        if not {facts.dtype, str(entry.dtype)} <= set(MASKABLE) and not as_it_is:
             raise FormatError(
                 f"{where}: a {entry.kind} entry of {entry.dtype} cannot come from the base's {facts.dtype}"
             )

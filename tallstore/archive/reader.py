@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from tallstore.archive.known import CHUNKS, HEADERS, MANIFEST_MOST, MANIFESTS, KnownChunks
-from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.archive.known import CHUNKS, HEADERS, KnownChunks
+from tallstore.errors import DamagedError, FormatError
 from tallstore.format import limits
-from tallstore.format.manifest import MANIFEST, Manifest, is_intact
+from tallstore.format.manifest import Manifest
 from tallstore.format.part import Entry, PartHeader
-from tallstore.kernels.fill import Part, Source, checked, filled, of_file
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.fill import Source, part_of
 from tallstore.kernels.scratch import scratch
 from tallstore.stores import Store
 from tallstore.stores.base import pieces
@@ -36,34 +37,6 @@ class Place:
     path: str
     entry: Entry
     offset: int | None
-
-
-def read_manifest(store: Store) -> Manifest:
-    """Read and validate `tall.json`."""
-    try:
-        size = store.size(MANIFEST)
-    except DamagedError as error:
-        if isinstance(error.__cause__, OSError):
-            raise NotAnArchiveError(f"{error}") from error
-        raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
-    if size > limits.MANIFEST_BYTES:
-        raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
-    data = _whole(store, MANIFEST)
-    try:
-        return _parsed(store, data)
-    except (DamagedError, FormatError):
-        if is_intact(data) or not store.renew(MANIFEST):
-            raise
-    return _parsed(store, _whole(store, MANIFEST))
-
-
-def _parsed(store: Store, data: bytes) -> Manifest:
-    parse = partial(Manifest.from_bytes, data, f"{store.url}: {MANIFEST}")
-    return parse() if len(data) > MANIFEST_MOST else MANIFESTS.get(hashlib.sha256(data).digest(), parse)
-
-
-def _whole(store: Store, path: str) -> bytes:
-    return bytes(store.read(path, 0, store.size(path)))
 
 
 def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:
@@ -139,7 +112,7 @@ class Reader:
             data = scratch("coded", length, np.uint8).data
             source = self.source(place, index)
             raw = np.frombuffer(data, np.uint8)
-            if source is not None and filled("whole", Part(raw, raw), source) and self.holds(place, index, source):
+            if source is not None and decoding().whole(part_of(raw), source) and self.holds(place, index, source):
                 return data
             self.store.read_into(place.path, start, data)
             self._check(place, index, name, xxhash.xxh3_64_digest(data))
@@ -151,13 +124,13 @@ class Reader:
         """A chunk's coded bytes, for kernels that read them themselves; None where there is no way or no kernel."""
         start, length = self._span(place, index)
         found = self.store.handle(place.path, start, length)
-        return None if found is None else of_file(*found, length)
+        return None if found is None else decoding().file(*found)
 
     def check(self, place: Place, index: int, name: str) -> None:
         """Read the coded bytes of one chunk and check them, and keep nothing."""
         source = self.source(place, index)
         length = self._span(place, index)[1]
-        if source is None or not checked(source, length) or not self.holds(place, index, source):
+        if source is None or not decoding().check(source, length) or not self.holds(place, index, source):
             self.chunk_here(place, index, name)
 
     def look_anew(self) -> None:

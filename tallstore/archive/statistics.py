@@ -23,6 +23,7 @@ from tallstore.archive.tiles import ahead
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest
 from tallstore.merging import Agreement, count_agreement
+from tallstore.tensors import as_bytes
 
 __all__ = ["MaskStatistics", "count_masks"]
 
@@ -168,6 +169,13 @@ def _used(decoder: Decoder, member: Member, kept: Bits | None, span: tuple[int, 
     out = np.zeros(size, np.uint8)
     if member.kind == "delta":
         bits = np.packbits(decoder.delta_range(member.task, member.name, start, stop).numpy() != 0, bitorder="little")
+    elif member.kind == "lossless":
+        after = decoder.lossless_range(member.task, member.name, start, stop)
+        before = decoder.base_range(str(member.entry.base), start, stop).to(after.dtype)
+        differs = as_bytes(after).reshape(-1, after.element_size()) != as_bytes(before).reshape(
+            -1, after.element_size()
+        )
+        bits = np.packbits(differs.any(axis=1), bitorder="little")
     else:
         symbols = decoder.symbol_range(member.task, member.name, start, stop)
         for chunk, scale in enumerate(member.entry.scales or ()):
@@ -177,7 +185,7 @@ def _used(decoder: Decoder, member: Member, kept: Bits | None, span: tuple[int, 
         # Whatever is not 0 is packed as 1, − as well as +.
         bits = np.packbits(symbols, bitorder="little")
     out[: len(bits)] = bits
-    if member.kind != "delta" and kept is not None:
+    if member.masked and kept is not None:
         out &= kept[:size]
     return out
 

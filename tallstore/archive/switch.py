@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
+from tallstore.archive.coded import CodedLossless
 from tallstore.archive.decode import Decoder, Job
-from tallstore.archive.into import check_fit, shapes_of, tensors_of, touched, version_of
+from tallstore.archive.into import check_overlaps, converted, touched, version_of
 from tallstore.archive.lineup import line_up
 from tallstore.archive.packed import Packed
 from tallstore.errors import ModelChangedError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
-from tallstore.tensors import TORCH
+from tallstore.tensors import TORCH, shape_of
 
 __all__ = ["Switcher"]
 
@@ -52,20 +54,58 @@ class _Seen:
         return ""
 
 
+@dataclass(frozen=True)
+class _Target:
+    """One of the model's tensors, or a part of it that is a tensor of the task's by itself."""
+
+    owner: str
+    part: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+    """Shape, strides and offset of a part."""
+
+    @classmethod
+    def of(cls, view: Tensor, owner: str, own: Mapping[str, Tensor]) -> _Target:
+        whole = own[owner]
+        if view.shape == whole.shape and view.stride() == whole.stride():
+            return cls(owner)
+        return cls(owner, (tuple(view.shape), view.stride(), int(view.storage_offset() - whole.storage_offset())))
+
+    def within(self, own: Mapping[str, Tensor]) -> Tensor:
+        """The memory that is meant."""
+        tensor = own[self.owner].detach()
+        if self.part is None:
+            return tensor
+        shape, strides, offset = self.part
+        return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
+
+
 @dataclass
 class _Slot:
-    """What one of the model's tensors becomes for one task."""
+    """What one of the model's tensors, or a part of one, becomes for one task."""
 
     name: str
+    """The task's."""
+    target: _Target | None = None
+    """Where it goes; None if it must be converted with others first."""
     base: Tensor | None = None
     """θ0 of the leading elements, flat, on the model's device."""
-    packed: Packed | None = None
+    packed: Packed | CodedLossless | None = None
     """What is added to it; the base as it is if None."""
     dtype: torch.dtype = torch.float32
     """The task's type D: what is computed is rounded to it before the model's type."""
     tail: Tensor | None = None
     """The elements behind those, or all of them: as stored."""
     shape: tuple[int, ...] = ()
+
+
+@dataclass
+class _State:
+    """All that is written to make the model one task, or the base."""
+
+    slots: list[_Slot]
+    binding: Binding | None = None
+    """Converts what no slot has a target for."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """The model's own tensors, as they are to be."""
 
 
 class Switcher:
@@ -83,14 +123,15 @@ class Switcher:
         self._threads = decoder.threads
         self._task: str | None = None
         own = tensors_of(model)
+        bindings: dict[str, Binding] = {}
         for task in self._tasks:
             places = decoder.task(task)
             free = [name for name, place in places.items() if place.entry.kind == "private"]
-            check_fit(own, shapes_of(places), task, free)
+            bindings[task] = bind(model, shapes_of(places), task, free)
             decoder.check(task)
         self._bases: dict[tuple[str, torch.device], Tensor] = {}
         self._vectors: dict[tuple[str, str, torch.device], Tensor] = {}
-        self._slots = {task: self._prepare(decoder, task, own) for task in self._tasks}
+        self._slots = {task: self._prepare(decoder, task, bindings[task], own) for task in self._tasks}
         self._plain = self._without_task(decoder, manifest, own)
         self._seen = {name: _Seen.of(tensor) for name, tensor in own.items()}
 
@@ -108,8 +149,9 @@ class Switcher:
     def resident_bytes(self) -> int:
         """Memory held: base, vectors, masks and what tasks store whole, without the model's own."""
         held: dict[int, int] = {}
-        for slots in (*self._slots.values(), self._plain):
-            for slot in slots:
+        for state in (*self._slots.values(), self._plain):
+            held |= {t.data_ptr(): t.numel() * t.element_size() for t in state.kept.values()}
+            for slot in state.slots:
                 tensors = [slot.base, slot.tail, *(slot.packed.tensors if slot.packed else ())]
                 held |= {t.data_ptr(): t.numel() * t.element_size() for t in tensors if t is not None}
         return sum(held.values())
@@ -153,19 +195,26 @@ class Switcher:
 
     # ------------------------------------------------------------------------------------------------- what is held
 
-    def _prepare(self, decoder: Decoder, task: str, own: Mapping[str, Tensor]) -> list[_Slot]:
+    def _prepare(self, decoder: Decoder, task: str, binding: Binding, own: Mapping[str, Tensor]) -> _State:
         """Read, check and keep all that a task needs."""
         found = []
-        done: set[int] = set()
-        for name, place in decoder.task(task).items():
-            entry = place.entry
-            if entry.kind == "tied" and own[name].data_ptr() in done:
+        again = check_overlaps(decoder, task, binding)
+        converted(binding, decoder.tensors(task, binding.converted), own, task)
+        places = decoder.task(task)
+        apart = {
+            binding.names[name]: own[binding.targets[group.target]].device
+            for group in binding.groups
+            for _, name in group.sources
+        }
+        for name, place in places.items():
+            if name in again or name in binding.ignored:
                 continue
-            source = str(entry.to) if entry.kind == "tied" else name
-            entry = decoder.task(task)[source].entry
-            done.add(own[name].data_ptr())
-            device = own[name].device
-            slot = _Slot(name, dtype=TORCH[str(entry.dtype)], shape=entry.shape or ())
+            source = str(place.entry.to) if place.entry.kind == "tied" else name
+            entry = places[source].entry
+            target = None if name in apart else _Target.of(binding.views[name], binding.owners[name], own)
+            device = apart[name] if target is None else own[target.owner].device
+            shape = shape_of(str(entry.dtype), entry.shape or ())
+            slot = _Slot(name, target, dtype=TORCH[str(entry.dtype)], shape=shape)
             if entry.kind == "private" or entry.covered < entry.numel:
                 whole = decoder.tensors(task, [source])[source].reshape(-1)
                 slot.tail = _resident(whole[0 if entry.kind == "private" else entry.covered :].clone(), device)
@@ -173,15 +222,15 @@ class Switcher:
                 slot.base = self._base(decoder, str(entry.base), device)[: entry.covered]
                 slot.packed = self._packed(decoder, task, source, device)
             found.append(slot)
-        return found
+        return _State(found, binding if binding.groups else None)
 
-    def _packed(self, decoder: Decoder, task: str, name: str, device: torch.device) -> Packed | None:
+    def _packed(self, decoder: Decoder, task: str, name: str, device: torch.device) -> Packed | CodedLossless | None:
         found = decoder.packed(task, name)
         if found is None:
             return None
         found = found.to(partial(_resident, device=device))
         vector = decoder.vector_of(task, name)
-        if vector is None:
+        if vector is None or isinstance(found, CodedLossless):
             return found
         key = (*vector, device)
         if key not in self._vectors:
@@ -194,40 +243,56 @@ class Switcher:
             self._bases[key] = _resident(decoder.base_tensor(name).reshape(-1), device)
         return self._bases[key]
 
-    def _without_task(self, decoder: Decoder, manifest: Manifest, own: Mapping[str, Tensor]) -> list[_Slot]:
+    def _without_task(self, decoder: Decoder, manifest: Manifest, own: Mapping[str, Tensor]) -> _State:
         """The base, and the model's own elements where it has none."""
         comes_from = {
             member.name: base
             for base, lineup in line_up(decoder, manifest, self._tasks).items()
             for member in lineup.members
         }
-        found: dict[str, _Slot] = {}
-        for slot in (slot for slots in self._slots.values() for slot in slots):
-            if slot.name in found:
+        found: dict[_Target, _Slot] = {}
+        for slot in (slot for state in self._slots.values() for slot in state.slots):
+            if slot.target is None or slot.target in found:
                 continue
-            tensor = own[slot.name].detach()
+            tensor = slot.target.within(own)
             base, covered = comes_from.get(slot.name), 0
-            plain = _Slot(slot.name, dtype=slot.dtype, shape=tuple(tensor.shape))
+            plain = _Slot(slot.name, slot.target, dtype=slot.dtype, shape=tuple(tensor.shape))
             if base is not None:
                 whole = self._base(decoder, base, tensor.device)
                 covered = min(len(whole), tensor.numel())
                 plain.base = whole[:covered]
             if covered < tensor.numel():
                 plain.tail = tensor.reshape(-1)[covered:].clone()
-            found[slot.name] = plain
-        return list(found.values())
+            found[slot.target] = plain
+        return self._base_converted(_State(list(found.values())), own)
+
+    def _base_converted(self, plain: _State, own: Mapping[str, Tensor]) -> _State:
+        """The same of what must be converted: of the base where it has all of it, else as the model has it."""
+        for state in self._slots.values():
+            if state.binding is None or plain.binding is not None:
+                continue
+            slots = {slot.name: slot for slot in state.slots if slot.target is None}
+            if all(slot.base is not None and slot.tail is None for slot in slots.values()):
+                plain.slots += [replace(slot, packed=None) for slot in slots.values()]
+                plain.binding = state.binding
+                continue
+            names = [state.binding.targets[name] for group in state.binding.groups for name in group.targets]
+            plain.kept |= {name: own[name].detach().clone() for name in names if name not in plain.kept}
+        return plain
 
     # ---------------------------------------------------------------------------------------------------- switching
 
-    def _write(self, slots: Iterable[_Slot], own: Mapping[str, Tensor]) -> None:
+    def _write(self, state: _State, own: Mapping[str, Tensor]) -> None:
         jobs: list[Job] = []
+        apart: dict[str, Tensor] = {}
         with torch.no_grad():
-            for slot in slots:
-                target = own[slot.name].detach()
-                if tuple(target.shape) != slot.shape:
-                    with torch.inference_mode(mode=version_of(own[slot.name]) < 0):
-                        target = torch.empty(slot.shape, dtype=target.dtype, device=target.device)
-                    own[slot.name].data = target
+            for slot in state.slots:
+                if slot.target is None:
+                    assert slot.base is not None or slot.tail is not None
+                    device = (slot.tail if slot.base is None else slot.base).device  # type: ignore[union-attr]
+                    target = apart[slot.name] = torch.empty(slot.shape, dtype=slot.dtype, device=device)
+                else:
+                    target = self._target(slot, slot.target, own)
                 straight = target.is_contiguous()
                 flat = target.view(-1) if straight else torch.empty_like(target.reshape(-1))
                 jobs += _jobs(slot, flat)
@@ -236,7 +301,23 @@ class Switcher:
                     jobs = []
                     target.copy_(flat.reshape(slot.shape))
             self._run(jobs)
-        touched([own[slot.name] for slot in slots])
+            made = state.binding.convert(apart) if state.binding is not None else {}
+            for name, value in (*made.items(), *state.kept.items()):
+                own[name].copy_(value)
+        owners = dict.fromkeys(slot.target.owner for slot in state.slots if slot.target is not None)
+        touched(own[name] for name in owners)
+
+    @staticmethod
+    def _target(slot: _Slot, place: _Target, own: Mapping[str, Tensor]) -> Tensor:
+        """The memory that a slot is written to: other memory than before if the shape is another."""
+        target = place.within(own)
+        if tuple(target.shape) == slot.shape:
+            return target
+        owner = own[place.owner]
+        with torch.inference_mode(mode=version_of(owner) < 0):
+            target = torch.empty(slot.shape, dtype=target.dtype, device=target.device)
+        owner.data = target
+        return target
 
     def _run(self, jobs: Sequence[Job]) -> None:
         if self._threads == 1 or len(jobs) < 2:
@@ -262,7 +343,7 @@ def _jobs(slot: _Slot, out: Tensor) -> list[Job]:
         jobs.append(partial(out[covered:].copy_, slot.tail))
     if slot.base is None:
         return jobs
-    step = covered if out.device.type != "cpu" else _SHARE
+    step = covered if out.device.type != "cpu" else max(_SHARE, slot.packed.chunk if slot.packed else 0)
     for a in range(0, covered, max(step, 1)):
         b = min(a + step, covered)
         jobs.append(partial(_apply, slot, out[a:b], a))

@@ -10,26 +10,24 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import EllipsisType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from tallstore.archive.bases import BaseElements, Job
 from tallstore.archive.chunks import Chunks
+from tallstore.archive.indexing import select
 from tallstore.archive.places import Places, coded
 from tallstore.archive.reader import Place
 from tallstore.archive.room import room_for
-from tallstore.errors import NoSuchTensorError, OptionError
+from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import cpu
-from tallstore.tensors import TORCH, empty
+from tallstore.tensors import empty, shape_of
 
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
-
-Index = int | slice | EllipsisType
 
 
 class Piece(NamedTuple):
@@ -66,17 +64,14 @@ class Pieces:
         """Of a tensor that is the base's."""
         entry = self.places.task(task)[name].entry
         base = str(entry.base)
-        size, dtype = self._base.span(base), self._base.facts(base).dtype
+        size = self._base.span(base)
 
-        def fill(a: int, b: int, out: Tensor) -> None:
-            part = out if out.dtype == TORCH[dtype] else empty(dtype, b - a)
-            self._base.fill(base, a, b, part)
-            if part is not out:
-                out.copy_(part)
+        def fill(a: int, out: Tensor) -> None:
+            self._base.converted(base, a, out)
 
         for at in range(start // size * size, stop, size):
             a, b = at, min(at + size, entry.covered)
-            yield Piece(a, b, partial(fill, a, b))
+            yield Piece(a, b, partial(fill, a))
 
     def _moved(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[Piece]:
         """Of a tensor that comes from the base and has moved."""
@@ -86,6 +81,10 @@ class Pieces:
         given = None if self._base.embedded else lru_cache(1)(partial(self._base.tensor, base))
 
         def fill(index: int, a: int, out: Tensor) -> None:
+            if place.entry.kind == "lossless":
+                self._base.converted(base, a, out, None if given is None else given())
+                self._chunks.lossless(place, index, name, out)
+                return
             steps = self._chunks.steps(place, vector, index, name)
             self._base.apply(base, a, out, steps, None if given is None else given())
             if lost is not None:
@@ -109,54 +108,38 @@ class TensorSlice:
         self._pieces, self._task, self._device = pieces, task, device
         self._name = pieces.places.source(task, name)
         self._entry = pieces.places.task(task)[self._name].entry
-        self._shape = self._entry.shape or ()
+        self._shape = shape_of(self.get_dtype(), self._entry.shape or ())
         self._exact = exact and self._entry.kind in {*cpu.SYMBOL_BITS, "delta"}
 
     def get_shape(self) -> list[int]:
-        """The whole tensor's shape."""
-        return list(self._shape)
+        """The whole tensor's shape, as a file gives it."""
+        return list(self._entry.shape or ())
 
     def get_dtype(self) -> str:
         """Its type, as safetensors calls it."""
         return str(self._entry.dtype)
 
-    def __getitem__(self, index: Index | tuple[Index, ...]) -> Tensor:
-        """Read a slice: integers, and slices of step 1, by dimension; `...` stands for those left out.
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read a slice: whatever index torch takes of a tensor: integers, slices, lists, masks, tensors, None, `...`.
 
-        Raises OptionError for any other index, ArchiveError for what is damaged.
+        Read are the ranges and runs of rows that it touches.
+
+        Raises OptionError for what is no index (IndexError, ValueError or TypeError, too, as torch and safetensors
+        have it), ArchiveError for what is damaged.
         """
-        ranges, dropped = self._ranges(index if isinstance(index, tuple) else (index,))
+        what = f"tensor {self._name!r} of shape {list(self._shape)}"
+        selection = select(index, self._shape, what)
+        parts = [self._box([rows, *selection.ranges]) for rows in selection.rows] or [self._box([])]
+        read = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return selection.of(read).contiguous().to(self._device)
+
+    def _box(self, ranges: list[tuple[int, int]]) -> Tensor:
+        """A range of every dimension."""
         out = self._read(ranges)
         for dimension in range(2, len(ranges)):
             start, stop = ranges[dimension]
             out = out.narrow(dimension, start, stop - start)
-        for dimension in reversed(dropped):
-            out = out.squeeze(dimension)
-        return out.contiguous().to(self._device)
-
-    def _ranges(self, index: tuple[Index, ...]) -> tuple[list[tuple[int, int]], list[int]]:
-        """First and last index of every dimension, and the dimensions that an integer takes away."""
-        if Ellipsis in index:
-            at = index.index(Ellipsis)
-            missing = len(self._shape) - len(index) + 1
-            index = (*index[:at], *[slice(None)] * missing, *index[at + 1 :])
-        if len(index) > len(self._shape) or any(each is Ellipsis for each in index):
-            raise OptionError(f"tensor {self._name!r} of shape {list(self._shape)} has no index {index}")
-        ranges = [(0, size) for size in self._shape]
-        dropped = []
-        for dimension, (each, size) in enumerate(zip(index, self._shape, strict=False)):
-            if isinstance(each, slice) and each.step in {None, 1}:
-                start, stop, _ = each.indices(size)
-                ranges[dimension] = start, max(start, stop)
-            elif isinstance(each, int) and -size <= each < size:
-                ranges[dimension] = each % size, each % size + 1
-                dropped.append(dimension)
-            else:
-                raise OptionError(
-                    f"tensor {self._name!r} of shape {list(self._shape)}: {each!r} is no index of dimension "
-                    f"{dimension}: integers within it and slices of step 1 are"
-                )
-        return ranges, dropped
+        return out
 
     def _read(self, ranges: list[tuple[int, int]]) -> Tensor:
         """Rows and columns; of further dimensions everything."""

@@ -34,6 +34,7 @@ class WholeTensor:
 def list_wholes(decoder: Decoder, manifest: Manifest, task: str) -> dict[str, WholeTensor]:
     """By the task's name of the tensor, in the checkpoint's order. Reads headers alone."""
     masks, private = decoder.task(task), decoder.task(task, "private")
+    adapter = manifest.tasks[task].adapter is not None
     matched = _matched(decoder, manifest, task)
     found = {}
     for name, place in masks.items():
@@ -43,7 +44,9 @@ def list_wholes(decoder: Decoder, manifest: Manifest, task: str) -> dict[str, Wh
                 dtype=str(stored.dtype),
                 shape=stored.shape or (),
                 bytes=stored.coded.size if stored.coded else 0,
-                why=_why(name, place.entry, manifest.base.tensors, matched=name in matched),
+                why="adapter, kept as it is"
+                if adapter
+                else _why(name, place.entry, manifest.base.tensors, matched=name in matched),
             )
     return found
 

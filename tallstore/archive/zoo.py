@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tallstore.adapters.foreign import load_adapter_into
+from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, merged_files
 from tallstore.archive.components import Part, components_of, part_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
+from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.needs import announce, announce_files
-from tallstore.archive.reader import Place, Reader, RenewedError, once_more, read_manifest
+from tallstore.archive.reader import Place, Reader, RenewedError, once_more
 from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
@@ -30,6 +33,7 @@ from tallstore.archive.verify import VerifyReport, compare, verify_archive
 from tallstore.archive.weights import TaskWeights
 from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
+from tallstore.checkpoints.adapters import is_peft_model
 from tallstore.errors import (
     DeviceError,
     FormatError,
@@ -40,10 +44,10 @@ from tallstore.errors import (
 )
 from tallstore.format import strict_json
 from tallstore.format.data_files import check_data_file
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.dtypes import ITEM_BYTES, size_of
 from tallstore.format.layout import WeightsFile, claimed
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
-from tallstore.stores import Access, Store, is_address, open_any
+from tallstore.stores import Access, Range, Store, is_address, open_any
 from tallstore.stores.staging import translated
 
 if TYPE_CHECKING:
@@ -89,6 +93,7 @@ class Zoo:
             self._base_checkpoint = referenced(self._manifest.base.source, access)
         self._reader = Reader(store, self._manifest)
         self._decoder = Decoder(self._reader, self._base_checkpoint, threads)
+        self._merging = MergedDecoder(self._decoder)
 
     @property
     def url(self) -> str:
@@ -117,27 +122,7 @@ class Zoo:
 
     def info(self) -> dict[str, Any]:
         """What the archive holds and what it costs, as plain JSON values. Bytes are as on disk."""
-        manifest = self._manifest
-        size = self._store.size(MANIFEST)
-        checkpoints = sum(int(t.number("checkpoint_bytes") or 0) for t in manifest.tasks.values())
-        return {
-            "format": "tallstore",
-            "version": manifest.version,
-            "writer": manifest.writer,
-            "base": {
-                "storage": manifest.base.storage,
-                "identity": manifest.base.identity,
-                "source": dict(manifest.base.source),
-                "tensors": len(manifest.base.tensors),
-                "bytes": manifest.base.bytes,
-            },
-            "groups": [{"id": g.id, "tasks": list(g.tasks), "recipe": dict(g.recipe)} for g in manifest.groups],
-            "tasks": {name: dict(task.measured) | {"group": task.group} for name, task in manifest.tasks.items()},
-            "bytes": manifest.bytes_by_kind(size),
-            "bits_per_parameter": manifest.bits_per_parameter(size),
-            "checkpoints_bytes": checkpoints + manifest.base.bytes,
-            "options": dict(manifest.options),
-        }
+        return summary(self._store, self._manifest)
 
     def tensors(self, task: str) -> dict[str, TensorFacts]:
         """How each tensor of a task is stored, in the checkpoint's order."""
@@ -151,6 +136,7 @@ class Zoo:
         device: str | torch.device = "cpu",
         exact: bool = False,
         component: str | None = None,
+        merged: bool = False,
     ) -> dict[str, Tensor]:
         """What the fine-tuned checkpoint held: names, shapes and types included; tied tensors share their memory.
 
@@ -162,12 +148,18 @@ class Zoo:
             exact: bit for bit the original, for tasks that were packed with `exact`.
             component: one of `components`, under the names that its tensors have in its own file; those of the whole
                 model begin with the component's folder.
+            merged: of a task that is an adapter, the base's tensors with the adapter merged into them, under the base's
+                names, as PEFT merges it.
 
         Raises:
             NoSuchTaskError, NoSuchTensorError: with the names that there are.
-            OptionError: `exact`, and the task was not packed so; no such component.
+            OptionError: `exact`, and the task was not packed so; no such component; `merged`, and it is no adapter, or
+                one that changes no weights.
+            MissingExtraError: `merged`, and the adapter is of a kind that PEFT itself must merge.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
+        if merged:
+            return _on(device, self._merged_state(task, names), f"task {task!r}")
         if component is not None:
             part = self._part(task, component)
             wanted = list(part.names) if names is None else self._chosen(task, names, list(part.names))
@@ -178,6 +170,21 @@ class Zoo:
         self._announce(task, chosen, exact=exact)
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return _on(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
+
+    def _merged_state(self, task: str, names: Iterable[str] | re.Pattern[str] | str | None) -> dict[str, Tensor]:
+        """The merged tensors of an adapter; tied ones of the base share their memory."""
+        check_merged(self._manifest, self._task(task), self.url)
+        places = self._twice(self._merging.task, task)
+        wanted = list(places) if names is None else self._chosen(places, task, names)
+        for name in wanted:
+            if name not in places:
+                raise NoSuchTensorError(
+                    f"{self.url}: task {task!r}, merged, has no tensor {name!r}; it has {names_of(list(places))}"
+                )
+        self._announce_base()
+        needed = sum(places[n].entry.numel * ITEM_BYTES[str(places[n].entry.dtype)] for n in wanted)
+        with room_for(needed, f"{self.url}: task {task!r}, merged"):
+            return self._twice(self._merging.tensors, task, wanted)
 
     def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
         """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
@@ -196,14 +203,20 @@ class Zoo:
     def load_into(self, model: nn.Module, task: str) -> None:
         """Write a task's weights into a model's own parameters and buffers, in place and strictly.
 
-        Values are converted to the type and device of the model's tensors.
+        Values are converted to the type and device of the model's tensors. A task that is an adapter is merged into a
+        plain model, with the base's weights; a PEFT model's active adapter is given its tensors.
 
         Raises:
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
         self._announce(task, None, exact=False)
-        self._twice(load_into, self._decoder, model, self._task(task))
+        if self._manifest.tasks[task].adapter is not None:
+            if is_peft_model(model):
+                load_adapter_into(model, self._decode(task, exact=False)(list(self._places(task))), task)
+                return
+            self._announce_base()
+        self._twice(load_into, self._merging, model, self._task(task))
 
     def switcher(self, model: nn.Module, tasks: Iterable[str] | None = None) -> Switcher:
         """What makes a model any of several tasks, in place and at the speed of memory: `switch("mnist")`.
@@ -222,7 +235,7 @@ class Zoo:
         chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
         for task in chosen:
             self._announce(task, None, exact=False)
-        return self._twice(Switcher, self._decoder, self._manifest, self.url, model, chosen)
+        return self._twice(Switcher, self._merging, self._manifest, self.url, model, chosen)
 
     def export(
         self,
@@ -234,6 +247,7 @@ class Zoo:
         weights_format: str = FORMS[0],
         overwrite: bool = False,
         max_shard_size: int | str = SHARD,
+        merged: bool = False,
         progress: Progress | None = None,
     ) -> Path:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
@@ -245,6 +259,9 @@ class Zoo:
         tensor is in memory at a time. `exact`: bit for bit the original's weights, for tasks packed with `exact`.
         `component`: one of `components` alone, as a folder of its own. `weights_format`: `torch` for files of
         torch.save under the names that those had, where a loader knows no others.
+
+        A task that is an adapter becomes an adapter's folder, which PEFT opens; with `merged` a model's, of the base's
+        files and its weights with the adapter merged into them.
         """
         if weights_format not in FORMS:
             raise OptionError(f"weights_format {weights_format!r} is unknown; there are {', '.join(FORMS)}")
@@ -252,18 +269,32 @@ class Zoo:
         check_folder(out, overwrite=overwrite, layout=part.layout)
         self._announce(task, None, exact=exact)
         announce_files(self._reader, task)
-        places = self._places(task)
-        decode = self._decode(task, exact=exact)
-        facts = {name: self._facts(task, places[held]) for name, held in part.names.items()}
+        record = self._manifest.tasks[task]
+        if merged:
+            check_merged(self._manifest, task, self.url)
+            self._announce_base()
+            places = self._twice(self._merging.task, task)
+            shown = {name: TensorInfo(str(p.entry.dtype), p.entry.shape or ()) for name, p in places.items()}
+            files, layout, held = merged_files(record), (), {name: name for name in shown}
+            decode: Callable[[list[str]], dict[str, Tensor]] = partial(
+                self._twice, partial(self._merging.tensors, task)
+            )
+        else:
+            here = self._places(task)
+            facts = {name: self._facts(task, here[inner]) for name, inner in part.names.items()}
+            shown = {name: TensorInfo(f.dtype, f.shape) for name, f in facts.items()}
+            own = adapter_files(record)
+            files = {name: path for name, path in part.files.items() if record.adapter is None or name in own}
+            layout, held, decode = part.layout, part.names, self._decode(task, exact=exact)
         return export_folder(
             out,
-            {name: TensorInfo(f.dtype, f.shape) for name, f in facts.items()},
-            lambda name: decode([part.names[name]])[part.names[name]],
-            {name: partial(self._file, name, path) for name, path in part.files.items()},
+            shown,
+            lambda name: decode([held[name]])[held[name]],
+            {name: partial(self._file, name, path) for name, path in files.items()},
             overwrite=overwrite,
             progress=progress,
             max_shard_size=max_shard_size,
-            layout=part.layout,
+            layout=layout,
             form=weights_format,
         )
 
@@ -276,13 +307,20 @@ class Zoo:
         return self._part(task, component).names
 
     def write_files(
-        self, task: str, out: str | os.PathLike[str], names: Collection[str] | None = None
+        self,
+        task: str,
+        out: str | os.PathLike[str],
+        names: Collection[str] | None = None,
+        *,
+        merged: bool = False,
     ) -> tuple[str, ...]:
         """Write a task's configuration, tokenizer files and so on into a folder, no weights; give their names.
 
-        `names`: only these. All are fetched where the archive is far away: what needs one will soon need the others.
+        `names`: only these. `merged`: those of the model that an adapter makes of its base. All are fetched where the
+        archive is far away: what needs one will soon need the others.
         """
-        files = self._manifest.tasks[self._task(task)].files
+        record = self._manifest.tasks[self._task(task)]
+        files = merged_files(record) if merged else adapter_files(record)
         announce_files(self._reader, task)
         wanted = {name: path for name, path in files.items() if names is None or name in names}
         for name, path in wanted.items():
@@ -467,7 +505,7 @@ class Zoo:
         Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
         """
         entry = self._places(task)[self._known(task, name)].entry
-        if entry.kind in {"private", "tied", "delta"}:
+        if entry.kind in {"private", "tied", "delta", "lossless"}:
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
         with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
             symbols = self._decoder.symbols(task, name)
@@ -510,7 +548,7 @@ class Zoo:
         base = self._base_name(name)
         self._decoder.check_base(base)
         facts = self._manifest.base.tensors[base]
-        with room_for(math.prod(facts.shape) * ITEM_BYTES[facts.dtype], f"{self.url}: the base's {base!r}"):
+        with room_for(size_of(facts.dtype, facts.shape), f"{self.url}: the base's {base!r}"):
             return self._decoder.base_tensor(base)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:
@@ -551,7 +589,8 @@ class Zoo:
         return partial(self._twice, partial(decode, task))
 
     def _check_exact(self, task: str, *, exact: bool) -> None:
-        if exact and "exact" not in self._manifest.tasks[self._task(task)].parts:
+        facts = self._manifest.tasks[self._task(task)]
+        if exact and "exact" not in facts.parts and not facts.bit_for_bit:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
         self._task(task)
 
@@ -600,6 +639,12 @@ class Zoo:
             parts = self._manifest.tasks[self._task(task)].parts
             embedded = self._base_checkpoint is None and self._manifest.base.storage == "embed"
             announce(self._reader, task, names, exact=exact and "exact" in parts, base=embedded)
+
+    def _announce_base(self) -> None:
+        """Let a store that is far away know that all of the base will be read."""
+        if self._store.far and self._base_checkpoint is None:
+            parts = self._manifest.base.parts
+            self._store.want([Range(path, 0, self._manifest.parts[path].size) for path in parts])
 
     def _task(self, task: str) -> str:
         if task not in self._manifest.tasks:

@@ -6,6 +6,7 @@ from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
 from tallstore.checkpoints.every import with_every_set
 from tallstore.checkpoints.find import open_checkpoint, opened_checkpoint
 from tallstore.checkpoints.referenced import ReferencedBase, referenced
+from tallstore.checkpoints.respelled import respelled, same_share
 from tallstore.checkpoints.rounded import RoundedBase
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "open_checkpoint",
     "opened_checkpoint",
     "referenced",
+    "respelled",
+    "same_share",
     "with_every_set",
 ]

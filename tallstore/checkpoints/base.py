@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 import xxhash
 from torch import Tensor, nn
 
+from tallstore.adapters.config import AdapterConfig
+from tallstore.format.dtypes import count
 from tallstore.format.layout import WeightsFile
 from tallstore.tensors import as_bytes
 
@@ -26,8 +27,16 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; of bytes where several elements share one."""
+        return count(self.dtype, self.shape)
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter's method, by PEFT's name of it, and its configuration, if there is one."""
+
+    type: str
+    config: AdapterConfig | None = None
 
 
 class Checkpoint(ABC):
@@ -39,6 +48,8 @@ class Checkpoint(ABC):
     """Every tensor, in the checkpoint's own order."""
     ties: Mapping[str, str] = {}
     """Tensors that share all their memory with an earlier one: name → that one's name."""
+    far = False
+    """Whether every read is a request to another machine."""
     files: Mapping[str, Path] = {}
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: Mapping[str, str] = {}
@@ -47,6 +58,10 @@ class Checkpoint(ABC):
     """The weights files of the model's folder; none if that is one `model.safetensors`."""
     sets: tuple[str, ...] = ()
     """Names of the sets of weights that are there beside this one."""
+    adapter: AdapterFacts | None = None
+    """What is known of it as an adapter, if it is one: its tensors are added to a base's."""
+    model: nn.Module | None = None
+    """The module that it is the state of, if it is one's."""
     chosen: bool = False
     """Whether it is a set, or a variant, that was asked for by name."""
     source: Mapping[str, str] = {}

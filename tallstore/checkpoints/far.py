@@ -32,6 +32,7 @@ _MOST = 64 << 20
 class FarCheckpoint(Checkpoint):
     """A folder with `model.safetensors` or shards and an index, or one `.safetensors` file."""
 
+    far = True
     tensors: dict[str, TensorInfo]
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:

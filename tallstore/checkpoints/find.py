@@ -12,9 +12,16 @@ from typing import Any
 
 from torch import nn
 
+from tallstore.checkpoints.adapters import (
+    adapter_folder,
+    adapter_of_model,
+    is_peft_model,
+    marked,
+    with_config,
+)
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
 from tallstore.checkpoints.companions import find_companions
-from tallstore.checkpoints.folder import Component, Survey, kind_of, survey
+from tallstore.checkpoints.folder import Component, Survey, has_weights, kind_of, survey
 from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
@@ -43,8 +50,9 @@ def open_checkpoint(
 
     Args:
         source: a folder with weights as transformers, diffusers, sentence-transformers, timm or open_clip write them,
-            its components below it; a safetensors file, one of torch.save by whatever name, an index of shards; a Hub
-            id, a state dict, or a module. A checkpoint that is open already is given back.
+            its components below it, or with an adapter as PEFT writes it; a safetensors file, one of torch.save by
+            whatever name, an index of shards; a Hub id, a state dict, or a module. A checkpoint that is open already is
+            given back.
         where: how messages name it.
         storage_options: for fsspec's file systems, where the source is an address on one.
         weights: which weights, where there are several sets in a file (`ema`) or variants in a folder (`fp16`).
@@ -55,15 +63,19 @@ def open_checkpoint(
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, nn.Module):
-        return MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+        if is_peft_model(source):
+            return adapter_of_model(source, where or type(source).__name__)
+        state = MemoryCheckpoint(source.state_dict(), where or type(source).__name__)
+        state.model = source
+        return state
     if isinstance(source, Mapping):
-        return choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights)
+        return marked(choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights))
     if is_address(source) and not os.fspath(source).startswith("hf://"):
         from tallstore.checkpoints.far import FarCheckpoint
 
-        return choose_by_prefix(FarCheckpoint(os.fspath(source), storage_options), weights)
+        return marked(choose_by_prefix(FarCheckpoint(os.fspath(source), storage_options), weights))
     try:
-        found = _open_path(source, weights)
+        found = marked(_open_path(source, weights))
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
     if weights not in (None, ALL) and not found.chosen:
@@ -123,6 +135,12 @@ def _open_file(path: Path, weights: str | None) -> Checkpoint:
         return choose_by_prefix(found, weights)
     if path.suffix in PICKLES or is_torch_file(path):
         return open_torch([path], str(path), weights)
+    if path.suffix.lower() == ".gguf":
+        raise CheckpointError(
+            f"{path}: a GGUF file, of which no loader of fine-tunes takes tensors back: pack the checkpoint that it "
+            f"was made from, or what transformers' from_pretrained(folder, gguf_file={path.name!r}).save_pretrained(…) "
+            "makes of it"
+        )
     raise CheckpointError(
         f"{path}: not a checkpoint: expected a .safetensors file, one that torch.save wrote, or a folder"
     )
@@ -146,6 +164,8 @@ def _open_shards(index: Path, where: str, weights: str | None) -> Checkpoint:
 
 def _open_folder(folder: Path, weights: str | None) -> Checkpoint:
     """A model's folder: its components' tensors, each under its component's prefix, and the files that travel."""
+    if adapter := _adapter_in(folder):
+        return _open_adapter(adapter, folder)
     seen = survey(folder, weights)
     opened: dict[Component, Checkpoint] = {}
     try:
@@ -170,6 +190,21 @@ def _open_folder(folder: Path, weights: str | None) -> Checkpoint:
     found.left_out = {**found.left_out, **seen.left_out, **left}
     found.layout = () if _is_default(layout, found.files) else layout
     return found
+
+
+def _adapter_in(folder: Path) -> Path | None:
+    """The weights of an adapter's folder; None of a model's, beside which an adapter may lie."""
+    return None if has_weights(folder) else adapter_folder(folder)
+
+
+def _open_adapter(weights: Path, folder: Path) -> Checkpoint:
+    found = _open_file(weights, None)
+    found.where, found.layout = str(folder), ()
+    others = [path for path in weights.parent.rglob("*") if path.is_file() and path != weights]
+    found.files, found.left_out = find_companions(
+        weights.parent, sorted(path.relative_to(weights.parent).as_posix() for path in others)
+    )
+    return with_config(found, weights.parent)
 
 
 def _open_component(

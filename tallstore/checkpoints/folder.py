@@ -131,6 +131,12 @@ def _below(folder: Path, name: str, why: str) -> dict[str, str]:
     return {f"{name}{path.relative_to(folder).as_posix()}": why for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model's weights lie at the top of a folder, be they whole or not; an adapter's are none."""
+    found, broken = _weights_by_folder(folder, {"": sorted(path.name for path in folder.iterdir() if path.is_file())})
+    return bool(found.get("") or broken)
+
+
 def _weights_by_folder(
     root: Path, folders: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[Weights]], dict[str, CheckpointError]]:
@@ -192,8 +198,6 @@ def _only_model_below(
     earlier = {name.split("/")[0] for name, why in out.left_out.items() if why == "an earlier state of the training"}
     runs = sorted(earlier, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
     holding = [folder for folder in folders if found.get(folder)]
-    if any(name in folders[""] for name in _ADAPTERS):
-        raise CheckpointError(f"{root}: an adapter, not a full fine-tune: merge it into its base and save that first")
     if not holding and len(runs) == 1 and runs[0].startswith("checkpoint-"):
         return _moved(survey(root / runs[0]), runs[0], out, folders)
     if not holding and runs:

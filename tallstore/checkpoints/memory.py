@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
 from tallstore.errors import CheckpointError, FormatError
+from tallstore.format.dtypes import PACKED
 from tallstore.format.names import check_tensor_name
-from tallstore.tensors import NAME
+from tallstore.tensors import NAME, named_shape
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -32,7 +34,9 @@ class MemoryCheckpoint(Checkpoint):
         self._state = {name: _plain(name, value, where) for name, value in state.items()}
         if not self._state:
             raise CheckpointError(f"{where}: holds no tensor")
-        self.tensors = {name: TensorInfo(NAME[t.dtype], tuple(t.shape)) for name, t in self._state.items()}
+        self.tensors = {
+            name: TensorInfo(NAME[t.dtype], named_shape(NAME[t.dtype], t)) for name, t in self._state.items()
+        }
         self.ties = _ties(self._state)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -43,6 +47,10 @@ class MemoryCheckpoint(Checkpoint):
             first = start // row
             tensor, start, stop = tensor[first : -(-stop // row)], start - first * row, stop - first * row
         return tensor.reshape(-1)[start:stop].contiguous().cpu()
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor as it lies in memory."""
+        return self._state[name]
 
     def fingerprint(self) -> str:
         if self._reopen is None:
@@ -70,12 +78,28 @@ def _plain(name: str, value: Any, where: str) -> Tensor:
         raise CheckpointError(f"{where}: {error}") from error
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{where}: {name!r} is a {type(value).__name__}, not a tensor: give a plain state dict")
-    if value.is_meta or value.layout != torch.strided or value.dtype not in NAME or value.is_quantized:
+    if why := _odd(value):
         raise CheckpointError(
-            f"{where}: tensor {name!r} ({value.dtype}, {value.layout}, device {value.device}) cannot be stored: "
-            "give dense tensors with values"
+            f"{where}: tensor {name!r} ({value.dtype}, {value.layout}, device {value.device}) cannot be stored: {why}"
         )
     return value.detach().resolve_conj().resolve_neg()
+
+
+def _odd(tensor: Tensor) -> str:
+    """Why a tensor is none that can be stored, and what helps; nothing if it is one."""
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    if wrapped:
+        return (
+            f"it is a {type(tensor).__name__}, which holds other tensors: save the model with its own library "
+            "(save_pretrained), and give what that wrote"
+        )
+    if tensor.is_quantized or tensor.dtype not in NAME:
+        return f"safetensors has no such type: convert it; known are {', '.join(sorted(str(d)[6:] for d in NAME))}"
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return "give dense tensors with values"
+    if NAME[tensor.dtype] in PACKED and not tensor.dim():
+        return "a scalar of a type that holds several numbers per element has no shape in a file: give it a dimension"
+    return ""
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
+from tallstore.checkpoints.quantized import find_quantized
 
 __all__ = ["RoundedBase"]
 
@@ -29,7 +30,10 @@ class RoundedBase(Checkpoint):
         """The base as it was given."""
         self.where, self.ties, self.source = origin.where, origin.ties, origin.source
         self.files, self.left_out, self.layout = origin.files, origin.left_out, origin.layout
-        self._rounded = frozenset(name for name in origin.tensors if self._can_be(name))
+        self.model, self.far = origin.model, origin.far
+        quantized = find_quantized(origin)
+        kept: frozenset[str] = frozenset() if quantized is None else quantized.tensors
+        self._rounded = frozenset(name for name in origin.tensors if name not in kept and self._can_be(name))
         self.tensors = {
             name: TensorInfo("BF16", info.shape) if name in self._rounded else info
             for name, info in origin.tensors.items()

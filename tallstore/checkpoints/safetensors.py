@@ -19,7 +19,7 @@ from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.part import METADATA_KEY
-from tallstore.kernels.fill import gathered
+from tallstore.kernels.dispatch import decoding
 from tallstore.tensors import TORCH, as_bytes, empty
 
 _AT_ONCE = 1 << 30
@@ -102,7 +102,7 @@ class SafetensorsCheckpoint(Checkpoint):
         # Runs are many and short, so that what is done for each counts.
         handle, offset, path = self._places[name]
         item = ITEM_BYTES[self.tensors[name].dtype]
-        if len(runs) > 1 and gathered(as_bytes(out), handle, offset, item, runs):
+        if len(runs) > 1 and decoding().gather(as_bytes(out), handle, offset, item, runs):
             return
         memory = as_bytes(out).data
         first = 0

@@ -21,7 +21,9 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        print(f"tallstore {__version__}")
+        from tallstore.kernels.native.library import describe
+
+        print(f"tallstore {__version__}, {describe()}")
         raise typer.Exit
 
 

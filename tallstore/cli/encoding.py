@@ -22,7 +22,10 @@ Recipe = Annotated[
 Lam = Annotated[
     float | None, typer.Option("--lambda", help="λ, for the recipes that have one.", rich_help_panel=_ENCODING)
 ]
-Quality = Annotated[str | None, typer.Option(help="small, balanced (the default) or high.", rich_help_panel=_ENCODING)]
+Quality = Annotated[
+    str | None,
+    typer.Option(help="small, balanced (the default), high or lossless (bit for bit).", rich_help_panel=_ENCODING),
+]
 Bits = Annotated[
     float | None, typer.Option(help="Bits a parameter and task, all but the base in it.", rich_help_panel=_ENCODING)
 ]

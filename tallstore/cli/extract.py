@@ -31,6 +31,9 @@ def extract(
     weights_format: Annotated[
         str, typer.Option(metavar="safetensors|torch", help="torch writes files of torch.save, as they were named.")
     ] = "safetensors",
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of an adapter, the whole model: its base with the adapter merged into it.")
+    ] = False,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Larger weights become several files and an index.")
     ] = "5GB",
@@ -44,6 +47,8 @@ def extract(
       tallstore extract zoo.tall trec -o trec/
 
       tallstore extract zoo.tall --all -o models/
+
+      tallstore extract zoo.tall lora --merged -o model/
     """
     import tallstore
 
@@ -61,6 +66,7 @@ def extract(
                     exact=exact,
                     component=component,
                     weights_format=weights_format,
+                    merged=merged,
                     overwrite=overwrite,
                     max_shard_size=max_shard_size,
                     progress=progress,

@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 
 from tallstore.cli import output
+from tallstore.stores import Access, open_any
 
 if TYPE_CHECKING:
-    from tallstore.archive import Zoo
-    from tallstore.format.manifest import Task
+    from tallstore.format.manifest import Manifest, Task
 
 
 def info(
@@ -29,19 +29,25 @@ def info(
 
       tallstore info zoo.tall --masks
     """
-    import tallstore
+    from tallstore.archive.manifests import read_manifest, summary
 
-    with tallstore.open(zoo) as opened:
-        counted = None
-        if masks:
-            with output.progress("counting", quiet=as_json) as progress:
-                counted = opened.mask_statistics(progress=progress)
-        if as_json:
-            facts = opened.info()
-            output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
-            return
-        console = output.console()
-        show(console, opened, zoo)
+    counted = None
+    if masks:
+        import tallstore
+
+        with (
+            tallstore.open(zoo) as opened,
+            output.progress("counting", quiet=as_json) as progress,
+        ):
+            counted = opened.mask_statistics(progress=progress)
+    with open_any(zoo, access=Access()) as store:
+        manifest = read_manifest(store)
+        facts = summary(store, manifest)
+    if as_json:
+        output.print_json(facts if counted is None else {**facts, "masks": counted.to_json()})
+        return
+    console = output.console()
+    show(console, facts, manifest, zoo)
     if counted is not None:
         from tallstore.cli.masks import show as show_masks
 
@@ -54,6 +60,7 @@ _COLUMNS = {
     "density": ("mask on", True),
     "relative_error": ("error ‖τ̂−τ‖/‖τ‖", True),
     "cosine": ("cosine", True),
+    "divergence": ("outputs off", True),
     "lambda": ("λ", True),
     "original": ("score", True),
     "decoded": ("score kept", True),
@@ -63,7 +70,8 @@ _COLUMNS = {
 }
 _ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
 _EXPENDABLE = tuple(
-    _COLUMNS[key][0] for key in ("cosine", "share", "lambda", "density", "group", "exact_bytes", "original", "bytes")
+    _COLUMNS[key][0]
+    for key in ("cosine", "share", "lambda", "density", "group", "exact_bytes", "divergence", "original", "bytes")
 )
 """What goes first where there is no room."""
 _BAR = 24
@@ -78,6 +86,8 @@ def _cell(key: str, task: Task) -> str:
     if key == "share":
         own, plain = task.number("bytes"), task.number("checkpoint_bytes")
         return output.share(own / plain if own and plain else None)
+    if key == "relative_error" and task.bit_for_bit:
+        return "bit for bit"
     value = task.number(key)
     if key == "density":
         return output.share(value)
@@ -86,11 +96,10 @@ def _cell(key: str, task: Task) -> str:
     return output.number(value, 1 if key == "lambda" else 3)
 
 
-def show(console: Console, zoo: Zoo, path: str) -> None:
-    """The tables that a person likes to read."""
-    facts = zoo.info()
-    sizes, tasks = facts["bytes"], zoo.manifest.tasks
-    several = len(zoo.manifest.groups) > 1
+def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str, *, notes: bool = True) -> None:
+    """The tables that a person likes to read; and `notes` on tasks."""
+    sizes, tasks = facts["bytes"], manifest.tasks
+    several = len(manifest.groups) > 1
     columns = {
         key: _COLUMNS[key]
         for key in _COLUMNS
@@ -104,10 +113,11 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
     console.print()
     base = facts["base"]
     where = "in the archive" if base["storage"] == "embed" else "referenced, not in the archive"
+    exact = all(task.bit_for_bit for task in tasks.values())
     parts = {
         "base": (sizes["base"], f"{output.size(base['bytes'])} of weights, {where}"),
         "multi-task vector": (sizes["vector"], ""),
-        "masks": (sizes["masks"], ""),
+        "masks": (sizes["masks"], "what tasks changed, bit for bit" if exact else ""),
         "whole tensors": (sizes["private"], "heads and the like, exact"),
         **({"exact parts": (sizes["exact"], "what makes tasks bit for bit the original")} if sizes["exact"] else {}),
         "files": (sizes["files"] + sizes["manifest"], "configurations, tokenizers, manifest"),
@@ -121,9 +131,23 @@ def show(console: Console, zoo: Zoo, path: str) -> None:
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
     output.say(console, _saving(facts))
     for name, task in tasks.items():
+        if notes and (told := _told(name, task)):
+            output.say(console, told)
         left = task.measured.get("left_out")
         if isinstance(left, dict) and left:
             output.say(console, f"not taken along with {name}: {', '.join(map(str, left))}")
+
+
+def _told(name: str, task: Task) -> str:
+    """What there is to say of a task's tensors that are packed without loss for what they are."""
+    counted = [task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes")]
+    tensors, plain, coded = counted
+    if tensors is None or plain is None or coded is None:
+        return ""
+    form = task.measured["without_loss"].get("form")
+    what = f"of a quantized checkpoint ({form})" if isinstance(form, str) else "of types that no mask fits"
+    count = f"{tensors:.0f} tensor{'' if tensors == 1 else 's'}"
+    return f"{name}: {count} {what}, packed without loss: {output.size(plain)} → {output.size(coded)}"
 
 
 def _saving(facts: dict[str, Any]) -> str:

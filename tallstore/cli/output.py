@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tallstore.cli.plain import is_unicode
+from tallstore.kernels.native.library import why_not
 from tallstore.words import harmless, number, share, size
 
 __all__ = ["bar", "console", "fitted", "number", "print_json", "progress", "say", "share", "size", "table"]
@@ -114,8 +116,21 @@ def warned(*, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, *, quiet: bool) -> Iterator[Report | None]:
-    """A progress bar on stderr while the block runs; none in a pipe or where quiet is asked for."""
+def progress(what: str, *, quiet: bool, long: float = 10.0) -> Iterator[Report | None]:
+    """A progress bar on stderr while the block runs; none in a pipe or where quiet is asked for.
+
+    After work of more than `long` seconds that native kernels would have shortened, a line says why they were not used.
+    """
+    begun = time.monotonic()
+    with _bar(what, quiet=quiet) as report:
+        yield report
+    why = "" if quiet or time.monotonic() - begun < long else why_not()
+    if why:
+        print(harmless(f"tallstore: note: the same result comes faster with native kernels: {why}"), file=sys.stderr)
+
+
+@contextmanager
+def _bar(what: str, *, quiet: bool) -> Iterator[Report | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return

@@ -135,11 +135,13 @@ def pack(
     console = output.console()
     for warning in (*report.warnings, *_swapped(report)):
         typer.echo(f"tallstore: warning: {warning}", err=True)
+    for note in report.notes:
+        typer.echo(f"tallstore: note: {note}", err=True)
     if not quiet:
         with tallstore.open(report.path, base=job.base if options.get("base_storage") == "reference" else None) as zoo:
             from tallstore.cli.info import show
 
-            show(console, zoo, str(report.path))
+            show(console, zoo.info(), zoo.manifest, str(report.path), notes=False)
         console.print(f"packed in {report.seconds:.1f} s")
 
 

@@ -39,6 +39,7 @@ def verify(
     with tallstore.open(zoo, base=base) as opened, output.progress("verifying", quiet=quiet or as_json) as progress:
         report = opened.verify(pairs, progress=progress)
         recorded = {name: opened.manifest.tasks[name] for name in report.against}
+        exact = sum(task.bit_for_bit for task in opened.manifest.tasks.values())
     if as_json:
         output.print_json(report.to_json())
         return
@@ -70,4 +71,6 @@ def verify(
             ("whole tensors exact", False),
         ]
         console.print(output.table(None, columns, rows))
+    if exact:
+        output.say(console, f"bit for bit as they were packed: {exact} of {len(report.tasks)} tasks")
     output.say(console, f"{zoo}: whole: {report.files} files, {output.size(report.bytes)}, {len(report.tasks)} tasks")

@@ -6,22 +6,25 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from tallstore.codecs.adaptive import Adaptive
-from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import LosslessCodec, MaskCodec, VectorCodec, WholeCodec
 from tallstore.codecs.bits import Bits
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.codebook import Codebook
 from tallstore.codecs.floats import BF16, F32, Ones
+from tallstore.codecs.lanes import Lanes
+from tallstore.codecs.lattice import LatticeCodec
 from tallstore.codecs.planes import Planes
 from tallstore.codecs.raw import Raw
 from tallstore.errors import CodecError
 
-__all__ = ["MASK", "VECTOR", "WHOLE", "MaskCodec", "VectorCodec", "WholeCodec", "find"]
+__all__ = ["LOSSLESS", "MASK", "VECTOR", "WHOLE", "LosslessCodec", "MaskCodec", "VectorCodec", "WholeCodec", "find"]
 
 MASK: Mapping[str, MaskCodec] = {c.id: c for c in (Bits(), BitsZstd(), Adaptive())}
 VECTOR: Mapping[str, VectorCodec] = {
     c.id: c for c in (F32(), BF16(), Codebook("q8", 256), Codebook("q5", 32), Codebook("q4", 16), Ones())
 }
 WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}
+LOSSLESS: Mapping[str, LosslessCodec] = {c.id: c for c in (LatticeCodec(), Lanes())}
 
 _C = TypeVar("_C")
 

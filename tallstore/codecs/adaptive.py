@@ -22,7 +22,9 @@ from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.native import encode
 
 _PACKED, _GAPS = 0, 1
 Words = npt.NDArray[np.uint64]
@@ -75,17 +77,7 @@ class Adaptive(MaskCodec):
         if len(view) and view[0] == _PACKED:
             return self._packed.decode_packed(view[1:], kind, n)
         marks = _open(view, kind, n)
-        compiled = fast.kernels()
-        if compiled is not None:
-            out = np.zeros(cpu.packed_size(kind, n), np.uint8)
-            compiled.gaps_to_packed(out, marks.gaps, marks.signs, cpu.SYMBOL_BITS[kind])
-            return out
-        places = _places(marks.gaps)
-        symbols = np.zeros(n, np.uint8)
-        symbols[places] = 1
-        if kind == "signed":
-            symbols[places] += np.unpackbits(marks.signs, count=marks.number, bitorder="little")
-        return cpu.pack(symbols, kind)
+        return decoding().gaps_to_packed(marks.gaps, marks.signs, kind, n)
 
     def decode_marks(self, data: Buffer, kind: str, n: int) -> Marks | None:
         """Of a chunk that is coded as gaps."""
@@ -115,7 +107,7 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
         raise FormatError(f"{count} marks in {gap_bytes} gap bytes do not fit {n} symbols and {len(view)} bytes")
     gaps = zstd.decompress(view[_HEAD.size : _HEAD.size + coded_bytes], gap_bytes)
     signs = _signs(view[_HEAD.size + coded_bytes :], count)
-    zeros, ends = _sums(gaps)
+    zeros, ends = decoding().sum_gaps(gaps)
     if zeros + ends > n:
         raise FormatError(f"a list of gaps and {count} marks does not fit {n} symbols")
     if len(gaps) and gaps[-1] == _MORE:
@@ -125,20 +117,10 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
     return Marks(count, gaps, signs)
 
 
-def _sums(gaps: Bytes) -> tuple[int, int]:
-    """What gaps add up to, and how many of them end."""
-    compiled = fast.kernels()
-    if compiled is not None:
-        zeros, ends = compiled.sum_gaps(gaps)
-        return int(zeros), int(ends)
-    return int(gaps.sum(dtype=np.int64)), int(np.count_nonzero(gaps != _MORE))
-
-
 def _bits_on(words: Words) -> int:
     """How many bits are set: one for every symbol that is on."""
-    compiled = fast.gap_kernels()
-    if compiled is not None:
-        return int(compiled.bits_on(words))
+    if encode.available():
+        return encode.bits_on(words)
     if hasattr(np, "bitwise_count"):
         return int(np.bitwise_count(words).sum())
     return int(np.unpackbits(words.view(np.uint8)).sum())
@@ -146,12 +128,8 @@ def _bits_on(words: Words) -> int:
 
 def _gaps(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     """The gaps of `count` marks, and their packed signs."""
-    compiled = fast.gap_kernels()
-    if compiled is not None:
-        room = np.empty(count + n // _MORE + 1 + compiled.SLACK, np.uint8)
-        signs = np.empty(count // 64 + 1, np.uint64)
-        size, _ = compiled.packed_to_gaps(room, signs, words, cpu.SYMBOL_BITS[kind])
-        return room[:size], signs.view(np.uint8)[: -(-count // 8) if kind == "signed" else 0]
+    if encode.available():
+        return encode.packed_to_gaps(words, n, count, cpu.SYMBOL_BITS[kind])
     symbols = cpu.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2
@@ -173,15 +151,6 @@ def _encode_gaps(marks: np.ndarray) -> Bytes:
     out = np.full(len(gaps) + int(more.sum()), _MORE, np.uint8)
     out[np.cumsum(more + 1) - 1] = gaps % _MORE
     return out
-
-
-def _places(gaps: Bytes) -> np.ndarray:
-    """Where the marks are, ascending."""
-    ends = gaps != _MORE
-    steps = gaps.astype(np.int32)
-    steps += ends
-    at: np.ndarray = np.cumsum(steps, dtype=np.int32)[ends] - 1
-    return at
 
 
 def _signs(data: Buffer, count: int) -> Bytes:

@@ -114,3 +114,34 @@ class WholeCodec(ABC):
         From codecs that have them so; None where `decode` is the way.
         """
         return None
+
+
+Row = tuple[int, int]
+"""Elements of a tensor's rows, and how many of the first one lie before the chunk; 0, 0 where rows mean nothing."""
+
+
+class LosslessCodec(ABC):
+    """A task's elements as bytes, given the base's ⇄ coded bytes, exactly."""
+
+    id: ClassVar[str]
+
+    @abstractmethod
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:
+        """Code one chunk.
+
+        Args:
+            raw: the task's elements: little-endian bytes of `dtype`.
+            base: the base's elements in their place, converted to `dtype`: as many bytes.
+            dtype: the task's element type.
+            row: see `Row`.
+        """
+
+    @abstractmethod
+    def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
+        """Turn the base's elements into the task's, in place.
+
+        Args:
+            data: what `encode` returned.
+            out: the base's elements, converted to `dtype`. Undefined after an error.
+            dtype: the task's element type.
+        """

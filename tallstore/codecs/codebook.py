@@ -23,7 +23,8 @@ from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, Levels, VectorCodec
 from tallstore.errors import FormatError
-from tallstore.kernels import fast
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.native import encode
 from tallstore.kernels.pairs import Pairs
 
 _HEAD = struct.Struct("<HBB")
@@ -103,7 +104,7 @@ class Codebook(VectorCodec):
             raise FormatError("a codebook's mask is cut off")
         on = _MASK.decode_packed(view[end + 4 : middle], "binary", n)
         marks = int(np.bitwise_count(on).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(on).sum())
-        return Levels(table, _spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits)
+        return Levels(table, decoding().spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits)
 
 
 def design(values: Floats, levels: int) -> Floats:
@@ -143,32 +144,22 @@ def nearest(values: Floats, table: Floats) -> Bytes:
     order = np.argsort(table, kind="stable")
     ordered = table[order].astype(np.float64)
     edges = ((ordered[1:] + ordered[:-1]) / 2).astype(np.float32)
-    compiled = fast.encode_kernels()
-    if compiled is None:
+    if not encode.available():
         return order.astype(np.uint8)[np.searchsorted(edges, values)]
-    out = np.empty(len(values), np.uint8)
-    compiled.nearest(out, np.ascontiguousarray(values, np.float32), edges, order.astype(np.uint8))
-    return out
+    return encode.nearest(values.astype(np.float32, copy=False), edges, order.astype(np.uint8))
 
 
 def _count(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
     """How often each index comes."""
-    compiled = fast.encode_kernels()
-    if compiled is None:
+    if not encode.available():
         return np.bincount(indices, minlength=most)
-    counts = np.zeros((4, 256), np.int64)
-    compiled.count(counts, indices)
-    found: npt.NDArray[np.int64] = counts.sum(axis=0)[:most]
-    return found
+    return encode.count_bytes(indices)[:most]
 
 
 def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
     """Indices as they are written; `order`: what to write for each, uint8, shape (256,)."""
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        out = np.empty(-(-len(indices) * bits // 8), np.uint8)
-        compiled.pack_indices(out, indices, order, bits)
-        return out
+    if encode.available():
+        return encode.pack_indices(indices, order, bits)
     if bits == 8:
         return order[indices]
     even = np.zeros(-(-len(indices) // 2) * 2, np.uint8)
@@ -179,12 +170,7 @@ def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
 
 def _without_zeros(indices: Bytes, on: npt.NDArray[np.bool_], marks: int) -> Bytes:
     """Indices where they are not 0, so many in all."""
-    compiled = fast.encode_kernels()
-    if compiled is None:
-        return indices[on]
-    rest = np.empty(marks + 1, np.uint8)
-    compiled.without_zeros(rest, indices)
-    return rest[:marks]
+    return encode.without_zeros(indices, marks) if encode.available() else indices[on]
 
 
 def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:
@@ -197,17 +183,3 @@ def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:
         if largest >= count:
             raise FormatError(f"an index {largest} lies outside a codebook of {count} levels")
     return packed
-
-
-def _spread(on: Bytes, n: int, rest: Bytes, bits: int) -> Bytes:
-    """Packed indices of n values, from those of the values that are not 0, less 1."""
-    compiled = fast.kernels()
-    if compiled is not None:
-        out = np.zeros(-(-n * bits // 8), np.uint8)
-        compiled.spread(out, on, n, rest, bits)
-        return out
-    marked = np.unpackbits(on, count=n, bitorder="little").view(bool)
-    indices = np.zeros(n, np.uint8)
-    each = rest if bits == 8 else np.stack([rest & 15, rest >> 4], axis=1).reshape(-1)
-    indices[marked] = each[: int(np.count_nonzero(marked))] + 1
-    return _pack(indices, bits)

@@ -8,7 +8,7 @@ one bit, which moves the sign to the end and makes the exponent's eight bits one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from tallstore.codecs.base import Buffer, Bytes, WholeCodec
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import fast
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.native import encode
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
 _WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
@@ -51,13 +52,10 @@ class Planes(WholeCodec):
         item = ITEM_BYTES[dtype]
         words = out.view(_WORD[item])
         planes = _planes(data, item, len(words))
-        join = _compiled_join(item) if dtype in _ROTATED else None
+        join, rotated = decoding().join, dtype in _ROTATED
         for start in range(0, len(words), _TILE):
             run = slice(start, min(start + _TILE, len(words)))
-            if join is not None:
-                join(words[run], *(plane[run] for plane in planes))
-            else:
-                _join(words[run], [plane[run] for plane in planes], rotated=dtype in _ROTATED)
+            join(words[run], [plane[run] for plane in planes], rotated=rotated)
             yield start * item, run.stop * item
 
     def decode_planes(self, data: Buffer, n: int, dtype: str) -> list[Bytes] | None:
@@ -74,31 +72,11 @@ def _smaller(plane: Bytes) -> Bytes | bytes:
     return coded if len(coded) < _WORTH * len(plane) else plane
 
 
-def _compiled_join(item: int) -> Callable[..., None] | None:
-    """The compiled kernel for rotated words of so many bytes, if there is one."""
-    compiled = fast.kernels()
-    return None if compiled is None else {2: compiled.join_two, 4: compiled.join_four}.get(item)
-
-
-def _join(words: np.ndarray, planes: Sequence[Bytes], *, rotated: bool) -> None:
-    np.copyto(words, planes[-1])
-    for plane in planes[-2::-1]:
-        words <<= 8
-        words |= plane
-    if rotated:
-        sign = words << (8 * words.itemsize - 1)
-        words >>= 1
-        words |= sign
-
-
 def _split(words: npt.NDArray[Any], rotated: bool) -> Bytes:
     """Bytes of equal place, least significant first: shape (bytes of a word, words)."""
     item = words.itemsize
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        out = np.empty((item, len(words)), np.uint8)
-        compiled.split(out, words, rotated)
-        return out
+    if encode.available():
+        return encode.split(words, rotated)
     if rotated:
         words = words << 1 | words >> (8 * item - 1)
     return np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)

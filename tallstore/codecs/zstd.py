@@ -40,6 +40,17 @@ def compress(data: Any) -> bytes:
     return compressor.compress(data)
 
 
+def decompress_up_to(frame: Any, most: int) -> npt.NDArray[np.uint8]:
+    """Decode one frame that may hold any number of bytes up to `most`, by its own declaration."""
+    try:
+        declared = zstandard.get_frame_parameters(frame).content_size
+    except zstandard.ZstdError as error:
+        raise FormatError(f"not a zstd frame ({error})") from error
+    if declared > most:
+        raise FormatError(f"a zstd frame declares {declared} bytes, expected at most {most}")
+    return decompress(frame, declared)
+
+
 def decompress(frame: Any, size: int) -> npt.NDArray[np.uint8]:
     """Decode one frame that must hold exactly `size` bytes; nothing is allocated for one that declares otherwise."""
     try:

@@ -5,9 +5,8 @@ This is the unit of work: it needs nothing but the chunk and the recipe, so chun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,29 +14,29 @@ from torch import Tensor
 
 from tallstore import codecs
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec
-from tallstore.encoder import leveled
+from tallstore.encoder import device as on_device
+from tallstore.encoder import leveled, quick
+from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.quality import N_SUMS, agreement, scaled, sums
-from tallstore.kernels import cpu, fast
+from tallstore.encoder.tile import STATISTIC_TILE, TILE, Choice, Row, spans, task_vector, tile_type, tiles
+from tallstore.kernels import cpu
 from tallstore.recipes.allocation import Levels
-from tallstore.recipes.base import Recipe, Tile
+from tallstore.recipes.base import Recipe
 
-STATISTIC_TILE = 1 << 18
-"""Parameters a statistic is given at once: it makes few passes, and pays for each call."""
-TILE = 1 << 15
-"""Parameters a recipe is given at once: rows of all tasks fit a core's cache."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One task's elements in a chunk: leading ones, fewer than the chunk has where its tensor has fewer rows."""
-
-    task: int
-    weights: Tensor
-    """θt, flat, in the task's own type."""
-    form: str | None = None
-    """A vector codec: the row is stored as a delta of its own in place of what the recipe makes of it."""
-    exact: bool = False
-    """Whether what the decoder will lose is wanted too."""
+__all__ = [
+    "STATISTIC_TILE",
+    "TILE",
+    "Choice",
+    "Coded",
+    "Made",
+    "Row",
+    "choose",
+    "encode_chunk",
+    "spans",
+    "task_vector",
+    "tile_type",
+    "tiles",
+]
 
 
 @dataclass(frozen=True)
@@ -64,20 +63,6 @@ class Coded:
     rows: tuple[Made, ...]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """v and the masks of a chunk."""
-
-    vector: bytes
-    """v, coded."""
-    stored: Tensor
-    """What that decodes to: shape (n,), float32."""
-    packed: list[Bytes]
-    """The masks, one a row, packed; of rows that get levels of their own whatever."""
-    totals: Tensor
-    """What `quality.sums` measured of each row, at scale 1: float64, shape (rows, N_SUMS)."""
-
-
 def encode_chunk(
     base: Tensor,
     rows: Sequence[Row],
@@ -100,16 +85,8 @@ def encode_chunk(
         tensor: the base's name of the tensor.
         start: where in the tensor the chunk begins.
     """
-    from tallstore.encoder import device as kernels
-    from tallstore.encoder import quick
-
-    chosen = None
-    if kernels.has_kernels(device):
-        chosen = kernels.choose(base, rows, recipe, vector_codec, device, tensor, start)
-    elif fast.encode_kernels() is not None:
-        chosen = quick.choose(base, rows, recipe, vector_codec, tensor, start)
-    if chosen is None:
-        chosen = choose(base, rows, recipe, vector_codec, tensor, start)
+    backend = backend_of(rows, recipe, vector_codec, device, tensor)
+    chosen = _CHOOSE[backend](base, rows, recipe, vector_codec, device, tensor, start)
     made = []
     for row, marks, total in zip(rows, chosen.packed, chosen.totals.tolist(), strict=True):
         levels = recipe.levels(row.task, tensor)
@@ -124,9 +101,15 @@ def encode_chunk(
 
 
 def choose(
-    base: Tensor, rows: Sequence[Row], recipe: Recipe, vector_codec: VectorCodec, tensor: str, start: int
+    base: Tensor,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    vector_codec: VectorCodec,
+    device: torch.device,  # noqa: ARG001 - torch's CPU does it
+    tensor: str,
+    start: int,
 ) -> Choice:
-    """Choose v and the masks, on the CPU."""
+    """Choose v and the masks: the reference of what `device` and `quick` do."""
     n = len(base)
     ranges = spans(n, rows)
     cut = list(tiles(base, rows, tensor, start=start))
@@ -150,6 +133,13 @@ def choose(
     return Choice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
 
 
+_CHOOSE: Mapping[Backend, Callable[..., Choice]] = {
+    Backend.GPU: on_device.choose,
+    Backend.NATIVE: quick.choose,
+    Backend.REFERENCE: choose,
+}
+
+
 def _delta(base: Tensor, row: Row, levels: Levels | None, first: int, seed: int) -> Made:
     """A row's own task vector, coded by itself: as its form's codec likes, or else on levels between given bounds."""
     start = base[: len(row.weights)]
@@ -162,7 +152,7 @@ def _delta(base: Tensor, row: Row, levels: Levels | None, first: int, seed: int)
     else:
         assert levels is not None
         coded = leveled.encode(tau.numpy(), levels, first, seed)
-        made = Made("delta", coded.data, 1.0, coded.sums, leveled.CODEC.id)
+        made = Made("delta", coded.data, 1.0, coded.sums, coded.codec)
         step = torch.from_numpy(coded.values) if row.exact else tau
     if not row.exact:
         return made
@@ -176,41 +166,3 @@ def _decoded_mask(base: Tensor, row: Row, vector: Tensor, packed: Bytes, kind: s
     out = torch.empty_like(row.weights)
     cpu.apply_mask(out, base[:n], vector[:n], torch.from_numpy(cpu.unpack(packed, kind, n)), scale)
     return out
-
-
-def tiles(base: Tensor, rows: Sequence[Row], tensor: str, size: int = TILE, start: int = 0) -> Iterator[Tile]:
-    """The chunk's tiles, in order: runs of at most `size` parameters that the same tasks have."""
-    for a, b in spans(len(base), rows, size):
-        yield _tile(base, rows, a, b, tensor, start)
-
-
-def task_vector(base: Tensor, weights: Tensor) -> Tensor:
-    """τ = θt − θ0, where θ0 is rounded to the task's type first: what did not move is exactly 0."""
-    kind = cpu.wide(weights.dtype)
-    return weights.to(kind) - base.to(weights.dtype).to(kind)
-
-
-def spans(n: int, rows: Sequence[Row], size: int = TILE) -> list[tuple[int, int]]:
-    """Cut [0, n) into tiles, also where a row ends, so that a tile has the same tasks throughout."""
-    cuts = sorted({0, n, *(min(len(row.weights), n) for row in rows)})
-    return [(s, min(s + size, stop)) for start, stop in pairwise(cuts) for s in range(start, stop, size)]
-
-
-def tile_type(rows: Sequence[Row]) -> torch.dtype:
-    """The type that a tile of these rows is computed in."""
-    return torch.float64 if any(row.weights.dtype == torch.float64 for row in rows) else torch.float32
-
-
-def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, tensor: str, first: int) -> Tile:
-    here = [row for row in rows if len(row.weights) >= b]
-    kind = tile_type(here)
-    start = base[a:b]
-    if len(here) == 1:
-        weights = here[0].weights[a:b].to(kind)[None]
-    else:
-        weights = torch.stack([row.weights[a:b].to(kind) for row in here]) if here else start.new_zeros(0, b - a)
-    if all(row.weights.dtype == base.dtype for row in here):
-        tau = weights - start.to(kind)
-    else:
-        tau = torch.stack([task_vector(start, row.weights[a:b]).to(kind) for row in here])
-    return Tile(tuple(row.task for row in here), start.to(kind), weights, tau, tensor, first + a)

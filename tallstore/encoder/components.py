@@ -7,7 +7,7 @@ belong together, so that a base may be a pipeline, and a task its unet alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.joined import JoinedCheckpoint
@@ -22,8 +22,10 @@ _LARGE_IN_PIPELINE = 0.02
 """The same where a list of components says that none is a head: parts of pipelines are made for each other."""
 
 
-def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[str, Match]:
+def matched(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allow_distant: bool) -> dict[str, Match]:
     """Tensors of a task that have a counterpart in the base, by the task's name.
+
+    `ties`: those of the task that are the same as an earlier one.
 
     Raises:
         WrongBaseError: a component has no counterpart, or is too far from it; names it, the tensors and the folders.
@@ -32,10 +34,10 @@ def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[
     _check_whole(base, task)
     there, own = _components(base, task), _components(task, base)
     if set(there) == {""} and set(own) == {""}:
-        return _one(base, task, allow_distant=allow_distant)
+        return _one(base, task, ties, allow_distant=allow_distant)
     pairs = _pairs(base, there, task, own)
     if not pairs:
-        return _one(base, task, allow_distant=allow_distant)
+        return _one(base, task, ties, allow_distant=allow_distant)
     share = _LARGE_IN_PIPELINE if "model_index.json" in task.files else _LARGE
     most = share * sum(info.numel for info in task.tensors.values())
     found: dict[str, Match] = {}
@@ -53,7 +55,7 @@ def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[
             continue
         whole = _part(base, other, there[other])
         try:
-            own_matches = _one(whole, part, allow_distant=allow_distant)
+            own_matches = _one(whole, part, _within(ties, prefix, names), allow_distant=allow_distant)
         except WrongBaseError:
             if size > most:
                 raise
@@ -62,11 +64,18 @@ def matched(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[
     return found
 
 
-def _one(base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> dict[str, Match]:
-    found = match(base, task)
+def _one(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allow_distant: bool) -> dict[str, Match]:
+    found = match(base, task, ties)
     if not allow_distant:
-        check_distance(base, task, found)
+        check_distance(base, task, {name: each for name, each in found.items() if name not in ties})
     return found
+
+
+def _within(ties: Mapping[str, str], prefix: str, names: Collection[str]) -> dict[str, str]:
+    """The ties among tensors of one component, by its own names."""
+    own = set(names)
+    pairs = ((name, first) for name, first in ties.items() if name in own and first in own)
+    return {name.removeprefix(prefix): first.removeprefix(prefix) for name, first in pairs}
 
 
 def _components(checkpoint: Checkpoint, other: Checkpoint) -> dict[str, list[str]]:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from tallstore.codecs.base import Bytes, VectorCodec
-from tallstore.encoder.chunk import TILE, Choice, Row, spans, tile_type
 from tallstore.encoder.quality import BLOCK, N_SUMS, add_blocks
+from tallstore.encoder.tile import TILE, Choice, Row, spans, tile_type
 from tallstore.kernels import cpu
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe
@@ -57,15 +57,13 @@ class _Piece:
 
 def choose(
     base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: VectorCodec, device: torch.device, tensor: str, start: int
-) -> Choice | None:
-    """What `chunk.choose` does, with kernels; None where they cannot do it."""
-    from tallstore.kernels.gpu.encode import MOST_TASKS, encode, packed_stride
+) -> Choice:
+    """What `chunk.choose` does, of rows whose backend is the GPU."""
+    from tallstore.kernels.gpu.encode import encode, packed_stride
     from tallstore.kernels.gpu.measure import measure
 
     n = len(base)
     pieces = _pieces(n, rows, recipe, tensor)
-    if pieces is None or len(rows) > MOST_TASKS:
-        return None
     lane = _lane(device)
     with lane.computing():
         sources = [base, *(row.weights for row in rows)]
@@ -129,13 +127,12 @@ def _join(parts: Sequence[tuple[Bytes, int]], kind: str) -> Bytes:
     return cpu.pack(np.concatenate([cpu.unpack(packed, kind, size) for packed, size in parts]), kind)
 
 
-def _pieces(n: int, rows: Sequence[Row], recipe: Recipe, tensor: str) -> list[_Piece] | None:
+def _pieces(n: int, rows: Sequence[Row], recipe: Recipe, tensor: str) -> list[_Piece]:
     pieces = []
     for start, stop in spans(n, rows, PIECE):
         here = tuple(i for i, row in enumerate(rows) if len(row.weights) >= stop)
         rule = recipe.rule([rows[i].task for i in here], tensor)
-        if rule is None:
-            return None
+        assert rule is not None, "the rows' backend is the reference"
         pieces.append(_Piece(start, stop, here, rule))
     return pieces
 

@@ -6,6 +6,7 @@ batch is done again, by another one.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import multiprocessing.forkserver
@@ -126,18 +127,25 @@ usual, since most of the work needs no turn."""
 
 
 class _ShortTurns:
-    """Short turns while any engine of threads is open, and what was before when none is: they are the process's own."""
+    """Short turns while any engine of threads is open, and what was before when none is: they are the process's own.
+
+    So are objects that are there already, torch's by the hundred thousand: meanwhile no collection looks at them.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engines = 0
         self._before = _TURN
+        self._froze = False
 
     def begin(self) -> None:
         with self._lock:
             if not self._engines:
                 self._before = sys.getswitchinterval()
                 sys.setswitchinterval(min(self._before, _TURN))
+                self._froze = not gc.get_freeze_count()
+                if self._froze:
+                    gc.freeze()
             self._engines += 1
 
     def end(self) -> None:
@@ -145,6 +153,8 @@ class _ShortTurns:
             self._engines -= 1
             if not self._engines:
                 sys.setswitchinterval(self._before)
+                if self._froze:
+                    gc.unfreeze()
 
 
 _SHORT_TURNS = _ShortTurns()
@@ -204,7 +214,7 @@ class Processes(Given):
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         how = multiprocessing.get_context(kind)
         if kind == "forkserver":
-            how.set_forkserver_preload(["tallstore.encoder.jobs", "tallstore.kernels.compiled_encode"])
+            how.set_forkserver_preload(["tallstore.encoder.jobs"])
             multiprocessing.forkserver.ensure_running()  # and so importing, before there is work
         return ProcessPoolExecutor(workers, mp_context=how)
 

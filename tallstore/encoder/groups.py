@@ -29,6 +29,7 @@ from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
 from tallstore.codecs.base import VectorCodec
 from tallstore.encoder.chunk import task_vector
+from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import Plan, plan
 from tallstore.encoder.quality import scaled
@@ -90,6 +91,7 @@ def choose_groups(
             if opened[-1] is not source:
                 stack.callback(opened[-1].close)
         start, *rest = opened
+        rest = [spelled_as(start, task) for task in rest]
         known = dict(zip(tasks, rest, strict=True))
         sketch = _sketch(start, rest, plan(start, known, allow_distant=options.allow_distant), progress)
         return _chosen(_Search(sketch, options, list(tasks)), progress)

@@ -19,15 +19,17 @@ from torch import Tensor
 from tallstore import codecs
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.chunk import Coded, Made, Row, task_vector
-from tallstore.encoder.quality import BLOCK, N_SUMS, add_blocks, sums
-from tallstore.kernels import cpu, fast
-from tallstore.kernels.gaps import GapSteps
-from tallstore.kernels.tiled import TILE, MaskSteps, Steps, ValueSteps
+from tallstore.encoder.quality import agreement
+from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.forms import BFLOAT16, FLOAT16
+from tallstore.kernels.native import encode as native
+from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
+from tallstore.tensors import as_bytes
 
 __all__ = ["remeasure"]
 
-_NARROW = {torch.bfloat16, torch.float16}
+_NARROW = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
 
 def remeasure(
@@ -56,35 +58,22 @@ def remeasure(
 
 
 def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
-    n, compiled = len(weights), fast.encode_kernels()
-    narrow = compiled is not None and weights.dtype == base.dtype == torch.bfloat16
-    decoded = torch.empty_like(weights if compiled is None or narrow else weights[:TILE])
+    n, decoded = len(weights), torch.empty_like(weights)
     steps: Steps
+    backend = decoding()
     if made.kind == "delta":
         values = codecs.VECTOR[made.codec].decode(made.data, n)
         on = int(np.count_nonzero(values))
-        steps = ValueSteps(values, weights.dtype)
-    elif shared is None and GapSteps.there() and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
-        on, steps = marks.number, GapSteps(marks.gaps, marks.signs, made.kind, made.scale, weights.dtype)
+        steps = backend.values(values, weights.dtype)
+    elif shared is None and backend.by_gaps and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
+        on, steps = marks.number, backend.gaps(marks.gaps, marks.signs, made.kind, n, made.scale, weights.dtype)
     else:
         packed = mask.decode_packed(made.data, made.kind, n)
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
-        steps = MaskSteps(packed, made.kind, made.scale, weights.dtype, None if shared is None else shared[:n])
-    run = steps.begin()
-    if compiled is None:
-        run(decoded, base)
-        everywhere = torch.ones(1, n, dtype=torch.uint8)
-        (measured,) = sums(task_vector(base, weights)[None], task_vector(base, decoded), everywhere, "binary").tolist()
-        return *measured[:-1], float(on)
-    blocks = np.empty((N_SUMS - 1, -(-n // BLOCK)))
-    if narrow:
-        run(decoded, base)
-        compiled.agreement_bf16(blocks, *(each.view(torch.uint16).numpy() for each in (weights, base, decoded)))
-        return *add_blocks(torch.from_numpy(blocks)).tolist(), float(on)
-    for a in range(0, n, TILE):
-        before, after, here = base[a : a + TILE], weights[a : a + TILE], decoded[: min(TILE, n - a)]
-        run(here, before)
-        start = before.to(weights.dtype).to(cpu.wide(weights.dtype))  # as `task_vector` has it
-        tau, kept = after.to(start.dtype, copy=True).sub_(start), here.to(start.dtype, copy=True).sub_(start)
-        compiled.agreement(blocks[:, a // BLOCK : -(-(a + len(here)) // BLOCK)], tau.numpy(), kept.numpy())
-    return *add_blocks(torch.from_numpy(blocks)).tolist(), float(on)
+        steps = backend.mask(packed, made.kind, n, made.scale, weights.dtype, None if shared is None else shared[:n])
+    steps.begin()(decoded, base)
+    if weights.dtype == base.dtype and weights.dtype in _NARROW and native.available():
+        own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
+        return *native.agree_rows(own, before, after, _NARROW[weights.dtype]), float(on)
+    measured = agreement(task_vector(base, weights), task_vector(base, decoded))
+    return *measured[:-1], float(on)

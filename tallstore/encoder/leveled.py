@@ -1,6 +1,6 @@
 """A task vector on levels of its own, whose bounds a recipe gives: a table, an index an element, what is kept.
 
-Compiled kernels make it in few passes; without them, numpy does. The same bits.
+The native library makes it in few passes; without it, numpy does. The same bits.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ import torch
 
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
-from tallstore.encoder.quality import N_SUMS, agreement
-from tallstore.kernels import fast
+from tallstore.encoder.quality import agreement
+from tallstore.kernels.forms import FLOAT32
+from tallstore.kernels.native import encode as native
 from tallstore.recipes.allocation import Levels, add_up
 from tallstore.recipes.dither import uniform, unmixed
 
-__all__ = ["CODEC", "Leveled", "encode"]
+__all__ = ["Leveled", "encode"]
 
-CODEC = Codebook("q4", 16)
-"""Of levels: a table has at most 15."""
+_CODECS = (Codebook("q4", 16), Codebook("q5", 32), Codebook("q8", 256))
+
+
+def codec_of(count: int) -> Codebook:
+    """The codec of so many levels of each sign, at most 127."""
+    return next(codec for codec in _CODECS if 1 + 2 * count <= codec.levels)
 
 
 _TURNS = 4
@@ -31,6 +36,7 @@ _TURNS = 4
 class Leveled(NamedTuple):
     """A coded task vector."""
 
+    codec: str
     data: bytes
     table: Floats
     indices: Bytes
@@ -43,7 +49,15 @@ class Leveled(NamedTuple):
         return self.table[self.indices]
 
 
-def encode(tau: Floats, levels: Levels, start: int, seed: int, memory: Bytes | None = None) -> Leveled:
+def encode(
+    tau: Floats,
+    levels: Levels,
+    start: int,
+    seed: int,
+    memory: Bytes | None = None,
+    base: Floats | None = None,
+    form: int = FLOAT32,
+) -> Leveled:
     """Put magnitudes on levels, and code these.
 
     Args:
@@ -52,11 +66,15 @@ def encode(tau: Floats, levels: Levels, start: int, seed: int, memory: Bytes | N
         start: where in the tensor the chunk begins.
         seed: of the dither, if there is any.
         memory: shape (n,): indices go into it.
+        base: θ0, shape (n,): for kernels that measure what a decoder rounds, of a narrow row.
+        form: of the row: see `kernels.forms`.
     """
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
     numbers, totals, norm = _sort(indices, tau, levels, start, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
-    return Leveled(CODEC.encode_indices(table, indices, numbers), table, indices, _measure(tau, table, indices))
+    codec = codec_of(len(levels.bounds))
+    data = codec.encode_indices(table, indices, numbers)
+    return Leveled(codec.id, data, table, indices, _measure(tau, table, indices, base, form))
 
 
 def _sort(
@@ -64,11 +82,8 @@ def _sort(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
     """Set indices: 0, then each level of +, then each of −. How many have each, the sums of their |τ|, and ‖τ‖²."""
     bounds, width, size = np.array(levels.bounds, np.float32), np.float32(levels.width), 1 + 2 * len(levels.bounds)
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        numbers, totals = np.empty(size, np.int64), np.empty(size)
-        norm = compiled.levels(indices, numbers, totals, tau, bounds, width, unmixed(start, seed))
-        return numbers, totals, float(norm)
+    if native.available():
+        return native.levels(indices, tau, bounds, float(width), unmixed(start, seed))
     magnitude = np.abs(tau)
     shifted = magnitude - uniform(start, len(tau), seed) * width if width else magnitude
     cell = np.searchsorted(bounds, shifted, side="right")
@@ -82,7 +97,7 @@ def _sort(
 
 
 def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float) -> Floats:
-    """What levels stand for, scaled to be unbiased.
+    """What levels stand for, scaled to be unbiased: or not, where the least error is wanted, which means have.
 
     Hard levels stand for the mean of the magnitudes between their bounds; with dither they are evenly spaced, so that
     a magnitude between two of them is right on the average. An empty cell has no mean: the codec drops its level,
@@ -94,17 +109,14 @@ def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float)
         mean = float(i) if levels.width else total / max(numbers[i] + numbers[count + i], 1)
         means.append(mean)
         kept += mean * total
-    scale = norm / kept if kept else 1.0
+    scale = 1.0 if levels.least and not levels.width else norm / kept if kept else 1.0
     table = np.zeros(1 + 2 * count, np.float32)
     table[1 : count + 1] = [mean * scale for mean in means]
     np.negative(table[1 : count + 1], out=table[count + 1 :])
     return table
 
 
-def _measure(tau: Floats, table: Floats, indices: Bytes) -> tuple[float, ...]:
-    compiled = fast.encode_kernels()
-    if compiled is None:
-        return agreement(torch.from_numpy(tau), torch.from_numpy(table[indices]))
-    found = np.empty(N_SUMS)
-    compiled.agreement_of_levels(found, tau, indices, table)
-    return tuple(found.tolist())
+def _measure(tau: Floats, table: Floats, indices: Bytes, base: Floats | None, form: int) -> tuple[float, ...]:
+    if native.available():
+        return native.measure_levels(tau, base, indices, table, form)
+    return agreement(torch.from_numpy(tau), torch.from_numpy(table[indices]))

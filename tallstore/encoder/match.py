@@ -1,23 +1,26 @@
 """Which base tensor a task's tensor comes from, when the two checkpoints do not use the same names or shapes.
 
 Checkpoints of one model often differ by a prefix: a bare encoder is saved as `encoder.…`, with a head on top as
-`bert.encoder.…`. The pair of prefixes that brings the most tensors together is found by vote.
+`bert.encoder.…`. The pair of prefixes that brings the most tensors together is found by vote. Names are compared
+without the segments of wrappers. What is left after that is paired by its values (`pairing`).
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from tallstore.checkpoints import Checkpoint, TensorInfo
-from tallstore.errors import WrongBaseError
+from tallstore.checkpoints import Checkpoint, respelled, same_share
+from tallstore.encoder.pairing import CLOSE, Rest, common_rows, distance, is_float, prefixes
+from tallstore.errors import CheckpointError, WrongBaseError
+from tallstore.names import bare, short_names
 from tallstore.tensors import one_thread
 
-_RESIZED_WITHIN = 0.5
-"""Rows of a resized tensor (an embedding with added tokens) are shared if the smaller has this share of the larger."""
 _ENOUGH = 0.5
 """Share of the task's parameters that must be found in the base, or of the base's in the task (a head may be large)."""
+_FEW = 0.01
+"""Share of parameters without a counterpart, on either side, up to which no conversion of names is tried."""
 _INTEGERS = {"U8", "I8", "I32"}
 """Types in which quantized checkpoints hold several weights an element."""
 _DEQUANTIZE = "it looks quantized: save it in a float type (model.dequantize()), and pack that"
@@ -34,44 +37,153 @@ class Match:
     rows: int | None = None
 
 
-def match(base: Checkpoint, task: Checkpoint) -> dict[str, Match]:
+@dataclass
+class _Named:
+    """Tensors paired by their names, and what kept others from it."""
+
+    found: dict[str, Match]
+    misfit: str | None = None
+    quantized: bool = False
+
+
+def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
+    """A task under the base's names, where transformers calls its tensors otherwise in memory than in files.
+
+    Raises CheckpointError where the library's conversion cannot be undone.
+    """
+    if task.adapter is not None:
+        return task
+    shapes = {name: info.shape for name, info in base.tensors.items()}
+    if task.model is not None:
+        # In memory: the library is at hand, and the names of files are those that its loaders know best.
+        return respelled(task, base, lambda each: (_matched(base, each) + same_share(each, shapes)) / 2)
+    found = _by_name(base, task).found
+    unused = _share_without(base, {match.base for match in found.values()})
+    if min(_share_without(task, found), unused) <= _FEW:
+        return task
+    return respelled(task, base, lambda each: _matched(base, each))
+
+
+def _matched(base: Checkpoint, task: Checkpoint) -> float:
+    """Share of a task's parameters that find a counterpart by name."""
+    return 1 - _share_without(task, _by_name(base, task).found)
+
+
+def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[str, Match]:
     """Tensors of `task` that have a counterpart in `base`, by the task's name. Each base tensor serves once.
 
+    `ties`: those of the task that are the same as an earlier one.
+
     Raises:
-        WrongBaseError: less than half of either's parameters are found in the other with their shapes; names the first.
+        WrongBaseError: less than half of either's parameters are found in the other with their shapes, and nothing
+            that is found looks like the base's; names the first.
+        CheckpointError: two of the task's tensors are the same one of the base's.
     """
-    strip_task, strip_base = _prefixes(base.tensors, task.tensors)
-    found: dict[str, Match] = {}
+    _check_doubles(base, task, ties)
+    named = _by_name(base, task)
+    found = named.found
+    paired = _by_value(base, task, found, ties)
+    _settle_ties(base, task, found, ties)
+    known = {match.base for match in found.values()}
+    enough = min(_share_without(task, found), _share_without(base, known)) <= 1 - _ENOUGH
+    if enough or paired or _is_close(base, task, found):
+        return found
+    lost = next(name for name in task.tensors if name not in found)
+    why = named.misfit or f"the base has no tensor {lost!r}"
+    raise WrongBaseError(
+        f"{task.where}: {base.where} is not its base, or calls its tensors otherwise: {why}; "
+        + (_DEQUANTIZE if named.quantized else "give the model that this task was fine-tuned from")
+    )
+
+
+@one_thread()
+def _is_close(base: Checkpoint, task: Checkpoint, found: Mapping[str, Match]) -> bool:
+    """Whether what was found lies as close to the base as a fine-tune does, so that the base is the right one."""
+    return distance(base, task, [(name, match.base) for name, match in found.items()]) <= CLOSE
+
+
+@one_thread()
+def _settle_ties(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties: Mapping[str, str]) -> None:
+    """Of the base tensors that one weight has counterparts in by its several names, it comes from the nearest."""
+    for name, first in ties.items():
+        if name not in found:
+            continue
+        if first not in found:
+            found[first] = found.pop(name)  # the base knows the shared memory by its other name
+            continue
+        near, far = (distance(base, task, [(first, found[each].base)]) for each in (name, first))
+        if near < far:
+            found[first], found[name] = found[name], found[first]
+
+
+def _share_without(checkpoint: Checkpoint, found: Collection[str]) -> float:
+    """Share of a checkpoint's parameters that are not among those found."""
+    total = sum(info.numel for info in checkpoint.tensors.values())
+    return 1 - sum(checkpoint.tensors[name].numel for name in found) / total if total else 0.0
+
+
+def _by_name(base: Checkpoint, task: Checkpoint) -> _Named:
+    """Equal names, and those that differ by the commonest pair of prefixes."""
+    ours, theirs = short_names(task.tensors, bare), {b: n for n, b in short_names(base.tensors, bare).items()}
+    votes = prefixes(
+        {short: base.tensors[name] for short, name in theirs.items()},
+        {short: task.tensors[name] for name, short in ours.items()},
+    )
+    strip_task, strip_base = (
+        max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]), pair)) if votes else ("", "")
+    )
+    named = _Named({})
     taken: set[str] = set()
-    misfit: str | None = None
-    quantized = False
     for name, info in task.tensors.items():
-        candidates = [name]
-        if name.startswith(strip_task):
-            candidates.append(strip_base + name.removeprefix(strip_task))
+        candidates = [ours[name]]
+        if ours[name].startswith(strip_task):
+            candidates.append(strip_base + ours[name].removeprefix(strip_task))
         for candidate in candidates:
-            if candidate not in base.tensors or candidate in taken:
+            if candidate not in theirs or candidate in taken:
                 continue
-            common = _common(base.tensors[candidate], info)
+            origin = base.tensors[theirs[candidate]]
+            common = common_rows(origin, info)
             if common is None:
-                have, want = list(base.tensors[candidate].shape), list(info.shape)
-                misfit = misfit or f"tensor {name!r} is {want} in the task and {have} in the base"
-                quantized = quantized or (info.dtype in _INTEGERS and _is_float(base.tensors[candidate]))
+                have, want = list(origin.shape), list(info.shape)
+                named.misfit = named.misfit or f"tensor {name!r} is {want} in the task and {have} in the base"
+                named.quantized = named.quantized or (info.dtype in _INTEGERS and is_float(origin))
                 continue
-            found[name] = Match(candidate, None if info.shape == base.tensors[candidate].shape else common)
+            named.found[name] = Match(theirs[candidate], None if info.shape == origin.shape else common)
             taken.add(candidate)
             break
-    for name, first in task.ties.items():
-        if name in found and first not in found:
-            found[first] = found.pop(name)  # the base knows the shared memory by its other name
-    shared = sum(task.tensors[name].numel for name in found)
-    if all(shared < _ENOUGH * sum(info.numel for info in all_of.tensors.values()) for all_of in (base, task)):
-        lost = next(name for name in task.tensors if name not in found)
-        raise WrongBaseError(
-            f"{task.where}: {base.where} is not its base: {misfit or f'the base has no tensor {lost!r}'}; "
-            + (_DEQUANTIZE if quantized else "give the model that this task was fine-tuned from")
-        )
-    return found
+    return named
+
+
+@one_thread()
+def _by_value(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties: Mapping[str, str]) -> bool:
+    """Pair what names do not, as far as values tell; adds to `found`. Whether anything was."""
+    used = {match.base for match in found.values()}
+    ours = {short: name for name, short in short_names(task.tensors, bare).items() if name not in found}
+    theirs = {short: name for name, short in short_names(base.tensors, bare).items() if name not in used}
+    ours = {short: name for short, name in ours.items() if name not in ties}
+    if not ours or not theirs:
+        return False
+    pairs = Rest(base, task, theirs, ours).pair()
+    for name in task.tensors:
+        if name in pairs:
+            info, origin = task.tensors[name], base.tensors[pairs[name]]
+            found[name] = Match(pairs[name], None if info.shape == origin.shape else common_rows(origin, info))
+    return bool(pairs)
+
+
+def _check_doubles(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> None:
+    """Raise CheckpointError where two tensors of a task have one name of the base's, but for wrappers."""
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for name in task.tensors:
+        if name not in ties:
+            grouped[bare(name)].append(name)
+    theirs = {short: name for name, short in short_names(base.tensors, bare).items()}
+    for short, names in grouped.items():
+        if len(names) > 1 and short in theirs and any(name not in base.tensors for name in names):
+            raise CheckpointError(
+                f"{task.where}: tensors {names[0]!r} and {names[1]!r} are both {theirs[short]!r} of {base.where}: "
+                "leave one of them out"
+            )
 
 
 @one_thread()
@@ -81,7 +193,7 @@ def check_distance(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Mat
     moved = size = 0.0
     worst = (0.0, "")
     for name in largest:
-        if not (_is_float(task.tensors[name]) and _is_float(base.tensors[matches[name].base])):
+        if not (is_float(task.tensors[name]) and is_float(base.tensors[matches[name].base])):
             continue
         n = min(task.tensors[name].numel, base.tensors[matches[name].base].numel, _SAMPLED_ELEMENTS)
         start = base.read(matches[name].base, 0, n).double()
@@ -97,45 +209,3 @@ def check_distance(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Mat
             f"model's (tensor {worst[1]!r}: ‖τ‖/‖θ0‖ = {worst[0]:.2f}); give the right base, or allow_distant=True "
             "(--allow-distant) if it is"
         )
-
-
-def _common(base: TensorInfo, task: TensorInfo) -> int | None:
-    """Leading rows that both have, or None if the shapes do not belong together."""
-    if base.shape == task.shape:
-        return base.shape[0] if base.shape else 1
-    if not base.shape or not task.shape or base.shape[1:] != task.shape[1:]:
-        return None
-    few, many = sorted((base.shape[0], task.shape[0]))
-    return few if few >= _RESIZED_WITHIN * many else None
-
-
-def _prefixes(base: Mapping[str, TensorInfo], task: Mapping[str, TensorInfo]) -> tuple[str, str]:
-    """The prefixes to take off the task's names and to put before them, to get the base's names."""
-    by_suffix: dict[str, list[str]] = defaultdict(list)
-    for name in base:
-        for suffix in _suffixes(name):
-            by_suffix[suffix].append(name)
-    votes: Counter[tuple[str, str]] = Counter()
-    for name, info in task.items():
-        for suffix in _suffixes(name):
-            fits = [b for b in by_suffix.get(suffix, ()) if base[b].shape == info.shape]
-            if len(fits) == 1:
-                votes[name.removesuffix(suffix), fits[0].removesuffix(suffix)] += 1
-            if suffix in by_suffix:
-                break
-    if not votes:
-        return "", ""
-    return max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]), pair))
-
-
-def _suffixes(name: str) -> Iterator[str]:
-    """The name, and what is left of it after each of its dots, longest first."""
-    yield name
-    at = name.find(".")
-    while at >= 0:
-        yield name[at + 1 :]
-        at = name.find(".", at + 1)
-
-
-def _is_float(info: TensorInfo) -> bool:
-    return info.dtype in {"F64", "F32", "F16", "BF16"}

@@ -11,18 +11,21 @@ import torch
 
 from tallstore import codecs
 from tallstore.encoder.engine import check_engine
+from tallstore.encoder.lossless import Lossless
 from tallstore.errors import DeviceError, OptionError
 from tallstore.format.manifest import STORAGES
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
-from tallstore.recipes.solo import RATE
+from tallstore.recipes.solo import LEVELS
 from tallstore.words import parse_size
 
 Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 """Scores a task's state dict; higher is better."""
 
-QUALITIES = {"small": 0.42, "balanced": RATE, "high": 1.63}
-"""Rates of recipe `solo` by name, in bits a parameter that moved: see `benchmarks/README.md`."""
+QUALITIES = LEVELS
+"""How far outputs may be from the fine-tune's, in units of how far the base's are, by name (recipe `solo`)."""
+LOSSLESS = "lossless"
+"""The quality that loses nothing: every tensor is coded against the base's and comes back bit for bit."""
 BASE_STORAGES = (*STORAGES, "bf16")
 """What `base_storage` may be: a place, or the archive itself with fewer bits."""
 
@@ -52,7 +55,9 @@ class Options:
     bits: float | None = None
     """Bits a parameter and task, everything but the base in it, that recipe `solo` may spend."""
     quality: str | None = None
-    """In place of `bits`: `small`, `balanced` (the default) or `high`, by how many parameters moved."""
+    """In place of `bits`: `small`, `balanced` (the default) or `high`, each a level of how far outputs may be from the
+    fine-tune's: bits are what that takes, more for narrow models and fewer for wide ones; or `lossless`: every task
+    comes back bit for bit."""
     kappa: float | None = None
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).
 
@@ -110,9 +115,11 @@ class Options:
         if self.vector is not None:
             _one_of("vector", self.vector, codecs.VECTOR)
         if self.quality is not None:
-            _one_of("quality", self.quality, QUALITIES)
+            _one_of("quality", self.quality, (*QUALITIES, LOSSLESS))
             if self.bits is not None:
                 raise OptionError("bits and quality are two ways to say one thing: give one of them")
+        if self.quality == LOSSLESS and self.recipe != "solo":
+            raise OptionError("quality 'lossless' chooses no vector and no masks: leave recipe out")
         if self.recipe == "solo" and self.vector is not None:
             raise OptionError("recipe 'solo' shares no vector: leave vector out, or choose recipe 'fit'")
         if self.max_error is not None and not 0 <= self.max_error < float("inf"):
@@ -163,7 +170,9 @@ class Options:
 
     def make_recipe(self, names: Sequence[str]) -> Recipe:
         """The recipe with those options that it has. Raises OptionError for options that it has not."""
-        rate = QUALITIES[self.quality] if self.quality is not None else None
+        if self.quality == LOSSLESS:
+            return Lossless()
+        divergence = QUALITIES[self.quality] if self.quality is not None else None
         lam: Any = self.lam
         if isinstance(lam, Mapping):
             if odd := sorted(set(lam) - set(names)):
@@ -171,7 +180,7 @@ class Options:
             lam = {names.index(name): value for name, value in lam.items()}
         # What the masks lose is stored too, and the least error is the least to store.
         kappa = 1.0 if self.exact and self.kappa is None and self.recipe == "solo" else self.kappa
-        given = {"lam": lam, "bits": self.bits, "rate": rate, "kappa": kappa}
+        given = {"lam": lam, "bits": self.bits, "divergence": divergence, "kappa": kappa}
         return make_recipe(self.recipe, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
 from tallstore.encoder.engine import open_engine
-from tallstore.encoder.files import put_file, write_files
+from tallstore.encoder.files import base_files_of, put_file, write_files
 from tallstore.encoder.journal import Journal
-from tallstore.encoder.options import Options
+from tallstore.encoder.match import spelled_as
+from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
-from tallstore.encoder.plan import Plan, plan
+from tallstore.encoder.plan import UNMATCHED, Plan, plan
+from tallstore.encoder.quantized import WithoutLoss
 from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
 from tallstore.format import strict_json
+from tallstore.format.adapter import WEIGHTS, Adapter
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
 from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
@@ -82,7 +86,9 @@ def encode(
             )
             for name in names
         }
-        found = plan(start, opened, allow_distant=chosen.allow_distant)
+        opened = {name: spelled_as(start, task) for name, task in opened.items()}
+        lossless = frozenset(range(len(names))) if chosen.quality == LOSSLESS else frozenset()
+        found = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
@@ -98,16 +104,19 @@ def encode(
         }
         journal = Journal(sink, start, opened, choices)
         stream = Stream(
-            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot
+            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot, lossless
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        warnings = (*journal.warnings, *warnings)
+        warnings = (*journal.warnings, *found.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
-    report = _report(sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up)
+    divergences = [stream.divergence(index) for index in range(len(names))]
+    report = _report(
+        sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up, divergences
+    )
     return Packed(report, stream.by_tensor)
 
 
@@ -140,7 +149,7 @@ def _finish(
     for (name, kind), own in written.items():
         task_parts[name][kind] = tuple(own)
         parts |= own
-    files, records = write_files(sink, tasks)
+    files, records = write_files(sink, tasks, base)
     parts |= records
     card = {"format": "tallstore", "version": VERSION, "tasks": list(tasks)}
     parts["config.json"] = put_file(sink, "config.json", strict_json.dumps(card, indent=1) + b"\n")
@@ -157,7 +166,7 @@ def _finish(
                 id=group,
                 tasks=tuple(tasks),
                 parts=tuple(vector_parts),
-                recipe={"id": options.recipe, "kind": stream.recipe.kind},
+                recipe={"id": stream.recipe.id, "kind": stream.recipe.kind},
             ),
         ),
         tasks={
@@ -166,7 +175,7 @@ def _finish(
                 parts=task_parts[name],
                 files=files[name],
                 source=checkpoint.source,
-                weights=checkpoint.layout,
+                **_as_written(checkpoint, files[name]),
                 measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
                 | ({"scores": dict(scores[name])} if name in scores else {}),
             )
@@ -187,6 +196,17 @@ def _listed(left_out: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
 
 
+def _as_written(checkpoint: Checkpoint, files: Mapping[str, str]) -> dict[str, Any]:
+    """What a task's record says of its weights files, and of an adapter."""
+    if checkpoint.adapter is None:
+        return {"weights": checkpoint.layout}
+    kind = checkpoint.adapter.type
+    return {
+        "adapter": Adapter(type=kind, base_files=base_files_of(checkpoint, files)),
+        "weights": (WeightsFile(path=WEIGHTS),),
+    }
+
+
 def _measured(
     name: str,
     index: int,
@@ -200,19 +220,33 @@ def _measured(
     paths = pulled + [path for path in files.values() if path.startswith(f"tasks/{name}/")]
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
-        **stream.quality[index].measured(),
+        **_lossless(stream.quality[index].measured(), stream, index),
+        **({"bit_for_bit": True} if index in stream.lossless else {}),
+        **({} if checkpoint.adapter is None else {"relative_error": 0.0, "cosine": 1.0}),
+        **({"divergence": stream.divergence(index)} if stream.says_divergence(index) else {}),
         **({"lambda": lam} if lam is not None else {}),
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
+        **({"unmatched": share} if (share := stream.plan.unmatched[index]) > UNMATCHED else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
-        "checkpoint_bytes": tensor_bytes(checkpoint),
+        "checkpoint_bytes": tensor_bytes(checkpoint, stream.plan.ties[index]),
         "bytes": sum(parts[path].size for path in paths),
     }
 
 
-def tensor_bytes(checkpoint: Checkpoint) -> int:
+def _lossless(measured: dict[str, Any], stream: Stream, index: int) -> dict[str, Any]:
+    """What was measured, and of tensors that no error is measured of, since they are coded without loss."""
+    found = stream.without_loss[index]
+    if found is None:
+        return measured
+    if measured["relative_error"] is None and found.coded_bytes:
+        measured |= {"relative_error": 0.0, "cosine": 1.0}
+    return measured | {"without_loss": asdict(found)}
+
+
+def tensor_bytes(checkpoint: Checkpoint, ties: Collection[str]) -> int:
     """Bytes that a checkpoint's tensors take, tied ones once."""
-    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in checkpoint.ties)
+    return sum(i.numel * ITEM_BYTES[i.dtype] for n, i in checkpoint.tensors.items() if n not in ties)
 
 
 def _report(
@@ -225,6 +259,7 @@ def _report(
     warnings: tuple[str, ...],
     seconds: float,
     taken_up: int,
+    foretold: Sequence[float | None],
 ) -> PackReport:
     by_kind = manifest.bytes_by_kind(manifest_bytes)
     return PackReport(
@@ -234,16 +269,21 @@ def _report(
                 bytes=task.measured["bytes"],
                 relative_error=task.measured["relative_error"],
                 cosine=task.measured["cosine"],
+                divergence=foretold[index],
                 density=task.measured["density"],
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
+                without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
+                unmatched=found.unmatched[index],
+                adapter=task.adapter.type if task.adapter is not None else None,
                 left_out=tasks[name].left_out,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },
         bytes=by_kind,
-        checkpoints_bytes=tensor_bytes(base) + sum(tensor_bytes(task) for task in tasks.values()),
+        checkpoints_bytes=tensor_bytes(base, found.base_ties)
+        + sum(tensor_bytes(task, ties) for task, ties in zip(tasks.values(), found.ties, strict=True)),
         bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),
         seconds=seconds,
         warnings=warnings,

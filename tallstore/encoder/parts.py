@@ -68,6 +68,11 @@ class PartWriter:
             self._spool = self._spool or Spool(self._sink.work / f"spool-{self.path.replace('/', '~')}")
             self._chunks.append(self._spool.add(data))
 
+    def size_of(self, name: str) -> int:
+        """Coded bytes of a tensor that was ended; 0 of any other."""
+        entry = self._entries.get(name)
+        return 0 if entry is None or entry.coded is None else entry.coded.size
+
     @property
     def coded_bytes(self) -> int:
         """Of the tensors so far, their padding with them."""

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tallstore.adapters import check_base, sorted_tensors
 from tallstore.checkpoints import Checkpoint
+from tallstore.checkpoints.quantized import Quantized, find_quantized
 from tallstore.encoder.components import matched
 from tallstore.encoder.match import Match
-from tallstore.format.dtypes import MASKABLE
+from tallstore.encoder.ties import tied_names
+from tallstore.errors import CheckpointError
+from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
+from tallstore.format.manifest import names_of
 
+UNMATCHED = 0.05
+"""Share of a task's parameters without a counterpart above which it is a warning."""
 SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
+_WORTH = 1 << 13
+"""Bytes from which on a tensor that no mask fits is coded against the base's: of fewer there is little to save."""
+
+KEPT = "adapter, kept as it is"
+"""Why an adapter's tensors are stored whole."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class User:
     """Whether it may be masked. If not, it is the base's tensor or stored whole."""
     alike: bool
     """Whether it may not, but has the base's type and shape, so that it can be the base's tensor."""
+    lossless: bool = False
+    """Whether its own kind asks for that: it is quantized, or of a type that no mask fits."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +63,114 @@ class Plan:
     unmoved: list[dict[str, str]] = field(default_factory=list)
     """Unmasked tensors that are the base's to the last bit: the task's name → the base's."""
     missing: list[tuple[str, ...]] = field(default_factory=list)
+    quantized: list[Quantized | None] = field(default_factory=list)
+    """The quantized tensors of each task."""
+    unmatched: list[float] = field(default_factory=list)
+    """Share of a task's parameters that have no counterpart in the base."""
+    warnings: list[str] = field(default_factory=list)
+    ties: list[dict[str, str]] = field(default_factory=list)
+    """Tensors that are the same as an earlier one, and are stored once: name → that one's name."""
+    base_ties: dict[str, str] = field(default_factory=dict)
+    """The same of the base."""
 
 
-def plan(base: Checkpoint, tasks: Mapping[str, Checkpoint], *, allow_distant: bool) -> Plan:
-    """Match every task with the base. Raises WrongBaseError where they do not belong together."""
-    found = Plan(users={name: [] for name in base.tensors})
+def plan(
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    *,
+    allow_distant: bool,
+    lossless: frozenset[int] = frozenset(),
+) -> Plan:
+    """Match every task with the base.
+
+    `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
+
+    Raises:
+        WrongBaseError: they do not belong together.
+        CheckpointError: the base is an adapter.
+    """
+    if base.adapter is not None:
+        raise CheckpointError(
+            f"{base.where}: an adapter in place of the base: the base comes first; name the model that the adapter was "
+            "trained on"
+        )
+    found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
-        matches = matched(base, task, allow_distant=allow_distant)
+        if task.adapter is not None:
+            _plan_adapter(found, base, task, allow_distant=allow_distant)
+            continue
+        ties, quantized = tied_names(task, base), find_quantized(task)
+        matches = matched(base, task, ties, allow_distant=allow_distant)
+        found.ties.append(ties)
         found.private.append({})
         found.unmoved.append({})
+        found.quantized.append(quantized)
         for name in task.tensors:
-            if name in task.ties:
+            if name in ties:
                 continue
-            if name not in matches:
+            if name not in matches or (matches[name].rows is not None and task.tensors[name].dtype in PACKED):
                 found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
                 continue
-            found.users[matches[name].base].append(_user(base, task, index, name, matches[name]))
-        used = {m.base for m in matches.values()}
-        found.missing.append(tuple(n for n in base.tensors if n not in used))
+            found.users[matches[name].base].append(
+                _user(base, task, index, name, matches[name], quantized, lossless=index in lossless)
+            )
+        used = {found.base_ties.get(m.base, m.base) for m in matches.values()}
+        found.missing.append(tuple(n for n in base.tensors if found.base_ties.get(n, n) not in used))
+        _note_unmatched(found, base, task)
     return found
 
 
-def _user(base: Checkpoint, task: Checkpoint, index: int, name: str, found: Match) -> User:
+def _plan_adapter(found: Plan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
+    """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
+    assert task.adapter is not None
+    if not allow_distant:
+        check_base(
+            sorted_tensors(task.tensors),
+            {name: info.shape for name, info in task.tensors.items()},
+            {name: info.shape for name, info in base.tensors.items()},
+            config=task.adapter.config,
+            where=task.where,
+            base_where=base.where,
+        )
+    ties = dict(task.ties)
+    found.ties.append(ties)
+    found.private.append({name: Whole(KEPT, "unmatched") for name in task.tensors if name not in ties})
+    found.unmoved.append({})
+    found.missing.append(())
+    found.unmatched.append(0.0)
+    found.quantized.append(None)
+
+
+def _note_unmatched(found: Plan, base: Checkpoint, task: Checkpoint) -> None:
+    """How much of the last task finds no counterpart; a warning where it is much."""
+    names = [name for name, whole in found.private[-1].items() if whole.word == "unmatched"]
+    total = sum(info.numel for name, info in task.tensors.items() if name not in found.ties[-1])
+    share = sum(task.tensors[name].numel for name in names) / total if total else 0.0
+    found.unmatched.append(share)
+    if share > UNMATCHED:
+        unused = f"; the base has {names_of(found.missing[-1])} unused" if found.missing[-1] else ""
+        found.warnings.append(
+            f"{task.where}: {100 * share:.2g} % of its parameters find no counterpart in {base.where} and are stored "
+            f"whole ({names_of(names)}){unused}"
+        )
+
+
+def _user(
+    base: Checkpoint,
+    task: Checkpoint,
+    index: int,
+    name: str,
+    found: Match,
+    quantized: Quantized | None,
+    *,
+    lossless: bool,
+) -> User:
     info, start = task.tensors[name], base.tensors[found.base]
     covered = info.numel if found.rows is None else found.rows * (info.numel // info.shape[0])
-    masked = info.dtype in MASKABLE and start.dtype in MASKABLE and covered >= SMALL
-    return User(index, name, found, covered, masked, not masked and info == start)
+    if {info.dtype, start.dtype} <= set(MASKABLE):
+        fits, own = True, quantized is not None and name in quantized.tensors
+    else:
+        own = info.dtype == start.dtype and covered * ITEM_BYTES[info.dtype] >= _WORTH
+        fits = own or (lossless and info.dtype == start.dtype)
+    masked = fits and covered >= SMALL
+    return User(index, name, found, covered, masked, not masked and info == start, masked and own)

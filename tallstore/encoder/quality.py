@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.kernels import fast
+from tallstore.kernels.native import encode
 
 _DIGITS = 6
 """Significant digits that are recorded: sums of floats may differ in the last ones between machines."""
@@ -51,9 +51,9 @@ class Quality:
     def measured(self) -> dict[str, Any]:
         """For the manifest. Ratios are None where the task did not move or nothing was kept."""
         return {
-            "relative_error": _round(math.sqrt(self.error / self.norm)) if self.norm else None,
-            "cosine": _round(self.dot / math.sqrt(self.norm * self.kept)) if self.norm and self.kept else None,
-            "density": _round(self.on / self.parameters) if self.parameters else 0.0,
+            "relative_error": significant(math.sqrt(self.error / self.norm)) if self.norm else None,
+            "cosine": significant(self.dot / math.sqrt(self.norm * self.kept)) if self.norm and self.kept else None,
+            "density": significant(self.on / self.parameters) if self.parameters else 0.0,
             "masked_parameters": self.parameters,
         }
 
@@ -91,13 +91,10 @@ def sums(tau: Tensor, vector: Tensor, symbols: Tensor, kind: str) -> Tensor:
 
 def agreement(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
     """The same of one τ and what is kept of it, both float32 or both float64, shape (N,), whatever is behind that."""
-    compiled = fast.encode_kernels()
-    if compiled is None:
-        on = (kept != 0).to(torch.uint8)
-        return tuple(sums(tau[None], kept, on[None], "binary")[0].tolist())
-    blocks = np.empty((N_SUMS - 1, -(-len(tau) // BLOCK)))
-    compiled.agreement(blocks, tau.numpy(), kept.numpy())
-    return *add_blocks(torch.from_numpy(blocks)).tolist(), float(np.count_nonzero(kept.numpy()))
+    if encode.available():
+        return *encode.agree(tau.numpy(), kept.numpy()), float(np.count_nonzero(kept.numpy()))
+    on = (kept != 0).to(torch.uint8)
+    return tuple(sums(tau[None], kept, on[None], "binary")[0].tolist())
 
 
 def add_blocks(found: Tensor) -> Tensor:
@@ -124,5 +121,6 @@ def scaled(found: Sequence[float], scale: float) -> tuple[float, ...]:
     return max(error, 0.0), norm, scale * scale * kept, scale * dot, on
 
 
-def _round(value: float) -> float | None:
+def significant(value: float) -> float | None:
+    """A value as it is recorded; None where it is not finite."""
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

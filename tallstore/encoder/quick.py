@@ -1,4 +1,4 @@
-"""The choice of masks on the CPU in one compiled pass, for what is packed most: signs above a threshold, over v = 1.
+"""The choice of masks by the native library, for what is packed most: signs above a threshold, over v = 1.
 
 What is chosen and measured is bit for bit what `chunk.choose` has.
 """
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from tallstore.codecs.base import Bytes, VectorCodec
-from tallstore.encoder.chunk import TILE, Choice, Row, spans, tile_type
 from tallstore.encoder.quality import N_SUMS
-from tallstore.kernels import cpu, fast
+from tallstore.encoder.tile import TILE, Choice, Row, spans
+from tallstore.kernels import cpu
+from tallstore.kernels.forms import FLOAT32
+from tallstore.kernels.native import encode
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.dither import unmixed
@@ -23,14 +25,17 @@ __all__ = ["choose"]
 
 
 def choose(
-    base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: VectorCodec, tensor: str, start: int
-) -> Choice | None:
-    """What `chunk.choose` does; None for what has no compiled kernel."""
-    rule = recipe.rule([row.task for row in rows], tensor) if rows else None
-    if rule is None or (rule.vector, rule.mask, codec.id) != ("ones", "above", "ones"):
-        return None
-    if tile_type(rows) != torch.float32:
-        return None
+    base: Tensor,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    codec: VectorCodec,
+    device: torch.device,  # noqa: ARG001 - the CPU does it
+    tensor: str,
+    start: int,
+) -> Choice:
+    """What `chunk.choose` does, of rows whose backend is the native one."""
+    rule = recipe.rule([row.task for row in rows], tensor)
+    assert rule is not None
     n = len(base)
     cuts = spans(n, rows)
     totals = np.zeros((len(rows), N_SUMS))
@@ -57,17 +62,14 @@ def _mark(
     start: int,
     cuts: Sequence[tuple[int, int]],
 ) -> None:
-    compiled = fast.encode_kernels()
-    assert compiled is not None
     low, width = np.float32(rule.limits[at]), np.float32(rule.widths[at])
-    own = weights.to(torch.float32).numpy()
-    before = base[: len(weights)].to(weights.dtype).to(torch.float32).numpy()
-    moved = np.zeros(1, np.bool_)
+    source = encode.Row(FLOAT32, data=weights.to(torch.float32).contiguous().numpy())
+    before = base[: len(weights)].to(weights.dtype).to(torch.float32).contiguous().numpy()
+    seen = encode.Seen()
     for a, b in cuts:
         marks = packed[a // 4 : -(-b // 4)] if not a % 4 else np.empty(-(-(b - a) // 4), np.uint8)
-        compiled.marks_above(
-            marks, sums, moved, own[a:b], before[a:b], low, width, unmixed(start + a, rule.seeds[at]), TILE
-        )
+        begin = unmixed(start + a, rule.seeds[at])
+        encode.mark(marks, sums, seen, source, a, before[a:b], float(low), float(width), begin)
         if a % 4:
             whole = np.concatenate([cpu.unpack(packed, "signed", a), cpu.unpack(marks, "signed", b - a)])
             packed[: -(-b // 4)] = cpu.pack(whole, "signed")

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tallstore.encoder.quantized import WithoutLoss, note_of
+
 Progress = Callable[[str, int, int], None]
 """Called now and then with: what is being done, how much of it is done, and how much there is."""
 
@@ -21,6 +23,8 @@ class TaskReport:
     """‖τ̂ − τ‖ / ‖τ‖ over the tensors that have a base; None if nothing moved."""
     cosine: float | None
     """Between τ̂ and τ."""
+    divergence: float | None
+    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are (recipe `solo`)."""
     density: float
     """Share of parameters whose mask is on."""
     parameters: int
@@ -29,6 +33,12 @@ class TaskReport:
     """Tensors stored whole, and why."""
     missing: tuple[str, ...]
     """Base tensors that the task lacks."""
+    without_loss: WithoutLoss | None = None
+    """Its tensors that are packed without loss for what they are: quantized, or of types that no mask fits."""
+    adapter: str | None = None
+    """The method, of an adapter: it is kept as it is."""
+    unmatched: float = 0.0
+    """Share of the parameters that find no counterpart in the base, and are stored whole."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What of its folder or file is not in the archive, and why."""
 
@@ -51,6 +61,12 @@ class PackReport:
     taken_up: int = 0
     """Batches of work that an earlier run had finished: see `Options.resume`."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is good to know: nothing to act on."""
+        found = ((name, task.without_loss) for name, task in self.tasks.items())
+        return tuple(note_of(name, told) for name, told in found if told is not None)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}

@@ -1,8 +1,8 @@
-"""Rows straight from their files: each is read, looked at and measured or marked in one compiled call.
+"""Rows straight from their files: each is read, looked at and measured or marked in one call of the native library.
 
 What most packing is: float32 against float32, or bfloat16 or float16 against the same, each row by itself, signs above
-a threshold over v = 1. What is found is bit for bit what `work` finds of rows that it reads; whatever is out of the
-ordinary, an error too, is left to it.
+a threshold over v = 1. What is found is bit for bit what `work` finds of rows that it reads. A row of which that cannot
+be known beforehand (it holds a NaN, its file ends within it) is a `Fallback`: it takes the general way, errors too.
 
 Of a narrow row the sums are of what a reader gets, in which its type's rounding has a part (see `kept`): marks and
 their scale are found in float32, and what is kept is measured over the row once more.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -21,23 +22,33 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
-from tallstore.encoder.chunk import TILE, Made
-from tallstore.encoder.leveled import CODEC, encode
+from tallstore.encoder.chunk import Made
+from tallstore.encoder.leveled import encode
 from tallstore.encoder.quality import N_SUMS, scaled
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
 from tallstore.kernels.forms import BFLOAT16, FLOAT16, FLOAT32
+from tallstore.kernels.native import encode as native
+from tallstore.kernels.rules import Rule
 from tallstore.kernels.scratch import scratch
-from tallstore.recipes.allocation import SHIFT, Levels, Magnitudes, tallies
+from tallstore.recipes.allocation import BINS, SHIFT, Levels, Magnitudes
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.dither import unmixed
-from tallstore.tensors import TORCH, as_bytes
+from tallstore.tensors import TORCH
 
-__all__ = ["Start", "counted", "leveled", "marked", "moved", "reach", "start_of"]
+__all__ = ["Fallback", "Start", "counted", "leveled", "marked", "moved", "reach", "row_in_file", "start_of"]
 
 Singles = npt.NDArray[np.float32]
 _FAR, _NEAR = 2.0**100, {torch.float16: 2.0**15}
 _FORMS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 """Types of rows that go straight."""
+
+
+class Fallback(Enum):
+    """Why a row takes the general way after all."""
+
+    CUT_OFF = "its file ends within it"
+    OUT_OF_REACH = "it holds NaN, Inf, or numbers with which sums could overflow"
+    SCALE = "its scale or its levels are no finite numbers"
 
 
 def reach(kind: torch.dtype) -> float:
@@ -56,149 +67,113 @@ class Start:
 
 
 def start_of(base: Tensor, largest: float) -> Start | None:
-    """Where rows begin that go straight, in this thread's memory or the base's own; None where none does.
+    """Where rows begin that go straight, in this thread's memory or the base's own; None where rows over it cannot.
 
     Args:
         base: θ0, flat.
         largest: its largest magnitude; not finite if there is a NaN.
     """
-    compiled, form = fast.kernels(), _FORMS.get(base.dtype)
-    if compiled is None or form is None or not largest <= reach(base.dtype):
+    form = _FORMS.get(base.dtype)
+    if not native.available() or form is None or not largest <= reach(base.dtype):
         return None
     if form == FLOAT32:
         return Start(base.numpy(), base.dtype)
     values = scratch("start", len(base), np.float32)
-    compiled.widen(values, as_bytes(base).view(np.uint16), base.dtype == torch.bfloat16)
+    torch.from_numpy(values).copy_(base)
     return Start(values, base.dtype)
 
 
-def counted(
-    checkpoint: Checkpoint, name: str, cut: Sequence[npt.NDArray[np.int64]], base: Start
-) -> list[Magnitudes] | None:
-    """|τ| of each tile of a tensor; None where this is not the way.
+def row_in_file(checkpoint: Checkpoint, name: str, base: Start) -> native.Row | None:
+    """A task's tensor as kernels read it; None where it has no place in a file, or not the base's type."""
+    place = checkpoint.place(name)
+    if place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
+        return None
+    return native.Row(_FORMS[base.kind], *place)
+
+
+def counted(row: native.Row, cut: Sequence[npt.NDArray[np.int64]], base: Start) -> list[Magnitudes] | Fallback:
+    """|τ| of each tile of a tensor.
 
     Args:
-        checkpoint: of the task.
-        name: of its tensor.
+        row: the task's tensor.
         cut: of each tile its runs: the first element of each and the one behind its last, shape (R, 2).
         base: θ0 of all of these elements, one behind the other.
     """
-    read, compiled, place = fast.pack_kernels(), fast.encode_kernels(), checkpoint.place(name)
-    if read is None or compiled is None or place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
-        return None
-    seen, found, done, form = np.zeros(2, np.uint32), [], 0, _FORMS[base.kind]
+    seen, found, done = native.Seen(), [], 0
     for runs in cut:
         end = len(base.values) if runs is cut[-1] else done + int((runs[:, 1] - runs[:, 0]).sum())
-        before = base.values[done:end]
-        tables, sums = tallies(len(before))
-        if read.tally(tables, sums, seen, *place, runs, before, SHIFT, form) != len(before):
-            return None
-        found.append(Magnitudes(*compiled.tallied(tables, sums)))
-        done += len(before)
-    return found if _largest(seen) <= reach(base.kind) else None
+        tally = native.tally_row(seen, row, runs, base.values[done:end], SHIFT, BINS)
+        if tally is None:
+            return Fallback.CUT_OFF
+        found.append(Magnitudes(*tally))
+        done = end
+    return found if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
 
 
-def moved(
-    checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]], base: Start
-) -> tuple[Singles, bool] | None:
+def moved(row: native.Row, runs: Sequence[tuple[int, int]], base: Start) -> tuple[Singles, bool] | Fallback:
     """τ of runs of a tensor, one behind the other, in this thread's memory, and whether any bit differs.
 
-    None where this is not the way.
-
     Args:
-        checkpoint: of the task.
-        name: of its tensor.
+        row: the task's tensor.
         runs: the first element of each and the one behind its last.
         base: θ0 of the same elements.
     """
-    compiled, place = fast.pack_kernels(), checkpoint.place(name)
-    if compiled is None or place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
-        return None
-    n = len(base.values)
-    tau, seen = scratch("tau", n, np.float32), np.zeros(2, np.uint32)
-    done = compiled.moved(tau, seen, *place, np.array(runs, np.int64), base.values, _FORMS[base.kind])
-    return (tau, bool(seen[0])) if done == n and _largest(seen) <= reach(base.kind) else None
+    tau, seen = scratch("tau", len(base.values), np.float32), native.Seen()
+    if not native.subtract(tau, seen, row, np.array(runs, np.int64), base.values):
+        return Fallback.CUT_OFF
+    return (tau, seen.differs) if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
 
 
 def marked(
-    checkpoint: Checkpoint,
-    name: str,
-    start: int,
-    base: Start,
-    recipe: Recipe,
-    mask: MaskCodec,
-    task: int,
-    tensor: str,
-) -> tuple[Made, bool] | None:
-    """What becomes of a chunk of a row, and whether it is not the base's in every bit; None where this is not the way.
+    row: native.Row, start: int, base: Start, rule: Rule, recipe: Recipe, mask: MaskCodec, task: int
+) -> tuple[Made, bool] | Fallback:
+    """What becomes of a chunk of a row, and whether it is not the base's in every bit.
 
     Args:
-        checkpoint: of the task.
-        name: of its tensor.
+        row: the task's tensor.
         start: where in the tensor the chunk begins.
         base: θ0 of the chunk's elements.
+        rule: the recipe's for this task alone: signs above a threshold, over v = 1.
         recipe: its statistics are finished.
         mask: codec of the masks.
         task: index into the zoo's task list.
-        tensor: the base's name of the tensor.
     """
-    compiled, place = fast.pack_kernels(), checkpoint.place(name)
-    if compiled is None or place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
-        return None
-    rule = recipe.rule([task], tensor)
-    if rule is None or (rule.vector, rule.mask) != ("ones", "above") or recipe.levels(task, tensor) is not None:
-        return None
-    n, (handle, first), form = len(base.values), place, _FORMS[base.kind]
-    at, words = first + base.kind.itemsize * start, scratch("words", 0 if form == FLOAT32 else n, np.uint16)
-    packed, differs = scratch("marks", cpu.packed_size(recipe.kind, n), np.uint8), np.zeros(1, np.bool_)
-    seen = np.zeros(2, np.uint32)
-    found, low, width = np.zeros(N_SUMS), np.float32(rule.limits[0]), np.float32(rule.widths[0])
-    begin = unmixed(start, rule.seeds[0])
-    done = compiled.marks_above(
-        packed, found, differs, seen, words, handle, at, base.values, low, width, begin, TILE, form
-    )
+    n = len(base.values)
+    words = None if row.form == FLOAT32 else scratch("words", n, np.uint16)
+    packed, seen, found = scratch("marks", cpu.packed_size(recipe.kind, n), np.uint8), native.Seen(), np.zeros(N_SUMS)
+    low, width = float(np.float32(rule.limits[0])), float(np.float32(rule.widths[0]))
+    if not native.mark(packed, found, seen, row, start, base.values, low, width, unmixed(start, rule.seeds[0]), words):
+        return Fallback.CUT_OFF
     _, norm, kept, dot, on = found.tolist()
     # A float32 or bfloat16 beyond reach is 2^77 at the least from any within, the square of which float32 has no more.
-    if done != n or not math.isfinite(norm) or not _largest(seen) <= reach(base.kind):
-        return None
+    if not math.isfinite(norm) or not seen.largest <= reach(base.kind):
+        return Fallback.OUT_OF_REACH
     sums: tuple[float, ...] = (norm - 2 * dot + kept, norm, kept, dot, on)
     scale = float(np.float32(recipe.scale(task, sums)))
-    if form == FLOAT32:
+    if words is None:
         sums = scaled(sums, scale)
     elif not 0 <= scale < math.inf:
-        return None
+        return Fallback.SCALE
     else:
-        compiled.rounded_marks(found, words, base.values, packed, np.float32(scale), form)
-        sums = tuple(found.tolist())
-    return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, sums), bool(differs[0])
+        sums = (*native.measure_marks(words, base.values, packed, scale, row.form), on)
+    return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, sums), seen.differs
 
 
-def leveled(
-    checkpoint: Checkpoint, name: str, start: int, base: Start, levels: Levels, seed: int
-) -> tuple[Made, bool] | None:
+def leveled(row: native.Row, start: int, base: Start, levels: Levels, seed: int) -> tuple[Made, bool] | Fallback:
     """The same of a row that gets levels of its own.
 
     Args:
-        checkpoint: of the task.
-        name: of its tensor.
+        row: the task's tensor.
         start: where in the tensor the chunk begins.
         base: θ0 of the chunk's elements.
         levels: where they begin.
         seed: of the dither.
     """
-    compiled, found = fast.pack_kernels(), moved(checkpoint, name, [(start, start + len(base.values))], base)
-    if compiled is None or found is None:
-        return None
+    found = moved(row, [(start, start + len(base.values))], base)
+    if isinstance(found, Fallback):
+        return found
     tau, differs = found
-    coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8))
-    sums = np.array(coded.sums)
-    if base.kind != torch.float32:
-        if not np.isfinite(coded.table).all():
-            return None
-        compiled.rounded_levels(sums, tau, base.values, coded.indices, coded.table, _FORMS[base.kind])
-    return Made("delta", coded.data, 1.0, tuple(sums.tolist()), CODEC.id), differs
-
-
-def _largest(seen: npt.NDArray[np.uint32]) -> float:
-    """The largest magnitude that was seen; not finite if there was a NaN."""
-    return float(seen[1:].view(np.float32)[0])
+    coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8), base.values, row.form)
+    if row.form != FLOAT32 and not np.isfinite(coded.table).all():
+        return Fallback.SCALE
+    return Made("delta", coded.data, 1.0, coded.sums, coded.codec), differs

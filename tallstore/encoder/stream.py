@@ -21,13 +21,15 @@ from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import Plan, User, Whole
-from tallstore.encoder.quality import Quality
+from tallstore.encoder.quality import Quality, significant
+from tallstore.encoder.quantized import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.report import Progress
 from tallstore.encoder.work import BUDGET, WORDS, Piece, Tools
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
+from tallstore.kernels.cpu import SYMBOL_BITS
 from tallstore.recipes.base import Recipe, ZooFacts
 from tallstore.stores import Sink
 
@@ -138,6 +140,7 @@ class Stream:
         exact: frozenset[int],
         journal: Journal,
         slot: Slot,
+        lossless: frozenset[int] = frozenset(),
     ) -> None:
         self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
         self.identity: dict[str, BaseTensor] = {}
@@ -145,7 +148,13 @@ class Stream:
         self.by_tensor: dict[tuple[int, str], TensorCost] = {}
         """(task, base tensor) → what it costs and keeps."""
         self.warnings: list[str] = []
-        self.exact = exact
+        self.without_loss: list[WithoutLoss | None] = []
+        """Of each task, once the pass is done."""
+        self._coded: list[dict[str, int]] = [{} for _ in tasks]
+        """Coded bytes of tensors that are coded without loss for what they are, by the task's name; 0 of the base's."""
+        self.exact = exact - lossless
+        self.lossless = lossless
+        """Tasks of which every tensor is stored without loss."""
         self.chunk = slot.chunk or chunk_elements(len(tasks))
         self._first = slot.first
         self.taken_up = 0
@@ -164,6 +173,7 @@ class Stream:
             lossless=codecs.WHOLE["planes+zstd"],
             forms=forms,
             exact=exact,
+            exactly=lossless,
         )
         self._progress = progress
         self._done, self._total = 0, self._bytes_to_read()
@@ -177,6 +187,20 @@ class Stream:
         for name in self.base.tensors:
             self._tensor(name, done, writers)
         self._wholes(engine, writers)
+        for index in range(len(self.tasks)):
+            self._sum_up(index, writers)
+        found = [(task, self.recipe.warning(index)) for index, task in enumerate(self.tasks)]
+        self.warnings += [f"{task.where}: {warning}" for task, warning in found if warning]
+
+    def divergence(self, index: int) -> float | None:
+        """What the recipe foretells of a task, to as many digits as are recorded."""
+        found = self.recipe.foretold(index)
+        return None if found is None else significant(found)
+
+    def says_divergence(self, index: int) -> bool:
+        """Whether the archive says it: where it was asked for, or where it is too much."""
+        asked = self._options.bits is None and self.recipe.foretold(index) is not None
+        return asked or bool(self.recipe.warning(index))
 
     def _statistics(self, engine: Engine) -> None:
         tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.base.tensors]
@@ -219,17 +243,39 @@ class Stream:
                 yield facts, context.result(number)
 
     def _facts(self) -> ZooFacts:
-        infos = [task.tensors for task in self.tasks]
+        # Adapters are no models: what they cost is no part of the bits that the others are given.
+        infos = [task.tensors if task.adapter is None else {} for task in self.tasks]
         whole = [
             infos[index][name].numel * ITEM_BYTES[infos[index][name].dtype] * 8
             for index, private in enumerate(self.plan.private)
             for name in private
+            if name in infos[index]
         ]
         return ZooFacts(
-            parameters=sum(info.numel for tensors in infos for info in tensors.values()),
+            parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),
             fixed_bits=float(sum(whole)),
             first=self._first,
+            shapes={name: info.shape for name, info in self.base.tensors.items()},
         )
+
+    def _codes(self) -> int:
+        """Elements of tensors whose bits no recipe chooses."""
+        return sum(user.covered for users in self.plan.users.values() for user in users if user.lossless)
+
+    def _sum_up(self, index: int, writers: Writers) -> None:
+        """What there is to say of a task's tensors that are coded without loss for what they are."""
+        task = self.tasks[index]
+        at_home = {
+            user.name
+            for name, users in self.plan.users.items()
+            for user in users
+            if user.task == index and task.tensors[user.name].dtype == self.base.tensors[name].dtype
+        }
+        whole = {name: writers.privates[index].size_of(name) for name in self.plan.private[index]}
+        found = count_without_loss(task, self.plan.quantized[index], whole, self._coded[index], at_home)
+        self.without_loss.append(found)
+        if found is not None:
+            self.warnings += warnings_of(task.where, self.base.where, found)
 
     def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:
         info = self.base.tensors[name]
@@ -248,8 +294,8 @@ class Stream:
         self.identity[name] = BaseTensor(dtype=info.dtype, shape=info.shape, sha256=sha256)
         if any([self._end(name, each, writers) for each in growing]):  # noqa: C419 - every one is to be ended
             writers.vector.end(name, self._tools.vector.id, self.chunk, Entry(kind="vector", shape=info.shape))
-        if writers.base is not None and name in self.base.ties:
-            writers.base.note(name, Entry(kind="tied", to=self.base.ties[name]))
+        if writers.base is not None and name in self.plan.base_ties:
+            writers.base.note(name, Entry(kind="tied", to=self.plan.base_ties[name]))
         elif writers.base is not None:
             entry = Entry(kind="whole", dtype=info.dtype, shape=info.shape)
             writers.base.end(name, self._options.base_codec, self.chunk, entry)
@@ -283,13 +329,15 @@ class Stream:
             if why != BUDGET:
                 self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
-        if each.moved and user.task in self.exact:
+        if each.moved and user.task in self.exact and each.kind != "lossless":
             shape = info.shape if user.match.rows is None else (user.match.rows, *info.shape[1:])
             words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
             writers.exacts[user.task].end(user.name, "planes+zstd", self.chunk, words)
         if user.covered < info.numel:
             self.plan.private[user.task][user.name] = Whole("rows beyond the base's", start=user.covered)
         facts: dict[str, Any] = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
+        if user.lossless:
+            return self._end_lossless(each, facts, writer)
         if not each.moved:
             writer.note(user.name, Entry(kind="base", **facts))
             gap = each.quality.error
@@ -303,7 +351,19 @@ class Stream:
         self.by_tensor[user.task, name] = TensorCost(error, norm, user.covered, each.codec or each.kind)
         writer.end(user.name, codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
         self.quality[user.task].merge(each.quality)
-        return each.kind != "delta"
+        return each.kind in SYMBOL_BITS
+
+    def _end_lossless(self, each: _Growing, facts: Mapping[str, Any], writer: PartWriter) -> bool:
+        """End one that is coded without loss for what it is. Of it no error is measured: that is of masked tensors."""
+        user = each.user
+        if each.moved:
+            writer.end(user.name, each.codec, self.chunk, Entry(kind=each.kind, **facts))
+        else:
+            writer.note(user.name, Entry(kind="base", **facts))
+        self._coded[user.task][user.name] = writer.size_of(user.name)
+        if user.task in self.lossless:
+            self.quality[user.task].merge(each.quality)
+        return False
 
     def _unmasked(self, name: str, alike: Sequence[bool]) -> None:
         """Tensors that are not masked: the base's if they are equal to the last bit, else whole."""
@@ -337,7 +397,7 @@ class Stream:
             info = checkpoint.tensors[name]
             mask.note(name, Entry(kind="base", dtype=info.dtype, shape=info.shape, base=base_name))
             self.quality[index].add_unmoved(info.numel)
-        for name, to in checkpoint.ties.items():
+        for name, to in self.plan.ties[index].items():
             mask.note(name, Entry(kind="tied", to=to))
         for name, whole in self.plan.private[index].items():
             if not whole.start:

@@ -19,20 +19,25 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, RoundedBase
 from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
-from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, tiles
+from tallstore.encoder.backend import is_by_sign
+from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
+from tallstore.encoder.lossless import NAN_IN_BASE, encode_row
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import Start, counted, leveled, marked, reach, start_of
+from tallstore.encoder.straight import Fallback, Start, counted, leveled, marked, reach, row_in_file, start_of
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import fast
 from tallstore.kernels.cpu import difference
+from tallstore.kernels.native import encode as native
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe, Statistic
+from tallstore.recipes.coherence import COLUMNS, picked
 from tallstore.tensors import TORCH, as_bytes
 
 WHOLE = "whole"
 """The form of a tensor that a budget wants stored whole."""
+LOSSLESS = "lossless"
+"""The form of a tensor that is coded against the base's without loss."""
 BUDGET = "the error budget asks for it"
 WORDS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
 """Unsigned integers by bytes an element."""
@@ -143,6 +148,12 @@ class Tools:
     """(task, base tensor) → the vector codec of a delta of its own, or WHOLE: what a budget asks for."""
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
+    exactly: frozenset[int] = frozenset()
+    """Tasks of which every tensor has the form LOSSLESS."""
+
+    def is_lossless(self, user: User, base: str) -> bool:
+        """Whether a tensor that comes from the base's of that name is coded without loss."""
+        return user.lossless or user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
 
     @property
     def origin(self) -> Checkpoint:
@@ -182,19 +193,38 @@ def _apart(item: Item, tools: Tools) -> bool:
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
     """What a statistic measures on an item's tiles, and how many bytes it stands for."""
+    item = replace(item, users=tuple(user for user in item.users if not user.lossless))
     if not item.users:
         return [], 0
     runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
+    rows = _few_rows(item, tools, statistic) if statistic.by_row and not item.start else []
     if _apart(item, tools):
         measured, size = _rows_measured(item, runs, tools, statistic, weight)
-        return measured, round(size * weight)
-    measured, size = [], 0
+        return rows + measured, round(size * weight)
+    measured, size = rows, 0
     for run in runs:
         found = read(run, tools)
         size += found.bytes
         measured += _tiles_measured(item, run.users, found, run.start, statistic, weight)
     return measured, round(size * weight)
+
+
+def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
+    """What a statistic measures on a few rows of a matrix: all of the tensor's, not the item's alone."""
+    shape = tools.base.tensors[item.name].shape
+    width = math.prod(shape[1:])
+    found = []
+    for user in item.users if len(shape) > 1 and width else ():
+        columns = min(width, COLUMNS)
+        runs = [(row * width, row * width + columns) for row in picked(user.covered // width)]
+        sides = []
+        for checkpoint, name in ((tools.origin, item.name), (tools.tasks[user.task], user.name)):
+            sides.append(torch.empty(len(runs) * columns, dtype=TORCH[checkpoint.tensors[name].dtype]))
+            checkpoint.read_runs(name, runs, sides[-1])
+        tau = task_vector(*sides).to(torch.float32).view(len(runs), columns)
+        found.append(statistic.measure_rows(user.task, item.name, tau))
+    return found
 
 
 def _tiles_measured(
@@ -218,10 +248,12 @@ def _rows_measured(
     for user in item.users:
         checkpoint = tools.tasks[user.task]
         size += base.numel() * ITEM_BYTES[checkpoint.tensors[user.name].dtype]
-        straight = None if plain is None or not statistic.by_magnitude else counted(checkpoint, user.name, cut, plain)
-        if straight is not None:
-            measured += [statistic.measure_counted(user.task, item.name, each, weight) for each in straight]
-            continue
+        row = row_in_file(checkpoint, user.name, plain) if statistic.by_magnitude and plain is not None else None
+        if row is not None and plain is not None:
+            straight = counted(row, cut, plain)
+            if not isinstance(straight, Fallback):
+                measured += [statistic.measure_counted(user.task, item.name, each, weight) for each in straight]
+                continue
         found = Read(base, (_gather(checkpoint, user.name, runs, "row"),), largest)
         if all(look is not None and look.usable for look in _looks(found)):
             measured += _tiles_measured(item, (user,), found, item.start, statistic, weight)
@@ -268,20 +300,39 @@ def do(item: Item, tools: Tools) -> Done:
     raw = as_bytes(base)
     coded_base = tools.whole.encode(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
-    outcomes: list[Outcome | None] = []
+    outcomes: dict[User, Outcome | None] = {}
     vector, size = b"", len(raw)
-    for found, users in _together(item, origin, tools):
+    lossy = replace(item, users=tuple(user for user in item.users if not tools.is_lossless(user, item.name)))
+    for found, users in _together(lossy, origin, tools):
         if isinstance(found, Outcome):
-            outcomes.append(found)
+            outcomes[users[0]] = found
             size += origin.numel() * origin.element_size()
             continue
         vector, coded = _encode(item, users, found, base, tools)
-        outcomes += coded
+        outcomes |= zip(users, coded, strict=True)
         size += found.bytes - origin.numel() * origin.element_size()
+    for user in item.users:
+        if user not in outcomes:
+            outcomes[user], read_bytes = _without_loss(item, user, base, tools)
+            size += read_bytes
     alike = tuple(same_bits(base, tools.tasks[u.task].read(u.name, item.start, item.stop)) for u in item.alike)
     only = len(base) == tools.base.tensors[item.name].numel
     sha256 = hashlib.sha256(raw.data).hexdigest() if only else ""
-    return Done(coded_base, vector, tuple(outcomes), alike, sha256, size)
+    return Done(coded_base, vector, tuple(outcomes[user] for user in item.users), alike, sha256, size)
+
+
+def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[Outcome | None, int]:
+    """What becomes of a row that is coded against the base as it is stored; and how many bytes were read for it."""
+    row = _row(item, user, tools)
+    if row is None:
+        return None, 0
+    info = tools.tasks[user.task].tensors[user.name]
+    length = math.prod(info.shape[1:]) if len(info.shape) > 1 else 0
+    whose = (length, item.start % length) if length else (0, 0)
+    measured = user.task not in tools.exactly and not user.lossless
+    found = encode_row(row, base[: len(row)], info.dtype, whose, measured=measured)
+    outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
+    return outcome, row.numel() * row.element_size()
 
 
 def identify(name: str, tools: Tools) -> str:
@@ -310,25 +361,27 @@ def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read | O
     largest = _largest(base)
     start = start_of(base, largest) if tools.origin is tools.base else None
     for user in item.users:
-        done = _straight(item, user, start, tools)
-        if done is None:
-            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
-        else:
+        done = Fallback.OUT_OF_REACH if start is None else _straight(item, user, start, tools)
+        if isinstance(done, Outcome):
             yield done, (user,)
+        else:
+            yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
 
 
-def _straight(item: Item, user: User, base: Start | None, tools: Tools) -> Outcome | None:
-    """What becomes of a row that needs nothing but its file and the base; None of one that does."""
-    if base is None or (user.task, item.name) in tools.forms or user.task in tools.exact:
+def _straight(item: Item, user: User, base: Start, tools: Tools) -> Outcome | Fallback | None:
+    """What becomes of a row that needs nothing but its file and the base; None of one that needs more."""
+    row = row_in_file(tools.tasks[user.task], user.name, base)
+    if row is None or (user.task, item.name) in tools.forms or user.task in tools.exact:
         return None
-    checkpoint, recipe = tools.tasks[user.task], tools.recipe
-    levels = recipe.levels(user.task, item.name)
+    recipe = tools.recipe
+    rule, levels = recipe.rule([user.task], item.name), recipe.levels(user.task, item.name)
     if levels is not None:
-        seed = recipe.seed(user.task, item.name)
-        found = leveled(checkpoint, user.name, item.start, base, levels, seed)
+        found = leveled(row, item.start, base, levels, recipe.seed(user.task, item.name))
+    elif rule is not None and is_by_sign(rule, tools.vector):
+        found = marked(row, item.start, base, rule, recipe, tools.mask, user.task)
     else:
-        found = marked(checkpoint, user.name, item.start, base, recipe, tools.mask, user.task, item.name)
-    return None if found is None else Outcome(made=found[0], moved=found[1])
+        return None
+    return found if isinstance(found, Fallback) else Outcome(made=found[0], moved=found[1])
 
 
 def _encode(
@@ -396,15 +449,13 @@ def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
 
 def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
     """Whether both are equal in every bit, and the largest magnitude of the first; not finite if there is a NaN."""
-    compiled = fast.encode_kernels()
-    if compiled is None or not weights.numel():
+    if not native.available() or not weights.numel():
         low, high = weights.aminmax() if weights.numel() else (0.0, 0.0)
         return same_bits(weights, base), max(abs(float(low)), abs(float(high)))
     word = np.dtype(f"<u{weights.element_size()}")
-    sign = word.type(2 ** (8 * word.itemsize - 1) - 1)
-    same, top = compiled.look(as_bytes(weights).view(word), as_bytes(base).view(word), sign)
+    same, top = native.look(as_bytes(weights).view(word), as_bytes(base).view(word))
     found = torch.from_numpy(np.array([top], word).view(f"<i{word.itemsize}")).view(weights.dtype)
-    return bool(same), float(found)
+    return same, float(found)
 
 
 def _largest(values: Tensor) -> float:

@@ -16,8 +16,9 @@ from typing import Any
 
 from tallstore.errors import DamagedError, FormatError, TaskNameError
 from tallstore.format import limits, strict_json
+from tallstore.format.adapter import Adapter
 from tallstore.format.data_files import is_data_name
-from tallstore.format.dtypes import ITEM_BYTES, check_dtype
+from tallstore.format.dtypes import check_count, check_dtype, count, size_of
 from tallstore.format.layout import WeightsFile, check_layout
 from tallstore.format.names import check_file_names, check_paths, check_task_names, check_tensor_name
 from tallstore.format.part import is_hex
@@ -72,16 +73,19 @@ class BaseTensor:
     shape: tuple[int, ...]
     sha256: str
 
+    @property
+    def numel(self) -> int:
+        """Elements; bytes of packed types."""
+        return count(self.dtype, self.shape)
+
     @classmethod
     def from_json(cls, value: Any, where: str) -> BaseTensor:
         """Parse and validate."""
         if not isinstance(value, dict) or not is_hex(value.get("sha256"), _DIGITS):
             raise FormatError(f"{where}: not a tensor's identity")
-        return cls(
-            dtype=check_dtype(value.get("dtype"), where),
-            shape=check_shape(value.get("shape"), where),
-            sha256=value["sha256"],
-        )
+        dtype, shape = check_dtype(value.get("dtype"), where), check_shape(value.get("shape"), where)
+        check_count(dtype, shape, where)
+        return cls(dtype=dtype, shape=shape, sha256=value["sha256"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,7 @@ class Base:
     @property
     def bytes(self) -> int:
         """What the base's tensors take in memory."""
-        return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in self.tensors.values())
+        return sum(size_of(t.dtype, t.shape) for t in self.tensors.values())
 
     @property
     def identity(self) -> str:
@@ -136,6 +140,13 @@ class Task:
     source: Mapping[str, str] = field(default_factory=dict)
     weights: tuple[WeightsFile, ...] = ()
     """Where its tensors are in the model's folder; none if that is one `model.safetensors`."""
+    adapter: Adapter | None = None
+    """What is said of a task that is an adapter: its tensors are the adapter's, all stored whole."""
+
+    @property
+    def bit_for_bit(self) -> bool:
+        """Whether every tensor decodes to the original's to the last bit, as the packer says."""
+        return self.measured.get("bit_for_bit") is True
 
     def number(self, *keys: str) -> float | None:
         """A measured number; None where there is none. What stands there is anybody's JSON, so it is looked at."""
@@ -164,6 +175,7 @@ class Manifest:
         for task in self.tasks.values():
             words |= task.parts.keys()
             words |= {"task.weights"} if task.weights else set()
+            words |= {"task.adapter"} if task.adapter is not None else set()
             words |= {"task.data"} if any(map(is_data_name, task.files)) else set()
         parts = {record.version for record in self.parts.values()}
         object.__setattr__(self, "version", newest((self.version, needed(words), *parts)))
@@ -359,6 +371,7 @@ def _task_to_json(task: Task) -> dict[str, Any]:
         "files": {name: path for name, path in task.files.items() if name not in data},
         **({"data": data} if data else {}),
         **({"weights": [file.to_json() for file in task.weights]} if task.weights else {}),
+        **({"adapter": task.adapter.to_json()} if task.adapter is not None else {}),
         "source": dict(task.source),
         "measured": dict(task.measured),
     }
@@ -383,6 +396,7 @@ def _task(value: Any, where: str) -> Task:
         parts=parts,
         files={**files, **data},
         weights=weights,
+        adapter=Adapter.from_json(facts["adapter"], f"{where}: adapter") if "adapter" in facts else None,
         measured=_object(facts.get("measured", {}), f"{where}: measured"),
         source=_strings(facts.get("source", {}), f"{where}: source"),
     )

@@ -9,7 +9,6 @@ Headers of many tasks are in memory at once, and say much the same: their words 
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import sys
@@ -20,7 +19,7 @@ from typing import Any, overload
 
 from tallstore.errors import CodecError, FormatError
 from tallstore.format import limits, safetensors, strict_json
-from tallstore.format.dtypes import MASKABLE, check_dtype
+from tallstore.format.dtypes import MASKABLE, PACKED, check_count, check_dtype, count
 from tallstore.format.names import check_tensor_name
 from tallstore.format.version import VERSION, check_version, needed, newest
 
@@ -31,7 +30,7 @@ _HEX = re.compile("[0-9a-f]*")
 KINDS_IN_PART: Mapping[str, frozenset[str]] = {
     "base": frozenset({"whole", "tied"}),
     "vector": frozenset({"vector"}),
-    "mask": frozenset({"base", "binary", "signed", "delta", "private", "tied"}),
+    "mask": frozenset({"base", "binary", "signed", "delta", "lossless", "private", "tied"}),
     "private": frozenset({"whole"}),
     "exact": frozenset({"difference"}),
 }
@@ -51,6 +50,7 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "binary": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "signed": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
+    "lossless": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
     "private": (frozenset({"dtype", "shape"}), frozenset({"why"})),
     "tied": (frozenset({"to"}), frozenset()),
     "difference": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
@@ -147,13 +147,13 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Elements of the decoded tensor."""
-        return math.prod(self.shape or ())
+        """Elements of the decoded tensor; bytes where its type is packed."""
+        return count(self.dtype, self.shape or ())
 
     @property
     def covered(self) -> int:
         """Elements that the entry's coded bytes or its base stand for: all, or `rows` leading rows."""
-        return _covered(self.shape or (), self.rows)
+        return _covered(self.dtype, self.shape or (), self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON, absent members left out."""
@@ -190,12 +190,16 @@ class Entry:
             if key in needed or (key in optional and key in value)
         }
         if "codec" in needed:
-            found["coded"] = _coded(value, _covered(found["shape"], found.get("rows")), where)
+            found["coded"] = _coded(value, _covered(found.get("dtype"), found["shape"], found.get("rows")), where)
         entry = cls(kind=sys.intern(kind), **found)
         entry._check(where)
         return entry
 
     def _check(self, where: str) -> None:
+        if self.dtype in PACKED and self.rows is not None:
+            raise FormatError(f"{where}: rows of {self.dtype}, whose elements share bytes")
+        if self.dtype is not None and self.shape is not None:
+            check_count(self.dtype, self.shape, where)
         if self.rows is not None and (not self.shape or self.rows > self.shape[0]):
             raise FormatError(f"{where}: rows {self.rows} do not fit shape {self.shape}")
         if self.kind in {"binary", "signed", "delta"} and self.dtype not in MASKABLE:
@@ -206,9 +210,9 @@ class Entry:
             raise FormatError(f"{where}: {len(self.scales)} scales for {len(self.coded.chunks)} chunks")
 
 
-def _covered(shape: tuple[int, ...], rows: int | None) -> int:
+def _covered(dtype: str | None, shape: tuple[int, ...], rows: int | None) -> int:
     """Elements of the leading `rows` rows; of all where there are no rows, or none are named."""
-    return math.prod(shape) if rows is None or not shape else rows * math.prod(shape[1:])
+    return count(dtype, shape if rows is None or not shape else (rows, *shape[1:]))
 
 
 def _text(value: Any, where: str) -> str:

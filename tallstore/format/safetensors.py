@@ -13,7 +13,7 @@ from typing import Any
 
 from tallstore.errors import FormatError
 from tallstore.format import limits, strict_json
-from tallstore.format.dtypes import ITEM_BYTES, check_dtype
+from tallstore.format.dtypes import ITEM_BYTES, check_count, check_dtype, size_of
 from tallstore.format.names import check_tensor_name
 
 PREFIX = 8
@@ -89,7 +89,7 @@ def _slot(value: Any, where: str) -> Slot:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
         raise FormatError(f"{where}: data_offsets {offsets!r} are not two offsets")
     start, stop = offsets
-    if stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
+    if stop - start != check_count(dtype, shape, where) * ITEM_BYTES[dtype]:
         raise FormatError(f"{where}: {stop - start} bytes do not hold {dtype} of shape {list(shape)}")
     return Slot(dtype, shape, start, stop)
 
@@ -118,7 +118,7 @@ def build(
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in tensors:
-        stop = offset + math.prod(shape) * ITEM_BYTES[dtype]
+        stop = offset + size_of(dtype, shape)
         header[check_tensor_name(name)] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = strict_json.dumps(header)

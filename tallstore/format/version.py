@@ -17,6 +17,16 @@ NEWEST = "1.1"
 SINCE: dict[str, str] = {
     "task.weights": "1.1",
     "task.data": "1.1",
+    "lossless": "1.1",
+    "lattice": "1.1",
+    "lanes": "1.1",
+    "F4": "1.1",
+    "F6_E2M3": "1.1",
+    "F6_E3M2": "1.1",
+    "F8_E8M0": "1.1",
+    "F8_E4M3FNUZ": "1.1",
+    "F8_E5M2FNUZ": "1.1",
+    "task.adapter": "1.1",
 }
 """Members (`object.member`), kinds of part and entry, codecs and element types that came after 1.0 → their version."""
 

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tallstore.archive.reader import Reader, read_manifest
+from tallstore.archive.manifests import read_manifest
+from tallstore.archive.reader import Reader
 from tallstore.archive.splice import Archive, Spliced
 from tallstore.errors import InputError, OutputError, VersionError
 from tallstore.format.manifest import MANIFEST, Manifest

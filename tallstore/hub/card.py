@@ -98,7 +98,7 @@ def _usage(info: Mapping[str, Any], repo_id: str) -> str:
     calls = [f'model = tallstore.from_pretrained("{repo_id}", task="{name}")' for name in names[:_MOST]]
     return "\n".join(
         [
-            '```sh\npip install "tallstore[hub,transformers]"\n```\n',
+            '```sh\npip install "tallstore[transformers]"\n```\n',
             "```python\nimport tallstore\n",
             *calls,
             f'processor = tallstore.load_processor("{repo_id}", task="{names[0]}")\n```\n',

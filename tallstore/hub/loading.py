@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from tallstore.archive import Zoo
+from tallstore.archive.adapters import merged_files
 from tallstore.checkpoints import Source
 from tallstore.errors import (
     CheckpointError,
@@ -115,7 +116,7 @@ def from_pretrained(
         where = f"{zoo.url}: task {task!r}"
         options = {word: kwargs.pop(word) for word in _FOR_LOADING & set(kwargs)}
         with tempfile.TemporaryDirectory(prefix="tallstore-") as folder:
-            zoo.write_files(task, folder, _configurations(zoo, task))
+            zoo.write_files(task, folder, _configurations(zoo, task), merged=True)
             place_of = Path(folder) / (component or "")
             config, rest = _config(transformers, place_of, kwargs, where)
             if "generation_config" not in options and (place_of / "generation_config.json").is_file():
@@ -133,7 +134,8 @@ def from_pretrained(
         kept = Kept(zoo, task, exact=exact) if keep_decoded else None
         made = _from_kept(kept, filled) if kept is not None and not force_download else None
         if made is None:
-            state = zoo.state_dict(task, exact=exact)
+            adapter = zoo.manifest.tasks[task].adapter is not None
+            state = zoo.state_dict(task, merged=True) if adapter else zoo.state_dict(task, exact=exact)
             if kept is not None:
                 kept.keep(state)
             made = filled(state)
@@ -176,7 +178,7 @@ def load_processor(
         task = _only(zoo, task)
         # Some tokenizers go back to their files when they are saved: these live as long as what was made of them.
         folder = tempfile.TemporaryDirectory(prefix="tallstore-")
-        names = zoo.write_files(task, folder.name)
+        names = zoo.write_files(task, folder.name, merged=True)
         where = f"{zoo.url}: task {task!r}"
     try:
         found = transformers.AutoProcessor.from_pretrained(folder.name, **kwargs)
@@ -209,7 +211,7 @@ def _only(zoo: Zoo, task: str | None) -> str:
 
 def _configurations(zoo: Zoo, task: str) -> list[str]:
     """A task's files that a model, and no tokenizer, is made from."""
-    return [name for name in zoo.manifest.tasks[task].files if "config" in name and name.endswith(".json")]
+    return [name for name in merged_files(zoo.manifest.tasks[task]) if "config" in name and name.endswith(".json")]
 
 
 def _placed(device: Any, device_map: Any) -> tuple[torch.device | None, Any]:

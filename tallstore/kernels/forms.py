@@ -1,7 +1,11 @@
-"""Types of rows that go straight from their files, as compiled kernels are told of them."""
+"""Types as native kernels are told of them: see `native/src/common.h`."""
 
 from __future__ import annotations
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32"]
+import torch
 
-FLOAT32, BFLOAT16, FLOAT16 = range(3)
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "FLOAT64", "FORMS"]
+
+FLOAT32, BFLOAT16, FLOAT16, FLOAT64 = range(4)
+FORMS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float64: FLOAT64}
+"""Types that kernels change where they lie."""

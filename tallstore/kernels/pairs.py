@@ -17,7 +17,7 @@ NIBBLES = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1)
 
 
 class Pairs:
-    """A chunk's values: looked up where they are used, a run at a time (`compiled_fill.mask`), or whole."""
+    """A chunk's values: looked up where they are used, a run at a time (the native kernels), or whole."""
 
     def __init__(self, packed: Bytes, table: Singles) -> None:
         """Of a chunk.
@@ -28,11 +28,10 @@ class Pairs:
         """
         full = np.zeros(16, np.float32)
         full[: len(table)] = table
-        self.packed = packed
-        self.pairs: npt.NDArray[np.uint64] = full[NIBBLES].view(np.uint64)[:, 0]
-        """Shape (256,): two values for each byte."""
+        self.packed, self.table = packed, full
 
     @cached_property
     def values(self) -> Singles:
         """As many as there are indices: perhaps one more than were meant."""
-        return self.pairs[self.packed].view(np.float32)
+        two: npt.NDArray[np.uint64] = self.table[NIBBLES].view(np.uint64)[:, 0]
+        return two[self.packed].view(np.float32)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MaskRule", "Rule", "VectorRule"]
+__all__ = ["MOST_TASKS", "MaskRule", "Rule", "VectorRule"]
+
+MOST_TASKS = 32
+"""Rows that a GPU's kernel takes at once: that for 32 takes half a minute to compile, and for more it grows fast."""
 
 VectorRule = Literal["sum", "mean", "elect", "best", "best magnitude", "disjoint sum", "disjoint mean", "ones"]
 """How v comes of the task vectors: recipes `tall`, `mean`, `emr`, `fit` (two kinds), `ties` (two merges), `solo`."""

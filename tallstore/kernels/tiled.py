@@ -5,14 +5,13 @@ so that what is left for each element is one addition. A step is subtracted with
 every x, −0 too, so parameters whose symbol is 0 need no branch. NaN is the one exception (an addition may change its
 bits): a tile whose base has one goes to the reference.
 
-Where numba is installed, compiled kernels do the same in one pass (`compiled`). Everything here equals `kernels.cpu`
-bit for bit. Nothing starts threads: callers share tensors out.
+This is the reference backend's way. Everything here equals `kernels.cpu` bit for bit. Nothing starts threads: callers
+share tensors out.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -20,27 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
 from tallstore.kernels.cpu import Bytes
-from tallstore.kernels.fill import Part, Source, filled
 from tallstore.kernels.pairs import NIBBLES, Pairs, Singles
 from tallstore.kernels.scratch import scratch
+from tallstore.kernels.steps import TILE, Run, Steps
 
-__all__ = [
-    "TILE",
-    "DeltaSteps",
-    "MaskSteps",
-    "Pairs",
-    "Run",
-    "Steps",
-    "ValueSteps",
-    "apply_packed_delta",
-    "apply_packed_mask",
-]
-
-TILE = 1 << 15
-"""Elements: a float32 tile of base, step and output fit a core's second-level cache. Torch runs so short operations in
-the calling thread."""
+__all__ = ["TILE", "DecodedSteps", "DeltaSteps", "MaskSteps", "Pairs", "Run", "Steps", "Tiled", "ValueSteps"]
 
 _Array = npt.NDArray[Any]
 _FOUR = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3).astype(np.uint8)
@@ -49,48 +34,30 @@ _EIGHT = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.uint8)
 """Shape (256, 8): the binary symbols of a byte."""
 _WORD: dict[Any, Any] = {np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 _WIDE = {torch.float32, torch.float64}
-_NO_VECTOR, _NO_LEVELS, _NO_PAIRS = np.empty(0, np.float32), np.empty(0, np.uint8), np.empty(0, np.uint64)
 
 
-Run = Callable[[Tensor, Tensor], None]
-"""Writes θ̂ of a run of elements: `out`, shape (n,), the task's type D; `base`, θ0, shape (n,), any maskable type. They
-may be the same memory."""
+class DecodedSteps(Steps):
+    """A chunk that is decoded already: whatever the base holds, it is written."""
 
+    def __init__(self, values: Tensor) -> None:
+        """`values`: the task's elements, in its type."""
+        super().__init__(values.dtype)
+        self._values = values
+        self.nbytes = values.nbytes
 
-class Steps(ABC):
-    """What is added to the base in one chunk. Several threads may share it."""
-
-    def __init__(self, dtype: torch.dtype, *codes: _Array) -> None:
-        """Of a chunk.
-
-        Args:
-            dtype: of the output, which decides in what type is computed.
-            *codes: what the steps hold in memory.
-        """
-        self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
-        self.nbytes = sum(code.nbytes for code in codes)
-
-    @abstractmethod
     def begin(self) -> Run:
-        """What writes the chunk's elements run by run, from its first on; all but the last a multiple of 8."""
+        """Copies."""
+        at = 0
 
-    fills: bool = False
-    """Whether there is `fill`."""
+        def run(out: Tensor, base: Tensor) -> None:  # noqa: ARG001 - it has its part already
+            nonlocal at
+            out.copy_(self._values[at : at + len(out)])
+            at += len(out)
 
-    def fill(self, part: Part, source: Source) -> bool:
-        """Write the whole chunk in one call, its base out of a source.
-
-        Args:
-            part: where it belongs, in a tensor of the task's type, which is the base's too.
-            source: of the base's bytes.
-
-        Returns:
-            whether that was done; where it was not, `part` holds anything.
-        """
-        raise NotImplementedError
+        return run
 
 
-class _Tiled(Steps):
+class Tiled(Steps):
     """Steps of which any run can be made by itself."""
 
     def begin(self) -> Run:
@@ -98,12 +65,12 @@ class _Tiled(Steps):
 
         def run(out: Tensor, base: Tensor) -> None:
             nonlocal at
-            self._apply(out, base, at)
+            self.apply(out, base, at)
             at += len(out)
 
         return run
 
-    def _apply(self, out: Tensor, base: Tensor, start: int) -> None:
+    def apply(self, out: Tensor, base: Tensor, start: int) -> None:
         """A run from the chunk's element `start` on."""
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             if base.dtype == out.dtype and out.dtype in _WIDE:
@@ -138,7 +105,7 @@ class _Tiled(Steps):
         raise NotImplementedError
 
 
-class MaskSteps(_Tiled):
+class MaskSteps(Tiled):
     """A mask over a vector."""
 
     def __init__(
@@ -157,12 +124,6 @@ class MaskSteps(_Tiled):
         super().__init__(dtype, packed, *held)
         self._packed, self._kind, self._scale, self._given = packed, kind, scale, vector
         self._each = 8 // cpu.SYMBOL_BITS[kind]
-        self._compiled = fast.kernels()
-        if vector is None and np.signbit(scale):
-            self._compiled = None  # 0 times such a scale is −0, and x − (−0) is not always x
-        self.fills = self._compiled is not None and dtype in _WIDE
-        if self._compiled is not None:
-            return
         s = self._wide.type(scale)
         symbols = _FOUR if kind == "signed" else _EIGHT
         if vector is None:
@@ -177,34 +138,12 @@ class MaskSteps(_Tiled):
         return self._given.values if isinstance(self._given, Pairs) else self._given
 
     def _add(self, before: _Array, after: _Array, start: int) -> int | None:
-        compiled = self._compiled
-        if compiled is None:
-            for a in range(0, len(before), TILE):
-                tile = before[a : a + TILE]
-                if np.isnan(np.maximum.reduce(tile)):
-                    return a
-                self._subtract(tile, after[a : a + TILE], start + a)
-            return None
-        packed = self._packed[start // self._each :]
-        one, scale = self._wide.type(1), self._wide.type(self._scale)
-        apart, bits = not np.may_share_memory(before, after), cpu.SYMBOL_BITS[self._kind]
-        vector = self._vector
-        if vector is None:
-            end = compiled.mask_ones(after, before, packed, bits, scale, apart)
-        else:
-            own = vector[start : start + len(before)]
-            end = compiled.mask_vector(after, before, packed, bits, one, scale, own, apart)
-        return None if end == len(before) else int(end)
-
-    def fill(self, part: Part, source: Source) -> bool:
-        """Where the base has no NaN."""
-        vector, levels, pairs = _NO_VECTOR, _NO_LEVELS, _NO_PAIRS
-        if isinstance(self._given, Pairs):
-            levels, pairs = self._given.packed, self._given.pairs
-        elif self._given is not None:
-            vector = self._given[: len(part.values)]
-        codes = self._packed, cpu.SYMBOL_BITS[self._kind], self._wide.type(1), self._wide.type(self._scale)
-        return filled("mask", part, source, *codes, vector, levels, pairs)
+        for a in range(0, len(before), TILE):
+            run = slice(a, a + TILE)
+            if np.isnan(np.maximum.reduce(before[run])):
+                return a
+            self._subtract(before[run], after[run], start + a)
+        return None
 
     def _subtract(self, before: _Array, after: _Array, start: int) -> None:
         n, vector = len(before), self._vector
@@ -232,7 +171,7 @@ class MaskSteps(_Tiled):
         cpu.apply_mask(out, base, torch.from_numpy(v), torch.from_numpy(symbols), self._scale)
 
 
-class DeltaSteps(_Tiled):
+class DeltaSteps(Tiled):
     """A delta on levels of its own."""
 
     def __init__(self, packed: Bytes, bits: int, table: npt.NDArray[np.float32], dtype: torch.dtype) -> None:
@@ -245,17 +184,14 @@ class DeltaSteps(_Tiled):
             dtype: of the output.
         """
         super().__init__(dtype, packed, table)
-        self._packed, self._bits, self.fills = packed, bits, dtype in _WIDE
+        self._packed, self._bits = packed, bits
         self._table = np.zeros(256 if bits == 8 else 16, self._wide)
         self._table[: len(table)] = table
-        self._pairs = self._table[NIBBLES] if bits == 4 and fast.kernels() is None else None
+        self._pairs = self._table[NIBBLES] if bits == 4 else None
 
     def _add(self, before: _Array, after: _Array, start: int) -> None:
-        n, compiled = len(before), fast.kernels()
+        n = len(before)
         packed = self._packed[start * self._bits // 8 : -(-(start + n) * self._bits // 8)]
-        if compiled is not None:
-            (compiled.delta8 if self._bits == 8 else compiled.delta4)(after, before, packed, self._table)
-            return
         table = self._table if self._pairs is None else self._pairs
         each = 1 if self._pairs is None else 2
         for a in range(0, n, TILE):
@@ -265,12 +201,8 @@ class DeltaSteps(_Tiled):
             run = slice(a, min(n, a + TILE))
             np.add(before[run], step[: run.stop - a], out=after[run])
 
-    def fill(self, part: Part, source: Source) -> bool:
-        """Whatever the base holds."""
-        return filled("delta", part, source, self._packed, self._bits, self._table)
 
-
-class ValueSteps(_Tiled):
+class ValueSteps(Tiled):
     """A delta that is there as values."""
 
     def __init__(self, values: npt.NDArray[np.float32], dtype: torch.dtype) -> None:
@@ -280,44 +212,3 @@ class ValueSteps(_Tiled):
 
     def _add(self, before: _Array, after: _Array, start: int) -> None:
         np.add(before, self._values[start : start + len(before)], out=after, dtype=self._wide)
-
-
-def apply_packed_mask(
-    out: Tensor, base: Tensor, packed: Tensor, kind: str, scales: Tensor, chunk: int, vector: Tensor | None = None
-) -> None:
-    """Write θ̂ of a whole tensor into `out`, from packed symbols.
-
-    Args:
-        out: shape (N,), the task's type D. May be `base` itself.
-        base: θ0, shape (N,), any maskable type.
-        packed: uint8. The symbols of every chunk begin with a byte of their own.
-        kind: binary or signed.
-        scales: s of every chunk, float32, shape (ceil(N / chunk),).
-        chunk: elements a chunk: a multiple of 8.
-        vector: v, shape (N,), float32; None where it is 1 everywhere.
-    """
-    each = 8 // cpu.SYMBOL_BITS[kind]
-    symbols, values = packed.numpy(), None if vector is None else vector.numpy()
-    for index, a in enumerate(range(0, len(out), chunk)):
-        b = min(a + chunk, len(out))
-        own = symbols[a // each : a // each + cpu.packed_size(kind, b - a)]
-        v = None if values is None else values[a:b]
-        MaskSteps(own, kind, float(scales[index]), out.dtype, v).begin()(out[a:b], base[a:b])
-
-
-def apply_packed_delta(out: Tensor, base: Tensor, packed: Tensor, bits: int, tables: Tensor, chunk: int) -> None:
-    """Write round_D(f32(θ0) + d) of a whole tensor into `out`, d looked up.
-
-    Args:
-        out: shape (N,), the task's type D. May be `base` itself.
-        base: θ0, shape (N,), any maskable type.
-        packed: uint8 indices of `bits` bits, 4 or 8. Those of every chunk begin with a byte of their own.
-        bits: of an index.
-        tables: float32, shape (ceil(N / chunk), 16 or 256).
-        chunk: elements a chunk: a multiple of 8.
-    """
-    indices, levels = packed.numpy(), tables.numpy()
-    for index, a in enumerate(range(0, len(out), chunk)):
-        b = min(a + chunk, len(out))
-        own = indices[a * bits // 8 : a * bits // 8 + -(-(b - a) * bits // 8)]
-        DeltaSteps(own, bits, levels[index], out.dtype).begin()(out[a:b], base[a:b])

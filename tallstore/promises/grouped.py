@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tallstore.archive.checkpoint import ArchiveBase
-from tallstore.archive.reader import Reader, read_manifest
+from tallstore.archive.manifests import read_manifest
+from tallstore.archive.reader import Reader
 from tallstore.archive.splice import Archive, new_config, splice
 from tallstore.checkpoints import Source
 from tallstore.encoder import Options, PackReport, Progress, Slot

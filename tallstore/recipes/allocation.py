@@ -15,7 +15,7 @@ come of the same weights on every machine, with compiled kernels and without.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple, TypeVar, overload
@@ -23,40 +23,45 @@ from typing import NamedTuple, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels import fast
 from tallstore.kernels.logarithm import log2
+from tallstore.kernels.native import choices as native
+from tallstore.kernels.native import encode
 
 __all__ = [
     "BINS",
+    "EDGES",
     "ENTRY_BITS",
     "SHIFT",
     "Choice",
     "Choices",
+    "Floats",
     "Levels",
     "Magnitudes",
     "add_up",
     "allocate",
+    "allocate_within",
     "choices",
     "fine",
+    "hull_of",
     "is_mask",
+    "ladders",
     "levels_of",
     "magnitudes",
-    "tallies",
+    "price",
 ]
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 
-_SHIFT = 18
-SHIFT = np.uint32(_SHIFT)
+SHIFT = 18
 """Of |τ| as a word, to its bin."""
-BINS = 1 << (31 - _SHIFT)
+BINS = 1 << (31 - SHIFT)
 """Bins of a histogram: the exponent of a float32 and the upper five bits of its mantissa, 32 to the octave."""
 _K = TypeVar("_K", bound=Hashable)
-_FINITE = 0x7F800000 >> _SHIFT
+_FINITE = 0x7F800000 >> SHIFT
 _WORDS = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << SHIFT
-_EDGES = _WORDS.view(np.float32).astype(np.float64)
-_MIDDLE = (_EDGES * (1 + 2.0**-6)).astype(np.float64)
+EDGES = _WORDS.view(np.float32).astype(np.float64)
+_MIDDLE = (EDGES * (1 + 2.0**-6)).astype(np.float64)
 """Lower edge and middle of each bin."""
 
 _THRESHOLDS = (0.0, 0.2, *(round(0.4 + 0.1 * i, 1) for i in range(25)), 3.0, 3.2, 3.5)
@@ -91,6 +96,8 @@ class Levels(NamedTuple):
     bounds: tuple[float, ...]
     width: float = 0.0
     """0: hard. For several levels it is otherwise the step between them."""
+    least: bool = False
+    """Whether they stand for what leaves the least squared error, and not for what is unbiased."""
 
 
 _LADDERS: tuple[Levels, ...] = (
@@ -150,7 +157,7 @@ class Magnitudes:
     @property
     def edges(self) -> Floats:
         """The lower edge of each bin."""
-        return _EDGES[self.first : self.first + len(self.counts)]
+        return EDGES[self.first : self.first + len(self.counts)]
 
     def scale(self, weight: float) -> None:
         """Let every parameter that was counted stand for so many."""
@@ -182,32 +189,27 @@ class Magnitudes:
         return math.sqrt(self.energy / moved) if moved else 0.0
 
     @property
+    def change(self) -> float:
+        """‖τ‖² by ‖θ0‖², over the parameters that moved: at most 1."""
+        return min(1.0, self.energy / self.base_energy) if self.base_energy else 1.0
+
+    @property
     def weight(self) -> float:
         """How much a relative error in this tensor counts: parameters that moved, by how far for their size."""
-        moved = self.moved
-        relative = min(1.0, self.energy / self.base_energy) if self.base_energy else 1.0
-        return moved * math.sqrt(relative)
+        return self.moved * math.sqrt(self.change)
 
 
 def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values."""
-    compiled = fast.encode_kernels()
-    if compiled is not None:
-        tables, sums = tallies(len(tau))
-        compiled.tally(tables, sums, tau, base, SHIFT)
-        return Magnitudes(*compiled.tallied(tables, sums))
-    bins = (np.abs(tau).view(np.uint32) >> _SHIFT).astype(np.intp)
+    if encode.available():
+        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS))
+    bins = (np.abs(tau).view(np.uint32) >> SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
     moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     return Magnitudes(counts[first:last].copy(), first, float(base_energy))
-
-
-def tallies(n: int) -> tuple[npt.NDArray[np.uint32], Floats]:
-    """What kernels count n magnitudes in: see `compiled_encode.tally`."""
-    return np.zeros((4, BINS), np.uint32), np.zeros(-(-n // _BLOCK))
 
 
 def _added(values: Floats) -> Floats:
@@ -285,7 +287,7 @@ def levels_of(ladder: int, rms: float) -> Levels:
         return Levels(
             tuple(float(np.float32(b * rms)) for b in relative.bounds), float(np.float32(relative.width * rms))
         )
-    return Levels(tuple(_EDGES[np.searchsorted(_EDGES, np.array(relative.bounds) * rms)].tolist()))
+    return Levels(tuple(EDGES[np.searchsorted(EDGES, np.array(relative.bounds) * rms)].tolist()))
 
 
 def is_mask(ladder: int) -> bool:
@@ -308,6 +310,28 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     bits = _bits(cost, slice(len(cost)))
     best = _hull(bits, harm)
     return Choices(_OFFERED[best], bits[best], harm[best])
+
+
+def price(found: Magnitudes, bounds: Floats) -> tuple[float, float]:
+    """Bits and harm of hard levels that begin at these edges of bins, κ being 1; infinite harm where all are empty."""
+    at = np.concatenate([np.searchsorted(found.edges, bounds), [len(found.counts)]])
+    upto = np.concatenate([[0.0], np.cumsum(found.counts)])
+    total_upto = np.concatenate([[0.0], np.cumsum(found.counts * found.middle)])
+    counts, totals = np.diff(upto[at]), np.diff(total_upto[at])
+    kept = float(_added(totals * totals / np.maximum(counts, 1e-300)))
+    _, cost = _cost(counts[None], found.moved)
+    bits = float(cost[0]) * _CODER + 64.0 * len(bounds)
+    return bits, max(found.energy / kept - 1, 0.0) if kept > 0 else math.inf
+
+
+def ladders() -> int:
+    """How many precisions there are that `levels_of` knows."""
+    return len(_LADDERS)
+
+
+def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
+    """Which of some choices are the best for some price of a bit, by rising bits."""
+    return _hull(np.ascontiguousarray(bits), np.ascontiguousarray(harm))
 
 
 def fine(found: Magnitudes, bound: float) -> Choice | None:
@@ -342,13 +366,8 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
     bounds = _HARD_BOUNDS[rows]
     counted, moved, energy = found.counts, found.moved, found.energy
     rms = math.sqrt(energy / moved)
-    compiled = fast.choice_kernels()
-    if compiled is not None:
-        cost, harm = np.empty(len(bounds)), np.empty(len(bounds))
-        compiled.hard(
-            cost, harm, counted, found.middle, found.edges, bounds, moved, energy, rms, float(kappa), float(_FEWEST)
-        )
-        return cost, harm
+    if native.available():
+        return native.hard(counted, found.middle, found.edges, bounds, moved, energy, rms, kappa, _FEWEST)
     tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((counted * found.middle)[::-1])[::-1], [0.0]])
     at = np.searchsorted(found.edges, bounds * rms)
@@ -366,11 +385,8 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
 def _dithered(found: Magnitudes, kappa: float) -> Offered:
     """The same of choices with dither: first those with one level."""
     c, x, moved = found.counts, found.middle / found.rms, found.moved
-    compiled = fast.choice_kernels()
-    if compiled is not None:
-        cost, harm = np.empty(len(_LOW) + len(_RATE)), np.empty(len(_LOW) + len(_RATE))
-        compiled.dithered(cost, harm, c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, float(kappa), float(_FEWEST))
-        return cost, harm
+    if native.available():
+        return native.dithered(c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, kappa, _FEWEST)
     cx, energy = c * x, float(_added(c * x * x))
     c, x, cx = c[:, None], x[:, None], cx[:, None]
     mean = np.clip((x - _LOW) * _SLOPE, 0.0, 1.0)
@@ -416,10 +432,8 @@ def _hull(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
 
     Of choices with the same bits and harm the first; of those with infinite harm none.
     """
-    compiled = fast.choice_kernels()
-    if compiled is not None:
-        order = np.empty(len(bits), np.intp)
-        return order[: compiled.hull(order, bits, harm)]
+    if native.available():
+        return native.hull(bits, harm)
     order = np.lexsort((harm, bits))
     order = order[np.isfinite(harm[order])]
     less = harm[order][1:] < np.minimum.accumulate(harm[order])[:-1]  # than all that take fewer bits
@@ -441,6 +455,25 @@ def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[
 
 def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
     """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
+    return _allocate(offers, weights, lambda bits, _: bits > budget)
+
+
+def allocate_within(offers: Mapping[_K, Choices], weights: Mapping[_K, float], most: float) -> dict[_K, Choice]:
+    """For every key one choice, their weighted harm at most `most` if that can be, at the fewest bits."""
+    return _allocate(offers, weights, lambda _, harm: harm <= most, dearest=True)
+
+
+def _allocate(
+    offers: Mapping[_K, Choices],
+    weights: Mapping[_K, float],
+    lower: Callable[[float, float], bool],
+    *,
+    dearest: bool = False,
+) -> dict[_K, Choice]:
+    """The choices at one price of a bit: the least from which on `lower` is not so, or the greatest where it still is.
+
+    `lower` is asked with the bits and the weighted harm that a price makes; it is so for low prices, if for any.
+    """
     if not offers:
         return {}
     lengths = [len(offered) for offered in offers.values()]
@@ -456,10 +489,14 @@ def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: 
         found: npt.NDArray[np.intp] = best[np.searchsorted(best, starts)]
         return found
 
-    low, high = -60.0, 60.0
+    low, high = _PRICES
     for _ in range(60):
         middle = (low + high) / 2
-        spent = math.fsum(bits[at(2.0**middle)])
-        low, high = (middle, high) if spent > budget else (low, middle)
-    picked = (at(2.0**high) - starts).tolist()
-    return {key: offered[i] for (key, offered), i in zip(offers.items(), picked, strict=True)}
+        picked = at(2.0**middle)
+        low, high = (middle, high) if lower(math.fsum(bits[picked]), math.fsum(harm[picked])) else (low, middle)
+    best = (at(2.0 ** (low if dearest else high)) - starts).tolist()
+    return {key: offered[i] for (key, offered), i in zip(offers.items(), best, strict=True)}
+
+
+_PRICES = (-60.0, 60.0)
+"""Binary logarithms of the prices of a bit that are tried."""

@@ -11,8 +11,8 @@ A new recipe is one file here and one row in the table in `__init__`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -58,6 +58,8 @@ class ZooFacts:
     """What is stored beside vector and masks: heads and other tensors stored whole, roughly."""
     first: int = 0
     """How many tasks the archive holds that these are added to."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the base's tensors."""
 
 
 class Statistic(ABC):
@@ -85,6 +87,19 @@ class Statistic(ABC):
             tensor: the base's name of the tensor.
             counted: the tile's |τ|, each parameter once.
             weight: how many parameters each one stands for.
+        """
+        raise NotImplementedError
+
+    by_row: bool = False
+    """Whether there is `measure_rows`: a few rows of every matrix are looked at too."""
+
+    def measure_rows(self, task: int, tensor: str, tau: Tensor) -> Any:
+        """What `condense` is given of a few rows of one task's tensor.
+
+        Args:
+            task: which.
+            tensor: the base's name of the tensor.
+            tau: τ of the rows that `coherence.picked` names, their leading columns: float32, shape (R, n).
         """
         raise NotImplementedError
 
@@ -154,6 +169,14 @@ class Recipe(ABC):
     def seed(self, task: int, tensor: str) -> int:
         """Of what looks random in one task's tensor, should anything: tasks that lie in one archive differ."""
         return seed_of(task, tensor)
+
+    def foretold(self, task: int) -> float | None:  # noqa: ARG002 - part of the interface
+        """How far a task's outputs will be from the fine-tune's, in units of the base's distance, where it is known."""
+        return None
+
+    def warning(self, task: int) -> str:  # noqa: ARG002 - part of the interface
+        """What must be said of a task before anyone uses it; nothing, mostly."""
+        return ""
 
     def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.kernels import fast
+from tallstore.kernels.native import encode
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.masks import tall_masks
 
@@ -39,11 +39,10 @@ class NormMatch(Statistic):
         vector = self._vector(tile)
         energy = vector.double().square_()
         found = torch.zeros(len(tile.tasks), 1 + len(self._grid), dtype=torch.float64, device=tile.tau.device)
-        compiled = fast.encode_kernels()
-        if compiled is not None and tile.tau.dtype == torch.float32 and tile.tau.device.type == "cpu":
+        if encode.available() and tile.tau.dtype == torch.float32 and tile.tau.device.type == "cpu":
             merged, lams = (tile.base + vector).numpy(), np.array(self._grid, np.float32)
             for row, tau, weights in zip(found, tile.tau, tile.weights, strict=True):
-                compiled.norms(row.numpy(), tau.numpy(), weights.numpy(), merged, energy.numpy(), lams)
+                encode.norms(row.numpy(), tau.numpy(), weights.numpy(), merged, energy.numpy(), lams)
             return tile.tasks, found
         for row, tau in zip(found, tile.tau, strict=True):
             row[0] = tau.double().square_().sum()

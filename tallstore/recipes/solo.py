@@ -31,54 +31,78 @@ from tallstore.recipes.allocation import (
     Levels,
     Magnitudes,
     allocate,
+    allocate_within,
     choices,
     fine,
+    hull_of,
+    ladders,
     levels_of,
     magnitudes,
 )
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
+from tallstore.recipes.coherence import gain
 from tallstore.recipes.dither import seed_of, uniform
+from tallstore.recipes.divergence import Part, foretold, read_as_it_comes, task_gain
+from tallstore.recipes.steps import Steps, join, steps
 
-__all__ = ["Solo"]
+__all__ = ["LEVELS", "TOLERABLE", "Solo"]
 
 Key = tuple[int, str]
 """A task and a base tensor."""
-RATE = 0.95
-"""The default: see `benchmarks/README.md`."""
+LEVELS = {"small": 0.19, "balanced": 0.084, "high": 0.035}
+"""How far outputs may be from the fine-tune's, in units of how far the base's are, as `divergence` foretells it: by
+name. See `benchmarks/README.md`."""
+TOLERABLE = 0.25
+"""Beyond this it is said."""
+_RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
-"""κ at the default rate and above; it rises as the square below, to a limit, and is 1 from the last rate on. That keeps
-it near what diverges least: see `benchmarks/README.md`."""
+"""Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
+on. That keeps it near what diverges least: see `benchmarks/README.md`."""
+_KAPPA_SLOPE = 540.0
+"""Where a divergence is, κ in squares of it."""
 _FINE = 8192
-"""Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much."""
+"""Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much.
+Where no bits are given these are vectors alone."""
 _FINE_BOUND = 0.4
 """Where its first level begins, in root mean squares."""
+_MOST_FIXED = 0.5
+"""Share of given bits that fixed precisions may take; where they would take more, all tensors are chosen for alike."""
 
 
 class Solo(Recipe):
-    """Signs above a threshold, or a few levels, by task and tensor, allocated within a budget.
+    """Signs above a threshold, or a few levels, by task and tensor.
 
-    The budget is `rate` bits for every parameter that moved at all, whatever heads and headers take beside; or `bits`
-    for every parameter, moved or not, with all but the base in it. `kappa` says how many times worse than noise it is
-    to be wrong in the same way for equal |τ|: 1 makes the least squared error, more lets marks be drawn at random.
+    As precise as it takes for outputs to come within `divergence` of the fine-tune's, foretold; or what diverges least
+    within `bits` for every parameter, moved or not, with all but the base in it. `kappa` says how many times worse than
+    noise it is to be wrong in the same way for equal |τ|: 1 makes the least squared error, more lets marks be drawn at
+    random.
     """
 
     id = "solo"
     vector_codec = "ones"
     shared = False
 
-    def __init__(self, bits: float | None = None, rate: float = RATE, kappa: float | None = None) -> None:
-        for name, value in (("bits", bits), ("rate", rate)):
-            if value is not None and not 0 < value <= 32:
-                raise OptionError(f"{name} {value} is not a number of bits a parameter and task (above 0, at most 32)")
-        if kappa is None:
-            kappa = _kappa(bits or rate)
-        if not 1 <= kappa < float("inf"):
+    def __init__(
+        self, bits: float | None = None, divergence: float = LEVELS["balanced"], kappa: float | None = None
+    ) -> None:
+        if bits is not None and not 0 < bits <= 32:
+            raise OptionError(f"bits {bits} is not a number of bits a parameter and task (above 0, at most 32)")
+        if not 0 < divergence < 1:
+            raise OptionError(f"divergence {divergence} is not a share of the base's distance (above 0, below 1)")
+        if kappa is not None and not 1 <= kappa < float("inf"):
             raise OptionError(f"kappa {kappa} is not a weight (1 or more)")
-        self.bits, self.rate, self.kappa = bits, rate, kappa
+        self.least = kappa == 1
+        """Whether the scale is that of least squares."""
+        usual = _kappa(bits) if bits is not None else min(_KAPPA_MOST, max(1.0, _KAPPA_SLOPE * divergence**2))
+        # The least error at the bytes of the level: those are what the usual weight takes.
+        self.kappa = usual if kappa is None or (self.least and bits is None) else kappa
+        self.bits, self.divergence = bits, divergence
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
         self._chosen: dict[Key, Levels] = {}
         """Of each task's tensor; a single level is a mask's."""
+        self._foretold: dict[int, float] = {}
+        self._tolerable_bits = 0.0
 
     def prepare(self, zoo: ZooFacts) -> None:
         """Remember what the budget must cover."""
@@ -88,16 +112,69 @@ class Solo(Recipe):
         """One: a histogram of magnitudes for every task and tensor."""
         return (_Histograms(self),)
 
-    def settle(self, found: Mapping[Key, _Tensor], moved: float) -> None:
-        """Choose a precision for every task and tensor; `moved` is how many parameters did in all."""
-        offers = {key: tensor.offers for key, tensor in found.items()}
-        weights = {key: tensor.weight for key, tensor in found.items()}
+    def as_it_comes(self, tensor: str) -> bool:
+        """Whether no unit adds up what a tensor gives."""
+        return read_as_it_comes(tensor, self._zoo.shapes)
+
+    def vector_like(self, tensor: str) -> bool:
+        """Whether a tensor is a norm's or a bias."""
+        return len(self._zoo.shapes.get(tensor, (0, 0))) < 2
+
+    def settle(self, found: Mapping[Key, _Tensor]) -> None:
+        """Choose a precision for every task and tensor."""
+        by_task: dict[int, dict[Key, _Tensor]] = {}
+        for key, tensor in found.items():
+            by_task.setdefault(key[0], {})[key] = tensor
         if self.bits is None:
-            budget = self.rate * moved
+            chosen = {key: choice for own in by_task.values() for key, choice in self._as_needed(own).items()}
         else:
-            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(offers)
-        chosen = allocate(offers, weights, budget)
-        self._chosen = {key: levels_of(choice.ladder, found[key].rms) for key, choice in chosen.items()}
+            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(found)
+            chosen = self._within(found, budget)
+        self._foretold = {task: foretold(self._parts(own, chosen)) for task, own in by_task.items()}
+        if self.bits is not None and any(each > TOLERABLE for each in self._foretold.values()):
+            enough = [choice for own in by_task.values() for choice in _to(own, TOLERABLE).values()]
+            bits = math.fsum(choice.bits for choice in enough) + self._zoo.fixed_bits + ENTRY_BITS * len(found)
+            self._tolerable_bits = bits / self._zoo.parameters
+        if self.least:
+            chosen = self._least(found, chosen)
+        self._chosen = {
+            key: found[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
+        }
+
+    def _within(self, found: Mapping[Key, _Tensor], budget: float) -> dict[Key, Choice]:
+        fixed = {key: tensor.fixed for key, tensor in found.items() if tensor.fixed is not None}
+        if math.fsum(choice.bits for choice in fixed.values()) > _MOST_FIXED * budget:
+            fixed = {}
+        offers = {key: Choices.only(fixed[key]) if key in fixed else tensor.offers for key, tensor in found.items()}
+        return allocate(offers, {key: tensor.weight for key, tensor in found.items()}, budget)
+
+    def _as_needed(self, found: Mapping[Key, _Tensor]) -> dict[Key, Choice]:
+        return _to(found, self.divergence)
+
+    @staticmethod
+    def _parts(found: Mapping[Key, _Tensor], chosen: Mapping[Key, Choice]) -> list[tuple[Part, float]]:
+        return [(tensor.part, chosen[key].harm) for key, tensor in found.items()]
+
+    @staticmethod
+    def _least(found: Mapping[Key, _Tensor], chosen: Mapping[Key, Choice]) -> dict[Key, Choice]:
+        """The least squared error at the bits of what was chosen."""
+        offers = {
+            key: tensor.least if tensor.fixed is None else Choices.only(tensor.fixed) for key, tensor in found.items()
+        }
+        bits = math.fsum(choice.bits for choice in chosen.values())
+        return allocate(offers, {key: tensor.energy for key, tensor in found.items()}, bits)
+
+    def foretold(self, task: int) -> float | None:
+        """How far a task's outputs will be from the fine-tune's, in units of how far the base's are."""
+        return self._foretold.get(task)
+
+    def warning(self, task: int) -> str:
+        """What must be said of a task; nothing, mostly."""
+        share = self._foretold.get(task, 0.0)
+        if share <= TOLERABLE:
+            return ""
+        why = "" if self.bits is None else f", at bits={self.bits:g}; bits={self._tolerable_bits:.2g} would do"
+        return f"outputs are foretold to diverge {share:.2g} of the base's distance, more than {TOLERABLE}{why}"
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""
@@ -147,27 +224,60 @@ class Solo(Recipe):
         return found if found is not None and len(found.bounds) > 1 else None
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
-        """The unbiased scale."""
-        _, norm, _, dot, _ = sums
+        """The unbiased scale; at κ = 1 that of least squares."""
+        _, norm, kept, dot, _ = sums
+        if self.least:
+            return dot / kept if kept > 0 else 1.0
         return norm / dot if dot > 0 else 1.0
 
 
-@dataclass(frozen=True, slots=True)
+def _to(found: Mapping[Key, _Tensor], divergence: float) -> dict[Key, Choice]:
+    """For the tensors of one task the fewest bits with which its outputs are foretold to come within a divergence."""
+    most = divergence**2 * task_gain(tensor.part for tensor in found.values())
+    offers = {
+        key: Choices.only(tensor.fixed)
+        if tensor.fixed is not None and tensor.fixed.harm <= max(most, _GOOD)
+        else _from(tensor.offers, _ODD * most)
+        for key, tensor in found.items()
+    }
+    weights = {key: tensor.weight for key, tensor in found.items()}
+    return allocate_within(offers, weights, most * math.fsum(weights.values()))
+
+
+_ODD = 4.0
+"""How many times the mean harm one tensor may be done: what it changes may be all that some output sees."""
+_GOOD = 0.05
+"""Harm that fixed precisions are taken with whatever is wanted: they are few."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Tensor:
     """A tensor whose magnitudes are counted."""
 
     offers: Choices
+    steps: tuple[Levels, ...]
+    part: Part
     weight: float
     rms: float
-    moved: float
+    energy: float
+    least: Choices
+    """Those with the scale of least squares: harm is the squared error."""
+    fixed: Choice | None
+    """What is chosen beforehand."""
+
+    def levels(self, ladder: int) -> Levels:
+        """What a choice means."""
+        own = ladder - ladders()
+        return self.steps[own] if own >= 0 else levels_of(ladder, self.rms)
 
 
 class _Histograms(Statistic):
-    """Magnitudes by task and tensor; of a whole tensor, only what can be chosen for it is kept."""
+    """Magnitudes by task and tensor, and how coherent rows are; of a whole tensor, only what can be chosen is kept."""
 
     one_in = 8
     by_tensor = True
     by_magnitude = True
+    by_row = True
 
     def __init__(self, recipe: Solo) -> None:
         self._recipe = recipe
@@ -188,37 +298,68 @@ class _Histograms(Statistic):
         counted.scale(weight)
         return [((task, tensor), counted)]
 
-    def condense(self, measured: Iterable[list[tuple[Key, Magnitudes]]]) -> list[tuple[Key, _Tensor]]:
-        found: dict[Key, Magnitudes] = {}
-        for key, counted in chain.from_iterable(measured):
-            if key in found:
-                found[key].add(counted)
-            else:
-                found[key] = counted
-        return [(key, self._tensor(counted)) for key, counted in found.items() if counted.moved]
+    def measure_rows(self, task: int, tensor: str, tau: Tensor) -> list[tuple[Key, float]]:
+        return [((task, tensor), 1.0 if self._recipe.as_it_comes(tensor) else gain(tau.cpu().numpy()))]
 
-    def _tensor(self, found: Magnitudes) -> _Tensor:
-        return _Tensor(_offers(found, self._recipe.kappa), found.weight, found.rms, found.moved)
+    def condense(self, measured: Iterable[list[tuple[Key, Magnitudes | float]]]) -> list[tuple[Key, _Tensor]]:
+        found: dict[Key, Magnitudes] = {}
+        gains: dict[Key, float] = {}
+        for key, each in chain.from_iterable(measured):
+            if isinstance(each, float):
+                gains[key] = each
+            elif key in found:
+                found[key].add(each)
+            else:
+                found[key] = each
+        return [(key, self._tensor(key[1], each, gains.get(key, 1.0))) for key, each in found.items() if each.moved]
+
+    def _tensor(self, tensor: str, found: Magnitudes, coherent: float) -> _Tensor:
+        recipe = self._recipe
+        small = found.moved < _FINE and (recipe.bits is not None or recipe.vector_like(tensor))
+        offers = choices(found, recipe.kappa)
+        finer: Steps = ([], np.zeros(0), np.zeros(0))
+        if recipe.bits is None:
+            finer = steps(found)
+            offers = join(offers, finer, ladders())
+        if not len(offers):
+            offers = Choices.only(_signs(found))
+        return _Tensor(
+            offers=offers,
+            steps=tuple(finer[0]),
+            part=Part(change=found.change, weight=found.weight, gain=coherent),
+            weight=found.weight,
+            rms=found.rms,
+            energy=found.energy,
+            least=_squared(join(choices(found), finer, ladders())) if recipe.least else offers,
+            fixed=fine(found, _FINE_BOUND) or offers[-1] if small else None,
+        )
 
     def update(self, tile: tuple[Key, _Tensor]) -> None:
         key, tensor = tile
         self._found[key] = tensor
 
     def finish(self) -> None:
-        self._recipe.settle(self._found, sum(tensor.moved for tensor in self._found.values()))
+        self._recipe.settle(self._found)
 
 
 def _kappa(rate: float) -> float:
     """What diverges least, or nearly, at so many bits."""
     if rate >= _FINE_RATE:
         return 1.0
-    return min(_KAPPA_MOST, _KAPPA * max(1.0, RATE / rate) ** 2)
+    return min(_KAPPA_MOST, _KAPPA * max(1.0, _RATE / rate) ** 2)
 
 
-def _offers(found: Magnitudes, kappa: float) -> Choices:
-    if found.moved >= _FINE and (every := choices(found, kappa)):
-        return every
-    return Choices.only(fine(found, _FINE_BOUND) or _signs(found))
+def _squared(offered: Choices) -> Choices:
+    """The same with the scale of least squares, which leaves h/(1 + h) where the unbiased one leaves h."""
+    harm = offered.harm / (1 + offered.harm)
+    best = hull_of(offered.bits, harm)
+    return Choices(offered.ladders[best], offered.bits[best], harm[best])
+
+
+def _from(offered: Choices, most: float) -> Choices:
+    """Those with at most so much harm; the last, if none has."""
+    first = int(np.searchsorted(-offered.harm, -most))
+    return offered[min(first, len(offered) - 1) :]
 
 
 def _signs(found: Magnitudes) -> Choice:

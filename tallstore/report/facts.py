@@ -6,13 +6,12 @@ where anybody may have written anything: what is no number is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ class TaskFacts:
     name: str
     error: float | None
     cosine: float | None
+    divergence: float | None
+    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are."""
     density: float | None
     original: float | None
     decoded: float | None
@@ -46,6 +47,8 @@ class TaskFacts:
     exact: int
     checkpoint: int | None
     """Bytes of its tensors as a checkpoint."""
+    bit_for_bit: bool = False
+    """Whether it comes back to the last bit."""
 
     @property
     def retention(self) -> float | None:
@@ -156,7 +159,9 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
     return TaskFacts(
         name=name,
         error=task.number("relative_error"),
+        bit_for_bit=task.bit_for_bit,
         cosine=task.number("cosine"),
+        divergence=task.number("divergence"),
         density=task.number("density"),
         original=task.number("scores", "original"),
         decoded=task.number("scores", "decoded"),
@@ -169,7 +174,7 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
 def _checkpoint(zoo: Zoo, name: str) -> int:
     """Bytes of a task's tensors, tied ones once."""
     facts = zoo.tensors(name).values()
-    return sum(math.prod(f.shape) * ITEM_BYTES[f.dtype] for f in facts if f.kind != "tied")
+    return sum(size_of(f.dtype, f.shape) for f in facts if f.kind != "tied")
 
 
 def _wholes(zoo: Zoo) -> tuple[WholeRow, ...]:

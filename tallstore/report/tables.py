@@ -70,6 +70,7 @@ _TASK_COLUMNS: dict[str, tuple[Callable[[TaskFacts], float | None], Callable[[fl
     "decoded": (lambda t: t.decoded, lambda v: number(v, 4), False),
     "error": (lambda t: t.error, number, True),
     "cosine": (lambda t: t.cosine, number, False),
+    "outputs off": (lambda t: t.divergence, number, True),
     "mask on": (lambda t: t.density, share, True),
     "own bytes": (lambda t: t.own, size, False),
     "of its checkpoint": (lambda t: t.own / t.checkpoint if t.checkpoint else None, share, False),
@@ -88,6 +89,8 @@ def by_task(facts: Facts) -> Table:
     def cell(task: TaskFacts, title: str) -> Cell:
         value, words, most = columns[title]
         found = value(task)
+        if title == "error" and task.bit_for_bit:
+            return _number(0.0, "bit for bit", most)
         return _number(found, "" if found is None else words(found), most)
 
     return Table(

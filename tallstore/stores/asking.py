@@ -80,7 +80,7 @@ def client(what: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MissingExtraError(f'{what}: needs huggingface_hub: pip install "tallstore[hub]"') from error
+        raise MissingExtraError(f'{what}: needs huggingface_hub: pip install "huggingface_hub>=2.4"') from error
     return huggingface_hub
 
 

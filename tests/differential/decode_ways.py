@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.native import library
 from tallstore.tensors import NAME, TORCH, as_bytes
 
 Plain = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -275,7 +276,7 @@ def main() -> None:
         archive, base = json.loads(line)
         asked = Asked(Path(archive), Path(base) if base else None)
         found = [[way, task, form, digests(tensors)] for way, run in WAYS.items() for task, form, tensors in run(asked)]
-        print(json.dumps({"compiled": fast.kernels() is not None, "found": found}), flush=True)
+        print(json.dumps({"compiled": library.chosen() is not None, "found": found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from support import bytes_of, child_args, child_env, near, noise
 
 import tallstore
 from spec.vectors import VALID, valid
-from tallstore.kernels import fast
+from tallstore.kernels.native import library
+from tallstore.kernels.native.build import library_path
 
 EXAMPLES = int(os.environ.get("TALLSTORE_EXAMPLES", "10"))
 Truth = dict[tuple[str, str], Plain]
@@ -70,7 +71,7 @@ class WithoutCompiled:
         code = f"import runpy; runpy.run_path({str(Path(__file__).with_name('decode_ways.py'))!r}, run_name='__main__')"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(
-            child_args(code), env=child_env({"TALLSTORE_COMPILED": "0"}), text=True, **pipes
+            child_args(code), env=child_env({"TALLSTORE_KERNELS": "reference"}), text=True, **pipes
         )
 
     def begin(self, asked: Asked) -> None:
@@ -218,9 +219,7 @@ def test_a_tensor_that_threads_share(options: dict[str, Any], tmp_path: Path, mo
         check(WAYS[way](asked), truth, way)
 
 
-def test_one_of_the_processes_has_compiled_kernels(plain_process: WithoutCompiled) -> None:
-    """Where numba is there, the two differ."""
-    import importlib.util
-
-    assert (fast.kernels() is None) == (importlib.util.find_spec("numba") is None)
+def test_one_of_the_processes_has_the_native_library(plain_process: WithoutCompiled) -> None:
+    """Where it was built, the two differ."""
+    assert (library.chosen() is not None) == library_path().exists()
     assert torch.get_num_threads() == 1

@@ -25,6 +25,7 @@ PAGES = ROOT / "docs" / "pages"
 NOT_RUN = {
     "README.md": {
         "On a fresh machine": "makes an environment; `.ci/run` does the same",
+        "Adapters": "needs adapters that PEFT made; tests/adapters does the same",
         "On the Hub": "needs the Hub; tests/hub does the same against one on this machine",
     },
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},

@@ -96,7 +96,7 @@ MISTAKES = {
     "no `-o`": Mistake("pack base runs"),
     "an output that ends in `.zip`": Mistake("pack base runs -o new.zip"),
     "nothing behind `NAME=`": Mistake("pack base mr= -o new.tall"),
-    "an adapter (LoRA) in place of a model": Mistake("pack base adapter -o new.tall", adapter),
+    "an adapter (LoRA) of another base": Mistake("pack base adapter -o new.tall", adapter),
     "a quantized checkpoint": Mistake("pack base packed -o new.tall", quantized),
     "a checkpoint in place of an archive": Mistake("info runs/mr"),
     "a checkpoint of pickles that runs code": Mistake("pack base strange -o new.tall", stranger),

@@ -5,8 +5,7 @@
     PYTHONPATH=.:tests python -m fuzz archive --input FILE                  # one input again
 
 Prints a line a target: executions, coverage (edges of tallstore's own code), the corpus, seconds, memory, findings. A
-finding's input is kept, with its traceback, under --findings. Compiled kernels run with numba's checks of bounds,
-unless NUMBA_BOUNDSCHECK=0.
+finding's input is kept, with its traceback, under --findings.
 Where atheris is not installed, the same targets and mutators run without the guidance of coverage.
 """
 
@@ -31,8 +30,6 @@ from pathlib import Path
 from . import blind
 from .base import ROOT, Target, guarded
 
-COMPILED = ["tallstore.kernels.compiled", "tallstore.kernels.compiled_encode", "tallstore.kernels.jit"]
-"""What numba compiles, and how: that stays as it is."""
 TIMEOUT = 20
 """Seconds that one input may take: none that is so small takes a tenth of one."""
 MEMORY = 2048
@@ -67,7 +64,7 @@ def instrumented() -> dict[str, Target]:
         from .targets import TARGETS
 
         return dict(TARGETS)
-    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["tallstore"], exclude=COMPILED):
+    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["tallstore"]):
         from .targets import TARGETS
     return dict(TARGETS)
 
@@ -191,8 +188,6 @@ def main() -> int:
     parser.add_argument("--input", help="run one input, and let its error show")
     parser.add_argument("--list", action="store_true", help="name the targets")
     args = parser.parse_args()
-    if os.environ.setdefault("NUMBA_BOUNDSCHECK", "1") == "1":
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".cache" / "numba-checked"))
     targets = instrumented()
     if args.list:
         print("\n".join(targets))

@@ -1,4 +1,4 @@
-"""Every codec's decoder: the right number of valid values or a refusal, alike with and without compiled kernels.
+"""Every codec's decoder: the right number of valid values or a refusal, alike with the native library and without.
 
 What a decoder takes, the second reader that was written from `spec/` alone takes too, and reads the same values.
 
@@ -7,6 +7,7 @@ What a decoder takes, the second reader that was written from `spec/` alone take
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.lattice import LATTICES
+from tallstore.kernels.native import library
 
 from . import frames
 from .base import Plain, Target
@@ -28,6 +31,7 @@ from .base import Plain, Target
 HEAD = 4
 KINDS = tuple(cpu.SYMBOL_BITS)
 DTYPES = tuple(ITEM_BYTES)
+FLOATS = tuple(dtype for dtype in LATTICES if dtype in second_reader.BYTES)
 _MANY = 1
 """Flag: n counts 64 elements."""
 _SLOW = 1 << 13
@@ -78,6 +82,19 @@ def _whole(id_: str, data: bytes, which: int, n: int) -> bytes:
     return out[: len(out) - 16].tobytes()
 
 
+def _base(dtype: str, n: int) -> np.ndarray:
+    """The base's elements that chunks coded without loss are over."""
+    return np.resize(np.random.default_rng(9).integers(0, 256, 1 << 12, np.uint8), n * ITEM_BYTES[dtype])
+
+
+def _lossless(id_: str, data: bytes, which: int, n: int) -> bytes:
+    dtype = FLOATS[which % len(FLOATS)]
+    out = np.append(_base(dtype, n), np.full(16, 0xA5, np.uint8))
+    codecs.LOSSLESS[id_].decode(memoryview(data), out[: len(out) - 16], dtype)
+    assert (out[len(out) - 16 :] == 0xA5).all(), "it wrote behind its memory"
+    return out[: len(out) - 16].tobytes()
+
+
 def _frame(_: str, data: bytes, which: int, n: int) -> bytes:
     found = zstd.decompress(data, n)
     assert len(found) == n
@@ -90,6 +107,9 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
     if family == "whole":
         decode = {"raw": second_reader.decode_raw, "planes+zstd": second_reader.decode_planes}[id_]
         return bytes(decode(data, n, DTYPES[which % len(DTYPES)]))
+    if family == "lossless":
+        dtype = FLOATS[which % len(FLOATS)]
+        return second_reader.decode_lattice(data, _base(dtype, n).tobytes(), dtype)
     if family == "frame":
         return second_reader.unframe(data, n)
     named: Mapping[str, Callable[[bytes, int, str], Any]] = {
@@ -100,17 +120,25 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
     return bytes(named[id_](data, n, KINDS[which % len(KINDS)]).tobytes())
 
 
-FIRST: Mapping[str, Decode] = {"mask": _mask, "vector": _vector, "whole": _whole, "frame": _frame}
+FIRST: Mapping[str, Decode] = {
+    "mask": _mask,
+    "vector": _vector,
+    "whole": _whole,
+    "lossless": _lossless,
+    "frame": _frame,
+}
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
-    kept = fast.kernels
-    fast.kernels = lambda: None  # type: ignore[assignment]
+def _by_reference() -> Iterator[None]:
+    kept = os.environ.get(library.VARIABLE)
+    os.environ[library.VARIABLE] = "reference"
     try:
         yield
     finally:
-        fast.kernels = kept
+        del os.environ[library.VARIABLE]
+        if kept is not None:
+            os.environ[library.VARIABLE] = kept
 
 
 def _outcome(decode: Callable[[], bytes]) -> bytes | None:
@@ -127,8 +155,8 @@ def run(family: str, id_: str, data: bytes) -> None:
     n *= 64 if flags & _MANY else 1
     decode = partial(FIRST[family], id_, coded, which, n)
     found = _outcome(decode)
-    with _uncompiled():
-        assert _outcome(decode) == found, "compiled kernels and the reference disagree"
+    with _by_reference():
+        assert _outcome(decode) == found, "the native library and the reference disagree"
     if found is not None and n <= _SLOW:
         assert _second(family, id_, coded, which, n) == found, "the second reader reads something else"
 
@@ -164,6 +192,14 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
                 raw = (rng.standard_normal(n) * 0.02).astype(np.float32).view(np.uint8)
                 raw = np.resize(raw, n * ITEM_BYTES[dtype]) if n else raw
                 yield bytes([which, 0]) + head + codecs.WHOLE[id_].encode(raw, dtype)
+        elif family == "lossless":
+            for which, dtype in enumerate(FLOATS):
+                lattice = LATTICES[dtype]
+                base = _base(dtype, n).view(lattice.word)
+                steps = np.rint(rng.standard_normal(n) * rng.choice((0.0, 0.7, 50.0))).astype(np.int64)
+                after = lattice.turned(lattice.turned(base) + steps.astype(lattice.word)).view(np.uint8)
+                coded = codecs.LOSSLESS[id_].encode(after, base.view(np.uint8), dtype, (64, 5))
+                yield bytes([which, 0]) + head + coded
         else:
             for content in (bytes(n), rng.bytes(n), bytes(rng.integers(0, 3, n, dtype=np.uint8))):
                 yield bytes([0, 0]) + head + zstd.compress(content)
@@ -177,6 +213,7 @@ _FAMILIES: Mapping[str, Iterable[str]] = {
     "mask": codecs.MASK,
     "vector": codecs.VECTOR,
     "whole": codecs.WHOLE,
+    "lossless": ["lattice"],
     "frame": ["zstd"],
 }
 TARGETS = {f"codec-{id_}": _target(family, id_) for family, ids in _FAMILIES.items() for id_ in ids}

@@ -19,7 +19,7 @@ from spec.vectors import read_plain
 from tallstore.format.version import VERSION
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr")
+KINDS = ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr", "lossless")
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def test_tasks_added_one_by_one_are_not_wrong_in_the_same_places(tmp_path: Path)
     """Equal fine-tunes get marks that are drawn anew for each, as when they are packed together."""
     base = {"w": noise(400, 100, seed=1)}
     tuned = {"w": near(base["w"], 5)}
-    tallstore.pack(base, {"a": tuned}, tmp_path / "zoo", quality="small")
+    tallstore.pack(base, {"a": tuned}, tmp_path / "zoo", bits=0.7)
     tallstore.add(tmp_path / "zoo", {"b": tuned})
     tallstore.add(tmp_path / "zoo", {"c": tuned})
     with verified(tmp_path / "zoo") as zoo:

@@ -290,8 +290,8 @@ def test_missing_packages_name_the_command(tmp_path: Path, monkeypatch: pytest.M
     import sys
 
     for package, call, command in (
-        ("huggingface_hub", lambda: tallstore.open("hf://user/zoo"), 'pip install "tallstore[hub]"'),
-        ("huggingface_hub", lambda: tallstore.push(zoo, "user/zoo"), 'pip install "tallstore[hub]"'),
+        ("huggingface_hub", lambda: tallstore.open("hf://user/zoo"), 'pip install "huggingface_hub>=2.4"'),
+        ("huggingface_hub", lambda: tallstore.push(zoo, "user/zoo"), 'pip install "huggingface_hub>=2.4"'),
         ("transformers", lambda: tallstore.from_pretrained(zoo, task="a"), 'pip install "tallstore[transformers]"'),
         ("transformers", lambda: tallstore.load_processor(zoo, task="a"), 'pip install "tallstore[transformers]"'),
         ("fsspec.core", lambda: tallstore.open("s3://zoos/mine"), 'pip install "tallstore[remote]"'),

@@ -19,6 +19,7 @@ import tallstore
 from tallstore import codecs
 from tallstore.encoder import chunk
 from tallstore.encoder import device as encoder_device
+from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.chunk import Row, tiles
 from tallstore.recipes import RECIPES, Recipe, make_recipe
 from tallstore.recipes.allocation import Levels
@@ -99,9 +100,8 @@ def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) 
 
 
 def assert_same_choice(base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: str, where: Any, start: int) -> None:
-    wanted = chunk.choose(base, rows, recipe, codecs.VECTOR[codec], NAME, start)
+    wanted = chunk.choose(base, rows, recipe, codecs.VECTOR[codec], torch.device("cpu"), NAME, start)
     found = encoder_device.choose(base, rows, recipe, codecs.VECTOR[codec], where, NAME, start)
-    assert found is not None
     assert found.vector == wanted.vector
     assert torch.equal(bits(found.stored), bits(wanted.stored))
     for mine, theirs in zip(found.packed, wanted.packed, strict=True):
@@ -157,26 +157,27 @@ def test_packing_gives_the_same_archive(
     options = {"recipe": way, **({} if codec is None else {"vector": codec})}
     tallstore.pack(base, tasks, tmp_path / "cpu", device="cpu", **options)
     used = []
-    kernels = encoder_device.choose
+    lane = encoder_device._lane
 
-    def choose(*args: Any) -> Any:
-        used.append(kernels(*args))
-        return used[-1]
+    def seen(device: torch.device) -> Any:
+        used.append(device)
+        return lane(device)
 
-    monkeypatch.setattr(encoder_device, "choose", choose)
+    monkeypatch.setattr(encoder_device, "_lane", seen)
     monkeypatch.setattr(encoder_device, "has_kernels", lambda _: True)
     # The interpreter does one thing at a time.
     workers = 1 if device.type == "cpu" else None
     tallstore.pack(base, tasks, tmp_path / "kernels", device=device.type, workers=workers, **options)
     assert used
-    assert None not in used
     assert read_all(tmp_path / "kernels") == read_all(tmp_path / "cpu")
 
 
 def test_too_many_tasks_are_left_to_the_cpu(device: Any) -> None:
     base, rows = zoo(8, torch.float32, [torch.float32] * 33, 1)
     recipe = ready("fit", {}, base, rows)
-    assert encoder_device.choose(base, rows, recipe, codecs.VECTOR["f32"], device, NAME, 0) is None
+    assert backend_of(rows, recipe, codecs.VECTOR["f32"], device, NAME) is Backend.REFERENCE
+    here = Backend.GPU if encoder_device.has_kernels(device) else Backend.REFERENCE
+    assert backend_of(rows[:32], recipe, codecs.VECTOR["f32"], device, NAME) is here
 
 
 def test_every_recipe_has_a_rule() -> None:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from elements import gaps_of
-from support import assert_same, packed, tiny_zoo
+from support import assert_same, packed, tiny_zoo, without_kernels
 
 from tallstore.archive.merge import _move
 from tallstore.archive.tiles import RowsTile, TaskVectors
-from tallstore.kernels import cpu, fast
+from tallstore.kernels import cpu
+from tallstore.kernels.dispatch import merging
 from tallstore.merging import MergeTile, make_method
 from tallstore.recipes.sums import sum_rows
 
-pytestmark = pytest.mark.skipif(fast.kernels() is None, reason="numba is not installed")
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def rows_of(tasks: int, n: int, dtype: torch.dtype) -> torch.Tensor:
@@ -36,8 +37,8 @@ def rows_of(tasks: int, n: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("n", [1, 63, 4096, 9001])
 @pytest.mark.parametrize("k", [0, 1, 2, 5])
 def test_it_is_the_method_s_own_delta(dtype: torch.dtype, tasks: int, n: int, k: int) -> None:
-    compiled = fast.kernels()
-    assert compiled is not None
+    native = merging()
+    assert native is not None
     method = make_method("consensus", k=k, alpha=0.7, source="tasks")
     least, inner, source = method.of_sums() or (-1, 0.0, "")
     assert (least, inner, source) == (k, 0.7, "tasks")
@@ -48,7 +49,7 @@ def test_it_is_the_method_s_own_delta(dtype: torch.dtype, tasks: int, n: int, k:
     tile = RowsTile(tuple(range(tasks)), sum_rows(rows), (rows != 0).to(torch.uint8), (1.0,) * tasks, rows)
     _move(due, method.delta(tile), 0.3)
     kind = found.numpy().dtype.type
-    compiled.merge_rows(found.numpy(), rows.numpy(), least, kind(inner), kind(0.3))
+    native.merge_rows(found.numpy(), rows.numpy(), least, kind(inner), kind(0.3))
     same(found, due)
 
 
@@ -56,13 +57,13 @@ def test_it_is_the_method_s_own_delta(dtype: torch.dtype, tasks: int, n: int, k:
 @pytest.mark.parametrize("tasks", [1, 5, 40])
 @pytest.mark.parametrize("n", [1, 15, 4096, 9001])
 def test_lengths(dtype: torch.dtype, tasks: int, n: int) -> None:
-    compiled = fast.kernels()
-    assert compiled is not None
+    native = merging()
+    assert native is not None
     rows = rows_of(tasks, n, dtype).nan_to_num(0, 3, -3).clamp(-3, 3)
     method = make_method("consensus", k=2, source="tasks")
     tile = RowsTile(tuple(range(tasks)), sum_rows(rows), (rows != 0).to(torch.uint8), (1.0,) * tasks, rows)
     squares = torch.ones(tasks, dtype=torch.float64)
-    found = compiled.measure_rows(squares.numpy(), rows.numpy(), 2, rows.numpy().dtype.type(1))
+    found = native.measure_rows(squares.numpy(), rows.numpy(), 2, rows.numpy().dtype.type(1))
     torch.testing.assert_close(squares, 1 + rows.double().square().sum(1))
     assert found == pytest.approx(float(method.delta(tile).double().square().sum()), rel=1e-12)
 
@@ -73,8 +74,8 @@ def test_lengths(dtype: torch.dtype, tasks: int, n: int) -> None:
 @pytest.mark.parametrize("kind", ["binary", "signed"])
 @pytest.mark.parametrize("k", [0, 2])
 def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind: str, k: int) -> None:
-    compiled = fast.kernels()
-    assert compiled is not None
+    native = merging()
+    assert native is not None
     rng = np.random.default_rng(tasks * n)
     shares = rng.choice([0.0, 0.001, 0.3, 1.0], tasks)
     symbols = [np.where(rng.random(n) < p, rng.integers(1, 3 if kind == "signed" else 2, n), 0) for p in shares]
@@ -87,12 +88,12 @@ def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind:
     codes = (np.concatenate(gaps), where[0], np.concatenate(signs), where[1], scales)
     base = rng.standard_normal(n).astype(dtype)
     due, found = base.copy(), base.copy()
-    compiled.merge_rows(due, rows, k, dtype(0.7), dtype(0.3))
-    compiled.merge_gaps(found, *codes, k, dtype(0.7), dtype(0.3))
+    native.merge_rows(due, rows, k, dtype(0.7), dtype(0.3))
+    native.merge_gaps(found, codes, k, dtype(0.7), dtype(0.3))
     assert found.tobytes() == due.tobytes()
     lengths = np.ones((2, tasks))
-    whole = compiled.measure_rows(lengths[0], rows, k, dtype(0.7))
-    assert compiled.measure_gaps(lengths[1], n, *codes, k, dtype(0.7)) == pytest.approx(whole, rel=1e-12)
+    whole = native.measure_rows(lengths[0], rows, k, dtype(0.7))
+    assert native.measure_gaps(lengths[1], n, codes, k, dtype(0.7)) == pytest.approx(whole, rel=1e-12)
     np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-12)
 
 
@@ -102,8 +103,8 @@ def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind:
 @pytest.mark.parametrize("kind", ["binary", "signed"])
 @pytest.mark.parametrize("source", ["vector", "tasks"])
 def test_masks_that_are_still_packed(dtype: torch.dtype, tasks: int, n: int, kind: str, source: str) -> None:
-    compiled = fast.kernels()
-    assert compiled is not None
+    native = merging()
+    assert native is not None
     generator = torch.Generator().manual_seed(tasks * n)
     masks = torch.randint(0, 2 if kind == "binary" else 3, (tasks, n), generator=generator, dtype=torch.uint8)
     vector, base = (torch.randn(n, generator=generator, dtype=dtype) for _ in range(2))
@@ -116,7 +117,7 @@ def test_masks_that_are_still_packed(dtype: torch.dtype, tasks: int, n: int, kin
     _move(due, method.delta(MergeTile(tuple(range(tasks)), vector, masks, scales)), 0.3)
     number = found.numpy().dtype.type
     codes = np.stack([cpu.pack(mask.numpy(), kind) for mask in masks])
-    compiled.merge_masks(
+    native.merge_masks(
         found.numpy(), vector.numpy(), codes, cpu.SYMBOL_BITS[kind], np.array(scales, number), source == "vector", 2,
         number(0.7), number(0.3),
     )  # fmt: skip
@@ -150,7 +151,7 @@ def test_an_archive_is_merged_to_the_same_bits_without_them(
     with packed(base, tasks, tmp_path / "zoo", recipe=recipe) as zoo:
         ways: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"alpha": 0.4, "k": 0}, {"tasks": ["b", "a"]}, {}]
         found = [zoo.merged(**way) for way in ways]
-        monkeypatch.setattr(fast, "kernels", lambda: None)
+        without_kernels(monkeypatch)
         for one, way in zip(found, ways, strict=True):
             again = zoo.merged(**way)
             assert again.report.alpha == one.report.alpha

@@ -15,7 +15,7 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from safetensors import deserialize
 Decoded = tuple[str, tuple[int, ...], bytes]
 
 BYTES = {
+    "F4": 1, "F6_E2M3": 1, "F6_E3M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+"""Of packed types, whose elements are counted by their bytes."""
 ROTATED = {"F64", "F32", "F16", "BF16"}
 LEVELS = {"q8": 256, "q5": 32, "q4": 16}
 SYMBOL_BITS = {"binary": 1, "signed": 2}
@@ -138,9 +141,15 @@ class Parts:
 def covered(entry: dict[str, Any]) -> int:
     """Elements that are coded: all, or those of the leading rows. `rows` is a member of some kinds alone."""
     shape = entry["shape"]
-    if "rows" in entry and entry["kind"] in {"base", "binary", "signed", "delta"}:
+    if "rows" in entry and entry["kind"] in {"base", "binary", "signed", "delta", "lossless"}:
         return int(entry["rows"]) * math.prod(shape[1:])
-    return math.prod(shape)
+    return counted(entry.get("dtype", ""), shape)
+
+
+def counted(dtype: str, shape: Sequence[int]) -> int:
+    """Elements; bytes of packed types."""
+    must(math.prod(shape) * BITS.get(dtype, 8) % 8 == 0, "elements of a packed type that do not fill bytes")
+    return math.prod(shape) * BITS.get(dtype, 8) // 8
 
 
 # --- codecs/ ----------------------------------------------------------------------------------------------------------
@@ -250,6 +259,112 @@ def decode_planes(data: bytes, n: int, dtype: str) -> bytes:
     return words.tobytes()
 
 
+LATTICE = {"F32": (23, 255, 71), "BF16": (7, 255, 39), "F16": (10, 31, 39), "F8_E4M3": (3, 15, 23),
+           "F8_E5M2": (2, 31, 23), "F8_E4M3FNUZ": (3, 15, 23), "F8_E5M2FNUZ": (2, 31, 23)}  # fmt: skip
+
+
+def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
+    """lattice.md"""
+    size = BYTES[dtype]
+    if data[0] == 0:
+        must(len(data) == 1, "bytes behind mode 0")
+        return base
+    if data[0] in {1, 2}:
+        coded = decode_planes(data[1:], len(base) // size, dtype if data[0] == 2 else f"U{8 * size}")
+        return coded if data[0] == 2 else restored(base, coded, size)
+    must(data[0] == 3 and dtype in LATTICE, "an unknown mode")
+    s, m, most = LATTICE[dtype]
+    w, words = 8 * size, np.frombuffer(base, f"<u{size}").tolist()
+    _, B, log, low, width, first, model_bytes, count, open_bytes = struct.unpack_from("<BBBBIIIII", data)
+    must(8 <= B <= 12 and 3 <= log <= 8 and low <= m, "a head")
+    must(0 < first <= width or first == width == 0, "segments")
+    lanes, n = 1 << log, len(words)
+    must(24 + model_bytes + 4 * lanes + 2 * count + open_bytes == len(data), "a chunk's size")
+    segments = 1 + -(-max(n - first, 0) // width) if width else 1
+    frame = data[24 : 24 + model_bytes]
+    size_of_model = zstandard.get_frame_parameters(frame).content_size
+    must(size_of_model <= 33 + 31 * most + segments, "a model's size")
+    model = unframe(frame, size_of_model)
+    tables, a = model[0], model[1]
+    must(1 <= tables <= 31 and 1 <= a <= most, "a model")
+    weights, rest = model[2 : 2 + tables * a], model[2 + tables * a :]
+    shifts, table_of = rest[:segments], rest[segments:]
+    must(len(shifts) == segments and max(shifts) <= 15 and len(table_of) == 16 + max(shifts), "a model's parts")
+    must(max(table_of) < tables and max(weights) < 64, "a table or a weight")
+    places = [_places(weights[t * a : (t + 1) * a], B) for t in range(tables)]
+    at = 24 + model_bytes
+    states = list(struct.unpack_from(f"<{lanes}I", data, at))
+    stream = list(struct.unpack_from(f"<{count}H", data, at + 4 * lanes))[::-1]
+    bits, used = int.from_bytes(data[len(data) - open_bytes :], "little"), 0
+    out = []
+    for i, word in enumerate(words):
+        level = min(max((word >> s & m) - low, 0), 15)
+        segment = (i + width - first) // width if width else 0
+        x = states[i % lanes]
+        k, f, c = places[table_of[level + shifts[segment]]][x % (1 << B)]
+        x = f * (x >> B) + x % (1 << B) - c
+        if x < 1 << 16:
+            must(stream, "words end")
+            x = x << 16 | stream.pop()
+        states[i % lanes] = x
+        d = abs(k)
+        if d >= 16:
+            h = (d - 16) // 2 + 3
+            d = (2 + d % 2 << h) + (bits >> used & (1 << h) - 1)
+            used += h
+        out.append(_turn((_turn(word, w) + (d if k > 0 else -d)) % (1 << w), w))
+    must(not stream and all(x == 1 << 16 for x in states), "words are left")
+    must(open_bytes == -(-used // 8) and bits >> used == 0, "open bits")
+    return np.array(out, f"<u{size}").tobytes()
+
+
+def _places(weights: bytes, B: int) -> list[tuple[int, int, int]]:
+    """Of each place of a table its signed symbol, f and c."""
+    scaled = [(4 + q % 4) << q // 4 if q else 0 for q in weights]
+    total = scaled[0] + 2 * sum(scaled[1:])
+    must(total, "a table without symbols")
+    f = [(each << B) // total for each in scaled]
+    f[0] = (1 << B) - 2 * sum(f[1:])
+    found: list[tuple[int, int, int]] = []
+    for k in [0, *(sign * k for k in range(1, len(f)) for sign in (1, -1))]:
+        found += [(k, f[abs(k)], len(found))] * f[abs(k)]
+    return found
+
+
+def _turn(bits: int, w: int) -> int:
+    return bits ^ ((1 << w - 1) - 1) if bits >> w - 1 else bits
+
+
+def decode_lanes(data: bytes, base: bytes, dtype: str) -> bytes:
+    """codecs/lanes.md"""
+    must(data, "an empty chunk")
+    bits, at, n = data[0], 1, len(base)
+    if bits == 0:
+        must(len(data) == 1, "bytes behind the base's")
+        return base
+    if bits == 1:
+        return decode_planes(data[1:], n // BYTES[dtype], dtype)
+    must(bits in {4, 8, 16, 32, 64} and bits <= 8 * BYTES[dtype], "lanes")
+    item = max(1, bits // 8)
+    planes = []
+    for _ in range(item):
+        a, b = struct.unpack_from("<II", data, at)
+        mask, frame, at = data[at + 8 : at + 8 + a], data[at + 8 + a : at + 8 + a + b], at + 8 + a + b
+        marks = decode_adaptive(mask, n // item, "binary") if a else np.ones(n // item, np.uint8)
+        plane = np.zeros(n // item, np.uint8)
+        plane[marks == 1] = np.frombuffer(unframe(frame, int(marks.sum())), np.uint8)
+        must(not a or plane[marks == 1].all(), "a marked difference of 0")
+        planes.append(plane)
+    must(at == len(data), "bytes behind the planes")
+    coded = np.stack(planes, axis=1).tobytes()
+    if bits >= 8:
+        return restored(base, coded, item)
+    return bytes((((b >> 4) + (z >> 4)) % 16) << 4 | (b + z) % 16 for b, z in zip(base, coded, strict=True))
+
+
+LOSSLESS = {"lanes": decode_lanes, "lattice": decode_lattice}
+
+
 # --- arithmetic.md ----------------------------------------------------------------------------------------------------
 
 
@@ -324,11 +439,11 @@ class Archive:
                 continue
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             data = private.whole(name) if entry["kind"] == "private" else self._moved(name, entry, masks, vectors)
-            if entry["kind"] != "private" and covered(entry) < math.prod(shape):
+            if entry["kind"] != "private" and covered(entry) < counted(dtype, shape):
                 data += private.whole(name)
             if lost is not None and entry["kind"] in {"binary", "signed", "delta"}:
                 data = restored(data, lost.whole(name), BYTES[dtype])
-            must(len(data) == math.prod(shape) * BYTES[dtype], f"{name}: bytes")
+            must(len(data) == counted(dtype, shape) * BYTES[dtype], f"{name}: bytes")
             out[name] = dtype, shape, data
         found = {name: out[masks.entries[name]["to"]] if value is None else value for name, value in out.items()}
         return {name: value for name, value in found.items() if value is not None}
@@ -342,6 +457,12 @@ class Archive:
         same = kept(base, base_dtype, dtype)
         if entry["kind"] == "base":
             return same
+        if entry["kind"] == "lossless":
+            must(entry["codec"] in LOSSLESS, f"{name}: codec")
+            size = BYTES[dtype]
+            return b"".join(
+                LOSSLESS[entry["codec"]](data, same[a * size : b * size], dtype) for a, b, data in masks.chunks(name)
+            )
         work = np.float64 if dtype == "F64" else np.float32
         start = to_work(base, base_dtype, work)
         if entry["kind"] == "delta":

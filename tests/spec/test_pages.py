@@ -19,7 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("codecs/*.md"), *ROOT.glob("vecto
 PAGE_OF_CODEC = {
     "bits": "bits", "bits+zstd": "bits-zstd", "adaptive": "adaptive",
     "f32": "f32", "bf16": "bf16", "q8": "codebook", "q5": "codebook", "q4": "codebook", "ones": "ones",
-    "raw": "raw", "planes+zstd": "planes-zstd",
+    "raw": "raw", "planes+zstd": "planes-zstd", "lattice": "lattice", "lanes": "lanes",
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_pages_state_the_version_and_their_changes(page: Path) -> None:
 
 
 def test_every_codec_has_its_page() -> None:
-    known = {*codecs.MASK, *codecs.VECTOR, *codecs.WHOLE}
+    known = {*codecs.MASK, *codecs.VECTOR, *codecs.WHOLE, *codecs.LOSSLESS}
     assert known == PAGE_OF_CODEC.keys()
     for codec, page in PAGE_OF_CODEC.items():
         assert f"`{codec}`" in text(f"codecs/{page}.md").splitlines()[0]

@@ -100,11 +100,11 @@ for line in sys.stdin:
 
 
 @contextmanager
-def prison(compiled: str = "0") -> Iterator[Any]:
-    """A function: name of a vector → its outcomes. `compiled`: 1 for the compiled kernels, which take long to load."""
+def prison(kernels: str = "reference") -> Iterator[Any]:
+    """A function: name of a vector → its outcomes. `kernels`: of TALLSTORE_KERNELS."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(
-        child_args(WORKER), env=child_env({"TALLSTORE_COMPILED": compiled}), text=True, **pipes
+        child_args(WORKER), env=child_env({"TALLSTORE_KERNELS": kernels}), text=True, **pipes
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -122,7 +122,7 @@ def prison(compiled: str = "0") -> Iterator[Any]:
 
 def run_attacks() -> bool:
     """All of them; whether each was refused as it must be. Prints counts by the kind of error, and the most memory."""
-    with prison("1") as outcomes:
+    with prison("") as outcomes:
         found = [outcome for name in INVALID for outcome in outcomes(name)]
     wrong = [o for o in found if not o.fits or o.memory > MEMORY]
     most = max(found, key=lambda o: o.memory)

@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     **{f"fit {vector}": {"recipe": "fit", "vector": vector} for vector in codecs.VECTOR if vector != "ones"},
     **{f"fit {mask}": {"recipe": "fit", "mask": mask, "vector": "f32", "base_codec": "raw"} for mask in codecs.MASK},
     "emr": {"recipe": "emr", "exact": "all"},
+    "lossless": {"quality": "lossless"},
     "tall": {"recipe": "tall", "vector": "bf16"},
 }
 

@@ -106,8 +106,7 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 21
 """
 
 
-PLAIN = {"TALLSTORE_COMPILED": "0"}
-"""Loading compiled kernels takes longer than all that is done here."""
+PLAIN = {"TALLSTORE_KERNELS": "reference"}
 
 
 def sparse(path: Path, size: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tallstore.codecs import MASK, VECTOR, WHOLE
+from tallstore.codecs import LOSSLESS, MASK, VECTOR, WHOLE
 
 from .numbers import Array, Tensor
 
@@ -67,6 +67,16 @@ def mask(
     facts = {"kind": kind, "dtype": dtype, "shape": list(shape), "base": base, "codec": codec, "chunk": CHUNK} | more
     coded = [MASK[codec].encode(marks[a:b].astype(np.uint8), kind) for a, b in spans(len(marks), facts["chunk"])]
     return facts, coded
+
+
+def lossless(tensor: Tensor, before: Tensor, base: str, codec: str = "lanes", chunk: int = CHUNK, **more: Any) -> Item:
+    """A tensor coded against the base's, which has its type."""
+    coded = [
+        LOSSLESS[codec].encode(*(np.frombuffer(each.cut(a, b), np.uint8) for each in (tensor, before)), tensor.dtype)
+        for a, b in spans(tensor.numel, chunk)
+    ]
+    facts = {"kind": "lossless", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": base}
+    return facts | {"codec": codec, "chunk": chunk} | more, coded
 
 
 def kept(dtype: str, shape: Sequence[int], base: str, **more: Any) -> Item:
@@ -135,6 +145,8 @@ class Archive:
     tasks: dict[str, dict[str, dict[str, Part]]] = field(default_factory=dict)
     """Task → kind → path → part."""
     task_files: dict[str, dict[str, str]] = field(default_factory=dict)
+    task_facts: dict[str, Facts] = field(default_factory=dict)
+    """More members of a task's record."""
     files: dict[str, bytes] = field(default_factory=dict)
     version: str = "1.0"
     indent: int | None = None
@@ -191,6 +203,7 @@ class Archive:
                     "group": home[name],
                     "parts": {kind: list(parts) for kind, parts in kinds.items()},
                     "files": self.task_files.get(name, {}),
+                    **self.task_facts.get(name, {}),
                 }
                 for name, kinds in self.tasks.items()
             },

@@ -332,7 +332,7 @@ def _entries() -> None:
     )
     for name, about, mentions, spoil in (
         ("entry-lacks-member", "an entry without its base", "lacks base", lambda e: e.pop("base")),
-        ("dtype-unknown", "an unknown element type", "F4", lambda e: e.update(dtype="F4")),
+        ("dtype-unknown", "an unknown element type", "F5", lambda e: e.update(dtype="F5")),
         ("dtype-array", "an array as element type", "type", lambda e: e.update(dtype=["BF16"])),
         ("dtype-not-maskable", "a masked integer tensor", "I16", lambda e: e.update(dtype="I16")),
         ("codec-number", "a number as codec", "codec", lambda e: e.update(codec=1)),

@@ -263,7 +263,7 @@ def _base() -> None:
         ("base-storage-unknown", "an unknown storage", "storage", lambda b: b.update(storage="cloud")),
         ("base-referenced-with-parts", "a referenced base with parts", "parts", lambda b: b.update(storage="reference")),
         ("base-without-parts", "a base in the archive without parts", "parts", lambda b: b.update(parts=[])),
-        ("base-dtype-unknown", "an unknown element type", "F4", lambda b: b["tensors"]["w"].update(dtype="F4")),
+        ("base-dtype-unknown", "an unknown element type", "F5", lambda b: b["tensors"]["w"].update(dtype="F5")),
         ("base-too-many-elements", "2^49 elements", "elements", lambda b: b["tensors"]["w"].update(shape=[1 << 49])),
         ("base-product-overflows", "sizes whose product is 2^64", "elements",
          lambda b: b["tensors"]["w"].update(shape=[1 << 32, 1 << 32])),

@@ -12,9 +12,16 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
 BYTES = {
+    "F4": 1, "F6_E2M3": 1, "F6_E3M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+
+
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+"""Of packed types, whose elements are counted by their bytes."""
+NEWER = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+"""Types of version 1.1."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Tensor:
     @property
     def numel(self) -> int:
         """Elements."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * BITS.get(self.dtype, 8) // 8
 
     def cut(self, start: int, stop: int) -> bytes:
         """The bytes of some elements."""

@@ -18,12 +18,10 @@ from torch import Tensor
 
 from tallstore.kernels.cpu import packed_size, wide
 from tallstore.kernels.gpu.elements import WIDE, as_elements, divide, load, narrow, on_device, store, task_vector, widen
-from tallstore.kernels.rules import Rule
+from tallstore.kernels.rules import MOST_TASKS, Rule
 
 __all__ = ["MOST_TASKS", "encode", "packed_stride"]
 
-MOST_TASKS = 32
-"""The kernel for 32 takes half a minute to compile, once for a machine; for more it grows fast."""
 _WARPS = 4
 _REGISTERS = 80
 """What the values of all tasks may take of a thread's 255."""

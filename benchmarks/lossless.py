@@ -1,0 +1,227 @@
+"""What keeping fine-tunes without loss takes: bits per parameter against entropies and peers; encode and decode speed.
+
+Per fine-tune, in bits per parameter of the tensors that the base has too, all of them decoded and compared:
+
+- ours: the chunks of codec `lattice` (floats of up to 32 bits), nothing else of the archive;
+- H(d): the entropy of d, the difference in units of the last place, per tensor;
+- H(d|e): the entropy of d given the base's exponent, per tensor: what a coder that knows the base, and as many tables
+  as there are exponents, takes at least if the tables cost nothing and rows are all alike;
+- xor: both xored, byte planes, zstd 3 (in kind what ZipLLM's BitX does); zigzag: d zigzagged, byte planes, zstd 3;
+- whole: `planes+zstd` of the fine-tune itself;
+- z4ai: its `compress_delta`, where the package is installed (PYTHONPATH).
+
+Speed is in GB per processor second of one thread, the base at hand in memory; with `--archives`, whole archives are
+packed, and decoding a task with two threads is compared with a load of its safetensors file, every page touched.
+
+example:
+  python benchmarks/lossless.py BASE trec=RUNS/trec sums=RUNS/sums --save lossless.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from common import describe_machine, table
+
+import tallstore
+from tallstore.checkpoints import Checkpoint, open_checkpoint
+from tallstore.codecs import LOSSLESS, WHOLE
+from tallstore.kernels.lattice import LATTICES, Lattice
+from tallstore.tensors import as_bytes
+
+CHUNK = 1 << 20
+COLUMNS = ("ours", "ours / H(d|e)", "H(d)", "H(d|e)", "xor", "zigzag", "whole", "z4ai")
+PEER_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+"""How z4ai names types."""
+
+
+def pairs(base: Checkpoint, task: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], np.ndarray, np.ndarray]]:
+    """Type, shape and bytes, of base and task, of every tensor that both have."""
+    for name, info in task.tensors.items():
+        if name in task.ties or base.tensors.get(name) != info or info.dtype not in LATTICES:
+            continue
+        before, after = (as_bytes(each.read(name, 0, info.numel)) for each in (base, task))
+        yield info.dtype, info.shape, before, after
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits that so many of each take."""
+    counts = counts[counts > 0].astype(np.float64)
+    return float((counts * np.log2(counts.sum() / counts)).sum())
+
+
+def entropies(lattice: Lattice, before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Bits of d, and of d given the base's exponent."""
+    word = lattice.word
+    d = lattice.turned(after.view(word)) - lattice.turned(before.view(word))
+    keys = lattice.keys(before.view(word))
+    joint = np.unique(keys << lattice.bits | d.astype(np.int64), return_counts=True)[1]
+    return entropy(np.unique(d, return_counts=True)[1]), entropy(joint) - entropy(np.bincount(keys))
+
+
+def planes(words: np.ndarray) -> int:
+    """Bytes of byte planes, each coded by zstd 3."""
+    item = words.itemsize
+    split = np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)
+    return sum(len(zstandard.compress(plane, 3)) for plane in split)
+
+
+def zigzag(lattice: Lattice, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """d as small unsigned numbers."""
+    words = lattice.turned(after.view(lattice.word)) - lattice.turned(before.view(lattice.word))
+    d = words.view(words.dtype.str.replace("u", "i"))
+    found: np.ndarray = ((d << 1) ^ (d >> (lattice.bits - 1))).view(lattice.word)
+    return found
+
+
+class Clock:
+    """Processor seconds of this thread, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        """What the work gives; its seconds are added up."""
+        start = time.thread_time()
+        found = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.thread_time() - start
+        return found
+
+
+def ours(dtype: str, shape: tuple[int, ...], before: np.ndarray, after: np.ndarray, clock: Clock) -> int:
+    """Bytes of all chunks. Raises AssertionError for what does not come back."""
+    codec, item, size = LOSSLESS["lattice"], LATTICES[dtype].bits // 8, 0
+    length = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 0
+    for start in range(0, len(after) // item, CHUNK):
+        old, new = (each[start * item : (start + CHUNK) * item] for each in (before, after))
+        row = (length, start % length) if length else (0, 0)
+        coded = clock.time("encode", lambda old=old, new=new, row=row: codec.encode(new, old, dtype, row))
+        out = old.copy()
+        clock.time("decode", lambda coded=coded, out=out: codec.decode(coded, out, dtype))
+        assert np.array_equal(out, new), "what was coded does not come back"
+        size += len(coded)
+    return size
+
+
+def measure(base: Checkpoint, task: Checkpoint, *, peers: bool) -> dict[str, Any]:
+    """Bits per parameter by name, and GB per second."""
+    bits: dict[str, float] = {}
+    clock, total, moved, read = Clock(), 0, 0, 0
+    z4ai = _optional("z4ai") if peers else None
+    for dtype, shape, before, after in pairs(base, task):
+        lattice = LATTICES[dtype]
+        of_d, given = entropies(lattice, before, after)
+        old, new = before.view(lattice.word), after.view(lattice.word)
+        found = {
+            "ours": 8 * ours(dtype, shape, before, after, clock),
+            "H(d)": of_d,
+            "H(d|e)": given,
+            "xor": 8 * planes(old ^ new),
+            "zigzag": 8 * planes(zigzag(lattice, before, after)),
+            "whole": 8 * len(WHOLE["planes+zstd"].encode(after, dtype)),
+        }
+        if z4ai is not None:
+            found["z4ai"] = 8 * len(z4ai.compress_delta(after.tobytes(), before.tobytes(), dtype=PEER_TYPES.get(dtype)))
+        for name, value in found.items():
+            bits[name] = bits.get(name, 0.0) + value
+        total, read = total + len(new), read + len(after)
+        moved += int(np.count_nonzero(old != new))
+    return {
+        "parameters": total,
+        "moved": moved / total,
+        "bits": {name: value / total for name, value in bits.items()}
+        | {"ours / H(d|e)": bits["ours"] / bits["H(d|e)"]},
+        "GB/s per core": {name: read / seconds / 1e9 for name, seconds in clock.seconds.items()},
+    }
+
+
+def archives(base: Path, tasks: dict[str, Path]) -> dict[str, Any]:
+    """A whole zoo: its size, and decoding a task with two threads against a touched load, by turns."""
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "zoo.tall"
+        start = time.perf_counter()
+        report = tallstore.pack(base, tasks, path, quality="lossless", base_codec="raw")
+        packed = time.perf_counter() - start
+        name, source = next(iter(tasks.items()))
+        file = next(source.glob("*.safetensors"))
+        loads, decodes, busy = [], [], [0.0, 0.0]
+        with tallstore.open(path, threads=2) as zoo:
+            for _ in range(7):
+                start, work = time.perf_counter(), time.process_time()
+                loaded = load_file(file)
+                for tensor in loaded.values():
+                    tensor.view(-1).view(torch.uint8)[::4096].sum()
+                loads.append(time.perf_counter() - start)
+                busy[0] += time.process_time() - work
+                del loaded
+                start, work = time.perf_counter(), time.process_time()
+                state = zoo.state_dict(name)
+                decodes.append(time.perf_counter() - start)
+                busy[1] += time.process_time() - work
+                del state
+        return {
+            "pack seconds": packed,
+            "bits per parameter, all in": report.bits_per_parameter,
+            "load seconds": min(loads),
+            "decode seconds": min(decodes),
+            "decode / load": min(decodes) / min(loads),
+            "decode / load, processor seconds": busy[1] / busy[0],
+        }
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def main() -> int:
+    """Print a table, and perhaps write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("tasks", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--no-peers", action="store_true", help="leave other packages out")
+    parser.add_argument("--archives", action="store_true", help="pack whole archives and time loading, too")
+    parser.add_argument("--save", type=Path, metavar="JSON")
+    given = parser.parse_args()
+    tasks = {name: Path(path) for name, _, path in (word.partition("=") for word in given.tasks)}
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"machine": describe_machine(), "tasks": {}}
+    base = open_checkpoint(given.base, "base")
+    for name, path in tasks.items():
+        task = open_checkpoint(path, name)
+        found["tasks"][name] = measure(base, task, peers=not given.no_peers)
+        task.close()
+        print(f"{name}: done", file=sys.stderr)
+    if given.archives:
+        found["archive"] = archives(given.base, tasks)
+    rows = [
+        [name, f"{100 * one['moved']:.1f} %"]
+        + [f"{one['bits'][column]:.3f}" if column in one["bits"] else "–" for column in COLUMNS]
+        + [f"{one['GB/s per core'][verb]:.2f}" for verb in ("encode", "decode")]
+        for name, one in found["tasks"].items()
+    ]
+    print(table(["fine-tune", "moved", *COLUMNS, "encode GB/s", "decode GB/s"], rows))
+    if "archive" in found:
+        print(json.dumps(found["archive"], indent=1))
+    if given.save:
+        given.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Adapters: which tensors are one, which base tensors they change, and what these become."""
+
+from __future__ import annotations
+
+from tallstore.adapters.config import AdapterConfig
+from tallstore.adapters.merge import Change, changes
+from tallstore.adapters.places import Places, check_base, find_places
+from tallstore.adapters.tensors import AdapterTensors, recognised, sorted_tensors
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterTensors",
+    "Change",
+    "Places",
+    "changes",
+    "check_base",
+    "find_places",
+    "recognised",
+    "sorted_tensors",
+]

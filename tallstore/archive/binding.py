@@ -1,0 +1,200 @@
+"""Which of a model's tensors each of a task's tensors is written to, by whatever names the two use.
+
+In order: the same names; the same without wrappers; the library's own conversion between files and memory; one prefix
+that all names of one side have more. A way counts only if every tensor of the task finds a place of its own and every
+tensor of the model is written: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from torch import Tensor, nn
+
+from tallstore.archive.reader import Place
+from tallstore.errors import ModelMismatchError
+from tallstore.names import Conversion, Group, bare, conversion_of, inner_model, short_names, unwrapped
+from tallstore.tensors import shape_of
+
+__all__ = ["Binding", "Overlap", "Shape", "bind", "shapes_of", "tensors_of"]
+
+Shape = tuple[int, ...]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's own parameters and buffers, by the names of its state dict; not copies."""
+    return {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+
+
+def shapes_of(places: Mapping[str, Place]) -> dict[str, Shape]:
+    """The shapes of a task's tensors, tied ones included."""
+    shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
+    return {name: shape_of(str(place.entry.dtype), place.entry.shape or ()) for name, place in shown.items()}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two tensors of a task that are written to the same memory, and which of their elements."""
+
+    first: str
+    second: str
+    starts: tuple[int, int]
+    """The first shared element of either."""
+    length: int
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where each of a task's tensors goes."""
+
+    views: Mapping[str, Tensor]
+    """By the task's name: memory of the model's that the tensor is written to."""
+    owners: Mapping[str, str]
+    """The model's tensors that these are, or are parts of."""
+    groups: tuple[Group, ...] = ()
+    """Tensors that must be converted together."""
+    conversion: Conversion | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The conversion's names of the task's tensors → the task's."""
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """The conversion's names of the model's tensors → the model's."""
+    ignored: Collection[str] = ()
+    """The task's tensors that the library leaves out when it loads."""
+
+    @property
+    def converted(self) -> list[str]:
+        """The task's tensors that are no part of the model's memory."""
+        return [self.names[name] for group in self.groups for _, name in group.sources]
+
+    def convert(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's tensors that those become."""
+        found: dict[str, Tensor] = {}
+        for group in self.groups:
+            assert self.conversion is not None  # there are no groups without one
+            made = self.conversion.convert(group, {n: values[self.names[n]] for _, n in group.sources})
+            found |= {self.targets[name]: value for name, value in made.items() if name in self.targets}
+        return found
+
+    def overlaps(self) -> list[Overlap]:
+        """Pairs of the task's tensors that share memory of the model's."""
+        spans = sorted(
+            (view.data_ptr(), view.data_ptr() + view.numel() * view.element_size(), name)
+            for name, view in self.views.items()
+            if view.numel() and view.is_contiguous()
+        )
+        found, last = [], None
+        for start, stop, name in spans:
+            if last is not None and start < last[1]:
+                size = self.views[name].element_size()
+                length = (min(stop, last[1]) - start) // size
+                found.append(Overlap(last[2], name, ((start - last[0]) // size, 0), length))
+            if last is None or stop > last[1]:
+                last = (start, stop, name)
+        return found
+
+
+def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collection[str] = ()) -> Binding:
+    """Find a place in a model for every tensor of a task.
+
+    Args:
+        model: its tensors must be those of the task, and no others.
+        shapes: the task's tensors, tied ones included.
+        task: its name, for messages.
+        free: tensors whose shapes may differ.
+
+    Raises:
+        ModelMismatchError: names or shapes differ in a way that no rule explains, or memory is missing.
+    """
+    own = tensors_of(model)
+    if lost := next((name for name, tensor in own.items() if tensor.is_meta), None):
+        raise ModelMismatchError(
+            f"task {task!r} cannot be written: the model's {lost!r} has no memory (device meta); "
+            "give it some with model.to_empty(device='cpu'); nothing was written"
+        )
+    reasons = []
+    for way in (_same, _unwrapped, _converted, _shifted):
+        binding = way(model, shapes, own)
+        if binding is None:
+            continue
+        reason = _misfit(binding, own, shapes, free)
+        if not reason:
+            return binding
+        reasons.append(reason)
+    raise ModelMismatchError(f"task {task!r} does not fit the model: {reasons[0]}; nothing was written")
+
+
+def _renamed(names: Mapping[str, str], own: Mapping[str, Tensor]) -> Binding:
+    """Where the task's tensors are tensors of the model by other names."""
+    found = {name: target for name, target in names.items() if target in own}
+    return Binding({name: own[target].detach() for name, target in found.items()}, found)
+
+
+def _same(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:  # noqa: ARG001
+    return _renamed({name: name for name in shapes}, own)
+
+
+def _unwrapped(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:  # noqa: ARG001
+    """By names without wrappers, on either side."""
+    targets = {short: name for name, short in short_names(own, bare).items()}
+    return _renamed({name: targets.get(short, "") for name, short in short_names(shapes, bare).items()}, own)
+
+
+def _converted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding | None:
+    """By the library's own conversion."""
+    conversion = conversion_of(inner_model(model))
+    if conversion is None:
+        return None
+    targets = {short: name for name, short in short_names(own, unwrapped).items()}
+    names = {short: name for name, short in short_names(shapes, unwrapped).items()}
+    route = conversion.route(
+        {short: shapes[name] for short, name in names.items()}, {short: own[name] for short, name in targets.items()}
+    )
+    return Binding(
+        {names[short]: view for short, view in route.views.items()},
+        {names[short]: targets[owner] for short, owner in route.owners.items()},
+        route.groups,
+        conversion,
+        names,
+        targets,
+        frozenset(names[short] for short in route.ignored),
+    )
+
+
+def _shifted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding | None:  # noqa: ARG001
+    """By a prefix that all names of one side begin with, taken off or put in the place of the other side's."""
+    targets = {short: name for name, short in short_names(own, bare).items()}
+    names = short_names(shapes, bare)
+    for ours in _common_prefixes(targets):
+        for theirs in _common_prefixes(names.values()):
+            moved = {name: targets.get(ours + short.removeprefix(theirs), "") for name, short in names.items()}
+            if all(moved.values()):
+                return _renamed(moved, own)
+    return None
+
+
+def _common_prefixes(names: Iterable[str]) -> list[str]:
+    """What all names begin with, in whole segments: nothing at first, then more and more."""
+    folders = [name.split(".")[:-1] for name in names]
+    first, last = min(folders), max(folders)  # what these two share lies in between too
+    shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    return ["".join(f"{segment}." for segment in shared[:n]) for n in range(len(shared) + 1)]
+
+
+def _misfit(binding: Binding, own: Mapping[str, Tensor], shapes: Mapping[str, Shape], free: Collection[str]) -> str:
+    """Why a task's tensors are not the model's; empty if they are."""
+    converted = binding.converted
+    written = {*binding.owners.values(), *(binding.targets[n] for group in binding.groups for n in group.targets)}
+    held = {own[name].data_ptr() for name in written}
+    missing = [n for n in shapes if n not in binding.views and n not in converted and n not in binding.ignored]
+    extra = [n for n, tensor in own.items() if n not in written and tensor.data_ptr() not in held]
+    order = {name: at for at, name in enumerate(own)}
+    wrong = [n for n, view in binding.views.items() if n not in free and tuple(view.shape) != shapes[n]]
+    wrong.sort(key=lambda name: order[binding.owners[name]])
+    for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
+        if names:
+            first = names[0]
+            shown = f" (model {list(binding.views[first].shape)}, task {list(shapes[first])})" if names is wrong else ""
+            return f"{text} {first!r}{shown}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+    return ""

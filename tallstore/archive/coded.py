@@ -1,0 +1,56 @@
+"""A task's share of one tensor that is coded without loss, kept as it is coded: what is kept in memory to switch by.
+
+Every chunk was decoded once when it was kept, so that applying it cannot fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tallstore.codecs import LosslessCodec
+from tallstore.tensors import NAME, as_bytes
+
+__all__ = ["CodedLossless"]
+
+
+@dataclass(frozen=True)
+class CodedLossless:
+    """Coded chunks of N elements. Beside `packed.Packed`, and used as it is."""
+
+    codec: LosslessCodec
+    codes: Tensor
+    """Coded bytes of all chunks: uint8."""
+    ends: tuple[int, ...]
+    """Where each chunk ends in them."""
+    chunk: int
+    """Elements a chunk: a power of two."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All memory."""
+        return [self.codes]
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> CodedLossless:  # noqa: ARG002 - the processor decodes it
+        """The same: it stays in host memory."""
+        return replace(self)
+
+    def apply(self, out: Tensor, base: Tensor, start: int) -> None:
+        """Write a run of elements that begins and ends where chunks do, or ends with the tensor.
+
+        Args:
+            out: shape (n,), the task's type.
+            base: θ0, shape (n,), on the same device.
+            start: the run's first element.
+        """
+        here = out if out.device.type == "cpu" else torch.empty(len(out), dtype=out.dtype)
+        here.copy_(base)
+        for at in range(0, len(out), self.chunk):
+            index = (start + at) // self.chunk
+            data = self.codes[self.ends[index - 1] if index else 0 : self.ends[index]].numpy()
+            self.codec.decode(data, as_bytes(here[at : at + self.chunk]), NAME[out.dtype])
+        if here is not out:
+            out.copy_(here)

@@ -1,0 +1,72 @@
+"""An archive's manifest and what it says, without torch: all that is needed to list an archive."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+from tallstore.archive.known import MANIFEST_MOST, MANIFESTS
+from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.format import limits
+from tallstore.format.manifest import MANIFEST, Manifest, is_intact
+from tallstore.stores import Store
+
+__all__ = ["read_manifest", "summary"]
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Read and validate `tall.json`."""
+    try:
+        size = store.size(MANIFEST)
+    except DamagedError as error:
+        if isinstance(error.__cause__, OSError):
+            raise NotAnArchiveError(f"{error}") from error
+        raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
+    if size > limits.MANIFEST_BYTES:
+        raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
+    data = _whole(store, MANIFEST)
+    try:
+        return _parsed(store, data)
+    except (DamagedError, FormatError):
+        if is_intact(data) or not store.renew(MANIFEST):
+            raise
+    return _parsed(store, _whole(store, MANIFEST))
+
+
+def _parsed(store: Store, data: bytes) -> Manifest:
+    parse = partial(Manifest.from_bytes, data, f"{store.url}: {MANIFEST}")
+    return parse() if len(data) > MANIFEST_MOST else MANIFESTS.get(hashlib.sha256(data).digest(), parse)
+
+
+def _whole(store: Store, path: str) -> bytes:
+    return bytes(store.read(path, 0, store.size(path)))
+
+
+def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """What the archive holds and what it costs, as plain JSON values. Bytes are as on disk."""
+    size = store.size(MANIFEST)
+    checkpoints = sum(int(t.number("checkpoint_bytes") or 0) for t in manifest.tasks.values())
+    return {
+        "format": "tallstore",
+        "version": manifest.version,
+        "writer": manifest.writer,
+        "base": {
+            "storage": manifest.base.storage,
+            "identity": manifest.base.identity,
+            "source": dict(manifest.base.source),
+            "tensors": len(manifest.base.tensors),
+            "bytes": manifest.base.bytes,
+        },
+        "groups": [{"id": g.id, "tasks": list(g.tasks), "recipe": dict(g.recipe)} for g in manifest.groups],
+        "tasks": {
+            name: dict(task.measured)
+            | {"group": task.group}
+            | ({"adapter": task.adapter.type} if task.adapter is not None else {})
+            for name, task in manifest.tasks.items()
+        },
+        "bytes": manifest.bytes_by_kind(size),
+        "bits_per_parameter": manifest.bits_per_parameter(size),
+        "checkpoints_bytes": checkpoints + manifest.base.bytes,
+        "options": dict(manifest.options),
+    }

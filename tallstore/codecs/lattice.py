@@ -1,0 +1,152 @@
+"""Lossless codec `lattice`: a task's elements as steps from the base's on the lattice of numbers of their type.
+
+    u8 0: the base's elements
+    u8 1 | the differences as integers, zigzag, coded by `planes+zstd`
+    u8 2 | the task's own elements, coded by `planes+zstd`
+    u8 3 | the steps, coded by a model: the head, the model in a zstd frame, the lanes' states, words, open bits
+
+Types that are not floats, and those of eight bytes, have modes 0 to 2.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tallstore.codecs import zstd
+from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
+from tallstore.codecs.lattice_model import choose, lanes_for, lowest
+from tallstore.codecs.planes import Planes
+from tallstore.codecs.sample import sample
+from tallstore.errors import FormatError
+from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels import cpu
+from tallstore.kernels.lattice import CONTEXTS, LATTICES, LEVELS, Lattice, Model, Steps, segments_of
+from tallstore.kernels.lattice_fast import decode, encode, prepare
+
+_SAME, _DIFFERENCES, _WHOLE, _STEPS = 0, 1, 2, 3
+_WORDS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
+"""Unsigned integers by bytes an element."""
+_HEAD = struct.Struct("<BBBBIIIII")
+"""Mode, bits, log2 of the lanes, low; width, first, bytes of the model, words, bytes of open bits."""
+_MODEL = struct.Struct("<BB")
+"""Tables, magnitudes' symbols."""
+_BITS = range(8, 13)
+_LANES = range(3, 9)
+_WEIGHTS = 64
+_DOUBTFUL = 2
+"""Where the task's own elements take less than so many times the steps in a sample, they are coded whole too."""
+
+
+class LatticeCodec(LosslessCodec):
+    """Spec: `spec/codecs/lattice.md`."""
+
+    id = "lattice"
+    _planes = Planes()
+
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:
+        """Whichever mode is the smallest, as far as samples tell."""
+        if np.array_equal(raw, base):
+            return bytes([_SAME])
+        lattice = LATTICES.get(dtype)
+        if lattice is None:
+            coded = self._differences(raw, base, ITEM_BYTES[dtype])
+        else:
+            coded = _steps(lattice, raw.view(lattice.word), base.view(lattice.word), row)
+        few = sample(raw)
+        if few is not None and len(self._planes.encode(few, dtype)) * len(raw) >= _DOUBTFUL * len(coded) * len(few):
+            return coded
+        whole = self._planes.encode(raw, dtype)
+        return coded if len(coded) <= 1 + len(whole) else bytes([_WHOLE]) + whole
+
+    def _differences(self, raw: Bytes, base: Bytes, item: int) -> bytes:
+        return bytes([_DIFFERENCES]) + self._planes.encode(cpu.difference(raw, base, item), _WORDS[item])
+
+    def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
+        """By the first byte."""
+        view = memoryview(data).cast("B")
+        mode = view[0] if len(view) else None
+        if mode == _SAME and len(view) == 1:
+            return
+        if mode == _WHOLE:
+            self._planes.decode(view[1:], out, dtype)
+        elif mode == _DIFFERENCES:
+            item = ITEM_BYTES[dtype]
+            stored = np.empty(len(out), np.uint8)
+            self._planes.decode(view[1:], stored, _WORDS[item])
+            out[:] = cpu.undo_difference(stored, out, item)
+        elif mode == _STEPS and dtype in LATTICES:
+            lattice = LATTICES[dtype]
+            words = out.view(lattice.word)
+            decode(lattice, words, *_open(lattice, view, len(words)))
+        else:
+            raise FormatError(f"a chunk coded against the base, of mode {mode} for {dtype}, is unknown or cut off")
+
+
+def _steps(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], row: Row) -> bytes:
+    low = lowest(lattice, base)
+    prepared = prepare(lattice, after, base, low)
+    model = choose(prepared, low, row)
+    lanes = lanes_for(len(base))
+    steps = encode(prepared, model, lanes)
+    shape = _MODEL.pack(*model.weights.shape)
+    told = zstd.compress(b"".join((shape, model.weights.tobytes(), model.shifts.tobytes(), model.table.tobytes())))
+    head = _HEAD.pack(
+        _STEPS,
+        model.bits,
+        lanes.bit_length() - 1,
+        model.low,
+        model.width,
+        model.first,
+        len(told),
+        len(steps.words),
+        len(steps.extra),
+    )
+    return b"".join(
+        (head, told, steps.states.astype("<u4").tobytes(), steps.words.astype("<u2").tobytes(), steps.extra.tobytes())
+    )
+
+
+def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, Steps]:
+    """The parts of a chunk of n elements, everything in range."""
+    if len(view) < _HEAD.size:
+        raise FormatError("coded steps are cut off")
+    _, bits, log_lanes, low, width, first, told, words, extra = _HEAD.unpack_from(view)
+    if bits not in _BITS or log_lanes not in _LANES or low > lattice.mask:
+        raise FormatError(f"steps of {bits} bits in 2^{log_lanes} lanes from exponent {low} on: out of range")
+    if not (0 < first <= width or first == width == 0):
+        raise FormatError(f"segments of {width} elements cannot begin with one of {first}")
+    lanes = 1 << log_lanes
+    if _HEAD.size + told + 4 * lanes + 2 * words + extra != len(view):
+        raise FormatError(f"coded steps do not fit {len(view)} bytes")
+    model = _model(view[_HEAD.size : _HEAD.size + told], lattice, segments_of(n, width, first))
+    at = _HEAD.size + told
+    states = np.frombuffer(view[at : at + 4 * lanes], "<u4")
+    at += 4 * lanes
+    stream = np.frombuffer(view[at : at + 2 * words], "<u2")
+    steps = Steps(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
+    table, weights, shifts = model
+    return Model(bits=bits, low=low, width=width, first=first, table=table, weights=weights, shifts=shifts), steps
+
+
+def _model(frame: memoryview, lattice: Lattice, segments: int) -> tuple[Bytes, Bytes, Bytes]:
+    """Tables of contexts, weights of tables, shifts of segments."""
+    told = zstd.decompress_up_to(frame, _MODEL.size + CONTEXTS + CONTEXTS * lattice.symbols + segments)
+    if len(told) < _MODEL.size:
+        raise FormatError("the model of steps is cut off")
+    tables, symbols = _MODEL.unpack_from(told.data)
+    if not (0 < tables <= CONTEXTS and 0 < symbols <= lattice.symbols):
+        raise FormatError(f"a model of {tables} tables of {symbols} symbols is out of range")
+    parts = np.split(told[_MODEL.size :], [tables * symbols, tables * symbols + segments])
+    weights, shifts, table = parts
+    if len(shifts) != segments or len(table) != LEVELS + int(shifts.max()) or len(table) > CONTEXTS:
+        raise FormatError(f"a model of {len(told)} bytes does not fit {segments} segments")
+    if int(table.max()) >= tables or int(weights.max()) >= _WEIGHTS:
+        raise FormatError("a model of steps names a table or a weight that there is not")
+    weights = weights.reshape(tables, symbols)
+    if not weights.any(1).all():
+        raise FormatError("a table of steps has no symbols")
+    return table, weights, shifts

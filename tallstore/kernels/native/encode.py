@@ -1,0 +1,402 @@
+"""Encoding kernels of the native library (`src/marks.c`, `levels.c`, `tally.c`, `encode.c`) as functions of arrays.
+
+Each finds what the reference in `encoder`, `recipes` and `codecs` finds, bit for bit. They may be called only where
+`available` says so. Callers see to sizes and types; results go to the caller's arrays or to this thread's `scratch`.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, byref, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tallstore.kernels.native import library
+from tallstore.kernels.native.library import Function, address
+from tallstore.kernels.scratch import scratch
+
+__all__ = [
+    "Row",
+    "Seen",
+    "agree",
+    "agree_rows",
+    "available",
+    "bits_on",
+    "count_bytes",
+    "levels",
+    "look",
+    "mark",
+    "measure_levels",
+    "measure_marks",
+    "nearest",
+    "norms",
+    "pack_indices",
+    "packed_to_gaps",
+    "split",
+    "subtract",
+    "tally",
+    "tally_row",
+    "without_zeros",
+]
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+Singles = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+_P, _I, _N, _D, _F, _U = c_void_p, c_int32, c_int64, c_double, c_float, c_uint32
+_TABLE: dict[str, Function] = {
+    "agree": (None, (_P, _P, _P, _N, _I, _P)),
+    "agree_rows": (None, (_P, _P, _P, _P, _N, _I, _P)),
+    "bits_on": (_N, (_P, _N)),
+    "count_bytes": (None, (_P, _P, _N)),
+    "levels": (_D, (_P, _P, _P, _P, _N, _P, _I, _F, _U, _P)),
+    "look": (_I, (_P, _P, _P, _N, _I)),
+    "mark": (_N, (_P, _P, _P, _P, _P, _N, _P, _N, _F, _F, _U, _P)),
+    "measure_levels": (None, (_P, _P, _P, _P, _P, _N, _I, _P)),
+    "measure_marks": (None, (_P, _P, _P, _P, _N, _F, _I, _P)),
+    "nearest": (None, (_P, _P, _N, _P, _N, _P)),
+    "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
+    "pack_indices": (None, (_P, _P, _N, _P, _I)),
+    "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
+    "split": (None, (_P, _P, _N, _I, _I)),
+    "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
+    "tally": (_N, (_P, _P, _P, _P, _P, _N, _I, _P, _N, _P)),
+    "tally_row": (_N, (_P, _P, _P, _P, _P, _P, _N, _P, _N, _I, _P, _N, _P)),
+    "without_zeros": (None, (_P, _P, _N)),
+}
+BLOCK = 1024
+"""Products that are added up first, by themselves: see `encoder.quality`."""
+TILE = 1 << 15
+"""Elements that `mark` reads, and adds up, at a time."""
+SLACK = 64
+"""Bytes that `packed_to_gaps` writes behind the last gap, at most."""
+_FLOAT32, _FLOAT64 = 0, 3
+_MORE = 255
+_TURNS = 4
+
+
+def available() -> bool:
+    """Whether the native library is in use: see `library.chosen`."""
+    return library.chosen() is not None
+
+
+def _kernels() -> Any:
+    chosen = library.chosen()
+    assert chosen is not None, "asked for where it is not available"
+    return _bound(chosen.variant)
+
+
+@cache
+def _bound(variant: str) -> Any:  # noqa: ARG001 - the variant in use is the key
+    return library.bind(_TABLE)
+
+
+class _Row(Structure):
+    """`ts_row` of `src/rows.h`."""
+
+    _fields_ = (("form", c_int32), ("handle", c_int32), ("at", c_int64), ("data", c_void_p))
+
+
+class _Seen(Structure):
+    """`ts_seen` of `src/rows.h`."""
+
+    _fields_ = (("differs", c_uint32), ("largest", c_uint32))
+
+
+class Row(NamedTuple):
+    """A tensor's elements, in a file or in memory."""
+
+    form: int
+    """One of `kernels.forms`."""
+    handle: int = -1
+    """The file's descriptor; below 0: in memory."""
+    at: int = 0
+    """The file's byte that is element 0's first."""
+    data: Array | None = None
+    """The elements, as bits or numbers."""
+
+    def passed(self) -> Any:
+        """As a kernel takes it."""
+        return byref(_Row(self.form, self.handle, self.at, None if self.data is None else address(self.data)))
+
+
+class Seen:
+    """What kernels see of a row on their way, in one or several calls."""
+
+    def __init__(self) -> None:
+        self._words = _Seen(0, 0)
+
+    def passed(self) -> Any:
+        """As a kernel takes it."""
+        return byref(self._words)
+
+    @property
+    def differs(self) -> bool:
+        """Whether any bit is not the base's."""
+        return bool(self._words.differs)
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude; not finite if there was a NaN."""
+        return float(np.uint32(self._words.largest).view(np.float32))
+
+
+def _aligned(array: Array) -> Array:
+    """The same elements, contiguous and where the processor likes them: a copy if need be."""
+    return np.require(array, requirements=("C", "A"))
+
+
+def _room(n: int, each: int = 1) -> int:
+    """Memory for the sums of blocks of n elements, `each` times."""
+    return address(scratch("sums", each << max(-(-n // BLOCK) - 1, 0).bit_length(), np.float64))
+
+
+def look(weights: Array, base: Array) -> tuple[bool, int]:
+    """Whether two arrays of floats, as words, are equal in every bit; the largest magnitude of the first, as bits."""
+    weights, base, top = _aligned(weights), _aligned(base), c_uint64()
+    same = _kernels().look(byref(top), address(weights), address(base), len(weights), weights.itemsize)
+    return bool(same), top.value
+
+
+def mark(
+    packed: Bytes,
+    sums: Floats,
+    seen: Seen,
+    row: Row,
+    start: int,
+    base: Singles,
+    low: float,
+    width: float,
+    first: int,
+    words: npt.NDArray[np.uint16] | None = None,
+) -> bool:
+    """Signed marks where |τ| ≥ low + u · width, and what `encoder.quality.sums` measures of them over v = 1.
+
+    Args:
+        packed: room for n symbols of two bits; set.
+        sums: shape (5,): added to: nothing, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
+        seen: whether any bit of θt is not the base's; the largest magnitude of a float16 row. (‖τ‖² is not finite where
+            θt holds what arithmetic cannot carry, if the base does not.)
+        row: θt.
+        start: the element of the row that is the first one here.
+        base: θ0 as the task's type has it, shape (n,).
+        low: least magnitude, a float32.
+        width: a float32. Above 0, u is the number of each parameter's place.
+        first: the unmixed place of the first parameter, modulo 2^32.
+        words: room for the bits of a narrow row, shape (n,); set.
+
+    Returns whether all of the row could be read.
+    """
+    own = scratch("tile", TILE, np.float32)
+    where = None if words is None else address(words)
+    done = _kernels().mark(
+        *(address(packed), address(sums), seen.passed(), where, row.passed(), start, address(base), len(base)),
+        *(low, width, first, address(own)),
+    )
+    return bool(done == len(base))
+
+
+def measure_marks(
+    words: npt.NDArray[np.uint16], base: Singles, packed: Bytes, scale: float, form: int
+) -> tuple[float, ...]:
+    """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of a narrow row and what a decoder makes of its marks over v = 1.
+
+    Args:
+        words: θt as bits, shape (n,).
+        base: θ0, shape (n,): finite numbers of that type.
+        packed: n signed symbols.
+        scale: s, a float32, finite and not below 0.
+        form: BFLOAT16 or FLOAT16.
+    """
+    n, found = len(words), np.empty(4)
+    _kernels().measure_marks(
+        *(address(found), address(words), address(base), address(packed), n, scale, form, _room(n, 4))
+    )
+    return tuple(found.tolist())
+
+
+def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Singles, form: int) -> tuple[float, ...]:
+    """What `encoder.quality.sums` measures of a row and what a decoder makes of its levels.
+
+    `base`: θ0, finite numbers of the row's type; needed of a narrow row alone, whose sums are rounded.
+    """
+    n, found, table = len(tau), np.empty(5), np.ascontiguousarray(table, np.float32)
+    before = None if base is None else address(base)
+    _kernels().measure_levels(
+        *(address(found), address(tau), before, address(indices), address(table), n, form, _room(n, 4))
+    )
+    return tuple(found.tolist())
+
+
+def agree(tau: Array, kept: Array) -> tuple[float, ...]:
+    """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩, both float32 or both float64, shape (n,)."""
+    tau, kept = _aligned(tau), _aligned(kept.astype(tau.dtype, copy=False))
+    n, found = len(tau), np.empty(4)
+    form = _FLOAT64 if tau.dtype == np.float64 else _FLOAT32
+    _kernels().agree(address(found), address(tau), address(kept), n, form, _room(n, 4))
+    return tuple(found.tolist())
+
+
+def agree_rows(weights: Array, base: Array, decoded: Array, form: int) -> tuple[float, ...]:
+    """The same of θt − θ0 and θ̂ − θ0, all three of one type, as bits, shape (n,); computed in float32."""
+    weights, base, decoded = _aligned(weights), _aligned(base), _aligned(decoded)
+    n, found = len(weights), np.empty(4)
+    _kernels().agree_rows(*(address(found), address(weights), address(base), address(decoded), n, form, _room(n, 4)))
+    return tuple(found.tolist())
+
+
+def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: int) -> tuple[Integers, Floats, float]:
+    """Indices of magnitudes: 0, then each level of +, then each of −; `encoder.leveled` has the reference.
+
+    Args:
+        indices: shape (n,); set.
+        tau: τ, shape (n,).
+        bounds: where levels begin, ascending, at most 127.
+        width: a float32; above 0, bounds are raised by it times the number of each parameter's place.
+        first: the unmixed place of the first parameter, modulo 2^32.
+
+    Returns how many elements have each index, the sums of their magnitudes, and ‖τ‖².
+    """
+    size = 1 + 2 * len(bounds)
+    numbers, totals = np.empty(size, np.int64), np.empty(size)
+    norm = _kernels().levels(
+        *(address(indices), address(numbers), address(totals), address(tau), len(tau)),
+        *(address(bounds), len(bounds), width, first, _room(len(tau))),
+    )
+    return numbers, totals, float(norm)
+
+
+def subtract(tau: Singles, seen: Seen, row: Row, runs: Integers, base: Singles) -> bool:
+    """τ = θt − θ0 of runs of a row, one behind the other; whether all could be read.
+
+    Args:
+        tau: shape (n,); set.
+        seen: added to.
+        row: θt.
+        runs: of each run its first element and the one behind its last, shape (R, 2).
+        base: θ0 of the same elements, shape (n,).
+    """
+    done = _kernels().subtract(*(address(tau), seen.passed(), row.passed(), address(runs), len(runs), address(base)))
+    return bool(done == len(base))
+
+
+Tally = tuple[Floats, int, float]
+"""Parameters in each bin, from the first that has any to the last; that first bin; Σ θ0² of these parameters."""
+
+
+def tally(tau: Singles, base: Singles, shift: int, bins: int) -> Tally:
+    """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`. Zeros are not counted.
+
+    Args:
+        tau: shape (n,).
+        base: θ0, shape (n,).
+        shift: of |τ| as a word, to its bin.
+        bins: how many there are.
+    """
+    tau, base = _aligned(tau), _aligned(base)
+    counts, first, energy = scratch("counts", bins, np.float64), c_int64(), c_double()
+    tables = scratch("tables", _TURNS * bins, np.uint32)
+    used = _kernels().tally(
+        *(address(counts), byref(first), byref(energy), address(tau), address(base), len(tau)),
+        *(shift, address(tables), bins, _room(len(tau))),
+    )
+    return counts[:used].copy(), first.value, energy.value
+
+
+def tally_row(seen: Seen, row: Row, runs: Integers, base: Singles, shift: int, bins: int) -> Tally | None:
+    """The same of runs of a row against their base; None where not all of them could be read.
+
+    Args:
+        seen: added to.
+        row: θt.
+        runs: of each run its first element and the one behind its last, shape (R, 2).
+        base: θ0 of the same elements, one behind the other, shape (n,).
+        shift: as above.
+        bins: likewise.
+    """
+    counts, first, energy = scratch("counts", bins, np.float64), c_int64(), c_double()
+    tables = scratch("tables", _TURNS * bins, np.uint32)
+    used = _kernels().tally_row(
+        *(address(counts), byref(first), byref(energy), seen.passed(), row.passed()),
+        *(address(runs), len(runs), address(base), len(base), shift, address(tables), bins, _room(len(base))),
+    )
+    return None if used < 0 else (counts[:used].copy(), first.value, energy.value)
+
+
+def norms(found: Floats, tau: Singles, weights: Singles, merged: Singles, energy: Floats, lams: Singles) -> None:
+    """Add ‖τ‖², and ‖m·v‖² of the TALL-mask at each λ.
+
+    Args:
+        found: shape (1 + G,): added to.
+        tau: shape (n,).
+        weights: θt, shape (n,).
+        merged: θ0 + v, shape (n,).
+        energy: v², shape (n,).
+        lams: λ, shape (G,).
+    """
+    tau, weights, merged = _aligned(tau), _aligned(weights), _aligned(merged)
+    room = scratch("norms", len(found) * BLOCK, np.float64)
+    _kernels().norms(
+        *(address(found), address(tau), address(weights), address(merged), address(energy), len(tau)),
+        *(address(lams), len(lams), address(room)),
+    )
+
+
+def nearest(values: Singles, edges: Singles, order: Bytes) -> Bytes:
+    """order[how many edges lie below each value]: shape (n,); edges ascend, at most 255."""
+    values, out = _aligned(values), np.empty(len(values), np.uint8)
+    _kernels().nearest(address(out), address(values), len(values), address(edges), len(edges), address(order))
+    return out
+
+
+def count_bytes(values: Bytes) -> Integers:
+    """How often each byte comes: shape (256,)."""
+    counts = np.empty(256, np.int64)
+    _kernels().count_bytes(address(counts), address(values), len(values))
+    return counts
+
+
+def pack_indices(indices: Bytes, order: Bytes, bits: int) -> Bytes:
+    """order[index], one to a byte (8 bits), or two, the first in the low half (4)."""
+    out = np.empty(-(-len(indices) * bits // 8), np.uint8)
+    _kernels().pack_indices(address(out), address(indices), len(indices), address(order), bits)
+    return out
+
+
+def without_zeros(indices: Bytes, count: int) -> Bytes:
+    """The indices that are not 0, `count` in all."""
+    rest = np.empty(count + 1, np.uint8)
+    _kernels().without_zeros(address(rest), address(indices), len(indices))
+    return rest[:count]
+
+
+def bits_on(words: npt.NDArray[np.uint64]) -> int:
+    """How many bits are set."""
+    return int(_kernels().bits_on(address(words), len(words)))
+
+
+def packed_to_gaps(words: npt.NDArray[np.uint64], n: int, count: int, bits: int) -> tuple[Bytes, Bytes]:
+    """Gaps and packed signs of n packed symbols, zeros filling up the last word.
+
+    Args:
+        words: the symbols.
+        n: how many there are.
+        count: how many of them are on.
+        bits: of a symbol; with 1 there are no signs.
+    """
+    gaps = np.empty(count + n // _MORE + 1 + SLACK, np.uint8)
+    signs = np.empty(count // 64 + 1, np.uint64)
+    size = _kernels().packed_to_gaps(address(gaps), address(signs), address(words), len(words), bits)
+    return gaps[:size], signs.view(np.uint8)[: -(-count // 8) if bits == 2 else 0]
+
+
+def split(words: Array, rotated: bool) -> Bytes:
+    """Bytes of equal place of unsigned words, least significant first: shape (bytes of a word, n)."""
+    words = _aligned(words)
+    planes = np.empty((words.itemsize, len(words)), np.uint8)
+    _kernels().split(address(planes), address(words), len(words), words.itemsize, rotated)
+    return planes

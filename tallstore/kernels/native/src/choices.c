@@ -1,0 +1,198 @@
+/* Costs and harms of choices: see `recipes.allocation`, whose numbers these are. Sums are added up one after the other. */
+#include "common.h"
+
+enum { TERMS = 12 };
+/* As `kernels.logarithm` has them: the caller hands over what it computed, once per call. */
+typedef struct {
+    double root;          /* √½ */
+    double series[TERMS]; /* 2 / ln 2 · 1/1, 1/3, 1/5, … */
+} ts_logarithm;
+
+/* log2 of a normal number above 0, or of a subnormal one. */
+static double log_2(const ts_logarithm *l, double value) {
+    uint64_t word;
+    int64_t power = 0;
+    memcpy(&word, &value, sizeof word);
+    if (word < (uint64_t)1 << 52) { /* subnormal */
+        value *= 0x1p64;
+        power = -64;
+        memcpy(&word, &value, sizeof word);
+    }
+    power += (int64_t)(word >> 52) - 1022;
+    word = (word & (((uint64_t)1 << 52) - 1)) | (uint64_t)1022 << 52;
+    double part;
+    memcpy(&part, &word, sizeof part); /* from ½ to 1 */
+    if (part < l->root) part = 2 * part, power--;
+    const double z = (part - 1) / (part + 1), square = z * z;
+    double series = l->series[TERMS - 1];
+    for (int k = TERMS - 2; k >= 0; k--) series = series * square + l->series[k];
+    return (double)power + z * series;
+}
+
+TS_KERNEL(void, log2_each)(double *out, const double *values, int64_t n, const ts_logarithm *l) {
+    for (int64_t i = 0; i < n; i++) out[i] = log_2(l, values[i]);
+}
+
+static double information(const ts_logarithm *l, double count, double moved) {
+    return count > 0 ? count * log_2(l, count / moved) : 0.0;
+}
+
+static double larger(double a, double b) { return a > b ? a : b; }
+
+/* Marks, and their entropy and signs in bits, from how many parameters there are at each level. */
+static double cost_of(const ts_logarithm *l, double *marks, const double *counts, int64_t levels, double moved) {
+    double all = 0, known = 0;
+    for (int64_t j = 0; j < levels; j++) all += counts[j], known += information(l, counts[j], moved);
+    known += information(l, larger(moved - all, 0.0), moved);
+    *marks = all;
+    return all - known;
+}
+
+static int64_t below(const double *edges, int64_t n, double value) { /* how many ascending edges are below a value */
+    int64_t low = 0, high = n;
+    while (low < high) {
+        const int64_t middle = (low + high) >> 1;
+        if (edges[middle] < value) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* A tensor's histogram: n bins. */
+typedef struct {
+    int64_t n;
+    const double *counted; /* parameters in each bin */
+    const double *middle;  /* of each bin: a magnitude, or in root mean squares */
+    const double *edges;   /* the lower edge of each, ascending; of `hard` alone */
+    double moved, energy, rms;
+    double kappa;  /* how many times worse bias is than noise */
+    double fewest; /* marks below which a choice is not offered */
+} ts_histogram;
+
+/* Choices without dither: cost in bits, and harm, infinite where a choice is not offered.
+ *   bounds: choices · levels numbers: where levels begin, in root mean squares; infinite where none does
+ *   room: 2 · (n + 1) + levels numbers */
+TS_KERNEL(void, hard)
+(double *cost, double *harm, const ts_histogram *h, const double *bounds, int64_t choices, int64_t levels,
+ const ts_logarithm *l, double *room) {
+    const double infinite = __builtin_inf();
+    const int64_t n = h->n;
+    double *tail = room, *total = room + n + 1, *counts = total + n + 1;
+    tail[n] = total[n] = 0;
+    for (int64_t k = n - 1; k >= 0; k--) {
+        tail[k] = tail[k + 1] + h->counted[k];
+        total[k] = total[k + 1] + h->counted[k] * h->middle[k];
+    }
+    for (int64_t i = 0; i < choices; i++) {
+        const double *own = bounds + i * levels;
+        double kept = 0, marks;
+        int64_t filled = 0, here = below(h->edges, n, own[0] * h->rms);
+        for (int64_t j = 0; j < levels; j++) {
+            int64_t end = n;
+            if (j + 1 < levels && own[j + 1] < infinite) end = below(h->edges, n, own[j + 1] * h->rms);
+            counts[j] = tail[here] - tail[end];
+            const double size = total[here] - total[end];
+            kept += size * size / larger(counts[j], 1e-300);
+            filled += counts[j] > 0;
+            here = end;
+        }
+        cost[i] = cost_of(l, &marks, counts, levels, h->moved);
+        const bool several = levels > 1 && own[1] < infinite;
+        const bool offered = marks >= h->fewest && kept > 0 && (!several || filled > 1);
+        harm[i] = offered ? h->kappa * larger(h->energy / kept - 1, 0.0) : infinite;
+    }
+}
+
+static double spoiled(double energy, double along, double square, double biased, double kappa) {
+    const double gain = energy / along;
+    return larger(gain * gain * (square - biased + kappa * biased) / energy - kappa, 0.0);
+}
+
+/* Choices with dither: `ramps` with one level, then `evens` with several, evenly spaced; h->middle is in root mean squares.
+ *   low: where marks begin, ascending; slope: how much likelier they are per root mean square more
+ *   rate: levels per root mean square, of each of the evens, which have `levels` each
+ *   room: 3 · ramps + levels numbers */
+TS_KERNEL(void, dithered)
+(double *cost, double *harm, const ts_histogram *h, const double *low, const double *slope, int64_t ramps,
+ const double *rate, int64_t evens, int64_t levels, const ts_logarithm *l, double *room) {
+    const double infinite = __builtin_inf(), top = (double)levels;
+    double *restrict ones = room, *restrict dots = room + ramps, *restrict means = dots + ramps;
+    double *counts = room + 3 * ramps, energy = 0, marks;
+    int64_t begun = 0;
+    memset(room, 0, (size_t)(3 * ramps) * sizeof *room);
+    for (int64_t i = 0; i < h->n; i++) {
+        const double c = h->counted[i], x = h->middle[i], cx = c * x;
+        energy += cx * x;
+        while (begun < ramps && low[begun] < x) begun++;
+        if (!(c > 0)) continue; /* a bin that is empty, or a choice whose marks begin later, would add 0 */
+        for (int64_t k = 0; k < begun; k++) {
+            const double steep = (x - low[k]) * slope[k], mean = steep < 1.0 ? steep : 1.0;
+            ones[k] += mean * c;
+            dots[k] += mean * cx;
+            means[k] += mean * mean * c;
+        }
+    }
+    for (int64_t i = 0; i < ramps; i++) {
+        cost[i] = cost_of(l, &marks, ones + i, 1, h->moved);
+        const bool offered = marks >= h->fewest && dots[i] > 0;
+        harm[i] = offered ? spoiled(energy, dots[i], marks, means[i], h->kappa) : infinite;
+    }
+    for (int64_t i = 0; i < evens; i++) {
+        for (int64_t j = 0; j < levels; j++) counts[j] = 0;
+        /* A magnitude between two levels is at one or the other, `at` or the one above: their sums so far. */
+        int64_t at = 0, filled = 0;
+        double level = 0, here = 0, above = 0, along = 0, biased = 0, square = 0;
+        for (int64_t k = 0; k < h->n; k++) {
+            const double c = h->counted[k], x = h->middle[k], steep = x * rate[i], mean = steep < top ? steep : top;
+            while (mean >= level + 1) {
+                if (at) counts[at - 1] = here;
+                at++, level += 1, here = above, above = 0;
+            }
+            here += (1.0 - (mean - level)) * c;
+            above += (1.0 - __builtin_fabs(mean - (level + 1))) * c;
+            along += mean * (c * x);
+            biased += mean * mean * c;
+        }
+        if (at) counts[at - 1] = here;
+        if (at < levels) counts[at] = above;
+        for (int64_t j = 0; j < levels; j++) {
+            const double size = (double)j + 1;
+            square += counts[j] * (size * size);
+            filled += counts[j] > 0;
+        }
+        cost[ramps + i] = cost_of(l, &marks, counts, levels, h->moved);
+        const bool offered = marks >= h->fewest && filled > 1 && along > 0;
+        harm[ramps + i] = offered ? spoiled(energy, along, square, biased, h->kappa) : infinite;
+    }
+}
+
+/* The choices on the lower convex hull of harm over bits, by rising bits, into `order`; returns how many these are. Harm is
+ * infinite where a choice is not offered. */
+TS_KERNEL(int64_t, hull)(int64_t *order, const double *bits, const double *harm, int64_t count) {
+    int64_t n = 0, kept = 0;
+    double least = __builtin_inf();
+    for (int64_t i = count - 1; i >= 0; i--) { /* most of them are by falling bits */
+        if (harm[i] == __builtin_inf()) continue;
+        int64_t k = n;
+        for (; k > 0; k--) {
+            const int64_t before = order[k - 1];
+            if (bits[before] < bits[i] || (bits[before] == bits[i] && harm[before] < harm[i])) break;
+            order[k] = before;
+        }
+        order[k] = i;
+        n++;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t right = order[i];
+        if (harm[right] >= least) continue;
+        least = harm[right];
+        while (kept > 1) {
+            const int64_t left = order[kept - 2], middle = order[kept - 1];
+            const double rise = (harm[right] - harm[left]) * (bits[middle] - bits[left]);
+            if ((harm[middle] - harm[left]) * (bits[right] - bits[left]) < rise) break;
+            kept--;
+        }
+        order[kept++] = right;
+    }
+    return kept;
+}

@@ -1,0 +1,61 @@
+"""Levels as fine as it takes, for tensors that need more than the ladders of `allocation` have: up to 127 of each sign.
+
+Evenly spaced ones, since their indices are entropy-coded (Gish and Pierce 1968), as many as reach to the largest
+magnitude; or, where magnitudes are few, as in types of few bits of which few elements moved, one for each of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, price
+
+__all__ = ["MOST", "Steps", "join", "steps"]
+
+Steps = tuple[list[Levels], Floats, Floats]
+"""Levels, and the bits and the harm of each."""
+
+MOST = 127
+"""Levels of each sign, so that a table has 255 and an index one byte."""
+_STEPS = (0.8, 0.57, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035)
+"""In root mean squares."""
+_FIRST = 0.6
+"""Where the first level begins, in steps."""
+_QUARTER, _QUARTERS = 8, 16
+"""Bins of a quarter of an octave, and how many of these levels reach beyond the largest magnitude that was seen: those
+that were are a sample. What no element is at takes no bytes."""
+
+
+def steps(found: Magnitudes) -> Steps:
+    """Levels, and the bits and the harm of each, κ being 1: shape (choices,)."""
+    if not found.energy:
+        return [], np.zeros(0), np.zeros(0)
+    (bins,) = np.nonzero(found.counts)
+    rms, top = found.rms, float(found.edges[bins[-1]])
+    first, last = found.first + int(bins[0]), found.first + int(bins[-1])
+    above = EDGES[last + _QUARTER : last + 1 + _QUARTERS * _QUARTER : _QUARTER]
+    bounds = [np.unique(np.concatenate([found.edges[bins], EDGES[first:last:_QUARTER], above]))]
+    for step in _STEPS:
+        count = math.ceil(top / (step * rms) - _FIRST)
+        if 1 <= count <= MOST:
+            wanted = step * rms * (_FIRST + np.arange(count + 1))
+            at = np.unique(np.searchsorted(found.edges, wanted))
+            bounds.append(np.concatenate([found.edges[at[at < len(found.edges)]], above]))
+    bounds = [each for each in bounds if len(each) <= MOST]
+    priced = [price(found, each) for each in bounds]
+    levels = [Levels(tuple(float(b) for b in each)) for each in bounds]
+    return levels, np.array([bits for bits, _ in priced]), np.array([harm for _, harm in priced])
+
+
+def join(offered: Choices, found: Steps, first: int) -> Choices:
+    """The same choices and steps beside them, as far as they are the best for some price of a bit.
+
+    The ladder of a step is its place among the steps, counted from `first` on.
+    """
+    levels, bits, harm = found
+    ladders = np.concatenate([offered.ladders, first + np.arange(len(levels))]).astype(np.intp)
+    bits, harm = np.concatenate([offered.bits, bits]), np.concatenate([offered.harm, harm])
+    best = hull_of(bits, harm)
+    return Choices(ladders[best], bits[best], harm[best])

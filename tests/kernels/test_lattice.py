@@ -1,0 +1,201 @@
+"""Codec lattice: its reference against plain arithmetic, and every native variant against the reference, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tallstore.codecs import LOSSLESS
+from tallstore.codecs.lattice_model import choose, estimate, lanes_for, lowest
+from tallstore.errors import DamagedError, FormatError
+from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels import lattice as reference
+from tallstore.kernels import lattice_fast
+from tallstore.kernels.lattice import LATTICES, Lattice, frequencies
+from tallstore.kernels.native import build, library
+
+CODEC = LOSSLESS["lattice"]
+SIZES = (1, 7, 31, 32, 33, 1000, 4097, 70001)
+
+
+def rows(dtype: str, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A base and a task as words: most steps small, by exponent; some large, some of another sign."""
+    lattice, rng = LATTICES[dtype], np.random.default_rng(seed)
+    exponent = np.minimum(rng.geometric(0.4, n), lattice.mask)
+    top = lattice.mask * 2 // 3 + 1
+    mantissa = rng.integers(0, 1 << lattice.shift, n)
+    words = np.maximum(top - exponent, 0) << lattice.shift | mantissa | rng.integers(0, 2, n) << (lattice.bits - 1)
+    base = words.astype(lattice.word)
+    step = np.rint(rng.normal(0, 1, n) * 2.0 ** (exponent - 3.5) * (1 + 3 * (np.arange(n) // 300 % 2)))
+    step = np.where(rng.random(n) < 0.002, rng.integers(-(2**30), 2**30, n), step)
+    return lattice.turned(lattice.turned(base) + step.astype(np.int64).astype(lattice.word)), base
+
+
+@pytest.fixture(params=["plain", "avx2", "avx512", "neon"])
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Each variant of the native library in place of the one that would be chosen."""
+    path = build.library_path()
+    if not path.exists():
+        pytest.skip("the native library is not built: python -m tallstore.kernels.native.build")
+    try:
+        found = library.open_library(path, request.param)
+    except library._UnusableError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "chosen", lambda: found)
+        lattice_fast._native.cache_clear()
+        yield request.param
+    lattice_fast._native.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", LATTICES)
+def test_turned_words_ascend_with_the_value(dtype: str) -> None:
+    lattice = LATTICES[dtype]
+    sign = 1 << (lattice.bits - 1)
+    words = np.array([sign | 5, sign | 1, sign, 0, 1, 5], lattice.word)
+    signed = lattice.turned(words).view(words.dtype.str.replace("u", "i")).astype(int)
+    assert signed.tolist() == [-6, -2, -1, 0, 1, 5]
+    assert np.array_equal(lattice.turned(lattice.turned(words)), words)
+
+
+def test_symbols_of_magnitudes() -> None:
+    sizes = np.array([0, 1, 15, 16, 23, 24, 31, 32, 48, 2**15, 2**31])
+    symbols, left = reference.magnitudes_of(sizes)
+    assert symbols.tolist() == [0, 1, 15, 16, 16, 17, 17, 18, 19, 38, 70]
+    assert left.tolist() == [0, 0, 0, 3, 3, 3, 3, 4, 4, 14, 30]
+    every = np.arange(1 << 16)
+    symbols, left = reference.magnitudes_of(every)
+    assert np.array_equal(reference.least_of(symbols) + (every & ((1 << left) - 1)), every)
+
+
+def test_frequencies_of_weights() -> None:
+    weights = np.array([[20, 8, 4], [0, 5, 0], [3, 0, 0]], np.uint8)
+    found = frequencies(weights, 8)
+    # 20 stands for 128, 8 for 16, 4 for 8: of 128 + 2·16 + 2·8 = 176.
+    assert found.tolist() == [[256 - 2 * 23 - 2 * 11, 23, 11], [0, 128, 0], [256, 0, 0]]
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("dtype", LATTICES)
+def test_it_comes_back(dtype: str, n: int) -> None:
+    after, base = rows(dtype, n)
+    for row in ((0, 0), (64, 0), (300, 17)):
+        coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, row)
+        out = base.copy()
+        CODEC.decode(coded, out.view(np.uint8), dtype)
+        assert np.array_equal(out, after)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E4M3"])
+def test_every_variant_is_the_reference(dtype: str, n: int, variant: str) -> None:
+    lattice = LATTICES[dtype]
+    after, base = rows(dtype, n, 3)
+    low = lowest(lattice, base)
+    told, same = reference.prepare(lattice, after, base, low), lattice_fast.prepare(lattice, after, base, low)
+    for name in ("symbols", "levels", "extra"):
+        assert np.array_equal(getattr(told, name), getattr(same, name)), name
+    width, first = (300, 17) if n > 17 else (0, 0)
+    if width:
+        counts = reference.count_segments(told, width, first, 3)
+        assert np.array_equal(counts, lattice_fast.count_segments(told, width, first, 3))
+        shifts = np.arange(len(counts), dtype=np.uint8) % 7
+    else:
+        shifts = np.zeros(1, np.uint8)
+    found = lattice_fast.count_symbols(told, width, first, shifts)
+    assert np.array_equal(reference.count_symbols(told, width, first, shifts), found)
+    model = choose(told, low, (300, 283) if width else (0, 0))
+    for lanes in (8, 32, 128, 256):
+        steps, mine = reference.encode(told, model, lanes), lattice_fast.encode(told, model, lanes)
+        assert np.array_equal(steps.states, mine.states)
+        assert np.array_equal(steps.words, mine.words)
+        for decode in (reference.decode, lattice_fast.decode):
+            out = base.copy()
+            decode(lattice, out, model, steps)
+            assert np.array_equal(out, after)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E5M2"])
+def test_spoilt_streams_give_the_same_answer_everywhere(dtype: str, variant: str) -> None:
+    lattice, rng = LATTICES[dtype], np.random.default_rng(5)
+    after, base = rows(dtype, 3000, 4)
+    low = lowest(lattice, base)
+    told = reference.prepare(lattice, after, base, low)
+    model = choose(told, low, (100, 0))
+    steps = reference.encode(told, model, lanes_for(3000))
+    for turn in range(40):
+        states, words, extra = steps.states.copy(), steps.words.copy(), steps.extra.copy()
+        if turn % 4 == 0:
+            states[rng.integers(len(states))] = rng.integers(0, 2**32)
+        elif turn % 4 == 1:
+            words[rng.integers(len(words))] ^= 1 << rng.integers(16)
+        elif turn % 4 == 2:
+            words = words[: rng.integers(len(words))]
+        else:
+            extra = extra[: rng.integers(len(extra))] if turn % 8 == 3 else np.append(extra, np.uint8(0))
+        answers = [_answer(decode, lattice, base, model, states, words, extra) for decode in _BOTH]
+        assert answers[0] == answers[1]
+
+
+_BOTH = (reference.decode, lattice_fast.decode)
+
+
+def _answer(decode, lattice: Lattice, base, model, states, words, extra) -> str:  # type: ignore[no-untyped-def]
+    out = base.copy()
+    try:
+        decode(lattice, out, model, reference.Steps(states, words, extra))
+    except DamagedError as error:
+        return str(error)
+    return out.tobytes().hex()
+
+
+def test_what_is_cut_or_changed_is_refused_or_decodes_to_as_many_elements() -> None:
+    rng = np.random.default_rng(6)
+    after, base = rows("BF16", 5000)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16", (100, 0))
+    assert coded[0] == 3
+    for turn in range(400):
+        data = bytearray(coded)
+        if turn < 100:
+            data = data[: rng.integers(len(data))]
+        else:
+            data[rng.integers(60 if turn < 300 else len(data))] ^= 1 << rng.integers(8)
+        out = base.copy()
+        try:
+            CODEC.decode(bytes(data), out.view(np.uint8), "BF16")
+        except (FormatError, DamagedError):
+            continue
+        assert len(out) == len(base)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E4M3"])
+def test_an_estimate_is_near_to_what_it_takes(dtype: str) -> None:
+    after, base = rows(dtype, 1 << 17)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype)
+    found = estimate(LATTICES[dtype], after[: 1 << 14], base[: 1 << 14])
+    assert found == pytest.approx(8 * len(coded) / len(base), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "I8", "U16", "C64"])
+def test_types_without_a_lattice(dtype: str) -> None:
+    rng = np.random.default_rng(7)
+    base = rng.integers(0, 256, 800 * ITEM_BYTES[dtype], np.uint8)
+    after = base.copy()
+    after[::50] += 1
+    coded = CODEC.encode(after, base, dtype)
+    out = base.copy()
+    CODEC.decode(coded, out, dtype)
+    assert np.array_equal(out, after)
+    with pytest.raises(FormatError, match="mode 3"):
+        CODEC.decode(bytes([3]) + coded[1:], out, dtype)
+
+
+def test_the_table_of_kernels_is_the_library_s() -> None:
+    path = build.library_path()
+    if not path.exists():
+        pytest.skip("the native library is not built: python -m tallstore.kernels.native.build")
+    handle = ctypes.CDLL(str(path))
+    assert all(hasattr(handle, f"ts_{name}_plain") for name in lattice_fast.KERNELS)

@@ -1,0 +1,47 @@
+"""The matrix as the documentation shows it: `python -m matrix.table` in tests/ writes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matrix.kinds import KINDS, Kind
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "pages" / "checkpoints.md"
+ALWAYS = ("pack, extract", "folder", "add", "merge", "verify", "lossless")
+HEAD = """# Which checkpoints, and what can be done with them
+
+Every row is a kind of checkpoint that is made small by the library that writes it, in the tests, and goes through every
+column: packed with a base, extracted and opened by its own library; its folder's other files given back; written into a
+model in memory; switched; loaded as a transformers model; added to an archive; merged; verified against its original; and
+packed without loss, where it comes back bit for bit. A dash says that the column is for other kinds:
+
+- `load_into` and `switcher` write to one `nn.Module`; a pipeline is several, and each is taken by
+  `zoo.state_dict(task, component=NAME)`.
+- `from_pretrained` is for transformers models; others are extracted and loaded by their own library.
+
+"""
+
+
+def row(kind: Kind) -> list[str]:
+    """What can be done with one kind."""
+    model = "yes" if kind.module else "–"
+    return [
+        kind.name,
+        kind.library,
+        *("yes" for _ in ALWAYS[:2]),
+        model,
+        model,
+        "yes" if kind.auto else "–",
+        *("yes" for _ in ALWAYS[2:]),
+    ]
+
+
+def page() -> str:
+    """The whole page."""
+    head = ["kind", "library", *ALWAYS[:2], "load_into", "switcher", "from_pretrained", *ALWAYS[2:]]
+    rows = [head, ["---"] * len(head), *(row(kind) for kind in KINDS)]
+    return HEAD + "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
