@@ -175,7 +175,7 @@ class Zoo:
         """The merged tensors of an adapter; tied ones of the base share their memory."""
         check_merged(self._manifest, self._task(task), self.url)
         places = self._twice(self._merging.task, task)
-        wanted = list(places) if names is None else self._chosen(places, task, names)
+        wanted = list(places) if names is None else self._chosen(task, names, list(places))
         for name in wanted:
             if name not in places:
                 raise NoSuchTensorError(
@@ -270,12 +270,14 @@ class Zoo:
         self._announce(task, None, exact=exact)
         announce_files(self._reader, task)
         record = self._manifest.tasks[task]
+        layout: tuple[WeightsFile, ...] = ()
+        held: Mapping[str, str]
         if merged:
             check_merged(self._manifest, task, self.url)
             self._announce_base()
             places = self._twice(self._merging.task, task)
             shown = {name: TensorInfo(str(p.entry.dtype), p.entry.shape or ()) for name, p in places.items()}
-            files, layout, held = merged_files(record), (), {name: name for name in shown}
+            files, held = merged_files(record), {name: name for name in shown}
             decode: Callable[[list[str]], dict[str, Tensor]] = partial(
                 self._twice, partial(self._merging.tensors, task)
             )
