@@ -24,6 +24,9 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1,localhost",
 }
 os.environ.pop("HF_TOKEN", None)
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter, which is decided when triton is imported, by whichever test is first.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")

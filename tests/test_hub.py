@@ -82,7 +82,7 @@ def test_hub_ids_pack_and_pin_the_commit(zoo: Zoo, tmp_path: Path, forks: Forks)
     job = {"base": "user/base", "tasks": {"a": "hf://user/task-a@main", "b": "user/task-b"}}
     with serving(repos) as hub:
         assert run(forks, hub.url, tmp_path / "cache", {**job, "out": str(out)}) == ["packed"]
-        assert not [path for path in fetched(hub) if path.endswith((".onnx", ".md"))]
+        assert not [path for path in fetched(hub) if path.endswith(".onnx")]
         assert not [path for path in fetched(hub) if "user/base" in path and path.endswith(".bin")], (
             "safetensors are preferred"
         )

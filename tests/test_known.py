@@ -13,7 +13,9 @@ from support import assert_same, same_bits, tiny_zoo
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.archive import known, reader
+from tallstore.archive import known, manifests
+from tallstore.archive.places import Place, coded
+from tallstore.archive.reader import Reader
 from tallstore.format.manifest import Manifest
 from tallstore.kernels.fill import Source
 from tallstore.tensors import empties
@@ -41,14 +43,14 @@ def zoo(target: Path, request: pytest.FixtureRequest) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes every reading by position took, the kernels' own ones among them."""
     found: list[int] = []
-    before, kernels = os.preadv, reader.of_file
+    before, kernels = os.preadv, Reader.source
 
-    def noted(handle: int, at: int, size: int) -> Source | None:
-        source = kernels(handle, at, size)
-        found.append(size if source is not None else 0)
+    def noted(self: Reader, place: Place, index: int) -> Source | None:
+        source = kernels(self, place, index)
+        found.append(coded(place).chunks.length(index) if source is not None else 0)
         return source
 
-    monkeypatch.setattr(reader, "of_file", noted)
+    monkeypatch.setattr(Reader, "source", noted)
 
     def counted(*given: object) -> int:
         found.append(before(*given))  # type: ignore[arg-type]
@@ -150,7 +152,7 @@ def test_a_manifest_is_parsed_once_and_another_one_in_its_place_is_another(
         return parse(data, where)
 
     monkeypatch.setattr(Manifest, "from_bytes", noted)
-    monkeypatch.setattr(reader, "MANIFESTS", known._Recent[Manifest](2))
+    monkeypatch.setattr(manifests, "MANIFESTS", known._Recent[Manifest](2))
     for _ in range(3):
         tallstore.open(zoo).close()
     assert len(parsed) == 1
@@ -158,7 +160,7 @@ def test_a_manifest_is_parsed_once_and_another_one_in_its_place_is_another(
     tallstore.pack(base, tasks, zoo, overwrite=True)
     with tallstore.open(zoo) as opened:
         assert len(opened.tasks) == 3
-    monkeypatch.setattr(reader, "MANIFEST_MOST", 10)
+    monkeypatch.setattr(manifests, "MANIFEST_MOST", 10)
     parsed.clear()
     for _ in range(2):
         tallstore.open(zoo).close()

@@ -9,7 +9,8 @@ import torch
 from support import ROOT, State, near, noise, spoilt, tiny_zoo
 
 import tallstore
-from tallstore.archive.reader import Reader, read_manifest
+from tallstore.archive.manifests import read_manifest
+from tallstore.archive.reader import Reader
 from tallstore.format.part import WHY
 from tallstore.stores import open_store
 

@@ -62,7 +62,8 @@ class FarCheckpoint(Checkpoint):
         if _SINGLE in there:
             found = [_SINGLE]
         elif _INDEX in there:
-            found = self._shards()
+            self._companions(there, {_INDEX, *(shards := self._shards())})
+            return shards
         else:
             names = sorted(name for name in there if name.endswith(".safetensors") and "/" not in name)
             if len(names) != 1:

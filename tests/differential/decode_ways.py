@@ -105,7 +105,7 @@ def exported(asked: Asked) -> Found:
             for form, exact in (("task", False), ("exact", True)):
                 if not exact or "exact" in facts.parts:
                     out = zoo.export(task, Path(folder) / f"{task}-{form}", exact=exact)
-                    stored = read_plain(out / "model.safetensors")
+                    stored = read_plain(next(out.glob("*.safetensors")))
                     yield task, form, {name: stored[name] for name in zoo.tensors(task)}
 
 
@@ -166,9 +166,14 @@ def held(model: nn.Module, names: Iterable[str]) -> Plain:
     return due({name: found[name] for name in names}, "model", {})
 
 
+def models_of(zoo: tallstore.Zoo) -> list[str]:
+    """Tasks whose tensors are a model's: an adapter is written into a model of its base, merged."""
+    return [task for task in zoo.tasks if zoo.manifest.tasks[task].adapter is None]
+
+
 def loaded(asked: Asked, *, turned: bool = False, threads: int = 1) -> Found:
     with asked.open(threads=threads) as zoo:
-        for task in zoo.tasks:
+        for task in models_of(zoo):
             state = zoo.state_dict(task)
             model = model_of(state, turned=turned)
             if model is not None:
@@ -179,7 +184,9 @@ def loaded(asked: Asked, *, turned: bool = False, threads: int = 1) -> Found:
 def switched(asked: Asked, *, threads: int = 1) -> Found:
     """Each task alone; and where one model can be all of them, from each to the next and back."""
     with asked.open(threads=threads) as zoo:
-        states = {task: zoo.state_dict(task) for task in zoo.tasks}
+        states = {task: zoo.state_dict(task) for task in models_of(zoo)}
+        if not states:
+            return
         for task, state in states.items():
             model = model_of(state)
             if model is not None:
@@ -218,7 +225,7 @@ def by_reference(asked: Asked) -> Found:
             group = zoo.manifest.tasks[task].group
             found = {}
             for name, facts in zoo.tensors(task).items():
-                if facts.base is None:
+                if facts.base is None or facts.kind == "lossless":  # which has no ingredients but its bytes
                     continue
                 pieces = _ingredients(zoo, task, group, name, facts)
                 flat = [(t if facts.rows is None else t[: facts.rows]).reshape(-1) for t in pieces]

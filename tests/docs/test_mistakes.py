@@ -97,7 +97,7 @@ MISTAKES = {
     "an output that ends in `.zip`": Mistake("pack base runs -o new.zip"),
     "nothing behind `NAME=`": Mistake("pack base mr= -o new.tall"),
     "an adapter (LoRA) of another base": Mistake("pack base adapter -o new.tall", adapter),
-    "a quantized checkpoint": Mistake("pack base packed -o new.tall", quantized),
+    "a quantized checkpoint, and its base in floats": Mistake("pack base packed -o new.tall", quantized, code=0),
     "a checkpoint in place of an archive": Mistake("info runs/mr"),
     "a checkpoint of pickles that runs code": Mistake("pack base strange -o new.tall", stranger),
     "an extra is missing": Mistake("report zoo.tall", lambda: sys.modules.__setitem__("matplotlib", None)),  # type: ignore[arg-type]

@@ -46,9 +46,7 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "chosen", lambda: found)
-        lattice_fast._native.cache_clear()
         yield request.param
-    lattice_fast._native.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", LATTICES)

@@ -57,8 +57,8 @@ def scored(folder: Path, tasks: int = 3) -> Path:
 def hostile(folder: Path) -> Path:
     """What the format allows a stranger to write, wherever he may write."""
     base, tasks = tiny_zoo(3)
-    for name in (HARM, TURNED):
-        base[name] = noise(20, 20)
+    for seed, name in enumerate((HARM, TURNED), 70):  # equal ones would be stored once
+        base[name] = noise(20, 20, seed=seed)
     for n, state in enumerate(tasks.values()):
         state |= {name: near(base[name], seed=n) for name in (HARM, TURNED)}
         state[f"{HARM}.$\\frac{{1}}{{2}}$.{chr(0x202E)}\u4e2d\u6587"] = torch.ones(3)

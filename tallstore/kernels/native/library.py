@@ -109,7 +109,7 @@ def open_library(path: Path, variant: str = "") -> Library:
 def _check(path: Path) -> None:
     """Raise for a file that must not be loaded: a system's loader takes what is damaged, and crashes."""
     try:
-        stamp, digest = build.sum_path(path).read_text(encoding="ascii").split()
+        stamp, digest = build.sum_path(path).read_bytes().decode().split()
         if digest != build.digest(path):
             raise _UnusableError(f"{path} is damaged: its digest differs {_REMEDY}")
     except (OSError, ValueError) as error:
