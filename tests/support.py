@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zstandard
 from safetensors.torch import save_file
+from spec.second_reader import decode_vector
 from torch import Tensor
 
 import tallstore
@@ -226,7 +226,7 @@ def formula(zoo: Zoo, task: str, name: str) -> np.ndarray:
 
 
 def delta(zoo: Zoo, task: str, name: str) -> np.ndarray:
-    """A tensor's own delta, read from the part's bytes: chunks of a table and a zstd frame of indices into it."""
+    """A tensor's own delta, read from the part's bytes by the second reader of the format."""
     (path,) = zoo.manifest.tasks[task].parts["mask"]
     part = read_all(Path(zoo.url))[path]
     _, places = slots(part)
@@ -235,13 +235,8 @@ def delta(zoo: Zoo, task: str, name: str) -> np.ndarray:
     ][name]
     n, at, out = int(np.prod(entry["shape"], dtype=np.int64)), places[name][0], []
     for index, (length, _) in enumerate(entry["chunks"]):
-        data = part[at : at + length]
-        count, bits = int.from_bytes(data[:2], "little"), data[2]
-        table = np.frombuffer(data[4 : 4 + 4 * count], "<f4")
-        packed_indices = np.frombuffer(zstandard.decompress(data[4 + 4 * count :]), np.uint8)
-        if bits == 4:
-            packed_indices = np.stack([packed_indices & 15, packed_indices >> 4], axis=1).reshape(-1)
-        out.append(table[packed_indices[: min(entry["chunk"], n - index * entry["chunk"])]])
+        count = min(entry["chunk"], n - index * entry["chunk"])
+        out.append(decode_vector(part[at : at + length], count, entry["codec"]))
         at += length
     return np.concatenate(out)
 

@@ -1,12 +1,13 @@
 """Which of a model's tensors each of a task's tensors is written to, by whatever names the two use.
 
 In order: the same names; the same without wrappers; the library's own conversion between files and memory; one prefix
-that all names of one side have more. A way counts only if every tensor of the task finds a place of its own and every
-tensor of the model is written: nothing is guessed.
+that all names of one side have more; each folder of a model of several modules by itself. A way counts only if every
+tensor of the task finds a place of its own and every tensor of the model is written: nothing is guessed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -62,6 +63,8 @@ class Binding:
     """The conversion's names of the model's tensors → the model's."""
     ignored: Collection[str] = ()
     """The task's tensors that the library leaves out when it loads."""
+    unsaved: Collection[str] = ()
+    """The model's tensors that the library leaves out when it saves: computed ones, which no file has."""
 
     @property
     def converted(self) -> list[str]:
@@ -114,7 +117,7 @@ def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collect
             "give it some with model.to_empty(device='cpu'); nothing was written"
         )
     reasons = []
-    for way in (_same, _unwrapped, _converted, _shifted):
+    for way in (_same, _unwrapped, _converted, _shifted, _folders):
         binding = way(model, shapes, own)
         if binding is None:
             continue
@@ -159,6 +162,7 @@ def _converted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, 
         names,
         targets,
         frozenset(names[short] for short in route.ignored),
+        frozenset(targets[short] for short in conversion.unsaved & targets.keys()),
     )
 
 
@@ -174,6 +178,78 @@ def _shifted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Te
     return None
 
 
+def _folders(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding | None:
+    """Each folder's tensors in the module whose place its name gives, as sentence-transformers names folders.
+
+    `2_Dense/` is the third module, `0_Router/query_0_Dense/` the first one of the route `query` of the first; what
+    lies in no folder belongs to the first module.
+    """
+    inner = inner_model(model)
+    parts: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        folder, slash, short = name.rpartition("/")
+        parts.setdefault(folder + slash, {})[short] = shape
+    if list(parts) == [""]:
+        return None
+    targets = {short: name for name, short in short_names(own, bare).items()}
+    found = []
+    for folder, within in parts.items():
+        at = _module_of(inner, folder)
+        if at is None:
+            return None
+        module = inner.get_submodule(at)
+        held = {name: own[targets[full]] for name in tensors_of(module) if (full := f"{at}.{name}") in targets}
+        ways = (way(module, within, held) for way in (_same, _unwrapped, _converted, _shifted))
+        fits = (each for each in ways if each is not None and not _misfit(each, held, within, ()))
+        binding = next(fits, None)
+        if binding is None:
+            return None
+        found.append(_within(binding, folder, {name: targets[f"{at}.{name}"] for name in held}))
+    with_groups = next((each for each in found if each.groups), None)
+    if sum(bool(each.groups) for each in found) > 1:
+        return None
+    return Binding(
+        {name: view for each in found for name, view in each.views.items()},
+        {name: owner for each in found for name, owner in each.owners.items()},
+        with_groups.groups if with_groups else (),
+        with_groups.conversion if with_groups else None,
+        with_groups.names if with_groups else {},
+        with_groups.targets if with_groups else {},
+        frozenset(name for each in found for name in each.ignored),
+        frozenset(name for each in found for name in each.unsaved),
+    )
+
+
+def _module_of(model: nn.Module, folder: str) -> str | None:
+    """The dotted path of the module that a folder's tensors belong to; None where its name tells of none."""
+    path: list[str] = []
+    for segment in folder.split("/")[:-1]:
+        match = re.fullmatch(r"(?:(\w+)_)?(\d+)_\w+", segment)
+        if match is None:
+            return None
+        route, index = match.groups()
+        path += [index] if route is None else ["sub_modules", route, index]
+    modules = dict(model.named_modules())
+    for way in (path or ["0"], ["0", *path]):  # the first module's own folders may lie at the root
+        if (at := ".".join(way)) in modules:
+            return at
+    return None
+
+
+def _within(binding: Binding, folder: str, names: Mapping[str, str]) -> Binding:
+    """A module's binding under the names of the whole model and of all folders."""
+    return Binding(
+        {folder + name: view for name, view in binding.views.items()},
+        {folder + name: names[owner] for name, owner in binding.owners.items()},
+        binding.groups,
+        binding.conversion,
+        {short: folder + name for short, name in binding.names.items()},
+        {short: names[name] for short, name in binding.targets.items()},
+        frozenset(folder + name for name in binding.ignored),
+        frozenset(names[name] for name in binding.unsaved),
+    )
+
+
 def _common_prefixes(names: Iterable[str]) -> list[str]:
     """What all names begin with, in whole segments: nothing at first, then more and more."""
     folders = [name.split(".")[:-1] for name in names]
@@ -185,7 +261,11 @@ def _common_prefixes(names: Iterable[str]) -> list[str]:
 def _misfit(binding: Binding, own: Mapping[str, Tensor], shapes: Mapping[str, Shape], free: Collection[str]) -> str:
     """Why a task's tensors are not the model's; empty if they are."""
     converted = binding.converted
-    written = {*binding.owners.values(), *(binding.targets[n] for group in binding.groups for n in group.targets)}
+    written = {
+        *binding.unsaved,
+        *binding.owners.values(),
+        *(binding.targets[n] for group in binding.groups for n in group.targets),
+    }
     held = {own[name].data_ptr() for name in written}
     missing = [n for n in shapes if n not in binding.views and n not in converted and n not in binding.ignored]
     extra = [n for n, tensor in own.items() if n not in written and tensor.data_ptr() not in held]

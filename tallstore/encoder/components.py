@@ -115,9 +115,13 @@ def _part(checkpoint: Checkpoint, prefix: str, names: list[str]) -> Checkpoint:
 
 
 def _check_whole(base: Checkpoint, task: Checkpoint) -> None:
-    """Raise CheckpointError where one holds tensors of no element that the other has whole."""
+    """Raise CheckpointError where one holds placeholders of tensors that the other has whole.
+
+    ZeRO-3 and FSDP leave one dimension of length 0, whatever the tensor's shape was. Other shapes without an element
+    are tensors in their own right: a table that has no rows yet.
+    """
     for whole, half in ((base, task), (task, base)):
-        empty = {name for name, info in half.tensors.items() if not info.numel}
+        empty = {name for name, info in half.tensors.items() if tuple(info.shape) == (0,)}
         if not empty:
             continue
         full = {name for name, info in whole.tensors.items() if info.numel}

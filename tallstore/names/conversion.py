@@ -86,6 +86,11 @@ class Conversion:
         self._model: Any = model
         self._mapping, self._revert = mapping, revert
 
+    @property
+    def unsaved(self) -> frozenset[str]:
+        """The model's tensors that `save_pretrained` leaves out, as the model computes them: sinusoidal positions."""
+        return frozenset(getattr(self._model, "_keys_to_ignore_on_save", None) or ())
+
     def route(self, names: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Route:
         """Where each tensor of a file goes.
 
