@@ -27,17 +27,19 @@ _FEW = {TORCH[name]: lattice for name, lattice in LATTICES.items() if lattice.bi
 """Types of so few bits that a tensor may take no more without loss than with some."""
 
 
-def lossless_bits(weights: Tensor, base: Tensor) -> float | None:
-    """Bits per element that coding against the base takes; None where the type has too many bits for that to be little.
+def lossless_bits(weights: Tensor, base: Tensor, elements: int) -> float | None:
+    """Bits that coding a tensor against the base takes; None where the type has too many bits for that to be little.
 
     Args:
         weights: θt, flat: a sample of it.
         base: θ0 in its place, of any type.
+        elements: of the tensor.
     """
     if base.dtype != weights.dtype or weights.dtype not in _FEW or not weights.numel():
         return None
     word = np.dtype(f"<u{weights.element_size()}")
-    return estimate(_FEW[weights.dtype], as_bytes(weights).view(word), as_bytes(base).view(word))
+    sample = as_bytes(weights).view(word), as_bytes(base).view(word)
+    return elements * estimate(_FEW[weights.dtype], *sample, elements)
 
 
 class Lossless(Recipe):

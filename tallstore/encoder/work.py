@@ -224,8 +224,8 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
             checkpoint.read_runs(name, runs, sides[-1])
         tau = task_vector(*sides).to(torch.float32).view(len(runs), columns)
         found.append(statistic.measure_rows(user.task, item.name, tau))
-        if tools.origin is tools.base and (bits := lossless_bits(sides[1], sides[0])) is not None:
-            found.append(statistic.measure_lossless(user.task, item.name, bits * user.covered))
+        if tools.origin is tools.base and (bits := lossless_bits(sides[1], sides[0], user.covered)) is not None:
+            found.append(statistic.measure_lossless(user.task, item.name, bits))
     return found
 
 
