@@ -64,17 +64,21 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
     return Model(bits=BITS, low=low, width=width, first=first, table=table, weights=_weights(tables), shifts=shifts)
 
 
-def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any]) -> float:
+def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], elements: int | None = None) -> float:
     """Bits per element that steps will take, by a sample of a tensor; rows are taken to be all alike.
 
     Args:
         lattice: of the type.
         after: elements of the task as words, shape (n,), n > 0: runs of it, one behind the other.
         base: the base's in their place.
+        elements: of the tensor: what its tables take is spread over all of them. By default, the sample is all.
     """
     prepared = prepare(lattice, after, base, lowest(lattice, base))
     _, tables = _merged(count_symbols(prepared, 0, 0, np.zeros(1, np.uint8))[:LEVELS])
-    return (int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra)) / len(base)
+    longest = tables.shape[1] - (tables[:, ::-1] > 0).argmax(1)
+    weights = _WEIGHT_BITS * int(longest.sum())
+    found = int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra) - weights
+    return found / len(base) + weights / (elements or len(base))
 
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:

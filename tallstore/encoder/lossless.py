@@ -8,18 +8,38 @@ from torch import Tensor
 
 from tallstore import codecs
 from tallstore.codecs.base import Row
+from tallstore.codecs.lattice_model import estimate
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.quality import agreement
 from tallstore.kernels.lattice import LATTICES
 from tallstore.recipes.base import Recipe, Tile
-from tallstore.tensors import as_bytes
+from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["NAN_IN_BASE", "Lossless", "encode_row"]
+__all__ = ["NAN_IN_BASE", "Lossless", "encode_row", "lossless_bits"]
 
 _FLOATS = codecs.LOSSLESS["lattice"]
 _CODES = codecs.LOSSLESS["lanes"]
 NAN_IN_BASE = "the base's tensor holds NaN, and is of another type"
 """Why a row cannot be coded against the base: a NaN has no one image in another type."""
+
+
+_FEW = {TORCH[name]: lattice for name, lattice in LATTICES.items() if lattice.bits <= 16 and name in TORCH}
+"""Types of so few bits that a tensor may take no more without loss than with some."""
+
+
+def lossless_bits(weights: Tensor, base: Tensor, elements: int) -> float | None:
+    """Bits that coding a tensor against the base takes; None where the type has too many bits for that to be little.
+
+    Args:
+        weights: θt, flat: a sample of it.
+        base: θ0 in its place, of any type.
+        elements: of the tensor.
+    """
+    if base.dtype != weights.dtype or weights.dtype not in _FEW or not weights.numel():
+        return None
+    word = np.dtype(f"<u{weights.element_size()}")
+    sample = as_bytes(weights).view(word), as_bytes(base).view(word)
+    return elements * estimate(_FEW[weights.dtype], *sample, elements)
 
 
 class Lossless(Recipe):

@@ -19,6 +19,7 @@ from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import UNMATCHED, Plan, plan
+from tallstore.encoder.quality import Cheaper
 from tallstore.encoder.quantized import WithoutLoss
 from tallstore.encoder.report import PackReport, Progress, TaskReport
 from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
@@ -221,7 +222,8 @@ def _measured(
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
         **_lossless(stream.quality[index].measured(), stream, index),
-        **({"bit_for_bit": True} if index in stream.lossless else {}),
+        **({"bit_for_bit": True} if index in stream.lossless or stream.cheaper[index].all else {}),
+        **({"cheaper_without_loss": asdict(cheaper)} if (cheaper := stream.cheaper[index]).tensors else {}),
         **({} if checkpoint.adapter is None else {"relative_error": 0.0, "cosine": 1.0}),
         **({"divergence": stream.divergence(index)} if stream.says_divergence(index) else {}),
         **({"lambda": lam} if lam is not None else {}),
@@ -275,6 +277,7 @@ def _report(
                 private={tensor: whole.why for tensor, whole in found.private[index].items()},
                 missing=found.missing[index],
                 without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
+                cheaper=Cheaper(**told) if (told := task.measured.get("cheaper_without_loss")) else None,
                 unmatched=found.unmatched[index],
                 adapter=task.adapter.type if task.adapter is not None else None,
                 left_out=tasks[name].left_out,

@@ -58,6 +58,29 @@ class Quality:
         }
 
 
+@dataclass
+class Cheaper:
+    """How many of one task's tensors are coded without loss, since no loss would make them smaller."""
+
+    tensors: int = 0
+    of: int = 0
+    """All that moved, except those that are stored whole."""
+
+    def count(self, *, lossless: bool) -> None:
+        """Count one that moved."""
+        self.tensors += lossless
+        self.of += 1
+
+    @property
+    def all(self) -> bool:
+        """Whether no tensor lost anything for that reason."""
+        return 0 < self.tensors == self.of
+
+    def note_of(self, name: str) -> str:
+        """What is said of a task of that name."""
+        return f"{name}: {self.tensors} of {self.of} tensors bit for bit, since that is cheaper"
+
+
 N_SUMS = 5
 """What `sums` measures: squared error, squared norm of τ, squared norm of what is kept, their product, count of on."""
 BLOCK = 1024

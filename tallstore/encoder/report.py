@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tallstore.encoder.quality import Cheaper
 from tallstore.encoder.quantized import WithoutLoss, note_of
 
 Progress = Callable[[str, int, int], None]
@@ -35,6 +36,8 @@ class TaskReport:
     """Base tensors that the task lacks."""
     without_loss: WithoutLoss | None = None
     """Its tensors that are packed without loss for what they are: quantized, or of types that no mask fits."""
+    cheaper: Cheaper | None = None
+    """Its tensors that lose nothing since loss would save nothing; None if there are none."""
     adapter: str | None = None
     """The method, of an adapter: it is kept as it is."""
     unmatched: float = 0.0
@@ -65,7 +68,8 @@ class PackReport:
     def notes(self) -> tuple[str, ...]:
         """What is good to know: nothing to act on."""
         found = ((name, task.without_loss) for name, task in self.tasks.items())
-        return tuple(note_of(name, told) for name, told in found if told is not None)
+        cheaper = tuple(task.cheaper.note_of(name) for name, task in self.tasks.items() if task.cheaper is not None)
+        return (*(note_of(name, told) for name, told in found if told is not None), *cheaper)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import Plan, User, Whole
-from tallstore.encoder.quality import Quality, significant
+from tallstore.encoder.quality import Cheaper, Quality, significant
 from tallstore.encoder.quantized import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.report import Progress
-from tallstore.encoder.work import BUDGET, WORDS, Piece, Tools
+from tallstore.encoder.work import BUDGET, LOSSLESS, WORDS, Piece, Tools
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
@@ -153,6 +153,8 @@ class Stream:
         self._coded: list[dict[str, int]] = [{} for _ in tasks]
         """Coded bytes of tensors that are coded without loss for what they are, by the task's name; 0 of the base's."""
         self.exact = exact - lossless
+        self.cheaper = [Cheaper() for _ in tasks]
+        """Of each task, how many tensors are coded without loss since that is cheaper."""
         self.lossless = lossless
         """Tasks of which every tensor is stored without loss."""
         self.chunk = slot.chunk or chunk_elements(len(tasks))
@@ -214,6 +216,8 @@ class Stream:
                     statistic.update(each)
                 self._step(f"statistics {number}", size)
             statistic.finish()
+        forms = dict.fromkeys(self.recipe.lossless(), LOSSLESS) | dict(self._tools.forms)
+        self._tools = replace(self._tools, forms=forms)
 
     def _context(self, kind: str, batches: Sequence[Batch], statistic: Any = None) -> Context:
         return Context(
@@ -351,6 +355,8 @@ class Stream:
         self.by_tensor[user.task, name] = TensorCost(error, norm, user.covered, each.codec or each.kind)
         writer.end(user.name, codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
         self.quality[user.task].merge(each.quality)
+        if user.task not in self.lossless:
+            self.cheaper[user.task].count(lossless=each.kind == "lossless")
         return each.kind in SYMBOL_BITS
 
     def _end_lossless(self, each: _Growing, facts: Mapping[str, Any], writer: PartWriter) -> bool:

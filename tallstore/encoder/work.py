@@ -23,7 +23,7 @@ from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
-from tallstore.encoder.lossless import NAN_IN_BASE, encode_row
+from tallstore.encoder.lossless import NAN_IN_BASE, encode_row, lossless_bits
 from tallstore.encoder.plan import User
 from tallstore.encoder.straight import Fallback, Start, counted, leveled, marked, reach, row_in_file, start_of
 from tallstore.format.dtypes import ITEM_BYTES
@@ -224,6 +224,8 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
             checkpoint.read_runs(name, runs, sides[-1])
         tau = task_vector(*sides).to(torch.float32).view(len(runs), columns)
         found.append(statistic.measure_rows(user.task, item.name, tau))
+        if tools.origin is tools.base and (bits := lossless_bits(sides[1], sides[0], user.covered)) is not None:
+            found.append(statistic.measure_lossless(user.task, item.name, bits))
     return found
 
 

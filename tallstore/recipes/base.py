@@ -11,7 +11,7 @@ A new recipe is one file here and one row in the table in `__init__`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -103,6 +103,16 @@ class Statistic(ABC):
         """
         raise NotImplementedError
 
+    def measure_lossless(self, task: int, tensor: str, bits: float) -> Any:
+        """What `condense` is given of what one task's tensor would take without loss, where that may be little.
+
+        Args:
+            task: which.
+            tensor: the base's name of the tensor.
+            bits: of the whole tensor, estimated from the rows that `coherence.picked` names.
+        """
+        raise NotImplementedError
+
     by_tensor: bool = False
     """Whether one worker measures all of a tensor, of which `condense` makes little: not where tiles are measures."""
 
@@ -177,6 +187,10 @@ class Recipe(ABC):
     def warning(self, task: int) -> str:  # noqa: ARG002 - part of the interface
         """What must be said of a task before anyone uses it; nothing, mostly."""
         return ""
+
+    def lossless(self) -> Collection[tuple[int, str]]:
+        """The tasks' tensors that are to be coded without loss, once statistics are gathered."""
+        return ()
 
     def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.

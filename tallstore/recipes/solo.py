@@ -14,9 +14,10 @@ is, every parameter is right on the average, and not the tensor alone. `benchmar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +102,7 @@ class Solo(Recipe):
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
         self._chosen: dict[Key, Levels] = {}
         """Of each task's tensor; a single level is a mask's."""
+        self._lossless: frozenset[Key] = frozenset()
         self._foretold: dict[int, float] = {}
         self._tolerable_bits = 0.0
 
@@ -130,13 +132,17 @@ class Solo(Recipe):
         else:
             budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(found)
             chosen = self._within(found, budget)
+        # Checked before anything is foretold: what loses nothing does no harm.
+        self._lossless = frozenset(key for key, choice in chosen.items() if choice.bits >= found[key].lossless_bits)
+        chosen |= {key: chosen[key]._replace(bits=found[key].lossless_bits, harm=0.0) for key in self._lossless}
         self._foretold = {task: foretold(self._parts(own, chosen)) for task, own in by_task.items()}
         if self.bits is not None and any(each > TOLERABLE for each in self._foretold.values()):
             enough = [choice for own in by_task.values() for choice in _to(own, TOLERABLE).values()]
             bits = math.fsum(choice.bits for choice in enough) + self._zoo.fixed_bits + ENTRY_BITS * len(found)
             self._tolerable_bits = bits / self._zoo.parameters
+        chosen = {key: choice for key, choice in chosen.items() if key not in self._lossless}
         if self.least:
-            chosen = self._least(found, chosen)
+            chosen = self._least({key: found[key] for key in chosen}, chosen)
         self._chosen = {
             key: found[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
         }
@@ -175,6 +181,10 @@ class Solo(Recipe):
             return ""
         why = "" if self.bits is None else f", at bits={self.bits:g}; bits={self._tolerable_bits:.2g} would do"
         return f"outputs are foretold to diverge {share:.2g} of the base's distance, more than {TOLERABLE}{why}"
+
+    def lossless(self) -> Collection[Key]:
+        """Tensors for which the precision that was chosen costs at least what losing nothing does."""
+        return self._lossless
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""
@@ -264,11 +274,19 @@ class _Tensor:
     """Those with the scale of least squares: harm is the squared error."""
     fixed: Choice | None
     """What is chosen beforehand."""
+    lossless_bits: float
+    """What it takes without loss, estimated; infinite where that is not known, for it is never less."""
 
     def levels(self, ladder: int) -> Levels:
         """What a choice means."""
         own = ladder - ladders()
         return self.steps[own] if own >= 0 else levels_of(ladder, self.rms)
+
+
+class _Bits(NamedTuple):
+    """What a tensor takes without loss."""
+
+    of_all: float
 
 
 class _Histograms(Statistic):
@@ -301,19 +319,29 @@ class _Histograms(Statistic):
     def measure_rows(self, task: int, tensor: str, tau: Tensor) -> list[tuple[Key, float]]:
         return [((task, tensor), 1.0 if self._recipe.as_it_comes(tensor) else gain(tau.cpu().numpy()))]
 
-    def condense(self, measured: Iterable[list[tuple[Key, Magnitudes | float]]]) -> list[tuple[Key, _Tensor]]:
+    def measure_lossless(self, task: int, tensor: str, bits: float) -> list[tuple[Key, _Bits]]:
+        return [((task, tensor), _Bits(bits))]
+
+    def condense(self, measured: Iterable[list[tuple[Key, Magnitudes | float | _Bits]]]) -> list[tuple[Key, _Tensor]]:
         found: dict[Key, Magnitudes] = {}
         gains: dict[Key, float] = {}
+        lossless: dict[Key, float] = {}
         for key, each in chain.from_iterable(measured):
             if isinstance(each, float):
                 gains[key] = each
+            elif isinstance(each, _Bits):
+                lossless[key] = each.of_all
             elif key in found:
                 found[key].add(each)
             else:
                 found[key] = each
-        return [(key, self._tensor(key[1], each, gains.get(key, 1.0))) for key, each in found.items() if each.moved]
+        return [
+            (key, self._tensor(key[1], each, gains.get(key, 1.0), lossless.get(key, math.inf)))
+            for key, each in found.items()
+            if each.moved
+        ]
 
-    def _tensor(self, tensor: str, found: Magnitudes, coherent: float) -> _Tensor:
+    def _tensor(self, tensor: str, found: Magnitudes, coherent: float, lossless_bits: float) -> _Tensor:
         recipe = self._recipe
         small = found.moved < _FINE and (recipe.bits is not None or recipe.vector_like(tensor))
         offers = choices(found, recipe.kappa)
@@ -332,6 +360,7 @@ class _Histograms(Statistic):
             energy=found.energy,
             least=_squared(join(choices(found), finer, ladders())) if recipe.least else offers,
             fixed=fine(found, _FINE_BOUND) or offers[-1] if small else None,
+            lossless_bits=lossless_bits,
         )
 
     def update(self, tile: tuple[Key, _Tensor]) -> None:

@@ -188,3 +188,21 @@ def test_steps_cost_and_leave_what_they_say() -> None:
         assert harm == pytest.approx(float(np.square(values, dtype=np.float64).sum()) / kept - 1, rel=0.1, abs=2e-3)
     few = magnitudes(np.array([1, 1, 2, 0, 0, -5] * 100, np.float32), np.ones(600, np.float32))
     assert min(steps(few)[2]) < 1e-3
+
+
+def test_of_few_bits_a_tensor_loses_nothing_where_that_is_cheaper(tmp_path: Path) -> None:
+    make = torch.Generator().manual_seed(0)
+    base = {n: (torch.randn(128, 256, generator=make) * 0.05).bfloat16() for n in ("slight", "far")}
+    # Of one, few elements move at all; the other moves by many steps of bf16.
+    moves = {"slight": 1e-6, "far": 0.01}
+    task = {n: (w.float() + moves[n] * torch.randn(w.shape, generator=make)).bfloat16() for n, w in base.items()}
+    decoded, report = unpacked(base, task, tmp_path / "zoo", quality="high")
+    assert torch.equal(decoded["slight"].view(torch.int16), task["slight"].view(torch.int16))
+    assert not torch.equal(decoded["far"], task["far"])
+    assert report.notes == ("a: 1 of 2 tensors bit for bit, since that is cheaper",)
+
+    decoded, report = unpacked({"slight": base["slight"]}, {"slight": task["slight"]}, tmp_path / "one", bits=8)
+    assert torch.equal(decoded["slight"], task["slight"])
+    assert report.tasks["a"].relative_error == 0
+    with tallstore.open(tmp_path / "one") as zoo:
+        assert zoo.manifest.tasks["a"].bit_for_bit
