@@ -45,7 +45,7 @@ def gain(tau: npt.NDArray[np.float32]) -> float:
     if len(rows) < 2 or not math.isfinite(largest):
         return 1.0
     _, exponent = math.frexp(largest)
-    whole = np.rint(np.ldexp(rows, _BITS - exponent))
+    whole = np.rint(rows * 2.0 ** (_BITS - exponent))  # exact: a float32 times a power of two
     products = whole @ whole.T
     norms = np.diagonal(products).copy()
     np.fill_diagonal(products, 0.0)
