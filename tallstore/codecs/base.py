@@ -7,7 +7,7 @@ else. Codecs never see names, files or whole tensors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -95,6 +95,10 @@ class WholeCodec(ABC):
     @abstractmethod
     def encode(self, raw: Bytes, dtype: str) -> bytes:
         """Code one chunk's elements: little-endian bytes of `dtype`."""
+
+    def encode_pieces(self, raw: Bytes, dtype: str) -> Sequence[Buffer]:
+        """The same bytes in pieces, one behind the other: good until this thread encodes again, or `raw` changes."""
+        return [self.encode(raw, dtype)]
 
     @abstractmethod
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:

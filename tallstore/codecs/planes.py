@@ -8,7 +8,7 @@ one bit, which moves the sign to the end and makes the exponent's eight bits one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,15 @@ class Planes(WholeCodec):
     id = "planes+zstd"
 
     def encode(self, raw: Bytes, dtype: str) -> bytes:
+        """The pieces in one."""
+        return b"".join(self.encode_pieces(raw, dtype))
+
+    def encode_pieces(self, raw: Bytes, dtype: str) -> Sequence[Buffer]:
         """Rotate, split, and code each plane, or leave it where coding does not pay."""
         item = ITEM_BYTES[dtype]
         planes: list[Any] = [_smaller(plane) for plane in _split(raw.view(_WORD[item]), dtype in _ROTATED)]
         lengths = np.array([len(p) for p in planes], "<u4")
-        return b"".join([lengths.tobytes(), *planes])
+        return [lengths.tobytes(), *planes]
 
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
         """All tiles."""

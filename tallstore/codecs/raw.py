@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tallstore.codecs.base import Buffer, Bytes, WholeCodec
@@ -16,6 +18,10 @@ class Raw(WholeCodec):
     def encode(self, raw: Bytes, dtype: str) -> bytes:  # noqa: ARG002 - all types alike
         """Copy."""
         return raw.tobytes()
+
+    def encode_pieces(self, raw: Bytes, dtype: str) -> Sequence[Buffer]:  # noqa: ARG002 - all types alike
+        """The bytes where they are."""
+        return [raw]
 
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:  # noqa: ARG002 - all types alike
         """Copy."""

@@ -140,7 +140,7 @@ def gather(context: Context, number: int) -> tuple[list[Any], int]:
 
 def _item(item: Item, tools: Tools, out: ResultFile) -> list[Any]:
     done: Done = do(item, tools)
-    base = None if done.base is None else out.add(done.base)
+    base = None if done.base is None else out.add(*done.base)
     rows = [None if outcome is None else _row(outcome, out) for outcome in done.outcomes]
     return [base, out.add(done.vector), rows, list(done.alike), done.sha256, done.read]
 
@@ -157,7 +157,7 @@ def _row(outcome: Outcome, out: ResultFile) -> list[Any]:
 _DO: Mapping[type, Callable[[Any, Tools, ResultFile], Any]] = {
     Item: _item,
     Identity: lambda job, tools, out: identify(job.name, tools),  # noqa: ARG005 - no bytes of its own
-    Piece: lambda job, tools, out: out.add(keep(job, tools)),
+    Piece: lambda job, tools, out: out.add(*keep(job, tools)),
 }
 
 

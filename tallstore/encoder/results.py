@@ -118,14 +118,16 @@ class ResultFile:
         self._digest = xxhash.xxh3_128()
         self._at = 0
 
-    def add(self, data: Buffer) -> Place:
-        """Add coded bytes; where they lie."""
-        view = memoryview(data)
-        self._out.write(view)
-        self._digest.update(view)
-        place = (self._at, view.nbytes, xxhash.xxh3_64_hexdigest(view))
-        self._at += view.nbytes
-        return place
+    def add(self, *pieces: Buffer) -> Place:
+        """Add coded bytes, in one piece or several; where they lie."""
+        begin, own = self._at, xxhash.xxh3_64()
+        for piece in pieces:
+            view = memoryview(piece)
+            self._out.write(view)
+            self._digest.update(view)
+            own.update(view)
+            self._at += view.nbytes
+        return begin, self._at - begin, own.hexdigest()
 
     def end(self, facts: Sequence[Any]) -> None:
         """Add what is said of them, plain JSON values, and put the file in place."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, RoundedBase
-from tallstore.codecs.base import MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import Buffer, MaskCodec, VectorCodec, WholeCodec
 from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
@@ -115,7 +115,8 @@ class Outcome:
 class Done:
     """A finished item."""
 
-    base: bytes | None
+    base: Sequence[Buffer] | None
+    """Pieces, good until this thread does the next item."""
     vector: bytes
     outcomes: tuple[Outcome | None, ...]
     alike: tuple[bool, ...]
@@ -215,17 +216,25 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     shape = tools.base.tensors[item.name].shape
     width = math.prod(shape[1:])
     found = []
+    columns = min(width, COLUMNS)
+    before: dict[int, Tensor] = {}  # the base's, by how many rows there are to pick from: mostly as many for all tasks
     for user in item.users if len(shape) > 1 and width else ():
-        columns = min(width, COLUMNS)
-        runs = [(row * width, row * width + columns) for row in picked(user.covered // width)]
-        sides = []
-        for checkpoint, name in ((tools.origin, item.name), (tools.tasks[user.task], user.name)):
-            sides.append(torch.empty(len(runs) * columns, dtype=TORCH[checkpoint.tensors[name].dtype]))
-            checkpoint.read_runs(name, runs, sides[-1])
-        tau = task_vector(*sides).to(torch.float32).view(len(runs), columns)
+        count = user.covered // width
+        runs = [(row * width, row * width + columns) for row in picked(count)]
+        if count not in before:
+            before[count] = _read_rows(tools.origin, item.name, runs)
+        own = _read_rows(tools.tasks[user.task], user.name, runs)
+        tau = task_vector(before[count], own).to(torch.float32).view(len(runs), columns)
         found.append(statistic.measure_rows(user.task, item.name, tau))
         if tools.origin is tools.base and (bits := lossless_bits(sides[1], sides[0], user.covered)) is not None:
             found.append(statistic.measure_lossless(user.task, item.name, bits))
+    return found
+
+
+def _read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """Runs of equal length, one behind the other, in memory of their own."""
+    found = torch.empty(sum(stop - start for start, stop in runs), dtype=TORCH[checkpoint.tensors[name].dtype])
+    checkpoint.read_runs(name, runs, found)
     return found
 
 
@@ -298,9 +307,8 @@ _RUN = 1 << 13
 
 def do(item: Item, tools: Tools) -> Done:
     """Read an item and code it."""
-    base = tools.base.read(item.name, item.start, item.stop)
+    base = _gather(tools.base, item.name, [item], "whole")
     raw = as_bytes(base)
-    coded_base = tools.whole.encode(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
     outcomes: dict[User, Outcome | None] = {}
     vector, size = b"", len(raw)
@@ -320,6 +328,7 @@ def do(item: Item, tools: Tools) -> Done:
     alike = tuple(same_bits(base, tools.tasks[u.task].read(u.name, item.start, item.stop)) for u in item.alike)
     only = len(base) == tools.base.tensors[item.name].numel
     sha256 = hashlib.sha256(raw.data).hexdigest() if only else ""
+    coded_base = tools.whole.encode_pieces(raw, tools.base.tensors[item.name].dtype) if tools.embed else None
     return Done(coded_base, vector, tuple(outcomes[user] for user in item.users), alike, sha256, size)
 
 
@@ -342,15 +351,16 @@ def identify(name: str, tools: Tools) -> str:
     digest = hashlib.sha256()
     numel = tools.base.tensors[name].numel
     for start in range(0, numel, tools.chunk):
-        digest.update(as_bytes(tools.base.read(name, start, min(start + tools.chunk, numel))).data)
+        run = Item(name, start, min(start + tools.chunk, numel), ())
+        digest.update(as_bytes(_gather(tools.base, name, [run], "whole")).data)
     return digest.hexdigest()
 
 
-def keep(piece: Piece, tools: Tools) -> bytes:
-    """Code elements of a tensor that is stored whole."""
+def keep(piece: Piece, tools: Tools) -> Sequence[Buffer]:
+    """Code elements of a tensor that is stored whole: pieces, good until this thread codes the next ones."""
     checkpoint = tools.tasks[piece.task]
     weights = checkpoint.read(piece.name, piece.start, piece.stop)
-    return tools.whole.encode(as_bytes(weights), checkpoint.tensors[piece.name].dtype)
+    return tools.whole.encode_pieces(as_bytes(weights), checkpoint.tensors[piece.name].dtype)
 
 
 def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read | Outcome, Sequence[User]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from torch import nn
 
@@ -39,6 +40,7 @@ def unwrapped(name: str) -> str:
     return ".".join(segment for segment in name.split(".") if segment not in WRAPPERS) or name
 
 
+@lru_cache(maxsize=1 << 14)  # every task of a zoo has the same names
 def bare(name: str) -> str:
     """A name without the segments of wrappers, and with weight norm and layer norm called one way."""
     name = unwrapped(name)

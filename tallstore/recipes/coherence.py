@@ -28,6 +28,8 @@ COLUMNS = 1 << 13
 """Leading columns that are looked at, at most."""
 _BITS = 20
 """Of the integers: products of 2^13 pairs of them add up to less than 2^53."""
+_PLAIN = 126
+"""Powers of two up to this one, and one by them, are float32 numbers like others."""
 _CHANCE = 3.0
 """Standard errors that a gain is lowered by."""
 
@@ -40,12 +42,13 @@ def picked(rows: int) -> list[int]:
 
 def gain(tau: npt.NDArray[np.float32]) -> float:
     """The gain G of rows of τ, shape (R, n), n ≤ `COLUMNS`: 1 or more, and 1 where too few rows moved to tell."""
-    rows = tau[np.any(tau, axis=1)].astype(np.float64)
-    largest = float(np.abs(rows).max()) if rows.size else 0.0
-    if len(rows) < 2 or not math.isfinite(largest):
+    rows = tau[tau.any(axis=1)]
+    if len(rows) < 2:
         return 1.0
-    _, exponent = math.frexp(largest)
-    whole = np.rint(np.ldexp(rows, _BITS - exponent))
+    largest = max(float(rows.max()), -float(rows.min()))  # NaN is the largest of all, and the smallest
+    if not math.isfinite(largest):
+        return 1.0
+    whole = _whole(rows, _BITS - math.frexp(largest)[1])
     products = whole @ whole.T
     norms = np.diagonal(products).copy()
     np.fill_diagonal(products, 0.0)
@@ -62,6 +65,15 @@ def gain(tau: npt.NDArray[np.float32]) -> float:
         return 1.0
     chance = 2 * math.sqrt(_added(np.square(pairs))) / total
     return float(max(1.0, n * mean - _CHANCE * chance))
+
+
+def _whole(rows: npt.NDArray[np.float32], exponent: int) -> npt.NDArray[np.float64]:
+    """The nearest integers to rows · 2^exponent, none of them above 2^`_BITS`."""
+    if abs(exponent) > _PLAIN:
+        return np.rint(rows * np.float64(2.0) ** exponent)
+    # Exact but for what comes out below 2^-126, of which 0 is the nearest integer all the same.
+    scaled = rows * np.float32(2.0**exponent)
+    return np.rint(scaled, out=scaled).astype(np.float64)
 
 
 def _added(values: npt.NDArray[np.float64]) -> float:

@@ -395,8 +395,8 @@ def packed_to_gaps(words: npt.NDArray[np.uint64], n: int, count: int, bits: int)
 
 
 def split(words: Array, rotated: bool) -> Bytes:
-    """Bytes of equal place of unsigned words, least significant first: shape (bytes of a word, n)."""
+    """Bytes of equal place of unsigned words, least significant first: shape (bytes of a word, n); in `scratch`."""
     words = _aligned(words)
-    planes = np.empty((words.itemsize, len(words)), np.uint8)
+    planes = scratch("planes", words.nbytes, np.uint8)
     _kernels().split(address(planes), address(words), len(words), words.itemsize, rotated)
-    return planes
+    return planes.reshape(words.itemsize, len(words))

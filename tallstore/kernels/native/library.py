@@ -135,8 +135,13 @@ def address(array: npt.NDArray[Any]) -> int:
     """Where a contiguous array begins. Whoever passes it on keeps the array."""
     if not array.flags.c_contiguous:
         raise ValueError("kernels take contiguous arrays alone")
+    if array.flags.writeable:  # what is asked of a buffer takes a fraction of the time that `ctypes.data` takes
+        return ctypes.addressof(_Nothing.from_buffer(array))
     found: int = array.ctypes.data
     return found
+
+
+_Nothing = ctypes.c_char * 0
 
 
 class _Hashing(ctypes.Structure):
