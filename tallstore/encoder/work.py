@@ -226,7 +226,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
         own = _read_rows(tools.tasks[user.task], user.name, runs)
         tau = task_vector(before[count], own).to(torch.float32).view(len(runs), columns)
         found.append(statistic.measure_rows(user.task, item.name, tau))
-        if tools.origin is tools.base and (bits := lossless_bits(sides[1], sides[0], user.covered)) is not None:
+        if tools.origin is tools.base and (bits := lossless_bits(own, before[count], user.covered)) is not None:
             found.append(statistic.measure_lossless(user.task, item.name, bits))
     return found
 
