@@ -5,7 +5,7 @@ what τ changes there where inputs have nothing to do with τ, and by √(h/G) f
 `coherence`. Over a model, noise of different tensors adds up as energies do. What fine-tuning changed is made to one
 end, and adds up as amplitudes do as far as it is coherent. With c² = ‖τ‖²/‖θ0‖² of a tensor, a task's gain is
 
-    1 + 2·(Σ c·√(G − 1))² / Σ c²,     at most 640
+    1 + 2·(Σ c·√(G − 1))² / Σ c²,     at most 240
 
 Without the limit, tasks whose changes are the most alike would get the fewest bits, which measurement does not bear
 out.
@@ -32,7 +32,7 @@ _TABLE = 4
 """A matrix with so many times more rows than columns may be a table."""
 
 
-_MOST = 640.0
+_MOST = 240.0
 """The largest gain of a task that is counted on."""
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import tallstore
 from tallstore.kernels import cpu
 from tallstore.kernels.native import library
-from tallstore.tensors import NAME, TORCH, as_bytes
+from tallstore.tensors import NAME, TORCH, as_bytes, shape_of
 
 Plain = dict[str, tuple[str, tuple[int, ...], bytes]]
 """Tensor name → element type, shape, bytes."""
@@ -45,6 +45,11 @@ class Asked:
 
 def plain(tensors: Mapping[str, Tensor]) -> Plain:
     return {name: (NAME[t.dtype], tuple(t.shape), as_bytes(t.contiguous()).tobytes()) for name, t in tensors.items()}
+
+
+def as_torch(found: Plain) -> Plain:
+    """Types whose elements share bytes as torch has them: it counts by bytes, and has no type of six bits."""
+    return {n: ("U8" if d[:3] == "F6_" else d, shape_of(d, s), b) for n, (d, s, b) in found.items()}
 
 
 def due(truth: Plain, form: str, found: Mapping[str, Sequence[Any]]) -> Plain:
@@ -105,7 +110,7 @@ def exported(asked: Asked) -> Found:
             for form, exact in (("task", False), ("exact", True)):
                 if not exact or "exact" in facts.parts:
                     out = zoo.export(task, Path(folder) / f"{task}-{form}", exact=exact)
-                    stored = read_plain(next(out.glob("*.safetensors")))
+                    stored = as_torch(read_plain(next(out.glob("*.safetensors"))))
                     yield task, form, {name: stored[name] for name in zoo.tensors(task)}
 
 
@@ -157,7 +162,10 @@ def _other(tensor: Tensor, turned: bool) -> Tensor:
     out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     if turned and out.dim() > 1:
         out = out.mT.contiguous().mT
-    out.copy_(torch.ones((), dtype=torch.uint8).to(out.dtype))
+    if out.dtype == torch.float4_e2m1fn_x2:  # which torch can hold, and not fill
+        out.view(torch.uint8).fill_(1)
+    else:
+        out.copy_(torch.ones((), dtype=torch.uint8).to(out.dtype))
     return nn.Parameter(out) if out.is_floating_point() and out.element_size() > 1 else out
 
 
@@ -240,7 +248,7 @@ def by_reference(asked: Asked) -> Found:
                         run = slice(a, a + int(facts.chunk or 1))
                         cpu.apply_mask(out[run], base[run], vector[run], symbols[run], float(scales[a]))
                 found[name] = (facts.dtype, facts.shape, as_bytes(out).tobytes())
-            yield task, "leading", found
+            yield task, "leading", as_torch(found)
 
 
 def _ingredients(zoo: tallstore.Zoo, task: str, group: str, name: str, facts: Any) -> list[Tensor]:

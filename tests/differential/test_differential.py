@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decode_ways import WAYS, Asked, Found, Plain, digests, due, read_plain, switched, whole_tasks
+from decode_ways import WAYS, Asked, Found, Plain, as_torch, digests, due, read_plain, switched, whole_tasks
 from generated_zoos import Zoo, archives, write_archive, zoos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,9 +46,9 @@ def truth_of(asked: Asked) -> Truth:
     archive = Archive(asked.archive, read_plain(asked.base) if asked.base else None)
     found: Truth = {}
     for task, facts in archive.manifest["tasks"].items():
-        found[task, "task"] = archive.decode(task)
+        found[task, "task"] = as_torch(archive.decode(task))
         if "exact" in facts["parts"]:
-            found[task, "exact"] = archive.decode(task, exact=True)
+            found[task, "exact"] = as_torch(archive.decode(task, exact=True))
     return found
 
 

@@ -148,28 +148,27 @@ class Layer:
 
     def _kernels(self) -> None:
         """Readings that need no interpreter. Where one fails, the kernel leaves the chunk to the usual way."""
-        from tallstore.archive import reader
-        from tallstore.checkpoints import safetensors
+        from tallstore.kernels.dispatch import NativeDecoding
 
-        layer, real, runs = self, reader.of_file, safetensors.gathered
+        layer, source, runs = self, NativeDecoding.file, NativeDecoding.gather
 
-        def of_file(handle: int, at: int, size: int) -> Any:
+        def file(backend: NativeDecoding, handle: int, at: int) -> Any:
             try:
                 if handle in layer.handles:
                     layer.step("read")
             except OSError:
-                return real(-1, at, size)
-            return real(handle, at, size)
+                return source(backend, -1, at)
+            return source(backend, handle, at)
 
-        def gathered(out: Any, handle: int, *args: Any) -> bool:
+        def gather(backend: NativeDecoding, out: Any, handle: int, *args: Any) -> bool:
             try:
                 if handle in layer.handles:
                     layer.step("read")
             except OSError:
                 return False
-            return runs(out, handle, *args)
+            return runs(backend, out, handle, *args)
 
-        reader.of_file, safetensors.gathered = of_file, gathered
+        NativeDecoding.file, NativeDecoding.gather = file, gather  # type: ignore[method-assign]
 
     def _sends(self) -> None:
         layer, real = self, socket.socket.send

@@ -44,7 +44,6 @@ def test_codes_and_scales_come_back_bit_for_bit(form: str, target: Path) -> None
                 assert same_bits(found[name], state[name]), name
                 assert kinds(zoo, task)[name] in EXACT, name
                 assert same_bits(zoo.weights(task).get_slice(name)[...], state[name]), name
-            assert kinds(zoo, task)["model.embed.weight"] not in EXACT  # of floats the error is measured
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -59,10 +58,11 @@ def test_what_is_saved_is_said(form: str, target: Path) -> None:
     assert told.bytes == sum(t.nbytes for t in states["a"][0].values())
     assert told.coded_bytes < 0.5 * told.bytes
     assert report.warnings == ()
-    (note,) = report.notes
+    note = report.notes[0]
     assert note.startswith(f"a: {told.tensors} tensors of ")
     assert "without loss" in note
-    assert report.to_json()["notes"] == [note]
+    assert all("bit for bit, since that is cheaper" in other for other in report.notes[1:]), "of the floats beside them"
+    assert report.to_json()["notes"] == list(report.notes)
     with tallstore.open(target) as zoo:
         assert zoo.manifest.tasks["a"].measured["without_loss"]["coded_bytes"] == told.coded_bytes
     shown = CliRunner().invoke(app, ["info", str(target)], env={"COLUMNS": "200"})

@@ -167,9 +167,11 @@ def test_rows_are_picked_evenly() -> None:
 
 def test_a_task_of_noise_has_no_gain() -> None:
     noise = [Part(change=0.01, weight=1, gain=1)] * 10
-    along = [Part(change=0.01, weight=1, gain=20)] * 10
+    along = [Part(change=0.01, weight=1, gain=11)] * 10
+    most = [Part(change=0.01, weight=1, gain=100)] * 10
     assert task_gain(noise) == 1
-    assert task_gain(along) == pytest.approx(381)
+    assert task_gain(along) == pytest.approx(201)
+    assert task_gain(most) == 240
     assert foretold([(part, 0.04) for part in noise]) == pytest.approx(0.2)
     assert foretold([]) == 0
 
