@@ -70,10 +70,12 @@ def gain(tau: npt.NDArray[np.float32]) -> float:
 def _whole(rows: npt.NDArray[np.float32], exponent: int) -> npt.NDArray[np.float64]:
     """The nearest integers to rows · 2^exponent, none of them above 2^`_BITS`."""
     if abs(exponent) > _PLAIN:
-        return np.rint(rows * np.float64(2.0) ** exponent)
+        far: npt.NDArray[np.float64] = np.rint(rows * np.float64(2.0) ** exponent)
+        return far
     # Exact but for what comes out below 2^-126, of which 0 is the nearest integer all the same.
     scaled = rows * np.float32(2.0**exponent)
-    return np.rint(scaled, out=scaled).astype(np.float64)
+    near: npt.NDArray[np.float64] = np.rint(scaled, out=scaled).astype(np.float64)
+    return near
 
 
 def _added(values: npt.NDArray[np.float64]) -> float:

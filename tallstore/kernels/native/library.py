@@ -136,7 +136,7 @@ def address(array: npt.NDArray[Any]) -> int:
     if not array.flags.c_contiguous:
         raise ValueError("kernels take contiguous arrays alone")
     if array.flags.writeable:  # what is asked of a buffer takes a fraction of the time that `ctypes.data` takes
-        return ctypes.addressof(_Nothing.from_buffer(array))
+        return ctypes.addressof(_Nothing.from_buffer(array.data))
     found: int = array.ctypes.data
     return found
 
