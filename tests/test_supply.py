@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
+from tallstore.kernels.native.build import find_compiler, library_path, sum_path
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ASSETS = {
     "tallstore/py.typed",
@@ -25,16 +27,17 @@ ASSETS = {
     "tallstore/report/page.html.j2",
     "tallstore/report/page.js",
 }
+NATIVE = "tallstore/kernels/native"
 RECORDS = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 IN_SOURCES = re.compile(
-    r"(PKG-INFO|README\.md|LICENSE|pyproject\.toml|\.gitignore"
-    r"|tallstore/[\w/]+\.(py|css|js|html\.j2)|tallstore/py\.typed"
+    r"(PKG-INFO|README\.md|CHANGELOG\.md|LICENSE|pyproject\.toml|hatch_build\.py|\.gitignore"
+    r"|tallstore/[\w/]+\.(py|css|js|html\.j2|c|h)|tallstore/py\.typed"
     r"|spec/[\w/.-]+\.(md|json|py|tall|safetensors)|spec/vectors/(SHA256SUMS|\.gitattributes)"
     r"|spec/vectors/(in)?valid/[\w/.-]+"
     r"|tests/[\w/.-]+\.(py|md|npz|tall|safetensors|json)|tests/golden/(SHA256SUMS|\.gitattributes)|tests/fuzz/found/[\w/.-]+"
     r"|benchmarks/[\w/.-]+\.(py|md|png|svg|csv|json)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|js|svg|png|txt))"
 )
-NEVER = re.compile(r"__pycache__|\.pyc$|\.nb[ci]$|(^|/)\.(git|ci|venv|cache|hypothesis)/|\.pkl$|\.pt$")
+NEVER = re.compile(r"__pycache__|\.pyc$|\.nb[ci]$|(^|/)\.(git|ci|venv|cache|hypothesis)/|\.pkl$|\.pt$|/_native\.")
 
 
 def run(words: Sequence[str | Path], cwd: Path | None = None) -> str:
@@ -67,15 +70,18 @@ def sources(built: Path) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tallstore").rglob("*.py")} | ASSETS
+    here = [*(ROOT / "tallstore").rglob("*.py"), *(ROOT / NATIVE / "src").iterdir()]
+    package = {p.relative_to(ROOT).as_posix() for p in here} | ASSETS
+    if find_compiler() is not None:
+        package |= {f"{NATIVE}/{library_path().name}", f"{NATIVE}/{sum_path(library_path()).name}"}
     info = f"tallstore-{PROJECT['version']}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
         assert set(archive.namelist()) == package | {f"{info}/{name}" for name in RECORDS}
         facts = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
     assert facts["Requires-Python"] == PROJECT["requires-python"]
     needed = [each for each in facts.get_all("Requires-Dist", []) if "extra ==" not in each]
-    assert sorted(needed) == sorted(PROJECT["dependencies"])
-    assert all(re.fullmatch(r"[a-z]+>=[0-9.]+", each) for each in needed), "each has a lower bound"
+    assert sorted(needed) == sorted(each.replace("_", "-") for each in PROJECT["dependencies"])
+    assert all(re.fullmatch(r"[a-z-]+>=[0-9.]+", each) for each in needed), "each has a lower bound"
 
 
 def test_the_sources_hold_what_is_written_here_and_nothing_else(sources: Path) -> None:
