@@ -6,6 +6,7 @@ from tallstore.adapters.config import AdapterConfig
 from tallstore.adapters.merge import Change, changes
 from tallstore.adapters.places import Places, check_base, find_places
 from tallstore.adapters.tensors import AdapterTensors, recognised, sorted_tensors
+from tallstore.adapters.tying import check_untied
 
 __all__ = [
     "AdapterConfig",
@@ -14,6 +15,7 @@ __all__ = [
     "Places",
     "changes",
     "check_base",
+    "check_untied",
     "find_places",
     "recognised",
     "sorted_tensors",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tallstore.adapters import AdapterConfig, Change, changes, find_places, sorted_tensors
+from tallstore.adapters import AdapterConfig, Change, changes, check_untied, find_places, sorted_tensors
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place, Reader
 from tallstore.errors import OptionError
+from tallstore.format import strict_json
 from tallstore.format.adapter import CONFIG
 from tallstore.format.manifest import Manifest, Task
 from tallstore.format.part import Entry
@@ -46,9 +48,11 @@ class _MergedTask:
         tensors = sorted_tensors(entries)
         places = find_places(tensors, {name: facts.shape for name, facts in base.items()})
         shown = {name: entries[str(entry.to)] if entry.kind == "tied" else entry for name, entry in entries.items()}
+        config = _config(reader, manifest.tasks[task], where)
+        check_untied(tensors, config, places, _model_config(reader, manifest.tasks[task], where), where)
         self.changes: dict[str, Change] = changes(
             tensors,
-            _config(reader, manifest.tasks[task], where),
+            config,
             places,
             {name: (str(entry.dtype), entry.shape or ()) for name, entry in shown.items()},
             {name: facts.dtype for name, facts in base.items()},
@@ -135,6 +139,13 @@ class MergedDecoder(Decoder):
 def _config(reader: Reader, task: Task, where: str) -> AdapterConfig | None:
     path = task.files.get(CONFIG)
     return None if path is None else AdapterConfig.parse(reader.file(path), f"{where}: {CONFIG}")
+
+
+def _model_config(reader: Reader, task: Task, where: str) -> Mapping[str, Any] | None:
+    """The base's `config.json`; None if it has none, or one that is no object."""
+    path = merged_files(task).get("config.json")
+    found = None if path is None else strict_json.loads(reader.file(path), f"{where}: config.json")
+    return found if isinstance(found, dict) else None
 
 
 def _base(decoder: Decoder, name: str) -> Tensor:

@@ -95,6 +95,16 @@ CASES = {
     ),
     "embedding": Case(llama, "LoraConfig", {"r": 2, "target_modules": ["embed_tokens"]}),
     "embedding-tied": Case(tied_llama, "LoraConfig", {"r": 2, "target_modules": ["embed_tokens"]}),
+    "embedding-saved": Case(llama, "LoraConfig", {"r": 2, **QUERY, "modules_to_save": ["embed_tokens"]}),
+    "embedding-saved-tied": Case(
+        tied_llama,
+        "LoraConfig",
+        {"r": 2, **QUERY, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "embedding-saved-headless": Case(
+        bert, "LoraConfig", {"r": 2, "target_modules": ["query"], "modules_to_save": ["word_embeddings"]}
+    ),
+    "tokens-tied": Case(tied_llama, "LoraConfig", {"r": 2, **QUERY, "trainable_token_indices": [1, 3]}),
     "convolutions": Case(convolutions, "LoraConfig", {"r": 2, "target_modules": ["wide", "point", "line"]}),
     "fan-in-fan-out": Case(
         gpt2, "LoraConfig", {"r": 2, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}

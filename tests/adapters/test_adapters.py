@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters.conftest import CASES, PLAIN, PROMPTS, Case, Made, llama, made
+from adapters.conftest import CASES, PLAIN, PROMPTS, QUERY, Case, Made, llama, made, tied_llama
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -161,6 +161,32 @@ def test_tied_weights_stay_tied(make: Make, tmp_path: Path) -> None:
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight  # type: ignore[operator]
     assert head is embedding
     assert torch.equal(head, found.merged()["lm_head.weight"])
+
+
+def test_an_embedding_untied_from_a_head_that_is_not_there_is_not_merged(make: Make, tmp_path: Path) -> None:
+    found = make(Case(tied_llama, "LoraConfig", {"r": 2, **QUERY, "modules_to_save": ["embed_tokens"]}))
+    expected, model = found.merged(), found.model()
+    assert not torch.equal(expected["lm_head.weight"], expected["model.embed_tokens.weight"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with tallstore.open(packed(found, tmp_path)) as zoo:
+        for work in (
+            lambda: zoo.state_dict("a", merged=True),
+            lambda: zoo.load_into(model, "a"),
+            lambda: zoo.export("a", tmp_path / "merged", merged=True),
+        ):
+            with pytest.raises(OptionError, match=r"unties 'model\.embed_tokens\.weight' .* load that with PEFT"):
+                work()
+        zoo.export("a", tmp_path / "out")
+    assert same(dict(model.state_dict()), before)
+    assert not (tmp_path / "merged").exists()
+    assert same(found.merged(tmp_path / "out"), expected)
+
+
+def test_an_adapter_may_bring_the_head_that_its_base_lacks(make: Make, tmp_path: Path) -> None:
+    options = {"r": 2, **QUERY, "modules_to_save": ["embed_tokens", "lm_head"]}
+    found = make(Case(tied_llama, "LoraConfig", options))
+    with tallstore.open(packed(found, tmp_path)) as zoo:
+        assert same(zoo.state_dict("a", merged=True), found.merged())
 
 
 def test_a_task_of_transformers_is_the_merged_model(make: Make, tmp_path: Path) -> None:
