@@ -7,10 +7,13 @@ magnitude; or, where magnitudes are few, as in types of few bits of which few el
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, price
+
+Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
 __all__ = ["MOST", "Steps", "join", "steps"]
 
@@ -36,17 +39,24 @@ def steps(found: Magnitudes) -> Steps:
     rms, top = found.rms, float(found.edges[bins[-1]])
     first, last = found.first + int(bins[0]), found.first + int(bins[-1])
     above = EDGES[last + _QUARTER : last + 1 + _QUARTERS * _QUARTER : _QUARTER]
-    bounds = [np.unique(np.concatenate([found.edges[bins], EDGES[first:last:_QUARTER], above]))]
+    bounds = [_distinct(np.concatenate([found.edges[bins], EDGES[first:last:_QUARTER], above]))]
     for step in _STEPS:
         count = math.ceil(top / (step * rms) - _FIRST)
         if 1 <= count <= MOST:
             wanted = step * rms * (_FIRST + np.arange(count + 1))
-            at = np.unique(np.searchsorted(found.edges, wanted))
+            at = _distinct(np.searchsorted(found.edges, wanted))
             bounds.append(np.concatenate([found.edges[at[at < len(found.edges)]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
     priced = [price(found, each) for each in bounds]
     levels = [Levels(tuple(float(b) for b in each)) for each in bounds]
     return levels, np.array([bits for bits, _ in priced]), np.array([harm for _, harm in priced])
+
+
+def _distinct(values: Array) -> Array:
+    """Sorted, each once; `np.unique` would import `numpy.ma` in the middle of a run."""
+    ordered: Array = np.sort(values)
+    differs = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    return cast(Array, ordered[differs])
 
 
 def join(offered: Choices, found: Steps, first: int) -> Choices:
