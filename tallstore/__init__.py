@@ -17,13 +17,14 @@ from tallstore._version import __version__
 
 if TYPE_CHECKING:
     from tallstore import errors, report
-    from tallstore.archive import TensorFacts, VerifyReport, Zoo
-    from tallstore.archive import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
+    from tallstore.archive import TensorFacts, VerifyReport
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
     from tallstore.growing import CompactReport, GrowReport, add, compact, remove
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
     from tallstore.promises import pack
+    from tallstore.zoo import Zoo
+    from tallstore.zoo import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
 
 __all__ = [
     "CompactReport",
@@ -62,12 +63,12 @@ _WHERE = {
     "TaskReport": ("tallstore.encoder", "TaskReport"),
     "TensorFacts": ("tallstore.archive", "TensorFacts"),
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
-    "Zoo": ("tallstore.archive", "Zoo"),
+    "Zoo": ("tallstore.zoo", "Zoo"),
     "add": ("tallstore.growing", "add"),
     "compact": ("tallstore.growing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),
-    "open": ("tallstore.archive", "open_zoo"),
+    "open": ("tallstore.zoo", "open_zoo"),
     "pack": ("tallstore.promises", "pack"),
     "pull": ("tallstore.hub", "pull"),
     "push": ("tallstore.hub", "push"),

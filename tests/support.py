@@ -20,9 +20,9 @@ from spec.second_reader import decode_vector
 from torch import Tensor
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.kernels.native import library
 from tallstore.stores import Store, open_store
+from tallstore.zoo import Zoo
 
 ROOT = Path(__file__).parents[1]
 State = dict[str, Tensor]

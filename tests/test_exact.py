@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from support import FLOATS, RecordingStore, State, assert_same, near, noise, packed, read_all, same_bits, tiny_zoo
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.errors import OptionError
 from tallstore.recipes import RECIPES
 from tallstore.stores import open_store
+from tallstore.zoo import Zoo
 
 NAN = float("nan")
 

@@ -9,8 +9,8 @@ import pytest
 from support import RecordingStore, State, noise, raw, read_all, same_bits, slots, tiny_zoo
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.stores import open_store
+from tallstore.zoo import Zoo
 
 
 @pytest.fixture(params=["fit", "solo"])

@@ -13,11 +13,11 @@ from torch import nn
 
 import tallstore
 from tallstore import codecs
-from tallstore.archive import Zoo
 from tallstore.cli import main
 from tallstore.errors import DamagedError, OptionError
 from tallstore.report.facts import gather
 from tallstore.report.tables import by_task
+from tallstore.zoo import Zoo
 
 NAN, INF = float("nan"), float("inf")
 

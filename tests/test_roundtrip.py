@@ -15,9 +15,9 @@ from support import FLOATS, State, delta, formula, near, noise, packed, raw, rea
 
 import tallstore
 from tallstore import codecs
-from tallstore.archive import Zoo
 from tallstore.encoder import chunk, stream
 from tallstore.recipes import RECIPES
+from tallstore.zoo import Zoo
 
 SIZES = (1, 255, 256, 257, 1023, 1024, 1025, 2047, 3000)
 VECTORS = tuple(codecs.VECTOR)

@@ -19,9 +19,9 @@ from support import RecordingStore, State, assert_same, near, noise, same_bits, 
 from torch import Tensor
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.errors import DamagedError, NoSuchTensorError, OptionError
 from tallstore.stores import open_store
+from tallstore.zoo import Zoo
 
 CHUNK = 1024
 

@@ -9,16 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tallstore.archive.archive import Archive, open_archive
+    from tallstore.archive.facts import TensorFacts
     from tallstore.archive.merge import Merged, MergeReport
     from tallstore.archive.statistics import MaskStatistics
     from tallstore.archive.switch import Switcher
     from tallstore.archive.verify import Against, VerifyReport
     from tallstore.archive.weights import TaskWeights, TensorSlice
     from tallstore.archive.wholes import WholeTensor
-    from tallstore.archive.zoo import TensorFacts, Zoo, open_zoo
 
 __all__ = [
     "Against",
+    "Archive",
     "MaskStatistics",
     "MergeReport",
     "Merged",
@@ -28,23 +30,22 @@ __all__ = [
     "TensorSlice",
     "VerifyReport",
     "WholeTensor",
-    "Zoo",
-    "open_zoo",
+    "open_archive",
 ]
 
 _WHERE = {
     "Against": "verify",
+    "Archive": "archive",
     "MaskStatistics": "statistics",
     "MergeReport": "merge",
     "Merged": "merge",
     "Switcher": "switch",
     "TaskWeights": "weights",
-    "TensorFacts": "zoo",
+    "TensorFacts": "facts",
     "TensorSlice": "weights",
     "VerifyReport": "verify",
     "WholeTensor": "wholes",
-    "Zoo": "zoo",
-    "open_zoo": "zoo",
+    "open_archive": "archive",
 }
 
 

@@ -373,7 +373,7 @@ def _refuse_codes(manifest: Manifest, task: str) -> None:
 
 
 def _scorer(evaluator: Evaluator | str) -> Evaluator:
-    from tallstore.promises.evaluator import find_evaluator, score
+    from tallstore.evaluator import find_evaluator, score
 
     found = find_evaluator(evaluator)
     return lambda state, task: score(found, state, task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from tallstore.kernels import cpu
-from tallstore.kernels.dispatch import kernels_for
+from tallstore.kernels.devices import kernels_for
 
 __all__ = ["Packed"]
 

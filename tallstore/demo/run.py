@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tallstore.archive import open_zoo
 from tallstore.demo.zoo import DemoZoo, Plan, demo_task, evaluate, load_state, make_zoo, require_empty, silent
 from tallstore.encoder import PackReport, Progress
 from tallstore.errors import MissingExtraError
 from tallstore.promises import pack
+from tallstore.zoo import open_zoo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import xxhash
 from torch import Tensor
 
-from tallstore.archive import Zoo
+from tallstore.archive import Archive
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError, OptionError, OutputError
 from tallstore.format import safetensors, strict_json
@@ -40,7 +40,7 @@ _MOST = 64 << 20
 class Kept:
     """Where a task's decoded weights are kept, or will be."""
 
-    def __init__(self, zoo: Zoo, task: str, *, exact: bool) -> None:
+    def __init__(self, zoo: Archive, task: str, *, exact: bool) -> None:
         """OptionError for an archive that is not in the Hub's cache."""
         shelf = zoo.store.shelf
         if shelf is None:
@@ -125,7 +125,7 @@ def _is(data: memoryview, digest: object) -> bool:
     return xxhash.xxh3_128_hexdigest(data) == digest
 
 
-def _key(zoo: Zoo, task: str, *, exact: bool) -> str:
+def _key(zoo: Archive, task: str, *, exact: bool) -> str:
     """A name that is another one whenever the decoded weights might be."""
     manifest = zoo.manifest
     found = manifest.tasks[task]

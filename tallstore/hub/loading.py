@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tallstore.archive import Zoo
+from tallstore.archive import Archive
 from tallstore.archive.adapters import merged_files
 from tallstore.checkpoints import Source
 from tallstore.errors import (
@@ -200,7 +200,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def _only(zoo: Zoo, task: str | None) -> str:
+def _only(zoo: Archive, task: str | None) -> str:
     if task is None and len(zoo.tasks) == 1:
         return zoo.tasks[0]
     if task is None or task not in zoo.tasks:
@@ -209,7 +209,7 @@ def _only(zoo: Zoo, task: str | None) -> str:
     return task
 
 
-def _configurations(zoo: Zoo, task: str) -> list[str]:
+def _configurations(zoo: Archive, task: str) -> list[str]:
     """A task's files that a model, and no tokenizer, is made from."""
     return [name for name in merged_files(zoo.manifest.tasks[task]) if "config" in name and name.endswith(".json")]
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tallstore.archive import Zoo
+from tallstore.archive import Archive
 from tallstore.checkpoints import Source
 from tallstore.errors import NoSuchTaskError, NotAnArchiveError, OptionError
 from tallstore.format.manifest import names_of
@@ -16,14 +16,14 @@ from tallstore.stores.asking import SCHEME, parse_id
 
 def open_named(
     name: str | os.PathLike[str], access: Access, *, revision: str | None = None, base: Source | None = None
-) -> Zoo:
+) -> Archive:
     """Open a zoo by path, by `user/zoo` or `user/zoo@revision`, or by address. A referenced base is found by itself."""
     url = address_of(name)
     if revision is not None and not (isinstance(url, str) and url.startswith(SCHEME)):
         revision = None  # as elsewhere, a local folder has no revisions
     store = open_any(url, revision=revision, access=access)
     try:
-        return Zoo(store, base=base, access=access)
+        return Archive(store, base=base, access=access)
     except BaseException:
         store.close()
         raise
@@ -40,7 +40,7 @@ def address_of(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return f"{SCHEME}{os.fspath(name)}"
 
 
-def chosen_tasks(zoo: Zoo, tasks: str | Sequence[str] | None) -> tuple[str, ...]:
+def chosen_tasks(zoo: Archive, tasks: str | Sequence[str] | None) -> tuple[str, ...]:
     """The tasks that were asked for, each once; all of them for None."""
     if tasks is None:
         return zoo.tasks

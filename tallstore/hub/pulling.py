@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tallstore.archive import Zoo
+from tallstore.archive import Archive
 from tallstore.archive.export import check_folder
 from tallstore.archive.needs import parts_of
 from tallstore.archive.subset import paths_of
@@ -123,7 +123,7 @@ def pull(
         )
 
 
-def _paths(zoo: Zoo, tasks: Sequence[str], *, exact: bool, archive: bool) -> list[str]:
+def _paths(zoo: Archive, tasks: Sequence[str], *, exact: bool, archive: bool) -> list[str]:
     """Files of the archive that are needed, its manifest aside."""
     if archive:
         own = ["config.json"] if "config.json" in zoo.manifest.parts else []
@@ -136,7 +136,7 @@ def _paths(zoo: Zoo, tasks: Sequence[str], *, exact: bool, archive: bool) -> lis
     return list(found)
 
 
-def _fetch(zoo: Zoo, paths: Sequence[str], progress: Progress | None, *, base: bool) -> None:
+def _fetch(zoo: Archive, paths: Sequence[str], progress: Progress | None, *, base: bool) -> None:
     if isinstance(zoo.store, HubStore):
         zoo.store.fetch(paths, progress)
     if isinstance(zoo.store, HubStore | HubFileStore):

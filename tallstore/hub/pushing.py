@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from tallstore.archive import Zoo, open_zoo
+from tallstore.archive import Archive, open_archive
 from tallstore.errors import ArchiveError, DamagedError, OptionError, OutputExistsError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
@@ -66,7 +66,7 @@ class PushReport:
 
 
 def push(
-    zoo: Zoo | str | os.PathLike[str],
+    zoo: Archive | str | os.PathLike[str],
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -102,8 +102,8 @@ def push(
         ConflictError: somebody else committed meanwhile. Nothing was pushed; push again.
         RemoteError: the Hub cannot be reached or refuses; its subclasses say why.
     """
-    if not isinstance(zoo, Zoo):
-        with open_zoo(zoo) as opened:
+    if not isinstance(zoo, Archive):
+        with open_archive(zoo) as opened:
             return push(
                 opened, repo_id, commit_message=commit_message, private=private, token=token, branch=branch,
                 create_pr=create_pr, endpoint=endpoint, license=license, picture=picture, dry_run=dry_run,
@@ -135,7 +135,7 @@ def push(
 class _Files:
     """What is pushed: the archive's files, each checked before it goes, and a few that are made for it."""
 
-    def __init__(self, zoo: Zoo, scratch: Path) -> None:
+    def __init__(self, zoo: Archive, scratch: Path) -> None:
         self._store: Store = zoo.store
         self._manifest = zoo.manifest
         self._scratch = scratch / "files"
@@ -277,7 +277,7 @@ class _Target:
             listed[PICTURE] = None
         return tuple(path for path in listed if path in self.tree and path not in paths)
 
-    def card(self, own: bytes | None, zoo: Zoo, license: str | None, picture: bool) -> bytes | None:
+    def card(self, own: bytes | None, zoo: Archive, license: str | None, picture: bool) -> bytes | None:
         """The model card to push; None to leave the one that is there."""
         if self._card is not None and not is_ours(self._card):
             return None

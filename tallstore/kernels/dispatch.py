@@ -1,7 +1,7 @@
 """Who decodes: one table of backends, and the choice between them, made once for every chunk or tensor.
 
 The reference backend is numpy and torch, and the truth; the native one is the library in C, where it can be used. On a
-CUDA device whole tensors are Triton's (`kernels_for`). All of them give the same bits.
+CUDA device whole tensors are Triton's (`kernels.devices`). All of them give the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tallstore.kernels.native.decode import NativeDecoding
 from tallstore.kernels.pairs import Pairs, Singles
 from tallstore.kernels.steps import Steps
 
-__all__ = ["Decoding", "Kernels", "Merging", "ReferenceDecoding", "decoding", "kernels_for", "merging"]
+__all__ = ["Decoding", "Merging", "ReferenceDecoding", "decoding", "merging"]
 
 _Numbers = npt.NDArray[Any]
 
@@ -251,38 +251,3 @@ def merging() -> Merging | None:
     """The backend's kernels for merging; None: a tile at a time, in torch."""
     chosen = library.chosen()
     return None if chosen is None else _native(chosen)
-
-
-class Kernels(Protocol):
-    """What decodes whole tensors of one device. See `kernels.packed` for what the arguments are."""
-
-    def apply_packed_mask(
-        self,
-        out: Tensor,
-        base: Tensor,
-        packed: Tensor,
-        kind: str,
-        scales: Tensor,
-        chunk: int,
-        vector: Tensor | None = None,
-    ) -> None:
-        """θ̂ from packed symbols."""
-
-    def apply_packed_delta(
-        self, out: Tensor, base: Tensor, packed: Tensor, bits: int, tables: Tensor, chunk: int
-    ) -> None:
-        """θ̂ from packed indices."""
-
-
-def kernels_for(device_type: str) -> Kernels:
-    """The kernels for tensors on `cpu` or `cuda`."""
-    found: Kernels
-    if device_type == "cpu":
-        from tallstore.kernels import packed
-
-        found = packed
-    else:
-        from tallstore.kernels.gpu import decode
-
-        found = decode
-    return found

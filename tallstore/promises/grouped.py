@@ -16,7 +16,7 @@ from tallstore.archive.splice import Archive, new_config, splice
 from tallstore.checkpoints import Source
 from tallstore.encoder import Options, PackReport, Progress, Slot
 from tallstore.encoder.groups import choose_groups
-from tallstore.promises.packing import pack_group
+from tallstore.promises.group import pack_group
 from tallstore.stores import Sink, open_sink, open_store
 
 ALONE = "recipe 'solo' shares no vector: groups change nothing, and all tasks are in one"

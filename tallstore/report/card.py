@@ -11,7 +11,7 @@ from tallstore.report.figures import checkpoints, saving
 from tallstore.words import number, share, size
 
 if TYPE_CHECKING:
-    from tallstore.archive import Zoo
+    from tallstore.archive import Archive
 
 __all__ = ["card_picture"]
 
@@ -20,7 +20,7 @@ _GAP = 1.0
 _MOST_TASKS = 64
 
 
-def card_picture(zoo: Zoo, *, kind: Literal["png", "svg"] = "png") -> bytes:
+def card_picture(zoo: Archive, *, kind: Literal["png", "svg"] = "png") -> bytes:
     """Bytes and retention at a glance, as a picture for a model card. Reads nothing but the manifest.
 
     Args:

@@ -15,7 +15,7 @@ from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import Manifest
 
 if TYPE_CHECKING:
-    from tallstore.archive import MaskStatistics, Zoo
+    from tallstore.archive import Archive, MaskStatistics
 
 __all__ = ["PARTS", "Facts", "TaskFacts", "WholeRow", "gather"]
 
@@ -123,7 +123,7 @@ class Facts:
 
 
 def gather(
-    zoo: Zoo, *, deep: bool = True, masks: bool = False, progress: Callable[[str, int, int], None] | None = None
+    zoo: Archive, *, deep: bool = True, masks: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> Facts:
     """Gather what there is to say.
 
@@ -150,7 +150,7 @@ def gather(
     )
 
 
-def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
+def _task(zoo: Archive, name: str, *, deep: bool) -> TaskFacts:
     task = zoo.manifest.tasks[name]
     parts = zoo.manifest.parts
     pulled = [path for kind, paths in task.parts.items() if kind != "exact" for path in paths]
@@ -171,13 +171,13 @@ def _task(zoo: Zoo, name: str, *, deep: bool) -> TaskFacts:
     )
 
 
-def _checkpoint(zoo: Zoo, name: str) -> int:
+def _checkpoint(zoo: Archive, name: str) -> int:
     """Bytes of a task's tensors, tied ones once."""
     facts = zoo.tensors(name).values()
     return sum(size_of(f.dtype, f.shape) for f in facts if f.kind != "tied")
 
 
-def _wholes(zoo: Zoo) -> tuple[WholeRow, ...]:
+def _wholes(zoo: Archive) -> tuple[WholeRow, ...]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for task in zoo.tasks:
         for name, whole in zoo.wholes(task).items():

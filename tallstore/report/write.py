@@ -11,7 +11,7 @@ from tallstore.report.extra import require
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 
 if TYPE_CHECKING:
-    from tallstore.archive import Zoo
+    from tallstore.archive import Archive
     from tallstore.report.facts import Facts
 
 __all__ = ["PAGE_MARK", "write_report"]
@@ -23,7 +23,7 @@ _WIDTH = 760.0
 
 
 def write_report(
-    zoo: Zoo,
+    zoo: Archive,
     out: str | os.PathLike[str] = "report.html",
     *,
     plots: str | os.PathLike[str] | None = None,

@@ -13,9 +13,9 @@ from support import State, noise, raw, tiny_zoo, to_numpy
 
 import tallstore
 from tallstore import codecs
-from tallstore.archive import Zoo
 from tallstore.format.manifest import MANIFEST, Group, Manifest, PartRecord
 from tallstore.format.part import PartHeader
+from tallstore.zoo import Zoo
 
 RECIPES = ("solo", "fit", "tall", "ties", "mean", "emr")
 SUM_IN_VECTOR = {"tall": 1, "mean": 3}

@@ -19,12 +19,12 @@ from torch import Tensor
 
 import tallstore
 from spec import second_reader
-from tallstore.archive import Zoo
 from tallstore.errors import BaseNeededError, FormatError, TallstoreError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.names import check_paths
 from tallstore.stores import open_store
 from tallstore.tensors import NAME, as_bytes
+from tallstore.zoo import Zoo
 
 from . import headers, signed
 from .base import INVALID, VALID, Target

@@ -10,7 +10,7 @@ import pytest
 from support import State, noise, tiny_zoo, write_folder
 
 import tallstore
-from tallstore.archive import Zoo
+from tallstore.zoo import Zoo
 
 FORMS = ("zoo", "zoo.tall")
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.errors import BudgetError, EvaluatorError, OptionError
+from tallstore.evaluator import find_evaluator, score
 from tallstore.kernels import cpu
-from tallstore.promises.evaluator import find_evaluator, score
 from tallstore.recipes import GRID, RECIPES
 from tallstore.stores import open_store
+from tallstore.zoo import Zoo
 
 State = dict[str, Tensor]
 

@@ -15,11 +15,11 @@ from support import State, assert_same, kinds, noise, packed, same_bits, tiny_zo
 from typer.testing import CliRunner
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.quantized import find_quantized
 from tallstore.cli.app import app
 from tallstore.errors import CheckpointError, OptionError
+from tallstore.zoo import Zoo
 
 EXACT = {"base", "lossless", "private"}
 

@@ -14,13 +14,13 @@ from report_support import EVERY, HARM, Outline, deep_zoo, edit, hostile, scored
 from support import ROOT, RecordingStore, leftovers, tiny_zoo
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.errors import DamagedError, MissingExtraError, OutputError, OutputExistsError
 from tallstore.report.facts import gather
 from tallstore.report.figures import FIGURES
 from tallstore.report.theme import DARK, HEAT, LIGHT, contrast
 from tallstore.stores import open_store
 from tallstore.words import share, size
+from tallstore.zoo import Zoo
 
 
 @pytest.fixture(scope="module")

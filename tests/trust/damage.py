@@ -18,9 +18,9 @@ from typing import Any
 from support import raw
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.errors import ArchiveError, CheckpointError, DamagedError, TallstoreError, WrongBaseError
 from tallstore.stores import Store
+from tallstore.zoo import Zoo
 
 Files = dict[str, bytes]
 Content = dict[str, dict[str, bytes]]

@@ -13,8 +13,8 @@ import pytest
 from support import ROOT, bytes_of
 
 import tallstore
-from tallstore.archive import Zoo
 from tallstore.errors import DamagedError
+from tallstore.zoo import Zoo
 
 from .damage import Counts, Held, Trial, content, cut_file, flip_base, flip_file, own_places
 from .small_zoos import KINDS, write
