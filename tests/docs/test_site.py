@@ -20,7 +20,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert set(tallstore.errors.__all__) <= found
     assert set(tallstore.report.__all__) - {"write_report"} <= found
     for method in ("state_dict", "load_into", "export", "merged", "report", "wholes", "verify"):
-        assert f'id="tallstore.archive.Zoo.{method}"' in page
+        assert f'id="tallstore.zoo.Zoo.{method}"' in page
 
 
 def test_the_format_is_shown_with_it(site: Path) -> None:
