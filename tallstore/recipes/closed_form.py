@@ -5,7 +5,8 @@ smallest, the best v is their mean S/k, and the error it saves is S²/k. So the 
 ranked here by |S|/√k, which orders them as S²/k does and neither underflows nor overflows where the square would.
 
 Rules where candidates save the same error, to the last bit: more tasks win; at the same k the largest values win over
-the smallest. Where all values are 0 the result is +0.0. Sums run from the outermost value inwards, one rounding each.
+the smallest. A result of 0, of zeros or by underflow, is +0.0. Sums run from the outermost value inwards, one rounding
+each.
 
 `reference` says it with a general sort. `best_vector` returns the same bits, ten times as fast: a sorting network,
 then one pass over k made of additions, minima and maxima alone, because comparisons into a bool tensor and
@@ -42,7 +43,7 @@ def reference(tau: Tensor) -> Tensor:
         score = total.abs() * (1 / math.sqrt(k))
         vector = torch.where(score >= best, total / k, vector)
         best = torch.maximum(best, score)
-    return vector
+    return vector + 0.0
 
 
 def reference_magnitude(magnitude: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def reference_magnitude(magnitude: Tensor) -> Tensor:
         score = total * (1 / math.sqrt(k))
         vector = torch.where(score >= best, total / k, vector)
         best = torch.maximum(best, score)
-    return vector
+    return vector + 0.0
 
 
 def best_vector(tau: Tensor) -> Tensor:
@@ -123,6 +124,8 @@ def _scan_both_sides(rows: list[Tensor], vector: Tensor, scratch: list[Tensor]) 
         torch.sub(candidate, gap, alpha=decisive, out=low)
         torch.add(candidate, gap, alpha=decisive, out=high)
         torch.clamp(vector, low, high, out=vector)
+    # −0.0 becomes +0.0: which zero a clamp between zeros gives is up to the device.
+    vector.add_(0.0)
 
 
 def _scan_one_side(rows: list[Tensor], vector: Tensor, scratch: list[Tensor]) -> None:
@@ -141,3 +144,5 @@ def _scan_one_side(rows: list[Tensor], vector: Tensor, scratch: list[Tensor]) ->
         torch.sub(candidate, gap, alpha=decisive, out=low)
         torch.add(candidate, gap, alpha=decisive, out=high)
         torch.clamp(vector, low, high, out=vector)
+    # −0.0 becomes +0.0: which zero a clamp between zeros gives is up to the device.
+    vector.add_(0.0)

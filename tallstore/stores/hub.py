@@ -337,6 +337,8 @@ class HubStore(FilesStore):
         """The file in the cache; right in size, and in every byte if it was fetched just now."""
         if (found := self._cached(path)) is not None:
             return found
+        if path in self._renewed:  # another thread removed it
+            _refuse_offline(self.repo, f"{self.url}: {path}")
         if self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
             remove(old)
         found = _obtained(self.repo, path, partial(self._wrong, path), partial(self._drop, path))

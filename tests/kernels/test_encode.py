@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from elements import DTYPES, bits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import read_all, tiny_zoo
 from torch import Tensor
@@ -112,6 +112,7 @@ def assert_same_choice(base: Tensor, rows: Sequence[Row], recipe: Recipe, codec:
 @pytest.mark.parametrize(("way", "options"), WAYS, ids=str)
 @settings(max_examples=5, deadline=None)
 @given(SIZES, st.sampled_from(DTYPES), st.integers(1, 9), st.integers(0, 2**32), st.sampled_from(["f32", "bf16", "q4"]))
+@example(127, torch.float32, 3, 0, "f32")  # means that underflow to a zero
 def test_one_type(device: Any, way: str, options: Any, n: int, dtype: Any, count: int, seed: int, codec: str) -> None:
     base, rows = zoo(n, dtype, [dtype] * count, seed)
     recipe = ready(way, options, base, rows)

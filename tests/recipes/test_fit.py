@@ -75,6 +75,13 @@ def test_so_has_it_on_ties_and_signed_zeros(rows: list[list[float]]) -> None:
     assert same_bits(best_magnitude(tau.abs()), reference_magnitude(tau.abs()))
 
 
+def test_a_mean_that_underflows_is_the_positive_zero() -> None:
+    """Three candidates tie, the most tasks win, and −2⁻¹⁴⁹ / 3 rounds to a zero."""
+    tau = torch.tensor([-(2.0**-149), 0.0, 0.0]).unsqueeze(1)
+    assert same_bits(reference(tau), torch.zeros(1))
+    assert same_bits(best_vector(tau), torch.zeros(1))
+
+
 def test_the_block_is_of_no_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
     tau = torch.randn(5, 1000)
     whole = best_vector(tau)

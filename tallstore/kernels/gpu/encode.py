@@ -173,7 +173,7 @@ def _best(rows, BOTH: tl.constexpr, FACTORS: tl.constexpr, EXCHANGES: tl.constex
         chosen = tl.where(wins, total, chosen)
         count = tl.where(wins, zero + k, count)
         best = tl.maximum(best, score)
-    return divide(chosen, count, W)
+    return divide(chosen, count, W) + 0.0
 
 
 @triton.jit
