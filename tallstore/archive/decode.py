@@ -408,9 +408,16 @@ class Decoder:
         return out
 
     def own_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a tensor that a task stores whole or without loss; `start` begins a chunk."""
-        lossless = self.task(task)[name].entry.kind == "lossless"
-        return (self.lossless_range if lossless else self.private_range)(task, name, start, stop)
+        """Elements [start, stop) of a tensor of a task; `start` begins a chunk of one stored whole or without loss."""
+        entry = self.task(task)[name].entry
+        if entry.kind in {"lossless", "private"}:
+            return (self.lossless_range if entry.kind == "lossless" else self.private_range)(task, name, start, stop)
+        out = empty(str(entry.dtype), stop - start)
+        for a, b, fill in self.pieces.of(task, name, start, stop, exact=False):
+            fill(whole := empty(str(entry.dtype), b - a))
+            low, high = max(a, start), min(b, stop)
+            out[low - start : high - start] = whole[low - a : high - a]
+        return out
 
     def lossless_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor coded against the base's without loss; `start` begins a chunk."""

@@ -18,7 +18,10 @@ from tallstore.format.manifest import BaseTensor, Manifest
 from tallstore.format.part import Entry
 from tallstore.kernels.cpu import SYMBOL_BITS
 
-__all__ = ["Lineup", "Member", "line_up"]
+__all__ = ["DECODED", "Lineup", "Member", "line_up"]
+
+DECODED = frozenset({"private", "lossless", "tied"})
+"""Kinds of which no task vector is stored: it is the decoded tensor, less the base's."""
 
 _WINDOW = 1 << 20
 
@@ -36,8 +39,13 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """base, binary, signed, delta, lossless or private (stored whole)."""
+        """base, binary, signed, delta, lossless, private (stored whole) or tied (see `cut_ties`)."""
         return self.entry.kind
+
+    @property
+    def source(self) -> str:
+        """The task's tensor that has its bytes: itself, unless it is tied."""
+        return self.name if self.entry.to is None else self.entry.to
 
     @property
     def masked(self) -> bool:

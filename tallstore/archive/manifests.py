@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from tallstore.archive.known import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
-from tallstore.format.manifest import MANIFEST, Manifest, is_intact
+from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
 from tallstore.stores import Store
+from tallstore.words import size
 
 __all__ = ["read_manifest", "summary"]
 
@@ -18,13 +20,13 @@ __all__ = ["read_manifest", "summary"]
 def read_manifest(store: Store) -> Manifest:
     """Read and validate `tall.json`."""
     try:
-        size = store.size(MANIFEST)
+        length = store.size(MANIFEST)
     except DamagedError as error:
         if isinstance(error.__cause__, OSError):
             raise NotAnArchiveError(f"{error}") from error
         raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
-    if size > limits.MANIFEST_BYTES:
-        raise FormatError(f"{store.url}: {MANIFEST} of {size} bytes is over the cap of {limits.MANIFEST_BYTES}")
+    if length > limits.MANIFEST_BYTES:
+        raise FormatError(f"{store.url}: {MANIFEST} of {length} bytes is over the cap of {limits.MANIFEST_BYTES}")
     data = _whole(store, MANIFEST)
     try:
         return _parsed(store, data)
@@ -45,7 +47,7 @@ def _whole(store: Store, path: str) -> bytes:
 
 def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
     """What the archive holds and what it costs, as plain JSON values. Bytes are as on disk."""
-    size = store.size(MANIFEST)
+    length = store.size(MANIFEST)
     checkpoints = sum(int(t.number("checkpoint_bytes") or 0) for t in manifest.tasks.values())
     return {
         "format": "tallstore",
@@ -65,8 +67,24 @@ def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
             | ({"adapter": task.adapter.type} if task.adapter is not None else {})
             for name, task in manifest.tasks.items()
         },
-        "bytes": manifest.bytes_by_kind(size),
-        "bits_per_parameter": manifest.bits_per_parameter(size),
+        "bytes": manifest.bytes_by_kind(length),
+        "bits_per_parameter": manifest.bits_per_parameter(length),
         "checkpoints_bytes": checkpoints + manifest.base.bytes,
+        "notes": [note for name, task in manifest.tasks.items() for note in notes_of(name, task)],
         "options": dict(manifest.options),
     }
+
+
+def notes_of(name: str, task: Task) -> Iterator[str]:
+    """What there is to say of how a task is stored. What was measured is anybody's JSON: odd values say nothing."""
+    if task.adapter is not None:
+        yield f"{name}: an adapter ({task.adapter.type}), kept as it is"
+    tensors, plain, coded = (task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes"))
+    if tensors is not None and plain is not None and coded is not None:
+        form = task.measured["without_loss"].get("form")
+        what = f"of a quantized checkpoint ({form})" if isinstance(form, str) else "of types that no mask fits"
+        count = f"{tensors:.0f} tensor{'' if tensors == 1 else 's'}"
+        yield f"{name}: {count} {what}, packed without loss: {size(plain)} → {size(coded)}"
+    tensors, of = (task.number("cheaper_without_loss", key) for key in ("tensors", "of"))
+    if tensors is not None and of is not None:
+        yield f"{name}: {tensors:.0f} of {of:.0f} tensors bit for bit, since that is cheaper"

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tallstore.archive.cut_ties import with_cut_ties
 from tallstore.archive.decode import Decoder
-from tallstore.archive.lineup import Lineup, Member, line_up
+from tallstore.archive.lineup import DECODED, Lineup, Member, line_up
 from tallstore.archive.method import choose
 from tallstore.archive.outline import Outline, Outlines, Slot
 from tallstore.archive.tiles import TILE, Gaps, Rows, TaskVectors, Work, ahead
@@ -117,7 +118,9 @@ class Merger:
         lineups = line_up(decoder, manifest, self.tasks)
         for name in lineups:
             decoder.check_base(name)
-        lineups, self._notes = _without_odd(decoder, lineups)
+        lineups, ties = with_cut_ties(decoder, manifest, lineups, self.tasks)
+        lineups, odd = _without_odd(decoder, lineups)
+        self._notes = (*ties, *odd)
         if (wanted := self._chosen.k) is not None and wanted > len(self.tasks):
             note = f"no weight is used by {wanted} of {len(self.tasks)} tasks: with such a k this is the base"
             self._notes = (*self._notes, note)
@@ -185,7 +188,7 @@ class Merger:
         kinds = {member.kind for lineup in self._lineups.values() for member in lineup.members}
         if self._chosen.approximate is None and "delta" in kinds:
             return "of some tensors the archive holds no vector, but decoded task vectors: those are summed"
-        if self._chosen.approximate is None and self._chosen.stored == "ties" and kinds & {"private", "lossless"}:
+        if self._chosen.approximate is None and self._chosen.stored == "ties" and kinds & DECODED:
             return "tensors that are stored whole or without loss are summed, not merged by TIES"
         return self._chosen.approximate
 
@@ -385,7 +388,7 @@ def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[
     for name, lineup in lineups.items():
         kept: list[Member] = []
         for member in lineup.members:
-            if member.kind in {"private", "lossless"} and not _finite(decoder, lineup, member):
+            if member.kind in DECODED and not _finite(decoder, lineup, member):
                 notes.append(f"{member.task}: tensor {member.name!r} is not merged: it or the base's holds NaN or Inf")
             else:
                 kept.append(member)
@@ -397,7 +400,7 @@ def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[
 def _finite(decoder: Decoder, lineup: Lineup, member: Member) -> bool:
     for start, stop in lineup.windows():
         for values in (
-            decoder.own_range(member.task, member.name, start, min(stop, member.entry.covered)),
+            decoder.own_range(member.task, member.source, start, min(stop, member.entry.covered)),
             decoder.base_range(lineup.base, start, stop),
         ):
             # A NaN is not below anything.

@@ -88,8 +88,14 @@ class Outlines:
                 rest = head if entry.covered < entry.numel else None
                 outline.slots[name] = Slot(info=TensorInfo(self._base[base].dtype, info.shape), base=base, task=rest)
         used = {slot.base for slot in outline.slots.values()}
-        lost = {base: task for (task, _), base in self._merged.items() if base not in used}
-        outline.left_out = {base: f"{head} has no such tensor, {task} has" for base, task in lost.items()}
+        lost = {base: task for (task, _), base in self._merged.items() if base not in used and task != head}
+        tied = {base for (task, _), base in self._merged.items() if task == head}
+        outline.left_out = {
+            base: f"{head} has it tied to another, {task} apart"
+            if base in tied
+            else f"{head} has no such tensor, {task} has"
+            for base, task in lost.items()
+        }
         for name in self._all_names():
             if why := self._why_own(name, but=head):
                 outline.left_out[name] = why

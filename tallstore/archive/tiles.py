@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.lineup import Lineup, Member
+from tallstore.archive.lineup import DECODED, Lineup, Member
 from tallstore.kernels.cpu import SYMBOL_BITS, Bytes, wide
 from tallstore.kernels.native.decode import GapSteps
 from tallstore.kernels.steps import Run
@@ -192,7 +192,7 @@ class TaskVectors:
         """What writes each member's task vector straight from its codes; None where that is not to be had for all."""
         found: dict[int, Run] = {}
         moved = [m for m in there if m.kind != "base"]
-        if any(m.kind in {"private", "lossless"} or wide(TORCH[str(m.entry.dtype)]) != kind for m in moved):
+        if any(m.kind in DECODED or wide(TORCH[str(m.entry.dtype)]) != kind for m in moved):
             return None
         if any(a % _TOGETHER for a, _, _ in spans):
             return None
@@ -210,7 +210,7 @@ class TaskVectors:
             return self._decoder.delta_range(member.task, member.name, start, stop)
         if member.kind == "base":
             return None
-        weights = self._decoder.own_range(member.task, member.name, start, stop)
+        weights = self._decoder.own_range(member.task, member.source, start, stop)
         before = self._decoder.base_range(lineup.base, start, stop)
         kind = wide(TORCH[lineup.facts.dtype])
         # As the encoder has it: the base is rounded to the task's type first, so what did not move is exactly 0.

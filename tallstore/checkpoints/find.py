@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,10 @@ _AGAIN = 0.5
 """Share of tensors that weights must have in common with the model's to be those once more."""
 
 
+_Open = Callable[[Sequence[Path], str, str | None], Checkpoint]
+"""Opens weights files: where they lie, how messages name them, and which set is asked for."""
+
+
 def open_checkpoint(
     source: Source,
     where: str | None = None,
@@ -70,12 +75,11 @@ def open_checkpoint(
         return state
     if isinstance(source, Mapping):
         return marked(choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights))
-    if is_address(source) and not os.fspath(source).startswith("hf://"):
-        from tallstore.checkpoints.far import FarCheckpoint
-
-        return marked(choose_by_prefix(FarCheckpoint(os.fspath(source), storage_options), weights))
     try:
-        found = marked(_open_path(source, weights))
+        if is_address(source) and not os.fspath(source).startswith("hf://"):
+            found = marked(_open_far(os.fspath(source), storage_options, weights))
+        else:
+            found = marked(_open_path(source, weights))
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
     if weights not in (None, ALL) and not found.chosen:
@@ -125,6 +129,28 @@ def _open_path(source: str | os.PathLike[str], weights: str | None) -> Checkpoin
     return _open_folder(path, weights) if path.is_dir() else _open_file(path, weights)
 
 
+def _open_far(url: str, options: Mapping[str, Any] | None, weights: str | None) -> Checkpoint:
+    """A file of safetensors at an address, or a folder, read as one here is."""
+    from tallstore.checkpoints.far import FarCheckpoint
+    from tallstore.checkpoints.mirror import Mirror
+
+    if url.split("?", maxsplit=1)[0].endswith(SAFE):
+        return choose_by_prefix(FarCheckpoint(url, options), weights)
+    mirror = Mirror(url, options)
+    try:
+        found = _open_folder(mirror.root, weights, mirror.open)
+    except BaseException as error:
+        mirror.folder.cleanup()
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(mirror.told(str(error))) from error
+        raise
+    weakref.finalize(found, mirror.folder.cleanup)
+    found.where = mirror.where
+    told = {mirror.told(name): mirror.told(why) for name, why in found.left_out.items()}
+    found.left_out = {**told, **mirror.left_out}
+    return found
+
+
 def _open_file(path: Path, weights: str | None) -> Checkpoint:
     if path.name.endswith(".json") and ".index" in path.name:
         return choose_by_prefix(_open_shards(path, str(path.parent), weights), weights)
@@ -146,31 +172,33 @@ def _open_file(path: Path, weights: str | None) -> Checkpoint:
     )
 
 
-def _open_shards(index: Path, where: str, weights: str | None) -> Checkpoint:
+def _open_files(paths: Sequence[Path], where: str, weights: str | None) -> Checkpoint:
+    if all(path.suffix == SAFE for path in paths):
+        return SafetensorsCheckpoint(paths, where)
+    return open_torch(paths, where, weights)
+
+
+def _open_shards(index: Path, where: str, weights: str | None, open_files: _Open = _open_files) -> Checkpoint:
     """The shards that an index names, each of its tensors among them."""
     table, shards = read_index(index)
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"{shard}: missing, and {index.name} names it")
-    found: Checkpoint
-    if all(shard.suffix == SAFE for shard in shards):
-        found = SafetensorsCheckpoint(shards, where)
-    else:
-        found = open_torch(shards, where, weights)
+    found = open_files(shards, where, weights)
     if lost := next((name for name in table if name not in found.tensors), None):
         raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
     return found
 
 
-def _open_folder(folder: Path, weights: str | None) -> Checkpoint:
+def _open_folder(folder: Path, weights: str | None, open_files: _Open = _open_files) -> Checkpoint:
     """A model's folder: its components' tensors, each under its component's prefix, and the files that travel."""
     if adapter := _adapter_in(folder):
-        return _open_adapter(adapter, folder)
+        return _open_adapter(adapter, folder, open_files)
     seen = survey(folder, weights)
     opened: dict[Component, Checkpoint] = {}
     try:
         for component in seen.components:
-            _open_component(component, seen, opened, weights)
+            _open_component(component, seen, opened, weights, open_files)
         alone = len(opened) == 1
         parts = {"" if alone else each.prefix: part for each, part in opened.items()}
         layout = tuple(_layout(each, part, alone=alone) for each, part in opened.items())
@@ -197,8 +225,8 @@ def _adapter_in(folder: Path) -> Path | None:
     return None if has_weights(folder) else adapter_folder(folder)
 
 
-def _open_adapter(weights: Path, folder: Path) -> Checkpoint:
-    found = _open_file(weights, None)
+def _open_adapter(weights: Path, folder: Path, open_files: _Open) -> Checkpoint:
+    found = open_files([weights], str(weights), None)
     found.where, found.layout = str(folder), ()
     others = [path for path in weights.parent.rglob("*") if path.is_file() and path != weights]
     found.files, found.left_out = find_companions(
@@ -208,18 +236,16 @@ def _open_adapter(weights: Path, folder: Path) -> Checkpoint:
 
 
 def _open_component(
-    component: Component, seen: Survey, opened: dict[Component, Checkpoint], weights: str | None
+    component: Component, seen: Survey, opened: dict[Component, Checkpoint], weights: str | None, open_files: _Open
 ) -> None:
     """Open a component; one that no list names, only if its weights are not the model's once more."""
     files = component.weights
     try:
-        part: Checkpoint
         if files.index is not None:
-            part = _open_shards(files.index, str(files.index.parent), weights)
-        elif files.safe:
-            part = SafetensorsCheckpoint(files.files, str(files.files[0].parent))
+            part = _open_shards(files.index, str(files.index.parent), weights, open_files)
         else:
-            part = open_torch(files.files, str(files.files[0]), weights)
+            where = files.files[0].parent if files.safe else files.files[0]
+            part = open_files(files.files, str(where), weights)
     except CheckpointError as error:
         if component.listed or not opened:
             raise
@@ -243,7 +269,7 @@ def _is_again(main: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo]) -
 
 def _layout(component: Component, part: Checkpoint, *, alone: bool) -> WeightsFile:
     files = component.weights
-    metadata = part.metadata if isinstance(part, SafetensorsCheckpoint) else {}
+    metadata = getattr(part, "metadata", {})
     known = files.safe or files.stem
     name = files.called if known or not component.extra else f"{files.files[0].stem}{SAFE}"
     out = WeightsFile(

@@ -107,14 +107,18 @@ def survey(root: Path, weights: str | None = None) -> Survey:
 
 
 def _walk(root: Path, out: Survey) -> dict[str, list[str]]:
-    """Files by folder, but for those of folders that cannot belong to the model: these are named."""
+    """Files by folder, but for those of folders that cannot belong to the model: these are named.
+
+    What the model itself says that it consists of belongs to it, whatever it is called.
+    """
     folders: dict[str, list[str]] = {}
+    own = {str(parent) for name in _named_folders(root) for parent in (Path(name), *Path(name).parents)}
     for place, below, names in os.walk(root):
         folder = Path(place).relative_to(root).as_posix()
         prefix = "" if folder == "." else f"{folder}/"
         for name in sorted(below):
             why = "a link to a folder" if (Path(place) / name).is_symlink() else why_skipped_folder(name)
-            if why is not None:
+            if why is not None and (why == "a link to a folder" or f"{prefix}{name}" not in own):
                 below.remove(name)
                 out.left_out |= _below(Path(place) / name, f"{prefix}{name}/", why)
         below.sort()
@@ -233,14 +237,20 @@ def _listed(root: Path, found: Mapping[str, list[Weights]]) -> set[str] | None:
     """Folders that the model says are its components; None where it says nothing."""
     if not any((root / name).is_file() for name in _MARKERS):
         return None
+    listed = _named_folders(root)
+    if (root / "plans.json").is_file():
+        listed |= {folder.rstrip("/") for folder in found if folder.startswith("fold_")}
+    return listed
+
+
+def _named_folders(root: Path) -> set[str]:
+    """Folders of components, modules and routes that the files at a model's top name."""
     listed = {name for name, _ in _pipeline(root)} | {path for path, _ in _modules(root)}
     for config in [root / "router_config.json", *(root / path / "router_config.json" for path in sorted(listed))]:
         types = _json(config).get("types", {})
         if isinstance(types, Mapping):
             below = config.parent.relative_to(root).as_posix()
             listed |= {name if below == "." else f"{below}/{name}" for name in types if isinstance(name, str)}
-    if (root / "plans.json").is_file():
-        listed |= {folder.rstrip("/") for folder in found if folder.startswith("fold_")}
     return {name for name in listed if name}
 
 

@@ -19,6 +19,7 @@ class JoinedCheckpoint(Checkpoint):
         """`table`: name → the number of the checkpoint that has the tensor, and its name there."""
         self.where = where
         self._parts = list(parts)
+        self.far = any(part.far for part in self._parts)
         self._table = dict(table)
         self.tensors: dict[str, TensorInfo] = {
             name: self._parts[number].tensors[own] for name, (number, own) in self._table.items()

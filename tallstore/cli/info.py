@@ -130,24 +130,12 @@ def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str,
     headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
     output.say(console, _saving(facts))
+    for told in facts["notes"] if notes else ():
+        output.say(console, told)
     for name, task in tasks.items():
-        if notes and (told := _told(name, task)):
-            output.say(console, told)
         left = task.measured.get("left_out")
         if isinstance(left, dict) and left:
             output.say(console, f"not taken along with {name}: {', '.join(map(str, left))}")
-
-
-def _told(name: str, task: Task) -> str:
-    """What there is to say of a task's tensors that are packed without loss for what they are."""
-    counted = [task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes")]
-    tensors, plain, coded = counted
-    if tensors is None or plain is None or coded is None:
-        return ""
-    form = task.measured["without_loss"].get("form")
-    what = f"of a quantized checkpoint ({form})" if isinstance(form, str) else "of types that no mask fits"
-    count = f"{tensors:.0f} tensor{'' if tensors == 1 else 's'}"
-    return f"{name}: {count} {what}, packed without loss: {output.size(plain)} → {output.size(coded)}"
 
 
 def _saving(facts: dict[str, Any]) -> str:

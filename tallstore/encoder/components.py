@@ -41,10 +41,13 @@ def matched(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allo
     share = _LARGE_IN_PIPELINE if "model_index.json" in task.files else _LARGE
     most = share * sum(info.numel for info in task.tensors.values())
     found: dict[str, Match] = {}
-    for prefix, names in own.items():
+    for prefix, names in sorted(own.items(), key=lambda item: item[0] not in pairs):
         other = pairs.get(prefix)
         size = sum(task.tensors[name].numel for name in names)
         part = _part(task, prefix, names)
+        if other is None and not allow_distant and (rest := _among_others(base, found, part)):
+            found |= {f"{prefix}{name}": each for name, each in rest.items()}
+            continue
         if other is None:
             if size > most and not allow_distant:
                 listed = ", ".join(f"{each!r}" for each in there)
@@ -69,6 +72,16 @@ def _one(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allow_d
     if not allow_distant:
         check_distance(base, task, {name: each for name, each in found.items() if name not in ties})
     return found
+
+
+def _among_others(base: Checkpoint, found: Mapping[str, Match], part: Checkpoint) -> dict[str, Match]:
+    """Counterparts of a component among tensors of the base that have none yet: in memory, modules have no folders."""
+    used = {match.base for match in found.values()}
+    rest = [name for name in base.tensors if name not in used]
+    try:
+        return _one(_part(base, "", rest), part, {}, allow_distant=False) if rest else {}
+    except WrongBaseError:
+        return {}
 
 
 def _within(ties: Mapping[str, str], prefix: str, names: Collection[str]) -> dict[str, str]:

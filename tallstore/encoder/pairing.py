@@ -34,6 +34,7 @@ _ROUNDS = 64
 _RESIZED_WITHIN = 0.5
 """Rows of a resized tensor (an embedding with added tokens) are shared if the smaller has this share of the larger."""
 _NUMBER = re.compile(r"\d+")
+_END = re.compile(r"[./]")
 
 
 def is_float(info: TensorInfo) -> bool:
@@ -52,12 +53,10 @@ def common_rows(base: TensorInfo, task: TensorInfo) -> int | None:
 
 
 def suffixes(name: str) -> Iterator[str]:
-    """The name, and what is left of it after each of its dots, longest first."""
+    """The name, and what is left of it after each of its dots, and after each folder, longest first."""
     yield name
-    at = name.find(".")
-    while at >= 0:
-        yield name[at + 1 :]
-        at = name.find(".", at + 1)
+    for end in _END.finditer(name):
+        yield name[end.end() :]
 
 
 def prefixes(base: Mapping[str, TensorInfo], task: Mapping[str, TensorInfo]) -> Counter[tuple[str, str]]:

@@ -6,11 +6,13 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import tallstore
@@ -18,11 +20,15 @@ from tallstore.errors import CheckpointError, TallstoreError
 
 from .folders import files_of
 
-FOLDERS = ("", "unet/", "2_Dense/", "language_model/", "checkpoint-5/", "__pycache__/", "onnx/", ".cache/", "a/b/")
+FOLDERS = (
+    "", "unet/", "2_Dense/", "language_model/", "checkpoint-5/", "checkpoint-5/unet/", "__pycache__/", "onnx/", ".cache/",
+    "a/b/", "wandb/x/",
+)  # fmt: skip
 NAMES = (
     "model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "projector.safetensors",
     "model-00001-of-00002.safetensors", "model.safetensors.index.json", "optimizer.pt", "trainer_state.json", "last.ckpt",
     "config.json", "README.md", "LICENSE", "vocab.txt", "Vocab.txt", "bpe.codes", "5gram.bin", "vocab.pkl", "mean.npy",
+    "adapter_model.safetensors", "model.ema.safetensors", "weights.safetensors", "extra.pt", "consolidated.00.pth",
     "tf_model.h5", "sample.png", "events.out.tfevents.1", ".gitattributes", "modules.json", "model_index.json", "con.txt",
 )  # fmt: skip
 STATE = {"w.weight": torch.linspace(-1, 1, 1200).reshape(40, 30), "b": torch.ones(300)}
@@ -31,11 +37,13 @@ STATE = {"w.weight": torch.linspace(-1, 1, 1200).reshape(40, 30), "b": torch.one
 def write(path: Path, kind: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor + 0.001 * kind for name, tensor in STATE.items()}
-    if path.name.startswith("projector") or kind == 3:
+    if path.name.startswith(("projector", "extra")) or kind == 3:
         state = {"p": state["w.weight"]}
+    if kind == 2 and path.name in {"model.safetensors", "weights.safetensors"}:
+        state |= {f"ema.{name}": tensor + 0.0001 for name, tensor in state.items()}
     if path.name.endswith(".safetensors"):
         save_file(state, path, {"format": "pt"})
-    elif path.suffix in {".bin", ".ckpt"} and "5gram" not in path.name:
+    elif path.suffix in {".bin", ".ckpt", ".pth", ".pt"} and "optimizer" not in path.name and "5gram" not in path.name:
         torch.save({"model": state, "ema": state, "epoch": 3} if kind == 1 else state, path)
     elif path.name == "modules.json":
         path.write_text(json.dumps([{"path": "2_Dense", "type": "x.Dense"}] if kind else [{"path": "", "type": "T"}]))
@@ -71,14 +79,34 @@ def test_every_file_is_taken_or_named(content: Mapping[tuple[str, str], int]) ->
             zoo.verify()
             out = files_of(zoo.export("t", root / "out"))
             out |= {file.saved for file in zoo.manifest.tasks["t"].weights if file.saved}
-        left = report.to_json()["tasks"]["t"]["left_out"]
+        facts = report.to_json()
+        left = facts["tasks"]["t"]["left_out"]
         assert all(name in said for name in left), "each is in the warning"
+        assert list(report.warnings) == list(facts["warnings"]) == strict_json(facts)["warnings"]
+        with tallstore.open(root / "zoo.tall") as zoo:
+            assert zoo.info()["tasks"]["t"].get("left_out", {}) == left, "and stays in the archive"
+            _assert_sets_are_told(root / "t", zoo.tensors("t"), left)
         for name in files_of(root / "t"):
             hidden = any(name.startswith(each.removeprefix("../")) for each in left if each.endswith("/"))
             as_safe = name.replace("pytorch_model.bin", "model.safetensors").rpartition(".")[0] + ".safetensors"
             names = {name, name.replace("-00001-of-00002", ""), as_safe}
             back = bool(out & (names | {each.removeprefix("checkpoint-5/") for each in names}))
             assert back or name in left or hidden or _below(name, left, out), name
+
+
+def strict_json(facts: Any) -> Any:
+    return json.loads(json.dumps(facts, allow_nan=False))
+
+
+def _assert_sets_are_told(folder: Path, tensors: Mapping[str, Any], left: Mapping[str, str]) -> None:
+    """A second set of weights in a file that was taken is in the archive, or named."""
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            several = any(name.startswith("ema.") for name in file.keys())  # noqa: SIM118 - no mapping
+        name = path.relative_to(folder).as_posix()
+        unread = any(name in each or each.endswith("/") for each in left)
+        if several and not unread:
+            assert any("ema" in each for each in (*tensors, *left)), name
 
 
 def _below(name: str, left: Mapping[str, str], out: set[str]) -> bool:

@@ -263,3 +263,30 @@ def test_info_shows_lambda_and_scores_where_there_are_any(
     out = run(capsys, "info", "scored.tall")[1]
     assert re.search(r"λ\s+score\s+score kept", out)
     assert re.search(r"mr .* 0\.2\s+3\.0000\s+3\.0000", out)
+
+
+def test_info_tells_how_tasks_are_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tallstore.archive.manifests import notes_of
+    from tallstore.format.adapter import Adapter
+    from tallstore.format.manifest import Task
+
+    told = {
+        "without_loss": {"form": "MXFP4", "tensors": 2, "bytes": 4096, "coded_bytes": 1024},
+        "cheaper_without_loss": {"tensors": 1, "of": 3},
+    }
+    task = Task(group="g", parts={"mask": ()}, measured=told, adapter=Adapter(type="LORA", base_files=""))
+    assert list(notes_of("a", task)) == [
+        "a: an adapter (LORA), kept as it is",
+        "a: 2 tensors of a quantized checkpoint (MXFP4), packed without loss: 4 KiB → 1 KiB",
+        "a: 1 of 3 tensors bit for bit, since that is cheaper",
+    ]
+    odd = {"without_loss": {"tensors": "x"}, "cheaper_without_loss": [1]}
+    assert list(notes_of("a", Task(group="g", parts={"mask": ()}, measured=odd))) == []
+    base = {"w": torch.ones(300, 300, dtype=torch.int8), "v": torch.linspace(0, 1, 5000)}
+    task_state = {"w": base["w"] + 1, "v": base["v"] * 1.01}
+    tallstore.pack(base, {"t": task_state}, tmp_path / "z.tall")
+    _, out, _ = run(capsys, "info", tmp_path / "z.tall", "--json")
+    (note, *_) = json.loads(out)["notes"]
+    assert note.startswith("t: 1 tensor of types that no mask fits")
+    _, out, _ = run(capsys, "info", tmp_path / "z.tall")
+    assert note in " ".join(out.split())

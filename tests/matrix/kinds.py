@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from matrix import quantized
+
 __all__ = ["KINDS", "Kind", "parameters_of"]
 
 SMALL_TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -46,6 +48,8 @@ class Kind:
     """Whether what is loaded is one `nn.Module`, that `load_into` and `switcher` can write to."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Cell → why it is refused; the error must say so."""
+    tune: Callable[[Any, int], Any] | None = None
+    """Makes a fine-tune, by its seed, where noise on parameters is none."""
     vision: bool = False
     """Whether it needs torchvision, which is kept in a folder of its own."""
 
@@ -387,5 +391,12 @@ VISION = (
 )  # fmt: skip
 
 
-KINDS = (*TRANSFORMERS, *FORMS, *DIFFUSERS, *SENTENCES, *VISION)
-"""Every kind; adapters and quantized checkpoints are beside them in the matrix's other tests."""
+QUANTIZED = tuple(
+    Kind(name=name, library="safetensors", make=partial(quantized.make, form), save=quantized.save, load=quantized.load,
+         module=False, tune=quantized.tuner(form), refused={"merge": "cannot be merged|cannot be summed"})
+    for form, name in quantized.FORMS.items()
+)  # fmt: skip
+
+
+KINDS = (*TRANSFORMERS, *FORMS, *DIFFUSERS, *SENTENCES, *VISION, *QUANTIZED)
+"""Every kind; adapters are beside them in the matrix's other tests."""

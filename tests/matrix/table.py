@@ -18,6 +18,9 @@ packed without loss, where it comes back bit for bit. A dash says that the colum
 - `load_into` and `switcher` write to one `nn.Module`; a pipeline is several, and each is taken by
   `zoo.state_dict(task, component=NAME)`.
 - `from_pretrained` is for transformers models; others are extracted and loaded by their own library.
+- Codes of quantized checkpoints are packed without loss and come back to the bit; sums of them mean nothing, so that merging
+  is refused. Here are the layouts that libraries save; models that torchao and compressed-tensors made go through
+  packing, extracting and their stock loaders in tests of their own.
 
 """
 
@@ -32,7 +35,7 @@ def row(kind: Kind) -> list[str]:
         model,
         model,
         "yes" if kind.auto else "–",
-        *("yes" for _ in ALWAYS[2:]),
+        *("refused" if cell in kind.refused else "yes" for cell in ALWAYS[2:]),
     ]
 
 

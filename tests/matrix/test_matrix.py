@@ -17,6 +17,7 @@ import torch
 import tallstore
 from matrix.kinds import KINDS, Kind, parameters_of
 from matrix.vision import import_vision
+from tallstore.errors import OptionError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 """Libraries of models warn of each other's deprecations; that is theirs to mend."""
@@ -89,7 +90,7 @@ def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     for name, seed in (("base", 0), ("a", 1), ("b", 2)):
         torch.manual_seed(0)
         model = kind.make()
-        kind.save(tuned(model, seed) if seed else model, made.path(name))
+        kind.save((kind.tune or tuned)(model, seed) if seed else model, made.path(name))
     tallstore.pack(made.path("base"), {"a": made.path("a"), "b": made.path("b")}, made.archive)
     return made
 
@@ -166,6 +167,11 @@ def test_adding(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_merging(zoo: Zoo, tmp_path: Path) -> None:
     """Half of each task vector is the mean of both models."""
+    if (why := zoo.kind.refused.get("merge")) is not None:
+        with tallstore.open(zoo.archive) as opened, pytest.raises(OptionError, match=why):
+            opened.export_merged(tmp_path / "merged", "arithmetic", alpha=0.5, heads="a")
+        assert not (tmp_path / "merged").exists()
+        return
     with tallstore.open(zoo.archive) as opened:
         opened.export_merged(tmp_path / "merged", "arithmetic", alpha=0.5, heads="a")
     found = parameters_of(zoo.kind.load(tmp_path / "merged"))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
+from safetensors.torch import save_file
+from support import noise, tiny_zoo, write_folder
 
+import tallstore
 from tallstore.format.dtypes import ITEM_BYTES
 
 from .conftest import Packed
@@ -134,3 +138,90 @@ def test_what_the_schema_cannot_say_is_known() -> None:
         if validator().is_valid(json.loads(path.read_bytes())):
             passed.add(name)
     assert passed == BEYOND_A_SCHEMA
+
+
+FREE = {"source", "options", "left_out", "metadata", "files", "data"}
+"""Objects whose keys are names of things, or the packer's own words."""
+
+
+def undescribed(value: Any, schema: Facts | bool, at: str = "") -> set[str]:
+    """Members of a manifest that the schema does not name."""
+    if isinstance(schema, bool):
+        return set()
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    if isinstance(value, list):
+        return {each for item in value for each in undescribed(item, schema.get("items", {}), at)}
+    if not isinstance(value, dict) or at.rpartition(".")[2] in FREE:
+        return set()
+    named, others = schema.get("properties", {}), schema.get("additionalProperties")
+    found = {f"{at}.{key}" for key in value if key not in named and others is None and at.rpartition(".")[2] != "parts"}
+    for key, item in value.items():
+        below = f"{at}.{key}" if key in named else at
+        found |= undescribed(item, named.get(key, others if others is not None else {}), below)
+    return found
+
+
+def lora(folder: Path) -> Path:
+    """An adapter as PEFT saves it."""
+    folder.mkdir()
+    state = {"base_model.model.fc.lora_A.weight": noise(2, 32), "base_model.model.fc.lora_B.weight": noise(16, 2)}
+    save_file(state, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["fc"]}))
+    return folder
+
+
+def varied(folder: Path) -> Iterator[Facts]:
+    """Manifests with everything that a packer says: of quantized tasks, folders, torch files, scores, exact parts."""
+    base, tasks = tiny_zoo(3)
+    quantized = {**base, "q.weight": torch.ones(400, 400, dtype=torch.int8)}
+    (folder / "c").mkdir()
+    torch.save({"network_weights": tasks["a"], "epoch": 3}, folder / "c" / "checkpoint_final.pth")
+    write_folder(folder / "b", {})
+    save_file({**tasks["b"], "new": noise(90, 90)}, folder / "b" / "model.safetensors", {"format": "pt", "by": "x"})
+    (folder / "b" / "optimizer.pt").write_bytes(b"x")
+    (folder / "b" / "lm").mkdir()
+    (folder / "b" / "lm" / "5gram.bin").write_bytes(b"words")
+    runs: dict[str, tuple[Any, dict[str, Any], Facts]] = {
+        "scored": (base, tasks, {"exact": "all", "evaluate": lambda state, task: 1.0}),
+        "lossless": (base, tasks, {"quality": "lossless"}),
+        "tall": (base, tasks, {"recipe": "tall"}),
+        "folders": (base, {"b": folder / "b", "c": folder / "c"}, {"allow_distant": True}),
+        "quantized": (quantized, {"a": {**tasks["a"], "q.weight": quantized["q.weight"] + 1}}, {}),
+        "adapter": (base, {"a": lora(folder / "lora")}, {}),
+    }
+    for name, (origin, own, options) in runs.items():
+        tallstore.pack(origin, own, folder / name, **options)
+        if name == "tall":
+            tallstore.add(folder / name, {"d": tasks["b"]})
+        yield json.loads(manifest_of(folder / name))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_schema_and_page_name_every_member_that_is_written(tmp_path: Path) -> None:
+    page = (ROOT / "manifest.md").read_text(encoding="utf-8")
+    seen: set[str] = set()
+    for facts in varied(tmp_path):
+        validator().validate(facts)
+        assert undescribed(facts, SCHEMA) == set()
+        for task in facts["tasks"].values():
+            seen |= {*task, *task["measured"]}
+            own = {name: value for name, value in task["measured"].items() if name != "left_out"}
+            seen |= {key for value in own.values() if isinstance(value, dict) for key in value}
+            seen |= {key for file in task.get("weights", ()) for key in (*file, *file.get("saved", ()))}
+        seen |= {key for group in facts["groups"] for key in (*group, *group["recipe"])}
+    assert [name for name in sorted(seen) if f"`{name}`" not in page and f'"{name}"' not in page] == []
+    assert seen >= {
+        "saved",
+        "metadata",
+        "adapter",
+        "data",
+        "left_out",
+        "scores",
+        "without_loss",
+        "exact_bytes",
+        "lambda",
+    }
+    members = set(SCHEMA["$defs"]["measured"]["properties"])
+    assert members - seen <= {"divergence", "unmatched", "cheaper_without_loss", "bit_for_bit"}
+    assert all(f"`{name}`" in page for name in members)
