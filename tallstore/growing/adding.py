@@ -204,7 +204,8 @@ def _check_originals(change: Change, base: Checkpoint, tasks: Mapping[str, Sourc
                 raise InputError(f"refit: {error}") from error
             then, now = task.number("relative_error"), found.relative_error
             far = then is not None and now is not None and abs(then - now) > _TOLERANCE * max(then, now)
-            if not found.whole_tensors_exact or far or (then is None) != (now is None):
+            unmeasured = (then is None) != (now is None) and not found.exact
+            if not found.whole_tensors_exact or far or unmeasured:
                 why = (
                     "tensors that are stored whole differ"
                     if not far
