@@ -18,7 +18,7 @@ from torch import Tensor
 from tallstore.adapters.config import AdapterConfig
 from tallstore.adapters.places import Places
 from tallstore.adapters.tensors import TOKENS, AdapterTensors
-from tallstore.errors import OptionError, WrongBaseError
+from tallstore.errors import FormatError, OptionError, WrongBaseError
 from tallstore.tensors import TORCH
 
 __all__ = ["Change", "changes"]
@@ -55,6 +55,7 @@ def changes(
     read: Read,
     base: Read,
     where: str,
+    ties: Mapping[str, str] = {},
 ) -> dict[str, Change]:
     """What the merged model has in the place of the base's tensors, and beside them.
 
@@ -67,6 +68,7 @@ def changes(
         read: gives one of the adapter's tensors.
         base: gives one of the base's.
         where: how messages name the adapter.
+        ties: base tensors that share the memory of another one → that one.
 
     Raises:
         OptionError: an adapter that cannot be merged; says how to use it.
@@ -82,13 +84,28 @@ def changes(
     if config is None:
         return found
     merger = _Merger(tensors, config, places, dtypes, read, base, found, where)
+    by: dict[str, str] = {}
+    own_memory = frozenset(found)
     for module in tensors.modules:
-        found |= merger.module(module)
-    return found
+        for name, change in merger.module(module).items():
+            first = ties.get(name, name)
+            memory = first if change.in_place and first not in own_memory else name
+            if memory not in by:
+                by[memory] = module
+                found[memory] = change
+            elif not merger.same_tokens(by[memory], module):
+                raise OptionError(
+                    f"{where}: cannot be merged here: it changes {memory!r} twice, by the names {by[memory]!r} and "
+                    f"{module!r}: {_REMEDY}"
+                )
+    also = {name: found[first] for name, first in ties.items() if first in found and name not in found}
+    return found | {name: change for name, change in also.items() if change.in_place}
+
+
+_REMEDY = "write its folder (zoo.export, tallstore extract) and load that with PEFT"
 
 
 def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, where: str) -> None:
-    remedy = "write its folder (zoo.export, tallstore extract) and load that with PEFT"
     if config is None and tensors.modules:
         raise OptionError(
             f"{where}: cannot be merged: it was packed without its adapter_config.json, which says how it is scaled; "
@@ -97,9 +114,9 @@ def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, wher
     prompts = [name for name in tensors.loose if "prompt" in name]
     kind = config.type if config is not None else "PROMPT_TUNING"
     if prompts or not (tensors.modules or tensors.replaced):
-        raise OptionError(f"{where}: an adapter of type {kind} changes no weights and cannot be merged: {remedy}")
+        raise OptionError(f"{where}: an adapter of type {kind} changes no weights and cannot be merged: {_REMEDY}")
     if config is not None and (setting := config.unmergeable):
-        raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {remedy}")
+        raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {_REMEDY}")
 
 
 def _taken(read: Read, name: str, dtype: torch.dtype) -> Tensor:
@@ -148,8 +165,27 @@ class _Merger:
             found |= self._change(there, partial(self._by_peft, f"{module}.bias"))
         return found
 
+    def same_tokens(self, left: str, right: str) -> bool:
+        """Whether two modules train the same rows of one embedding to the same values."""
+        names = [self._tensors.modules[module] for module in (left, right)]
+        if not all(len(own) == 1 and next(iter(own)).endswith(TOKENS) for own in names):
+            return False
+        rows = [self._read(next(iter(own.values()))) for own in names]
+        return self._tokens(left) == self._tokens(right) and torch.equal(*rows)
+
+    def _tokens(self, module: str) -> list[int]:
+        """Rows that a module trains; of one that PEFT wraps for being tied, those of the embedding."""
+        try:
+            return self._config.tokens(module)
+        except FormatError:
+            target = self._target(module, "weight")
+            for other in self._tensors.modules:
+                if other != module and self._places.changed(f"{other}.weight") == target:
+                    return self._config.tokens(other)
+            raise
+
     def _target(self, module: str, parameter: str) -> str:
-        name = self._places.of(f"{module}.{parameter}")
+        name = self._places.changed(f"{module}.{parameter}")
         if name is None:
             raise WrongBaseError(
                 f"{self._where}: the base has no tensor {module + '.' + parameter!r}, which the adapter changes: "
@@ -213,7 +249,7 @@ class _Merger:
 
     def _with_tokens(self, module: str, name: str, parameter: str) -> Tensor:
         weight = self._before(name)
-        rows, index = self._read(self._tensors.modules[module][parameter]), self._config.tokens(module)
+        rows, index = self._read(self._tensors.modules[module][parameter]), self._tokens(module)
         if len(rows) != len(index) or not all(0 <= i < len(weight) for i in index):
             raise WrongBaseError(
                 f"{self._where}: {len(index)} token indices do not fit {module!r} and its trained rows"
@@ -234,7 +270,7 @@ class _Merger:
                 continue
             adapter |= {name: self._read(name) for name in parameters.values()}
             for kind in ("weight", "bias"):
-                if (there := self._places.of(f"{module}.{kind}")) is not None:
+                if (there := self._places.changed(f"{module}.{kind}")) is not None:
                     weights[f"{module}.{kind}"] = self._before(there).clone()
             weight = weights[f"{module}.weight"]
             if weight.ndim == 2 and self._turned(module):
@@ -244,7 +280,7 @@ class _Merger:
     def _turned(self, module: str) -> bool:
         """Whether PEFT must be given a module's weight as one of shape (in, out)."""
         if "lora_B.weight" in self._tensors.modules[module]:
-            return self._transposed(module, str(self._places.of(f"{module}.weight")))
+            return self._transposed(module, str(self._places.changed(f"{module}.weight")))
         return self._config.transposed and module.rpartition(".")[2] in _CONV1D
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tallstore.adapters import AdapterConfig, Change, changes, check_untied, find_places, sorted_tensors
+from tallstore.adapters import AdapterConfig, merged_model
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place, Reader
 from tallstore.errors import OptionError
@@ -45,31 +45,24 @@ class _MergedTask:
         where = f"{reader.store.url}: task {task!r}"
         base = manifest.base.tensors
         entries = {name: place.entry for name, place in decoder.task(task).items()}
-        tensors = sorted_tensors(entries)
-        places = find_places(tensors, {name: facts.shape for name, facts in base.items()})
         shown = {name: entries[str(entry.to)] if entry.kind == "tied" else entry for name, entry in entries.items()}
-        config = _config(reader, manifest.tasks[task], where)
-        check_untied(tensors, config, places, _model_config(reader, manifest.tasks[task], where), where)
-        self.changes: dict[str, Change] = changes(
-            tensors,
-            config,
-            places,
+        model = merged_model(
             {name: (str(entry.dtype), entry.shape or ()) for name, entry in shown.items()},
-            {name: facts.dtype for name, facts in base.items()},
+            {name: (facts.dtype, facts.shape) for name, facts in base.items()},
             lambda name: decoder.tensors(task, [name])[name],
             lambda name: _base(decoder, name),
-            where,
+            config=_config(reader, manifest.tasks[task], where),
+            model_config=_model_config(reader, manifest.tasks[task], where),
+            ties=_ties(reader, manifest),
+            where=where,
         )
-        self.changes |= dict(_tied(reader, manifest, self.changes))
+        self.changes, self.sources = model.changes, model.sources
         entry_of = {
             name: Entry(kind="base", dtype=facts.dtype, shape=facts.shape, base=name) for name, facts in base.items()
         }
         entry_of |= {
             name: Entry(kind="private", dtype=each.dtype, shape=each.shape) for name, each in self.changes.items()
         }
-        # With a head of the model's own beside them, the base's tensors need the model's names too.
-        beside = any(name not in base for name in self.changes)
-        self.sources = {places.model_name(name) if beside and name in base else name: name for name in entry_of}
         self.places = {name: Place("", entry_of[source], None) for name, source in self.sources.items()}
 
     def tensor(self, decoder: Decoder, name: str) -> Tensor:
@@ -153,15 +146,12 @@ def _base(decoder: Decoder, name: str) -> Tensor:
     return decoder.base_tensor(name)
 
 
-def _tied(reader: Reader, manifest: Manifest, changed: Mapping[str, Change]) -> Iterator[tuple[str, Change]]:
-    """What becomes of tensors that share the memory of one that changes."""
+def _ties(reader: Reader, manifest: Manifest) -> dict[str, str]:
+    """Base tensors that share the memory of another one, as far as the archive knows."""
     if manifest.base.storage != "embed":
-        return
-    for name, place in reader.places(manifest.base.parts, "base", "").items():
-        if place.entry.kind == "tied" and name not in changed:
-            change = changed.get(str(place.entry.to))
-            if change is not None and change.in_place:
-                yield name, change
+        return {}
+    places = reader.places(manifest.base.parts, "base", "")
+    return {name: str(place.entry.to) for name, place in places.items() if place.entry.kind == "tied"}
 
 
 def check_merged(manifest: Manifest, task: str, where: str) -> None:
