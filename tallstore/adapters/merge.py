@@ -77,19 +77,21 @@ def changes(
     _check_mergeable(tensors, config, where)
     found: dict[str, Change] = {}
     for name, source in tensors.replaced.items():
-        there = places.of(name)
+        in_place = ".base_layer." in source  # written to the module's own weight, and no copy of it
+        there = places.changed(name) if in_place else places.of(name)
         dtype = own[source][0] if there is None else dtypes[there]
         make = partial(_taken, read, source, TORCH[dtype])
-        found[there or places.model_name(name)] = Change(dtype, own[source][1], make, in_place=False)
+        target = there or places.model_name(name)
+        found[ties.get(target, target) if in_place else target] = Change(dtype, own[source][1], make, in_place=in_place)
     if config is None:
         return found
-    merger = _Merger(tensors, config, places, dtypes, read, base, found, where)
+    merger = _Merger(tensors, config, places, dtypes, read, base, found, where, ties)
     by: dict[str, str] = {}
-    own_memory = frozenset(found)
+    copies = frozenset(name for name, change in found.items() if not change.in_place)
     for module in tensors.modules:
         for name, change in merger.module(module).items():
             first = ties.get(name, name)
-            memory = first if change.in_place and first not in own_memory else name
+            memory = first if change.in_place and first not in copies else name
             if memory not in by:
                 by[memory] = module
                 found[memory] = change
@@ -136,8 +138,9 @@ class _Merger:
         base: Read,
         replaced: Mapping[str, Change],
         where: str,
+        ties: Mapping[str, str],
     ) -> None:
-        self._tensors, self._config, self._places = tensors, config, places
+        self._tensors, self._config, self._places, self._ties = tensors, config, places, ties
         self._dtypes, self._read, self._base, self._where = dtypes, read, base, where
         self._replaced = dict(replaced)
         self._foreign = cache(self._merged_by_peft)
@@ -194,14 +197,22 @@ class _Merger:
         return name
 
     def _change(self, name: str, make: Callable[[], Tensor]) -> dict[str, Change]:
-        whole = self._replaced.get(name)
+        whole = self._brought(name)
         shape = whole.shape if whole is not None else self._places.base[name]
         dtype = whole.dtype if whole is not None else self._dtypes[name]
-        return {name: Change(dtype, shape, make, in_place=whole is None)}
+        return {name: Change(dtype, shape, make, in_place=whole is None or whole.in_place)}
+
+    def _brought(self, name: str) -> Change | None:
+        """What the adapter itself has in the place of a tensor of the base."""
+        if name in self._replaced:
+            return self._replaced[name]
+        shared = self._replaced.get(self._ties.get(name, name))
+        return shared if shared is not None and shared.in_place else None
 
     def _before(self, name: str) -> Tensor:
         """A tensor of the base as the adapter finds it: its own copy, where it comes with one."""
-        return self._replaced[name].make() if name in self._replaced else self._base(name)
+        whole = self._brought(name)
+        return self._base(name) if whole is None else whole.make()
 
     def _parameter(self, module: str, parameter: str) -> Tensor:
         found = self._read(self._tensors.modules[module][parameter])

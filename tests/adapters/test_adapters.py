@@ -163,7 +163,9 @@ def test_tied_weights_stay_tied(make: Make, tmp_path: Path) -> None:
     assert torch.equal(head, found.merged()["lm_head.weight"])
 
 
-@pytest.mark.parametrize("name", ["tokens-alone-tied", "tokens-of-a-tied-head", "lora-of-a-tied-head"])
+@pytest.mark.parametrize(
+    "name", ["embedding-tied", "tokens-alone-tied", "tokens-of-a-tied-head", "lora-of-a-tied-head"]
+)
 def test_a_base_in_memory_changes_under_both_names(make: Make, tmp_path: Path, name: str) -> None:
     found = make(CASES[name])
     tallstore.pack(found.model(), {"a": found.adapter}, tmp_path / "zoo.tall")
