@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from tallstore.format.manifest import Manifest, Task
 from tallstore.format.part import Entry
 from tallstore.kernels.tiled import Steps
 
-__all__ = ["MergedDecoder", "adapter_files", "check_merged", "merged_files"]
+__all__ = ["MergedDecoder", "adapter_files", "check_merged", "file_as_json", "merged_files"]
 
 
 def adapter_files(task: Task) -> dict[str, str]:
@@ -43,7 +44,7 @@ class _MergedTask:
     def __init__(self, decoder: Decoder, reader: Reader, task: str) -> None:
         manifest = reader.manifest
         where = f"{reader.store.url}: task {task!r}"
-        base = manifest.base.tensors
+        base, record = manifest.base.tensors, manifest.tasks[task]
         entries = {name: place.entry for name, place in decoder.task(task).items()}
         shown = {name: entries[str(entry.to)] if entry.kind == "tied" else entry for name, entry in entries.items()}
         model = merged_model(
@@ -52,9 +53,11 @@ class _MergedTask:
             lambda name: decoder.tensors(task, [name])[name],
             lambda name: _base(decoder, name),
             config=_config(reader, manifest.tasks[task], where),
-            model_config=_model_config(reader, manifest.tasks[task], where),
+            config_of=partial(file_as_json, reader, manifest.tasks[task], where),
             ties=_ties(reader, manifest),
             where=where,
+            trainer=record.adapter.type if record.adapter is not None else None,
+            metadata=record.weights[0].metadata if record.weights else {},
         )
         self.changes, self.sources = model.changes, model.sources
         entry_of = {
@@ -134,10 +137,10 @@ def _config(reader: Reader, task: Task, where: str) -> AdapterConfig | None:
     return None if path is None else AdapterConfig.parse(reader.file(path), f"{where}: {CONFIG}")
 
 
-def _model_config(reader: Reader, task: Task, where: str) -> Mapping[str, Any] | None:
-    """The base's `config.json`; None if it has none, or one that is no object."""
-    path = merged_files(task).get("config.json")
-    found = None if path is None else strict_json.loads(reader.file(path), f"{where}: config.json")
+def file_as_json(reader: Reader, task: Task, where: str, name: str) -> Mapping[str, Any] | None:
+    """A file of the base's; None if it has none of that name, or one that is no object."""
+    path = merged_files(task).get(name)
+    found = None if path is None else strict_json.loads(reader.file(path), f"{where}: {name}")
     return found if isinstance(found, dict) else None
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.adapters.foreign import load_adapter_into
-from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, merged_files
-from tallstore.archive.components import Part, components_of, part_of
+from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, file_as_json, merged_files
+from tallstore.archive.components import Part, components_of, layout_by_names, part_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.into import load_into
@@ -278,6 +278,7 @@ class Zoo:
             places = self._twice(self._merging.task, task)
             shown = {name: TensorInfo(str(p.entry.dtype), p.entry.shape or ()) for name, p in places.items()}
             files, held = merged_files(record), {name: name for name in shown}
+            layout = layout_by_names(shown, partial(file_as_json, self._reader, record, f"{self.url}: task {task!r}"))
             decode: Callable[[list[str]], dict[str, Tensor]] = partial(
                 self._twice, partial(self._merging.tensors, task)
             )

@@ -30,9 +30,11 @@ def merged_state(base: Checkpoint, adapter: Checkpoint) -> dict[str, Tensor]:
         partial(_whole, adapter),
         read,
         config=adapter.adapter.config,
-        model_config=_config_of(base),
+        config_of=partial(_json_of, base),
         ties=base.ties,
         where=adapter.where,
+        trainer=adapter.adapter.type,
+        metadata=adapter.layout[0].metadata if adapter.layout else {},
     )
     made = {
         source: model.changes[source].make() if source in model.changes else read(source)
@@ -47,8 +49,8 @@ def _whole(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.read(name, 0, info.numel).reshape(info.shape)
 
 
-def _config_of(base: Checkpoint) -> dict[str, Any] | None:
-    path = base.files.get("config.json")
+def _json_of(base: Checkpoint, name: str) -> dict[str, Any] | None:
+    path = base.files.get(name)
     if path is None:
         return None
     try:
