@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +45,8 @@ _OTHERWISE = re.compile(
 _TEXT = "text_model."
 """What the names of a text encoder of CLIP's began with, and in newer versions of transformers do not."""
 _ROLES = {"lora_down.weight", "lora_up.weight", "alpha"}
+_AXES = (re.compile(r"up\.weight|lora_B"), re.compile(r"down\.weight|lora_A"))
+"""Which of a product's matrices have the weight's rows, and which its columns."""
 _LOAD = "write its folder (zoo.export, tallstore extract) and load that with the pipeline's load_lora_weights"
 
 
@@ -70,15 +73,15 @@ def check_trainer(
     """
     said = f"{where}: {base_where} is not its base"
     remedy = "give the base that this adapter was trained on, or allow_distant=True (--allow-distant) if it is"
-    table = {re.sub(r"\W", "_", name.rpartition("/")[2].removesuffix(".weight")): name for name in base}
+    table = {_flat(name.rpartition("/")[2].removesuffix(".weight")): name for name in base}
     found = False
     for name, shape in shapes.items():
         module, inner = _module(form, name)
         there = table.get(module)
         found |= there is not None
-        if there is None or len(shape) < 2 or len(base[there]) < 2:
+        axis = next((axis for axis, role in enumerate(_AXES) if role.search(inner)), None)
+        if there is None or axis is None or len(shape) < 2 or len(base[there]) < 2:
             continue
-        axis = 0 if re.search(r"up|lora_B", inner) else 1
         if shape[axis] != base[there][axis]:
             raise WrongBaseError(
                 f"{said}: tensor {name!r} is {list(shape)} and does not fit the base's {there!r}, "
@@ -92,10 +95,14 @@ def _module(form: str, name: str) -> tuple[str, str]:
     """A tensor's module, its names joined by underscores and without its component's, and the parameter's name."""
     if form == KOHYA:
         module, _, inner = name.partition(".")
-        return _PREFIX.sub("", module), inner
+        return _flat(_PREFIX.sub("", module)), inner
     match = re.fullmatch(r"(?:\w+?)\.(.+?)[._](lora.*|alpha)", name)
     module, inner = (match[1], match[2]) if match else (name, "")
-    return re.sub(r"\W", "_", module), inner
+    return _flat(module), inner
+
+
+def _flat(module: str) -> str:
+    return re.sub(r"\W", "_", module).removeprefix("text_model_")
 
 
 @dataclass(frozen=True)
@@ -192,9 +199,8 @@ Named = tuple[str, str]
 def _by_diffusers(
     form: str, tensors: Mapping[str, Tensor], config_of: Callable[[str], Mapping[str, Any] | None]
 ) -> tuple[dict[Named, Tensor], dict[Named, float]]:
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-    from diffusers.utils import state_dict_utils as utils
-
+    loaders: Any = import_module("diffusers.loaders")
+    utils: Any = import_module("diffusers.utils.state_dict_utils")
     state: dict[str, Tensor] = dict(tensors)
     alphas: dict[str, Any] = {}
     if form == KOHYA:
@@ -202,8 +208,7 @@ def _by_diffusers(
         unet = SimpleNamespace(**facts) if "layers_per_block" in facts else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converted: Any = StableDiffusionXLLoraLoaderMixin.lora_state_dict(state, unet_config=unet)
-        state, alphas = converted[0], converted[1] or {}
+            state, alphas = loaders.StableDiffusionXLLoraLoaderMixin.lora_state_dict(state, unet_config=unet)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         component, _, inner = name.partition(".")
