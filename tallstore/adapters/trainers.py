@@ -39,7 +39,7 @@ _DIFFUSERS = re.compile(
 )
 _PREFIX = re.compile(r"lora_(?:unet|te\d?|transformer|prior)_")
 _OTHERWISE = re.compile(
-    r"input_blocks|middle_block|output_blocks|double_blocks|single_blocks|joint_blocks|(?:^|_)blocks_\d"
+    r"input_blocks|middle_block|output_blocks|double_blocks|single_blocks|joint_blocks|lora_unet_blocks_\d"
 )
 """Names of the models that diffusers converts."""
 _TEXT = "text_model."
@@ -87,7 +87,7 @@ def check_trainer(
                 f"{said}: tensor {name!r} is {list(shape)} and does not fit the base's {there!r}, "
                 f"{list(base[there])}; {remedy}"
             )
-    if not found and not any(_OTHERWISE.search(name) for name in shapes):
+    if not found and not (form == KOHYA and any(_OTHERWISE.search(name) for name in shapes)):
         raise WrongBaseError(f"{said}: the base has no module for tensor {next(iter(shapes))!r}; {remedy}")
 
 
