@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tallstore.adapters.config import AdapterConfig
+from tallstore.adapters.foreign import TAKEN
 from tallstore.adapters.places import Places
 from tallstore.adapters.tensors import TOKENS, AdapterTensors
 from tallstore.errors import FormatError, OptionError, WrongBaseError
@@ -25,6 +26,8 @@ __all__ = ["Change", "changes"]
 
 Read = Callable[[str], Tensor]
 _LORA = {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B"}
+_HERE = {"LORA", "TRAINABLE_TOKENS", "LN_TUNING"}
+"""Methods that are computed here."""
 _NARROW = {torch.bfloat16, torch.float16}
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {
     3: torch.nn.functional.conv1d,
@@ -117,6 +120,8 @@ def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, wher
     kind = config.type if config is not None else "PROMPT_TUNING"
     if prompts or not (tensors.modules or tensors.replaced):
         raise OptionError(f"{where}: an adapter of type {kind} changes no weights and cannot be merged: {_REMEDY}")
+    if config is not None and config.type not in TAKEN | _HERE:
+        raise OptionError(f"{where}: an adapter of type {config.type} cannot be merged here: {_REMEDY}")
     if config is not None and (setting := config.unmergeable):
         raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {_REMEDY}")
 

@@ -100,7 +100,7 @@ def check_base(
     places = find_places(tensors, shapes, base)
     remedy = "give the base that this adapter was trained on, or allow_distant=True (--allow-distant) if it is"
     lost = []
-    nested = config is not None and config.facts.get("target_parameters")
+    nested = config is not None and (config.facts.get("target_parameters") or config.facts.get("layer_replication"))
     for module, parameters in tensors.modules.items():
         weight = next((n for w in _WEIGHTS if (n := places.changed(f"{module}.{w}"))), None)
         if weight is None:
