@@ -99,6 +99,8 @@ def show(report: GrowReport, *, as_json: bool, quiet: bool) -> None:
         return
     for warning in report.warnings:
         typer.echo(f"tallstore: warning: {warning}", err=True)
+    for note in report.notes:
+        typer.echo(f"tallstore: note: {note}", err=True)
     if quiet:
         return
     console = output.console()

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from tallstore.cli import output
+from tallstore.format.adapter import adapter_note
 from tallstore.stores import Access, open_any
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _cell(key: str, task: Task) -> str:
     if key == "share":
         own, plain = task.number("bytes"), task.number("checkpoint_bytes")
         return output.share(own / plain if own and plain else None)
-    if key == "relative_error" and task.bit_for_bit:
+    if key == "relative_error" and (task.bit_for_bit or task.adapter is not None):
         return "bit for bit"
     value = task.number(key)
     if key == "density":
@@ -131,6 +132,8 @@ def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str,
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
     output.say(console, _saving(facts))
     for name, task in tasks.items():
+        if notes and task.adapter is not None:
+            output.say(console, adapter_note(name, task.adapter.type))
         if notes and (told := _told(name, task)):
             output.say(console, told)
         left = task.measured.get("left_out")
