@@ -395,9 +395,13 @@ def test_the_command_line(make: Make, tmp_path: Path) -> None:
     found = make(CASES["lora"])
     target, run = str(tmp_path / "zoo.tall"), CliRunner().invoke
     words = ["pack", str(found.base), f"a={found.adapter}", "-o", target]
-    for command in (words, ["info", target], ["extract", target, "a", "-o", str(tmp_path / "out")]):
+    note = ": an adapter (LORA), kept bit for bit"
+    for command in (words, ["add", target, f"b={found.adapter}"], ["info", target]):
         done = run(app, command)
         assert done.exit_code == 0, done.output
+        assert note in done.output, done.output
+    done = run(app, ["extract", target, "a", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
     done = run(app, ["extract", target, "a", "--merged", "-o", str(tmp_path / "merged")])
     assert done.exit_code == 0, done.output
     assert same(load_file(tmp_path / "merged" / "model.safetensors"), found.merged(tmp_path / "out"))

@@ -44,8 +44,8 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 def test_pushed_and_pulled(hub: Hub, adapter: Made, zoo: Path, tmp_path: Path) -> None:
     where = {"endpoint": hub.url, "token": TOKEN, "cache_dir": tmp_path / "cache"}
     tallstore.push(zoo, "user/new", endpoint=hub.url, token=TOKEN)
-    tallstore.pull("user/new", tmp_path / "whole", **where)
-    tallstore.pull("user/new", tmp_path / "folder", task="a", **where)
+    tallstore.pull("user/new", tmp_path / "whole", archive=True, **where)
+    tallstore.pull("user/new", tmp_path / "folder", tasks="a", **where)
     original = load_file(adapter.adapter / "adapter_model.safetensors")
     assert same(load_file(tmp_path / "folder" / "adapter_model.safetensors"), original)
     assert same(adapter.merged(tmp_path / "folder"), adapter.merged())

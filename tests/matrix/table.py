@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matrix.kinds import KINDS, Kind
+from matrix.kinds import ADAPTERS, KINDS, Kind
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pages" / "checkpoints.md"
 ALWAYS = ("pack, extract", "folder", "add", "merge", "verify", "lossless")
@@ -18,6 +18,8 @@ packed without loss, where it comes back bit for bit. A dash says that the colum
 - `load_into` and `switcher` write to one `nn.Module`; a pipeline is several, and each is taken by
   `zoo.state_dict(task, component=NAME)`.
 - `from_pretrained` is for transformers models; others are extracted and loaded by their own library.
+- merging is of models: an adapter is merged into its base (`extract --merged`), as it is where it is written into a
+  model, switched to, or loaded by `from_pretrained`.
 
 """
 
@@ -40,6 +42,7 @@ def page() -> str:
     """The whole page."""
     head = ["kind", "library", *ALWAYS[:2], "load_into", "switcher", "from_pretrained", *ALWAYS[2:]]
     rows = [head, ["---"] * len(head), *(row(kind) for kind in KINDS)]
+    rows += [[kind.name, "peft", *("yes" for _ in head[2:7]), "yes", "–", "yes", "yes"] for kind in ADAPTERS]
     return HEAD + "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
