@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from tallstore.adapters.config import AdapterConfig
-from tallstore.adapters.merge import Change, changes
-from tallstore.adapters.places import Places, check_base, find_places
+from tallstore.adapters.model import MergedModel, merged_model
+from tallstore.adapters.places import check_base
 from tallstore.adapters.tensors import AdapterTensors, recognised, sorted_tensors
-from tallstore.adapters.tying import check_untied
+from tallstore.adapters.trainers import TRAINERS, check_trainer, trainer_of
 
 __all__ = [
+    "TRAINERS",
     "AdapterConfig",
     "AdapterTensors",
-    "Change",
-    "Places",
-    "changes",
+    "MergedModel",
     "check_base",
-    "check_untied",
-    "find_places",
+    "check_trainer",
+    "merged_model",
     "recognised",
     "sorted_tensors",
+    "trainer_of",
 ]

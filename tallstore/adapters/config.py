@@ -15,6 +15,9 @@ __all__ = ["AdapterConfig"]
 
 _ORDINARY = {"use_rslora", "use_dora", "use_label_mask", "use_gks"}
 _STRUCTURE = ("alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config", "megatron_config")
+_INITIAL = ("pissa", "olora")
+"""Initial values that are taken out of the base's weights, the same every time: PEFT does it again to merge."""
+_PLAIN_INITIAL = ("gaussian", "eva", "orthogonal")
 _NESTED = re.compile(r"\([^()]*[*+{][^()]*\)[*+{?]")
 """Expressions that can take forever to match."""
 
@@ -48,12 +51,22 @@ class AdapterConfig:
         """Whether it is LoRA without any of the variants that change the arithmetic."""
         odd = [key for key, value in self.facts.items() if key.startswith("use_") and value and key not in _ORDINARY]
         variants = [self.facts.get(key) for key in ("use_dora", "kasa_config", "monteclora_config", "velora_config")]
-        return self.type == "LORA" and not odd and not any(variants)
+        initial = self.facts.get("init_lora_weights") in _INITIAL
+        return self.type == "LORA" and not odd and not any(variants) and not initial
 
     @property
     def unmergeable(self) -> str | None:
         """A setting with which the adapter cannot be merged into the base's tensors one by one."""
+        initial = self.facts.get("init_lora_weights")
+        if isinstance(initial, str) and initial not in (*_INITIAL, *_PLAIN_INITIAL):
+            return f"init_lora_weights {initial!r}"
         return next((key for key in _STRUCTURE if self.facts.get(key)), None)
+
+    @property
+    def initial(self) -> str | bool:
+        """How PEFT begins where it merges: `True`, but for what changes the base's weights before it trains."""
+        initial = self.facts.get("init_lora_weights")
+        return initial if initial in _INITIAL else True
 
     @property
     def transposed(self) -> bool:

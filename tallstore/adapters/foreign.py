@@ -19,9 +19,15 @@ from torch import Tensor, nn
 from tallstore.adapters.config import AdapterConfig
 from tallstore.errors import MissingExtraError, ModelMismatchError, OptionError
 
-__all__ = ["load_adapter_into", "merged"]
+__all__ = ["TAKEN", "load_adapter_into", "merged"]
 
-_TAKEN = {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "VERA", "FOURIERFT", "HIRA", "DELORA", "MISS"}
+TAKEN = frozenset(
+    {
+        "LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "FOURIERFT", "HIRA", "DELORA", "MISS",
+        "ROAD", "SHIRA", "C3A", "WAVEFT", "VBLORA", "RANDLORA",
+    }
+)  # fmt: skip
+"""Methods that merge from their own tensors, module by module."""
 _DROPPED = (
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
@@ -50,11 +56,6 @@ def merged(
         MissingExtraError: PEFT is missing; names the command that installs it.
         OptionError: PEFT cannot merge such an adapter.
     """
-    if config.type not in _TAKEN:
-        raise OptionError(
-            f"{where}: an adapter of type {config.type} cannot be merged here: write its folder (zoo.export, "
-            "tallstore extract) and load that with PEFT"
-        )
     peft = _peft(f"{where}: to merge an adapter of this kind ({config.type})")
     embeddings = {name.rpartition(".lora_embedding_A")[0] for name in adapter if "lora_embedding_A" in name}
     embeddings = {name.removeprefix("base_model.model.") for name in embeddings}
@@ -112,7 +113,7 @@ def _peft(what: str) -> Any:
 def _config(peft: Any, config: AdapterConfig, modules: Collection[str], adapter: Mapping[str, Tensor]) -> Any:
     facts = {key: value for key, value in config.facts.items() if key not in _DROPPED}
     if config.type in {"LORA", "ADALORA"}:
-        facts["init_lora_weights"] = True
+        facts["init_lora_weights"] = config.initial
     if config.type == "IA3":
         facts["feedforward_modules"] = [module for module in modules if _is_feedforward(config, adapter, module)]
     facts |= {"target_modules": sorted(modules), "inference_mode": True, "bias": "none"}

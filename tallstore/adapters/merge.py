@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from tallstore.adapters.config import AdapterConfig
+from tallstore.adapters.foreign import TAKEN
 from tallstore.adapters.places import Places
 from tallstore.adapters.tensors import TOKENS, AdapterTensors
-from tallstore.errors import OptionError, WrongBaseError
+from tallstore.errors import FormatError, OptionError, WrongBaseError
 from tallstore.tensors import TORCH
 
 __all__ = ["Change", "changes"]
 
 Read = Callable[[str], Tensor]
 _LORA = {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B"}
+_HERE = {"LORA", "TRAINABLE_TOKENS", "LN_TUNING"}
+"""Methods that are computed here."""
 _NARROW = {torch.bfloat16, torch.float16}
 _CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {
     3: torch.nn.functional.conv1d,
@@ -55,6 +58,7 @@ def changes(
     read: Read,
     base: Read,
     where: str,
+    ties: Mapping[str, str] = {},
 ) -> dict[str, Change]:
     """What the merged model has in the place of the base's tensors, and beside them.
 
@@ -67,6 +71,7 @@ def changes(
         read: gives one of the adapter's tensors.
         base: gives one of the base's.
         where: how messages name the adapter.
+        ties: base tensors that share the memory of another one → that one.
 
     Raises:
         OptionError: an adapter that cannot be merged; says how to use it.
@@ -75,20 +80,37 @@ def changes(
     _check_mergeable(tensors, config, where)
     found: dict[str, Change] = {}
     for name, source in tensors.replaced.items():
-        there = places.of(name)
+        in_place = ".base_layer." in source  # written to the module's own weight, and no copy of it
+        there = places.changed(name) if in_place else places.of(name)
         dtype = own[source][0] if there is None else dtypes[there]
         make = partial(_taken, read, source, TORCH[dtype])
-        found[there or places.model_name(name)] = Change(dtype, own[source][1], make, in_place=False)
+        target = there or places.model_name(name)
+        found[ties.get(target, target) if in_place else target] = Change(dtype, own[source][1], make, in_place=in_place)
     if config is None:
         return found
-    merger = _Merger(tensors, config, places, dtypes, read, base, found, where)
+    merger = _Merger(tensors, config, places, dtypes, read, base, found, where, ties)
+    by: dict[str, str] = {}
+    copies = frozenset(name for name, change in found.items() if not change.in_place)
     for module in tensors.modules:
-        found |= merger.module(module)
-    return found
+        for name, change in merger.module(module).items():
+            first = ties.get(name, name)
+            memory = first if change.in_place and first not in copies else name
+            if memory not in by:
+                by[memory] = module
+                found[memory] = change
+            elif not merger.same_tokens(by[memory], module):
+                raise OptionError(
+                    f"{where}: cannot be merged here: it changes {memory!r} twice, by the names {by[memory]!r} and "
+                    f"{module!r}: {_REMEDY}"
+                )
+    also = {name: found[first] for name, first in ties.items() if first in found and name not in found}
+    return found | {name: change for name, change in also.items() if change.in_place}
+
+
+_REMEDY = "write its folder (zoo.export, tallstore extract) and load that with PEFT"
 
 
 def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, where: str) -> None:
-    remedy = "write its folder (zoo.export, tallstore extract) and load that with PEFT"
     if config is None and tensors.modules:
         raise OptionError(
             f"{where}: cannot be merged: it was packed without its adapter_config.json, which says how it is scaled; "
@@ -97,9 +119,11 @@ def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, wher
     prompts = [name for name in tensors.loose if "prompt" in name]
     kind = config.type if config is not None else "PROMPT_TUNING"
     if prompts or not (tensors.modules or tensors.replaced):
-        raise OptionError(f"{where}: an adapter of type {kind} changes no weights and cannot be merged: {remedy}")
+        raise OptionError(f"{where}: an adapter of type {kind} changes no weights and cannot be merged: {_REMEDY}")
+    if config is not None and config.type not in TAKEN | _HERE:
+        raise OptionError(f"{where}: an adapter of type {config.type} cannot be merged here: {_REMEDY}")
     if config is not None and (setting := config.unmergeable):
-        raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {remedy}")
+        raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {_REMEDY}")
 
 
 def _taken(read: Read, name: str, dtype: torch.dtype) -> Tensor:
@@ -119,8 +143,9 @@ class _Merger:
         base: Read,
         replaced: Mapping[str, Change],
         where: str,
+        ties: Mapping[str, str],
     ) -> None:
-        self._tensors, self._config, self._places = tensors, config, places
+        self._tensors, self._config, self._places, self._ties = tensors, config, places, ties
         self._dtypes, self._read, self._base, self._where = dtypes, read, base, where
         self._replaced = dict(replaced)
         self._foreign = cache(self._merged_by_peft)
@@ -148,8 +173,27 @@ class _Merger:
             found |= self._change(there, partial(self._by_peft, f"{module}.bias"))
         return found
 
+    def same_tokens(self, left: str, right: str) -> bool:
+        """Whether two modules train the same rows of one embedding to the same values."""
+        names = [self._tensors.modules[module] for module in (left, right)]
+        if not all(len(own) == 1 and next(iter(own)).endswith(TOKENS) for own in names):
+            return False
+        rows = [self._read(next(iter(own.values()))) for own in names]
+        return self._tokens(left) == self._tokens(right) and torch.equal(*rows)
+
+    def _tokens(self, module: str) -> list[int]:
+        """Rows that a module trains; of one that PEFT wraps for being tied, those of the embedding."""
+        try:
+            return self._config.tokens(module)
+        except FormatError:
+            target = self._target(module, "weight")
+            for other in self._tensors.modules:
+                if other != module and self._places.changed(f"{other}.weight") == target:
+                    return self._config.tokens(other)
+            raise
+
     def _target(self, module: str, parameter: str) -> str:
-        name = self._places.of(f"{module}.{parameter}")
+        name = self._places.changed(f"{module}.{parameter}")
         if name is None:
             raise WrongBaseError(
                 f"{self._where}: the base has no tensor {module + '.' + parameter!r}, which the adapter changes: "
@@ -158,14 +202,22 @@ class _Merger:
         return name
 
     def _change(self, name: str, make: Callable[[], Tensor]) -> dict[str, Change]:
-        whole = self._replaced.get(name)
+        whole = self._brought(name)
         shape = whole.shape if whole is not None else self._places.base[name]
         dtype = whole.dtype if whole is not None else self._dtypes[name]
-        return {name: Change(dtype, shape, make, in_place=whole is None)}
+        return {name: Change(dtype, shape, make, in_place=whole is None or whole.in_place)}
+
+    def _brought(self, name: str) -> Change | None:
+        """What the adapter itself has in the place of a tensor of the base."""
+        if name in self._replaced:
+            return self._replaced[name]
+        shared = self._replaced.get(self._ties.get(name, name))
+        return shared if shared is not None and shared.in_place else None
 
     def _before(self, name: str) -> Tensor:
         """A tensor of the base as the adapter finds it: its own copy, where it comes with one."""
-        return self._replaced[name].make() if name in self._replaced else self._base(name)
+        whole = self._brought(name)
+        return self._base(name) if whole is None else whole.make()
 
     def _parameter(self, module: str, parameter: str) -> Tensor:
         found = self._read(self._tensors.modules[module][parameter])
@@ -213,7 +265,7 @@ class _Merger:
 
     def _with_tokens(self, module: str, name: str, parameter: str) -> Tensor:
         weight = self._before(name)
-        rows, index = self._read(self._tensors.modules[module][parameter]), self._config.tokens(module)
+        rows, index = self._read(self._tensors.modules[module][parameter]), self._tokens(module)
         if len(rows) != len(index) or not all(0 <= i < len(weight) for i in index):
             raise WrongBaseError(
                 f"{self._where}: {len(index)} token indices do not fit {module!r} and its trained rows"
@@ -234,7 +286,7 @@ class _Merger:
                 continue
             adapter |= {name: self._read(name) for name in parameters.values()}
             for kind in ("weight", "bias"):
-                if (there := self._places.of(f"{module}.{kind}")) is not None:
+                if (there := self._places.changed(f"{module}.{kind}")) is not None:
                     weights[f"{module}.{kind}"] = self._before(there).clone()
             weight = weights[f"{module}.weight"]
             if weight.ndim == 2 and self._turned(module):
@@ -244,7 +296,7 @@ class _Merger:
     def _turned(self, module: str) -> bool:
         """Whether PEFT must be given a module's weight as one of shape (in, out)."""
         if "lora_B.weight" in self._tensors.modules[module]:
-            return self._transposed(module, str(self._places.of(f"{module}.weight")))
+            return self._transposed(module, str(self._places.changed(f"{module}.weight")))
         return self._config.transposed and module.rpartition(".")[2] in _CONV1D
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tallstore.adapters.config import AdapterConfig
 from tallstore.adapters.tensors import AdapterTensors
+from tallstore.adapters.tying import tied_to
 from tallstore.errors import WrongBaseError
 
 __all__ = ["Places", "check_base", "find_places"]
@@ -24,6 +25,12 @@ class Places:
     strip: str
     add: str
     base: Mapping[str, Shape]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Weights of modules that the base's files do not hold since they are tied → the embedding that they are."""
+
+    def changed(self, name: str) -> str | None:
+        """The base tensor that changes with a tensor of the model, which may be tied to it; None if there is none."""
+        return self.of(name) or self.tied.get(name)
 
     def of(self, name: str) -> str | None:
         """The base tensor that a tensor of the model is; None if the base has none."""
@@ -35,8 +42,26 @@ class Places:
         return self.strip + name.removeprefix(self.add) if name.startswith(self.add) else name
 
 
-def find_places(tensors: AdapterTensors, base: Mapping[str, Shape]) -> Places:
-    """Find the prefixes that bring the most of an adapter's modules together with base tensors."""
+def find_places(tensors: AdapterTensors, shapes: Mapping[str, Shape], base: Mapping[str, Shape]) -> Places:
+    """Find the prefixes that bring the most of an adapter's modules together with base tensors, and what is tied.
+
+    Args:
+        tensors: the adapter's.
+        shapes: of each of its tensors.
+        base: the base's tensors.
+    """
+    places = _prefixes(tensors, base)
+    tied = {}
+    for module, parameters in tensors.modules.items():
+        weight = f"{module}.weight"
+        if places.of(weight) is None and (
+            found := tied_to(module, {p: shapes[n] for p, n in parameters.items()}, base)
+        ):
+            tied[weight] = found
+    return replace(places, tied=tied)
+
+
+def _prefixes(tensors: AdapterTensors, base: Mapping[str, Shape]) -> Places:
     by_suffix: dict[str, list[str]] = defaultdict(list)
     for name in base:
         for suffix in _suffixes(name):
@@ -72,12 +97,12 @@ def check_base(
         where: how messages name the adapter.
         base_where: how messages name the base.
     """
-    places = find_places(tensors, base)
+    places = find_places(tensors, shapes, base)
     remedy = "give the base that this adapter was trained on, or allow_distant=True (--allow-distant) if it is"
     lost = []
-    nested = config is not None and config.facts.get("target_parameters")
+    nested = config is not None and (config.facts.get("target_parameters") or config.facts.get("layer_replication"))
     for module, parameters in tensors.modules.items():
-        weight = next((n for w in _WEIGHTS if (n := places.of(f"{module}.{w}"))), None)
+        weight = next((n for w in _WEIGHTS if (n := places.changed(f"{module}.{w}"))), None)
         if weight is None:
             lost.append(next(iter(parameters.values())))
             continue

@@ -67,11 +67,11 @@ def sorted_tensors(names: Iterable[str]) -> AdapterTensors:
     loose = []
     for name in names:
         inner = name.removeprefix(PREFIX)
-        if match := _parameter(inner):
+        if inner == name and (name.startswith((*_PROMPTS, "base_model.")) or "." not in name):
+            loose.append(name)
+        elif match := _parameter(inner):
             module, parameter = match
             modules.setdefault(module, {})[parameter] = name
-        elif inner == name and (name.startswith((*_PROMPTS, "base_model.")) or "." not in name):
-            loose.append(name)
         elif ".original_module." not in inner:  # what was there before another took its place
             replaced[_plain(inner)] = name
     return AdapterTensors(modules, replaced, tuple(loose))

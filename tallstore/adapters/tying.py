@@ -1,29 +1,65 @@
-"""Input embeddings that an adapter unties from an output head which the base's files do not hold.
+"""Input embeddings and output heads that are one memory, and what adapters do to them.
 
-A model with `tie_word_embeddings` has one memory for both, and its files hold the embedding alone. PEFT trains a copy
-of a module in `modules_to_save`: the merged model has that copy as its embedding and the base's embedding as its head.
-What the head is called, only the model's class knows; a state dict without it would be tied again when it is loaded.
+A model with `tie_word_embeddings` has one memory for both, and its files hold the embedding alone. Of a module that
+PEFT changes in place, whichever of the two it is, the merged model has both changed. But a module in `modules_to_save`
+is a copy: the merged model has that as its embedding and the base's embedding as its head. What the head is called,
+only the model's class knows; a state dict without it would be tied again when it is loaded.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tallstore.adapters.config import AdapterConfig
-from tallstore.adapters.places import Places
-from tallstore.adapters.tensors import AdapterTensors
+from tallstore.adapters.tensors import TOKENS, AdapterTensors
 from tallstore.errors import OptionError
 
-__all__ = ["check_untied"]
+if TYPE_CHECKING:
+    from tallstore.adapters.places import Places
+
+__all__ = ["check_untied", "tied_to"]
+
+Shape = tuple[int, ...]
 
 _EMBEDDING = re.compile(r"(?:^|\.)(?:\w*embed\w*|wte|shared)$")
 _NOT_OF_TOKENS = re.compile(r"position|type|patch")
+_HEAD = re.compile(r"(?:^|\.)(?:\w*head|embed_out|output|output_layer|proj_out|decoder)$")
 _HEADLESS = re.compile(
     r"(?:(?<!LMHead)(?<!Heads)Model|For(?:\w*Classification|\w*QuestionAnswering|MultipleChoice))$", re.ASCII
 )
 """Architectures of transformers that have no output head over the vocabulary."""
+
+
+def tied_to(module: str, own: Mapping[str, Shape], base: Mapping[str, Shape]) -> str | None:
+    """The base's embedding that a module is tied to which the base has no weight of; None if it is not plainly tied.
+
+    Args:
+        module: its name in the model.
+        own: shapes of the adapter's parameters of it.
+        base: the base's tensors.
+    """
+    inner = module.removesuffix(".base_layer")
+    if not (_HEAD.search(inner) or _is_embedding(inner)):
+        return None
+    fits = [
+        name
+        for name, shape in base.items()
+        if len(shape) == 2 and _is_embedding(name.removesuffix(".weight")) and _has_shape(own, shape)
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _has_shape(own: Mapping[str, Shape], shape: Shape) -> bool:
+    """Whether an adapter's parameters are plainly of a module whose weight has this shape."""
+    if any(name.endswith(TOKENS) for name in own):
+        return all(own[name][1:] == shape[1:] for name in own if name.endswith(TOKENS))
+    for first, second in (("lora_B.weight", "lora_A.weight"), ("lora_embedding_A", "lora_embedding_B")):
+        if first in own and second in own:
+            rows, columns = own[first], own[second]
+            return shape == ((rows[0], columns[-1]) if first == "lora_B.weight" else (rows[-1], columns[0]))
+    return False
 
 
 def check_untied(
@@ -42,7 +78,15 @@ def check_untied(
         model: the base's `config.json`; None if there is none, and the head is then taken to be tied.
         where: how messages name the adapter.
     """
-    if config is None or _has_no_tied_head(model):
+    if config is None:
+        return
+    if _has_no_tied_head(model):
+        for weight, embedding in places.tied.items():
+            if not _is_embedding(weight.removesuffix(".weight")):
+                raise OptionError(
+                    f"{where}: cannot be merged: it changes {weight!r}, which the base's files do not hold, and the "
+                    f"base's configuration does not tie it to {embedding!r}"
+                )
         return
     if any(name.endswith("head.weight") and places.of(name) is None for name in tensors.replaced):
         return  # the adapter comes with the head

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tallstore.adapters import AdapterConfig, Change, changes, check_untied, find_places, sorted_tensors
+from tallstore.adapters import AdapterConfig, merged_model
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place, Reader
 from tallstore.errors import OptionError
@@ -19,7 +20,7 @@ from tallstore.format.manifest import Manifest, Task
 from tallstore.format.part import Entry
 from tallstore.kernels.tiled import Steps
 
-__all__ = ["MergedDecoder", "adapter_files", "check_merged", "merged_files"]
+__all__ = ["MergedDecoder", "adapter_files", "check_merged", "file_as_json", "merged_files"]
 
 
 def adapter_files(task: Task) -> dict[str, str]:
@@ -43,33 +44,28 @@ class _MergedTask:
     def __init__(self, decoder: Decoder, reader: Reader, task: str) -> None:
         manifest = reader.manifest
         where = f"{reader.store.url}: task {task!r}"
-        base = manifest.base.tensors
+        base, record = manifest.base.tensors, manifest.tasks[task]
         entries = {name: place.entry for name, place in decoder.task(task).items()}
-        tensors = sorted_tensors(entries)
-        places = find_places(tensors, {name: facts.shape for name, facts in base.items()})
         shown = {name: entries[str(entry.to)] if entry.kind == "tied" else entry for name, entry in entries.items()}
-        config = _config(reader, manifest.tasks[task], where)
-        check_untied(tensors, config, places, _model_config(reader, manifest.tasks[task], where), where)
-        self.changes: dict[str, Change] = changes(
-            tensors,
-            config,
-            places,
+        model = merged_model(
             {name: (str(entry.dtype), entry.shape or ()) for name, entry in shown.items()},
-            {name: facts.dtype for name, facts in base.items()},
+            {name: (facts.dtype, facts.shape) for name, facts in base.items()},
             lambda name: decoder.tensors(task, [name])[name],
             lambda name: _base(decoder, name),
-            where,
+            config=_config(reader, manifest.tasks[task], where),
+            config_of=partial(file_as_json, reader, manifest.tasks[task], where),
+            ties=_ties(reader, manifest),
+            where=where,
+            trainer=record.adapter.type if record.adapter is not None else None,
+            metadata=record.weights[0].metadata if record.weights else {},
         )
-        self.changes |= dict(_tied(reader, manifest, self.changes))
+        self.changes, self.sources = model.changes, model.sources
         entry_of = {
             name: Entry(kind="base", dtype=facts.dtype, shape=facts.shape, base=name) for name, facts in base.items()
         }
         entry_of |= {
             name: Entry(kind="private", dtype=each.dtype, shape=each.shape) for name, each in self.changes.items()
         }
-        # With a head of the model's own beside them, the base's tensors need the model's names too.
-        beside = any(name not in base for name in self.changes)
-        self.sources = {places.model_name(name) if beside and name in base else name: name for name in entry_of}
         self.places = {name: Place("", entry_of[source], None) for name, source in self.sources.items()}
 
     def tensor(self, decoder: Decoder, name: str) -> Tensor:
@@ -141,10 +137,10 @@ def _config(reader: Reader, task: Task, where: str) -> AdapterConfig | None:
     return None if path is None else AdapterConfig.parse(reader.file(path), f"{where}: {CONFIG}")
 
 
-def _model_config(reader: Reader, task: Task, where: str) -> Mapping[str, Any] | None:
-    """The base's `config.json`; None if it has none, or one that is no object."""
-    path = merged_files(task).get("config.json")
-    found = None if path is None else strict_json.loads(reader.file(path), f"{where}: config.json")
+def file_as_json(reader: Reader, task: Task, where: str, name: str) -> Mapping[str, Any] | None:
+    """A file of the base's; None if it has none of that name, or one that is no object."""
+    path = merged_files(task).get(name)
+    found = None if path is None else strict_json.loads(reader.file(path), f"{where}: {name}")
     return found if isinstance(found, dict) else None
 
 
@@ -153,15 +149,12 @@ def _base(decoder: Decoder, name: str) -> Tensor:
     return decoder.base_tensor(name)
 
 
-def _tied(reader: Reader, manifest: Manifest, changed: Mapping[str, Change]) -> Iterator[tuple[str, Change]]:
-    """What becomes of tensors that share the memory of one that changes."""
+def _ties(reader: Reader, manifest: Manifest) -> dict[str, str]:
+    """Base tensors that share the memory of another one, as far as the archive knows."""
     if manifest.base.storage != "embed":
-        return
-    for name, place in reader.places(manifest.base.parts, "base", "").items():
-        if place.entry.kind == "tied" and name not in changed:
-            change = changed.get(str(place.entry.to))
-            if change is not None and change.in_place:
-                yield name, change
+        return {}
+    places = reader.places(manifest.base.parts, "base", "")
+    return {name: str(place.entry.to) for name, place in places.items() if place.entry.kind == "tied"}
 
 
 def check_merged(manifest: Manifest, task: str, where: str) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, merged_files
-from tallstore.archive.components import Part, components_of, part_of
+from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, file_as_json, merged_files
+from tallstore.archive.components import Part, components_of, layout_by_names, part_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
@@ -201,6 +201,7 @@ class Archive:
             places = self._retry_after_refetch(self._merging.task, task)
             shown = {name: TensorInfo(str(p.entry.dtype), p.entry.shape or ()) for name, p in places.items()}
             files, held = merged_files(record), {name: name for name in shown}
+            layout = layout_by_names(shown, partial(file_as_json, self._reader, record, f"{self.url}: task {task!r}"))
             decode: Callable[[list[str]], dict[str, Tensor]] = partial(
                 self._retry_after_refetch, partial(self._merging.tensors, task)
             )

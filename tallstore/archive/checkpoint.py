@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -20,8 +22,11 @@ _HELD = 16
 class ArchiveBase(Checkpoint):
     """The base in an archive's own parts: exact, decoded run by run. Safe to read from several threads."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, files: Mapping[str, Path] | None = None) -> None:
+        """`files`: those beside the base's weights, where they are at hand: the archive itself has none."""
         manifest = reader.manifest
+        if files is not None:
+            self.files = files
         self.where = f"the base in {reader.store.url}"
         self.tensors = {name: TensorInfo(t.dtype, t.shape) for name, t in manifest.base.tensors.items()}
         self.source = manifest.base.source

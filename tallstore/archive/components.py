@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tallstore.archive.export import weights_name
 from tallstore.errors import OptionError
 from tallstore.format.layout import WeightsFile, claimed
 from tallstore.format.manifest import Task
 
-__all__ = ["Part", "components_of", "part_of"]
+__all__ = ["Part", "components_of", "layout_by_names", "part_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,24 @@ class Part:
 def components_of(task: Task) -> tuple[str, ...]:
     """Names of a task's components: folders below the model's, or '' for what lies at its top."""
     return tuple(file.prefix.rstrip("/") for file in task.weights) or ("",)
+
+
+def layout_by_names(
+    names: Iterable[str], config_of: Callable[[str], Mapping[str, Any] | None]
+) -> tuple[WeightsFile, ...]:
+    """The weights files of a model of which nothing is recorded: one in each folder that its tensors' names begin with.
+
+    `config_of`: gives a small file of the model's as JSON, if there is one: diffusers' say which class they are of.
+    """
+    folders = sorted({name[: name.rfind("/") + 1] for name in names})
+    if folders == [""]:
+        return ()
+    found = []
+    for folder in folders:
+        ours = "_class_name" in (config_of(f"{folder}config.json") or {})
+        called = "diffusion_pytorch_model.safetensors" if ours else "model.safetensors"
+        found.append(WeightsFile(path=f"{folder}{called}", prefix=folder))
+    return tuple(found)
 
 
 def part_of(task: Task, component: str | None, names: Iterable[str], where: str) -> Part:

@@ -10,6 +10,7 @@ from typing import Any
 from tallstore.archive.known import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
+from tallstore.format.adapter import adapter_note
 from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
 from tallstore.stores import Store
 from tallstore.words import size
@@ -78,7 +79,7 @@ def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
 def notes_of(name: str, task: Task) -> Iterator[str]:
     """What there is to say of how a task is stored. What was measured is anybody's JSON: odd values say nothing."""
     if task.adapter is not None:
-        yield f"{name}: an adapter ({task.adapter.type}), kept as it is"
+        yield adapter_note(name, task.adapter.type)
     tensors, plain, coded = (task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes"))
     if tensors is not None and plain is not None and coded is not None:
         form = task.measured["without_loss"].get("form")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import warnings
 import weakref
@@ -11,11 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from tallstore.adapters import AdapterConfig, recognised
+from tallstore.adapters import AdapterConfig, recognised, trainer_of
 from tallstore.checkpoints.base import AdapterFacts, Checkpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
+from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.errors import CheckpointError, FormatError, MissingExtraError
 from tallstore.format.adapter import CONFIG, WEIGHTS
+from tallstore.format.layout import PLAIN, WeightsFile
 
 __all__ = ["adapter_folder", "adapter_of_model", "is_adapter_file", "is_peft_model", "marked", "with_config"]
 
@@ -89,6 +92,20 @@ def adapter_of_model(model: Any, where: str) -> Checkpoint:
 
 def marked(found: Checkpoint) -> Checkpoint:
     """A checkpoint of any kind; as an adapter, where its tensors are plainly one's."""
-    if found.adapter is None and (kind := recognised(found.tensors)) is not None:
+    if found.adapter is not None:
+        return found
+    if (trainer := trainer_of(found.tensors)) is not None:
+        found.adapter = AdapterFacts(trainer)
+        if not found.layout or found.layout[0].path == "model.safetensors":
+            metadata = found.metadata if isinstance(found, SafetensorsCheckpoint) else {}
+            found.layout = (WeightsFile(path=_called(Path(found.where).name), metadata=dict(metadata) or dict(PLAIN)),)
+    elif (kind := recognised(found.tensors)) is not None:
         found.adapter = AdapterFacts(kind)
     return found
+
+
+def _called(name: str) -> str:
+    """What a trainer's weights are called; the name that diffusers looks for, where they have none of their own."""
+    return (
+        name if re.fullmatch(r"[\w][\w. -]{0,150}\.safetensors", name, re.ASCII) else "pytorch_lora_weights.safetensors"
+    )

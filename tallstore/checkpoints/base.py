@@ -33,7 +33,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """An adapter's method, by PEFT's name of it, and its configuration, if there is one."""
+    """An adapter's method, by PEFT's name of it, or whose file it is, and its configuration, if there is one."""
 
     type: str
     config: AdapterConfig | None = None

@@ -28,7 +28,12 @@ def add(
             "--refit", help="Pack everything anew: the originals of all tasks of the archive must be among those given."
         ),
     ] = False,
-    base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base: where the archive only references it; for its configuration, where adapters are added."
+        ),
+    ] = None,
     recipe: encoding.Recipe = None,
     lam: encoding.Lam = None,
     quality: encoding.Quality = None,
@@ -94,6 +99,8 @@ def show(report: GrowReport, *, as_json: bool, quiet: bool) -> None:
         return
     for warning in report.warnings:
         typer.echo(f"tallstore: warning: {warning}", err=True)
+    for note in report.notes:
+        typer.echo(f"tallstore: note: {note}", err=True)
     if quiet:
         return
     console = output.console()

@@ -86,7 +86,7 @@ def _cell(key: str, task: Task) -> str:
     if key == "share":
         own, plain = task.number("bytes"), task.number("checkpoint_bytes")
         return output.share(own / plain if own and plain else None)
-    if key == "relative_error" and task.bit_for_bit:
+    if key == "relative_error" and (task.bit_for_bit or task.adapter is not None):
         return "bit for bit"
     value = task.number(key)
     if key == "density":

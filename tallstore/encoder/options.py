@@ -79,7 +79,8 @@ class Options:
     Recipe `solo` shares none: there groups change nothing.
     """
     evaluate: Evaluator | str | None = None
-    """Scores a task's model, higher is better: a callable (state dict, task name) → number, or `module:function`."""
+    """Scores a task's model, higher is better: a callable (state dict, task name) → number, or `module:function`. An
+    adapter is scored as the model that it makes of the base."""
     max_error: float | None = None
     """Relative error ‖τ̂−τ‖/‖τ‖ that no task may exceed."""
     min_retention: float | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
+from tallstore.adapters import TRAINERS
 from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.files import base_files_of, put_file, write_files
@@ -204,7 +205,7 @@ def _as_written(checkpoint: Checkpoint, files: Mapping[str, str]) -> dict[str, A
     kind = checkpoint.adapter.type
     return {
         "adapter": Adapter(type=kind, base_files=base_files_of(checkpoint, files)),
-        "weights": (WeightsFile(path=WEIGHTS),),
+        "weights": checkpoint.layout if kind in TRAINERS else (WeightsFile(path=WEIGHTS),),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tallstore.adapters import check_base, sorted_tensors
+from tallstore.adapters import TRAINERS, check_base, check_trainer, sorted_tensors
 from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.quantized import Quantized, find_quantized
 from tallstore.encoder.components import matched
@@ -123,11 +123,14 @@ def plan(
 def _plan_adapter(found: Plan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
     """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
     assert task.adapter is not None
-    if not allow_distant:
+    shapes, held = ({name: info.shape for name, info in each.tensors.items()} for each in (task, base))
+    if not allow_distant and task.adapter.type in TRAINERS:
+        check_trainer(task.adapter.type, shapes, held, where=task.where, base_where=base.where)
+    elif not allow_distant:
         check_base(
             sorted_tensors(task.tensors),
-            {name: info.shape for name, info in task.tensors.items()},
-            {name: info.shape for name, info in base.tensors.items()},
+            shapes,
+            held,
             config=task.adapter.config,
             where=task.where,
             base_where=base.where,

@@ -9,6 +9,7 @@ from typing import Any
 
 from tallstore.encoder.quality import Cheaper
 from tallstore.encoder.quantized import WithoutLoss, note_of
+from tallstore.format.adapter import adapter_note
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with: what is being done, how much of it is done, and how much there is."""
@@ -46,6 +47,14 @@ class TaskReport:
     """What of its folder or file is not in the archive, and why."""
 
 
+def notes_on(tasks: Mapping[str, TaskReport]) -> tuple[str, ...]:
+    """What is good to know of tasks that were packed: nothing to act on."""
+    found = ((name, task.without_loss) for name, task in tasks.items())
+    cheaper = tuple(task.cheaper.note_of(name) for name, task in tasks.items() if task.cheaper is not None)
+    adapters = tuple(adapter_note(name, task.adapter) for name, task in tasks.items() if task.adapter is not None)
+    return (*(note_of(name, told) for name, told in found if told is not None), *cheaper, *adapters)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackReport:
     """What was packed, what it cost, and what deserves attention."""
@@ -67,9 +76,7 @@ class PackReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is good to know: nothing to act on."""
-        found = ((name, task.without_loss) for name, task in self.tasks.items())
-        cheaper = tuple(task.cheaper.note_of(name) for name, task in self.tasks.items() if task.cheaper is not None)
-        return (*(note_of(name, told) for name, told in found if told is not None), *cheaper)
+        return notes_on(self.tasks)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -9,7 +9,7 @@ from typing import Any
 from tallstore.errors import FormatError
 from tallstore.format.names import check_path
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter"]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter", "adapter_note"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter's folder, as PEFT calls them."""
@@ -21,7 +21,7 @@ class Adapter:
     """What the manifest says of an adapter."""
 
     type: str
-    """PEFT's name of the method: `LORA`, `IA3`, `PROMPT_TUNING` and so on."""
+    """PEFT's name of the method, `LORA`, `IA3`, `PROMPT_TUNING`; or whose file it is: `KOHYA`, `DIFFUSERS`."""
     base_files: str = ""
     """What the names of those of the task's files begin with that are the base model's own: `base_model/`. They lie
     beside the weights of the merged model, and not in the adapter's folder. Empty where there are none."""
@@ -39,3 +39,8 @@ class Adapter:
         if not isinstance(prefix, str) or (prefix and (prefix[-1] != "/" or check_path(prefix[:-1]) != prefix[:-1])):
             raise FormatError(f"{where}: base_files {prefix!r} is no folder with a slash behind it")
         return cls(type=value["type"], base_files=prefix)
+
+
+def adapter_note(name: str, kind: str) -> str:
+    """What is said of a task of that name that is an adapter of that type."""
+    return f"{name}: an adapter ({kind}), kept bit for bit; extract --merged makes the model of it and the base"

@@ -22,6 +22,7 @@ from tallstore.format.manifest import Group, Manifest, names_of
 from tallstore.format.names import check_task_names
 from tallstore.growing.base import base_of, check_same
 from tallstore.growing.change import Change, changing
+from tallstore.growing.companions import note_on
 from tallstore.growing.options import inherited
 from tallstore.growing.report import GrowReport, facts_of
 from tallstore.growing.sharing import find_home, joined
@@ -50,7 +51,10 @@ def add(
         tasks: name → fine-tuned model; see `tallstore.pack`.
         refit: pack everything anew, old tasks and new ones: `tasks` must hold the original of every task of the
             archive too. Each is held to what the archive knows of it.
-        base: the base, where the archive only references it. Held to the archive's hashes.
+        base: the base, where the archive only references it. Held to the archive's hashes. An archive that holds its
+            base takes from here the files beside its weights alone, such as `config.json`, for adapters: merged, they
+            need them. Without it they are those that came with an earlier adapter, or of a fine-tune whose tensors have
+            the base's names and shapes; a warning says so.
         progress: called now and then with a text, how much is done, and of how much.
         **options: see `tallstore.Options`; by default those that the archive was packed with.
 
@@ -77,6 +81,8 @@ def add(
             spliced = packer.refit(tasks) if refit else packer.add(tasks)
             config = config_of(change.reader, list(spliced.manifest.tasks)) or new_config(spliced.manifest.tasks)
             manifest = change.commit(spliced, config, progress)
+            adapters = {name: manifest.tasks[name] for name in tasks if manifest.tasks[name].adapter is not None}
+            packer.warnings += note_on(start, adapters)
     return GrowReport(
         **facts_of(change.path, change.manifest, manifest, time.perf_counter() - began),
         added={
@@ -198,7 +204,8 @@ def _check_originals(change: Change, base: Checkpoint, tasks: Mapping[str, Sourc
                 raise InputError(f"refit: {error}") from error
             then, now = task.number("relative_error"), found.relative_error
             far = then is not None and now is not None and abs(then - now) > _TOLERANCE * max(then, now)
-            if not found.whole_tensors_exact or far or (then is None) != (now is None):
+            unmeasured = (then is None) != (now is None) and not found.exact
+            if not found.whole_tensors_exact or far or unmeasured:
                 why = (
                     "tensors that are stored whole differ"
                     if not far

@@ -5,28 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tallstore.archive.bases import base_needed
-from tallstore.archive.checkpoint import ArchiveBase
 from tallstore.archive.reader import Reader
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.manifest import BaseTensor, Manifest
+from tallstore.growing.companions import BaseWithFiles
 
 
 def base_of(reader: Reader, given: Source | None) -> Checkpoint:
     """What an archive was packed against: its own parts, or what is given where it only references it.
 
+    An archive that holds its base takes the files beside its weights alone from what is given.
+
     Raises BaseNeededError where it must be given and is not; WrongBaseError, by tensor, for names, types or shapes
-    that are not the base's. That its bytes are is for `check_same` to say, when it was read.
+    that are not the base's (shapes alone where the archive's is rounded). That its bytes are is for `check_same` to
+    say, when it was read.
     """
     manifest = reader.manifest
-    if manifest.base.storage == "embed":
-        return ArchiveBase(reader)
+    embedded = manifest.base.storage == "embed"
     if given is None:
-        raise BaseNeededError(base_needed(reader.store.url, manifest))
+        if not embedded:
+            raise BaseNeededError(base_needed(reader.store.url, manifest))
+        return BaseWithFiles(reader, None)
     found = open_checkpoint(given, "base (in memory)")
-    known = {name: BaseTensor(dtype=i.dtype, shape=i.shape, sha256="") for name, i in found.tensors.items()}
+    types = {name: info.dtype for name, info in found.tensors.items()}
+    if embedded and manifest.options.get("base_storage") == "bf16":
+        types |= {name: held.dtype for name, held in manifest.base.tensors.items() if name in types}
+    known = {name: BaseTensor(dtype=types[name], shape=info.shape, sha256="") for name, info in found.tensors.items()}
     _check(found, known, reader)
-    return found
+    return BaseWithFiles(reader, found) if embedded else found
 
 
 def check_same(base: Checkpoint, packed: Manifest, reader: Reader) -> None:

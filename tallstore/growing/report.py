@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore.encoder import TaskReport
+from tallstore.encoder.report import notes_on
 from tallstore.format.manifest import Manifest
 
 
@@ -32,9 +33,14 @@ class GrowReport:
     seconds: float
     warnings: tuple[str, ...] = ()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is good to know of the tasks that were added: nothing to act on."""
+        return notes_on(self.added)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self) | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path), "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,7 @@ def model_card(info: Mapping[str, Any], repo_id: str, *, license: str | None = N
 
 def _summary(info: Mapping[str, Any], base: str | None) -> str:
     tasks, total, separate = len(info["tasks"]), info["bytes"]["total"], info["checkpoints_bytes"]
+    adapters = sum(_adapter(task) is not None for task in info["tasks"].values())
     of = f"[{base}](https://huggingface.co/{base})" if base else "one base model"
     own = sum(_measured(task, "bytes") or 0 for task in info["tasks"].values()) / max(tasks, 1)
     where = {
@@ -60,10 +61,25 @@ def _summary(info: Mapping[str, Any], base: str | None) -> str:
         "reference": "The base is not in it: it is fetched from its own repository when a task is loaded.",
     }
     return (
-        f"{tasks} fine-tuned model{'s' * (tasks != 1)} of {of} in one archive, made with tallstore: {_size(total)} "
+        f"{_counted(tasks - adapters, adapters)} of {of} in one archive, made with tallstore: {_size(total)} "
         f"in place of {_size(separate)} as {tasks + 1} checkpoints. {where[info['base']['storage']]} "
         f"A further task adds {_size(own)} to a download, on the average."
     )
+
+
+def _counted(models: int, adapters: int) -> str:
+    found = [
+        f"{count} {what}{'s' * (count != 1)}"
+        for count, what in ((models, "fine-tuned model"), (adapters, "adapter"))
+        if count or not (models or adapters)
+    ]
+    return " and ".join(found[:2] if models or adapters else found[:1])
+
+
+def _adapter(task: Mapping[str, Any]) -> str | None:
+    """The type of a task that is an adapter."""
+    kind = task.get("adapter")
+    return kind if isinstance(kind, str) else None
 
 
 def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -77,7 +93,10 @@ def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _row(name: str, task: Mapping[str, Any], *, scored: bool) -> list[str]:
+    kind = _adapter(task)
     cells = [name, _number(_measured(task, "relative_error"))]
+    if kind is not None:
+        cells = [f"{name} (adapter: {kind})", "bit for bit"]
     if scored:
         before, after = (_measured(task, "scores", which) for which in ("original", "decoded"))
         kept = f"{100 * after / before:.1f} %" if before and after is not None else "–"
@@ -102,7 +121,9 @@ def _usage(info: Mapping[str, Any], repo_id: str) -> str:
             "```python\nimport tallstore\n",
             *calls,
             f'processor = tallstore.load_processor("{repo_id}", task="{names[0]}")\n```\n',
-            "As a folder that stock loaders open:\n",
+            "As a folder that stock loaders open (of an adapter its own, for PEFT or diffusers):\n"
+            if any(_adapter(task) is not None for task in info["tasks"].values())
+            else "As a folder that stock loaders open:\n",
             f"```sh\ntallstore pull {repo_id} --task {names[0]} -o {names[0]}/\n```\n",
             "Only what the task needs is downloaded, and every part is checked against its hash.",
         ]

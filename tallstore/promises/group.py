@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from tallstore.archive import open_archive
-from tallstore.checkpoints import Source, opened_checkpoint
+from tallstore.checkpoints import Source, merged_state, opened_checkpoint
 from tallstore.encoder import Options, Packed, PackReport, Progress, Slot, encode
-from tallstore.errors import BudgetError
+from tallstore.errors import BudgetError, OptionError
 from tallstore.evaluator import Score, find_evaluator, score
 from tallstore.promises.budget import Key, escalate
 from tallstore.recipes import GRID, RECIPES, TallMasked
@@ -40,7 +40,8 @@ def pack_group(
         trials = _Trials(base, tasks, chosen, Path(scratch), progress, slot)
         trials.choose_lambda()
         forms, scores = trials.keep_promises()
-    return encode(base, tasks, path, trials.options, progress=progress, forms=forms, scores=scores, slot=slot).report
+    packed = encode(base, tasks, path, trials.options, progress=progress, forms=forms, scores=scores, slot=slot)
+    return replace(packed.report, warnings=(*trials.warnings, *packed.report.warnings))
 
 
 @dataclass
@@ -54,7 +55,8 @@ class _Trials:
     progress: Progress | None
     slot: Slot
     originals: dict[str, float] = field(default_factory=dict)
-    """Scores of the original checkpoints."""
+    """Scores of the original checkpoints; an adapter's is that of the model that it makes."""
+    warnings: list[str] = field(default_factory=list)
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -62,7 +64,12 @@ class _Trials:
         self.score: Score | None = find_evaluator(self.options.evaluate) if self.options.evaluate is not None else None
         if self.score is not None:
             for name in self.names:
-                self.originals[name] = score(self.score, _original(self.tasks[name], name, self.options.weights), name)
+                try:
+                    state = _original(self.base, self.tasks[name], name, self.options)
+                except OptionError as error:  # an adapter that makes no model
+                    self.warnings.append(f"task {name!r} is not scored: {error}")
+                else:
+                    self.originals[name] = score(self.score, state, name)
 
     @property
     def _rounded(self) -> bool:
@@ -129,8 +136,9 @@ class _Trials:
         found = {}
         if self.score is not None:
             with open_archive(path, base=None if self._rounded else self.base) as zoo:
-                for name in self.names:
-                    found[name] = score(self.score, zoo.state_dict(name), name)
+                for name in self.originals:
+                    adapter = zoo.manifest.tasks[name].adapter is not None
+                    found[name] = score(self.score, zoo.state_dict(name, merged=adapter), name)
         path.unlink()
         return packed, found
 
@@ -145,7 +153,7 @@ class _Trials:
             if bound is not None and error > bound:
                 broken[name] = bound
             least = self.options.min_retention
-            if least is not None and found[name] < least * self.originals[name]:
+            if least is not None and name in found and found[name] < least * self.originals[name]:
                 broken[name] = min(broken.get(name, error), error) * _TIGHTEN if error > 0.01 else 0.0
         return broken
 
@@ -175,7 +183,11 @@ def _norm(packed: Packed, task: int) -> float:
     return sum(cost.norm for (index, _), cost in packed.costs.items() if index == task)
 
 
-def _original(source: Source, name: str, weights: str | None) -> dict[str, Tensor]:
-    with opened_checkpoint(source, f"{name} (in memory)", weights=weights) as checkpoint:
-        state = {n: checkpoint.read(n, 0, i.numel).reshape(i.shape) for n, i in checkpoint.tensors.items()}
-        return {n: state[checkpoint.ties.get(n, n)] for n in state}
+def _original(base: Source, source: Source, name: str, options: Options) -> dict[str, Tensor]:
+    """What a task's checkpoint holds; of an adapter the model that it makes of the base."""
+    with opened_checkpoint(source, f"{name} (in memory)", options.storage_options, weights=options.weights) as task:
+        if task.adapter is not None:
+            with opened_checkpoint(base, "base (in memory)", options.storage_options) as start:
+                return merged_state(start, task)
+        state = {n: task.read(n, 0, i.numel).reshape(i.shape) for n, i in task.tensors.items()}
+        return {n: state[task.ties.get(n, n)] for n in state}

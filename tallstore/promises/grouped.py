@@ -13,7 +13,7 @@ from tallstore.archive.checkpoint import ArchiveBase
 from tallstore.archive.manifests import read_manifest
 from tallstore.archive.reader import Reader
 from tallstore.archive.splice import Archive, new_config, splice
-from tallstore.checkpoints import Source
+from tallstore.checkpoints import Source, opened_checkpoint
 from tallstore.encoder import Options, PackReport, Progress, Slot
 from tallstore.encoder.groups import choose_groups
 from tallstore.promises.group import pack_group
@@ -50,8 +50,9 @@ def pack_groups(
             report, archive = packed_beside(stack, sink, base, own, options, progress, slot)
             reports.append(report)
             archives.append(archive)
-            if chosen.base_storage == "bf16":  # the others' masks are over the base as it is stored
-                base = ArchiveBase(Reader(archives[0].store, archives[0].manifest))
+            if chosen.base_storage == "bf16" and not number:  # the others' masks are over the base as it is stored
+                origin = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
+                base = ArchiveBase(Reader(archive.store, archive.manifest), origin.files)
         first = archives[0]
         held = {part: record for part, record in first.manifest.parts.items() if part in first.manifest.base.parts}
         bare = replace(first.manifest, groups=(), tasks={}, parts=held, options=chosen.recorded())

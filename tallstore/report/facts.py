@@ -49,6 +49,8 @@ class TaskFacts:
     """Bytes of its tensors as a checkpoint."""
     bit_for_bit: bool = False
     """Whether it comes back to the last bit."""
+    adapter: str | None = None
+    """The type, of an adapter."""
 
     @property
     def retention(self) -> float | None:
@@ -159,7 +161,8 @@ def _task(zoo: Archive, name: str, *, deep: bool) -> TaskFacts:
     return TaskFacts(
         name=name,
         error=task.number("relative_error"),
-        bit_for_bit=task.bit_for_bit,
+        bit_for_bit=task.bit_for_bit or task.adapter is not None,
+        adapter=task.adapter.type if task.adapter is not None else None,
         cosine=task.number("cosine"),
         divergence=task.number("divergence"),
         density=task.number("density"),

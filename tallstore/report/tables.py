@@ -96,10 +96,14 @@ def by_task(facts: Facts) -> Table:
     return Table(
         summary="Each task, what it cost and what it kept",
         columns=[Column(title="task", number=False), *(Column(title=title) for title in columns)],
-        rows=[[_text(task.name), *(cell(task, title) for title in columns)] for task in facts.tasks],
+        rows=[[_text(_named(task)), *(cell(task, title) for title in columns)] for task in facts.tasks],
         folded=False,
         search="Find a task",
     )
+
+
+def _named(task: TaskFacts) -> str:
+    return task.name if task.adapter is None else f"{task.name} (adapter: {task.adapter})"
 
 
 def by_layer(facts: Facts) -> Table:

@@ -47,6 +47,15 @@ def tied_llama() -> nn.Module:
     return llama(tied=True)
 
 
+def t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    )
+
+
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -117,6 +126,19 @@ CASES = {
     ),
     "tokens": Case(llama, "LoraConfig", {"r": 2, **QUERY, "trainable_token_indices": [1, 3]}),
     "tokens-alone": Case(llama, "TrainableTokensConfig", {"target_modules": ["embed_tokens"], "token_indices": [1, 3]}),
+    "tokens-alone-tied": Case(
+        tied_llama, "TrainableTokensConfig", {"target_modules": ["embed_tokens"], "token_indices": [1, 3]}
+    ),
+    "tokens-of-a-tied-head": Case(
+        tied_llama, "LoraConfig", {"r": 2, **QUERY, "trainable_token_indices": {"lm_head": [1, 3]}}
+    ),
+    "tokens-alone-of-a-tied-head": Case(
+        tied_llama, "TrainableTokensConfig", {"target_modules": ["lm_head"], "token_indices": [1, 3]}
+    ),
+    "tokens-of-one-memory-for-four": Case(
+        t5, "TrainableTokensConfig", {"target_modules": ["shared"], "token_indices": [1, 3]}
+    ),
+    "lora-of-a-tied-head": Case(tied_llama, "LoraConfig", {"r": 2, "target_modules": ["q_proj", "lm_head"]}),
     "layer-norm": Case(llama, "LNTuningConfig", {"target_modules": ["norm"]}),
     "dora": Case(llama, "LoraConfig", {"r": 2, "use_dora": True, "target_modules": ["q_proj", "embed_tokens"]}),
     "dora-bf16": Case(llama, "LoraConfig", {"r": 2, "use_dora": True, **QUERY}, torch.bfloat16),

@@ -163,6 +163,34 @@ def test_tied_weights_stay_tied(make: Make, tmp_path: Path) -> None:
     assert torch.equal(head, found.merged()["lm_head.weight"])
 
 
+@pytest.mark.parametrize(
+    "name", ["embedding-tied", "tokens-alone-tied", "tokens-of-a-tied-head", "lora-of-a-tied-head"]
+)
+def test_a_base_in_memory_changes_under_both_names(make: Make, tmp_path: Path, name: str) -> None:
+    found = make(CASES[name])
+    tallstore.pack(found.model(), {"a": found.adapter}, tmp_path / "zoo.tall")
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        assert same(zoo.state_dict("a", merged=True), found.merged())
+
+
+def test_one_memory_changed_twice_is_kept_and_not_merged(make: Make, tmp_path: Path) -> None:
+    tokens = {"embed_tokens": [1, 3], "lm_head": [2, 3]}
+    found = make(Case(tied_llama, "LoraConfig", {"r": 2, **QUERY, "trainable_token_indices": tokens}))
+    with tallstore.open(packed(found, tmp_path)) as zoo:
+        with pytest.raises(OptionError, match=r"twice, by the names .*lm_head.* load that with PEFT"):
+            zoo.state_dict("a", merged=True)
+        zoo.export("a", tmp_path / "out")
+    assert same(found.merged(tmp_path / "out"), found.merged())
+
+
+def test_a_head_that_the_base_does_not_tie_is_not_merged_into_its_embedding(make: Make, tmp_path: Path) -> None:
+    found = make(CASES["tokens-of-a-tied-head"])
+    config = json.loads((found.base / "config.json").read_text())
+    (found.base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with tallstore.open(packed(found, tmp_path)) as zoo, pytest.raises(OptionError, match="does not tie it"):
+        zoo.state_dict("a", merged=True)
+
+
 def test_an_embedding_untied_from_a_head_that_is_not_there_is_not_merged(make: Make, tmp_path: Path) -> None:
     found = make(Case(tied_llama, "LoraConfig", {"r": 2, **QUERY, "modules_to_save": ["embed_tokens"]}))
     expected, model = found.merged(), found.model()
@@ -367,9 +395,13 @@ def test_the_command_line(make: Make, tmp_path: Path) -> None:
     found = make(CASES["lora"])
     target, run = str(tmp_path / "zoo.tall"), CliRunner().invoke
     words = ["pack", str(found.base), f"a={found.adapter}", "-o", target]
-    for command in (words, ["info", target], ["extract", target, "a", "-o", str(tmp_path / "out")]):
+    note = ": an adapter (LORA), kept bit for bit"
+    for command in (words, ["add", target, f"b={found.adapter}"], ["info", target]):
         done = run(app, command)
         assert done.exit_code == 0, done.output
+        assert note in done.output, done.output
+    done = run(app, ["extract", target, "a", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
     done = run(app, ["extract", target, "a", "--merged", "-o", str(tmp_path / "merged")])
     assert done.exit_code == 0, done.output
     assert same(load_file(tmp_path / "merged" / "model.safetensors"), found.merged(tmp_path / "out"))

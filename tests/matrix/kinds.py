@@ -19,7 +19,7 @@ from torch import nn
 
 from matrix import quantized
 
-__all__ = ["KINDS", "Kind", "parameters_of"]
+__all__ = ["ADAPTERS", "KINDS", "AdapterKind", "Kind", "parameters_of"]
 
 SMALL_TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 DECODER = SMALL_TEXT | {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -399,4 +399,47 @@ QUANTIZED = tuple(
 
 
 KINDS = (*TRANSFORMERS, *FORMS, *DIFFUSERS, *SENTENCES, *VISION, *QUANTIZED)
-"""Every kind; adapters are beside them in the matrix's other tests."""
+"""Every kind of model; adapters are behind them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterKind:
+    """One kind of adapter, of PEFT's, on a small model with its embedding and head tied."""
+
+    name: str
+    config: str
+    """The class of its configuration."""
+    options: Mapping[str, Any]
+
+    def make(self) -> Any:
+        """The base."""
+        return _configured("LlamaConfig", "LlamaForCausalLM", DECODER | {"tie_word_embeddings": True})
+
+    def save(self, model: Any, folder: Path, seed: int) -> None:
+        """An adapter of the base in memory, every tensor of it at random."""
+        adapted = _pretrained("peft", "get_peft_model")(model, _pretrained("peft", self.config)(**self.options))
+        noise = torch.Generator().manual_seed(seed)
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                middle = 1.0 if "ia3" in name or "magnitude" in name else 0.0
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=noise) + middle
+        adapted.save_pretrained(folder)
+
+    def merged(self, base: Path, folder: Path) -> Any:
+        """The model that PEFT makes of base and adapter."""
+        model = _loaded("transformers", "LlamaForCausalLM", base)
+        return _pretrained("peft", "PeftModel").from_pretrained(model, folder).merge_and_unload()
+
+
+_LOW_RANK = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+ADAPTERS = (
+    AdapterKind(name="adapter, lora", config="LoraConfig", options=_LOW_RANK),
+    AdapterKind(name="adapter, dora", config="LoraConfig", options={**_LOW_RANK, "use_dora": True}),
+    AdapterKind(name="adapter, lora with modules_to_save", config="LoraConfig",
+                options={**_LOW_RANK, "modules_to_save": ["norm"]}),
+    AdapterKind(name="adapter, lora with trained tokens", config="LoraConfig",
+                options={**_LOW_RANK, "trainable_token_indices": [1, 3]}),
+    AdapterKind(name="adapter, ia3", config="IA3Config",
+                options={"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+)  # fmt: skip
+"""Adapters, whose tasks are kept bit for bit."""

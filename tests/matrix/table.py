@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matrix.kinds import KINDS, Kind
+from matrix.kinds import ADAPTERS, KINDS, Kind
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pages" / "checkpoints.md"
 ALWAYS = ("pack, extract", "folder", "add", "merge", "verify", "lossless")
@@ -21,6 +21,8 @@ packed without loss, where it comes back bit for bit. A dash says that the colum
 - Codes of quantized checkpoints are packed without loss and come back to the bit; sums of them mean nothing, so that merging
   is refused. Here are the layouts that libraries save; models that torchao and compressed-tensors made go through
   packing, extracting and their stock loaders in tests of their own.
+- merging is of models: an adapter is merged into its base (`extract --merged`), as it is where it is written into a
+  model, switched to, or loaded by `from_pretrained`.
 
 """
 
@@ -43,6 +45,7 @@ def page() -> str:
     """The whole page."""
     head = ["kind", "library", *ALWAYS[:2], "load_into", "switcher", "from_pretrained", *ALWAYS[2:]]
     rows = [head, ["---"] * len(head), *(row(kind) for kind in KINDS)]
+    rows += [[kind.name, "peft", *("yes" for _ in head[2:7]), "yes", "–", "yes", "yes"] for kind in ADAPTERS]
     return HEAD + "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
