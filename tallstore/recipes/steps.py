@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, price
+from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, prices
 
 Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
@@ -47,9 +47,8 @@ def steps(found: Magnitudes) -> Steps:
             at = _distinct(np.searchsorted(found.edges, wanted))
             bounds.append(np.concatenate([found.edges[at[at < len(found.edges)]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
-    priced = [price(found, each) for each in bounds]
-    levels = [Levels(tuple(float(b) for b in each)) for each in bounds]
-    return levels, np.array([bits for bits, _ in priced]), np.array([harm for _, harm in priced])
+    levels = [Levels(tuple(each.tolist())) for each in bounds]
+    return levels, *prices(found, bounds)
 
 
 def _distinct(values: Array) -> Array:
