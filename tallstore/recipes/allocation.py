@@ -306,7 +306,9 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     if not found.energy:  # nothing moved, or by so little that it counts as nothing
         return Choices(_OFFERED[:0], np.zeros(0), np.zeros(0))
     if native.available():
-        order, bits, harm = native.offers(found.counts, found.middle, found.edges, found.moved, found.energy, kappa, _ALL)
+        order, bits, harm = native.offers(
+            found.counts, found.middle, found.edges, found.moved, found.energy, kappa, _ALL
+        )
         return Choices(_OFFERED[order], bits[order], harm[order])
     offered = _hard(found, kappa)
     if kappa > 1:

@@ -32,7 +32,11 @@ def found(base: torch.Tensor, weights: torch.Tensor, firsts: list[int], n: int) 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.integers(1, 70), st.integers(1, 200), st.sampled_from(list(FORMS)), st.sampled_from(SIZES), st.integers(0, 2**32 - 1)
+    st.integers(1, 70),
+    st.integers(1, 200),
+    st.sampled_from(list(FORMS)),
+    st.sampled_from(SIZES),
+    st.integers(0, 2**32 - 1),
 )
 def test_gain(count: int, n: int, kind: torch.dtype, size: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

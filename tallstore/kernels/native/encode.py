@@ -373,10 +373,11 @@ def coherence(row: Row, firsts: Integers, base: Singles, bits: int) -> tuple[flo
     """
     count, n = base.shape
     sums, words = np.zeros(4), scratch("words", n, np.uint16)
-    room = scratch("coherence", (count + 1) * n, np.float32), scratch("whole", count * (n + count), np.float64)
+    tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * n, np.float64)
+    products = scratch("products", count * count, np.float64)
     found = _kernels().coherence(
-        *(address(sums), row.passed(), address(firsts), count, n, address(base), bits, address(room[0])),
-        *(address(words), address(room[1]), address(room[1][count * n :])),
+        *(address(sums), row.passed(), address(firsts), count, n, address(base), bits, address(tau)),
+        *(address(words), address(whole), address(products)),
     )
     return None if found < 0 else tuple(sums.tolist())
 

@@ -2,7 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "rows.h"
 
-enum { LANES = 8 };
+enum { FEW = 4, LANES = 4 };
+typedef double lanes __attribute__((vector_size(LANES * sizeof(double))));
 
 /* 2^exponent, which is within the range of normal numbers. */
 static double power_of(int exponent) {
@@ -12,21 +13,30 @@ static double power_of(int exponent) {
     return value;
 }
 
-static double dot(const double *restrict a, const double *restrict b, int64_t n) {
-    double lanes[LANES] = {0}, rest = 0;
+/* Products of one row and FEW others, n numbers apart: what is loaded of the one serves all. */
+static inline void dots(double *out, const double *restrict one, const double *restrict others, int64_t n) {
+    lanes sums[FEW] = {{0}};
     int64_t k = 0;
-    for (; k + LANES <= n; k += LANES)
-        for (int j = 0; j < LANES; j++) lanes[j] += a[k + j] * b[k + j];
-    for (; k < n; k++) rest += a[k] * b[k];
-    for (int j = 0; j < LANES; j++) rest += lanes[j];
-    return rest;
+    for (; k + LANES <= n; k += LANES) {
+        lanes mine, own;
+        memcpy(&mine, one + k, sizeof mine);
+        for (int i = 0; i < FEW; i++) {
+            memcpy(&own, others + i * n + k, sizeof own);
+            sums[i] += mine * own;
+        }
+    }
+    for (int i = 0; i < FEW; i++) {
+        out[i] = 0;
+        for (int64_t l = k; l < n; l++) out[i] += one[l] * others[i * n + l];
+        for (int j = 0; j < LANES; j++) out[i] += sums[i][j];
+    }
 }
 
 /* Reads `count` rows of τ = θt − θ0, each of n elements and none of them longer than a run may be; `firsts`: the element of
  * the row that each begins with. Those that moved, as integers of `bits` bits, have products p of pairs and norms:
  *   sums: Σ of the products of norms, q; Σ p²; Σ (p² − Σp²/Σq · q)²; Σ q². Over pairs i ≠ j, added up one after the other
- *   base: θ0 of the same elements; tau: room for n numbers more than there are elements; words: room for n
- *   whole: room for count · n numbers; products: for count · count
+ *   base: θ0 of the same elements; tau: room for as many; words: room for n
+ *   whole: room for (count + 3) · n numbers; products: for count · count
  * Returns how many rows moved; 0 where any number is not finite; −1 where not all could be read. */
 TS_KERNEL(int64_t, coherence)
 (double *sums, const ts_row *row, const int64_t *firsts, int64_t count, int64_t n, const float *base, int32_t bits, float *tau,
@@ -51,9 +61,14 @@ TS_KERNEL(int64_t, coherence)
     const int exponent = largest >> 23 ? (int)(largest >> 23) - 126 : -117 - __builtin_clz(largest);
     const double scale = power_of(bits - exponent), round = 0x1.8p52;
     for (int64_t k = 0; k < rows * n; k++) whole[k] = ((double)tau[k] * scale + round) - round;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j <= i; j++)
-            products[i * rows + j] = products[j * rows + i] = dot(whole + i * n, whole + j * n, n);
+    memset(whole + rows * n, 0, (size_t)((FEW - 1) * n) * sizeof *whole);
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j <= i; j += FEW) {
+            double found[FEW];
+            dots(found, whole + i * n, whole + j * n, n);
+            for (int64_t k = j; k < TS_MIN(j + FEW, rows); k++) products[i * rows + k] = products[k * rows + i] = found[k - j];
+        }
+    }
     double pairs = 0, shared = 0, apart = 0, chance = 0;
     for (int64_t i = 0; i < rows; i++) {
         for (int64_t j = 0; j < rows; j++) {
