@@ -7,13 +7,12 @@ magnitude; or, where magnitudes are few, as in types of few bits of which few el
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, prices
-
-Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
 __all__ = ["MOST", "Steps", "join", "steps"]
 
@@ -51,11 +50,11 @@ def steps(found: Magnitudes) -> Steps:
     return levels, *prices(found, bounds)
 
 
-def _distinct(values: Array) -> Array:
+def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     """Sorted, each once; `np.unique` would import `numpy.ma` in the middle of a run."""
-    ordered: Array = np.sort(values)
-    differs = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    return cast(Array, ordered[differs])
+    ordered: NDArray[Any] = np.sort(values)
+    distinct: NDArray[Any] = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    return distinct
 
 
 def join(offered: Choices, found: Steps, first: int) -> Choices:
