@@ -224,7 +224,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
         runs = [(row * width, row * width + columns) for row in picked(count)]
         if count not in before:
             before[count] = _read_rows(tools.origin, item.name, runs)
-        measured = partial(_gain, item.name, user, runs, before[count], tools)
+        measured = partial(_gain, user, runs, before[count], tools)
         found.append(statistic.measure_rows(user.task, item.name, measured))
         if tools.origin is tools.base and may_be_lossless(tools.tasks[user.task].tensors[user.name].dtype):
             own = _read_rows(tools.tasks[user.task], user.name, runs)
@@ -233,7 +233,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     return found
 
 
-def _gain(name: str, user: User, runs: Sequence[tuple[int, int]], before: Tensor, tools: Tools) -> float:
+def _gain(user: User, runs: Sequence[tuple[int, int]], before: Tensor, tools: Tools) -> float:
     """How coherent a task's rows are, those of these runs."""
     if not runs:
         return 1.0
