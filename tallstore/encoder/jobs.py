@@ -23,6 +23,7 @@ from tallstore.encoder.plan import Plan
 from tallstore.encoder.results import Place, ResultFile, Span, read_result
 from tallstore.encoder.work import Done, Identity, Item, Outcome, Piece, Tools, do, identify, keep, measure
 from tallstore.errors import CheckpointError, WorkerError
+from tallstore.kernels.native import library
 from tallstore.recipes.base import Statistic
 from tallstore.stores.staging import translated
 
@@ -117,7 +118,7 @@ def _batches(jobs: Iterator[tuple[Job, int]], most: int) -> Iterator[Batch]:
 
 def run(context: Context, number: int) -> None:
     """Do a batch and leave its result."""
-    with translated(context.target), ResultFile(context.result(number), context.job) as out:
+    with library.held(), translated(context.target), ResultFile(context.result(number), context.job) as out:
         facts = [_DO[type(job)](job, context.tools, out) for job in context.batches[number]]
         out.end(facts)
 
@@ -135,7 +136,8 @@ def gather(context: Context, number: int) -> tuple[list[Any], int]:
             size += each
             yield from found
 
-    return list(statistic.condense(measured())), size
+    with library.held():
+        return list(statistic.condense(measured())), size
 
 
 def _item(item: Item, tools: Tools, out: ResultFile) -> list[Any]:

@@ -15,7 +15,7 @@ from tallstore.kernels.lattice import LATTICES
 from tallstore.recipes.base import Recipe, Tile
 from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["NAN_IN_BASE", "Lossless", "encode_row", "lossless_bits"]
+__all__ = ["NAN_IN_BASE", "Lossless", "encode_row", "lossless_bits", "may_be_lossless"]
 
 _FLOATS = codecs.LOSSLESS["lattice"]
 _CODES = codecs.LOSSLESS["lanes"]
@@ -25,6 +25,11 @@ NAN_IN_BASE = "the base's tensor holds NaN, and is of another type"
 
 _FEW = {TORCH[name]: lattice for name, lattice in LATTICES.items() if lattice.bits <= 16 and name in TORCH}
 """Types of so few bits that a tensor may take no more without loss than with some."""
+
+
+def may_be_lossless(dtype: str) -> bool:
+    """Whether tensors of a type, by the format's name, may take no more without loss than with some."""
+    return TORCH[dtype] in _FEW
 
 
 def lossless_bits(weights: Tensor, base: Tensor, elements: int) -> float | None:

@@ -32,10 +32,11 @@ from tallstore.kernels.rules import Rule
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.allocation import BINS, SHIFT, Levels, Magnitudes
 from tallstore.recipes.base import Recipe
+from tallstore.recipes.coherence import BITS, gain_of
 from tallstore.recipes.dither import unmixed
 from tallstore.tensors import TORCH
 
-__all__ = ["Fallback", "Start", "counted", "leveled", "marked", "moved", "reach", "row_in_file", "start_of"]
+__all__ = ["Fallback", "Start", "coherent", "counted", "leveled", "marked", "moved", "reach", "row_in_file", "start_of"]
 
 Singles = npt.NDArray[np.float32]
 _FAR, _NEAR = 2.0**100, {torch.float16: 2.0**15}
@@ -108,6 +109,19 @@ def counted(row: native.Row, cut: Sequence[npt.NDArray[np.int64]], base: Start) 
         found.append(Magnitudes(*tally))
         done = end
     return found if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
+
+
+def coherent(row: native.Row, firsts: Sequence[int], base: Start, n: int) -> float | None:
+    """`coherence.gain` of rows of a tensor, each of n elements; None where its file ends within them.
+
+    Args:
+        row: the task's tensor.
+        firsts: the elements that these rows begin with.
+        base: θ0 of the same elements.
+        n: elements of a row.
+    """
+    sums = native.coherence(row, np.array(firsts, np.int64), base.values.reshape(len(firsts), n), BITS)
+    return None if sums is None else gain_of(n, *sums)
 
 
 def moved(row: native.Row, runs: Sequence[tuple[int, int]], base: Start) -> tuple[Singles, bool] | Fallback:

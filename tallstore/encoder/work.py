@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,15 @@ from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
-from tallstore.encoder.lossless import NAN_IN_BASE, encode_row, lossless_bits
+from tallstore.encoder.lossless import NAN_IN_BASE, encode_row, lossless_bits, may_be_lossless
 from tallstore.encoder.plan import User
-from tallstore.encoder.straight import Fallback, Start, counted, leveled, marked, reach, row_in_file, start_of
+from tallstore.encoder.straight import Fallback, Start, coherent, counted, leveled, marked, reach, row_in_file, start_of
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels.cpu import difference
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe, Statistic
-from tallstore.recipes.coherence import COLUMNS, picked
+from tallstore.recipes.coherence import COLUMNS, gain, picked
 from tallstore.tensors import TORCH, as_bytes
 
 WHOLE = "whole"
@@ -223,12 +224,28 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
         runs = [(row * width, row * width + columns) for row in picked(count)]
         if count not in before:
             before[count] = _read_rows(tools.origin, item.name, runs)
-        own = _read_rows(tools.tasks[user.task], user.name, runs)
-        tau = task_vector(before[count], own).to(torch.float32).view(len(runs), columns)
-        found.append(statistic.measure_rows(user.task, item.name, tau))
-        if tools.origin is tools.base and (bits := lossless_bits(own, before[count], user.covered)) is not None:
-            found.append(statistic.measure_lossless(user.task, item.name, bits))
+        measured = partial(_gain, user, runs, before[count], tools)
+        found.append(statistic.measure_rows(user.task, item.name, measured))
+        if tools.origin is tools.base and may_be_lossless(tools.tasks[user.task].tensors[user.name].dtype):
+            own = _read_rows(tools.tasks[user.task], user.name, runs)
+            if (bits := lossless_bits(own, before[count], user.covered)) is not None:
+                found.append(statistic.measure_lossless(user.task, item.name, bits))
     return found
+
+
+def _gain(user: User, runs: Sequence[tuple[int, int]], before: Tensor, tools: Tools) -> float:
+    """How coherent a task's rows are, those of these runs."""
+    if not runs:
+        return 1.0
+    checkpoint, columns = tools.tasks[user.task], runs[0][1] - runs[0][0]
+    start = start_of(before, 0.0)
+    row = None if start is None else row_in_file(checkpoint, user.name, start)
+    if row is not None and start is not None:
+        found = coherent(row, [first for first, _ in runs], start, columns)
+        if found is not None:
+            return found
+    own = _read_rows(checkpoint, user.name, runs)
+    return gain(task_vector(before, own).to(torch.float32).view(len(runs), columns).numpy())
 
 
 def _read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]]) -> Tensor:

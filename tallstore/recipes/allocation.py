@@ -47,7 +47,7 @@ __all__ = [
     "ladders",
     "levels_of",
     "magnitudes",
-    "price",
+    "prices",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -120,8 +120,11 @@ _SLOPE = 1 / np.array([_LADDERS[i].width for i in _RAMPED])
 """Of choices with dither and one level: where marks begin, ascending, and how much likelier they get from there on."""
 _RATE = 1 / np.array([_LADDERS[i].width for i in _EVEN])
 """Of choices with dither and several levels: levels a root mean square."""
-_TABLES = np.array([0.0 if len(_LADDERS[i].bounds) == 1 else 64.0 * len(_LADDERS[i].bounds) for i in _OFFERED])
+_LEVEL = 64.0
+"""Bits that a level takes in a choice's table."""
+_TABLES = np.array([0.0 if len(_LADDERS[i].bounds) == 1 else _LEVEL * len(_LADDERS[i].bounds) for i in _OFFERED])
 """Bits that a choice's table takes, in the order of `_OFFERED`."""
+_ALL = native.Ladders(_HARD_BOUNDS, _LOW, _SLOPE, _RATE, _LEVELS, _TABLES, _CODER, _FEWEST)
 
 
 @dataclass
@@ -302,6 +305,11 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     """
     if not found.energy:  # nothing moved, or by so little that it counts as nothing
         return Choices(_OFFERED[:0], np.zeros(0), np.zeros(0))
+    if native.available():
+        order, bits, harm = native.offers(
+            found.counts, found.middle, found.edges, found.moved, found.energy, kappa, _ALL
+        )
+        return Choices(_OFFERED[order], bits[order], harm[order])
     offered = _hard(found, kappa)
     if kappa > 1:
         hard, dithered = offered, _dithered(found, kappa)
@@ -312,15 +320,25 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     return Choices(_OFFERED[best], bits[best], harm[best])
 
 
-def price(found: Magnitudes, bounds: Floats) -> tuple[float, float]:
-    """Bits and harm of hard levels that begin at these edges of bins, κ being 1; infinite harm where all are empty."""
+def prices(found: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Bits and harm of hard levels that begin at edges of bins, κ being 1; infinite harm where all are empty.
+
+    `bounds`: of each choice, ascending, at most 127.
+    """
+    if native.available() and bounds:
+        return native.price(found.counts, found.middle, found.edges, found.moved, found.energy, bounds, _CODER, _LEVEL)
+    each = [_price(found, own) for own in bounds]
+    return np.array([bits for bits, _ in each]), np.array([harm for _, harm in each])
+
+
+def _price(found: Magnitudes, bounds: Floats) -> tuple[float, float]:
     at = np.concatenate([np.searchsorted(found.edges, bounds), [len(found.counts)]])
     upto = np.concatenate([[0.0], np.cumsum(found.counts)])
     total_upto = np.concatenate([[0.0], np.cumsum(found.counts * found.middle)])
     counts, totals = np.diff(upto[at]), np.diff(total_upto[at])
     kept = float(_added(totals * totals / np.maximum(counts, 1e-300)))
     _, cost = _cost(counts[None], found.moved)
-    bits = float(cost[0]) * _CODER + 64.0 * len(bounds)
+    bits = float(cost[0]) * _CODER + _LEVEL * len(bounds)
     return bits, max(found.energy / kept - 1, 0.0) if kept > 0 else math.inf
 
 

@@ -11,7 +11,7 @@ A new recipe is one file here and one row in the table in `__init__`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -93,13 +93,13 @@ class Statistic(ABC):
     by_row: bool = False
     """Whether there is `measure_rows`: a few rows of every matrix are looked at too."""
 
-    def measure_rows(self, task: int, tensor: str, tau: Tensor) -> Any:
+    def measure_rows(self, task: int, tensor: str, gain: Callable[[], float]) -> Any:
         """What `condense` is given of a few rows of one task's tensor.
 
         Args:
             task: which.
             tensor: the base's name of the tensor.
-            tau: τ of the rows that `coherence.picked` names, their leading columns: float32, shape (R, n).
+            gain: measures `coherence.gain` of the rows that `coherence.picked` names, of their leading columns.
         """
         raise NotImplementedError
 

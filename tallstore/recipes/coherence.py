@@ -20,13 +20,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLUMNS", "gain", "picked"]
+__all__ = ["BITS", "COLUMNS", "gain", "gain_of", "picked"]
 
 _ROWS, _MORE_ROWS, _MANY = 64, 256, 4096
 """Rows that are looked at, and how many of a tensor with more than `_MANY`: of a table few rows may have moved."""
 COLUMNS = 1 << 13
 """Leading columns that are looked at, at most."""
-_BITS = 20
+BITS = 20
 """Of the integers: products of 2^13 pairs of them add up to less than 2^53."""
 _PLAIN = 126
 """Powers of two up to this one, and one by them, are float32 numbers like others."""
@@ -48,7 +48,7 @@ def gain(tau: npt.NDArray[np.float32]) -> float:
     largest = max(float(rows.max()), -float(rows.min()))  # NaN is the largest of all, and the smallest
     if not math.isfinite(largest):
         return 1.0
-    whole = _whole(rows, _BITS - math.frexp(largest)[1])
+    whole = _whole(rows, BITS - math.frexp(largest)[1])
     products = whole @ whole.T
     norms = np.diagonal(products).copy()
     np.fill_diagonal(products, 0.0)
@@ -57,18 +57,35 @@ def gain(tau: npt.NDArray[np.float32]) -> float:
     total = _added(pairs)
     if not total:
         return 1.0
-    n, shared = tau.shape[1], np.square(products)
-    mean = _added(shared) / total
+    shared = np.square(products)
+    total_shared = _added(shared)
+    off = np.square(shared - total_shared / total * pairs)
+    return gain_of(tau.shape[1], total, total_shared, _added(off), _added(np.square(pairs)))
+
+
+def gain_of(n: int, total: float, shared: float, off: float, squares: float) -> float:
+    """The gain, from sums over pairs of rows that moved, i ≠ j.
+
+    Args:
+        n: elements of a row.
+        total: Σ ‖τ_i‖²·‖τ_j‖².
+        shared: Σ ⟨τ_i, τ_j⟩².
+        off: Σ (⟨τ_i, τ_j⟩² − shared/total · ‖τ_i‖²·‖τ_j‖²)².
+        squares: Σ (‖τ_i‖²·‖τ_j‖²)².
+    """
+    if not total:
+        return 1.0
+    mean = shared / total
     # Each pair is there twice. Where few elements moved most pairs share none, and the mean rests on the others.
-    apart = math.sqrt(2 * _added(np.square(shared - mean * pairs))) / total
+    apart = math.sqrt(2 * off) / total
     if n * (mean - _CHANCE * apart) <= 1:
         return 1.0
-    chance = 2 * math.sqrt(_added(np.square(pairs))) / total
+    chance = 2 * math.sqrt(squares) / total
     return float(max(1.0, n * mean - _CHANCE * chance))
 
 
 def _whole(rows: npt.NDArray[np.float32], exponent: int) -> npt.NDArray[np.float64]:
-    """The nearest integers to rows · 2^exponent, none of them above 2^`_BITS`."""
+    """The nearest integers to rows · 2^exponent, none of them above 2^`BITS`."""
     if abs(exponent) > _PLAIN:
         far: npt.NDArray[np.float64] = np.rint(rows * np.float64(2.0) ** exponent)
         return far

@@ -14,7 +14,7 @@ is, every parameter is right on the average, and not the tensor alone. `benchmar
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -41,7 +41,6 @@ from tallstore.recipes.allocation import (
     magnitudes,
 )
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
-from tallstore.recipes.coherence import gain
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import Part, foretold, read_as_it_comes, task_gain
 from tallstore.recipes.steps import Steps, join, steps
@@ -316,8 +315,8 @@ class _Histograms(Statistic):
         counted.scale(weight)
         return [((task, tensor), counted)]
 
-    def measure_rows(self, task: int, tensor: str, tau: Tensor) -> list[tuple[Key, float]]:
-        return [((task, tensor), 1.0 if self._recipe.as_it_comes(tensor) else gain(tau.cpu().numpy()))]
+    def measure_rows(self, task: int, tensor: str, gain: Callable[[], float]) -> list[tuple[Key, float]]:
+        return [((task, tensor), 1.0 if self._recipe.as_it_comes(tensor) else gain())]
 
     def measure_lossless(self, task: int, tensor: str, bits: float) -> list[tuple[Key, _Bits]]:
         return [((task, tensor), _Bits(bits))]

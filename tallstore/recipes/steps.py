@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, price
+from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, prices
 
 __all__ = ["MOST", "Steps", "join", "steps"]
 
@@ -46,9 +46,8 @@ def steps(found: Magnitudes) -> Steps:
             at = _distinct(np.searchsorted(found.edges, wanted))
             bounds.append(np.concatenate([found.edges[at[at < len(found.edges)]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
-    priced = [price(found, each) for each in bounds]
-    levels = [Levels(tuple(float(b) for b in each)) for each in bounds]
-    return levels, np.array([bits for bits, _ in priced]), np.array([harm for _, harm in priced])
+    levels = [Levels(tuple(each.tolist())) for each in bounds]
+    return levels, *prices(found, bounds)
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:

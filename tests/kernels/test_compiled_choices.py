@@ -15,6 +15,7 @@ from tallstore.kernels.logarithm import log2
 from tallstore.kernels.native import choices as native_choices
 from tallstore.recipes import allocation
 from tallstore.recipes.allocation import BINS, Choices, Magnitudes, allocate, choices, fine
+from tallstore.recipes.steps import steps
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -46,6 +47,8 @@ def assert_same(found: Magnitudes, kappa: float) -> None:
     for bound in (0.4, 1.0):
         quick, slow = both(lambda bound=bound: fine(found, bound))
         assert quick == slow
+    for mine, theirs in zip(*both(lambda: steps(found)), strict=True):
+        assert list(mine) == list(theirs)
 
 
 @settings(max_examples=100, deadline=None)

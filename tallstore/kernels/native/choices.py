@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import Structure, byref, c_double, c_int64, c_void_p
 from functools import cache
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address
 from tallstore.kernels.scratch import scratch
 
-__all__ = ["available", "dithered", "hard", "hull", "log2"]
+__all__ = ["Ladders", "available", "dithered", "hard", "hull", "log2", "offers", "price"]
 
 Floats = npt.NDArray[np.float64]
 _P, _N = c_void_p, c_int64
@@ -23,6 +25,8 @@ _TABLE: dict[str, Function] = {
     "hard": (None, (_P, _P, _P, _P, _N, _N, _P, _P)),
     "hull": (_N, (_P, _P, _P, _N)),
     "log2_each": (None, (_P, _P, _N, _P)),
+    "offers": (_N, (_P, _P, _P, _P, _P, _P, _P)),
+    "price": (None, (_P, _P, _P, _P, _P, _N, c_double, c_double, _P, _P)),
 }
 
 
@@ -40,6 +44,37 @@ class _Histogram(Structure):
         *((name, c_void_p) for name in ("counted", "middle", "edges")),
         *((name, c_double) for name in ("moved", "energy", "rms", "kappa", "fewest")),
     )
+
+
+class _Ladders(Structure):
+    """`ts_ladders` of `src/choices.c`."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("hards", "ramps", "evens", "levels")),
+        *((name, c_void_p) for name in ("bounds", "low", "slope", "rate", "tables")),
+        ("coder", c_double),
+    )
+
+
+class Ladders:
+    """Everything that is on offer, for `offers`: see `hard` and `dithered`."""
+
+    def __init__(
+        self,
+        bounds: Floats,
+        low: Floats,
+        slope: Floats,
+        rate: Floats,
+        levels: int,
+        tables: Floats,
+        coder: float,
+        fewest: float,
+    ) -> None:
+        """`tables`: bits that each choice takes beside `coder` times its entropy."""
+        self._kept = bounds, low, slope, rate, tables  # as long as their addresses
+        self.sizes = len(bounds), len(low), len(rate), levels
+        self.fewest = fewest
+        self.passed = _Ladders(*self.sizes, *(address(each) for each in self._kept), coder)
 
 
 _LOGARITHM = _Logarithm(ROOT, tuple(SERIES.tolist()))
@@ -145,3 +180,57 @@ def hull(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
     order = np.empty(len(bits), np.int64)
     kept = _kernels().hull(address(order), address(bits), address(harm), len(bits))
     return order[:kept].astype(np.intp, copy=False)
+
+
+def offers(
+    counted: Floats, middle: Floats, edges: Floats, moved: float, energy: float, kappa: float, own: Ladders
+) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
+    """`hull` of all choices, `dithered` ones only where kappa is above 1; and the bits and harm of all."""
+    hards, ramps, evens, levels = own.sizes
+    count = hards + (ramps + evens if kappa > 1 else 0)
+    order, bits, harm = np.empty(count, np.int64), np.empty(count), np.empty(count)
+    room = scratch("choices", 3 * (len(counted) + hards + ramps + evens + levels + 1), np.float64)
+    rms = sqrt(energy / moved)
+    histogram = _Histogram(
+        *(len(counted), address(counted), address(middle), address(edges), moved, energy, rms, kappa, own.fewest)
+    )
+    kept = _kernels().offers(
+        *(address(order), address(bits), address(harm), byref(histogram), byref(own.passed)),
+        *(byref(_LOGARITHM), address(room)),
+    )
+    return order[:kept].astype(np.intp, copy=False), bits, harm
+
+
+def price(
+    counted: Floats,
+    middle: Floats,
+    edges: Floats,
+    moved: float,
+    energy: float,
+    bounds: Sequence[Floats],
+    coder: float,
+    level: float,
+) -> tuple[Floats, Floats]:
+    """Bits and harm of hard choices that begin at given edges, kappa being 1.
+
+    Args:
+        counted: how many parameters are in each bin, shape (B,).
+        middle: the middle of each, shape (B,).
+        edges: the lower edge of each bin, ascending, shape (B,).
+        moved: how many parameters moved.
+        energy: Σ τ².
+        bounds: of each choice where its levels begin, ascending, at most 127.
+        coder: bits for each bit of entropy.
+        level: bits for each level.
+    """
+    bits, harm = np.empty(len(bounds)), np.empty(len(bounds))
+    ends, every = np.cumsum([len(each) for each in bounds], dtype=np.int64), np.concatenate(bounds)
+    room = scratch("choices", 2 * (len(counted) + 1), np.float64)
+    histogram = _Histogram(
+        *(len(counted), address(counted), address(middle), address(edges), moved, energy, 0.0, 1.0, 0.0)
+    )
+    _kernels().price(
+        *(address(bits), address(harm), byref(histogram), address(every), address(ends), len(ends)),
+        *(coder, level, byref(_LOGARITHM), address(room)),
+    )
+    return bits, harm

@@ -24,6 +24,7 @@ __all__ = [
     "agree_rows",
     "available",
     "bits_on",
+    "coherence",
     "count_bytes",
     "levels",
     "look",
@@ -52,6 +53,7 @@ _TABLE: dict[str, Function] = {
     "agree": (None, (_P, _P, _P, _N, _I, _P)),
     "agree_rows": (None, (_P, _P, _P, _P, _N, _I, _P)),
     "bits_on": (_N, (_P, _N)),
+    "coherence": (_N, (_P, _P, _P, _N, _N, _P, _I, _P, _P, _P, _P)),
     "count_bytes": (None, (_P, _P, _N)),
     "levels": (_D, (_P, _P, _P, _P, _N, _P, _I, _F, _U, _P)),
     "look": (_I, (_P, _P, _P, _N, _I)),
@@ -358,6 +360,26 @@ def count_bytes(values: Bytes) -> Integers:
     counts = np.empty(256, np.int64)
     _kernels().count_bytes(address(counts), address(values), len(values))
     return counts
+
+
+def coherence(row: Row, firsts: Integers, base: Singles, bits: int) -> tuple[float, ...] | None:
+    """The sums that `recipes.coherence.gain_of` takes, zeros where too few rows moved; None where one cannot be read.
+
+    Args:
+        row: θt.
+        firsts: the elements that rows begin with, shape (R,).
+        base: θ0 of them, shape (R, n).
+        bits: of the integers that τ is rounded to.
+    """
+    count, n = base.shape
+    sums, words = np.zeros(4), scratch("words", n, np.uint16)
+    tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * n, np.float64)
+    products = scratch("products", count * count, np.float64)
+    found = _kernels().coherence(
+        *(address(sums), row.passed(), address(firsts), count, n, address(base), bits, address(tau)),
+        *(address(words), address(whole), address(products)),
+    )
+    return None if found < 0 else tuple(sums.tolist())
 
 
 def pack_indices(indices: Bytes, order: Bytes, bits: int) -> Bytes:

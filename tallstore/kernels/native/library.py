@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,18 @@ import numpy.typing as npt
 from tallstore.errors import DeviceError, OptionError
 from tallstore.kernels.native import build
 
-__all__ = ["VARIABLE", "Function", "Library", "address", "bind", "chosen", "describe", "open_library", "why_not"]
+__all__ = [
+    "VARIABLE",
+    "Function",
+    "Library",
+    "address",
+    "bind",
+    "chosen",
+    "describe",
+    "held",
+    "open_library",
+    "why_not",
+]
 
 VARIABLE = "TALLSTORE_KERNELS"
 Function = tuple[Any, tuple[Any, ...]]
@@ -56,7 +69,21 @@ def chosen() -> Library | None:
         OptionError: `TALLSTORE_KERNELS` has a value that is none of those above.
         DeviceError: it asks for a library or a variant that cannot be used here.
     """
-    return _choose(os.environ.get(VARIABLE, ""))[0]
+    found: tuple[Library | None] | None = getattr(_held, "choice", None)
+    return _choose(os.environ.get(VARIABLE, ""))[0] if found is None else found[0]
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Within this, this thread looks the choice up once: kernels are called thousands of times, each for little."""
+    _held.choice = (_choose(os.environ.get(VARIABLE, ""))[0],)
+    try:
+        yield
+    finally:
+        _held.choice = None
+
+
+_held = threading.local()
 
 
 def why_not() -> str:

@@ -1,7 +1,7 @@
 /* Costs and harms of choices: see `recipes.allocation`, whose numbers these are. Sums are added up one after the other. */
 #include "common.h"
 
-enum { TERMS = 12 };
+enum { TERMS = 12, LEVELS = 127 };
 /* As `kernels.logarithm` has them: the caller hands over what it computed, once per call. */
 typedef struct {
     double root;          /* √½ */
@@ -195,4 +195,59 @@ TS_KERNEL(int64_t, hull)(int64_t *order, const double *bits, const double *harm,
         order[kept++] = right;
     }
     return kept;
+}
+
+/* Hard levels that begin at edges of bins, κ being 1: bits, and harm, infinite where all are empty.
+ *   bounds: of all choices, one behind the other; ends: where each one's end, LEVELS in one at most
+ *   coder: bits for each bit of entropy; table: bits for each level
+ *   room: 2 · (n + 1) numbers */
+TS_KERNEL(void, price)
+(double *bits, double *harm, const ts_histogram *h, const double *bounds, const int64_t *ends, int64_t choices, double coder,
+ double table, const ts_logarithm *l, double *room) {
+    const int64_t n = h->n;
+    double *upto = room, *total = room + n + 1, counts[LEVELS];
+    upto[0] = total[0] = 0;
+    for (int64_t k = 0; k < n; k++) {
+        upto[k + 1] = upto[k] + h->counted[k];
+        total[k + 1] = total[k] + h->counted[k] * h->middle[k];
+    }
+    for (int64_t i = 0, begin = 0; i < choices; begin = ends[i], i++) {
+        const int64_t levels = ends[i] - begin;
+        double kept = 0, marks;
+        int64_t here = levels ? below(h->edges, n, bounds[begin]) : n;
+        for (int64_t j = 0; j < levels; j++) {
+            const int64_t end = j + 1 < levels ? below(h->edges, n, bounds[begin + j + 1]) : n;
+            const double size = total[end] - total[here];
+            counts[j] = upto[end] - upto[here];
+            kept += size * size / larger(counts[j], 1e-300);
+            here = end;
+        }
+        bits[i] = cost_of(l, &marks, counts, levels, h->moved) * coder + table * (double)levels;
+        harm[i] = kept > 0 ? larger(h->energy / kept - 1, 0.0) : __builtin_inf();
+    }
+}
+
+/* Every choice on offer: `hard`, then `dithered` where κ is above 1, and of these `hull`, into `order`, which is returned.
+ *   bits, harm: of all choices; bits are cost · coder + tables
+ *   room: what these need: 3 · (n + choices + levels + 1) numbers */
+typedef struct {
+    int64_t hards, ramps, evens, levels;
+    const double *bounds, *low, *slope, *rate, *tables;
+    double coder;
+} ts_ladders;
+
+TS_KERNEL(int64_t, offers)
+(int64_t *order, double *bits, double *harm, const ts_histogram *h, const ts_ladders *own, const ts_logarithm *l, double *room) {
+    int64_t choices = own->hards;
+    TS_NAME(hard)(bits, harm, h, own->bounds, own->hards, own->levels, l, room);
+    if (h->kappa > 1) {
+        ts_histogram relative = *h;
+        relative.middle = room;
+        for (int64_t k = 0; k < h->n; k++) room[k] = h->middle[k] / h->rms;
+        TS_NAME(dithered)(bits + choices, harm + choices, &relative, own->low, own->slope, own->ramps, own->rate, own->evens,
+                          own->levels, l, room + h->n);
+        choices += own->ramps + own->evens;
+    }
+    for (int64_t i = 0; i < choices; i++) bits[i] = bits[i] * own->coder + own->tables[i];
+    return TS_NAME(hull)(order, bits, harm, choices);
 }
