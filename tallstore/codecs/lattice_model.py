@@ -21,8 +21,8 @@ __all__ = ["both_signs", "choose", "estimate", "lanes_for", "lowest", "undirecte
 
 Integers = npt.NDArray[np.int64]
 
-BITS = 11
-"""Frequencies add up to 2^11: tables of 8 KiB each, and a thousandth lost to rounding them."""
+BITS = 10
+"""Frequencies add up to 2^10: tables of 4 KiB each, and a few thousandths lost to rounding them."""
 MOST_SHIFT = 3
 """Octaves by which rows may differ from each other."""
 _SEGMENT = 256

@@ -60,7 +60,21 @@ ALWAYS void fill_levels(uint8_t *restrict out, const void *words, int64_t n, con
     if (bits == 16) {
         const uint16_t *w = words;
         const uint16_t mask = (uint16_t)of->mask, low = (uint16_t)of->low;
-        for (int64_t i = 0; i < n; i++) {
+        int64_t i = 0;
+#if defined(__AVX2__)
+        const __m128i by = _mm_cvtsi32_si128(of->shift);
+        const __m256i masks = _mm256_set1_epi16((short)mask), lows = _mm256_set1_epi16((short)low);
+        for (; i + 32 <= n; i += 32) {
+            __m256i key[2];
+            for (int h = 0; h < 2; h++) {
+                __m256i word = _mm256_loadu_si256((const __m256i *)(w + i + 16 * h));
+                key[h] = _mm256_subs_epu16(_mm256_and_si256(_mm256_srl_epi16(word, by), masks), lows);
+            }
+            __m256i all = _mm256_permute4x64_epi64(_mm256_packus_epi16(key[0], key[1]), 0xD8);
+            _mm256_storeu_si256((__m256i *)(out + i), _mm256_min_epu8(all, _mm256_set1_epi8(LEVELS - 1)));
+        }
+#endif
+        for (; i < n; i++) {
             uint16_t key = (uint16_t)((w[i] >> of->shift) & mask);
             key = (uint16_t)(key > low ? key - low : 0);
             out[i] = (uint8_t)(key < LEVELS - 1 ? key : LEVELS - 1);
