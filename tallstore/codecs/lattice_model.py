@@ -68,7 +68,8 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
         folded = _folded(counts.sum(0))
         told = _POINT * _COEFFICIENT_BITS * (rows.across.size + rows.along.size)
         table, tables = _merged(counts.reshape(-1, counts.shape[2]), signed=True)
-        if int(_costs(tables, signed=True).sum()) + told < int(_costs(_merged(folded)[1]).sum()):
+        # Without directions, tables are few, and merging them saves next to nothing of what they cost together.
+        if int(_costs(tables, signed=True).sum()) + told < int(_costs(folded[folded.any(1)]).sum()):
             weights = _weights(tables)
             return Model(bits=BITS, low=low, rows=rows, table=table.reshape(counts.shape[:2]), weights=weights)
         rows = undirected(width, first, rows.shifts)

@@ -26,9 +26,9 @@ _DEAR = 0.07
 _COEFFICIENT_BITS = 4
 _FEWEST_MOVED = 16
 """Where fewer than one element in so many moved, no direction pays for itself."""
-_LOOKED_AT = 192
+_LOOKED_AT = 256
 """Rows from which directions are found."""
-_TURNS = 4
+_TURNS = 3
 _FINE = 127
 """Magnitude of integers while directions are looked for."""
 _SPREAD = 3
