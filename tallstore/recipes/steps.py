@@ -54,7 +54,7 @@ def steps(found: Magnitudes) -> Steps:
 
 def _distinct(values: Array) -> Array:
     """Sorted, each once; `np.unique` would import `numpy.ma` in the middle of a run."""
-    ordered: Array = np.sort(values)
+    ordered = cast(Array, np.sort(values))
     differs = np.concatenate([[True], ordered[1:] != ordered[:-1]])
     return cast(Array, ordered[differs])
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tallstore.codecs import LOSSLESS
+from tallstore.codecs import LOSSLESS, WHOLE
 from tallstore.codecs.lattice_model import choose, estimate, lanes_for, lowest, undirected
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
@@ -231,6 +231,33 @@ def test_an_estimate_is_near_to_what_it_takes(dtype: str) -> None:
     coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype)
     found = estimate(LATTICES[dtype], after[: 1 << 14], base[: 1 << 14])
     assert found == pytest.approx(8 * len(coded) / len(base), rel=0.05)
+
+
+ODD = {
+    "negated": lambda base, lattice: base ^ lattice.word.type(1 << (lattice.bits - 1)),
+    "every bit turned over": lambda base, lattice: ~base,
+    "other exponents": lambda base, lattice: base ^ lattice.word.type(1 << lattice.shift),
+    "ones in every bit": lambda base, lattice: np.full_like(base, -1 & ((1 << lattice.bits) - 1)),
+    "negative zeros": lambda base, lattice: np.full_like(base, 1 << (lattice.bits - 1)),
+    "subnormal": lambda base, lattice: base & lattice.word.type((1 << lattice.shift) - 1),
+    "random": lambda base, lattice: (
+        np.random.default_rng(9).integers(0, 1 << lattice.bits, len(base)).astype(lattice.word)
+    ),
+}
+"""What a task may be, of a base: bits of NaN, of infinities and of all else among them."""
+
+
+@pytest.mark.parametrize("n", [50, 5000, 1 << 17])
+@pytest.mark.parametrize("change", ODD)
+@pytest.mark.parametrize("dtype", LATTICES)
+def test_odd_numbers_come_back_and_take_no_more_than_the_plain_codec(dtype: str, change: str, n: int) -> None:
+    lattice = LATTICES[dtype]
+    base = np.random.default_rng(8).integers(0, 1 << lattice.bits, n).astype(lattice.word)
+    after = ODD[change](base, lattice)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, (n // 10, 3))
+    assert len(coded) <= 1 + len(WHOLE["planes+zstd"].encode(after.view(np.uint8), dtype))
+    CODEC.decode(coded, base.view(np.uint8), dtype)
+    assert np.array_equal(base, after)
 
 
 @pytest.mark.parametrize("dtype", ["F64", "I8", "U16", "C64"])
