@@ -132,6 +132,7 @@ def test_a_merge_is_that_of_the_originals(tmp_path: Path) -> None:
     base, tasks = tiny_zoo(dtype=torch.float32)
     with packed(base, tasks, tmp_path / "zoo.tall", quality="lossless") as zoo:
         merged = zoo.merged("arithmetic", alpha=0.5)
+    assert merged.report.approximate is None
     name = next(n for n, t in base.items() if t.ndim == 2)
     wanted = base[name] + 0.5 * torch.stack([state[name] - base[name] for state in tasks.values()]).sum(0)
     assert torch.allclose(merged[name], wanted, atol=1e-6)

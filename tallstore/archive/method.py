@@ -58,7 +58,9 @@ def choose(
         method = make_method(id_, **given)
     lossy = sorted(set(vector_codecs) - _EXACT)
     why = None
-    if method.approximate:
+    if method.approximate and _as_they_were(manifest, tasks):
+        pass
+    elif method.approximate:
         how = "trimmed and elected on" if id_ == TiesMerge.id or given.get("source") == "ties" else "the sum of"
         why = f"{how} the task vectors that the archive decodes to: the true ones are not in it"
     elif stored is None:
@@ -66,6 +68,11 @@ def choose(
     elif lossy:
         why = f"the stored vector is rounded (codec {', '.join(lossy)})"
     return Chosen(id=id_, k=given.get("k"), method=method, stored=stored, approximate=why)
+
+
+def _as_they_were(manifest: Manifest, tasks: Sequence[str]) -> bool:
+    """Whether the task vectors that the archive decodes to are the true ones."""
+    return manifest.base.storage != "bf16" and all(manifest.tasks[task].bit_for_bit for task in tasks)
 
 
 def _stored(manifest: Manifest, tasks: Sequence[str]) -> Stored | None:

@@ -18,13 +18,27 @@ import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
-from tallstore.codecs.lattice_model import choose, lanes_for, lowest
+from tallstore.codecs.lattice_model import both_signs, choose, lanes_for, lowest
 from tallstore.codecs.planes import Planes
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
-from tallstore.kernels.lattice import CONTEXTS, LATTICES, LEVELS, Lattice, Model, Steps, segments_of
+from tallstore.kernels.lattice import (
+    CONTEXTS,
+    GRADES,
+    LARGEST,
+    LATTICES,
+    LEVELS,
+    MOST_RANK,
+    MOST_TABLES,
+    Lattice,
+    Model,
+    Prepared,
+    Rows,
+    Steps,
+    segments_of,
+)
 from tallstore.kernels.lattice_fast import decode, encode, prepare
 
 _SAME, _DIFFERENCES, _WHOLE, _STEPS = 0, 1, 2, 3
@@ -32,8 +46,8 @@ _WORDS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
 """Unsigned integers by bytes an element."""
 _HEAD = struct.Struct("<BBBBIIIII")
 """Mode, bits, log2 of the lanes, low; width, first, bytes of the model, words, bytes of open bits."""
-_MODEL = struct.Struct("<BB")
-"""Tables, magnitudes' symbols."""
+_MODEL = struct.Struct("<BBB")
+"""Tables, magnitudes' symbols, directions."""
 _BITS = range(8, 13)
 _LANES = range(3, 9)
 _WEIGHTS = 64
@@ -89,25 +103,25 @@ class LatticeCodec(LosslessCodec):
 def _steps(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], row: Row) -> bytes:
     low = lowest(lattice, base)
     prepared = prepare(lattice, after, base, low)
-    model = choose(prepared, low, row)
-    lanes = lanes_for(len(base))
-    steps = encode(prepared, model, lanes)
-    shape = _MODEL.pack(*model.weights.shape)
-    told = zstd.compress(b"".join((shape, model.weights.tobytes(), model.shifts.tobytes(), model.table.tobytes())))
-    head = _HEAD.pack(
-        _STEPS,
-        model.bits,
-        lanes.bit_length() - 1,
-        model.low,
-        model.width,
-        model.first,
-        len(told),
-        len(steps.words),
-        len(steps.extra),
-    )
-    return b"".join(
-        (head, told, steps.states.astype("<u4").tobytes(), steps.words.astype("<u2").tobytes(), steps.extra.tobytes())
-    )
+    return written(prepared, choose(prepared, low, row), lanes_for(len(base)))
+
+
+def written(prepared: Prepared, model: Model, lanes: int) -> bytes:
+    """The chunk of mode 3 of these steps, by this model, in so many lanes."""
+    steps, told = encode(prepared, model, lanes), zstd.compress(_told(model))
+    rows, counts = model.rows, (len(told), len(steps.words), len(steps.extra))
+    head = _HEAD.pack(_STEPS, model.bits, lanes.bit_length() - 1, model.low, rows.width, rows.first, *counts)
+    parts = (steps.states.astype("<u4"), steps.words.astype("<u2"), steps.extra)
+    return head + told + b"".join(part.tobytes() for part in parts)
+
+
+def _told(model: Model) -> bytes:
+    """A model as it is written; without directions, both signs have the same weights, which are written once."""
+    rows, (tables, every) = model.rows, model.weights.shape
+    weights = model.weights if len(rows.along) else model.weights[:, ::2]
+    head = _MODEL.pack(tables, (every + 1) // 2, len(rows.along))
+    parts = (weights, rows.shifts, model.table, rows.marks.astype("<u2"), rows.across, rows.along)
+    return head + b"".join(each.tobytes() for each in parts)
 
 
 def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, Steps]:
@@ -122,31 +136,58 @@ def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, Steps]:
     lanes = 1 << log_lanes
     if _HEAD.size + told + 4 * lanes + 2 * words + extra != len(view):
         raise FormatError(f"coded steps do not fit {len(view)} bytes")
-    model = _model(view[_HEAD.size : _HEAD.size + told], lattice, segments_of(n, width, first))
+    model = _model(view[_HEAD.size : _HEAD.size + told], lattice, n, (bits, low, width, first))
     at = _HEAD.size + told
     states = np.frombuffer(view[at : at + 4 * lanes], "<u4")
     at += 4 * lanes
     stream = np.frombuffer(view[at : at + 2 * words], "<u2")
-    steps = Steps(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
-    table, weights, shifts = model
-    return Model(bits=bits, low=low, width=width, first=first, table=table, weights=weights, shifts=shifts), steps
+    return model, Steps(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
 
 
-def _model(frame: memoryview, lattice: Lattice, segments: int) -> tuple[Bytes, Bytes, Bytes]:
-    """Tables of contexts, weights of tables, shifts of segments."""
-    told = zstd.decompress_up_to(frame, _MODEL.size + CONTEXTS + CONTEXTS * lattice.symbols + segments)
+def _model(frame: memoryview, lattice: Lattice, n: int, head: tuple[int, int, int, int]) -> Model:
+    """The model of a chunk of n elements, everything in range. `head`: bits, low, width, first."""
+    bits, low, width, first = head
+    segments = segments_of(n, width, first)
+    most = _MODEL.size + GRADES * CONTEXTS + MOST_TABLES * (2 * lattice.symbols - 1) + segments
+    room = 2 * (GRADES - 1) + MOST_RANK * (segments + width) if width <= n else 0
+    told = zstd.decompress_up_to(frame, most + room)
     if len(told) < _MODEL.size:
         raise FormatError("the model of steps is cut off")
-    tables, symbols = _MODEL.unpack_from(told.data)
-    if not (0 < tables <= CONTEXTS and 0 < symbols <= lattice.symbols):
+    tables, symbols, rank = _MODEL.unpack_from(told.data)
+    if not (0 < tables <= MOST_TABLES and 0 < symbols <= lattice.symbols):
         raise FormatError(f"a model of {tables} tables of {symbols} symbols is out of range")
-    parts = np.split(told[_MODEL.size :], [tables * symbols, tables * symbols + segments])
-    weights, shifts, table = parts
-    if len(shifts) != segments or len(table) != LEVELS + int(shifts.max()) or len(table) > CONTEXTS:
+    if rank > MOST_RANK or (rank and not 0 < width <= n):
+        raise FormatError(f"a model of {rank} directions of {width} places is out of range")
+    grades, every = (GRADES, 2 * symbols - 1) if rank else (1, symbols)
+    weights, shifts, rest = np.split(told[_MODEL.size :], np.cumsum([tables * every, segments]))
+    contexts = LEVELS + int(shifts.max(initial=0))
+    ends = np.cumsum([grades * contexts, 2 * (GRADES - 1) * (rank > 0), segments * rank])
+    table, marks, across, along = np.split(rest, ends)
+    if len(shifts) != segments or len(rest) != int(ends[-1]) + rank * width or contexts > CONTEXTS:
         raise FormatError(f"a model of {len(told)} bytes does not fit {segments} segments")
+    rows = Rows(
+        width=width,
+        first=first,
+        shifts=shifts,
+        across=across.view(np.int8).reshape(segments, rank),
+        along=along.view(np.int8).reshape(rank, width),
+        marks=np.frombuffer(marks.tobytes(), "<u2").astype(np.uint16),
+    )
+    if rank and (max(_largest(across), _largest(along)) > LARGEST or not _ascend(rows.marks)):
+        raise FormatError("directions of steps are out of range")
     if int(table.max()) >= tables or int(weights.max()) >= _WEIGHTS:
         raise FormatError("a model of steps names a table or a weight that there is not")
-    weights = weights.reshape(tables, symbols)
+    weights = weights.reshape(tables, every)
     if not weights.any(1).all():
         raise FormatError("a table of steps has no symbols")
-    return table, weights, shifts
+    weights = np.ascontiguousarray(weights) if rank else both_signs(weights)
+    return Model(bits=bits, low=low, rows=rows, table=table.reshape(grades, contexts), weights=weights)
+
+
+def _largest(numbers: Bytes) -> int:
+    """Magnitude of signed bytes."""
+    return int(np.abs(numbers.view(np.int8).astype(np.int16)).max(initial=0))
+
+
+def _ascend(marks: npt.NDArray[np.uint16]) -> bool:
+    return int(marks[0]) > 0 and int(marks[-1]) < 1 << 15 and bool((marks[1:] >= marks[:-1]).all())

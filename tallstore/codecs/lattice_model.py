@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.codecs.base import Row
-from tallstore.kernels.lattice import CLASSES, LEVELS, Lattice, Model, Prepared, frequencies
+from tallstore.codecs.lattice_rows import directed
+from tallstore.kernels.lattice import CLASSES, LEVELS, MOST_TABLES, Lattice, Model, Prepared, Rows, frequencies
 from tallstore.kernels.lattice_fast import count_segments, count_symbols, prepare
 
-__all__ = ["choose", "estimate", "lanes_for", "lowest"]
+__all__ = ["both_signs", "choose", "estimate", "lanes_for", "lowest", "undirected"]
 
 Integers = npt.NDArray[np.int64]
 
-BITS = 11
-"""Frequencies add up to 2^11: tables of 8 KiB each, and a thousandth lost to rounding them."""
+BITS = 10
+"""Frequencies add up to 2^10: tables of 4 KiB each, and a few thousandths lost to rounding them."""
 MOST_SHIFT = 3
 """Octaves by which rows may differ from each other."""
 _SEGMENT = 256
@@ -31,6 +32,8 @@ _ABOVE = 1 << 11
 """One element in so many may have a larger exponent than the highest level's."""
 _WEIGHT_BITS = 4
 """What a symbol's frequency takes, about."""
+_COEFFICIENT_BITS = 4
+"""What an integer of a direction takes, about."""
 _POINT = 1 << 12
 """Bits of information are counted in such parts."""
 _MASS = 1 << 17
@@ -54,14 +57,35 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
         row: see `Row`.
     """
     width, first = _segments(row, len(prepared.levels))
-    shifts = np.zeros(1, np.uint8)
+    rows = undirected()
     if width:
-        shifts = _shifts(count_segments(prepared, width, first, max(1, width // _SEGMENT)))
-        if not shifts.any():
-            width, first, shifts = 0, 0, shifts[:1]
-    counts = count_symbols(prepared, width, first, shifts)
-    table, tables = _merged(counts[: LEVELS + int(shifts.max())])
-    return Model(bits=BITS, low=low, width=width, first=first, table=table, weights=_weights(tables), shifts=shifts)
+        counts = count_segments(prepared, width, first, max(1, width // _SEGMENT))
+        rows = undirected(width, first, _shifts(counts))
+        rows = directed(prepared, rows)
+    counts = count_symbols(prepared, rows)
+    counts = counts[:, : LEVELS + int(rows.shifts.max())]
+    if len(rows.along):
+        folded = _folded(counts.sum(0))
+        told = _POINT * _COEFFICIENT_BITS * (rows.across.size + rows.along.size)
+        table, tables = _merged(counts.reshape(-1, counts.shape[2]), signed=True)
+        # Without directions, tables are few, and merging them saves next to nothing of what they cost together.
+        if int(_costs(tables, signed=True).sum()) + told < int(_costs(folded[folded.any(1)]).sum()):
+            weights = _weights(tables)
+            return Model(bits=BITS, low=low, rows=rows, table=table.reshape(counts.shape[:2]), weights=weights)
+        rows = undirected(width, first, rows.shifts)
+    else:
+        folded = _folded(counts[0])
+    if not rows.shifts.any():
+        rows = undirected()
+    table, tables = _merged(folded)
+    return Model(bits=BITS, low=low, rows=rows, table=table[None], weights=both_signs(_weights(tables, signed=False)))
+
+
+def undirected(width: int = 0, first: int = 0, shifts: npt.NDArray[np.uint8] | None = None) -> Rows:
+    """Rows without directions; by default, all elements in one."""
+    shifts = np.zeros(1, np.uint8) if shifts is None else shifts
+    across, along = np.zeros((len(shifts), 0), np.int8), np.zeros((0, width), np.int8)
+    return Rows(width=width, first=first, shifts=shifts, across=across, along=along, marks=np.zeros(0, np.uint16))
 
 
 def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], elements: int | None = None) -> float:
@@ -74,7 +98,7 @@ def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], 
         elements: of the tensor: what its tables take is spread over all of them. By default, the sample is all.
     """
     prepared = prepare(lattice, after, base, lowest(lattice, base))
-    _, tables = _merged(count_symbols(prepared, 0, 0, np.zeros(1, np.uint8))[:LEVELS])
+    _, tables = _merged(_folded(count_symbols(prepared, undirected())[0, :LEVELS]))
     longest = tables.shape[1] - (tables[:, ::-1] > 0).argmax(1)
     weights = _WEIGHT_BITS * int(longest.sum())
     found = int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra) - weights
@@ -132,47 +156,72 @@ def _bits(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return bits
 
 
-def _merged(counts: Integers) -> tuple[npt.NDArray[np.uint8], Integers]:
+def _folded(counts: Integers) -> Integers:
+    """Elements by magnitude's symbol, of those by symbol."""
+    found: Integers = counts[:, ::2].copy()
+    found[:, 1:] += counts[:, 1::2]
+    return found
+
+
+def _merged(counts: Integers, *, signed: bool = False) -> tuple[npt.NDArray[np.uint8], Integers]:
     """The table of each context, and the counts of each table: neighbours are merged while that saves."""
     used = np.flatnonzero(counts.any(1))
     begins, there = used.tolist(), counts[used, : int(np.flatnonzero(counts.any(0))[-1]) + 1]
     tables = list(there)
-    costs, joined = _costs(there).tolist(), _costs(there[1:] + there[:-1]).tolist()
+    costs, joined = _costs(there, signed=signed).tolist(), _costs(there[1:] + there[:-1], signed=signed).tolist()
     while joined:
         gains = [both - left - right for both, left, right in zip(joined, costs, costs[1:], strict=False)]
         at = gains.index(min(gains))
-        if gains[at] >= 0:
+        if gains[at] >= 0 and len(tables) <= MOST_TABLES:
             break
         tables[at] = tables[at] + tables.pop(at + 1)
         begins.pop(at + 1)
         costs[at : at + 2] = [joined.pop(at)]
         near = [i for i in (at - 1, at) if 0 <= i < len(joined)]
-        for i, cost in zip(near, _costs(np.array([tables[i] + tables[i + 1] for i in near])), strict=True):
+        both = np.array([tables[i] + tables[i + 1] for i in near])
+        for i, cost in zip(near, _costs(both, signed=signed), strict=True):
             joined[i] = int(cost)
     table = np.searchsorted(begins, np.arange(len(counts)), side="right") - 1
     return np.maximum(table, 0).astype(np.uint8), np.stack(tables)
 
 
-def _costs(counts: Integers) -> Integers:
-    """What so many symbols take with a table of their own, in parts of a bit: shape (tables, A) to (tables,)."""
+def _costs(counts: Integers, *, signed: bool = False) -> Integers:
+    """What so many symbols take with a table of their own, in parts of a bit: shape (tables, A) to (tables,).
+
+    Of magnitudes' symbols, those above 0 take a bit more: their sign.
+    """
     if not len(counts):
         return np.zeros(0, np.int64)
     total = counts.sum(1)
     bits = np.rint(_POINT * np.log2(np.maximum(total[:, None], 1) / np.maximum(counts, 1))).astype(np.int64)
     longest = counts.shape[1] - (counts[:, ::-1] > 0).argmax(1)
-    found: Integers = (counts * bits).sum(1) + _POINT * (total - counts[:, 0] + longest * _WEIGHT_BITS)
+    signs = 0 if signed else total - counts[:, 0]
+    found: Integers = (counts * bits).sum(1) + _POINT * (signs + longest * _WEIGHT_BITS)
     return found
 
 
-def _weights(counts: Integers) -> npt.NDArray[np.uint8]:
+def both_signs(weights: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Weights of 0, +1, −1, +2 … from those of magnitudes: shape (tables, A) to (tables, 2A − 1)."""
+    return np.ascontiguousarray(np.repeat(weights, 2, axis=1)[:, 1:])
+
+
+def _weights(counts: Integers, *, signed: bool = True) -> npt.NDArray[np.uint8]:
     """Weights nearest to the counts, and so large that every symbol that occurs has a frequency."""
     counts = counts[:, : int(np.flatnonzero(counts.any(0))[-1]) + 1]
+    if signed and counts.shape[1] % 2 == 0:
+        counts = np.pad(counts, ((0, 0), (0, 1)))
     there = counts > 0
     share = counts * _MASS
-    share[:, 1:] //= 2
+    if not signed:
+        share[:, 1:] //= 2
     share //= counts.sum(1, keepdims=True)
     share = np.maximum(share, _MASS >> BITS)  # or near to it: a frequency of 1
     weights = np.where(there, 1 + np.searchsorted(_MIDDLE, share), 0).astype(np.uint8)
-    while (short := there & (frequencies(weights, BITS) < 1)).any():
-        weights += short
+
+    def short() -> npt.NDArray[np.bool_]:
+        found = frequencies(weights, BITS) if signed else frequencies(both_signs(weights), BITS)[:, ::2]
+        return there & (found < 1)
+
+    while (few := short()).any():
+        weights += few
     return weights

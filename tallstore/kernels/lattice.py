@@ -9,9 +9,12 @@ is depends on the base's exponent, as an update moves small weights by many unit
 
 Symbols are coded by range asymmetric numeral systems (J. Duda, arXiv 1311.2540; rANS as F. Giesen interleaves it,
 arXiv 1402.3392), with a table of frequencies per context, in lanes: element i belongs to lane i mod L, all lanes share
-one stream of 16-bit words. Which table is told by the base's exponent and its row's shift.
+one stream of 16-bit words. Which table is told by the base's exponent, its row's shift, and how strongly a few
+directions say which way the element moved: gradients are nearly of low rank, and so are the signs of what many steps
+of training add up to. A direction is an integer per place in a segment and one per segment; an element's prediction is
+the sum of their products. What is coded is the step as the prediction has it: turned over where that is negative.
 
-The native kernels (`native/src/lattice.c`) do the same, bit for bit.
+The native kernels (`native/src/lattice_encode.c`, `lattice_decode.c`) do the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +28,18 @@ import numpy.typing as npt
 
 from tallstore.errors import DamagedError
 
-__all__ = ["CONTEXTS", "LATTICES", "LEVELS", "Lattice", "Model", "Prepared", "Steps", "frequencies", "segments_of"]
+__all__ = [
+    "CONTEXTS",
+    "LATTICES",
+    "LEVELS",
+    "Lattice",
+    "Model",
+    "Prepared",
+    "Rows",
+    "Steps",
+    "frequencies",
+    "segments_of",
+]
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -37,6 +51,13 @@ CONTEXTS = 2 * LEVELS - 1
 """Most contexts that there can be: of levels and shifts, which are below LEVELS too."""
 CLASSES = 4
 """Of magnitudes, where rows are compared."""
+GRADES = 4
+"""Of predictions, by how strong they are."""
+MOST_TABLES = 64
+MOST_RANK = 8
+"""Directions that there can be."""
+LARGEST = 7
+"""Magnitude of a direction's integers."""
 DIRECT = 16
 """Magnitudes below this are symbols by themselves."""
 SYMBOLS = DIRECT + 2 * (31 - 4) + 1
@@ -97,6 +118,41 @@ LATTICES: Mapping[str, Lattice] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What is told of each segment of a chunk, a segment being a row of a matrix, or a few short ones."""
+
+    width: int
+    """Elements of a segment; 0 if all are one."""
+    first: int
+    """Elements of the first segment: its last ones, where a chunk begins within a row."""
+    shifts: Bytes
+    """Of each segment: shape (S,)."""
+    across: npt.NDArray[np.int8]
+    """Of each segment, its integer in each direction: shape (S, k)."""
+    along: npt.NDArray[np.int8]
+    """Of each direction, the integer of each place in a segment: shape (k, width)."""
+    marks: npt.NDArray[np.uint16]
+    """From which strength of the prediction on its grade is 1, 2, 3: shape (GRADES − 1,), ascending from 1 on."""
+
+    @property
+    def grades(self) -> int:
+        """Grades of predictions that there are."""
+        return GRADES if len(self.along) else 1
+
+    def predictions(self, n: int) -> Integers:
+        """Of each of n elements: shape (n,)."""
+        if not len(self.along):
+            return np.zeros(n, np.int64)
+        every = self.across.astype(np.float64) @ self.along.astype(np.float64)  # exact: they are small
+        skipped = self.width - self.first
+        return every.reshape(-1)[skipped : skipped + n].astype(np.int64)
+
+    def grade(self, predictions: Integers) -> Integers:
+        """Of each element its grade."""
+        return np.searchsorted(self.marks, np.abs(predictions), side="right")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What tells how likely each symbol is. All of it is in the coded bytes."""
 
@@ -104,16 +160,12 @@ class Model:
     """Frequencies of a table add up to 2^bits."""
     low: int
     """The exponent of level 0."""
-    width: int
-    """Elements of a segment, most often a row's; 0 if all are one."""
-    first: int
-    """Elements of the first segment."""
+    rows: Rows
+    """What is told of segments."""
     table: Bytes
-    """The table of each context: shape (contexts,). An element's context is its level plus its segment's shift."""
+    """The table of each context: shape (grades, contexts). An element's context is its level plus its row's shift."""
     weights: Bytes
-    """Shape (tables, A): how often the magnitudes' symbols are, on a scale of `frequencies`."""
-    shifts: Bytes
-    """Of each segment."""
+    """How often symbols 0, +1, −1, +2 … are, on a scale of `frequencies`: shape (tables, 2A − 1)."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +193,22 @@ class Steps:
 
 
 def frequencies(weights: Bytes, bits: int) -> npt.NDArray[np.int64]:
-    """Of 2^bits, by table and magnitude's symbol; of symbols above 0 both signs have it. Shape of `weights`.
+    """Of 2^bits, by table and symbol. Shape of `weights`.
 
     A weight q is a frequency of (4 + q mod 4)·2^⌊q/4⌋, or none for 0, to scale; what rounding down leaves goes to
     symbol 0.
     """
     q = weights.astype(np.int64)
     scaled = np.where(q == 0, 0, (4 + (q & 3)) << (q >> 2))
-    total = scaled[:, :1] + 2 * scaled[:, 1:].sum(1, keepdims=True)
-    found: Integers = (scaled << bits) // np.maximum(total, 1)
-    found[:, 0] = (1 << bits) - 2 * found[:, 1:].sum(1)
+    found: Integers = (scaled << bits) // np.maximum(scaled.sum(1, keepdims=True), 1)
+    found[:, 0] = (1 << bits) - found[:, 1:].sum(1)
     return found
+
+
+def places(symbols: npt.NDArray[Any]) -> Integers:
+    """Where signed symbols are in the order 0, +1, −1, +2 …"""
+    symbols = symbols.astype(np.int64)
+    return np.where(symbols > 0, 2 * symbols - 1, -2 * symbols)
 
 
 def magnitudes_of(d: Integers) -> tuple[Integers, Integers]:
@@ -196,23 +253,39 @@ def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> I
     return np.bincount(at, minlength=segments * LEVELS * CLASSES).reshape(segments, LEVELS, CLASSES)
 
 
-def count_symbols(prepared: Prepared, width: int, first: int, shifts: Bytes) -> Integers:
-    """Elements by context and magnitude's symbol: shape (CONTEXTS, SYMBOLS)."""
-    context = prepared.levels + shifts[_segment(len(prepared.levels), width, first)].astype(np.int64)
-    at = context * SYMBOLS + np.abs(prepared.symbols)
-    return np.bincount(at, minlength=CONTEXTS * SYMBOLS).reshape(CONTEXTS, SYMBOLS)
+def project(prepared: Prepared, rows: Rows) -> Integers:
+    """Products of the signs of every segment's steps with each direction: shape (segments, k)."""
+    n, skipped = len(prepared.symbols), rows.width - rows.first
+    signs = np.zeros(len(rows.shifts) * rows.width, np.float64)
+    signs[skipped : skipped + n] = np.sign(prepared.symbols)
+    found: Integers = (signs.reshape(-1, rows.width) @ rows.along.T.astype(np.float64)).astype(np.int64)
+    return found
+
+
+def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
+    """Elements by grade, context and symbol, as predictions have it: shape (grades, CONTEXTS, 2·SYMBOLS − 1)."""
+    n, every = len(prepared.levels), 2 * SYMBOLS - 1
+    predicted = rows.predictions(n)
+    at = (rows.grade(predicted) * CONTEXTS + _contexts(prepared.levels, rows)) * every
+    at += places(np.where(predicted < 0, -prepared.symbols, prepared.symbols))
+    found = np.bincount(at, minlength=rows.grades * CONTEXTS * every)
+    return found.reshape(rows.grades, CONTEXTS, every)
 
 
 def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
     """Code a chunk in so many lanes. Every symbol that occurs in a context has a frequency there."""
-    size, symbols = 1 << model.bits, prepared.symbols.astype(np.int64)
-    both, begin = both_signs(frequencies(model.weights, model.bits))
-    tables = _tables(prepared.levels, model)
-    at = tables, np.where(symbols < 0, -2 * symbols, np.maximum(2 * symbols - 1, 0))
-    share_of, begin_of = both[at], begin[at]
+    size, n = 1 << model.bits, len(prepared.symbols)
+    share = frequencies(model.weights, model.bits)
+    begin = np.cumsum(share, axis=1) - share
+    predicted = model.rows.predictions(n)
+    at = (
+        _tables(prepared.levels, predicted, model),
+        places(np.where(predicted < 0, -prepared.symbols, prepared.symbols)),
+    )
+    share_of, begin_of = share[at], begin[at]
     states = np.full(lanes, LOWEST, np.int64)
     pieces: list[npt.NDArray[np.uint16]] = []
-    for start in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
+    for start in range((n - 1) // lanes * lanes, -1, -lanes):
         f, b = share_of[start : start + lanes], begin_of[start : start + lanes]
         x = states[: len(f)]
         full = x >= f << (32 - model.bits)
@@ -231,7 +304,8 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
     """
     n, lanes, mask = len(words), len(steps.states), (1 << model.bits) - 1
     symbol, share, offset = (each.reshape(-1) for each in slots(frequencies(model.weights, model.bits)))
-    table = _tables(lattice.levels(words, model.low), model) << model.bits
+    predicted = model.rows.predictions(n)
+    table = _tables(lattice.levels(words, model.low), predicted, model) << model.bits
     found = np.empty(n, np.int64)
     states, stream, used = steps.states.astype(np.int64), steps.words.astype(np.int64), 0
     for start in range(0, n, lanes):
@@ -247,18 +321,18 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
         used += len(few)
     if used != len(stream) or (states != LOWEST).any():
         raise DamagedError(ENDS)
-    d = _with_bits(found, steps.extra)
+    d = _with_bits(np.where(predicted < 0, -found, found), steps.extra)
     words[:] = lattice.turned(lattice.turned(words) + d.astype(words.dtype))
 
 
 def slots(share: Integers) -> tuple[Integers, Integers, Integers]:
     """Of every slot its signed symbol, that symbol's frequency, and where in it the slot is: shape (tables, 2^bits)."""
-    both, begin = both_signs(share)
-    signed = np.arange(both.shape[1])
+    begin = np.cumsum(share, axis=1) - share
+    signed = np.arange(share.shape[1])
     signed = np.where(signed & 1, (signed + 1) // 2, -(signed // 2))
-    symbol = np.stack([np.repeat(signed, row) for row in both])
-    wide = np.stack([np.repeat(row, row) for row in both])
-    first = np.stack([np.repeat(row, times) for row, times in zip(begin, both, strict=True)])
+    symbol = np.stack([np.repeat(signed, row) for row in share])
+    wide = np.stack([np.repeat(row, row) for row in share])
+    first = np.stack([np.repeat(row, times) for row, times in zip(begin, share, strict=True)])
     return symbol, wide, np.arange(symbol.shape[1]) - first
 
 
@@ -267,16 +341,16 @@ def _segment(n: int, width: int, first: int) -> Integers:
     return (np.arange(n) + (width - first)) // width if width else np.zeros(n, np.int64)
 
 
-def _tables(levels: Bytes, model: Model) -> Integers:
+def _contexts(levels: Bytes, rows: Rows) -> Integers:
+    """Of each element its context."""
+    shifts = rows.shifts[_segment(len(levels), rows.width, rows.first)]
+    found: Integers = levels.astype(np.int64) + shifts.astype(np.int64)
+    return found
+
+
+def _tables(levels: Bytes, predicted: Integers, model: Model) -> Integers:
     """Of each element its table."""
-    shifts = model.shifts[_segment(len(levels), model.width, model.first)]
-    return model.table.astype(np.int64)[levels + shifts.astype(np.int64)]
-
-
-def both_signs(share: Integers) -> tuple[Integers, Integers]:
-    """Frequencies of 0, +1, −1, +2, −2 …, and where each begins: shape (tables, 2A − 1)."""
-    both = np.repeat(share, 2, axis=1)[:, 1:]
-    return both, np.cumsum(both, axis=1) - both
+    return model.table.astype(np.int64)[model.rows.grade(predicted), _contexts(levels, model.rows)]
 
 
 def _pack_bits(values: Integers, widths: Integers) -> Bytes:

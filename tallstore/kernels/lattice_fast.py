@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import Structure, byref, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from tallstore.kernels.lattice import (
     CLASSES,
     CONTEXTS,
     ENDS,
+    GRADES,
     LEVELS,
     OPEN_BITS,
     SYMBOLS,
@@ -24,26 +25,46 @@ from tallstore.kernels.lattice import (
     Lattice,
     Model,
     Prepared,
+    Rows,
     Steps,
     Words,
-    both_signs,
     frequencies,
     segments_of,
 )
 from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address, bind
 
-__all__ = ["KERNELS", "count_segments", "count_symbols", "decode", "encode", "prepare"]
+__all__ = ["KERNELS", "count_segments", "count_symbols", "decode", "encode", "prepare", "project"]
 
 _P, _I, _L = c_void_p, c_int32, c_int64
 KERNELS: Mapping[str, Function] = {
     "lattice_prepare": (_L, (_P, _P, _P, _P, _P, _L, _I, _I, _I, _I)),
     "lattice_count_segments": (None, (_P, _P, _P, _L, _L, _L, _L)),
-    "lattice_count_symbols": (None, (_P, _P, _P, _L, _L, _L, _P)),
-    "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _L, _L, _P, _P, _I, _I)),
-    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _I, _I, _P, _P, _I, _I, _P, _P, _L, _L, _P, _I, _P, _L, _P, _L)),
+    "lattice_project": (None, (_P, _P, _L, _P, _I, _L, _L)),
+    "lattice_count_symbols": (None, (_P, _P, _P, _L, _P)),
+    "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _P, _I, _I)),
+    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _I, _I, _P, _P, _I, _I, _P, _P, _I, _P, _L, _P, _L)),
 }
-"""Of `native/src/lattice.c`."""
+"""Of `native/src/lattice_encode.c` and `lattice_decode.c`."""
+
+
+class _Rows(Structure):
+    """`ts_rows` of `native/src/lattice.h`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("table", "shifts", "across", "along")),
+        *(("width", c_int64), ("first", c_int64), ("rank", c_int32), ("contexts", c_int32)),
+        ("marks", c_int32 * (GRADES - 1)),
+    )
+
+
+def _rows(rows: Rows, table: Bytes | None = None) -> _Rows:
+    """Addresses in `rows`, and the integers beside them; the caller keeps the arrays."""
+    marks = (c_int32 * (GRADES - 1))(*rows.marks.tolist())
+    contexts = 0 if table is None else table.shape[1]
+    where = None if table is None else address(table)
+    across, along = (address(each) if each.size else None for each in (rows.across, rows.along))
+    return _Rows(where, address(rows.shifts), across, along, rows.width, rows.first, len(rows.along), contexts, marks)
 
 
 def _native() -> Any:
@@ -83,15 +104,25 @@ def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> I
     return counts
 
 
-def count_symbols(prepared: Prepared, width: int, first: int, shifts: Bytes) -> Integers:
-    """See `lattice.count_symbols`."""
-    native, n = _native(), len(prepared.levels)
+def project(prepared: Prepared, rows: Rows) -> Integers:
+    """See `lattice.project`."""
+    native, rank = _native(), len(rows.along)
     if native is None:
-        return reference.count_symbols(prepared, width, first, shifts)
-    counts = np.empty((CONTEXTS, SYMBOLS), np.int64)
-    native.lattice_count_symbols(
-        *_addresses(counts, prepared.symbols, prepared.levels), n, width, first, address(shifts)
-    )
+        return reference.project(prepared, rows)
+    sums = np.empty((len(rows.shifts), rank), np.int32)
+    symbols = prepared.symbols
+    native.lattice_project(*_addresses(sums, symbols), len(symbols), address(rows.along), rank, rows.width, rows.first)
+    return sums.astype(np.int64)
+
+
+def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
+    """See `lattice.count_symbols`."""
+    native = _native()
+    if native is None:
+        return reference.count_symbols(prepared, rows)
+    counts = np.empty((rows.grades, CONTEXTS, 2 * SYMBOLS - 1), np.int64)
+    symbols = prepared.symbols
+    native.lattice_count_symbols(*_addresses(counts, symbols, prepared.levels), len(symbols), byref(_rows(rows)))
     return counts
 
 
@@ -101,15 +132,14 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
     if native is None:
         return reference.encode(prepared, model, lanes)
     words, states = np.empty(n, np.uint16), np.empty(lanes, np.uint32)
-    share, begin = (each.astype(np.uint32) for each in both_signs(frequencies(model.weights, model.bits)))
+    frequency = frequencies(model.weights, model.bits)
+    share, begin = frequency.astype(np.uint32), (np.cumsum(frequency, axis=1) - frequency).astype(np.uint32)
     used = native.lattice_encode(
         *_addresses(words, states, prepared.symbols, prepared.levels),
         n,
         lanes,
         model.bits,
-        *_addresses(model.table, model.shifts),
-        model.width,
-        model.first,
+        byref(_rows(model.rows, model.table)),
         *_addresses(share, begin),
         *share.shape,
     )
@@ -135,9 +165,7 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
         model.bits,
         *_addresses(entries, model.weights),
         *model.weights.shape,
-        *_addresses(model.table, model.shifts),
-        model.width,
-        model.first,
+        byref(_rows(model.rows, model.table)),
         address(states),
         len(states),
         address(stream),

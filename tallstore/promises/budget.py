@@ -1,7 +1,7 @@
 """The error budget: which tensors of which task get a stronger form, so that a bound on its error holds.
 
 Stronger forms, each with what it costs and leaves on a typical task vector: a delta of the task's own in 4, 5 or 8
-bits, and the whole tensor without loss. Steps are taken where they save the most error for a bit, until the sum is
+bits, and the tensor without loss. Steps are taken where they save the most error for a bit, until the sum is
 within the bound; what a form really leaves is measured on the next archive, so a guess that was off costs one more
 round and breaks no promise.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tallstore.encoder.stream import UNMOVED, TensorCost
-from tallstore.encoder.work import WHOLE
+from tallstore.encoder.work import LOSSLESS
 
 Key = tuple[int, str]
 
-_LADDER = ("q4", "q5", "q8", WHOLE)
-_LEAVES = {"q4": 0.12**2, "q5": 0.07**2, "q8": 0.012**2, WHOLE: 0.0}
+_LADDER = ("q4", "q5", "q8", LOSSLESS)
+_LEAVES = {"q4": 0.12**2, "q5": 0.07**2, "q8": 0.012**2, LOSSLESS: 0.0}
 """‖τ̂−τ‖²/‖τ‖² of each form, from experience."""
-_BITS = {"q4": 3.4, "q5": 4.3, "q8": 6.6, WHOLE: 27.0}
+_BITS = {"q4": 3.4, "q5": 4.3, "q8": 6.6, LOSSLESS: 26.0}
 """Bits a parameter of each form, from experience."""
 _NOW = 0.7
 """Bits a parameter of what a recipe makes."""
@@ -52,9 +52,6 @@ def escalate(
             break
         _, key, form, error = max(steps)
         left[key], found[key] = error, form
-        if form == WHOLE:
-            # Whole tensors are out of the measure: neither what they lose nor how long they are counts.
-            norm -= costs[key].norm
     return found
 
 

@@ -54,6 +54,9 @@ LEVELS = {"small": 0.19, "balanced": 0.078, "high": 0.035}
 name. See `benchmarks/README.md`."""
 TOLERABLE = 0.25
 """Beyond this it is said."""
+_NEARLY = 0.9
+"""Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is foretold of the latter
+is rather too much, as directions in which elements moved together are not looked for."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
@@ -132,7 +135,7 @@ class Solo(Recipe):
             budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(found)
             chosen = self._within(found, budget)
         # Checked before anything is foretold: what loses nothing does no harm.
-        self._lossless = frozenset(key for key, choice in chosen.items() if choice.bits >= found[key].lossless_bits)
+        self._lossless = self._without_loss(found, chosen)
         chosen |= {key: chosen[key]._replace(bits=found[key].lossless_bits, harm=0.0) for key in self._lossless}
         self._foretold = {task: foretold(self._parts(own, chosen)) for task, own in by_task.items()}
         if self.bits is not None and any(each > TOLERABLE for each in self._foretold.values()):
@@ -145,6 +148,20 @@ class Solo(Recipe):
         self._chosen = {
             key: found[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
         }
+
+    def _without_loss(self, found: Mapping[Key, _Tensor], chosen: Mapping[Key, Choice]) -> frozenset[Key]:
+        """Tensors that take about as little without loss; all of a task's that can, where they do together."""
+        nearly = _NEARLY if self.bits is None else 1.0  # what is within a budget stays there
+        cheap = {key for key, choice in chosen.items() if choice.bits >= nearly * found[key].lossless_bits}
+        by_task: dict[int, list[Key]] = {}
+        for key in chosen:
+            if math.isfinite(found[key].lossless_bits):
+                by_task.setdefault(key[0], []).append(key)
+        for keys in by_task.values():
+            lossless = math.fsum(found[key].lossless_bits for key in keys)
+            if math.fsum(chosen[key].bits for key in keys) >= nearly * lossless:
+                cheap.update(keys)
+        return frozenset(cheap)
 
     def _within(self, found: Mapping[Key, _Tensor], budget: float) -> dict[Key, Choice]:
         fixed = {key: tensor.fixed for key, tensor in found.items() if tensor.fixed is not None}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from tallstore.codecs import LOSSLESS
-from tallstore.codecs.lattice_model import choose, estimate, lanes_for, lowest
+from tallstore.codecs import LOSSLESS, WHOLE
+from tallstore.codecs.lattice_model import choose, estimate, lanes_for, lowest, undirected
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import lattice as reference
 from tallstore.kernels import lattice_fast
-from tallstore.kernels.lattice import LATTICES, Lattice, frequencies
+from tallstore.kernels.lattice import LARGEST, LATTICES, Lattice, Model, Prepared, Rows, frequencies, segments_of
 from tallstore.kernels.native import build, library
 
 CODEC = LOSSLESS["lattice"]
@@ -32,6 +33,36 @@ def rows(dtype: str, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     step = np.rint(rng.normal(0, 1, n) * 2.0 ** (exponent - 3.5) * (1 + 3 * (np.arange(n) // 300 % 2)))
     step = np.where(rng.random(n) < 0.002, rng.integers(-(2**30), 2**30, n), step)
     return lattice.turned(lattice.turned(base) + step.astype(np.int64).astype(lattice.word)), base
+
+
+def segmented(n: int, rank: int) -> Rows:
+    """Segments of 300 elements, the first of 17, with odd shifts and as many directions."""
+    rng = np.random.default_rng(rank)
+    segments = segments_of(n, 300, 17)
+    across = rng.integers(-LARGEST, LARGEST + 1, (segments, rank)).astype(np.int8)
+    along = rng.integers(-LARGEST, LARGEST + 1, (rank, 300)).astype(np.int8)
+    shifts = (np.arange(segments) % 7).astype(np.uint8)
+    marks = np.array([1, 20, 40] if rank else [], np.uint16)
+    return Rows(width=300, first=17, shifts=shifts, across=across, along=along, marks=marks)
+
+
+def forced(told: Prepared, low: int, rows_of: Rows) -> Model:
+    """A model with these rows, whether they pay or not: two tables, in which every symbol has a weight."""
+    rng = np.random.default_rng(1)
+    weights = rng.integers(20, 40, (2, 2 * int(np.abs(told.symbols).max()) + 1)).astype(np.uint8)
+    table = rng.integers(0, 2, (rows_of.grades, 16 + int(rows_of.shifts.max()))).astype(np.uint8)
+    return Model(bits=12, low=low, rows=rows_of, table=table, weights=weights)
+
+
+def together(shape: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A base and a task in bf16, most of whose elements moved as the product of two vectors says."""
+    rng = np.random.default_rng(seed)
+    base = rng.normal(0, 0.05, shape).astype(np.float32).view(np.uint32) >> 16
+    pull = np.outer(rng.normal(0, 1, shape[0]), rng.normal(0, 1, shape[1])) + rng.normal(0, 0.3, shape)
+    base = base.astype(np.uint16).reshape(-1)
+    lattice = LATTICES["BF16"]
+    step = np.rint(np.sign(pull) * rng.exponential(1.0, shape)).astype(np.int64).reshape(-1)
+    return lattice.turned(lattice.turned(base) + step.astype(np.uint16)), base
 
 
 @pytest.fixture(params=["plain", "avx2", "avx512", "neon"])
@@ -70,10 +101,10 @@ def test_symbols_of_magnitudes() -> None:
 
 
 def test_frequencies_of_weights() -> None:
-    weights = np.array([[20, 8, 4], [0, 5, 0], [3, 0, 0]], np.uint8)
+    weights = np.array([[20, 8, 8, 4, 4], [0, 5, 5, 0, 0], [3, 0, 0, 0, 0]], np.uint8)
     found = frequencies(weights, 8)
     # 20 stands for 128, 8 for 16, 4 for 8: of 128 + 2·16 + 2·8 = 176.
-    assert found.tolist() == [[256 - 2 * 23 - 2 * 11, 23, 11], [0, 128, 0], [256, 0, 0]]
+    assert found.tolist() == [[256 - 2 * 23 - 2 * 11, 23, 23, 11, 11], [0, 128, 128, 0, 0], [256, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -87,25 +118,26 @@ def test_it_comes_back(dtype: str, n: int) -> None:
         assert np.array_equal(out, after)
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "rank"), [*((n, 0) for n in SIZES), *itertools.product((1000, 4097), (1, 3, 4, 8))])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E4M3"])
-def test_every_variant_is_the_reference(dtype: str, n: int, variant: str) -> None:
+def test_every_variant_is_the_reference(dtype: str, n: int, rank: int, variant: str) -> None:
     lattice = LATTICES[dtype]
     after, base = rows(dtype, n, 3)
     low = lowest(lattice, base)
     told, same = reference.prepare(lattice, after, base, low), lattice_fast.prepare(lattice, after, base, low)
     for name in ("symbols", "levels", "extra"):
         assert np.array_equal(getattr(told, name), getattr(same, name)), name
-    width, first = (300, 17) if n > 17 else (0, 0)
-    if width:
-        counts = reference.count_segments(told, width, first, 3)
-        assert np.array_equal(counts, lattice_fast.count_segments(told, width, first, 3))
-        shifts = np.arange(len(counts), dtype=np.uint8) % 7
-    else:
-        shifts = np.zeros(1, np.uint8)
-    found = lattice_fast.count_symbols(told, width, first, shifts)
-    assert np.array_equal(reference.count_symbols(told, width, first, shifts), found)
-    model = choose(told, low, (300, 283) if width else (0, 0))
+    rows_of = segmented(n, rank) if n > 300 else undirected()
+    if rows_of.width:
+        counts = reference.count_segments(told, 300, 17, 3)
+        assert np.array_equal(counts, lattice_fast.count_segments(told, 300, 17, 3))
+    if rank and rows_of.width:
+        assert np.array_equal(reference.project(told, rows_of), lattice_fast.project(told, rows_of))
+    found = lattice_fast.count_symbols(told, rows_of)
+    assert np.array_equal(reference.count_symbols(told, rows_of), found)
+    model = choose(told, low, (300, 283) if n > 300 else (0, 0))
+    if rows_of.width:
+        model = forced(told, low, rows_of)
     for lanes in (8, 32, 128, 256):
         steps, mine = reference.encode(told, model, lanes), lattice_fast.encode(told, model, lanes)
         assert np.array_equal(steps.states, mine.states)
@@ -114,6 +146,29 @@ def test_every_variant_is_the_reference(dtype: str, n: int, variant: str) -> Non
             out = base.copy()
             decode(lattice, out, model, steps)
             assert np.array_equal(out, after)
+
+
+def test_directions_pay_where_elements_moved_together() -> None:
+    after, base = together((600, 400))
+    lattice = LATTICES["BF16"]
+    low = lowest(lattice, base)
+    model = choose(reference.prepare(lattice, after, base, low), low, (400, 0))
+    assert len(model.rows.along) > 0
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16", (400, 0))
+    flat = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16")
+    assert len(coded) < 0.93 * len(flat)
+    for part in (slice(0, None), slice(150, None), slice(399, 100_000)):
+        some, few = after[part].copy(), base[part].copy()
+        coded = CODEC.encode(some.view(np.uint8), few.view(np.uint8), "BF16", (400, part.start))
+        CODEC.decode(coded, few.view(np.uint8), "BF16")
+        assert np.array_equal(some, few)
+
+
+def test_directions_are_left_out_where_they_say_nothing() -> None:
+    after, base = rows("BF16", 1 << 17)
+    low = lowest(LATTICES["BF16"], base)
+    model = choose(reference.prepare(LATTICES["BF16"], after, base, low), low, (512, 0))
+    assert len(model.rows.along) == 0
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E5M2"])
@@ -150,10 +205,11 @@ def _answer(decode, lattice: Lattice, base, model, states, words, extra) -> str:
     return out.tobytes().hex()
 
 
-def test_what_is_cut_or_changed_is_refused_or_decodes_to_as_many_elements() -> None:
+@pytest.mark.parametrize("moved", ["apart", "together"])
+def test_what_is_cut_or_changed_is_refused_or_decodes_to_as_many_elements(moved: str) -> None:
     rng = np.random.default_rng(6)
-    after, base = rows("BF16", 5000)
-    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16", (100, 0))
+    after, base = rows("BF16", 5000) if moved == "apart" else together((200, 300))
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16", (100 if moved == "apart" else 300, 0))
     assert coded[0] == 3
     for turn in range(400):
         data = bytearray(coded)
@@ -175,6 +231,33 @@ def test_an_estimate_is_near_to_what_it_takes(dtype: str) -> None:
     coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype)
     found = estimate(LATTICES[dtype], after[: 1 << 14], base[: 1 << 14])
     assert found == pytest.approx(8 * len(coded) / len(base), rel=0.05)
+
+
+ODD = {
+    "negated": lambda base, lattice: base ^ lattice.word.type(1 << (lattice.bits - 1)),
+    "every bit turned over": lambda base, lattice: ~base,
+    "other exponents": lambda base, lattice: base ^ lattice.word.type(1 << lattice.shift),
+    "ones in every bit": lambda base, lattice: np.full_like(base, -1 & ((1 << lattice.bits) - 1)),
+    "negative zeros": lambda base, lattice: np.full_like(base, 1 << (lattice.bits - 1)),
+    "subnormal": lambda base, lattice: base & lattice.word.type((1 << lattice.shift) - 1),
+    "random": lambda base, lattice: (
+        np.random.default_rng(9).integers(0, 1 << lattice.bits, len(base)).astype(lattice.word)
+    ),
+}
+"""What a task may be, of a base: bits of NaN, of infinities and of all else among them."""
+
+
+@pytest.mark.parametrize("n", [50, 5000, 1 << 17])
+@pytest.mark.parametrize("change", ODD)
+@pytest.mark.parametrize("dtype", LATTICES)
+def test_odd_numbers_come_back_and_take_no_more_than_the_plain_codec(dtype: str, change: str, n: int) -> None:
+    lattice = LATTICES[dtype]
+    base = np.random.default_rng(8).integers(0, 1 << lattice.bits, n).astype(lattice.word)
+    after = ODD[change](base, lattice)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, (n // 10, 3))
+    assert len(coded) <= 1 + len(WHOLE["planes+zstd"].encode(after.view(np.uint8), dtype))
+    CODEC.decode(coded, base.view(np.uint8), dtype)
+    assert np.array_equal(base, after)
 
 
 @pytest.mark.parametrize("dtype", ["F64", "I8", "U16", "C64"])

@@ -230,3 +230,12 @@ def test_differences_are_undone_for_every_pair_of_words(item: int) -> None:
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8)
+
+
+def test_a_bound_of_next_to_nothing_is_kept_by_coding_against_the_base_without_loss(tmp_path: Path) -> None:
+    base, tasks = zoo_of(torch.bfloat16, 1)
+    tallstore.pack(base, tasks, tmp_path / "zoo.tall", max_error=1e-6)
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        kinds = {name: facts.kind for name, facts in zoo.tensors("a").items()}
+        assert kinds == dict.fromkeys(("w0", "w1", "w2", "w3"), "lossless") | {"frozen": "base", "head": "private"}
+        assert all(torch.equal(zoo.state_dict("a")[name], tensor) for name, tensor in tasks["a"].items())

@@ -283,15 +283,25 @@ def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
     segments = 1 + -(-max(n - first, 0) // width) if width else 1
     frame = data[24 : 24 + model_bytes]
     size_of_model = zstandard.get_frame_parameters(frame).content_size
-    must(size_of_model <= 33 + 31 * most + segments, "a model's size")
+    directions = 8 * (segments + width) if width <= n else 0
+    must(size_of_model <= 133 + 64 * (2 * most - 1) + segments + directions, "a model's size")
     model = unframe(frame, size_of_model)
-    tables, a = model[0], model[1]
-    must(1 <= tables <= 31 and 1 <= a <= most, "a model")
-    weights, rest = model[2 : 2 + tables * a], model[2 + tables * a :]
-    shifts, table_of = rest[:segments], rest[segments:]
-    must(len(shifts) == segments and max(shifts) <= 15 and len(table_of) == 16 + max(shifts), "a model's parts")
+    tables, a, k = model[0], model[1], model[2]
+    must(1 <= tables <= 64 and 1 <= a <= most and k <= 8 and (k == 0 or 0 < width <= n), "a model")
+    v, g = (2 * a - 1, 4) if k else (a, 1)
+    weights, rest = model[3 : 3 + tables * v], model[3 + tables * v :]
+    shifts, rest = rest[:segments], rest[segments:]
+    must(len(shifts) == segments and max(shifts) <= 15, "a model's shifts")
+    x = max(shifts)
+    table_of, rest = rest[: g * (16 + x)], rest[g * (16 + x) :]
+    must(len(table_of) == g * (16 + x) and len(rest) == (6 + k * (segments + width) if k else 0), "a model's parts")
     must(max(table_of) < tables and max(weights) < 64, "a table or a weight")
-    places = [_places(weights[t * a : (t + 1) * a], B) for t in range(tables)]
+    marks = struct.unpack_from("<3H", rest) if k else ()
+    numbers = [byte - 256 if byte > 127 else byte for byte in rest[6:]]
+    must(all(-7 <= number <= 7 for number in numbers), "directions")
+    must(not k or 0 < marks[0] <= marks[1] <= marks[2] < 1 << 15, "marks")
+    across, along = numbers[: segments * k], numbers[segments * k :]
+    places = [_places(weights[t * v : (t + 1) * v], B, signed=k > 0) for t in range(tables)]
     at = 24 + model_bytes
     states = list(struct.unpack_from(f"<{lanes}I", data, at))
     stream = list(struct.unpack_from(f"<{count}H", data, at + 4 * lanes))[::-1]
@@ -300,34 +310,39 @@ def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
     for i, word in enumerate(words):
         level = min(max((word >> s & m) - low, 0), 15)
         segment = (i + width - first) // width if width else 0
-        x = states[i % lanes]
-        k, f, c = places[table_of[level + shifts[segment]]][x % (1 << B)]
-        x = f * (x >> B) + x % (1 << B) - c
-        if x < 1 << 16:
+        z = (i + width - first) % width if width else 0
+        prediction = sum(across[segment * k + j] * along[j * width + z] for j in range(k))
+        grade = sum(mark <= abs(prediction) for mark in marks)
+        state = states[i % lanes]
+        symbol, f, c = places[table_of[grade * (16 + x) + level + shifts[segment]]][state % (1 << B)]
+        state = f * (state >> B) + state % (1 << B) - c
+        if state < 1 << 16:
             must(stream, "words end")
-            x = x << 16 | stream.pop()
-        states[i % lanes] = x
-        d = abs(k)
+            state = state << 16 | stream.pop()
+        states[i % lanes] = state
+        d = abs(symbol)
         if d >= 16:
             h = (d - 16) // 2 + 3
             d = (2 + d % 2 << h) + (bits >> used & (1 << h) - 1)
             used += h
-        out.append(_turn((_turn(word, w) + (d if k > 0 else -d)) % (1 << w), w))
-    must(not stream and all(x == 1 << 16 for x in states), "words are left")
+        d = d if (symbol > 0) == (prediction >= 0) else -d
+        out.append(_turn((_turn(word, w) + d) % (1 << w), w))
+    must(not stream and all(state == 1 << 16 for state in states), "words are left")
     must(open_bytes == -(-used // 8) and bits >> used == 0, "open bits")
     return np.array(out, f"<u{size}").tobytes()
 
 
-def _places(weights: bytes, B: int) -> list[tuple[int, int, int]]:
+def _places(weights: bytes, B: int, *, signed: bool) -> list[tuple[int, int, int]]:
     """Of each place of a table its signed symbol, f and c."""
-    scaled = [(4 + q % 4) << q // 4 if q else 0 for q in weights]
-    total = scaled[0] + 2 * sum(scaled[1:])
-    must(total, "a table without symbols")
-    f = [(each << B) // total for each in scaled]
-    f[0] = (1 << B) - 2 * sum(f[1:])
+    if not signed:
+        weights = weights[:1] + bytes(q for q in weights[1:] for _ in "+-")
+    scaled = [(4 + p % 4) << p // 4 if p else 0 for p in weights]
+    must(sum(scaled), "a table without symbols")
+    f = [(each << B) // sum(scaled) for each in scaled]
+    f[0] = (1 << B) - sum(f[1:])
     found: list[tuple[int, int, int]] = []
-    for k in [0, *(sign * k for k in range(1, len(f)) for sign in (1, -1))]:
-        found += [(k, f[abs(k)], len(found))] * f[abs(k)]
+    for j, each in enumerate(f):
+        found += [((j + 1) // 2 if j % 2 else -(j // 2), each, len(found))] * each
     return found
 
 

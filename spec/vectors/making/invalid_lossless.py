@@ -42,10 +42,27 @@ def _states(change: int) -> bytes:
     return SOUND[:at] + bytes([SOUND[at] ^ change]) + SOUND[at + 1 :]
 
 
+def directions(
+    k: int,
+    *,
+    width: int = 64,
+    marks: tuple[int, int, int] = (1, 2, 3),
+    number: int = 7,
+    cut: int = 0,
+    more: bytes = b"",
+) -> bytes:
+    """A chunk whose model has one table and k directions. Its symbols do not matter: the model is refused."""
+    segments = 1 + -(-(N - min(width, N)) // width)
+    integers = struct.pack("b", number) * (k * (segments + width) - cut)
+    told = bytes([1, 1, k, 9]) + bytes(segments) + bytes(64) + struct.pack("<3H", *marks) + integers + more
+    frame = zstandard.ZstdCompressor().compress(told)
+    return HEAD.pack(*FIELDS[:4], width, width, len(frame), *FIELDS[7:]) + frame + REST
+
+
 def _cases() -> tuple[tuple[str, bytes, str, str, str], ...]:
     tables, symbols = TOLD[:2]
-    body = TOLD[2:]
-    past = 2 + tables * symbols
+    body = TOLD[3:]
+    past = 3 + tables * symbols
     return (
         ("empty", b"", "FormatError", "cut off", "a chunk of no bytes"),
         ("mode", b"\4", "FormatError", "mode 4", "an unknown mode"),
@@ -66,13 +83,23 @@ def _cases() -> tuple[tuple[str, bytes, str, str, str], ...]:
         ("model-large", model(TOLD + bytes(1 << 16)), "FormatError", "declares", "a model of 64 KiB"),
         ("model-cut-off", model(TOLD[:1]), "FormatError", "cut off", "a model of one byte"),
         ("model-no-tables", model(bytes([0]) + TOLD[1:]), "FormatError", "out of range", "no tables"),
-        ("model-symbols", model(bytes([1, 40]) + bytes([9]) * 40 + bytes(17)), "FormatError", "out of range", "40 symbols"),
-        ("model-weight", model(TOLD[:2] + bytes([64]) + body[1:]), "FormatError", "weight", "weight 64"),
-        ("model-no-weights", model(TOLD[:2] + bytes(past - 2) + TOLD[past:]), "FormatError", "no symbols",
+        ("model-symbols", model(bytes([1, 40, 0]) + bytes([9]) * 40 + bytes(17)), "FormatError", "out of range", "40 symbols"),
+        ("model-weight", model(TOLD[:3] + bytes([64]) + body[1:]), "FormatError", "weight", "weight 64"),
+        ("model-no-weights", model(TOLD[:3] + bytes(past - 3) + TOLD[past:]), "FormatError", "no symbols",
          "a table of nothing but 0"),
         ("model-shift", model(TOLD[:past] + bytes([16]) + TOLD[past + 1 :] + bytes(16)), "FormatError", "fit", "shift 16"),
         ("model-table", model(TOLD[:-1] + bytes([tables])), "FormatError", "table", "a table that there is not"),
         ("model-long", model(TOLD + b"\0"), "FormatError", "fit", "a table for a context that there is not"),
+        ("directions-9", directions(9), "FormatError", "directions", "nine directions"),
+        ("directions-no-width", model(TOLD[:2] + b"\1" + body), "FormatError", "directions", "a direction of no places"),
+        ("directions-wide", directions(1, width=N + 1), "FormatError", "directions", "a direction longer than the chunk"),
+        ("directions-short", directions(2, cut=1), "FormatError", "fit", "directions cut off"),
+        ("directions-long", directions(2, more=b"\0"), "FormatError", "fit", "a byte behind the directions"),
+        ("directions-8", directions(2, number=8), "FormatError", "directions", "an integer of 8"),
+        ("directions-less", directions(2, number=-8), "FormatError", "directions", "an integer of −8"),
+        ("marks-0", directions(2, marks=(0, 1, 2)), "FormatError", "directions", "a mark of 0"),
+        ("marks-order", directions(2, marks=(3, 2, 4)), "FormatError", "directions", "marks that do not ascend"),
+        ("marks-large", directions(2, marks=(1, 2, 1 << 15)), "FormatError", "directions", "a mark of 2^15"),
         ("states", _states(1), "DamagedError", "end", "a lane that does not end at 2^16"),
         ("words-left", _more_words(), "DamagedError", "end", "a word that nobody takes"),
         ("open-more", HEAD.pack(*FIELDS[:8], FIELDS[8] + 1) + SOUND[24:] + b"\0", "DamagedError", "open bits",

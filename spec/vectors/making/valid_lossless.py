@@ -6,6 +6,10 @@ import struct
 
 import numpy as np
 
+from tallstore.codecs.lattice import written
+from tallstore.codecs.lattice_model import lowest
+from tallstore.kernels.lattice import LATTICES, Model, Rows, prepare, segments_of
+
 from .build import CHUNK, lossless
 from .numbers import BYTES, Tensor, bits, converted, noise, noise_bytes
 from .valid import Case, One, case
@@ -27,7 +31,7 @@ def stepped(base: Tensor, seed: str, size: float) -> Tensor:
 
 @case
 def lattice() -> Case:
-    """Codec `lattice`: every type and mode, segments, lanes, several chunks."""
+    """Codec `lattice`: every type and mode, segments, directions, lanes, several chunks."""
     one = One(whole_codec="planes+zstd")
     for dtype in TYPES:
         shape = (30, 50) if dtype in {"BF16", "F32"} else (700,)
@@ -57,11 +61,41 @@ def lattice() -> Case:
     other = stepped(Tensor("F16", (30, 50), converted(one.base["BF16"], "F16")), "other", 1.0)
     before = Tensor("F16", (30, 50), converted(one.base["BF16"], "F16"))
     one.put("of another type", lossless(other, before, "BF16", "lattice"), "F16", (30, 50), other.data)
-    found = one.case("kind lossless with codec lattice: every type and mode, other types, odd numbers, rows", file=True)
+    for dtype, k in (("BF16", 3), ("F32", 8)):
+        before = one.base[dtype]
+        task = stepped(before, f"{dtype} directions", 2.0)
+        facts, _ = lossless(task, before, dtype, "lattice", chunk=2048)
+        one.put(f"{dtype} directions", (facts, [directed(task, before, k)]), dtype, (30, 50), task.data)
+    found = one.case(
+        "kind lossless with codec lattice: every type and mode, directions, other types, odd numbers, rows", file=True
+    )
     for part in found.archive.parts().values():
         part.version = "1.1" if part.part == "mask" else part.version
     found.archive.version = "1.1"
     return found
+
+
+def directed(task: Tensor, base: Tensor, k: int) -> bytes:
+    """One chunk whose model has k directions, the first segment being shorter than the others."""
+    kind = LATTICES[task.dtype]
+    after, before = (np.frombuffer(each.data, kind.word) for each in (task, base))
+    low, n = lowest(kind, before), len(before)
+    steps, segments = prepare(kind, after, before, low), segments_of(n, 100, 30)
+    numbers = np.frombuffer(noise_bytes(f"directions {k}", k * (segments + 100)), np.uint8) % 15
+    across, along = np.split(numbers.astype(np.int8) - np.int8(7), [k * segments])
+    rows = Rows(
+        width=100,
+        first=30,
+        shifts=np.arange(segments, dtype=np.uint8) % np.uint8(3),
+        across=across.reshape(segments, k),
+        along=along.reshape(k, 100),
+        marks=np.array([10, 40, 41], np.uint16),
+    )
+    every = 2 * int(np.abs(steps.symbols).max()) + 1
+    weights = np.frombuffer(noise_bytes(f"weights {k}", 5 * every), np.uint8).reshape(5, every) % 20 + np.uint8(20)
+    table = np.frombuffer(noise_bytes(f"tables {k}", 4 * 18), np.uint8).reshape(4, 18) % 5
+    model = Model(bits=12, low=low, rows=rows, table=table.copy(), weights=weights.copy())
+    return written(steps, model, 16)
 
 
 def lossless_rows(one: One, base: Tensor, task: Tensor) -> tuple[dict[str, object], list[bytes]]:
