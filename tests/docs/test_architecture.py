@@ -23,7 +23,10 @@ MOST_TERMS = 60
 
 def rows() -> list[tuple[str, str, str]]:
     table = PAGE.read_text(encoding="utf-8").split(HEAD)[1].split("\n\n")[0]
-    return [(layer, holds, may) for layer, holds, may in re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) \|$", table, re.M)]
+    return [
+        (layer, holds, may)
+        for layer, holds, may in re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) \|$", table, re.MULTILINE)
+    ]
 
 
 def column(layer: str) -> str:
@@ -54,7 +57,7 @@ def symbols() -> set[str]:
 
 def terms() -> list[tuple[str, list[str]]]:
     page = (PAGES / "glossary.md").read_text(encoding="utf-8")
-    found = re.findall(r"^\| ([^|]+?) \| [^|]+ \| ([^|]+) \|$", page, re.M)
+    found = re.findall(r"^\| ([^|]+?) \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE)
     return [(term, re.findall(r"`([\w.]+)`", named)) for term, named in found if term != "term" and "--" not in term]
 
 
