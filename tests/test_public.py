@@ -22,6 +22,13 @@ def test_the_list_is_sorted_and_true() -> None:
         _ = tallstore.nonsense
 
 
+def test_the_page_of_stable_names_lists_them() -> None:
+    page = (ROOT / "docs" / "pages" / "stability.md").read_text(encoding="utf-8")
+    table = page.split("| stable | is |")[1].split("\n\n")[0]
+    listed = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])]
+    assert sorted(listed) == tallstore.__all__
+
+
 def test_what_is_exported_is_documented() -> None:
     for name in tallstore.__all__:
         exported = getattr(tallstore, name)

@@ -30,7 +30,7 @@ ASSETS = {
 NATIVE = "tallstore/kernels/native"
 RECORDS = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 IN_SOURCES = re.compile(
-    r"(PKG-INFO|README\.md|CHANGELOG\.md|LICENSE|pyproject\.toml|hatch_build\.py|\.gitignore"
+    r"(PKG-INFO|(README|CHANGELOG|CONTRIBUTING|RELEASING|SECURITY)\.md|noxfile\.py|scripts/dev|findings/[\w-]+\.(sh|md)|LICENSE|pyproject\.toml|hatch_build\.py|\.gitignore"
     r"|tallstore/[\w/]+\.(py|css|js|html\.j2|c|h)|tallstore/py\.typed"
     r"|spec/[\w/.-]+\.(md|json|py|tall|safetensors)|spec/vectors/(SHA256SUMS|\.gitattributes)"
     r"|spec/vectors/(in)?valid/[\w/.-]+"
