@@ -56,11 +56,10 @@ MAY_IMPORT = {
         *("archive", "checkpoints", "demo", "encoder", "errors", "format", "growing", "kernels", "report", "stores"),
         "words",
     },
-    "__main__": {"cli"},
 }
 """Every part of the package and the parts that it may import besides itself: only such as stand above it."""
-FACE = {"__init__", "_version"}
-"""Names of the package itself, loaded when they are first used."""
+FACE = {"__init__", "__main__", "_version"}
+"""The package itself: its names, loaded when they are first used, and `python -m tallstore`."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:

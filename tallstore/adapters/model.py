@@ -13,7 +13,7 @@ from tallstore.adapters.merge import Change, changes
 from tallstore.adapters.places import find_places
 from tallstore.adapters.tensors import sorted_tensors
 from tallstore.adapters.trainers import TRAINERS, converted
-from tallstore.adapters.tying import check_untied
+from tallstore.adapters.untying import check_untied
 from tallstore.tensors import NAME
 
 __all__ = ["Facts", "MergedModel", "merged_model"]
