@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from tallstore.adapters.foreign import load_adapter_into
 from tallstore.archive.archive import Archive
+from tallstore.archive.compare import compare
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import export_folder
 from tallstore.archive.into import load_into
 from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
 from tallstore.archive.room import room_for
 from tallstore.archive.switch import Switcher
-from tallstore.archive.verify import VerifyReport, compare, verify_archive
+from tallstore.archive.verify import VerifyReport, verify_archive
 from tallstore.archive.weights import TaskWeights
 from tallstore.checkpoints import Source, open_checkpoint
 from tallstore.checkpoints.adapters import is_peft_model
@@ -218,8 +219,7 @@ class Zoo(Archive):
             ArchiveError: the first thing found wrong, by part and tensor.
         """
         originals = {self._task(name): source for name, source in (against or {}).items()}
-        embedded = self._manifest.base.storage == "embed"
-        report = verify_archive(self._reader, self._decoder, embedded=embedded, progress=progress)
+        report = verify_archive(self._reader, self._decoder.given_base, progress=progress)
         compared = {}
         for name, source in originals.items():
             checkpoint = open_checkpoint(source, f"{name} (in memory)")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from tallstore.archive.chunks import Chunks
 from tallstore.archive.places import RAW, Places, coded
 from tallstore.archive.reader import Reader
 from tallstore.checkpoints import Checkpoint
+from tallstore.codecs.base import Bytes
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
@@ -116,6 +118,10 @@ class BaseElements:
         self.fill(name, a, a + len(out), part)
         if part is not out:
             out.copy_(part)
+
+    def bytes_into(self, name: str, a: int, out: Bytes, dtype: str) -> None:
+        """The same, as bytes of elements of `dtype`."""
+        self.converted(name, a, torch.from_numpy(out).view(TORCH[dtype]))
 
     def apply(self, name: str, a: int, out: Tensor, steps: Steps, given: Tensor | None = None) -> None:
         """Elements from `a` on, as many as `out` has, with the steps of a task's chunk added, in the task's type.

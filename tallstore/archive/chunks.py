@@ -1,20 +1,20 @@
-"""One chunk of one tensor, from its place to what it holds: read, checked, decoded; errors name the tensor."""
+"""One chunk of one tensor, from its place into tensors: what `codes` gives, and what is added to the base."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import accumulate
-from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from tallstore import codecs
 from tallstore.archive.coded import CodedLossless
+from tallstore.archive.codes import Codes
 from tallstore.archive.places import ONES, RAW, coded
-from tallstore.archive.reader import Place, Reader
-from tallstore.codecs.base import Bytes, Floats, Levels
-from tallstore.errors import DamagedError, FormatError
+from tallstore.archive.reader import Place
+from tallstore.codecs.base import Floats
+from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
 from tallstore.kernels.dispatch import decoding
@@ -25,43 +25,9 @@ from tallstore.tensors import TORCH, as_bytes, empty
 
 __all__ = ["Chunks"]
 
-_READ = 1 << 22
-"""Bytes of a tensor that is stored whole read, checked and handed on at a time.
 
-They stay in the cache; with a quarter of them two threads take a third longer, since they wait for each other at the
-GIL after every step.
-"""
-_T = TypeVar("_T")
-
-
-class Chunks:
+class Chunks(Codes):
     """Safe to use from several threads."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def values(self, place: Place, index: int, n: int, name: str) -> Floats:
-        """A vector's or a delta's n values."""
-        codec = codecs.find(codecs.VECTOR, coded(place).codec, self._reader.where(place.path))
-        data = self._reader.chunk(place, index, name)
-        return self._guard(place, name, lambda: codec.decode(data, n))
-
-    def levels(self, place: Place, index: int, n: int, name: str) -> Levels | None:
-        """The same as indices into a table, from codecs that have one."""
-        codec = codecs.find(codecs.VECTOR, coded(place).codec, self._reader.where(place.path))
-        data = self._reader.chunk(place, index, name)
-        return self._guard(place, name, lambda: codec.decode_levels(data, n))
-
-    def symbols(self, place: Place, index: int, n: int, name: str) -> Bytes:
-        """A mask's n symbols: uint8."""
-        return cpu.unpack(self.packed(place, index, n, name), place.entry.kind, n)
-
-    def packed(self, place: Place, index: int, n: int, name: str) -> Bytes:
-        """The same as `cpu.pack` packs them."""
-        kind = place.entry.kind
-        codec = codecs.find(codecs.MASK, coded(place).codec, self._reader.where(place.path))
-        data = self._reader.chunk(place, index, name)
-        return self._guard(place, name, lambda: codec.decode_packed(data, kind, n))
 
     def steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
         """What is added to the base in one chunk of a masked tensor, or one with a delta of its own.
@@ -171,21 +137,8 @@ class Chunks:
         return None if planes is None else decoding().planes(planes)
 
     def whole_runs(self, place: Place, index: int, name: str, out: Tensor) -> Iterator[tuple[int, int]]:
-        """The same run by run: yields the first byte of each and the one behind its last, when they are there.
-
-        Nothing counts before the last one: damage shows at the end.
-        """
-        codec = codecs.find(codecs.WHOLE, coded(place).codec, self._reader.where(place.path))
-        target = as_bytes(out)
-        try:
-            if codec.id == RAW:
-                yield from self._reader.chunk_into(place, index, name, target.data, _READ)
-            else:
-                data = self._reader.chunk_here(place, index, name)
-                yield from codec.decode_tiles(data, target, str(place.entry.dtype))
-            self._reader.is_right(place, index)
-        except (FormatError, DamagedError) as error:
-            self._raise_named(place, name, error)
+        """The same run by run: see `whole_bytes`."""
+        return self.whole_bytes(place, index, name, as_bytes(out))
 
     def restore(self, place: Place, index: int, name: str, out: Tensor) -> None:
         """Undo what masks lost in one chunk, by a task's exact part."""
@@ -200,10 +153,7 @@ class Chunks:
 
     def lossless(self, place: Place, index: int, name: str, out: Tensor) -> None:
         """Turn the base's elements of one chunk, in the task's type, into the task's; in place."""
-        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
-        data = self._reader.chunk_here(place, index, name)
-        self._guard(place, name, lambda: codec.decode(data, as_bytes(out), str(place.entry.dtype)))
-        self._reader.is_right(place, index)
+        self.lossless_bytes(place, index, name, as_bytes(out))
 
     def coded_lossless(self, place: Place, name: str) -> CodedLossless:
         """All chunks of a tensor that is coded without loss, as they are."""
@@ -211,34 +161,3 @@ class Chunks:
         chunks = [bytes(self._reader.chunk(place, index, name)) for index in range(len(coded(place).chunks))]
         codes = torch.frombuffer(bytearray(b"".join(chunks)), dtype=torch.uint8)
         return CodedLossless(codec, codes, tuple(accumulate(map(len, chunks))), coded(place).chunk)
-
-    def read(self, place: Place, index: int, name: str) -> None:
-        """Read a chunk and check it; nothing is decoded."""
-        self._reader.check(place, index, name)
-        if coded(place).codec == RAW:
-            self._reader.is_right(place, index)
-
-    def check(self, place: Place, name: str) -> None:
-        """Read and decode every chunk of a tensor, one at a time, and keep nothing."""
-        kind, size = place.entry.kind, coded(place).chunk
-        for index in range(len(coded(place).chunks)):
-            n = min(size, place.entry.covered - index * size)
-            if kind in cpu.SYMBOL_BITS:
-                self.packed(place, index, n, name)
-            elif kind in {"vector", "delta"}:
-                self.values(place, index, n, name)
-            else:
-                self.whole(place, index, name, empty(str(place.entry.dtype), n))
-
-    def _guard(self, place: Place, name: str, work: Callable[[], _T]) -> _T:
-        """Run a codec; its error gets the names that it does not know."""
-        try:
-            return work()
-        except (FormatError, DamagedError) as error:
-            self._raise_named(place, name, error)
-
-    def _raise_named(self, place: Place, name: str, error: FormatError | DamagedError) -> NoReturn:
-        where = self._reader.where(place.path)
-        if str(error).startswith(where):
-            raise error
-        raise type(error)(f"{where}: tensor {name!r}: {error}") from error

@@ -60,6 +60,11 @@ class Decoder:
         self.pieces = Pieces(self._places, self._chunks, self._base, self._run)
 
     @property
+    def given_base(self) -> BaseElements | None:
+        """The base that the caller gave; None where there is none, or the archive's own is used."""
+        return self._base if self._base.given else None
+
+    @property
     def threads(self) -> int:
         """How many chunks are worked on at a time."""
         return self._threads
@@ -122,11 +127,7 @@ class Decoder:
 
         A base that the archive only references, and that was not given, is not missed.
         """
-        for name in self.task(task):
-            self._places.check(task, name)
-            base = self.task(task)[name].entry.base
-            if base is not None and self._base.embedded:
-                self._base.check(base)
+        self._places.check_task(task, embedded=self._base.embedded)
 
     def check_base(self, name: str) -> None:
         """Raise for a base tensor that cannot be had, or is of another type or shape."""
@@ -440,31 +441,6 @@ class Decoder:
         size, total = coded(place).chunk, place.entry.covered
         pieces = [read(place, at // size, min(size, total - at), name) for at in range(start, stop, size)]
         return np.concatenate(pieces)[: stop - start]
-
-    # ----------------------------------------------------------------------------------------------------- checking
-
-    def check_codes(self, task: str) -> None:
-        """Read and decode every chunk of a task's own parts, one at a time, and put nothing together."""
-        for part in ("mask", "private", "exact"):
-            for name, place in self.task(task, part).items():
-                if place.entry.kind == "lossless":
-                    self._check_lossless(place, name)
-                elif place.entry.coded is not None:
-                    self._chunks.check(place, name)
-
-    def _check_lossless(self, place: Place, name: str) -> None:
-        """Every chunk with the base's; without one that is at hand, against its checksum alone."""
-        for index in range(len(coded(place).chunks)):
-            if self._base.embedded or self._base.given:
-                self._lossless_chunk(place, index, name)
-            else:
-                self._chunks.read(place, index, name)
-
-    def check_vector(self, group: str) -> None:
-        """Read and decode every chunk of a group's vector."""
-        for name, place in self.vectors(group).items():
-            self._places.check_vector(place, name)
-            self._chunks.check(place, name)
 
     def _run(self, jobs: list[Job]) -> None:
         """Run jobs side by side, this thread among the workers; of errors, that of the first job wins."""

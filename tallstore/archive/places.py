@@ -143,5 +143,12 @@ class Places:
             self.vector_of(task, name)
         self._fitting.add((task, asked))
 
+    def check_task(self, task: str, *, embedded: bool) -> None:
+        """Raise for any entry of a task that does not fit the archive; `embedded`: or its embedded base."""
+        for name, place in self.task(task).items():
+            self.check(task, name)
+            if place.entry.base is not None and embedded:
+                self.base(place.entry.base)
+
     def _where(self, task: str, name: str) -> str:
         return f"{self._reader.store.url}: task {task!r}: tensor {name!r}"

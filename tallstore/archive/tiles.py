@@ -24,7 +24,7 @@ from torch import Tensor
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import DECODED, Lineup, Member
 from tallstore.kernels.cpu import SYMBOL_BITS, Bytes, wide
-from tallstore.kernels.native.decode import GapSteps
+from tallstore.kernels.native.steps import GapSteps
 from tallstore.kernels.steps import Run
 from tallstore.merging import MergeTile
 from tallstore.recipes.sums import RUN, sum_rows
@@ -89,7 +89,7 @@ class Masked(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """A window of masks over ones, by the gaps between their marks: see `kernels.native.decode`."""
+    """A window of masks over ones, by the gaps between their marks: see `kernels.native.steps`."""
 
     gaps: Bytes
     gap_at: npt.NDArray[np.int64]

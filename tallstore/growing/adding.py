@@ -9,11 +9,11 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
+from tallstore.archive.compare import compare
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
 from tallstore.archive.splice import Archive, Spliced, new_config, splice
 from tallstore.archive.subset import config_of
-from tallstore.archive.verify import compare
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
 from tallstore.encoder import Options, Progress, Slot, TaskReport
 from tallstore.encoder.groups import choose_groups

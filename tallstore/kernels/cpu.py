@@ -4,14 +4,20 @@
     θ̂ = round_D( θ0 )                   where it is 0: θ0 itself, bit for bit, when D is the base's type
 
 Products and sums are float32, rounded once each, never fused; float64 throughout when D is float64.
+
+Torch is loaded by what computes with it: codes are read and checked without.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -57,6 +63,8 @@ def packed_is_valid(packed: Bytes, kind: str, n: int) -> bool:
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type in which tensors of type `dtype` are computed."""
+    import torch
+
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -70,6 +78,8 @@ def apply_mask(out: Tensor, base: Tensor, vector: Tensor, symbols: Tensor, scale
         symbols: shape (N,), uint8: 0, 1 or 2.
         scale: s, exactly a float32.
     """
+    import torch
+
     kind = wide(out.dtype)
     start = base.to(kind)
     step = vector.to(kind) * torch.tensor(scale, dtype=kind)

@@ -2,25 +2,30 @@
 
 The reference backend is numpy and torch, and the truth; the native one is the library in C, where it can be used. On a
 CUDA device whole tensors are Triton's (`kernels.devices`). All of them give the same bits.
+
+Torch is loaded with the first steps that are asked for: whoever only reads and checks codes does without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from tallstore.kernels import codes, tiled
+from tallstore.kernels import codes
 from tallstore.kernels.cpu import Bytes
 from tallstore.kernels.fill import Part, Source, Target
 from tallstore.kernels.native import library
 from tallstore.kernels.native.decode import NativeDecoding
 from tallstore.kernels.pairs import Pairs, Singles
-from tallstore.kernels.steps import Steps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tallstore.kernels.steps import Steps
 
 __all__ = ["Decoding", "Merging", "ReferenceDecoding", "decoding", "merging"]
 
@@ -140,19 +145,25 @@ class ReferenceDecoding:
         vector: Singles | Pairs | None = None,
     ) -> Steps:
         """By tiles."""
-        return tiled.MaskSteps(packed, kind, scale, dtype, vector)
+        from tallstore.kernels.tiled import MaskSteps
+
+        return MaskSteps(packed, kind, scale, dtype, vector)
 
     def gaps(self, gaps: Bytes, signs: Bytes, kind: str, n: int, scale: float, dtype: torch.dtype) -> Steps:
         """By packed symbols."""
-        return tiled.MaskSteps(codes.gaps_to_packed(gaps, signs, kind, n), kind, scale, dtype)
+        return self.mask(codes.gaps_to_packed(gaps, signs, kind, n), kind, n, scale, dtype)
 
     def levels(self, packed: Bytes, bits: int, n: int, table: Singles, dtype: torch.dtype) -> Steps:  # noqa: ARG002
         """By tiles."""
-        return tiled.DeltaSteps(packed, bits, table, dtype)
+        from tallstore.kernels.tiled import DeltaSteps
+
+        return DeltaSteps(packed, bits, table, dtype)
 
     def values(self, values: Singles, dtype: torch.dtype) -> Steps:
         """By tiles."""
-        return tiled.ValueSteps(values, dtype)
+        from tallstore.kernels.tiled import ValueSteps
+
+        return ValueSteps(values, dtype)
 
     def target(self, out: Tensor) -> Target | None:  # noqa: ARG002 - as `Decoding` has it
         """None."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from tallstore.kernels.cpu import Bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Part", "Source", "Target", "part_of"]
 
