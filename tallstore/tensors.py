@@ -62,7 +62,7 @@ def as_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
     return found
 
 
-def convert(raw: npt.NDArray[np.uint8], dtype: str, out: npt.NDArray[np.uint8], to: str) -> None:
+def convert_bytes(raw: npt.NDArray[np.uint8], dtype: str, out: npt.NDArray[np.uint8], to: str) -> None:
     """Convert elements of `dtype`, as bytes, to those of another type, as torch does."""
     torch.from_numpy(out).view(TORCH[to]).copy_(torch.from_numpy(raw).view(TORCH[dtype]))
 

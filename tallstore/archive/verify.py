@@ -50,9 +50,9 @@ class VerifyReport:
 def verify_archive(
     reader: Reader, given: Base | None = None, *, progress: Callable[[str, int, int], None] | None = None
 ) -> VerifyReport:
-    """Check hashes of all files, then the sense of every entry and every chunk. Loads no torch.
+    """Check hashes of all files, then the sense of every entry and every chunk.
 
-    Only where a tensor is coded without loss against a base's of another type is torch needed, to convert the base's.
+    Loads no torch, but for a tensor that is coded without loss against a base's of another type that holds a NaN.
 
     Args:
         reader: of the archive.

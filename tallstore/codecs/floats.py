@@ -9,6 +9,7 @@ import numpy as np
 
 from tallstore.codecs.base import Buffer, Floats, VectorCodec
 from tallstore.errors import FormatError
+from tallstore.kernels.conversion import from_bf16, to_bf16
 
 
 class F32(VectorCodec):
@@ -32,15 +33,11 @@ class BF16(VectorCodec):
 
     def encode(self, values: Floats) -> bytes:
         """Two bytes a value."""
-        words = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        # Half a step, and one more where the upper half is odd: it carries over exactly where it must.
-        upper = (words + (words >> 16 & 1) + np.uint32(0x7FFF)) >> 16
-        return upper.astype("<u2").tobytes()
+        return to_bf16(values).astype("<u2", copy=False).tobytes()
 
     def decode(self, data: Buffer, n: int) -> Floats:
-        """A bfloat16 is the upper half of a float32."""
-        upper = np.frombuffer(_sized(data, 2 * n), "<u2").astype(np.uint32) << 16
-        return _finite(upper.view(np.float32))
+        """Exactly."""
+        return _finite(from_bf16(np.frombuffer(_sized(data, 2 * n), "<u2")))
 
 
 class Ones(VectorCodec):

@@ -207,10 +207,12 @@ def test_a_compiler_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.M
 LISTING = """
 import sys
 from tallstore.cli import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    assert not end.code, end
+words, archives = sys.argv[1].split(), sys.argv[2:]
+for archive in archives or [None]:
+    try:
+        main(words + [archive] * bool(archive))
+    except SystemExit as end:
+        assert not end.code, end
 assert "torch" not in sys.modules
 """
 
@@ -218,6 +220,15 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize("words", [["--version"], ["info"], ["info", "--json"]])
 def test_listing_needs_no_torch(words: list[str]) -> None:
     archive = next((ROOT / "tests" / "golden").rglob("*.tall"))
-    done = child(LISTING, *words, *([str(archive)] if words[0] == "info" else []))
+    done = child(LISTING, " ".join(words), *([str(archive)] if words[0] == "info" else []))
     assert not done.returncode, done.stderr
     assert ("kernels: " in done.stdout) == (words == ["--version"])
+
+
+@pytest.mark.parametrize("kernels", ["", "reference"])
+def test_verifying_needs_no_torch(kernels: str) -> None:
+    archives = sorted(str(path) for path in (ROOT / "tests" / "golden").rglob("*.tall"))
+    assert any("lossless" in path for path in archives)
+    done = child(LISTING, "verify", *archives, env={library.VARIABLE: kernels})
+    assert not done.returncode, done.stderr
+    assert done.stdout.count(": whole: ") == len(archives)
