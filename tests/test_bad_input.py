@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import bytes_of, leftovers, near, noise, tiny_base, tiny_zoo, write_folder
+import xxhash
+from support import bytes_of, child, leftovers, near, noise, tiny_base, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import (
@@ -254,6 +255,56 @@ def archive(tmp_path: Path) -> Path:
         state["head"] = noise(5, 5)
     tallstore.pack(base, tasks, tmp_path / "zoo", recipe="fit")
     return tmp_path / "zoo"
+
+
+def forge_chunk(root: Path, path: str, name: str, first: int) -> None:
+    """Another first byte in the first chunk of a tensor."""
+    data = bytearray((root / path).read_bytes())
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    at = end + header[name]["data_offsets"][0]
+    length = json.loads(header["__metadata__"]["tallstore"])["entries"][name]["chunks"][0][0]
+    data[at] = first
+    (root / path).write_bytes(data)
+    digest = xxhash.xxh3_64_hexdigest(data[at : at + length])
+    forge_part(root, path, lambda facts: facts["entries"][name]["chunks"].__setitem__(0, [length, digest]))
+
+
+VERIFY = """
+import sys
+from tallstore.cli import main
+try:
+    main(["verify", sys.argv[1]])
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("of_base", [torch.bfloat16, torch.float32], ids=["same type", "another type"])
+@pytest.mark.parametrize("storage", ["embed", "reference"])
+def test_a_lossless_code_that_makes_no_sense_is_found_with_any_base(
+    storage: str, of_base: torch.dtype, tmp_path: Path
+) -> None:
+    """Every hash is right, and the codec has no such mode: Zoo.verify and the command line, without torch, say so."""
+    base, tasks = {"w": noise(60, 50, dtype=of_base)}, {"a": {"w": noise(60, 50, seed=1, dtype=torch.bfloat16)}}
+    tasks["a"]["w"] = (base["w"].float() * (1 + 0.01 * tasks["a"]["w"].float())).bfloat16()
+    path = tmp_path / "zoo"
+    tallstore.pack(base, tasks, path, quality="lossless", base_storage=storage)
+    forge_chunk(path, "tasks/a/mask.safetensors", "w", 77)
+    with tallstore.open(path, base=base) as zoo, pytest.raises(FormatError) as caught:
+        zoo.verify()
+    assert "tensor 'w': a chunk coded against the base, of mode 77" in str(caught.value)
+    done = child(VERIFY, str(path))
+    with tallstore.open(path) as zoo:
+        if storage == "reference":  # there is nothing to decode it with
+            assert zoo.verify().tasks == ("a",)
+            assert not done.returncode, done.stderr
+            return
+        with pytest.raises(FormatError) as again:
+            zoo.verify()
+    assert str(again.value) == str(caught.value)
+    assert done.returncode == 1
+    assert " ".join(str(caught.value).split()) in " ".join(done.stderr.split())
 
 
 def test_forging_keeps_an_archive_whole(archive: Path) -> None:
