@@ -47,7 +47,7 @@ def convert(raw: Bytes, dtype: str, out: Bytes, to: str) -> bool:
     if np.isnan(values).any():
         return False
     with np.errstate(over="ignore", under="ignore"):
-        wide = values.astype(np.float64 if to == "F64" else np.float32)
+        wide: npt.NDArray[Any] = values.astype(np.float64 if to == "F64" else np.float32)
         if to == "BF16":
             out.view("<u2")[:] = to_bf16(wide)
         else:
