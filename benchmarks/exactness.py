@@ -3,14 +3,19 @@
 ZOO holds `base/` and a folder a task, as Hugging Face checkpoints. Bits are bytes on disk over the parameters of all
 tasks, the base apart. "xor" is the task's bits against the base's; zipnn is measured where it is installed.
 
-example:
+With `--once`, tasks of any type, one by one: what `--exact` reads for a plain extraction and for an exact one, and what
+`--quality lossless` reads for both.
+
+examples:
   python benchmarks/exactness.py ~/zoo
+  python benchmarks/exactness.py ~/zoo --once trec agnews
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +72,34 @@ def _zipnn() -> Any:
     return ZipNN(input_format="byte", bytearray_dtype="float32")
 
 
+def compare_once(zoo: Path, tasks: list[str]) -> None:
+    """Print, of each task, what `exact` and `quality="lossless"` store, without the files beside the weights."""
+    rows = []
+    for task in tasks:
+        for name, options in (("--exact", {"exact": True}), ("--quality lossless", {"quality": "lossless"})):
+            with tempfile.TemporaryDirectory() as scratch:
+                began = time.process_time()
+                report = tallstore.pack(
+                    zoo / "base", {task: zoo / task}, Path(scratch) / "zoo.tall", base_storage="reference", **options
+                )
+                seconds = time.process_time() - began
+            sizes, parameters = report.bytes, report.tasks[task].parameters
+            plain = sizes["masks"] + sizes["vector"] + sizes["private"]
+            bits = [f"{8 * size / parameters:.3f}" for size in (plain, plain + sizes["exact"])]
+            rows.append((task, name, *bits, f"{seconds:.1f}"))
+    print(describe_machine(), "\n")
+    print(table(("task", "packed with", "bits, plain", "bits, exact", "processor seconds"), rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path, help="folder with base/ and a folder a task")
-    zoo: Path = parser.parse_args().zoo
+    parser.add_argument("--once", metavar="TASK", nargs="+", help="these tasks, in two layers and without loss")
+    arguments = parser.parse_args()
+    zoo: Path = arguments.zoo
+    if arguments.once:
+        compare_once(zoo, arguments.once)
+        return
     tasks = sorted(p.name for p in zoo.iterdir() if p.name != "base" and (p / WEIGHTS).exists())
     with tempfile.TemporaryDirectory() as scratch:
         report = tallstore.pack(zoo / "base", {t: zoo / t for t in tasks}, Path(scratch) / "zoo.tall", exact="all")

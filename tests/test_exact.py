@@ -1,4 +1,4 @@
-"""`exact`: what the masks lose is stored in a part of its own, so that the original comes back to the last bit."""
+"""`exact`: the original comes back to the last bit, from a part with what masks lose or from tensors that lose nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import FLOATS, RecordingStore, State, assert_same, near, noise, packed, read_all, same_bits, tiny_zoo
+from support import (
+    FLOATS,
+    RecordingStore,
+    State,
+    assert_same,
+    kinds,
+    near,
+    noise,
+    packed,
+    read_all,
+    same_bits,
+    tiny_zoo,
+)
 
 import tallstore
+from tallstore.cli import main
 from tallstore.errors import OptionError
 from tallstore.recipes import RECIPES
 from tallstore.stores import open_store
@@ -117,3 +130,84 @@ def test_a_referenced_base_will_do(tmp_path: Path) -> None:
     tallstore.pack(base, tasks, tmp_path / "zoo.tall", exact="all", base_storage="reference")
     with tallstore.open(tmp_path / "zoo.tall", base=base) as zoo:
         assert_same(zoo.state_dict("a", exact=True), tasks["a"])
+
+
+FEW = (torch.bfloat16, torch.float16)
+
+
+def two_matrices(dtype: torch.dtype) -> tuple[State, State]:
+    """One that moved everywhere, by small steps of any size; and one whose elements all moved by the same, or back."""
+    base = {"dense": noise(60, 50, seed=1, dtype=dtype), "steps": noise(60, 50, seed=2, dtype=dtype)}
+    signs = 0.3 * noise(60, 50, seed=3).sign()
+    return base, {"dense": near(base["dense"], 4, size=0.01), "steps": (base["steps"].float() + signs).to(dtype)}
+
+
+@pytest.mark.parametrize("dtype", FEW)
+def test_each_tensor_of_few_bits_is_stored_the_smaller_way(
+    dtype: torch.dtype, tmp_path: Path, small_chunks: int
+) -> None:
+    base, task = two_matrices(dtype)
+    once = tallstore.pack(base, {"t": task}, tmp_path / "once.tall", quality="lossless")
+    both = tallstore.pack(base, {"t": task}, tmp_path / "both.tall", exact="t", mask="bits")
+    with tallstore.open(tmp_path / "both.tall") as zoo:
+        zoo.verify({"t": task})
+        found = kinds(zoo, "t")
+        assert found["dense"] == "lossless"
+        assert found["steps"] in {"signed", "delta"}
+        assert set(zoo._reader.places(zoo.manifest.tasks["t"].parts["exact"], "exact", "t")) == {"steps"}
+        assert_same(zoo.state_dict("t", exact=True), task)
+        assert same_bits(zoo.state_dict("t")["dense"], task["dense"])
+        assert not zoo.manifest.tasks["t"].bit_for_bit
+        out = load_file(zoo.export("t", tmp_path / "out", exact=True) / "model.safetensors")
+        assert all(same_bits(out[name], tensor) for name, tensor in task.items())
+        assert all(same_bits(zoo.weights("t", exact=True).get_tensor(name), task[name]) for name in task)
+    assert both.bytes["masks"] + both.bytes["exact"] < once.bytes["masks"]
+
+
+@pytest.mark.parametrize("dtype", FEW)
+def test_a_task_that_needs_no_second_layer_is_lossless(
+    dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, tasks = tiny_zoo(2, dtype=dtype)
+    path = tmp_path / "zoo.tall"
+    report = tallstore.pack(base, tasks, path, exact="b")
+    once = tallstore.pack(base, {"b": tasks["b"]}, tmp_path / "once.tall", quality="lossless")
+    assert report.bytes["exact"] == 0
+    assert report.tasks["b"].bytes <= once.tasks["b"].bytes
+    with tallstore.open(path) as zoo:
+        zoo.verify(tasks)
+        facts = zoo.info()["tasks"]
+        assert (facts["b"]["bit_for_bit"], facts["b"]["relative_error"]) == (True, 0.0)
+        assert facts["a"]["relative_error"] > 0
+        assert facts["b"].get("divergence", 0.0) == 0.0
+        assert set(kinds(zoo, "b").values()) <= {"lossless", "private", "base"}
+        assert zoo.manifest.version == "1.1"
+        for exact in (False, True):
+            assert_same(zoo.state_dict("b", exact=exact), tasks["b"])
+        with pytest.raises(OptionError, match="task 'a' was not packed with exact"):
+            zoo.state_dict("a", exact=True)
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(path)])
+    assert "bit for bit" in capsys.readouterr().out
+
+
+def test_its_score_is_the_original_s(tmp_path: Path) -> None:
+    base, tasks = tiny_zoo(2, dtype=torch.bfloat16)
+
+    def evaluate(state: State, task: str) -> float:
+        return 2.0 if all(same_bits(state[name], tensor) for name, tensor in tasks[task].items()) else 1.0
+
+    with packed(base, tasks, tmp_path / "zoo.tall", exact="b", evaluate=evaluate) as zoo:
+        scores = {task: facts.measured["scores"] for task, facts in zoo.manifest.tasks.items()}
+    assert scores["a"] == {"original": 2.0, "decoded": 1.0}
+    assert scores["b"] == {"original": 2.0, "decoded": 2.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_types_of_many_bits_keep_both_layers_and_their_version(dtype: torch.dtype, tmp_path: Path) -> None:
+    base, task = two_matrices(dtype)
+    with packed(base, {"t": task}, tmp_path / "zoo.tall", exact="t") as zoo:
+        assert zoo.manifest.version == "1.0"
+        assert zoo.manifest.tasks["t"].parts["exact"]
+        assert_same(zoo.state_dict("t", exact=True), task)
+        assert not same_bits(zoo.state_dict("t")["dense"], task["dense"])

@@ -70,7 +70,8 @@ Exact = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TASK|all",
-        help="Store what is lost, so that extract --exact gives the task back bit for bit. May be repeated.",
+        help="Store what is lost, so that extract --exact gives the task back bit for bit; bf16, f16 and f8 "
+        "once, without loss, where that is smaller. May be repeated.",
         rich_help_panel=_PROMISES,
     ),
 ]

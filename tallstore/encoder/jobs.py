@@ -151,9 +151,11 @@ def _row(outcome: Outcome, out: ResultFile) -> list[Any]:
     made = outcome.made
     said = [outcome.moved, outcome.why_whole, outcome.if_moved]
     if made is None:
-        return [*said, "", "", 1.0, [], None, None]
+        return [*said, "", "", 1.0, [], None, None, None]
     lost = out.add(outcome.lost) if outcome.lost else None
-    return [*said, made.kind, made.codec, made.scale, list(made.sums), out.add(made.data), lost]
+    other = outcome.without_loss
+    instead = None if other is None else [other.codec, list(other.sums), out.add(other.data)]
+    return [*said, made.kind, made.codec, made.scale, list(made.sums), out.add(made.data), lost, instead]
 
 
 _DO: Mapping[type, Callable[[Any, Tools, ResultFile], Any]] = {
@@ -164,6 +166,14 @@ _DO: Mapping[type, Callable[[Any, Tools, ResultFile], Any]] = {
 
 
 # What the driver is told.
+
+
+class LosslessRow(NamedTuple):
+    """A chunk coded without loss, to be taken in place of one that loses something and what it lost."""
+
+    codec: str
+    sums: tuple[float, ...]
+    data: Span
 
 
 class Row(NamedTuple):
@@ -178,6 +188,7 @@ class Row(NamedTuple):
     sums: tuple[float, ...]
     data: Span | None
     lost: Span | None
+    instead: LosslessRow | None
 
 
 class Said(NamedTuple):
@@ -199,8 +210,10 @@ def parse_item(facts: Any, path: Path) -> Said:
 
 
 def _parse_row(facts: Any, path: Path) -> Row:
-    moved, why_whole, if_moved, kind, codec, scale, sums, data, lost = facts
-    return Row(moved, why_whole, if_moved, kind, codec, scale, tuple(sums), _span(data, path), _span(lost, path))
+    moved, why_whole, if_moved, kind, codec, scale, sums, data, lost, instead = facts
+    coded, kept = _span(data, path), _span(lost, path)
+    other = None if instead is None else LosslessRow(instead[0], tuple(instead[1]), span(instead[2], path))
+    return Row(moved, why_whole, if_moved, kind, codec, scale, tuple(sums), coded, kept, other)
 
 
 def span(place: Place | Sequence[Any], path: Path) -> Span:

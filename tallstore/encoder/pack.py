@@ -142,7 +142,7 @@ def _finish(
         due[name, "mask"] = writers.masks[index], list(checkpoint.tensors)
         if writers.privates[index]:
             due[name, "private"] = writers.privates[index], None
-        if index in stream.exact:
+        if index in stream.exact and not stream.bit_for_bit(index):
             due[name, "exact"] = writers.exacts[index], None
     written = dict(zip(due, write_parts(sink, list(due.values())), strict=True))
     base_parts, vector_parts = written.pop(("", "base"), {}), written.pop(("", "vector"), {})
@@ -179,7 +179,7 @@ def _finish(
                 source=checkpoint.source,
                 **_as_written(checkpoint, files[name]),
                 measured=_measured(name, index, checkpoint, task_parts[name], files[name], parts, stream)
-                | ({"scores": dict(scores[name])} if name in scores else {}),
+                | ({"scores": _scores(scores[name], bit_for_bit=stream.bit_for_bit(index))} if name in scores else {}),
             )
             for index, (name, checkpoint) in enumerate(tasks.items())
         },
@@ -223,7 +223,7 @@ def _measured(
     lam = stream.recipe.lam(index) if isinstance(stream.recipe, TallMasked) else None
     return {
         **_lossless(stream.quality[index].measured(), stream, index),
-        **({"bit_for_bit": True} if index in stream.lossless or stream.cheaper[index].all else {}),
+        **({"bit_for_bit": True} if stream.bit_for_bit(index) else {}),
         **({"cheaper_without_loss": asdict(cheaper)} if (cheaper := stream.cheaper[index]).tensors else {}),
         **({} if checkpoint.adapter is None else {"relative_error": 0.0, "cosine": 1.0}),
         **({"divergence": stream.divergence(index)} if stream.says_divergence(index) else {}),
@@ -235,6 +235,11 @@ def _measured(
         "checkpoint_bytes": tensor_bytes(checkpoint, stream.plan.ties[index]),
         "bytes": sum(parts[path].size for path in paths),
     }
+
+
+def _scores(found: Mapping[str, float], *, bit_for_bit: bool) -> dict[str, float]:
+    """What is recorded of an evaluator's scores: what comes back bit for bit scores what the original does."""
+    return dict.fromkeys(found, found["original"]) if bit_for_bit and "original" in found else dict(found)
 
 
 def _lossless(measured: dict[str, Any], stream: Stream, index: int) -> dict[str, Any]:

@@ -16,7 +16,20 @@ from typing import Any
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.engine import Engine
-from tallstore.encoder.jobs import Batch, Context, Row, Said, cut, cut_pieces, gather, items, parse_item, run, span
+from tallstore.encoder.jobs import (
+    Batch,
+    Context,
+    LosslessRow,
+    Row,
+    Said,
+    cut,
+    cut_pieces,
+    gather,
+    items,
+    parse_item,
+    run,
+    span,
+)
 from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
@@ -92,6 +105,23 @@ class _Growing:
     if_moved: str = ""
     codec: str = ""
     """Of a delta."""
+    size: int = 0
+    """Coded bytes so far, of both layers."""
+    instead: list[tuple[LosslessRow, int]] = field(default_factory=list)
+    """The chunks so far coded without loss, and their elements: nothing where that was not tried."""
+
+    @property
+    def smaller_without_loss(self) -> bool:
+        """Whether both layers take at least what the tensor takes without loss."""
+        return bool(self.instead) and sum(row.data.length for row, _ in self.instead) <= self.size
+
+    def take_without_loss(self, writer: PartWriter) -> None:
+        """Put the chunks that are coded without loss in the place of both layers."""
+        self.kind, self.codec, self.scales, self.quality = "lossless", self.instead[0][0].codec, [], Quality()
+        writer.begin()
+        for row, n in self.instead:
+            writer.add(row.data)
+            self.quality.add(row.sums, n)
 
     def add(self, row: Row, n: int, writers: Writers) -> None:
         """Take the next chunk, of n elements, into account."""
@@ -104,6 +134,9 @@ class _Growing:
         if row.lost is not None:
             writers.exacts[self.user.task].add(row.lost)
         writers.masks[self.user.task].add(row.data)
+        self.size += row.data.length + (0 if row.lost is None else row.lost.length)
+        if row.instead is not None:
+            self.instead.append((row.instead, n))
         self.scales.append(row.scale)
         self.quality.add(row.sums, n)
 
@@ -191,18 +224,27 @@ class Stream:
         self._wholes(engine, writers)
         for index in range(len(self.tasks)):
             self._sum_up(index, writers)
-        found = [(task, self.recipe.warning(index)) for index, task in enumerate(self.tasks)]
+        found = [(task, self._warning(index)) for index, task in enumerate(self.tasks)]
         self.warnings += [f"{task.where}: {warning}" for task, warning in found if warning]
 
     def divergence(self, index: int) -> float | None:
-        """What the recipe foretells of a task, to as many digits as are recorded."""
+        """What the recipe foretells of a task, to as many digits as are recorded; nothing is lost, nothing diverges."""
         found = self.recipe.foretold(index)
-        return None if found is None else significant(found)
+        if found is None:
+            return None
+        return 0.0 if self.cheaper[index].all else significant(found)
+
+    def bit_for_bit(self, index: int) -> bool:
+        """Whether a task comes back bit for bit, no exact part needed."""
+        return index in self.lossless or self.cheaper[index].all
 
     def says_divergence(self, index: int) -> bool:
         """Whether the archive says it: where it was asked for, or where it is too much."""
         asked = self._options.bits is None and self.recipe.foretold(index) is not None
-        return asked or bool(self.recipe.warning(index))
+        return asked or bool(self._warning(index))
+
+    def _warning(self, index: int) -> str:
+        return "" if self.cheaper[index].all else self.recipe.warning(index)
 
     def _statistics(self, engine: Engine) -> None:
         tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.base.tensors]
@@ -333,6 +375,8 @@ class Stream:
             if why != BUDGET:
                 self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
+        if each.moved and each.smaller_without_loss:
+            each.take_without_loss(writer)
         if each.moved and user.task in self.exact and each.kind != "lossless":
             shape = info.shape if user.match.rows is None else (user.match.rows, *info.shape[1:])
             words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallstore.checkpoints import Checkpoint, RoundedBase
+from tallstore.checkpoints import Checkpoint, RoundedBase, TensorInfo
 from tallstore.codecs.base import Buffer, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import Row as Lengths
 from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
@@ -105,6 +106,8 @@ class Outcome:
 
     lost: bytes = b""
     """The coded difference between the original and what the decoder gives, where that is stored."""
+    without_loss: Made | None = None
+    """The same row coded without loss, where that may take less than `made` and `lost` together."""
 
     @property
     def usable(self) -> bool:
@@ -355,12 +358,16 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     if row is None:
         return None, 0
     info = tools.tasks[user.task].tensors[user.name]
-    length = math.prod(info.shape[1:]) if len(info.shape) > 1 else 0
-    whose = (length, item.start % length) if length else (0, 0)
     measured = user.task not in tools.exactly and not user.lossless
-    found = encode_row(row, base[: len(row)], info.dtype, whose, measured=measured)
+    found = encode_row(row, base[: len(row)], info.dtype, _rows_of(info, item), measured=measured)
     outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
     return outcome, row.numel() * row.element_size()
+
+
+def _rows_of(info: TensorInfo, item: Item) -> Lengths:
+    """The rows of a tensor, and where in one an item begins; zeros of a tensor that has none."""
+    length = math.prod(info.shape[1:]) if len(info.shape) > 1 else 0
+    return (length, item.start % length) if length else (0, 0)
 
 
 def identify(name: str, tools: Tools) -> str:
@@ -427,16 +434,25 @@ def _encode(
     coded = remeasure(coded, rows, base, rounded=rounded, vector=tools.vector, mask=tools.mask)
     made = iter(zip(coded.rows, rows, strict=True))
     return coded.vector, [
-        _outcome(look, *next(made), tools) if look is not None and look.usable else look for look in looks
+        _outcome(item, user, look, *next(made), base, tools) if look is not None and look.usable else look
+        for user, look in zip(users, looks, strict=True)
     ]
 
 
-def _outcome(look: Outcome, made: Made, row: Row, tools: Tools) -> Outcome:
+def _outcome(item: Item, user: User, look: Outcome, made: Made, row: Row, base: Tensor, tools: Tools) -> Outcome:
     if made.decoded is None or tools.lossless is None:
         return replace(look, made=made)
-    item = row.weights.element_size()
-    lost = difference(as_bytes(row.weights), as_bytes(made.decoded), item)
-    return replace(look, made=replace(made, decoded=None), lost=tools.lossless.encode(lost, WORDS[item]))
+    size = row.weights.element_size()
+    lost = difference(as_bytes(row.weights), as_bytes(made.decoded), size)
+    info, other = tools.tasks[user.task].tensors[user.name], None
+    if may_be_lossless(info.dtype):
+        other = encode_row(row.weights, base[: len(row.weights)], info.dtype, _rows_of(info, item), measured=True)
+    return replace(
+        look,
+        made=replace(made, decoded=None),
+        lost=tools.lossless.encode(lost, WORDS[size]),
+        without_loss=None if other is None else other[0],
+    )
 
 
 def _budget(name: str, users: Sequence[User], looks: Sequence[Outcome | None], tools: Tools) -> list[Outcome | None]:

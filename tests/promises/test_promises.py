@@ -180,13 +180,15 @@ def test_exact_tasks_come_back_bit_for_bit(recipe: str, dtype: torch.dtype, tmp_
     base, tasks = zoo_of(dtype)
     tasks["a"]["w0"][0, :4] = torch.tensor([-0.0, 0.0, 1e-7, -1e-7], dtype=dtype)
     report = tallstore.pack(base, tasks, tmp_path / "zoo", recipe=recipe, exact=["a", "c"])
-    assert report.bytes["exact"] > 0
+    once = dtype.itemsize == 2  # bfloat16 and float16 take less without loss than in two layers
+    assert (report.bytes["exact"] == 0) == once
     with tallstore.open(tmp_path / "zoo") as zoo:
         for task in ("a", "c"):
             state = zoo.state_dict(task, exact=True)
             assert list(state) == list(zoo.state_dict(task))
             assert all(torch.equal(_bits(state[n]), _bits(tasks[task][n])) for n in tasks[task])
-        assert not torch.equal(zoo.state_dict("a")["w3"], tasks["a"]["w3"])
+        assert torch.equal(zoo.state_dict("a")["w3"], tasks["a"]["w3"]) == once
+        assert not torch.equal(zoo.state_dict("b")["w3"], tasks["b"]["w3"])
         assert torch.equal(zoo.state_dict("a", names=["w2"], exact=True)["w2"], tasks["a"]["w2"])
         with pytest.raises(OptionError, match="task 'b' was not packed with exact"):
             zoo.state_dict("b", exact=True)
