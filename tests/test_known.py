@@ -17,7 +17,7 @@ from tallstore.archive import known, manifests
 from tallstore.archive.places import Place, coded
 from tallstore.archive.reader import Reader
 from tallstore.format.manifest import Manifest
-from tallstore.kernels.fill import Source
+from tallstore.kernels.fill import FillSource
 from tallstore.tensors import empties
 
 
@@ -45,7 +45,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     before, kernels = os.preadv, Reader.source
 
-    def noted(self: Reader, place: Place, index: int) -> Source | None:
+    def noted(self: Reader, place: Place, index: int) -> FillSource | None:
         source = kernels(self, place, index)
         found.append(coded(place).chunks.length(index) if source is not None else 0)
         return source

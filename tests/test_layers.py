@@ -124,6 +124,15 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         visit(name, ())
 
 
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
 def test_the_format_knows_no_torch() -> None:
     for owner, path in modules():
         if owner in LOW:

@@ -23,13 +23,13 @@ from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, open_checkpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.encoder import straight, work
-from tallstore.encoder.chunk import Made, Row, encode_chunk, task_vector
+from tallstore.encoder.chunk import Made, TaskRow, encode_chunk, task_vector
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.quality import agreement
 from tallstore.encoder.straight import Fallback
 from tallstore.errors import CheckpointError
 from tallstore.kernels.native import encode as native
-from tallstore.recipes.allocation import Levels, magnitudes
+from tallstore.recipes.allocation import Quantizer, magnitudes
 from tallstore.recipes.solo import Solo
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the native library")
@@ -73,7 +73,7 @@ def marked(checkpoint: Checkpoint, start: int, base: straight.Start, recipe: Sol
 
 def always(base: Tensor, weights: Tensor, recipe: Solo, start: int, *, exact: bool = False) -> Made:
     """What the general way makes of a row."""
-    rows, vector, mask = [Row(2, weights, exact=exact)], codecs.VECTOR["ones"], codecs.MASK["adaptive"]
+    rows, vector, mask = [TaskRow(2, weights, exact=exact)], codecs.VECTOR["ones"], codecs.MASK["adaptive"]
     coded = encode_chunk(base, rows, recipe, vector, mask, torch.device("cpu"), "w", start)
     return remeasure(coded, rows, base, rounded=False, vector=vector, mask=mask).rows[0]
 
@@ -131,7 +131,7 @@ def test_a_row_is_marked_as_always(
     base = given_base(start + n + 3, seed, kind, unit)
     weights = changed(base, seed, share, unit)
     checkpoint = saved(tmp_path_factory.mktemp("row"), {"other": torch.ones(3), "w": weights})
-    recipe, here = settled(Levels((low * unit,), width * unit)), slice(start, start + n)
+    recipe, here = settled(Quantizer((low * unit,), width * unit)), slice(start, start + n)
     found = marked(checkpoint, start, start_of(base[here]), recipe)
     assert not isinstance(found, Fallback)
     made, moved = found
@@ -147,7 +147,7 @@ def test_what_rounds_to_infinity_is_measured_as_always(tmp_path: Path) -> None:
     weights = base - 2.0**14
     base[:5] = torch.tensor([0.0, -0.0, 2.0**-24, 32736.0, -3 * 2.0**-24])
     weights[:5] = base[:5] + torch.tensor([16_400.0, -16_400.0, 16_400.0, -16_400.0, 16_400.0])
-    recipe, checkpoint = settled(Levels((16_388.0,))), saved(tmp_path, {"w": weights})
+    recipe, checkpoint = settled(Quantizer((16_388.0,))), saved(tmp_path, {"w": weights})
     found = marked(checkpoint, 0, start_of(base), recipe)
     assert not isinstance(found, Fallback)
     assert found[0].scale > 2.0**16
@@ -158,12 +158,12 @@ def test_what_rounds_to_infinity_is_measured_as_always(tmp_path: Path) -> None:
 
 LADDERS = st.sampled_from(
     [
-        Levels((0.001, 0.004, 0.02)),
-        Levels(tuple(0.002 * (0.62 + i) for i in range(7))),
-        Levels((0.0, 0.5)),
-        Levels(tuple(0.03 * i for i in range(7)), 0.03),
-        Levels((1e-9, 1e9)),
-        Levels((1e9, 2e9)),
+        Quantizer((0.001, 0.004, 0.02)),
+        Quantizer(tuple(0.002 * (0.62 + i) for i in range(7))),
+        Quantizer((0.0, 0.5)),
+        Quantizer(tuple(0.03 * i for i in range(7)), 0.03),
+        Quantizer((1e-9, 1e9)),
+        Quantizer((1e9, 2e9)),
     ]
 )
 """Few and many, hard ones and with dither, one that is used and none."""
@@ -172,7 +172,7 @@ LADDERS = st.sampled_from(
 @settings(max_examples=60, deadline=None)
 @given(SIZES, st.integers(0, 5000), st.sampled_from([0.0, 0.02, 0.4, 1.0]), LADDERS, st.integers(0, 2**32))
 def test_a_row_is_put_on_levels_as_always(
-    tmp_path_factory: pytest.TempPathFactory, n: int, start: int, share: float, levels: Levels, seed: int
+    tmp_path_factory: pytest.TempPathFactory, n: int, start: int, share: float, levels: Quantizer, seed: int
 ) -> None:
     base = given_base(start + n + 3, seed)
     weights = changed(base, seed, share)
@@ -204,7 +204,7 @@ def test_a_narrow_row_is_put_on_levels_as_always(
     n: int,
     start: int,
     share: float,
-    levels: Levels,
+    levels: Quantizer,
     kind: torch.dtype,
     unit: float,
     seed: int,
@@ -212,7 +212,7 @@ def test_a_narrow_row_is_put_on_levels_as_always(
     base = given_base(start + n + 3, seed, kind, unit)
     weights = changed(base, seed, share, unit)
     checkpoint = saved(tmp_path_factory.mktemp("row"), {"other": torch.ones(3), "w": weights})
-    levels = Levels(tuple(bound * unit for bound in levels.bounds), levels.width * unit)
+    levels = Quantizer(tuple(bound * unit for bound in levels.bounds), levels.width * unit)
     recipe, here = settled(levels), slice(start, start + n)
     begin = start_of(base[here])
     found = straight.leveled(row_of(checkpoint, begin), start, begin, levels, recipe.seed(2, "w"))
@@ -285,8 +285,8 @@ def test_what_arithmetic_cannot_carry_is_left_to_the_general_way(
     checkpoint = saved(tmp_path, {"w": weights})
     row, beyond = row_of(checkpoint, start), Fallback.OUT_OF_REACH
     assert straight.counted(row, [np.array([(0, 40_000)])], start) is beyond
-    assert marked(checkpoint, 0, start, settled(Levels((0.5,)))) is beyond
-    assert straight.leveled(row, 0, start, Levels((0.5, 0.9)), 0) is beyond
+    assert marked(checkpoint, 0, start, settled(Quantizer((0.5,)))) is beyond
+    assert straight.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is beyond
     assert straight.start_of(weights, work._largest(weights)) is None
 
 
@@ -303,8 +303,8 @@ def test_rows_of_other_types_and_sources_take_the_general_way(tmp_path: Path) ->
 def test_a_row_that_is_cut_off_takes_the_general_way(tmp_path: Path) -> None:
     checkpoint, start = saved(tmp_path, {"w": torch.zeros(100)}), start_of(torch.zeros(101))
     row = row_of(checkpoint, start)
-    assert marked(checkpoint, 0, start, settled(Levels((0.5,)))) is Fallback.CUT_OFF
-    assert straight.leveled(row, 0, start, Levels((0.5, 0.9)), 0) is Fallback.CUT_OFF
+    assert marked(checkpoint, 0, start, settled(Quantizer((0.5,)))) is Fallback.CUT_OFF
+    assert straight.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is Fallback.CUT_OFF
     assert straight.counted(row, [np.array([(0, 101)])], start) is Fallback.CUT_OFF
 
 

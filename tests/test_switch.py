@@ -222,21 +222,21 @@ def test_a_damaged_archive_writes_nothing_into_a_model(part: str, base_codec: st
 
 
 def test_an_interruption_puts_the_model_back(zoo: tallstore.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tallstore.archive.packed import Packed
+    from tallstore.archive.packed import PackedTensor
 
     model = Net(3)
     switcher = zoo.switcher(model)
     switcher.switch("t0")
-    whole, calls = Packed.apply, 0
+    whole, calls = PackedTensor.apply, 0
 
-    def interrupted(self: Packed, *arguments: object) -> None:
+    def interrupted(self: PackedTensor, *arguments: object) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         whole(self, *arguments)
 
-    monkeypatch.setattr(Packed, "apply", interrupted)
+    monkeypatch.setattr(PackedTensor, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         switcher.switch("t2")
     assert switcher.task == "t0"

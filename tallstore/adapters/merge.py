@@ -17,12 +17,12 @@ from torch import Tensor
 
 from tallstore.adapters.config import AdapterConfig
 from tallstore.adapters.foreign import TAKEN
-from tallstore.adapters.places import Places
+from tallstore.adapters.places import AdapterPlaces
 from tallstore.adapters.tensors import TOKENS, AdapterTensors
 from tallstore.errors import FormatError, OptionError, WrongBaseError
 from tallstore.tensors import TORCH
 
-__all__ = ["Change", "changes"]
+__all__ = ["AdapterDelta", "changes"]
 
 Read = Callable[[str], Tensor]
 _LORA = {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B"}
@@ -39,7 +39,7 @@ _CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 
 @dataclass(frozen=True)
-class Change:
+class AdapterDelta:
     """A tensor of the merged model that is not the base's."""
 
     dtype: str
@@ -52,14 +52,14 @@ class Change:
 def changes(
     tensors: AdapterTensors,
     config: AdapterConfig | None,
-    places: Places,
+    places: AdapterPlaces,
     own: Mapping[str, tuple[str, tuple[int, ...]]],
     dtypes: Mapping[str, str],
     read: Read,
     base: Read,
     where: str,
     ties: Mapping[str, str] = {},
-) -> dict[str, Change]:
+) -> dict[str, AdapterDelta]:
     """What the merged model has in the place of the base's tensors, and beside them.
 
     Args:
@@ -78,14 +78,16 @@ def changes(
         WrongBaseError: a tensor that it changes is not in the base.
     """
     _check_mergeable(tensors, config, where)
-    found: dict[str, Change] = {}
+    found: dict[str, AdapterDelta] = {}
     for name, source in tensors.replaced.items():
         in_place = ".base_layer." in source  # written to the module's own weight, and no copy of it
         there = places.changed(name) if in_place else places.of(name)
         dtype = own[source][0] if there is None else dtypes[there]
         make = partial(_taken, read, source, TORCH[dtype])
         target = there or places.model_name(name)
-        found[ties.get(target, target) if in_place else target] = Change(dtype, own[source][1], make, in_place=in_place)
+        found[ties.get(target, target) if in_place else target] = AdapterDelta(
+            dtype, own[source][1], make, in_place=in_place
+        )
     if config is None:
         return found
     merger = _Merger(tensors, config, places, dtypes, read, base, found, where, ties)
@@ -137,11 +139,11 @@ class _Merger:
         self,
         tensors: AdapterTensors,
         config: AdapterConfig,
-        places: Places,
+        places: AdapterPlaces,
         dtypes: Mapping[str, str],
         read: Read,
         base: Read,
-        replaced: Mapping[str, Change],
+        replaced: Mapping[str, AdapterDelta],
         where: str,
         ties: Mapping[str, str],
     ) -> None:
@@ -150,7 +152,7 @@ class _Merger:
         self._replaced = dict(replaced)
         self._foreign = cache(self._merged_by_peft)
 
-    def module(self, module: str) -> dict[str, Change]:
+    def module(self, module: str) -> dict[str, AdapterDelta]:
         """What becomes of a module's weight, and of its bias."""
         parameters = set(self._tensors.modules[module])
         weight = self._target(module, "weight")
@@ -201,13 +203,13 @@ class _Merger:
             )
         return name
 
-    def _change(self, name: str, make: Callable[[], Tensor]) -> dict[str, Change]:
+    def _change(self, name: str, make: Callable[[], Tensor]) -> dict[str, AdapterDelta]:
         whole = self._brought(name)
         shape = whole.shape if whole is not None else self._places.base[name]
         dtype = whole.dtype if whole is not None else self._dtypes[name]
-        return {name: Change(dtype, shape, make, in_place=whole is None or whole.in_place)}
+        return {name: AdapterDelta(dtype, shape, make, in_place=whole is None or whole.in_place)}
 
-    def _brought(self, name: str) -> Change | None:
+    def _brought(self, name: str) -> AdapterDelta | None:
         """What the adapter itself has in the place of a tensor of the base."""
         if name in self._replaced:
             return self._replaced[name]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tallstore.adapters.config import AdapterConfig
-from tallstore.adapters.merge import Change, changes
+from tallstore.adapters.merge import AdapterDelta, changes
 from tallstore.adapters.places import find_places
 from tallstore.adapters.tensors import sorted_tensors
 from tallstore.adapters.trainers import TRAINERS, converted
@@ -26,7 +26,7 @@ Facts = tuple[str, tuple[int, ...]]
 class MergedModel:
     """Which tensors the merged model has."""
 
-    changes: Mapping[str, Change]
+    changes: Mapping[str, AdapterDelta]
     """What is not the base's: by the base's name, or the model's where the base has no such tensor."""
     sources: Mapping[str, str]
     """The model's tensors → the base's, or the change, that each is."""

@@ -11,7 +11,7 @@ from tallstore.adapters.tensors import AdapterTensors
 from tallstore.adapters.tying import tied_to
 from tallstore.errors import WrongBaseError
 
-__all__ = ["Places", "check_base", "find_places"]
+__all__ = ["AdapterPlaces", "check_base", "find_places"]
 
 Shape = tuple[int, ...]
 _WEIGHTS = ("weight", "in_proj_weight")
@@ -19,7 +19,7 @@ _WEIGHTS = ("weight", "in_proj_weight")
 
 
 @dataclass(frozen=True)
-class Places:
+class AdapterPlaces:
     """The base's names of a model's tensors: the model's, one prefix put in the place of another."""
 
     strip: str
@@ -42,7 +42,7 @@ class Places:
         return self.strip + name.removeprefix(self.add) if name.startswith(self.add) else name
 
 
-def find_places(tensors: AdapterTensors, shapes: Mapping[str, Shape], base: Mapping[str, Shape]) -> Places:
+def find_places(tensors: AdapterTensors, shapes: Mapping[str, Shape], base: Mapping[str, Shape]) -> AdapterPlaces:
     """Find the prefixes that bring the most of an adapter's modules together with base tensors, and what is tied.
 
     Args:
@@ -61,7 +61,7 @@ def find_places(tensors: AdapterTensors, shapes: Mapping[str, Shape], base: Mapp
     return replace(places, tied=tied)
 
 
-def _prefixes(tensors: AdapterTensors, base: Mapping[str, Shape]) -> Places:
+def _prefixes(tensors: AdapterTensors, base: Mapping[str, Shape]) -> AdapterPlaces:
     by_suffix: dict[str, list[str]] = defaultdict(list)
     for name in base:
         for suffix in _suffixes(name):
@@ -74,8 +74,8 @@ def _prefixes(tensors: AdapterTensors, base: Mapping[str, Shape]) -> Places:
                     votes[target.removesuffix(suffix), by_suffix[suffix][0].removesuffix(suffix)] += 1
                 break
     if not votes:
-        return Places("", "", base)
-    return Places(*max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]), pair)), base)
+        return AdapterPlaces("", "", base)
+    return AdapterPlaces(*max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]), pair)), base)
 
 
 def check_base(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tallstore.adapters.config import AdapterConfig
-from tallstore.adapters.places import Places
+from tallstore.adapters.places import AdapterPlaces
 from tallstore.adapters.tensors import AdapterTensors
 from tallstore.adapters.tying import is_embedding
 from tallstore.errors import OptionError
@@ -23,7 +23,7 @@ _HEADLESS = re.compile(
 def check_untied(
     tensors: AdapterTensors,
     config: AdapterConfig | None,
-    places: Places,
+    places: AdapterPlaces,
     model: Mapping[str, Any] | None,
     where: str,
 ) -> None:

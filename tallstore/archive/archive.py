@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, file_as_json, merged_files
-from tallstore.archive.components import Part, components_of, layout_by_names, part_of
+from tallstore.archive.components import FolderView, components_of, layout_by_names, part_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
@@ -319,7 +319,7 @@ class Archive:
             raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
         self._task(task)
 
-    def _part(self, task: str, component: str | None) -> Part:
+    def _part(self, task: str, component: str | None) -> FolderView:
         where = f"{self.url}: task {self._task(task)!r}"
         return part_of(self._manifest.tasks[task], component, self._places(task), where)
 

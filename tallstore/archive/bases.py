@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tallstore.archive.chunks import Chunks
+from tallstore.archive.chunks import ChunkReader
 from tallstore.archive.places import RAW, Places, coded
 from tallstore.archive.reader import Reader
 from tallstore.checkpoints import Checkpoint
@@ -30,7 +30,7 @@ Filler = Callable[..., bool]
 class BaseElements:
     """Checked by the hash of each chunk where the base is in the archive, of each tensor where it was given."""
 
-    def __init__(self, reader: Reader, places: Places, chunks: Chunks, given: Checkpoint | None) -> None:
+    def __init__(self, reader: Reader, places: Places, chunks: ChunkReader, given: Checkpoint | None) -> None:
         self._reader, self._places, self._chunks, self._given = reader, places, chunks, given
         self._manifest: Manifest = reader.manifest
 

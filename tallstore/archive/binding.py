@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
-from tallstore.names import Conversion, Group, bare, conversion_of, inner_model, short_names, unwrapped
+from tallstore.names import Conversion, ConvertedGroup, bare, conversion_of, inner_model, short_names, unwrapped
 from tallstore.tensors import shape_of
 
 __all__ = ["Binding", "Overlap", "Shape", "bind", "shapes_of", "tensors_of"]
@@ -54,7 +54,7 @@ class Binding:
     """By the task's name: memory of the model's that the tensor is written to."""
     owners: Mapping[str, str]
     """The model's tensors that these are, or are parts of."""
-    groups: tuple[Group, ...] = ()
+    groups: tuple[ConvertedGroup, ...] = ()
     """Tensors that must be converted together."""
     conversion: Conversion | None = None
     names: Mapping[str, str] = field(default_factory=dict)

@@ -18,15 +18,15 @@ from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
 from tallstore.kernels.dispatch import decoding
-from tallstore.kernels.fill import Part, Source
+from tallstore.kernels.fill import ChunkMemory, FillSource
 from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.steps import Steps
 from tallstore.tensors import TORCH, as_bytes, empty
 
-__all__ = ["Chunks"]
+__all__ = ["ChunkReader"]
 
 
-class Chunks(Codes):
+class ChunkReader(Codes):
     """Safe to use from several threads."""
 
     def steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
@@ -101,7 +101,7 @@ class Chunks(Codes):
             for _ in self.whole_runs(place, index, name, out):
                 pass
 
-    def filled(self, place: Place, index: int, name: str, part: Part, steps: Steps | None = None) -> bool:
+    def filled(self, place: Place, index: int, name: str, part: ChunkMemory, steps: Steps | None = None) -> bool:
         """Write one chunk of a tensor that is stored whole, with the steps of a task's chunk added, in one call.
 
         Args:
@@ -129,7 +129,7 @@ class Chunks(Codes):
         self._reader.is_right(place, index)
         return True
 
-    def _planes(self, place: Place, index: int, name: str, n: int) -> Source | None:
+    def _planes(self, place: Place, index: int, name: str, n: int) -> FillSource | None:
         """A chunk of n elements as planes, if it is coded so."""
         codec = codecs.find(codecs.WHOLE, coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk_here(place, index, name)

@@ -13,7 +13,7 @@ import numpy as np
 from tallstore import codecs
 from tallstore.archive.places import RAW, coded
 from tallstore.archive.reader import Place, Reader
-from tallstore.codecs.base import Bytes, Floats, Levels
+from tallstore.codecs.base import Bytes, Floats, IndexedValues
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import cpu
@@ -41,7 +41,7 @@ class Codes:
         data = self._reader.chunk(place, index, name)
         return self._guard(place, name, lambda: codec.decode(data, n))
 
-    def levels(self, place: Place, index: int, n: int, name: str) -> Levels | None:
+    def levels(self, place: Place, index: int, n: int, name: str) -> IndexedValues | None:
         """The same as indices into a table, from codecs that have one."""
         codec = codecs.find(codecs.VECTOR, coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk(place, index, name)

@@ -11,11 +11,11 @@ from tallstore.errors import OptionError
 from tallstore.format.layout import WeightsFile, claimed
 from tallstore.format.manifest import Task
 
-__all__ = ["Part", "components_of", "layout_by_names", "part_of"]
+__all__ = ["FolderView", "components_of", "layout_by_names", "part_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FolderView:
     """A task, or one component of it, as a folder of its own."""
 
     layout: tuple[WeightsFile, ...]
@@ -48,7 +48,7 @@ def layout_by_names(
     return tuple(found)
 
 
-def part_of(task: Task, component: str | None, names: Iterable[str], where: str) -> Part:
+def part_of(task: Task, component: str | None, names: Iterable[str], where: str) -> FolderView:
     """The whole task for None, or one of its components.
 
     Raises:
@@ -56,7 +56,7 @@ def part_of(task: Task, component: str | None, names: Iterable[str], where: str)
     """
     layout = task.weights or (WeightsFile(path=weights_name(task.files)),)
     if component is None:
-        return Part(layout=layout, names={name: name for name in names}, files=task.files)
+        return FolderView(layout=layout, names={name: name for name in names}, files=task.files)
     prefixes = {file.prefix.rstrip("/"): number for number, file in enumerate(layout)}
     if component not in prefixes:
         listed = ", ".join(repr(prefix) for prefix in prefixes)
@@ -66,7 +66,7 @@ def part_of(task: Task, component: str | None, names: Iterable[str], where: str)
     number = prefixes[component]
     file = layout[number]
     if len(layout) == 1:
-        return Part(layout=layout, names={name: name for name in names}, files=task.files)
+        return FolderView(layout=layout, names={name: name for name in names}, files=task.files)
     below = [other.folder for other in layout if other.folder != file.folder and other.folder.startswith(file.folder)]
     inside = {
         name.removeprefix(file.folder): path
@@ -79,4 +79,4 @@ def part_of(task: Task, component: str | None, names: Iterable[str], where: str)
         prefix="",
         saved=None if file.saved is None else file.saved.removeprefix(file.folder),
     )
-    return Part(layout=(own,), names=claimed(layout, names, where)[number], files=inside)
+    return FolderView(layout=(own,), names=claimed(layout, names, where)[number], files=inside)

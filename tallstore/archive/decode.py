@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.bases import BaseElements, Job
-from tallstore.archive.chunks import Chunks
+from tallstore.archive.chunks import ChunkReader
 from tallstore.archive.coded import CodedLossless
-from tallstore.archive.packed import Packed
+from tallstore.archive.packed import PackedTensor
 from tallstore.archive.places import ONES, Places, coded
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.room import bytes_of, room_for
@@ -53,7 +53,7 @@ class Decoder:
         self._manifest = reader.manifest
         self._threads = threads or os.cpu_count() or 1
         self._places = Places(reader)
-        self._chunks = Chunks(reader)
+        self._chunks = ChunkReader(reader)
         self._base = BaseElements(reader, self._places, self._chunks, base)
         self.task = self._places.task
         self.vectors = self._places.vectors
@@ -302,7 +302,7 @@ class Decoder:
 
         self._run([partial(job, index) for index in range(len(coded(place).chunks))])
 
-    def packed(self, task: str, name: str) -> Packed | CodedLossless | None:
+    def packed(self, task: str, name: str) -> PackedTensor | CodedLossless | None:
         """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
         place = self.task(task)[name]
         entry = place.entry
@@ -317,12 +317,12 @@ class Decoder:
         if entry.kind in cpu.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))
-            return Packed(entry.kind, torch.from_numpy(symbols), cpu.SYMBOL_BITS[entry.kind], size, scales=scales)
+            return PackedTensor(entry.kind, torch.from_numpy(symbols), cpu.SYMBOL_BITS[entry.kind], size, scales=scales)
         found = [self._chunks.levels(place, i, n, name) for i, n in runs]
         levels = [each for each in found if each is not None]
         if len(levels) < len(found):
             values = np.concatenate([self._chunks.values(place, i, n, name) for i, n in runs])
-            return Packed("values", torch.from_numpy(values), 32, size)
+            return PackedTensor("values", torch.from_numpy(values), 32, size)
         bits = max(each.bits for each in levels)
         tables = np.zeros((len(levels), 1 << bits), np.float32)
         for row, each in zip(tables, levels, strict=True):
@@ -331,7 +331,9 @@ class Decoder:
             each.packed if each.bits == bits else np.stack([each.packed & 15, each.packed >> 4], 1).reshape(-1)[:n]
             for each, (_, n) in zip(levels, runs, strict=True)
         ]
-        return Packed("levels", torch.from_numpy(np.concatenate(codes)), bits, size, tables=torch.from_numpy(tables))
+        return PackedTensor(
+            "levels", torch.from_numpy(np.concatenate(codes)), bits, size, tables=torch.from_numpy(tables)
+        )
 
     def vector_of(self, task: str, name: str) -> tuple[str, str] | None:
         """Group and base tensor of the vector that a tensor's mask is over; None where it has none, or v is 1."""

@@ -19,8 +19,8 @@ from tallstore.archive.cut_ties import with_cut_ties
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import DECODED, Lineup, Member, line_up
 from tallstore.archive.method import choose
-from tallstore.archive.outline import Outline, Outlines, Slot
-from tallstore.archive.tiles import TILE, Gaps, Rows, TaskVectors, Work, ahead
+from tallstore.archive.outline import MergedTensor, Outline, Outlines
+from tallstore.archive.tiles import TILE, Gaps, Rows, TaskVectorReader, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
@@ -125,7 +125,7 @@ class Merger:
             note = f"no weight is used by {wanted} of {len(self.tasks)} tasks: with such a k this is the base"
             self._notes = (*self._notes, note)
         self._lineups = {name: lineup for name, lineup in lineups.items() if lineup.facts.dtype in MASKABLE}
-        self._vectors = TaskVectors(decoder, self._chosen.stored)
+        self._vectors = TaskVectorReader(decoder, self._chosen.stored)
         self._outlines = Outlines(decoder, manifest, lineups, self.tasks)
         self.outline = self._outlines.bare() if head is None else self._outlines.dressed(head)
         self._alpha: tuple[float, str] | None = None
@@ -330,7 +330,7 @@ class Merger:
             out[name] = out[slot.tied] if slot.tied is not None else self._filled(name, slot, bodies)
         return out
 
-    def _filled(self, name: str, slot: Slot, bodies: Mapping[str, Tensor]) -> Tensor:
+    def _filled(self, name: str, slot: MergedTensor, bodies: Mapping[str, Tensor]) -> Tensor:
         body = None if slot.base is None else bodies[slot.base]
         if body is not None and slot.info.shape != tuple(body.shape):
             body = body[: slot.info.shape[0]]

@@ -14,11 +14,11 @@ from tallstore.archive.lineup import Lineup
 from tallstore.checkpoints import TensorInfo
 from tallstore.format.manifest import Manifest, names_of
 
-__all__ = ["Outline", "Outlines", "Slot"]
+__all__ = ["MergedTensor", "Outline", "Outlines"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
+class MergedTensor:
     """One tensor of a merged model, and where its elements come from."""
 
     info: TensorInfo
@@ -36,7 +36,7 @@ class Outline:
 
     names: str
     """Whose names they have: `tasks` (all agree), `base`, or one task's."""
-    slots: dict[str, Slot] = field(default_factory=dict)
+    slots: dict[str, MergedTensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     """What is not in it: name → why."""
 
@@ -81,12 +81,14 @@ class Outlines:
             info = TensorInfo(str(entry.dtype), entry.shape or ())
             if entry.kind == "tied":
                 target = str(entry.to)
-                outline.slots[name] = Slot(info=outline.slots[target].info, tied=target)
+                outline.slots[name] = MergedTensor(info=outline.slots[target].info, tied=target)
             elif base is None:
-                outline.slots[name] = Slot(info=info, task=head)
+                outline.slots[name] = MergedTensor(info=info, task=head)
             else:
                 rest = head if entry.covered < entry.numel else None
-                outline.slots[name] = Slot(info=TensorInfo(self._base[base].dtype, info.shape), base=base, task=rest)
+                outline.slots[name] = MergedTensor(
+                    info=TensorInfo(self._base[base].dtype, info.shape), base=base, task=rest
+                )
         used = {slot.base for slot in outline.slots.values()}
         lost = {base: task for (task, _), base in self._merged.items() if base not in used and task != head}
         tied = {base for (task, _), base in self._merged.items() if task == head}
@@ -104,11 +106,11 @@ class Outlines:
     def _all_names(self) -> list[str]:
         return list(dict.fromkeys(name for task in self._tasks for name in self._entries[task]))
 
-    def _of_base(self, name: str) -> Slot:
+    def _of_base(self, name: str) -> MergedTensor:
         facts = self._base[name]
-        return Slot(info=TensorInfo(facts.dtype, facts.shape), base=name)
+        return MergedTensor(info=TensorInfo(facts.dtype, facts.shape), base=name)
 
-    def _tied_in_base(self) -> dict[str, Slot]:
+    def _tied_in_base(self) -> dict[str, MergedTensor]:
         """Tensors of the base that no task has by themselves, and that are the same as a merged one."""
         firsts: dict[tuple[str, tuple[int, ...], str], str] = {}
         merged = set(self._merged.values())
@@ -120,10 +122,10 @@ class Outlines:
             facts = self._base[name]
             first = firsts.get((facts.dtype, facts.shape, facts.sha256))
             if first is not None and len(facts.shape) > 1:
-                found[name] = Slot(info=TensorInfo(facts.dtype, facts.shape), tied=first)
+                found[name] = MergedTensor(info=TensorInfo(facts.dtype, facts.shape), tied=first)
         return found
 
-    def _common(self, name: str, outline: Outline) -> Slot | None:
+    def _common(self, name: str, outline: Outline) -> MergedTensor | None:
         """A tensor that belongs to all tasks alike: merged, tied to such a one, or the same whole tensor in each."""
         if self._agreed is not None and name in self._agreed:
             return self._of_base(self._agreed[name])
@@ -132,11 +134,11 @@ class Outlines:
         if first.kind == "tied":
             target = outline.slots.get(str(first.to))
             same = all(self._entries[task][name].to == first.to for task in having)
-            return Slot(info=target.info, tied=first.to) if same and target is not None else None
+            return MergedTensor(info=target.info, tied=first.to) if same and target is not None else None
         coded = [(self._entries[task][name].shape, self._private[task].get(name)) for task in having]
         if len(having) < len(self._tasks) or any(each != coded[0] or each[1] is None for each in coded):
             return None
-        return Slot(info=TensorInfo(str(first.dtype), first.shape or ()), task=having[0])
+        return MergedTensor(info=TensorInfo(str(first.dtype), first.shape or ()), task=having[0])
 
     def _why_own(self, name: str, but: str | None = None) -> str:
         """Why tasks' tensors of a name are kept apart, wholly or from some row on; empty if none is."""

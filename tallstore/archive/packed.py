@@ -10,11 +10,11 @@ from torch import Tensor
 from tallstore.kernels import cpu
 from tallstore.kernels.devices import kernels_for
 
-__all__ = ["Packed"]
+__all__ = ["PackedTensor"]
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedTensor:
     """Packed symbols or indices of N elements, or a delta's values where a codec has neither."""
 
     kind: str
@@ -37,7 +37,7 @@ class Packed:
         """All memory."""
         return [t for t in (self.codes, self.scales, self.tables, self.vector) if t is not None]
 
-    def to(self, move: Callable[[Tensor], Tensor]) -> Packed:
+    def to(self, move: Callable[[Tensor], Tensor]) -> PackedTensor:
         """The same with codes and tables moved. The vector, which tasks share, stays."""
         scales, tables = self.scales, self.tables
         return replace(

@@ -11,7 +11,7 @@ from tallstore.archive.reader import Place, Reader
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest
-from tallstore.format.part import Coded, Entry
+from tallstore.format.part import CodedRanges, Entry
 from tallstore.kernels import cpu
 
 __all__ = ["ONES", "RAW", "Places", "coded"]
@@ -20,7 +20,7 @@ RAW, ONES = "raw", "ones"
 """Codecs of which no bytes need decoding."""
 
 
-def coded(place: Place) -> Coded:
+def coded(place: Place) -> CodedRanges:
     """How a tensor's bytes are coded, of an entry of a kind that has some."""
     assert place.entry.coded is not None  # the format gives every kind that is asked for here its coded bytes
     return place.entry.coded

@@ -18,7 +18,7 @@ from tallstore.format import limits
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import Entry, PartHeader
 from tallstore.kernels.dispatch import decoding
-from tallstore.kernels.fill import Source, part_of
+from tallstore.kernels.fill import FillSource, part_of
 from tallstore.kernels.scratch import scratch
 from tallstore.stores import Store
 from tallstore.stores.base import pieces
@@ -120,7 +120,7 @@ class Reader:
 
         return _again(self.store, place.path, read)
 
-    def source(self, place: Place, index: int) -> Source | None:
+    def source(self, place: Place, index: int) -> FillSource | None:
         """A chunk's coded bytes, for kernels that read them themselves; None where there is no way or no kernel."""
         start, length = self._span(place, index)
         found = self.store.handle(place.path, start, length)
@@ -179,7 +179,7 @@ class Reader:
                 raise RenewedError(*error.args) from error
             raise
 
-    def holds(self, place: Place, index: int, source: Source) -> bool:
+    def holds(self, place: Place, index: int, source: FillSource) -> bool:
         """Whether a chunk's bytes, which were read to the end, have its hash."""
         return source.digest == _hash(place, index)
 

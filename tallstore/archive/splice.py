@@ -17,14 +17,14 @@ from tallstore.stores import Sink, Store
 Progress = Callable[[str, int, int], None]
 
 
-class Source(NamedTuple):
+class FileOfArchive(NamedTuple):
     """A file of an archive."""
 
     store: Store
     path: str
 
 
-class Archive(NamedTuple):
+class SplicedArchive(NamedTuple):
     """An archive whose parts are taken."""
 
     store: Store
@@ -36,7 +36,7 @@ class Spliced:
     """The archive to be: its manifest, and where its files lie now, but for those that its sink has already."""
 
     manifest: Manifest
-    files: Mapping[str, Source]
+    files: Mapping[str, FileOfArchive]
 
     def close(self) -> None:
         """Close every store that files were taken from: who holds a folder keeps it from being removed."""
@@ -66,7 +66,7 @@ def new_config(tasks: Iterable[str]) -> bytes:
     return strict_json.dumps({"format": "tallstore", "version": VERSION, "tasks": list(tasks)}, indent=1) + b"\n"
 
 
-def splice(kept: Archive, added: Sequence[Archive], order: Sequence[str] | None = None) -> Spliced:
+def splice(kept: SplicedArchive, added: Sequence[SplicedArchive], order: Sequence[str] | None = None) -> Spliced:
     """Join archives.
 
     Args:
@@ -76,7 +76,7 @@ def splice(kept: Archive, added: Sequence[Archive], order: Sequence[str] | None 
         order: of the tasks; by default those that were there first.
     """
     parts = {path: record for path, record in kept.manifest.parts.items() if path != CONFIG}
-    files = {path: Source(kept.store, path) for path in parts}
+    files = {path: FileOfArchive(kept.store, path) for path in parts}
     groups = {group.id: group for group in kept.manifest.groups}
     tasks = dict(kept.manifest.tasks)
     for archive in added:
@@ -105,14 +105,18 @@ def _joined(there: Group | None, new: Group) -> Group:
     return replace(there, tasks=(*there.tasks, *new.tasks), parts=(*there.parts, *new.parts))
 
 
-def _take(paths: Iterable[str], archive: Archive, parts: dict[str, PartRecord], files: dict[str, Source]) -> None:
+def _take(
+    paths: Iterable[str], archive: SplicedArchive, parts: dict[str, PartRecord], files: dict[str, FileOfArchive]
+) -> None:
     for path in paths:
         assert path not in parts, path
         parts[path] = archive.manifest.parts[path]
-        files[path] = Source(archive.store, path)
+        files[path] = FileOfArchive(archive.store, path)
 
 
-def _place_files(added: Sequence[Archive], parts: dict[str, PartRecord], files: dict[str, Source]) -> dict[str, Task]:
+def _place_files(
+    added: Sequence[SplicedArchive], parts: dict[str, PartRecord], files: dict[str, FileOfArchive]
+) -> dict[str, Task]:
     """The new tasks, with their small files in place."""
     counts = Counter(
         (name, archive.manifest.parts[path].sha256)
@@ -131,7 +135,7 @@ def _place_files(added: Sequence[Archive], parts: dict[str, PartRecord], files: 
                 where[name] = common if shared else f"tasks/{task}/files/{name}"
                 if where[name] not in parts:
                     parts[where[name]] = record
-                    files[where[name]] = Source(archive.store, path)
+                    files[where[name]] = FileOfArchive(archive.store, path)
             placed[task] = weighed(replace(facts, files=where), parts)
     return placed
 

@@ -21,7 +21,7 @@ from tallstore.archive.coded import CodedLossless
 from tallstore.archive.decode import Decoder, Job
 from tallstore.archive.into import check_overlaps, converted, touched, version_of
 from tallstore.archive.lineup import line_up
-from tallstore.archive.packed import Packed
+from tallstore.archive.packed import PackedTensor
 from tallstore.errors import ModelChangedError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
 from tallstore.tensors import TORCH, shape_of
@@ -30,7 +30,7 @@ __all__ = ["Switcher"]
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LastWritten:
     """What a model's tensor looked like when it was last written."""
 
     tensor: Tensor
@@ -40,7 +40,7 @@ class _Seen:
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Seen:
+    def of(cls, tensor: Tensor) -> _LastWritten:
         return cls(tensor, tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, version_of(tensor))
 
     def changed(self, now: Tensor) -> str:
@@ -88,7 +88,7 @@ class _Slot:
     """Where it goes; None if it must be converted with others first."""
     base: Tensor | None = None
     """θ0 of the leading elements, flat, on the model's device."""
-    packed: Packed | CodedLossless | None = None
+    packed: PackedTensor | CodedLossless | None = None
     """What is added to it; the base as it is if None."""
     dtype: torch.dtype = torch.float32
     """The task's type D: what is computed is rounded to it before the model's type."""
@@ -133,7 +133,7 @@ class Switcher:
         self._vectors: dict[tuple[str, str, torch.device], Tensor] = {}
         self._slots = {task: self._prepare(decoder, task, bindings[task], own) for task in self._tasks}
         self._plain = self._without_task(decoder, manifest, own)
-        self._seen = {name: _Seen.of(tensor) for name, tensor in own.items()}
+        self._seen = {name: _LastWritten.of(tensor) for name, tensor in own.items()}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ class Switcher:
                 self._write(before, own)
                 raise
             finally:
-                self._seen = {name: _Seen.of(tensor) for name, tensor in own.items()}
+                self._seen = {name: _LastWritten.of(tensor) for name, tensor in own.items()}
             self._task = task
 
     def _unchanged(self, *, force: bool) -> dict[str, Tensor]:
@@ -224,7 +224,9 @@ class Switcher:
             found.append(slot)
         return _State(found, binding if binding.groups else None)
 
-    def _packed(self, decoder: Decoder, task: str, name: str, device: torch.device) -> Packed | CodedLossless | None:
+    def _packed(
+        self, decoder: Decoder, task: str, name: str, device: torch.device
+    ) -> PackedTensor | CodedLossless | None:
         found = decoder.packed(task, name)
         if found is None:
             return None

@@ -30,7 +30,7 @@ from tallstore.merging import MergeTile
 from tallstore.recipes.sums import RUN, sum_rows
 from tallstore.tensors import TORCH
 
-__all__ = ["TILE", "Masked", "Rows", "Stored", "TaskVectors", "Work", "ahead"]
+__all__ = ["TILE", "Masked", "Rows", "Stored", "TaskVectorReader", "Work", "ahead"]
 
 Stored = Literal["sum", "mean", "ties"]
 """What the stored v is of the true task vectors."""
@@ -98,7 +98,7 @@ class Gaps(NamedTuple):
     scales: npt.NDArray[Any]
 
 
-class TaskVectors:
+class TaskVectorReader:
     """Of several tasks of one archive."""
 
     def __init__(self, decoder: Decoder, stored: Stored | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.bases import BaseElements, Job
-from tallstore.archive.chunks import Chunks
+from tallstore.archive.chunks import ChunkReader
 from tallstore.archive.indexing import select
 from tallstore.archive.places import Places, coded
 from tallstore.archive.reader import Place
@@ -30,7 +30,7 @@ from tallstore.tensors import empty, shape_of
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
 
 
-class Piece(NamedTuple):
+class DecodedPiece(NamedTuple):
     """Elements of a tensor that are decoded together."""
 
     start: int
@@ -42,12 +42,14 @@ class Piece(NamedTuple):
 class Pieces:
     """How the tensors of an archive fall into pieces. Safe to use from several threads."""
 
-    def __init__(self, places: Places, chunks: Chunks, base: BaseElements, run: Callable[[list[Job]], None]) -> None:
+    def __init__(
+        self, places: Places, chunks: ChunkReader, base: BaseElements, run: Callable[[list[Job]], None]
+    ) -> None:
         self.places, self._chunks, self._base = places, chunks, base
         self.run = run
         """Runs jobs side by side."""
 
-    def of(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[Piece]:
+    def of(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[DecodedPiece]:
         """The pieces of a tensor of its own that elements [start, stop) lie in."""
         self.places.check(task, name)
         entry = self.places.task(task)[name].entry
@@ -58,9 +60,9 @@ class Pieces:
         if stop > covered and covered < entry.numel:
             place = self.places.private(task, name)
             for index, a, b in _chunks(place, max(start - covered, 0), stop - covered):
-                yield Piece(a + covered, b + covered, partial(self._chunks.whole, place, index, name))
+                yield DecodedPiece(a + covered, b + covered, partial(self._chunks.whole, place, index, name))
 
-    def _copied(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[Piece]:  # noqa: ARG002 - always
+    def _copied(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[DecodedPiece]:  # noqa: ARG002 - always
         """Of a tensor that is the base's."""
         entry = self.places.task(task)[name].entry
         base = str(entry.base)
@@ -71,9 +73,9 @@ class Pieces:
 
         for at in range(start // size * size, stop, size):
             a, b = at, min(at + size, entry.covered)
-            yield Piece(a, b, partial(fill, a))
+            yield DecodedPiece(a, b, partial(fill, a))
 
-    def _moved(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[Piece]:
+    def _moved(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[DecodedPiece]:
         """Of a tensor that comes from the base and has moved."""
         place = self.places.task(task)[name]
         base, vector = str(place.entry.base), self.places.vector_of(task, name)
@@ -91,7 +93,7 @@ class Pieces:
                 self._chunks.restore(lost, index, name, out)
 
         for index, a, b in _chunks(place, start, stop):
-            yield Piece(a, b, partial(fill, index, a))
+            yield DecodedPiece(a, b, partial(fill, index, a))
 
 
 def _chunks(place: Place, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
@@ -147,7 +149,7 @@ class TensorSlice:
         inner = math.prod(self._shape[2:])
         width = (self._shape[1] if len(self._shape) > 1 else 1) * inner
         grid = _Grid.of(rows, (columns[0] * inner, columns[1] * inner), width)
-        pieces: list[Piece] = []
+        pieces: list[DecodedPiece] = []
         if grid.numel:  # the entry is checked before memory is taken for it
             pieces += self._pieces.of(self._task, self._name, grid.start, grid.stop, exact=self._exact)
         with room_for(grid.numel * ITEM_BYTES[self.get_dtype()], f"task {self._task!r}: tensor {self._name!r}"):
@@ -193,11 +195,11 @@ class _Grid:
         """The one behind the last."""
         return (self.rows[1] - 1) * self.width + self.columns[1]
 
-    def needs(self, piece: Piece) -> bool:
+    def needs(self, piece: DecodedPiece) -> bool:
         """Whether anything of a piece is wanted: it may lie between the wanted columns of two rows."""
         return any(True for _ in self._blocks(piece.start, piece.stop))
 
-    def put(self, piece: Piece, out: Tensor) -> None:
+    def put(self, piece: DecodedPiece, out: Tensor) -> None:
         """Decode a piece, and put what is wanted of it where it belongs in `out`, flat."""
         if self.rows == (0, 1) and self.start <= piece.start and piece.stop <= self.stop:
             piece.fill(out[piece.start - self.start : piece.stop - self.start])

@@ -58,7 +58,7 @@ class MaskCodec(ABC):
         return cpu.unpack(self.decode_packed(data, kind, n), kind, n)
 
 
-class Levels(NamedTuple):
+class IndexedValues(NamedTuple):
     """Values as indices into a table."""
 
     table: Floats
@@ -82,7 +82,7 @@ class VectorCodec(ABC):
     def decode(self, data: Buffer, n: int) -> Floats:
         """Give back exactly `n` float32 values."""
 
-    def decode_levels(self, data: Buffer, n: int) -> Levels | None:  # noqa: ARG002 - part of the interface
+    def decode_levels(self, data: Buffer, n: int) -> IndexedValues | None:  # noqa: ARG002 - part of the interface
         """The same values as indices into a table, from codecs that have one."""
         return None
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
-from tallstore.codecs.base import Buffer, Bytes, Floats, Levels, VectorCodec
+from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, VectorCodec
 from tallstore.errors import FormatError
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
@@ -83,7 +83,7 @@ class Codebook(VectorCodec):
             return table[packed]
         return Pairs(packed, table).values[:n]
 
-    def decode_levels(self, data: Buffer, n: int) -> Levels:
+    def decode_levels(self, data: Buffer, n: int) -> IndexedValues:
         """The table as stored, and packed indices whatever the layout."""
         view = memoryview(data).cast("B")
         if len(view) < _HEAD.size:
@@ -96,7 +96,7 @@ class Codebook(VectorCodec):
         if not np.isfinite(table).all() or bytes(view[_HEAD.size : _HEAD.size + 4]) != bytes(4):
             raise FormatError("a codebook holds a level that is not finite, or does not begin with +0")
         if layout == _DENSE:
-            return Levels(table, _indices(view[end:], count, bits, n), bits)
+            return IndexedValues(table, _indices(view[end:], count, bits, n), bits)
         if layout != _SPARSE or len(view) < end + 4:
             raise FormatError(f"a codebook with indices in layout {layout} is not one of {self.id}, or is cut off")
         middle = end + 4 + int.from_bytes(view[end : end + 4], "little")
@@ -104,7 +104,9 @@ class Codebook(VectorCodec):
             raise FormatError("a codebook's mask is cut off")
         on = _MASK.decode_packed(view[end + 4 : middle], "binary", n)
         marks = int(np.bitwise_count(on).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(on).sum())
-        return Levels(table, decoding().spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits)
+        return IndexedValues(
+            table, decoding().spread(on, n, _indices(view[middle:], count - 1, bits, marks), bits), bits
+        )
 
 
 def design(values: Floats, levels: int) -> Floats:

@@ -33,10 +33,10 @@ from tallstore.kernels.lattice import (
     MOST_RANK,
     MOST_TABLES,
     Lattice,
+    LatticeSymbols,
     Model,
     Prepared,
     Rows,
-    Steps,
     segments_of,
 )
 from tallstore.kernels.lattice_fast import decode, encode, prepare
@@ -124,7 +124,7 @@ def _told(model: Model) -> bytes:
     return head + b"".join(each.tobytes() for each in parts)
 
 
-def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, Steps]:
+def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, LatticeSymbols]:
     """The parts of a chunk of n elements, everything in range."""
     if len(view) < _HEAD.size:
         raise FormatError("coded steps are cut off")
@@ -141,7 +141,7 @@ def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, Steps]:
     states = np.frombuffer(view[at : at + 4 * lanes], "<u4")
     at += 4 * lanes
     stream = np.frombuffer(view[at : at + 2 * words], "<u2")
-    return model, Steps(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
+    return model, LatticeSymbols(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
 
 
 def _model(frame: memoryview, lattice: Lattice, n: int, head: tuple[int, int, int, int]) -> Model:

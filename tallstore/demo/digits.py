@@ -44,7 +44,7 @@ def _quarter_turns(n: int) -> Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class DigitsTask:
     """One question about an image. Has either `labels` or `changes`."""
 
     name: str
@@ -69,16 +69,16 @@ class Task:
 
 
 _ROWS = (
-    Task(name="digit", question="which digit is it?", labels=tuple(range(10))),
-    Task(name="odd", question="is the digit odd?", labels=(0, 1) * 5),
-    Task(name="large", question="is it five or more?", labels=(0,) * 5 + (1,) * 5),
-    Task(name="prime", question="is it a prime number?", labels=(0, 0, 1, 1, 0, 1, 0, 1, 0, 0)),
-    Task(name="loops", question="how many loops has it?", labels=(1, 0, 0, 0, 1, 0, 1, 0, 2, 1)),
-    Task(name="mirrored", question="is it a mirror image?", changes=(_same, _mirror)),
-    Task(name="rotated", question="how was it rotated?", changes=tuple(_quarter_turns(n) for n in range(4))),
-    Task(name="swapped", question="are its halves swapped?", changes=(_same, _swap_halves)),
+    DigitsTask(name="digit", question="which digit is it?", labels=tuple(range(10))),
+    DigitsTask(name="odd", question="is the digit odd?", labels=(0, 1) * 5),
+    DigitsTask(name="large", question="is it five or more?", labels=(0,) * 5 + (1,) * 5),
+    DigitsTask(name="prime", question="is it a prime number?", labels=(0, 0, 1, 1, 0, 1, 0, 1, 0, 0)),
+    DigitsTask(name="loops", question="how many loops has it?", labels=(1, 0, 0, 0, 1, 0, 1, 0, 2, 1)),
+    DigitsTask(name="mirrored", question="is it a mirror image?", changes=(_same, _mirror)),
+    DigitsTask(name="rotated", question="how was it rotated?", changes=tuple(_quarter_turns(n) for n in range(4))),
+    DigitsTask(name="swapped", question="are its halves swapped?", changes=(_same, _swap_halves)),
 )
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ROWS})
+TASKS: Mapping[str, DigitsTask] = MappingProxyType({task.name: task for task in _ROWS})
 """Every task of the demo, by name."""
 
 
@@ -107,7 +107,7 @@ def load_digits() -> tuple[Split, Split]:
     return Split(images[train], digits[train]), Split(images[test], digits[test])
 
 
-def held_out(task: Task) -> tuple[Tensor, Tensor]:
+def held_out(task: DigitsTask) -> tuple[Tensor, Tensor]:
     """The held-out images of a task and the right answers: the same at every call."""
     _, test = load_digits()
     return task.examples(test.images, test.digits, torch.Generator().manual_seed(_SPLIT_SEED))

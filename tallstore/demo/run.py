@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tallstore.demo.zoo import DemoZoo, Plan, demo_task, evaluate, load_state, make_zoo, require_empty, silent
+from tallstore.demo.zoo import DemoPlan, DemoZoo, demo_task, evaluate, load_state, make_zoo, require_empty, silent
 from tallstore.encoder import PackReport, Progress
 from tallstore.errors import MissingExtraError
 from tallstore.promises import pack
@@ -102,7 +102,7 @@ def run_demo(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
-    plan: Plan | None = None,
+    plan: DemoPlan | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> DemoResult:

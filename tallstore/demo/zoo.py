@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tallstore.demo.digits import TASKS, Split, Task, held_out, load_digits
+from tallstore.demo.digits import TASKS, DigitsTask, Split, held_out, load_digits
 from tallstore.demo.model import STRIPS, Classifier, Reconstructor, Shape, strips
 from tallstore.encoder import Progress
 from tallstore.errors import NoSuchTaskError, OutputError, OutputExistsError
@@ -33,7 +33,7 @@ _HIDDEN_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """How large a zoo to make. The default takes about 40 seconds of one core."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
@@ -58,10 +58,10 @@ class DemoZoo:
 
 
 def make_zoo(
-    folder: str | os.PathLike[str], seed: int = 0, progress: Progress | None = None, *, plan: Plan | None = None
+    folder: str | os.PathLike[str], seed: int = 0, progress: Progress | None = None, *, plan: DemoPlan | None = None
 ) -> DemoZoo:
     """Train a base and its fine-tunes, and save them in `folder`, which must be empty or not there."""
-    plan = plan or Plan()
+    plan = plan or DemoPlan()
     tasks = [demo_task(name) for name in plan.tasks]
     train, _ = load_digits()
     place = Path(folder)
@@ -96,7 +96,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state
 
 
-def demo_task(name: str) -> Task:
+def demo_task(name: str) -> DigitsTask:
     """The task of that name."""
     if name not in TASKS:
         raise NoSuchTaskError(f"the demo has no task {name!r}; it has {', '.join(TASKS)}")
@@ -142,7 +142,7 @@ def _train(model: nn.Module, loss: Callable[[], Tensor], steps: int, text: str, 
     progress(text, steps, steps)
 
 
-def _pretrain(plan: Plan, train: Split, seed: int, progress: Progress) -> Reconstructor:
+def _pretrain(plan: DemoPlan, train: Split, seed: int, progress: Progress) -> Reconstructor:
     with _seeded(seed):
         model = Reconstructor(plan.shape)
     generator = torch.Generator().manual_seed(seed)
@@ -160,7 +160,9 @@ def _pretrain(plan: Plan, train: Split, seed: int, progress: Progress) -> Recons
     return model
 
 
-def _fine_tune(base: nn.Module, task: Task, *, plan: Plan, train: Split, seed: int, progress: Progress) -> Classifier:
+def _fine_tune(
+    base: nn.Module, task: DigitsTask, *, plan: DemoPlan, train: Split, seed: int, progress: Progress
+) -> Classifier:
     with _seeded(seed):
         model = Classifier(plan.shape, task.classes)
     model.load_state_dict(base.state_dict(), strict=False)

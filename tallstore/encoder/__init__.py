@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tallstore.encoder.options import Evaluator, Options
-from tallstore.encoder.pack import Packed, encode
+from tallstore.encoder.pack import PackedArchive, encode
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import Slot
+from tallstore.encoder.stream import GroupSlot
 
-__all__ = ["Evaluator", "Options", "PackReport", "Packed", "Progress", "Slot", "TaskReport", "encode"]
+__all__ = ["Evaluator", "GroupSlot", "Options", "PackReport", "PackedArchive", "Progress", "TaskReport", "encode"]

@@ -9,7 +9,7 @@ import torch
 
 from tallstore.codecs.base import VectorCodec
 from tallstore.encoder import device as on_device
-from tallstore.encoder.tile import Row, tile_type
+from tallstore.encoder.tile import TaskRow, tile_type
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.rules import MOST_TASKS, Rule
 from tallstore.recipes.base import Recipe
@@ -28,7 +28,9 @@ class Backend(Enum):
     """The recipe itself, in torch: everything."""
 
 
-def backend_of(rows: Sequence[Row], recipe: Recipe, codec: VectorCodec, device: torch.device, tensor: str) -> Backend:
+def backend_of(
+    rows: Sequence[TaskRow], recipe: Recipe, codec: VectorCodec, device: torch.device, tensor: str
+) -> Backend:
     """Who chooses masks of these rows.
 
     Args:

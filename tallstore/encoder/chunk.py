@@ -18,18 +18,18 @@ from tallstore.encoder import device as on_device
 from tallstore.encoder import leveled, quick
 from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.quality import N_SUMS, agreement, scaled, sums
-from tallstore.encoder.tile import STATISTIC_TILE, TILE, Choice, Row, spans, task_vector, tile_type, tiles
+from tallstore.encoder.tile import STATISTIC_TILE, TILE, ChunkChoice, TaskRow, spans, task_vector, tile_type, tiles
 from tallstore.kernels import cpu
-from tallstore.recipes.allocation import Levels
+from tallstore.recipes.allocation import Quantizer
 from tallstore.recipes.base import Recipe
 
 __all__ = [
     "STATISTIC_TILE",
     "TILE",
-    "Choice",
-    "Coded",
+    "ChunkChoice",
+    "CodedChunk",
     "Made",
-    "Row",
+    "TaskRow",
     "choose",
     "encode_chunk",
     "spans",
@@ -56,7 +56,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Coded:
+class CodedChunk:
     """What becomes of a chunk."""
 
     vector: bytes
@@ -65,14 +65,14 @@ class Coded:
 
 def encode_chunk(
     base: Tensor,
-    rows: Sequence[Row],
+    rows: Sequence[TaskRow],
     recipe: Recipe,
     vector_codec: VectorCodec,
     mask_codec: MaskCodec,
     device: torch.device,
     tensor: str = "",
     start: int = 0,
-) -> Coded:
+) -> CodedChunk:
     """Choose v and the masks, and code both.
 
     Args:
@@ -97,18 +97,18 @@ def encode_chunk(
             decoded = _decoded_mask(base, row, chosen.stored, marks, recipe.kind, scale) if row.exact else None
             coded = mask_codec.encode_packed(marks, recipe.kind, len(row.weights))
             made.append(Made(recipe.kind, coded, scale, scaled(total, scale), decoded=decoded))
-    return Coded(chosen.vector, tuple(made))
+    return CodedChunk(chosen.vector, tuple(made))
 
 
 def choose(
     base: Tensor,
-    rows: Sequence[Row],
+    rows: Sequence[TaskRow],
     recipe: Recipe,
     vector_codec: VectorCodec,
     device: torch.device,  # noqa: ARG001 - torch's CPU does it
     tensor: str,
     start: int,
-) -> Choice:
+) -> ChunkChoice:
     """Choose v and the masks: the reference of what `device` and `quick` do."""
     n = len(base)
     ranges = spans(n, rows)
@@ -130,17 +130,17 @@ def choose(
         for index, task in enumerate(tile.tasks):
             symbols[at[task]][a:b] = found[index].numpy()
             totals[at[task]] += measured[index]
-    return Choice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
+    return ChunkChoice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
 
 
-_CHOOSE: Mapping[Backend, Callable[..., Choice]] = {
+_CHOOSE: Mapping[Backend, Callable[..., ChunkChoice]] = {
     Backend.GPU: on_device.choose,
     Backend.NATIVE: quick.choose,
     Backend.REFERENCE: choose,
 }
 
 
-def _delta(base: Tensor, row: Row, levels: Levels | None, first: int, seed: int) -> Made:
+def _delta(base: Tensor, row: TaskRow, levels: Quantizer | None, first: int, seed: int) -> Made:
     """A row's own task vector, coded by itself: as its form's codec likes, or else on levels between given bounds."""
     start = base[: len(row.weights)]
     tau = task_vector(start, row.weights).to(torch.float32)
@@ -161,7 +161,7 @@ def _delta(base: Tensor, row: Row, levels: Levels | None, first: int, seed: int)
     return replace(made, decoded=decoded)
 
 
-def _decoded_mask(base: Tensor, row: Row, vector: Tensor, packed: Bytes, kind: str, scale: float) -> Tensor:
+def _decoded_mask(base: Tensor, row: TaskRow, vector: Tensor, packed: Bytes, kind: str, scale: float) -> Tensor:
     n = len(row.weights)
     out = torch.empty_like(row.weights)
     cpu.apply_mask(out, base[:n], vector[:n], torch.from_numpy(cpu.unpack(packed, kind, n)), scale)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tallstore.codecs.base import Bytes, VectorCodec
 from tallstore.encoder.quality import BLOCK, N_SUMS, add_blocks
-from tallstore.encoder.tile import TILE, Choice, Row, spans, tile_type
+from tallstore.encoder.tile import TILE, ChunkChoice, TaskRow, spans, tile_type
 from tallstore.kernels import cpu
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe
@@ -56,8 +56,14 @@ class _Piece:
 
 
 def choose(
-    base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: VectorCodec, device: torch.device, tensor: str, start: int
-) -> Choice:
+    base: Tensor,
+    rows: Sequence[TaskRow],
+    recipe: Recipe,
+    codec: VectorCodec,
+    device: torch.device,
+    tensor: str,
+    start: int,
+) -> ChunkChoice:
     """What `chunk.choose` does, of rows whose backend is the GPU."""
     from tallstore.kernels.gpu.encode import encode, packed_stride
     from tallstore.kernels.gpu.measure import measure
@@ -116,7 +122,7 @@ def choose(
                 joined[row].append((marks[: cpu.packed_size(recipe.kind, size)], size))
             for blocks in torch.split(parts_of.cpu(), TILE // BLOCK, dim=-1):
                 totals[list(piece.rows)] += add_blocks(blocks)
-    return Choice(data, stored, [_join(parts, recipe.kind) for parts in joined], totals)
+    return ChunkChoice(data, stored, [_join(parts, recipe.kind) for parts in joined], totals)
 
 
 def _join(parts: Sequence[tuple[Bytes, int]], kind: str) -> Bytes:
@@ -127,7 +133,7 @@ def _join(parts: Sequence[tuple[Bytes, int]], kind: str) -> Bytes:
     return cpu.pack(np.concatenate([cpu.unpack(packed, kind, size) for packed, size in parts]), kind)
 
 
-def _pieces(n: int, rows: Sequence[Row], recipe: Recipe, tensor: str) -> list[_Piece]:
+def _pieces(n: int, rows: Sequence[TaskRow], recipe: Recipe, tensor: str) -> list[_Piece]:
     pieces = []
     for start, stop in spans(n, rows, PIECE):
         here = tuple(i for i, row in enumerate(rows) if len(row.weights) >= stop)

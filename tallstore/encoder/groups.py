@@ -31,7 +31,7 @@ from tallstore.codecs.base import VectorCodec
 from tallstore.encoder.chunk import task_vector
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import Options
-from tallstore.encoder.plan import Plan, plan
+from tallstore.encoder.plan import EncodePlan, plan
 from tallstore.encoder.quality import scaled
 from tallstore.encoder.report import Progress
 from tallstore.errors import OptionError
@@ -121,7 +121,7 @@ class Sketch:
     tau: Tensor
 
 
-def _sketch(base: Checkpoint, tasks: Sequence[Checkpoint], found: Plan, progress: Progress | None) -> Sketch:
+def _sketch(base: Checkpoint, tasks: Sequence[Checkpoint], found: EncodePlan, progress: Progress | None) -> Sketch:
     runs = list(_runs(base, found))
     rows: list[list[Tensor]] = [[] for _ in tasks]
     starts = []
@@ -147,7 +147,7 @@ def _joined(pieces: Sequence[Tensor], order: Sequence[int]) -> Tensor:
     return torch.cat([pieces[at] for at in order]) if pieces else torch.zeros(0)
 
 
-def _runs(base: Checkpoint, found: Plan) -> Iterator[tuple[str, int, int]]:
+def _runs(base: Checkpoint, found: EncodePlan) -> Iterator[tuple[str, int, int]]:
     """Evenly spaced runs of every tensor that is masked, by its share of all parameters."""
     sizes = {name: base.tensors[name].numel for name, users in found.users.items() if any(u.masked for u in users)}
     share = min(1.0, SAMPLE / max(1, sum(sizes.values())))

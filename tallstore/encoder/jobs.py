@@ -19,16 +19,16 @@ import torch
 
 from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint
-from tallstore.encoder.plan import Plan
+from tallstore.encoder.plan import EncodePlan
 from tallstore.encoder.results import Place, ResultFile, Span, read_result
-from tallstore.encoder.work import Done, Identity, Item, Outcome, Piece, Tools, do, identify, keep, measure
+from tallstore.encoder.work import Done, Identity, Item, Outcome, Tools, WholePiece, do, identify, keep, measure
 from tallstore.errors import CheckpointError, WorkerError
 from tallstore.kernels.native import library
 from tallstore.recipes.base import Statistic
 from tallstore.stores.staging import translated
 
 _R = TypeVar("_R")
-Job = Item | Identity | Piece
+Job = Item | Identity | WholePiece
 Batch = tuple[Job, ...]
 _LATE = (0.01, 0.1, 1.0, 5.0, 25.0)
 """Seconds that are waited for a file."""
@@ -71,7 +71,7 @@ class Context:
         return self.read(number)
 
 
-def items(base: Checkpoint, plan: Plan, name: str, chunk: int) -> Iterator[Item]:
+def items(base: Checkpoint, plan: EncodePlan, name: str, chunk: int) -> Iterator[Item]:
     """A base tensor's items."""
     info = base.tensors[name]
     users = tuple(user for user in plan.users[name] if user.masked)
@@ -80,7 +80,7 @@ def items(base: Checkpoint, plan: Plan, name: str, chunk: int) -> Iterator[Item]
         yield Item(name, start, min(start + chunk, info.numel), users, alike)
 
 
-def cut(base: Checkpoint, plan: Plan, chunk: int) -> list[Batch]:
+def cut(base: Checkpoint, plan: EncodePlan, chunk: int) -> list[Batch]:
     """Everything that is done to base tensors and what comes from them, in the order in which it is put together."""
     total = sum(-(-info.numel // chunk) for info in base.tensors.values())
     most = chunk * min(max(total // _MANY, 1), _MOST)
@@ -95,7 +95,7 @@ def cut(base: Checkpoint, plan: Plan, chunk: int) -> list[Batch]:
     return list(_batches(jobs(), most))
 
 
-def cut_pieces(pieces: Sequence[Piece], chunk: int) -> list[Batch]:
+def cut_pieces(pieces: Sequence[WholePiece], chunk: int) -> list[Batch]:
     """What is stored whole, in order."""
     return list(_batches(((piece, piece.stop - piece.start) for piece in pieces), chunk))
 
@@ -161,7 +161,7 @@ def _row(outcome: Outcome, out: ResultFile) -> list[Any]:
 _DO: Mapping[type, Callable[[Any, Tools, ResultFile], Any]] = {
     Item: _item,
     Identity: lambda job, tools, out: identify(job.name, tools),  # noqa: ARG005 - no bytes of its own
-    Piece: lambda job, tools, out: out.add(*keep(job, tools)),
+    WholePiece: lambda job, tools, out: out.add(*keep(job, tools)),
 }
 
 
@@ -176,7 +176,7 @@ class LosslessRow(NamedTuple):
     data: Span
 
 
-class Row(NamedTuple):
+class RowResult(NamedTuple):
     """What became of one user's chunk."""
 
     moved: bool
@@ -196,7 +196,7 @@ class Said(NamedTuple):
 
     base: Span | None
     vector: Span
-    rows: tuple[Row | None, ...]
+    rows: tuple[RowResult | None, ...]
     alike: tuple[bool, ...]
     sha256: str
     read: int
@@ -209,11 +209,11 @@ def parse_item(facts: Any, path: Path) -> Said:
     return Said(_span(base, path), span(vector, path), found, tuple(alike), sha256, read)
 
 
-def _parse_row(facts: Any, path: Path) -> Row:
+def _parse_row(facts: Any, path: Path) -> RowResult:
     moved, why_whole, if_moved, kind, codec, scale, sums, data, lost, instead = facts
     coded, kept = _span(data, path), _span(lost, path)
     other = None if instead is None else LosslessRow(instead[0], tuple(instead[1]), span(instead[2], path))
-    return Row(moved, why_whole, if_moved, kind, codec, scale, tuple(sums), coded, kept, other)
+    return RowResult(moved, why_whole, if_moved, kind, codec, scale, tuple(sums), coded, kept, other)
 
 
 def span(place: Place | Sequence[Any], path: Path) -> Span:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tallstore import codecs
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
-from tallstore.encoder.chunk import Coded, Made, Row, task_vector
+from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
 from tallstore.encoder.quality import agreement
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.forms import BFLOAT16, FLOAT16
@@ -33,8 +33,8 @@ _NARROW = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
 
 def remeasure(
-    coded: Coded, rows: Sequence[Row], base: Tensor, *, rounded: bool, vector: VectorCodec, mask: MaskCodec
-) -> Coded:
+    coded: CodedChunk, rows: Sequence[TaskRow], base: Tensor, *, rounded: bool, vector: VectorCodec, mask: MaskCodec
+) -> CodedChunk:
     """The same coded chunk, its sums measured anew where they must be.
 
     Args:

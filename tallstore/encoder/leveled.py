@@ -16,7 +16,7 @@ from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.quality import agreement
 from tallstore.kernels.forms import FLOAT32
 from tallstore.kernels.native import encode as native
-from tallstore.recipes.allocation import Levels, add_up
+from tallstore.recipes.allocation import Quantizer, add_up
 from tallstore.recipes.dither import uniform, unmixed
 
 __all__ = ["Leveled", "encode"]
@@ -51,7 +51,7 @@ class Leveled(NamedTuple):
 
 def encode(
     tau: Floats,
-    levels: Levels,
+    levels: Quantizer,
     start: int,
     seed: int,
     memory: Bytes | None = None,
@@ -78,7 +78,7 @@ def encode(
 
 
 def _sort(
-    indices: Bytes, tau: Floats, levels: Levels, start: int, seed: int
+    indices: Bytes, tau: Floats, levels: Quantizer, start: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
     """Set indices: 0, then each level of +, then each of −. How many have each, the sums of their |τ|, and ‖τ‖²."""
     bounds, width, size = np.array(levels.bounds, np.float32), np.float32(levels.width), 1 + 2 * len(levels.bounds)
@@ -96,7 +96,7 @@ def _sort(
     return np.bincount(cell, minlength=size), total, add_up(np.square(tau, dtype=np.float64))
 
 
-def _table(levels: Levels, numbers: list[int], totals: list[float], norm: float) -> Floats:
+def _table(levels: Quantizer, numbers: list[int], totals: list[float], norm: float) -> Floats:
     """What levels stand for, scaled to be unbiased: or not, where the least error is wanted, which means have.
 
     Hard levels stand for the mean of the magnitudes between their bounds; with dither they are evenly spaced, so that

@@ -19,11 +19,11 @@ from tallstore.encoder.journal import Journal
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
-from tallstore.encoder.plan import UNMATCHED, Plan, plan
+from tallstore.encoder.plan import UNMATCHED, EncodePlan, plan
 from tallstore.encoder.quality import Cheaper
 from tallstore.encoder.quantized import WithoutLoss
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import Slot, Stream, TensorCost, Writers, chunk_elements, in_memory
+from tallstore.encoder.stream import GroupSlot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.adapter import WEIGHTS, Adapter
@@ -38,7 +38,7 @@ from tallstore.words import parse_size
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedArchive:
     """A finished archive, and what a caller who must keep a promise needs to know of it."""
 
     report: PackReport
@@ -55,8 +55,8 @@ def encode(
     progress: Progress | None = None,
     forms: Mapping[tuple[int, str], str] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
-    slot: Slot = Slot(),  # noqa: B008 - frozen
-) -> Packed:
+    slot: GroupSlot = GroupSlot(),  # noqa: B008 - frozen
+) -> PackedArchive:
     """Write one archive, once, with one set of choices. `tallstore.pack` is this and the promises around it.
 
     Args:
@@ -119,7 +119,7 @@ def encode(
     report = _report(
         sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up, divergences
     )
-    return Packed(report, stream.by_tensor)
+    return PackedArchive(report, stream.by_tensor)
 
 
 def _finish(
@@ -263,7 +263,7 @@ def _report(
     manifest_bytes: int,
     base: Checkpoint,
     tasks: Mapping[str, Checkpoint],
-    found: Plan,
+    found: EncodePlan,
     warnings: tuple[str, ...],
     seconds: float,
     taken_up: int,

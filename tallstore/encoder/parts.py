@@ -18,7 +18,7 @@ from tallstore.codecs.base import Buffer
 from tallstore.encoder.results import Span, Spool, Taker
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
-from tallstore.format.part import Chunks, Coded, Entry, PartHeader
+from tallstore.format.part import ChunkIndex, CodedRanges, Entry, PartHeader
 from tallstore.kernels.scratch import scratch
 from tallstore.stores import Sink
 from tallstore.stores.staging import translated
@@ -80,7 +80,7 @@ class PartWriter:
 
     def end(self, name: str, codec: str, chunk: int, entry: Entry) -> None:
         """End the current tensor; `entry` lacks only what the chunks say."""
-        coded = Coded(codec, chunk, Chunks((span.length, span.xxh3) for span in self._chunks))
+        coded = CodedRanges(codec, chunk, ChunkIndex((span.length, span.xxh3) for span in self._chunks))
         self._entries[name] = replace(entry, coded=coded)
         self._stored[name] = self._chunks
 

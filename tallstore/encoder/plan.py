@@ -54,7 +54,7 @@ class Whole:
 
 
 @dataclass
-class Plan:
+class EncodePlan:
     """Users of each base tensor, and what the pass found out: lists have one item a task."""
 
     users: dict[str, list[User]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def plan(
     *,
     allow_distant: bool,
     lossless: frozenset[int] = frozenset(),
-) -> Plan:
+) -> EncodePlan:
     """Match every task with the base.
 
     `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
@@ -94,7 +94,7 @@ def plan(
             f"{base.where}: an adapter in place of the base: the base comes first; name the model that the adapter was "
             "trained on"
         )
-    found = Plan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
+    found = EncodePlan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
         if task.adapter is not None:
             _plan_adapter(found, base, task, allow_distant=allow_distant)
@@ -120,7 +120,7 @@ def plan(
     return found
 
 
-def _plan_adapter(found: Plan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
+def _plan_adapter(found: EncodePlan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
     """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
     assert task.adapter is not None
     shapes, held = ({name: info.shape for name, info in each.tensors.items()} for each in (task, base))
@@ -144,7 +144,7 @@ def _plan_adapter(found: Plan, base: Checkpoint, task: Checkpoint, *, allow_dist
     found.quantized.append(None)
 
 
-def _note_unmatched(found: Plan, base: Checkpoint, task: Checkpoint) -> None:
+def _note_unmatched(found: EncodePlan, base: Checkpoint, task: Checkpoint) -> None:
     """How much of the last task finds no counterpart; a warning where it is much."""
     names = [name for name, whole in found.private[-1].items() if whole.word == "unmatched"]
     total = sum(info.numel for name, info in task.tensors.items() if name not in found.ties[-1])

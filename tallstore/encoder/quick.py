@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tallstore.codecs.base import Bytes, VectorCodec
 from tallstore.encoder.quality import N_SUMS
-from tallstore.encoder.tile import TILE, Choice, Row, spans
+from tallstore.encoder.tile import TILE, ChunkChoice, TaskRow, spans
 from tallstore.kernels import cpu
 from tallstore.kernels.forms import FLOAT32
 from tallstore.kernels.native import encode
@@ -26,13 +26,13 @@ __all__ = ["choose"]
 
 def choose(
     base: Tensor,
-    rows: Sequence[Row],
+    rows: Sequence[TaskRow],
     recipe: Recipe,
     codec: VectorCodec,
     device: torch.device,  # noqa: ARG001 - the CPU does it
     tensor: str,
     start: int,
-) -> Choice:
+) -> ChunkChoice:
     """What `chunk.choose` does, of rows whose backend is the native one."""
     rule = recipe.rule([row.task for row in rows], tensor)
     assert rule is not None
@@ -49,7 +49,7 @@ def choose(
             totals[at, 0] = norm - 2 * dot + kept
         packed.append(marks)
     stored = torch.ones(1).expand(n)
-    return Choice(codec.encode(stored.numpy()), stored, packed, torch.from_numpy(totals))
+    return ChunkChoice(codec.encode(stored.numpy()), stored, packed, torch.from_numpy(totals))
 
 
 def _mark(
@@ -63,7 +63,7 @@ def _mark(
     cuts: Sequence[tuple[int, int]],
 ) -> None:
     low, width = np.float32(rule.limits[at]), np.float32(rule.widths[at])
-    source = encode.Row(FLOAT32, data=weights.to(torch.float32).contiguous().numpy())
+    source = encode.NativeRow(FLOAT32, data=weights.to(torch.float32).contiguous().numpy())
     before = base[: len(weights)].to(weights.dtype).to(torch.float32).contiguous().numpy()
     seen = encode.Seen()
     for a, b in cuts:

@@ -30,7 +30,7 @@ from tallstore.kernels.forms import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.rules import Rule
 from tallstore.kernels.scratch import scratch
-from tallstore.recipes.allocation import BINS, SHIFT, Levels, Magnitudes
+from tallstore.recipes.allocation import BINS, SHIFT, Magnitudes, Quantizer
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.coherence import BITS, gain_of
 from tallstore.recipes.dither import unmixed
@@ -84,15 +84,15 @@ def start_of(base: Tensor, largest: float) -> Start | None:
     return Start(values, base.dtype)
 
 
-def row_in_file(checkpoint: Checkpoint, name: str, base: Start) -> native.Row | None:
+def row_in_file(checkpoint: Checkpoint, name: str, base: Start) -> native.NativeRow | None:
     """A task's tensor as kernels read it; None where it has no place in a file, or not the base's type."""
     place = checkpoint.place(name)
     if place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
         return None
-    return native.Row(_FORMS[base.kind], *place)
+    return native.NativeRow(_FORMS[base.kind], *place)
 
 
-def counted(row: native.Row, cut: Sequence[npt.NDArray[np.int64]], base: Start) -> list[Magnitudes] | Fallback:
+def counted(row: native.NativeRow, cut: Sequence[npt.NDArray[np.int64]], base: Start) -> list[Magnitudes] | Fallback:
     """|τ| of each tile of a tensor.
 
     Args:
@@ -111,7 +111,7 @@ def counted(row: native.Row, cut: Sequence[npt.NDArray[np.int64]], base: Start) 
     return found if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
 
 
-def coherent(row: native.Row, firsts: Sequence[int], base: Start, n: int) -> float | None:
+def coherent(row: native.NativeRow, firsts: Sequence[int], base: Start, n: int) -> float | None:
     """`coherence.gain` of rows of a tensor, each of n elements; None where its file ends within them.
 
     Args:
@@ -124,7 +124,7 @@ def coherent(row: native.Row, firsts: Sequence[int], base: Start, n: int) -> flo
     return None if sums is None else gain_of(n, *sums)
 
 
-def moved(row: native.Row, runs: Sequence[tuple[int, int]], base: Start) -> tuple[Singles, bool] | Fallback:
+def moved(row: native.NativeRow, runs: Sequence[tuple[int, int]], base: Start) -> tuple[Singles, bool] | Fallback:
     """τ of runs of a tensor, one behind the other, in this thread's memory, and whether any bit differs.
 
     Args:
@@ -139,7 +139,7 @@ def moved(row: native.Row, runs: Sequence[tuple[int, int]], base: Start) -> tupl
 
 
 def marked(
-    row: native.Row, start: int, base: Start, rule: Rule, recipe: Recipe, mask: MaskCodec, task: int
+    row: native.NativeRow, start: int, base: Start, rule: Rule, recipe: Recipe, mask: MaskCodec, task: int
 ) -> tuple[Made, bool] | Fallback:
     """What becomes of a chunk of a row, and whether it is not the base's in every bit.
 
@@ -173,7 +173,9 @@ def marked(
     return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, sums), seen.differs
 
 
-def leveled(row: native.Row, start: int, base: Start, levels: Levels, seed: int) -> tuple[Made, bool] | Fallback:
+def leveled(
+    row: native.NativeRow, start: int, base: Start, levels: Quantizer, seed: int
+) -> tuple[Made, bool] | Fallback:
     """The same of a row that gets levels of its own.
 
     Args:

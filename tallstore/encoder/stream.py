@@ -20,7 +20,7 @@ from tallstore.encoder.jobs import (
     Batch,
     Context,
     LosslessRow,
-    Row,
+    RowResult,
     Said,
     cut,
     cut_pieces,
@@ -33,11 +33,11 @@ from tallstore.encoder.jobs import (
 from tallstore.encoder.journal import Journal
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
-from tallstore.encoder.plan import Plan, User, Whole
+from tallstore.encoder.plan import EncodePlan, User, Whole
 from tallstore.encoder.quality import Cheaper, Quality, significant
 from tallstore.encoder.quantized import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.report import Progress
-from tallstore.encoder.work import BUDGET, LOSSLESS, WORDS, Piece, Tools
+from tallstore.encoder.work import BUDGET, LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
@@ -54,7 +54,7 @@ _BYTES_AN_ELEMENT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
+class GroupSlot:
     """Where in a larger archive the tasks will stand that are packed."""
 
     group: str = "0"
@@ -123,7 +123,7 @@ class _Growing:
             writer.add(row.data)
             self.quality.add(row.sums, n)
 
-    def add(self, row: Row, n: int, writers: Writers) -> None:
+    def add(self, row: RowResult, n: int, writers: Writers) -> None:
         """Take the next chunk, of n elements, into account."""
         self.moved |= row.moved
         self.why_whole = self.why_whole or row.why_whole
@@ -165,14 +165,14 @@ class Stream:
         self,
         base: Checkpoint,
         tasks: Sequence[Checkpoint],
-        plan: Plan,
+        plan: EncodePlan,
         recipe: Recipe,
         options: Options,
         progress: Progress | None,
         forms: Mapping[tuple[int, str], str],
         exact: frozenset[int],
         journal: Journal,
-        slot: Slot,
+        slot: GroupSlot,
         lossless: frozenset[int] = frozenset(),
     ) -> None:
         self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
@@ -430,7 +430,7 @@ class Stream:
     def _wholes(self, engine: Engine, writers: Writers) -> None:
         """What is stored whole, and what takes no bytes."""
         pieces = [
-            Piece(index, name, start, min(start + self.chunk, numel))
+            WholePiece(index, name, start, min(start + self.chunk, numel))
             for index, task in enumerate(self.tasks)
             for name, whole in self.plan.private[index].items()
             for numel in [task.tensors[name].numel]

@@ -13,7 +13,7 @@ from tallstore.codecs.base import Bytes
 from tallstore.kernels import cpu
 from tallstore.recipes.base import Tile
 
-__all__ = ["STATISTIC_TILE", "TILE", "Choice", "Row", "spans", "task_vector", "tile_type", "tiles"]
+__all__ = ["STATISTIC_TILE", "TILE", "ChunkChoice", "TaskRow", "spans", "task_vector", "tile_type", "tiles"]
 
 STATISTIC_TILE = 1 << 18
 """Parameters a statistic is given at once: it makes few passes, and pays for each call."""
@@ -22,7 +22,7 @@ TILE = 1 << 15
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """One task's elements in a chunk: leading ones, fewer than the chunk has where its tensor has fewer rows."""
 
     task: int
@@ -35,7 +35,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChunkChoice:
     """v and the masks of a chunk."""
 
     vector: bytes
@@ -48,7 +48,7 @@ class Choice:
     """What `quality.sums` measured of each row, at scale 1: float64, shape (rows, N_SUMS)."""
 
 
-def tiles(base: Tensor, rows: Sequence[Row], tensor: str, size: int = TILE, start: int = 0) -> Iterator[Tile]:
+def tiles(base: Tensor, rows: Sequence[TaskRow], tensor: str, size: int = TILE, start: int = 0) -> Iterator[Tile]:
     """The chunk's tiles, in order: runs of at most `size` parameters that the same tasks have."""
     for a, b in spans(len(base), rows, size):
         yield _tile(base, rows, a, b, tensor, start)
@@ -60,18 +60,18 @@ def task_vector(base: Tensor, weights: Tensor) -> Tensor:
     return weights.to(kind) - base.to(weights.dtype).to(kind)
 
 
-def spans(n: int, rows: Sequence[Row], size: int = TILE) -> list[tuple[int, int]]:
+def spans(n: int, rows: Sequence[TaskRow], size: int = TILE) -> list[tuple[int, int]]:
     """Cut [0, n) into tiles, also where a row ends, so that a tile has the same tasks throughout."""
     cuts = sorted({0, n, *(min(len(row.weights), n) for row in rows)})
     return [(s, min(s + size, stop)) for start, stop in pairwise(cuts) for s in range(start, stop, size)]
 
 
-def tile_type(rows: Sequence[Row]) -> torch.dtype:
+def tile_type(rows: Sequence[TaskRow]) -> torch.dtype:
     """The type that a tile of these rows is computed in."""
     return torch.float64 if any(row.weights.dtype == torch.float64 for row in rows) else torch.float32
 
 
-def _tile(base: Tensor, rows: Sequence[Row], a: int, b: int, tensor: str, first: int) -> Tile:
+def _tile(base: Tensor, rows: Sequence[TaskRow], a: int, b: int, tensor: str, first: int) -> Tile:
     here = [row for row in rows if len(row.weights) >= b]
     kind = tile_type(here)
     start = base[a:b]

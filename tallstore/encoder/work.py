@@ -20,9 +20,9 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, RoundedBase, TensorInfo
 from tallstore.codecs.base import Buffer, MaskCodec, VectorCodec, WholeCodec
-from tallstore.codecs.base import Row as Lengths
+from tallstore.codecs.base import TaskRow as Lengths
 from tallstore.encoder.backend import is_by_sign
-from tallstore.encoder.chunk import STATISTIC_TILE, Made, Row, encode_chunk, task_vector, tiles
+from tallstore.encoder.chunk import STATISTIC_TILE, Made, TaskRow, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels
 from tallstore.encoder.kept import remeasure
 from tallstore.encoder.lossless import NAN_IN_BASE, encode_row, lossless_bits, may_be_lossless
@@ -66,7 +66,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Piece:
+class WholePiece:
     """Elements [start, stop) of a task's tensor that is stored whole."""
 
     task: int
@@ -380,7 +380,7 @@ def identify(name: str, tools: Tools) -> str:
     return digest.hexdigest()
 
 
-def keep(piece: Piece, tools: Tools) -> Sequence[Buffer]:
+def keep(piece: WholePiece, tools: Tools) -> Sequence[Buffer]:
     """Code elements of a tensor that is stored whole: pieces, good until this thread codes the next ones."""
     checkpoint = tools.tasks[piece.task]
     weights = checkpoint.read(piece.name, piece.start, piece.stop)
@@ -439,7 +439,7 @@ def _encode(
     ]
 
 
-def _outcome(item: Item, user: User, look: Outcome, made: Made, row: Row, base: Tensor, tools: Tools) -> Outcome:
+def _outcome(item: Item, user: User, look: Outcome, made: Made, row: TaskRow, base: Tensor, tools: Tools) -> Outcome:
     if made.decoded is None or tools.lossless is None:
         return replace(look, made=made)
     size = row.weights.element_size()
@@ -474,10 +474,12 @@ def _looks(found: Read) -> list[Outcome | None]:
     return [None if row is None else _look(row, found.base[: len(row)], found.largest) for row in found.rows]
 
 
-def _usable(users: Sequence[User], found: Read, looks: Sequence[Outcome | None]) -> list[Row]:
+def _usable(users: Sequence[User], found: Read, looks: Sequence[Outcome | None]) -> list[TaskRow]:
     """The rows that arithmetic can carry."""
     together = zip(users, found.rows, looks, strict=True)
-    return [Row(user.task, row) for user, row, look in together if row is not None and look is not None and look.usable]
+    return [
+        TaskRow(user.task, row) for user, row, look in together if row is not None and look is not None and look.usable
+    ]
 
 
 def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:

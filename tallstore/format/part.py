@@ -57,7 +57,7 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 
 
-class Chunks(Sequence[tuple[int, str]]):
+class ChunkIndex(Sequence[tuple[int, str]]):
     """Of each chunk its bytes and its xxh3-64 in hex, held in 16 bytes: large models have millions."""
 
     __slots__ = ("_digests", "_lengths")
@@ -106,12 +106,12 @@ class Chunks(Sequence[tuple[int, str]]):
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
+class CodedRanges:
     """How a tensor's coded bytes are cut: `chunk` elements each, per chunk its bytes and its xxh3-64 in hex."""
 
     codec: str
     chunk: int
-    chunks: Chunks
+    chunks: ChunkIndex
 
     @property
     def size(self) -> int:
@@ -143,7 +143,7 @@ class Entry:
     """For `tied`: the name of the tensor of the same task that this one shares its memory with."""
     why: str | None = None
     """For `private`: one of WHY, where the packer said it. For people alone: nothing is decoded by it."""
-    coded: Coded | None = None
+    coded: CodedRanges | None = None
 
     @property
     def numel(self) -> int:
@@ -256,7 +256,7 @@ _PARSE: Mapping[str, Callable[[Any, str], Any]] = {
 }
 
 
-def _coded(value: Mapping[str, Any], covered: int, where: str) -> Coded:
+def _coded(value: Mapping[str, Any], covered: int, where: str) -> CodedRanges:
     codec, chunk, chunks = value["codec"], value["chunk"], value["chunks"]
     if not isinstance(codec, str):
         raise FormatError(f"{where}: codec {codec!r} is not a name")
@@ -272,7 +272,7 @@ def _coded(value: Mapping[str, Any], covered: int, where: str) -> Coded:
             or not is_hex(item[1], CHECKSUM_DIGITS)
         ):
             raise FormatError(f"{where}: {item!r} is not a chunk's length and checksum")
-    return Coded(sys.intern(codec), chunk, Chunks((length, digest) for length, digest in chunks))
+    return CodedRanges(sys.intern(codec), chunk, ChunkIndex((length, digest) for length, digest in chunks))
 
 
 def is_hex(value: object, digits: int) -> bool:

@@ -21,7 +21,7 @@ PREFIX = 8
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """Where a tensor lies: type, shape, and byte range counted from the end of the header."""
 
     dtype: str
@@ -34,7 +34,7 @@ class Slot:
 class Header:
     """A parsed header: its tensors in order of offset, its metadata, and how many bytes prefix and header take."""
 
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, TensorSlot]
     metadata: Mapping[str, str]
     size: int
 
@@ -80,7 +80,7 @@ def parse(data: bytes, file_size: int, where: str) -> Header:
     return Header(slots, metadata, size)
 
 
-def _slot(value: Any, where: str) -> Slot:
+def _slot(value: Any, where: str) -> TensorSlot:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where}: not a tensor description")
     dtype = check_dtype(value["dtype"], where)
@@ -91,7 +91,7 @@ def _slot(value: Any, where: str) -> Slot:
     start, stop = offsets
     if stop - start != check_count(dtype, shape, where) * ITEM_BYTES[dtype]:
         raise FormatError(f"{where}: {stop - start} bytes do not hold {dtype} of shape {list(shape)}")
-    return Slot(dtype, shape, start, stop)
+    return TensorSlot(dtype, shape, start, stop)
 
 
 def is_count(value: object) -> bool:

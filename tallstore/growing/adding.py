@@ -12,10 +12,10 @@ from typing import Any
 from tallstore.archive.compare import compare
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
-from tallstore.archive.splice import Archive, Spliced, new_config, splice
+from tallstore.archive.splice import Spliced, SplicedArchive, new_config, splice
 from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
-from tallstore.encoder import Options, Progress, Slot, TaskReport
+from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.groups import choose_groups
 from tallstore.errors import InputError, ModelMismatchError, TaskNameError
 from tallstore.format.manifest import Group, Manifest, names_of
@@ -127,13 +127,13 @@ class _Packer:
         same = _plain(self._options.recorded()) == _plain(settled)
         home = find_home(self._change.reader, self._options.recipe) if same else None
         if home is not None:
-            slot = Slot(group=home.group, chunk=home.chunk, first=len(manifest.tasks))
+            slot = GroupSlot(group=home.group, chunk=home.chunk, first=len(manifest.tasks))
             archive = self._pack(tasks, self._options, slot)
             return splice(self._change.archive, [joined(archive, home, manifest)])
-        archives: list[Archive] = []
+        archives: list[SplicedArchive] = []
         for names in self._groups(tasks):
             taken = [*manifest.groups, *(group for made in archives for group in made.manifest.groups)]
-            slot = Slot(group=_free_id(taken, manifest), first=len(manifest.tasks))
+            slot = GroupSlot(group=_free_id(taken, manifest), first=len(manifest.tasks))
             made = self._pack({name: tasks[name] for name in names}, self._options.of_tasks(names), slot)
             archives.append(made if same else _with_options(made))
         return splice(self._change.archive, archives)
@@ -144,20 +144,20 @@ class _Packer:
         order = [*old.tasks, *(name for name in tasks if name not in old.tasks)]
         ordered = {name: tasks[name] for name in order}
         archives = [
-            self._pack({n: ordered[n] for n in names}, self._options.of_tasks(names), Slot(group=str(number)))
+            self._pack({n: ordered[n] for n in names}, self._options.of_tasks(names), GroupSlot(group=str(number)))
             for number, names in enumerate(self._groups(ordered))
         ]
         recorded = {**self._options.recorded(), "base_storage": old.options.get("base_storage", old.base.storage)}
         held = {path: old.parts[path] for path in old.base.parts}
         bare = replace(old, groups=(), tasks={}, parts=held, options=recorded)
-        return splice(Archive(self._change.store, bare), archives, order)
+        return splice(SplicedArchive(self._change.store, bare), archives, order)
 
     def _groups(self, tasks: Mapping[str, Source]) -> Sequence[Sequence[str]]:
         if self._options.groups == 1 or self._options.recipe == "solo":
             return [list(tasks)]
         return choose_groups(self._base, tasks, self._options, progress=self._progress).groups
 
-    def _pack(self, tasks: Mapping[str, Source], options: Options, slot: Slot) -> Archive:
+    def _pack(self, tasks: Mapping[str, Source], options: Options, slot: GroupSlot) -> SplicedArchive:
         sink = self._change.sink
         report, archive = packed_beside(self._stack, sink, self._base, tasks, options, self._progress, slot)
         check_same(self._base, archive.manifest, self._change.reader)
@@ -172,7 +172,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items() if key not in {"exact", "lam"}}
 
 
-def _with_options(archive: Archive) -> Archive:
+def _with_options(archive: SplicedArchive) -> SplicedArchive:
     """A group that was packed otherwise than the archive says how."""
     groups = tuple(
         replace(g, recipe={**g.recipe, "options": archive.manifest.options}) for g in archive.manifest.groups

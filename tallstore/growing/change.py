@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tallstore.archive.manifests import read_manifest
 from tallstore.archive.reader import Reader
-from tallstore.archive.splice import Archive, Spliced
+from tallstore.archive.splice import Spliced, SplicedArchive
 from tallstore.errors import InputError, OutputError, VersionError
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.format.version import NEWEST, minor
@@ -37,9 +37,9 @@ class Change:
     sink: Sink
 
     @property
-    def archive(self) -> Archive:
+    def archive(self) -> SplicedArchive:
         """As it is."""
-        return Archive(self.store, self.manifest)
+        return SplicedArchive(self.store, self.manifest)
 
     def commit(self, spliced: Spliced, config: bytes, progress: Progress | None = None) -> Manifest:
         """Write the new archive and put it in the old one's place."""

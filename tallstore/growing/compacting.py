@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.splice import Source as Place
+from tallstore.archive.splice import FileOfArchive as Place
 from tallstore.archive.splice import Spliced, is_free, weighed
 from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Source

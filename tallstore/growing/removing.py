@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tallstore.archive.splice import Source, Spliced
+from tallstore.archive.splice import FileOfArchive, Spliced
 from tallstore.archive.subset import CONFIG, config_of, smaller
 from tallstore.encoder import Progress
 from tallstore.errors import InputError, NoSuchTaskError
@@ -48,7 +48,7 @@ def remove(path: str | os.PathLike[str], tasks: str | Sequence[str], *, progress
             )
         config = config_of(change.reader, left)
         new = _without(manifest, left, config)
-        spliced = Spliced(new, {part: Source(change.store, part) for part in new.parts})
+        spliced = Spliced(new, {part: FileOfArchive(change.store, part) for part in new.parts})
         warnings = _of_card(change.own_card(), list(gone))
         written = change.commit(spliced, config, progress)
     return GrowReport(

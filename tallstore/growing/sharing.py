@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tallstore.archive.places import ONES
 from tallstore.archive.reader import Reader
-from tallstore.archive.splice import Archive
+from tallstore.archive.splice import SplicedArchive
 from tallstore.format.manifest import Group, Manifest, PartRecord
 from tallstore.format.part import Entry, PartHeader
 
@@ -47,7 +47,7 @@ def chunks_of(entries: Mapping[str, Entry]) -> set[int]:
     return {entry.coded.chunk for entry in entries.values() if entry.coded is not None}
 
 
-def joined(archive: Archive, home: Home, manifest: Manifest) -> Archive:
+def joined(archive: SplicedArchive, home: Home, manifest: Manifest) -> SplicedArchive:
     """An archive of new tasks that were packed to join a group: of the vector it brings only what the group's lacks."""
     (group,) = archive.manifest.groups
     entries = ones_of(Reader(archive.store, archive.manifest), group)

@@ -112,7 +112,7 @@ def push(
     repo_id, revision = parse_id(repo_id, branch)
     if picture is not None and not picture.startswith(b"\x89PNG"):
         raise OptionError("the card's picture is no PNG")
-    target = _Target(repo_id, revision, Access(token=token, endpoint=endpoint), create_pr=bool(create_pr))
+    target = _Branch(repo_id, revision, Access(token=token, endpoint=endpoint), create_pr=bool(create_pr))
     created = target.find(private=private, make=not dry_run)
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
         target.read(Path(scratch))
@@ -200,7 +200,7 @@ class _Files:
 
 
 @dataclass
-class _Target:
+class _Branch:
     """A branch of a repository, as it is before the push."""
 
     repo_id: str

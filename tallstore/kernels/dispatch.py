@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tallstore.kernels import codes
 from tallstore.kernels.cpu import Bytes
-from tallstore.kernels.fill import Part, Source, Target
+from tallstore.kernels.fill import ChunkMemory, FillSource, Target
 from tallstore.kernels.native import library
 from tallstore.kernels.native.decode import NativeDecoding
 from tallstore.kernels.pairs import Pairs, Singles
@@ -89,16 +89,16 @@ class Decoding(Protocol):
     def target(self, out: Tensor) -> Target | None:
         """A flat tensor that whole chunks can be filled into; None where this backend fills none."""
 
-    def file(self, handle: int, at: int) -> Source | None:
+    def file(self, handle: int, at: int) -> FillSource | None:
         """An open file, from byte `at` on, as a source; None where this backend reads none."""
 
-    def planes(self, planes: Sequence[Bytes]) -> Source | None:
+    def planes(self, planes: Sequence[Bytes]) -> FillSource | None:
         """Planes of equal length, of rotated words, as a source; None where this backend takes none."""
 
-    def whole(self, part: Part, source: Source) -> bool:
+    def whole(self, part: ChunkMemory, source: FillSource) -> bool:
         """Fill a chunk out of a source, and add nothing. Whether all of it was there."""
 
-    def check(self, source: Source, size: int) -> bool:
+    def check(self, source: FillSource, size: int) -> bool:
         """Read and hash all `size` bytes of a file's source, and keep nothing. Whether they were there."""
 
     def gather(self, out: Bytes, handle: int, first: int, item: int, runs: Sequence[tuple[int, int]]) -> bool:
@@ -169,19 +169,19 @@ class ReferenceDecoding:
         """None."""
         return None
 
-    def file(self, handle: int, at: int) -> Source | None:  # noqa: ARG002 - likewise
+    def file(self, handle: int, at: int) -> FillSource | None:  # noqa: ARG002 - likewise
         """None."""
         return None
 
-    def planes(self, planes: Sequence[Bytes]) -> Source | None:  # noqa: ARG002 - likewise
+    def planes(self, planes: Sequence[Bytes]) -> FillSource | None:  # noqa: ARG002 - likewise
         """None."""
         return None
 
-    def whole(self, part: Part, source: Source) -> bool:  # noqa: ARG002 - likewise
+    def whole(self, part: ChunkMemory, source: FillSource) -> bool:  # noqa: ARG002 - likewise
         """Nothing."""
         return False
 
-    def check(self, source: Source, size: int) -> bool:  # noqa: ARG002 - likewise
+    def check(self, source: FillSource, size: int) -> bool:  # noqa: ARG002 - likewise
         """Nothing."""
         return False
 

@@ -14,10 +14,10 @@ from tallstore.kernels.cpu import Bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Part", "Source", "Target", "part_of"]
+__all__ = ["ChunkMemory", "FillSource", "Target", "part_of"]
 
 
-class Source(ctypes.Structure):
+class FillSource(ctypes.Structure):
     """`ts_source` of `native/src/decode.c`: a file, or planes of rotated words, least significant first."""
 
     _fields_ = (
@@ -38,7 +38,7 @@ class Source(ctypes.Structure):
         return None if self.item else self.hash.to_bytes(8, "big")
 
 
-class Part(NamedTuple):
+class ChunkMemory(NamedTuple):
     """A chunk's place in memory."""
 
     address: int
@@ -56,12 +56,12 @@ class Target:
         """Of a contiguous tensor."""
         self._out, self._address, self._item, self._n = out, out.data_ptr(), out.element_size(), out.numel()
 
-    def part(self, a: int, b: int) -> Part:
+    def part(self, a: int, b: int) -> ChunkMemory:
         """Elements [a, b), as far as there are so many."""
         n = max(0, min(b, self._n) - a)
-        return Part(self._address + a * self._item, n * self._item, n, self._out)
+        return ChunkMemory(self._address + a * self._item, n * self._item, n, self._out)
 
 
-def part_of(memory: npt.NDArray[np.uint8]) -> Part:
+def part_of(memory: npt.NDArray[np.uint8]) -> ChunkMemory:
     """Contiguous bytes."""
-    return Part(memory.ctypes.data, len(memory), len(memory), memory)
+    return ChunkMemory(memory.ctypes.data, len(memory), len(memory), memory)

@@ -33,10 +33,10 @@ __all__ = [
     "LATTICES",
     "LEVELS",
     "Lattice",
+    "LatticeSymbols",
     "Model",
     "Prepared",
     "Rows",
-    "Steps",
     "frequencies",
     "segments_of",
 ]
@@ -181,7 +181,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Steps:
+class LatticeSymbols:
     """Coded symbols."""
 
     states: npt.NDArray[np.uint32]
@@ -272,7 +272,7 @@ def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
     return found.reshape(rows.grades, CONTEXTS, every)
 
 
-def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
+def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
     """Code a chunk in so many lanes. Every symbol that occurs in a context has a frequency there."""
     size, n = 1 << model.bits, len(prepared.symbols)
     share = frequencies(model.weights, model.bits)
@@ -293,10 +293,10 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
         x[full] >>= 16
         x[:] = (x // f) * size + x % f + b
     words = np.concatenate(pieces[::-1]) if pieces else np.empty(0, np.uint16)
-    return Steps(states.astype(np.uint32), words, prepared.extra)
+    return LatticeSymbols(states.astype(np.uint32), words, prepared.extra)
 
 
-def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
+def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) -> None:
     """Turn the base's elements into the task's, in place.
 
     Raises:

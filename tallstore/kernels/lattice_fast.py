@@ -23,10 +23,10 @@ from tallstore.kernels.lattice import (
     Bytes,
     Integers,
     Lattice,
+    LatticeSymbols,
     Model,
     Prepared,
     Rows,
-    Steps,
     Words,
     frequencies,
     segments_of,
@@ -48,7 +48,7 @@ KERNELS: Mapping[str, Function] = {
 """Of `native/src/lattice_encode.c` and `lattice_decode.c`."""
 
 
-class _Rows(Structure):
+class _RowLayout(Structure):
     """`ts_rows` of `native/src/lattice.h`."""
 
     _fields_ = (
@@ -58,13 +58,15 @@ class _Rows(Structure):
     )
 
 
-def _rows(rows: Rows, table: Bytes | None = None) -> _Rows:
+def _rows(rows: Rows, table: Bytes | None = None) -> _RowLayout:
     """Addresses in `rows`, and the integers beside them; the caller keeps the arrays."""
     marks = (c_int32 * (GRADES - 1))(*rows.marks.tolist())
     contexts = 0 if table is None else table.shape[1]
     where = None if table is None else address(table)
     across, along = (address(each) if each.size else None for each in (rows.across, rows.along))
-    return _Rows(where, address(rows.shifts), across, along, rows.width, rows.first, len(rows.along), contexts, marks)
+    return _RowLayout(
+        where, address(rows.shifts), across, along, rows.width, rows.first, len(rows.along), contexts, marks
+    )
 
 
 def _native() -> Any:
@@ -126,7 +128,7 @@ def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
     return counts
 
 
-def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
+def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
     """See `lattice.encode`."""
     native, n = _native(), len(prepared.levels)
     if native is None:
@@ -143,10 +145,10 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> Steps:
         *_addresses(share, begin),
         *share.shape,
     )
-    return Steps(states, words[n - used :], prepared.extra)
+    return LatticeSymbols(states, words[n - used :], prepared.extra)
 
 
-def decode(lattice: Lattice, words: Words, model: Model, steps: Steps) -> None:
+def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) -> None:
     """See `lattice.decode`."""
     native = _native()
     if native is None or not words.flags.c_contiguous:

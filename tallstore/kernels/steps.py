@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tallstore.kernels import cpu
-from tallstore.kernels.fill import Part, Source
+from tallstore.kernels.fill import ChunkMemory, FillSource
 
 __all__ = ["TILE", "Run", "Steps"]
 
@@ -45,7 +45,7 @@ class Steps(ABC):
     fills: bool = False
     """Whether there is `fill`."""
 
-    def fill(self, part: Part, source: Source) -> bool:
+    def fill(self, part: ChunkMemory, source: FillSource) -> bool:
         """Write the whole chunk in one call, its base out of a source.
 
         Args:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tallstore.names.conversion import Conversion, Group, Route, conversion_of, is_pretrained
+from tallstore.names.conversion import Conversion, ConvertedGroup, Route, conversion_of, is_pretrained
 from tallstore.names.wrappers import bare, inner_model, short_names, unwrapped
 
 __all__ = [
     "Conversion",
-    "Group",
+    "ConvertedGroup",
     "Route",
     "bare",
     "conversion_of",

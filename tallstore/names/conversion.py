@@ -31,7 +31,7 @@ class Route:
     """File tensors that are a part of the model's memory, strided as they lie there."""
     owners: Mapping[str, str]
     """The model's tensors that those are parts of."""
-    groups: tuple[Group, ...]
+    groups: tuple[ConvertedGroup, ...]
     """The others: what has to be converted together."""
     lost: tuple[str, ...]
     """File tensors that the model has no place for."""
@@ -40,7 +40,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Group:
+class ConvertedGroup:
     """Tensors of a file that become tensors of a model by operations that leave no view."""
 
     transform: Any
@@ -111,7 +111,7 @@ class Conversion:
                 owners |= {name: owner for name, (owner, _) in parts.items()}
         return Route(views, owners, tuple(groups), tuple(lost), tuple(ignored))
 
-    def convert(self, group: Group, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def convert(self, group: ConvertedGroup, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors that file tensors become, as the library makes them."""
         transform = copy.deepcopy(group.transform)
         for pattern, name in group.sources:
@@ -205,9 +205,9 @@ class Conversion:
         return (name, prefix + name, name.removeprefix(prefix))
 
 
-def _group(each: _Collected, target: str, own: Mapping[str, Tensor]) -> Group:
+def _group(each: _Collected, target: str, own: Mapping[str, Tensor]) -> ConvertedGroup:
     sources = tuple((pattern, name) for pattern, name, _ in each.sources)
-    return Group(each.transform, target, sources, tuple(_targets(each.transform, target, own)))
+    return ConvertedGroup(each.transform, target, sources, tuple(_targets(each.transform, target, own)))
 
 
 def _targets(transform: Any, target: str, own: Mapping[str, Tensor]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tallstore.archive import open_archive
 from tallstore.checkpoints import Source, merged_state, opened_checkpoint
-from tallstore.encoder import Options, Packed, PackReport, Progress, Slot, encode
+from tallstore.encoder import GroupSlot, Options, PackedArchive, PackReport, Progress, encode
 from tallstore.errors import BudgetError, OptionError
 from tallstore.evaluator import Score, find_evaluator, score
 from tallstore.promises.budget import Key, escalate
@@ -31,7 +31,7 @@ def pack_group(
     chosen: Options,
     *,
     progress: Progress | None = None,
-    slot: Slot = Slot(),  # noqa: B008 - frozen
+    slot: GroupSlot = GroupSlot(),  # noqa: B008 - frozen
 ) -> PackReport:
     """Pack tasks that share one vector, and keep what was promised of them; `slot`: see `encoder.encode`."""
     if chosen.evaluate is None and chosen.max_error is None:
@@ -53,7 +53,7 @@ class _Trials:
     options: Options
     scratch: Path
     progress: Progress | None
-    slot: Slot
+    slot: GroupSlot
     originals: dict[str, float] = field(default_factory=dict)
     """Scores of the original checkpoints; an adapter's is that of the model that it makes."""
     warnings: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class _Trials:
             forms = stronger
         raise BudgetError(self._why(packed, found, next(iter(broken))))
 
-    def _try(self, options: Options, forms: Mapping[Key, str]) -> tuple[Packed, dict[str, float]]:
+    def _try(self, options: Options, forms: Mapping[Key, str]) -> tuple[PackedArchive, dict[str, float]]:
         self.count += 1
         path = self.scratch / f"trial-{self.count}.tall"
         # A rounded base is judged as it will be stored; any other is at hand, and need not be written.
@@ -143,7 +143,7 @@ class _Trials:
         return packed, found
 
     def _broken(
-        self, packed: Packed, found: Mapping[str, float], bounds: Mapping[str, float | None]
+        self, packed: PackedArchive, found: Mapping[str, float], bounds: Mapping[str, float | None]
     ) -> dict[str, float]:
         """Tasks with a broken promise, and the error that each must come down to."""
         broken: dict[str, float] = {}
@@ -157,13 +157,13 @@ class _Trials:
                 broken[name] = min(broken.get(name, error), error) * _TIGHTEN if error > 0.01 else 0.0
         return broken
 
-    def _far(self, packed: Packed, name: str) -> bool:
+    def _far(self, packed: PackedArchive, name: str) -> bool:
         """Whether a task's error is above what was promised."""
         return self.options.max_error is not None and (packed.report.tasks[name].relative_error or 0.0) > (
             self.options.max_error
         )
 
-    def _why(self, packed: Packed, found: Mapping[str, float], name: str) -> str:
+    def _why(self, packed: PackedArchive, found: Mapping[str, float], name: str) -> str:
         error = packed.report.tasks[name].relative_error
         if self.options.min_retention is not None and found.get(name, 0.0) < (
             self.options.min_retention * self.originals.get(name, 0.0)
@@ -178,7 +178,7 @@ class _Trials:
         return f"task {name!r} has a relative error of {error}, above {bound}{hint}; nothing was written"
 
 
-def _norm(packed: Packed, task: int) -> float:
+def _norm(packed: PackedArchive, task: int) -> float:
     """‖τ‖² of a task's tensors that are not whole."""
     return sum(cost.norm for (index, _), cost in packed.costs.items() if index == task)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from tallstore.archive.checkpoint import ArchiveBase
 from tallstore.archive.manifests import read_manifest
 from tallstore.archive.reader import Reader
-from tallstore.archive.splice import Archive, new_config, splice
+from tallstore.archive.splice import SplicedArchive, new_config, splice
 from tallstore.checkpoints import Source, opened_checkpoint
-from tallstore.encoder import Options, PackReport, Progress, Slot
+from tallstore.encoder import GroupSlot, Options, PackReport, Progress
 from tallstore.encoder.groups import choose_groups
 from tallstore.promises.group import pack_group
 from tallstore.stores import Sink, open_sink, open_store
@@ -45,7 +45,7 @@ def pack_groups(
             options = replace(chosen.of_tasks(names), overwrite=False, resume=False)
             if number:
                 options = replace(options, base_storage="reference")
-            slot = Slot(group=str(number))
+            slot = GroupSlot(group=str(number))
             own = {name: tasks[name] for name in names}
             report, archive = packed_beside(stack, sink, base, own, options, progress, slot)
             reports.append(report)
@@ -56,7 +56,7 @@ def pack_groups(
         first = archives[0]
         held = {part: record for part, record in first.manifest.parts.items() if part in first.manifest.base.parts}
         bare = replace(first.manifest, groups=(), tasks={}, parts=held, options=chosen.recorded())
-        spliced = splice(Archive(first.store, bare), archives, list(tasks))
+        spliced = splice(SplicedArchive(first.store, bare), archives, list(tasks))
         manifest = spliced.write(sink, new_config(tasks))
         spliced.close()
         sink.commit()
@@ -82,10 +82,10 @@ def packed_beside(
     tasks: Mapping[str, Source],
     options: Options,
     progress: Progress | None,
-    slot: Slot,
-) -> tuple[PackReport, Archive]:
+    slot: GroupSlot,
+) -> tuple[PackReport, SplicedArchive]:
     """Pack tasks into an archive of their own in a sink's scratch, and open it: its parts are to be taken over."""
     place = sink.scratch(f"group-{slot.group}")
     report = pack_group(base, tasks, place, options, progress=progress, slot=slot)
     store = stack.enter_context(open_store(place))
-    return report, Archive(store, read_manifest(store))
+    return report, SplicedArchive(store, read_manifest(store))

@@ -32,11 +32,11 @@ __all__ = [
     "EDGES",
     "ENTRY_BITS",
     "SHIFT",
-    "Choice",
     "Choices",
     "Floats",
-    "Levels",
     "Magnitudes",
+    "PrecisionChoice",
+    "Quantizer",
     "add_up",
     "allocate",
     "allocate_within",
@@ -90,7 +90,7 @@ _EVEN_STEPS = (*_STEPS, 0.2)
 """Of multi-level choices with dither."""
 
 
-class Levels(NamedTuple):
+class Quantizer(NamedTuple):
     """Where magnitudes become levels: |τ| is at level i+1 from bounds[i] + u·width on, u uniform in [0, 1)."""
 
     bounds: tuple[float, ...]
@@ -100,11 +100,11 @@ class Levels(NamedTuple):
     """Whether they stand for what leaves the least squared error, and not for what is unbiased."""
 
 
-_LADDERS: tuple[Levels, ...] = (
-    *(Levels((threshold,)) for threshold in _THRESHOLDS),
-    *(Levels(tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH)) for step in _STEPS),
-    *(Levels((foot * top,), (1 - 2 * foot) * top) for top in _RAMPS for foot in _FEET),
-    *(Levels(tuple(step * i for i in range(_LEVELS)), step) for step in _EVEN_STEPS),
+_LADDERS: tuple[Quantizer, ...] = (
+    *(Quantizer((threshold,)) for threshold in _THRESHOLDS),
+    *(Quantizer(tuple(b for b in (step * (_DEAD_ZONE + i) for i in range(_LEVELS)) if b < _REACH)) for step in _STEPS),
+    *(Quantizer((foot * top,), (1 - 2 * foot) * top) for top in _RAMPS for foot in _FEET),
+    *(Quantizer(tuple(step * i for i in range(_LEVELS)), step) for step in _EVEN_STEPS),
 )
 """Every precision on offer, in root mean squares. The first one marks all that moved."""
 _HARD = [i for i, ladder in enumerate(_LADDERS) if not ladder.width]
@@ -245,7 +245,7 @@ def _halve(values: Floats) -> Floats:
 _BLOCK = 1024
 
 
-class Choice(NamedTuple):
+class PrecisionChoice(NamedTuple):
     """One precision for one tensor."""
 
     ladder: int
@@ -255,7 +255,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choices(Sequence[Choice]):
+class Choices(Sequence[PrecisionChoice]):
     """Those that one tensor is offered, by rising bits: one or more. There are thousands, hence arrays."""
 
     ladders: npt.NDArray[np.intp]
@@ -264,7 +264,7 @@ class Choices(Sequence[Choice]):
     """Each of shape (choices,)."""
 
     @classmethod
-    def only(cls, choice: Choice) -> Choices:
+    def only(cls, choice: PrecisionChoice) -> Choices:
         """One, where there is nothing to choose."""
         return cls(np.array([choice.ladder], np.intp), np.array([choice.bits]), np.array([choice.harm]))
 
@@ -272,25 +272,25 @@ class Choices(Sequence[Choice]):
         return len(self.ladders)
 
     @overload
-    def __getitem__(self, at: int) -> Choice: ...
+    def __getitem__(self, at: int) -> PrecisionChoice: ...
 
     @overload
     def __getitem__(self, at: slice) -> Choices: ...
 
-    def __getitem__(self, at: int | slice) -> Choice | Choices:
+    def __getitem__(self, at: int | slice) -> PrecisionChoice | Choices:
         if isinstance(at, slice):
             return Choices(self.ladders[at], self.bits[at], self.harm[at])
-        return Choice(int(self.ladders[at]), float(self.bits[at]), float(self.harm[at]))
+        return PrecisionChoice(int(self.ladders[at]), float(self.bits[at]), float(self.harm[at]))
 
 
-def levels_of(ladder: int, rms: float) -> Levels:
+def levels_of(ladder: int, rms: float) -> Quantizer:
     """What a choice means for a tensor. One bound: a mask."""
     relative = _LADDERS[ladder]
     if relative.width:
-        return Levels(
+        return Quantizer(
             tuple(float(np.float32(b * rms)) for b in relative.bounds), float(np.float32(relative.width * rms))
         )
-    return Levels(tuple(EDGES[np.searchsorted(EDGES, np.array(relative.bounds) * rms)].tolist()))
+    return Quantizer(tuple(EDGES[np.searchsorted(EDGES, np.array(relative.bounds) * rms)].tolist()))
 
 
 def is_mask(ladder: int) -> bool:
@@ -352,7 +352,7 @@ def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
     return _hull(np.ascontiguousarray(bits), np.ascontiguousarray(harm))
 
 
-def fine(found: Magnitudes, bound: float) -> Choice | None:
+def fine(found: Magnitudes, bound: float) -> PrecisionChoice | None:
     """Of the hard choices with several levels the one whose first begins nearest to `bound` root mean squares."""
     if not found.energy:
         return None
@@ -361,7 +361,7 @@ def fine(found: Magnitudes, bound: float) -> Choice | None:
     cost, harm = _hard(found, 1.0, row)
     if not math.isfinite(harm[0]):
         return None
-    return Choice(int(_OFFERED[nearest]), float(_bits(cost, row)[0]), float(harm[0]))
+    return PrecisionChoice(int(_OFFERED[nearest]), float(_bits(cost, row)[0]), float(harm[0]))
 
 
 @cache
@@ -471,12 +471,14 @@ def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[
     return (middle[1] - left[1]) * (right[0] - left[0]) >= rise
 
 
-def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: float) -> dict[_K, Choice]:
+def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: float) -> dict[_K, PrecisionChoice]:
     """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
     return _allocate(offers, weights, lambda bits, _: bits > budget)
 
 
-def allocate_within(offers: Mapping[_K, Choices], weights: Mapping[_K, float], most: float) -> dict[_K, Choice]:
+def allocate_within(
+    offers: Mapping[_K, Choices], weights: Mapping[_K, float], most: float
+) -> dict[_K, PrecisionChoice]:
     """For every key one choice, their weighted harm at most `most` if that can be, at the fewest bits."""
     return _allocate(offers, weights, lambda _, harm: harm <= most, dearest=True)
 
@@ -487,7 +489,7 @@ def _allocate(
     lower: Callable[[float, float], bool],
     *,
     dearest: bool = False,
-) -> dict[_K, Choice]:
+) -> dict[_K, PrecisionChoice]:
     """The choices at one price of a bit: the least from which on `lower` is not so, or the greatest where it still is.
 
     `lower` is asked with the bits and the weighted harm that a price makes; it is so for low prices, if for any.

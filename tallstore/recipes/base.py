@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from tallstore.kernels.rules import Rule
-from tallstore.recipes.allocation import Levels, Magnitudes
+from tallstore.recipes.allocation import Magnitudes, Quantizer
 from tallstore.recipes.dither import seed_of
 
 Kind = Literal["binary", "signed"]
@@ -192,7 +192,7 @@ class Recipe(ABC):
         """The tasks' tensors that are to be coded without loss, once statistics are gathered."""
         return ()
 
-    def levels(self, task: int, tensor: str) -> Levels | None:  # noqa: ARG002 - part of the interface
+    def levels(self, task: int, tensor: str) -> Quantizer | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.
 
         |τ| up to the first bound is 0; from one bound to the next it is one level. None: the tensor is masked.

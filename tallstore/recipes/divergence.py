@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Part", "foretold", "read_as_it_comes", "task_gain"]
+__all__ = ["TensorShare", "foretold", "read_as_it_comes", "task_gain"]
 
 _TABLE = 4
 """A matrix with so many times more rows than columns may be a table."""
@@ -37,7 +37,7 @@ _MOST = 240.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TensorShare:
     """One tensor's share in what a task changes."""
 
     change: float
@@ -48,7 +48,7 @@ class Part:
     """G."""
 
 
-def task_gain(parts: Iterable[Part]) -> float:
+def task_gain(parts: Iterable[TensorShare]) -> float:
     """How much less harmful noise is than it would be if nothing in the changes of a task were coherent."""
     apart, along = 0.0, 0.0
     for part in parts:
@@ -57,7 +57,7 @@ def task_gain(parts: Iterable[Part]) -> float:
     return min(_MOST, 1 + 2 * along * along / apart) if apart else 1.0
 
 
-def foretold(parts: Sequence[tuple[Part, float]]) -> float:
+def foretold(parts: Sequence[tuple[TensorShare, float]]) -> float:
     """D of a task, from its tensors and the harm that each was done."""
     weight = math.fsum(part.weight for part, _ in parts)
     harm = math.fsum(part.weight * harm for part, harm in parts)

@@ -27,10 +27,10 @@ from tallstore.errors import OptionError
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import (
     ENTRY_BITS,
-    Choice,
     Choices,
-    Levels,
     Magnitudes,
+    PrecisionChoice,
+    Quantizer,
     allocate,
     allocate_within,
     choices,
@@ -42,7 +42,7 @@ from tallstore.recipes.allocation import (
 )
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
-from tallstore.recipes.divergence import Part, foretold, read_as_it_comes, task_gain
+from tallstore.recipes.divergence import TensorShare, foretold, read_as_it_comes, task_gain
 from tallstore.recipes.steps import Steps, join, steps
 
 __all__ = ["LEVELS", "TOLERABLE", "Solo"]
@@ -102,7 +102,7 @@ class Solo(Recipe):
         self.bits, self.divergence = bits, divergence
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
-        self._chosen: dict[Key, Levels] = {}
+        self._chosen: dict[Key, Quantizer] = {}
         """Of each task's tensor; a single level is a mask's."""
         self._lossless: frozenset[Key] = frozenset()
         self._foretold: dict[int, float] = {}
@@ -149,7 +149,7 @@ class Solo(Recipe):
             key: found[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
         }
 
-    def _without_loss(self, found: Mapping[Key, _Tensor], chosen: Mapping[Key, Choice]) -> frozenset[Key]:
+    def _without_loss(self, found: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> frozenset[Key]:
         """Tensors that take about as little without loss; all of a task's that can, where they do together."""
         nearly = _NEARLY if self.bits is None else 1.0  # what is within a budget stays there
         cheap = {key for key, choice in chosen.items() if choice.bits >= nearly * found[key].lossless_bits}
@@ -163,22 +163,22 @@ class Solo(Recipe):
                 cheap.update(keys)
         return frozenset(cheap)
 
-    def _within(self, found: Mapping[Key, _Tensor], budget: float) -> dict[Key, Choice]:
+    def _within(self, found: Mapping[Key, _Tensor], budget: float) -> dict[Key, PrecisionChoice]:
         fixed = {key: tensor.fixed for key, tensor in found.items() if tensor.fixed is not None}
         if math.fsum(choice.bits for choice in fixed.values()) > _MOST_FIXED * budget:
             fixed = {}
         offers = {key: Choices.only(fixed[key]) if key in fixed else tensor.offers for key, tensor in found.items()}
         return allocate(offers, {key: tensor.weight for key, tensor in found.items()}, budget)
 
-    def _as_needed(self, found: Mapping[Key, _Tensor]) -> dict[Key, Choice]:
+    def _as_needed(self, found: Mapping[Key, _Tensor]) -> dict[Key, PrecisionChoice]:
         return _to(found, self.divergence)
 
     @staticmethod
-    def _parts(found: Mapping[Key, _Tensor], chosen: Mapping[Key, Choice]) -> list[tuple[Part, float]]:
+    def _parts(found: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> list[tuple[TensorShare, float]]:
         return [(tensor.part, chosen[key].harm) for key, tensor in found.items()]
 
     @staticmethod
-    def _least(found: Mapping[Key, _Tensor], chosen: Mapping[Key, Choice]) -> dict[Key, Choice]:
+    def _least(found: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> dict[Key, PrecisionChoice]:
         """The least squared error at the bits of what was chosen."""
         offers = {
             key: tensor.least if tensor.fixed is None else Choices.only(tensor.fixed) for key, tensor in found.items()
@@ -221,7 +221,9 @@ class Solo(Recipe):
     def rule(self, tasks: Sequence[int], tensor: str) -> Rule:
         """Thresholds; out of reach where a tensor is not masked."""
         found = [self._chosen.get((task, tensor)) for task in tasks]
-        masked = [levels if levels is not None and len(levels.bounds) == 1 else Levels((math.inf,)) for levels in found]
+        masked = [
+            levels if levels is not None and len(levels.bounds) == 1 else Quantizer((math.inf,)) for levels in found
+        ]
         return Rule(
             vector="ones",
             mask="above",
@@ -231,7 +233,7 @@ class Solo(Recipe):
             seeds=tuple(self.seed(task, tensor) for task in tasks),
         )
 
-    def _threshold(self, found: Levels, task: int, tile: Tile) -> Tensor | float:
+    def _threshold(self, found: Quantizer, task: int, tile: Tile) -> Tensor | float:
         (low,) = found.bounds
         if not found.width:
             return low
@@ -244,7 +246,7 @@ class Solo(Recipe):
         """By the task's place in the whole archive: errors of tasks that were added one by one cancel in a merge."""
         return seed_of(self._zoo.first + task, tensor)
 
-    def levels(self, task: int, tensor: str) -> Levels | None:
+    def levels(self, task: int, tensor: str) -> Quantizer | None:
         """Bounds of the levels where a tensor has several."""
         found = self._chosen.get((task, tensor))
         return found if found is not None and len(found.bounds) > 1 else None
@@ -257,7 +259,7 @@ class Solo(Recipe):
         return norm / dot if dot > 0 else 1.0
 
 
-def _to(found: Mapping[Key, _Tensor], divergence: float) -> dict[Key, Choice]:
+def _to(found: Mapping[Key, _Tensor], divergence: float) -> dict[Key, PrecisionChoice]:
     """For the tensors of one task the fewest bits with which its outputs are foretold to come within a divergence."""
     most = divergence**2 * task_gain(tensor.part for tensor in found.values())
     offers = {
@@ -281,19 +283,19 @@ class _Tensor:
     """A tensor whose magnitudes are counted."""
 
     offers: Choices
-    steps: tuple[Levels, ...]
-    part: Part
+    steps: tuple[Quantizer, ...]
+    part: TensorShare
     weight: float
     rms: float
     energy: float
     least: Choices
     """Those with the scale of least squares: harm is the squared error."""
-    fixed: Choice | None
+    fixed: PrecisionChoice | None
     """What is chosen beforehand."""
     lossless_bits: float
     """What it takes without loss, estimated; infinite where that is not known, for it is never less."""
 
-    def levels(self, ladder: int) -> Levels:
+    def levels(self, ladder: int) -> Quantizer:
         """What a choice means."""
         own = ladder - ladders()
         return self.steps[own] if own >= 0 else levels_of(ladder, self.rms)
@@ -370,7 +372,7 @@ class _Histograms(Statistic):
         return _Tensor(
             offers=offers,
             steps=tuple(finer[0]),
-            part=Part(change=found.change, weight=found.weight, gain=coherent),
+            part=TensorShare(change=found.change, weight=found.weight, gain=coherent),
             weight=found.weight,
             rms=found.rms,
             energy=found.energy,
@@ -407,6 +409,6 @@ def _from(offered: Choices, most: float) -> Choices:
     return offered[min(first, len(offered) - 1) :]
 
 
-def _signs(found: Magnitudes) -> Choice:
+def _signs(found: Magnitudes) -> PrecisionChoice:
     """The sign of everything that moved: for tensors with too few parameters to offer a choice."""
-    return Choice(0, 2 * found.moved, 1.0)
+    return PrecisionChoice(0, 2 * found.moved, 1.0)

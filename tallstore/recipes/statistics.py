@@ -16,13 +16,13 @@ from torch import Tensor
 from tallstore.errors import OptionError
 from tallstore.recipes.base import Statistic
 
-__all__ = ["BitHistogram", "TaskVectors", "Trim"]
+__all__ = ["BitHistogram", "HasTaskVectors", "Trim"]
 
 _HIGH = 1 << 15
 _LOW = 1 << 16
 
 
-class TaskVectors(Protocol):
+class HasTaskVectors(Protocol):
     """What the statistics here need of a tile, so that decoded task vectors can be trimmed like true ones."""
 
     @property
@@ -54,7 +54,7 @@ class BitHistogram(Statistic):
         self.rank = torch.zeros(n_tasks, dtype=torch.int64)
         """Per task: the rank within the bucket, from 1; 0 for a task without parameters."""
 
-    def update(self, tile: TaskVectors) -> None:
+    def update(self, tile: HasTaskVectors) -> None:
         """Count a tile."""
         if self._counts.device != tile.tau.device:
             self._counts = self._counts.to(tile.tau.device)
@@ -111,7 +111,7 @@ class Trim:
         """The thresholds of some tasks; none where nothing is trimmed."""
         return () if self.percent == 100 else tuple(self.thresholds()[list(tasks)].tolist())
 
-    def __call__(self, tile: TaskVectors) -> Tensor:
+    def __call__(self, tile: HasTaskVectors) -> Tensor:
         """τ with everything under the threshold 0: shape (T', N)."""
         if self.percent == 100:
             return tile.tau

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tallstore.recipes.allocation import EDGES, Choices, Floats, Levels, Magnitudes, hull_of, prices
+from tallstore.recipes.allocation import EDGES, Choices, Floats, Magnitudes, Quantizer, hull_of, prices
 
 __all__ = ["MOST", "Steps", "join", "steps"]
 
-Steps = tuple[list[Levels], Floats, Floats]
+Steps = tuple[list[Quantizer], Floats, Floats]
 """Levels, and the bits and the harm of each."""
 
 MOST = 127
@@ -46,7 +46,7 @@ def steps(found: Magnitudes) -> Steps:
             at = _distinct(np.searchsorted(found.edges, wanted))
             bounds.append(np.concatenate([found.edges[at[at < len(found.edges)]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
-    levels = [Levels(tuple(each.tolist())) for each in bounds]
+    levels = [Quantizer(tuple(each.tolist())) for each in bounds]
     return levels, *prices(found, bounds)
 
 

@@ -17,7 +17,7 @@ from tallstore.errors import OptionError
 from tallstore.kernels.rules import Rule, VectorRule
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.norm_match import GRID
-from tallstore.recipes.statistics import BitHistogram, TaskVectors, Trim
+from tallstore.recipes.statistics import BitHistogram, HasTaskVectors, Trim
 from tallstore.recipes.sums import sum_rows
 from tallstore.recipes.tallmask import Lambda, TallMasked
 
@@ -35,7 +35,7 @@ class Majority(Statistic):
         self._sum = torch.zeros((), dtype=torch.int64)
         self.sign = 0
 
-    def update(self, tile: TaskVectors) -> None:
+    def update(self, tile: HasTaskVectors) -> None:
         """Add a tile's signs."""
         signs = sum_rows(self._trim(tile)).sign_().sum(dtype=torch.float64)
         self._sum = self._sum.to(signs.device) + signs.long()
@@ -61,7 +61,7 @@ class Election:
         self._majority = Majority(self._trim)
         return (*self._trim.statistics(n_tasks), self._majority)
 
-    def __call__(self, tile: TaskVectors) -> Tensor:
+    def __call__(self, tile: HasTaskVectors) -> Tensor:
         """The merged task vector: shape (N,)."""
         return disjoint_merge(self._trim(tile), self._majority.sign, self._merge)
 

@@ -13,7 +13,7 @@ from tallstore.report.figures import FIGURES, saving
 from tallstore.report.tables import Table, by_layer, by_pair, by_profile, by_source, by_task, by_whole
 from tallstore.words import number, share, size
 
-__all__ = ["Section", "Tile", "lead", "sections", "tiles"]
+__all__ = ["Section", "StatTile", "lead", "sections", "tiles"]
 
 _LONG = 300
 """Letters of a value that are shown."""
@@ -21,7 +21,7 @@ _MOST_VALUES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class StatTile:
     """One number, large."""
 
     what: str
@@ -51,20 +51,20 @@ def lead(facts: Facts) -> str:
     return f"{models}: {size(facts.separate)} as checkpoints, {size(facts.total)} in this archive."
 
 
-def tiles(facts: Facts) -> list[Tile]:
+def tiles(facts: Facts) -> list[StatTile]:
     """The numbers that people look for first."""
     worst = facts.worst
     found = [
-        Tile(what="archive", value=size(facts.total), note=f"instead of {size(facts.separate)}"),
-        Tile(what="size", value=saving(facts), note=f"of {len(facts.tasks) + 1} checkpoints"),
-        Tile(what="bits", value=number(facts.bits, 2), note="a parameter and task, beside the base"),
+        StatTile(what="archive", value=size(facts.total), note=f"instead of {size(facts.separate)}"),
+        StatTile(what="size", value=saving(facts), note=f"of {len(facts.tasks) + 1} checkpoints"),
+        StatTile(what="bits", value=number(facts.bits, 2), note="a parameter and task, beside the base"),
     ]
     if facts.retention is not None and worst is not None:
         note = f"at worst {share(worst.retention)}: {worst.name}"
-        found.append(Tile(what="score kept", value=share(facts.retention), note=note))
+        found.append(StatTile(what="score kept", value=share(facts.retention), note=note))
     elif facts.error is not None and worst is not None:
         note = f"at worst {number(worst.error)}: {worst.name}"
-        found.append(Tile(what="relative error", value=number(facts.error), note=note))
+        found.append(StatTile(what="relative error", value=number(facts.error), note=note))
     return found
 
 

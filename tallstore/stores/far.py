@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeVar, cast
 from tallstore.errors import DamagedError, FormatError, UnreachableError
 from tallstore.format.manifest import PartRecord
 from tallstore.stores.base import Range, Store
-from tallstore.stores.plan import Block, Bytes, Plan
+from tallstore.stores.plan import Block, BlockPlan, Bytes
 from tallstore.stores.zipped import LOCAL, find_data, read_directory
 
 TIMEOUT = 30.0
@@ -85,7 +85,7 @@ class FarFolder(Store):
         self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, "tallstore-far")
-        self._plan = Plan(self._submit)
+        self._plan = BlockPlan(self._submit)
 
     def paths(self) -> list[str]:
         return tried(self.url, self._files.paths)

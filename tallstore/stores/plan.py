@@ -43,7 +43,7 @@ class Block:
         return self.stop - self.start
 
 
-class Plan:
+class BlockPlan:
     """Blocks in the order in which they are expected to be read. Not safe to use from several threads."""
 
     def __init__(self, submit: Callable[[Block], Bytes]) -> None:

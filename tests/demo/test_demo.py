@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from tallstore.cli import main
-from tallstore.demo import TASKS, DemoZoo, Plan, evaluate, make_zoo, run_demo
+from tallstore.demo import TASKS, DemoPlan, DemoZoo, evaluate, make_zoo, run_demo
 from tallstore.demo.digits import N_TEST, held_out, load_digits
 from tallstore.demo.zoo import load_state
 from tallstore.errors import MissingExtraError, NoSuchTaskError, OutputError, OutputExistsError
 
 pytest.importorskip("sklearn", reason="the demo's extra is not installed")
 
-SMALL = Plan(tasks=("odd", "swapped"), width=64, depth=1, base_steps=60, task_steps=60)
-TINY = Plan(tasks=("odd",), width=32, depth=1, base_steps=2, task_steps=2)
+SMALL = DemoPlan(tasks=("odd", "swapped"), width=64, depth=1, base_steps=60, task_steps=60)
+TINY = DemoPlan(tasks=("odd",), width=32, depth=1, base_steps=2, task_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_an_unknown_task_lists_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(NoSuchTaskError, match="digit, odd"):
         evaluate({}, "poetry")
     with pytest.raises(NoSuchTaskError):
-        make_zoo(tmp_path / "zoo", plan=Plan(tasks=("poetry",)))
+        make_zoo(tmp_path / "zoo", plan=DemoPlan(tasks=("poetry",)))
     assert not (tmp_path / "zoo").exists()
 
 
@@ -150,7 +150,7 @@ def test_without_scikit_learn_it_names_the_extra(tmp_path: Path, monkeypatch: py
 def test_the_verb_tells_what_happens_and_what_to_do_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two = Plan(tasks=("odd", "swapped"), width=32, depth=1, base_steps=2, task_steps=2)
+    two = DemoPlan(tasks=("odd", "swapped"), width=32, depth=1, base_steps=2, task_steps=2)
     monkeypatch.setattr("tallstore.demo.run_demo", partial(run_demo, plan=two))
     monkeypatch.chdir(tmp_path)
 

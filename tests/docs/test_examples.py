@@ -14,7 +14,7 @@ import torch
 from support import ROOT
 
 import tallstore
-from tallstore.demo import Plan, run_demo
+from tallstore.demo import DemoPlan, run_demo
 
 EXAMPLES = ROOT / "docs" / "examples"
 transformers = pytest.importorskip("transformers")
@@ -84,7 +84,7 @@ def test_a_finished_fine_tune_joins_the_zoo(models: Path, tmp_path: Path) -> Non
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn", reason="the demo's extra is not installed")
     monkeypatch.chdir(tmp_path)
-    plan = Plan(tasks=("odd", "swapped"), width=32, depth=1, base_steps=2, task_steps=2)
+    plan = DemoPlan(tasks=("odd", "swapped"), width=32, depth=1, base_steps=2, task_steps=2)
     monkeypatch.setattr("tallstore.demo.run_demo", partial(run_demo, plan=plan))
     book = json.loads((EXAMPLES / "first-look.ipynb").read_text(encoding="utf-8"))
     known: dict[str, object] = {}

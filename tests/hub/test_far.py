@@ -19,7 +19,7 @@ import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
 from tallstore.stores import Range, far, plan
 from tallstore.stores.far import FarFolder, Files, Passing
-from tallstore.stores.plan import Block, Plan
+from tallstore.stores.plan import Block, BlockPlan
 
 Span = tuple[int, int]
 MASK, BASE = "tasks/a/mask.safetensors", "base/base.safetensors"
@@ -374,7 +374,7 @@ def test_blocks_never_overlap_and_hold_no_gap() -> None:
         made.append(block)
         raise AssertionError("nothing is fetched before it is read")
 
-    one = Plan(submit)
+    one = BlockPlan(submit)
     one.add(
         [
             Range("x", 10, 5),

@@ -16,10 +16,10 @@ import tallstore
 from tallstore import codecs
 from tallstore.codecs import codebook
 from tallstore.encoder import chunk, quick, work
-from tallstore.encoder.chunk import Row
+from tallstore.encoder.chunk import TaskRow
 from tallstore.kernels import cpu
 from tallstore.recipes import make_recipe
-from tallstore.recipes.allocation import Levels, magnitudes
+from tallstore.recipes.allocation import Quantizer, magnitudes
 from tallstore.recipes.base import Tile
 from tallstore.recipes.norm_match import NormMatch
 
@@ -118,7 +118,7 @@ def test_looks(dtype: torch.dtype) -> None:
     assert not work._same_and_largest(rows[1], base)[0]
 
 
-LEVELS = (Levels((0.01,)), Levels((0.001,), 0.02), Levels((0.0,)), Levels((0.001, 0.002)))
+LEVELS = (Quantizer((0.01,)), Quantizer((0.001,), 0.02), Quantizer((0.0,)), Quantizer((0.001, 0.002)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -137,7 +137,7 @@ def test_choices(n: int, seed: int, dtype: torch.dtype, start: int, shares: list
     for task, share in enumerate(shares):
         length = max(1, int(n * share))
         step = torch.from_numpy(values(length, seed + task + 1)).clamp(-1, 1)
-        rows.append(Row(task, (base[:length] + step).to(dtype)))
+        rows.append(TaskRow(task, (base[:length] + step).to(dtype)))
         recipe._chosen[task, "w"] = LEVELS[(seed + task) % 3]
     codec = codecs.VECTOR["ones"]
     found = quick.choose(base, rows, recipe, codec, torch.device("cpu"), "w", start)

@@ -20,9 +20,9 @@ from tallstore import codecs
 from tallstore.encoder import chunk
 from tallstore.encoder import device as encoder_device
 from tallstore.encoder.backend import Backend, backend_of
-from tallstore.encoder.chunk import Row, tiles
+from tallstore.encoder.chunk import TaskRow, tiles
 from tallstore.recipes import RECIPES, Recipe, make_recipe
-from tallstore.recipes.allocation import Levels
+from tallstore.recipes.allocation import Quantizer
 
 pytest.importorskip("triton")
 
@@ -67,14 +67,14 @@ def moved(base: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     return weights
 
 
-def zoo(n: int, base_dtype: torch.dtype, dtypes: Sequence[torch.dtype], seed: int) -> tuple[Tensor, list[Row]]:
+def zoo(n: int, base_dtype: torch.dtype, dtypes: Sequence[torch.dtype], seed: int) -> tuple[Tensor, list[TaskRow]]:
     g = torch.Generator().manual_seed(seed)
     base = torch.randn(n, generator=g, dtype=torch.float64) * 2.0 ** torch.randint(-6, 2, (n,), generator=g)
     odd = torch.tensor([0.0, -0.0, 2.0**-130, -(2.0**-149), 2.0**-24, 2.0**14, 1.0])
     at = torch.randint(0, 3 * len(odd), (n,), generator=g)
     base = torch.where(at < len(odd), odd.double()[at % len(odd)], base).to(base_dtype)
     base[::16] = 0.0
-    rows = [Row(task, moved(base, dtype, seed + task)) for task, dtype in enumerate(dtypes)]
+    rows = [TaskRow(task, moved(base, dtype, seed + task)) for task, dtype in enumerate(dtypes)]
     for row in rows:
         # So small that candidates for v tie.
         few = torch.randint(-4, 5, (len(row.weights[::16]),), generator=g).double()
@@ -82,7 +82,7 @@ def zoo(n: int, base_dtype: torch.dtype, dtypes: Sequence[torch.dtype], seed: in
     return base, rows
 
 
-def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) -> Recipe:
+def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[TaskRow]) -> Recipe:
     """A recipe whose statistics are finished."""
     recipe = make_recipe(way, **options)
     for statistic in recipe.statistics(len(rows)):
@@ -91,7 +91,7 @@ def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) 
         statistic.finish()
     if way == "solo":
         # Every sort of threshold, whatever the statistics would make of so few elements.
-        sorts = (Levels((0.25,)), Levels((0.125,), 0.5), Levels((0.0,)), Levels((0.1, 0.2)), None)
+        sorts = (Quantizer((0.25,)), Quantizer((0.125,), 0.5), Quantizer((0.0,)), Quantizer((0.1, 0.2)), None)
         for row in rows:
             recipe._chosen.pop((row.task, NAME), None)
             if (levels := sorts[row.task % len(sorts)]) is not None:
@@ -99,7 +99,9 @@ def ready(way: str, options: dict[str, Any], base: Tensor, rows: Sequence[Row]) 
     return recipe
 
 
-def assert_same_choice(base: Tensor, rows: Sequence[Row], recipe: Recipe, codec: str, where: Any, start: int) -> None:
+def assert_same_choice(
+    base: Tensor, rows: Sequence[TaskRow], recipe: Recipe, codec: str, where: Any, start: int
+) -> None:
     wanted = chunk.choose(base, rows, recipe, codecs.VECTOR[codec], torch.device("cpu"), NAME, start)
     found = encoder_device.choose(base, rows, recipe, codecs.VECTOR[codec], where, NAME, start)
     assert found.vector == wanted.vector
@@ -130,7 +132,7 @@ F32, BF16, F16, F64 = DTYPES
 )
 def test_mixed_types_and_short_rows(device: Any, way: str, options: Any, base_dtype: Any, dtypes: Any) -> None:
     base, rows = zoo(1300, base_dtype, dtypes, 7)
-    rows[0] = Row(0, rows[0].weights[:333])
+    rows[0] = TaskRow(0, rows[0].weights[:333])
     recipe = ready(way, options, base, rows)
     assert_same_choice(base, rows, recipe, "ones" if way == "solo" else "f32", device, 0)
 
@@ -145,7 +147,7 @@ def test_many_tasks(device: Any, way: str, count: int) -> None:
 def test_a_chunk_of_several_tiles(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_device, "PIECE", chunk.TILE)
     base, rows = zoo(chunk.TILE + 2077, torch.bfloat16, [torch.bfloat16] * 2, 5)
-    rows[0] = Row(0, rows[0].weights[:5001])
+    rows[0] = TaskRow(0, rows[0].weights[:5001])
     # The hash of places counts on beyond 32 bits.
     assert_same_choice(base, rows, ready("solo", {}, base, rows), "ones", device, (1 << 32) - 7005)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tallstore.codecs.planes import Planes
 from tallstore.kernels import cpu
 from tallstore.kernels.dispatch import decoding
-from tallstore.kernels.fill import Source, part_of
+from tallstore.kernels.fill import FillSource, part_of
 from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.steps import Steps
 from tallstore.tensors import NAME, as_bytes
@@ -50,7 +50,7 @@ def put(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bytes], 
         os.close(handle)
 
 
-def due(source: Source | None) -> Source:
+def due(source: FillSource | None) -> FillSource:
     assert source is not None
     return source
 

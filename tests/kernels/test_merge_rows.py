@@ -12,7 +12,7 @@ from elements import gaps_of
 from support import assert_same, packed, tiny_zoo, without_kernels
 
 from tallstore.archive.merge import _move
-from tallstore.archive.tiles import RowsTile, TaskVectors
+from tallstore.archive.tiles import RowsTile, TaskVectorReader
 from tallstore.kernels import cpu
 from tallstore.kernels.dispatch import merging
 from tallstore.merging import MergeTile, make_method
@@ -173,17 +173,17 @@ def test_an_archive_of_marks_is_merged_by_their_gaps(
     with packed(base, tasks, tmp_path / "zoo", bits=0.3) as zoo:
         ways: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"k": 0}, {"tasks": ["c", "a"], "alpha": 1.0}]
         by_gaps: list[bool] = []
-        real = TaskVectors.gaps
+        real = TaskVectorReader.gaps
 
         def seen(*args: Any) -> Any:
             found = real(*args)
             by_gaps.append(found is not None)
             return found
 
-        monkeypatch.setattr(TaskVectors, "gaps", seen)
+        monkeypatch.setattr(TaskVectorReader, "gaps", seen)
         found = [zoo.merged(**way) for way in ways]
         assert any(by_gaps)
-        monkeypatch.setattr(TaskVectors, "gaps", lambda *_: None)
+        monkeypatch.setattr(TaskVectorReader, "gaps", lambda *_: None)
         for one, way in zip(found, ways, strict=True):
             again = zoo.merged(**way)
             assert again.report.alpha == one.report.alpha

@@ -14,7 +14,7 @@ from torch.nn import functional
 import tallstore
 from tallstore.recipes.allocation import magnitudes
 from tallstore.recipes.coherence import gain, picked
-from tallstore.recipes.divergence import Part, foretold, read_as_it_comes, task_gain
+from tallstore.recipes.divergence import TensorShare, foretold, read_as_it_comes, task_gain
 from tallstore.recipes.steps import steps
 
 State = dict[str, Tensor]
@@ -166,9 +166,9 @@ def test_rows_are_picked_evenly() -> None:
 
 
 def test_a_task_of_noise_has_no_gain() -> None:
-    noise = [Part(change=0.01, weight=1, gain=1)] * 10
-    along = [Part(change=0.01, weight=1, gain=11)] * 10
-    most = [Part(change=0.01, weight=1, gain=100)] * 10
+    noise = [TensorShare(change=0.01, weight=1, gain=1)] * 10
+    along = [TensorShare(change=0.01, weight=1, gain=11)] * 10
+    most = [TensorShare(change=0.01, weight=1, gain=100)] * 10
     assert task_gain(noise) == 1
     assert task_gain(along) == pytest.approx(201)
     assert task_gain(most) == 240

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tallstore.kernels import codes, cpu
 from tallstore.kernels.cpu import Bytes
-from tallstore.kernels.fill import Part, Source, Target
+from tallstore.kernels.fill import ChunkMemory, FillSource, Target
 from tallstore.kernels.native.library import Function, Library, address, bind
 from tallstore.kernels.native.shares import Cursor, Delta
 from tallstore.kernels.pairs import Pairs, Singles
@@ -51,10 +51,10 @@ def _of_both(name: str, result: Any, *arguments: Any) -> dict[str, Function]:
 _P, _N, _I = c_void_p, c_int64, c_int32
 FUNCTIONS: dict[str, Function] = {
     "apply": (_N, (_P, _P, _N, _N, _I, POINTER(Delta), POINTER(Cursor))),
-    "fill": (_I, (_P, _N, POINTER(Source), _I, POINTER(Delta))),
-    "check": (_I, (_N, POINTER(Source))),
+    "fill": (_I, (_P, _N, POINTER(FillSource), _I, POINTER(Delta))),
+    "check": (_I, (_N, POINTER(FillSource))),
     "gather": (_I, (_P, _N, _I, _N, _N, _P, _N)),
-    "join": (None, (_P, _N, POINTER(Source))),
+    "join": (None, (_P, _N, POINTER(FillSource))),
     "sum_gaps": (None, (_P, _P, _N)),
     "gaps_to_packed": (None, (_P, _N, _P, _N, _P, _N, _I)),
     "spread": (None, (_P, _P, _N, _P, _N, _I)),
@@ -88,9 +88,9 @@ class NativeDecoding:
         vector: Singles | Pairs | None = None,
     ) -> Steps:
         """By packed symbols."""
-        from tallstore.kernels.native.steps import MaskSteps
+        from tallstore.kernels.native.steps import NativeMaskSteps
 
-        return MaskSteps(self._functions, packed, kind, n, scale, dtype, vector)
+        return NativeMaskSteps(self._functions, packed, kind, n, scale, dtype, vector)
 
     def gaps(self, gaps: Bytes, signs: Bytes, kind: str, n: int, scale: float, dtype: torch.dtype) -> Steps:  # noqa: ARG002
         """By gaps."""
@@ -106,9 +106,9 @@ class NativeDecoding:
 
     def values(self, values: Singles, dtype: torch.dtype) -> Steps:
         """By values."""
-        from tallstore.kernels.native.steps import ValueSteps
+        from tallstore.kernels.native.steps import NativeValueSteps
 
-        return ValueSteps(self._functions, values, dtype)
+        return NativeValueSteps(self._functions, values, dtype)
 
     # ----------------------------------------------------------------------------------------------- whole chunks
 
@@ -117,25 +117,25 @@ class NativeDecoding:
         alone = out.numel() < 2  # whose stride may be anything
         return None if alone or not out.is_contiguous() or out.data_ptr() % _ALIGNED else Target(out)
 
-    def file(self, handle: int, at: int) -> Source | None:
+    def file(self, handle: int, at: int) -> FillSource | None:
         """Where the library has a hash."""
-        return Source(handle=handle, at=at) if self._hashes else None
+        return FillSource(handle=handle, at=at) if self._hashes else None
 
-    def planes(self, planes: Sequence[Bytes]) -> Source | None:
+    def planes(self, planes: Sequence[Bytes]) -> FillSource | None:
         """Of words of two or four bytes."""
         if len(planes) not in {2, 4}:
             return None
-        source = Source(item=len(planes), handle=-1)
+        source = FillSource(item=len(planes), handle=-1)
         source.held = [np.ascontiguousarray(plane) for plane in planes]
         for place, plane in enumerate(source.held):
             source.planes[place] = address(plane)
         return source
 
-    def whole(self, part: Part, source: Source) -> bool:
+    def whole(self, part: ChunkMemory, source: FillSource) -> bool:
         """`ts_fill`, nothing added."""
         return bool(self._functions.fill(part.address, part.nbytes, source, 0, None))
 
-    def check(self, source: Source, size: int) -> bool:
+    def check(self, source: FillSource, size: int) -> bool:
         """`ts_check`."""
         return bool(self._functions.check(size, source))
 

@@ -18,7 +18,7 @@ from tallstore.kernels.native.library import Function, address
 from tallstore.kernels.scratch import scratch
 
 __all__ = [
-    "Row",
+    "NativeRow",
     "Seen",
     "agree",
     "agree_rows",
@@ -109,7 +109,7 @@ class _Seen(Structure):
     _fields_ = (("differs", c_uint32), ("largest", c_uint32))
 
 
-class Row(NamedTuple):
+class NativeRow(NamedTuple):
     """A tensor's elements, in a file or in memory."""
 
     form: int
@@ -168,7 +168,7 @@ def mark(
     packed: Bytes,
     sums: Floats,
     seen: Seen,
-    row: Row,
+    row: NativeRow,
     start: int,
     base: Singles,
     low: float,
@@ -272,7 +272,7 @@ def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: i
     return numbers, totals, float(norm)
 
 
-def subtract(tau: Singles, seen: Seen, row: Row, runs: Integers, base: Singles) -> bool:
+def subtract(tau: Singles, seen: Seen, row: NativeRow, runs: Integers, base: Singles) -> bool:
     """τ = θt − θ0 of runs of a row, one behind the other; whether all could be read.
 
     Args:
@@ -309,7 +309,7 @@ def tally(tau: Singles, base: Singles, shift: int, bins: int) -> Tally:
     return counts[:used].copy(), first.value, energy.value
 
 
-def tally_row(seen: Seen, row: Row, runs: Integers, base: Singles, shift: int, bins: int) -> Tally | None:
+def tally_row(seen: Seen, row: NativeRow, runs: Integers, base: Singles, shift: int, bins: int) -> Tally | None:
     """The same of runs of a row against their base; None where not all of them could be read.
 
     Args:
@@ -362,7 +362,7 @@ def count_bytes(values: Bytes) -> Integers:
     return counts
 
 
-def coherence(row: Row, firsts: Integers, base: Singles, bits: int) -> tuple[float, ...] | None:
+def coherence(row: NativeRow, firsts: Integers, base: Singles, bits: int) -> tuple[float, ...] | None:
     """The sums that `recipes.coherence.gain_of` takes, zeros where too few rows moved; None where one cannot be read.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tallstore.kernels import cpu, tiled
 from tallstore.kernels.cpu import Bytes
-from tallstore.kernels.fill import Part, Source
+from tallstore.kernels.fill import ChunkMemory, FillSource
 from tallstore.kernels.forms import FORMS
 from tallstore.kernels.native.library import address
 from tallstore.kernels.native.shares import GAPS, LEVELS, MASK, VALUES, Cursor, Delta
@@ -21,7 +21,7 @@ from tallstore.kernels.pairs import Pairs, Singles
 from tallstore.kernels.scratch import scratch
 from tallstore.kernels.steps import TILE, Run, Steps
 
-__all__ = ["GapSteps", "LevelSteps", "MaskSteps", "NativeSteps", "ValueSteps"]
+__all__ = ["GapSteps", "LevelSteps", "NativeMaskSteps", "NativeSteps", "NativeValueSteps"]
 
 
 class NativeSteps(Steps):
@@ -48,7 +48,7 @@ class NativeSteps(Steps):
 
         return run
 
-    def fill(self, part: Part, source: Source) -> bool:
+    def fill(self, part: ChunkMemory, source: FillSource) -> bool:
         """Unless a NaN of the base needs the reference."""
         form = FORMS[self._dtype]
         return bool(self._functions.fill(part.address, part.nbytes, source, form, byref(self._share)))
@@ -95,7 +95,7 @@ class NativeSteps(Steps):
         self._reference().apply(out, base, start)
 
 
-class MaskSteps(NativeSteps):
+class NativeMaskSteps(NativeSteps):
     """A mask over a vector, as packed symbols."""
 
     kind = MASK
@@ -144,7 +144,7 @@ class LevelSteps(NativeSteps):
         self._reference = lambda: tiled.DeltaSteps(packed, bits, table, dtype)
 
 
-class ValueSteps(NativeSteps):
+class NativeValueSteps(NativeSteps):
     """A delta that is there as values."""
 
     kind = VALUES
