@@ -89,6 +89,7 @@ def changes(
             dtype, own[source][1], make, in_place=in_place
         )
     if config is None:
+        _check_floats(found, dtypes, where)
         return found
     merger = _Merger(tensors, config, places, dtypes, read, base, found, where, ties)
     by: dict[str, str] = {}
@@ -105,10 +106,13 @@ def changes(
                     f"{where}: cannot be merged here: it changes {memory!r} twice, by the names {by[memory]!r} and "
                     f"{module!r}: {_REMEDY}"
                 )
+    _check_floats(found, dtypes, where)
     also = {name: found[first] for name, first in ties.items() if first in found and name not in found}
     return found | {name: change for name, change in also.items() if change.in_place}
 
 
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""Types that hold weights, and not the codes of a quantized model."""
 _REMEDY = "write its folder (zoo.export, tallstore extract) and load that with PEFT"
 
 
@@ -126,6 +130,16 @@ def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, wher
         raise OptionError(f"{where}: an adapter of type {config.type} cannot be merged here: {_REMEDY}")
     if config is not None and (setting := config.unmergeable):
         raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {_REMEDY}")
+
+
+def _check_floats(found: Mapping[str, AdapterDelta], dtypes: Mapping[str, str], where: str) -> None:
+    """Codes of a quantized base are no weights: what is added to them means nothing."""
+    for name in found:
+        if (dtype := dtypes.get(name)) is not None and dtype not in _FLOATS:
+            raise OptionError(
+                f"{where}: cannot be merged: the base's {name!r} is of type {dtype}, the codes of a quantized model: "
+                f"{_REMEDY}, on the base as its own library loads it"
+            )
 
 
 def _taken(read: Read, name: str, dtype: torch.dtype) -> Tensor:

@@ -54,7 +54,7 @@ class _MergedTask:
             lambda name: _base(decoder, name),
             config=_config(reader, manifest.tasks[task], where),
             config_of=partial(file_as_json, reader, manifest.tasks[task], where),
-            ties=_ties(reader, manifest),
+            ties=decoder.base_ties(),
             where=where,
             trainer=record.adapter.type if record.adapter is not None else None,
             metadata=record.weights[0].metadata if record.weights else {},
@@ -147,14 +147,6 @@ def file_as_json(reader: Reader, task: Task, where: str, name: str) -> Mapping[s
 def _base(decoder: Decoder, name: str) -> Tensor:
     decoder.check_base(name)
     return decoder.base_tensor(name)
-
-
-def _ties(reader: Reader, manifest: Manifest) -> dict[str, str]:
-    """Base tensors that share the memory of another one, as far as the archive knows."""
-    if manifest.base.storage != "embed":
-        return {}
-    places = reader.places(manifest.base.parts, "base", "")
-    return {name: str(place.entry.to) for name, place in places.items() if place.entry.kind == "tied"}
 
 
 def check_merged(manifest: Manifest, task: str, where: str) -> None:

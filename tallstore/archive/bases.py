@@ -39,6 +39,15 @@ class BaseElements:
         """Whether the caller gave it: it is then read a tensor at a time."""
         return self._given is not None
 
+    def ties(self) -> dict[str, str]:
+        """Tensors that share the memory of another one → that one, as far as archive or checkpoint know."""
+        if self._given is not None:
+            return dict(self._given.ties)
+        if not self.embedded:
+            return {}
+        places = self._reader.places(self._manifest.base.parts, "base", "")
+        return {name: str(place.entry.to) for name, place in places.items() if place.entry.kind == "tied"}
+
     @property
     def embedded(self) -> bool:
         """Whether it is read from the archive."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from torch import Tensor
+
 from tallstore.archive.decode import Decoder
 from tallstore.archive.lineup import Lineup, Member
 from tallstore.format.dtypes import MASKABLE
@@ -48,7 +50,7 @@ def _tied(
     entries = {name: place.entry for name, place in decoder.task(task).items()}
     if lineup.facts.dtype not in MASKABLE:
         return None
-    for name, source in _candidates(manifest, lineups, lineup, index, entries):
+    for name, source in _candidates(decoder, manifest, lineups, lineup, index, entries):
         target = entries[source]
         if target.shape == lineup.facts.shape and target.dtype in MASKABLE:
             entry = Entry(kind="tied", dtype=target.dtype, shape=target.shape, to=source)
@@ -57,7 +59,12 @@ def _tied(
 
 
 def _candidates(
-    manifest: Manifest, lineups: Mapping[str, Lineup], lineup: Lineup, index: int, entries: Mapping[str, Entry]
+    decoder: Decoder,
+    manifest: Manifest,
+    lineups: Mapping[str, Lineup],
+    lineup: Lineup,
+    index: int,
+    entries: Mapping[str, Entry],
 ) -> Iterator[tuple[str, str]]:
     """Names that a task has, or would have, for a base tensor, each with the tensor of its own that it is tied to."""
     names = dict.fromkeys([*(member.name for member in lineup.members), lineup.base])
@@ -66,8 +73,16 @@ def _candidates(
             yield name, str(entries[name].to)
     if len(lineup.facts.shape) < 2 or any(name in entries for name in names):
         return
-    for other, facts in manifest.base.tensors.items():
-        if other != lineup.base and other in lineups and facts == lineup.facts:
+    copies = [o for o, facts in manifest.base.tensors.items() if o != lineup.base and facts == lineup.facts]
+    if not copies or _is_constant(decoder.base_tensor(lineup.base)):
+        return
+    for other in copies:
+        if other in lineups:
             for member in lineups[other].members:
                 if member.index == index:
                     yield lineup.members[0].name, member.name
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether two tensors like this one are alike for another reason than a tie: both were begun with zeros, say."""
+    return tensor.numel() < 2 or bool((tensor == tensor.flatten()[0]).all())

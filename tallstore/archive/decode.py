@@ -59,6 +59,10 @@ class Decoder:
         self.vectors = self._places.vectors
         self.pieces = Pieces(self._places, self._chunks, self._base, self._run)
 
+    def base_ties(self) -> dict[str, str]:
+        """The base's tensors that share the memory of another one → that one."""
+        return self._base.ties()
+
     @property
     def given_base(self) -> BaseElements | None:
         """The base that the caller gave; None where there is none, or the archive's own is used."""

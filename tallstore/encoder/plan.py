@@ -153,7 +153,7 @@ def _note_unmatched(found: EncodePlan, base: Checkpoint, task: Checkpoint) -> No
     if share > UNMATCHED:
         unused = f"; the base has {names_of(found.missing[-1])} unused" if found.missing[-1] else ""
         found.warnings.append(
-            f"{task.where}: {100 * share:.2g} % of its parameters find no counterpart in {base.where} and are stored "
+            f"{task.where}: {100 * share:.3g} % of its parameters find no counterpart in {base.where} and are stored "
             f"whole ({names_of(names)}){unused}"
         )
 

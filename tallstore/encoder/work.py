@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint, RoundedBase, TensorInfo
 from tallstore.codecs.base import Buffer, MaskCodec, VectorCodec, WholeCodec
-from tallstore.codecs.base import TaskRow as Lengths
+from tallstore.codecs.base import Row as Lengths
 from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import STATISTIC_TILE, Made, TaskRow, encode_chunk, task_vector, tiles
 from tallstore.encoder.device import has_kernels

@@ -13,7 +13,7 @@ from torch import Tensor
 from tallstore.archive import open_archive
 from tallstore.checkpoints import Source, merged_state, opened_checkpoint
 from tallstore.encoder import GroupSlot, Options, PackedArchive, PackReport, Progress, encode
-from tallstore.errors import BudgetError, OptionError
+from tallstore.errors import BudgetError, EvaluatorError, OptionError
 from tallstore.evaluator import Score, find_evaluator, score
 from tallstore.promises.budget import Key, escalate
 from tallstore.recipes import GRID, RECIPES, TallMasked
@@ -70,6 +70,11 @@ class _Trials:
                     self.warnings.append(f"task {name!r} is not scored: {error}")
                 else:
                     self.originals[name] = score(self.score, state, name)
+                    if self.options.min_retention is not None and self.originals[name] < 0:
+                        raise EvaluatorError(
+                            f"the original of task {name!r} scores {self.originals[name]:g}: min_retention is a share "
+                            "of a score, which cannot be negative; give accuracies, or exp(-loss); nothing was written"
+                        )
 
     @property
     def _rounded(self) -> bool:

@@ -166,11 +166,32 @@ def test_tied_weights_stay_tied(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["embedding-tied", "tokens-alone-tied", "tokens-of-a-tied-head", "lora-of-a-tied-head"]
 )
-def test_a_base_in_memory_changes_under_both_names(make: Make, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("storage", ["embed", "bf16", "reference"])
+def test_a_base_in_memory_changes_under_both_names(make: Make, tmp_path: Path, name: str, storage: str) -> None:
     found = make(CASES[name])
-    tallstore.pack(found.model(), {"a": found.adapter}, tmp_path / "zoo.tall")
-    with tallstore.open(tmp_path / "zoo.tall") as zoo:
-        assert same(zoo.state_dict("a", merged=True), found.merged())
+    base = found.model()
+    tallstore.pack(base, {"a": found.adapter}, tmp_path / "zoo.tall", base_storage=storage)
+    with tallstore.open(tmp_path / "zoo.tall", base=base if storage == "reference" else None) as zoo:
+        state = zoo.state_dict("a", merged=True)
+    assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    assert storage == "bf16" or same(state, found.merged())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_an_adapter_is_not_merged_into_the_codes_of_a_quantized_base(
+    make: Make, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    found = make(CASES[name])
+    weights = load_file(found.base / "model.safetensors")
+    save_file({n: t.to(dtype) for n, t in weights.items()}, found.base / "model.safetensors", {"format": "pt"})
+    with tallstore.open(packed(found, tmp_path)) as zoo:
+        with pytest.raises(OptionError, match=r"cannot be merged: the base's .* codes of a quantized model"):
+            zoo.state_dict("a", merged=True)
+        zoo.export("a", tmp_path / "out")
+    target = tmp_path / "judged.tall"
+    report = tallstore.pack(found.base, {"a": found.adapter}, target, evaluate=lambda *_: 1.0)
+    assert any("is not scored" in each for each in report.warnings)
 
 
 def test_one_memory_changed_twice_is_kept_and_not_merged(make: Make, tmp_path: Path) -> None:

@@ -48,6 +48,17 @@ def test_a_tied_tensor_counts_in_both_places(base: str, form: str, quality: str,
         assert form == "once" or of_a["head.weight"].data_ptr() == of_a["emb.weight"].data_ptr()
 
 
+def test_matrices_that_begin_alike_are_not_tied(tmp_path: Path) -> None:
+    """Zeros, of which one task lacks one: nothing of that task belongs in its place."""
+    base = {"a.weight": torch.zeros(64, 32), "b.weight": torch.zeros(64, 32), "x.weight": BODY}
+    whole = {name: near(tensor, seed) for seed, (name, tensor) in enumerate(base.items(), 30)}
+    lacks = {name: near(tensor, seed) for seed, (name, tensor) in enumerate(base.items(), 40) if name != "b.weight"}
+    with packed(base, {"a": whole, "b": lacks}, tmp_path / "z.tall", quality="lossless") as zoo:
+        merged = zoo.merged("arithmetic", alpha=1.0)
+        assert same_bits(merged["b.weight"], whole["b.weight"])
+        assert not [note for note in merged.report.notes if "tied" in note]
+
+
 @pytest.mark.parametrize("method", ["arithmetic", "ties", "consensus"])
 def test_every_method_takes_them(method: str, tmp_path: Path) -> None:
     recipe = "ties" if method == "ties" else "tall"
