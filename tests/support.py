@@ -295,6 +295,7 @@ import torch
 torch.set_num_threads(1)
 import tallstore, support
 tallstore.pack, tallstore.open  # loaded when first named: here, once, and not in every job
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 for line in sys.stdin:
     job = json.loads(line)

@@ -16,10 +16,10 @@ from tallstore.format import limits
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels.conversion import convert
 
-__all__ = ["Base", "Checker"]
+__all__ = ["BaseReader", "Checker"]
 
 
-class Base(Protocol):
+class BaseReader(Protocol):
     """Where the base's elements come from."""
 
     def check(self, name: str) -> None:
@@ -36,11 +36,11 @@ class StoredBase:
         self._places, self._codes = places, codes
 
     def check(self, name: str) -> None:
-        """See `Base`."""
+        """See `BaseReader`."""
         self._places.base(name)
 
     def bytes_into(self, name: str, a: int, out: Bytes, dtype: str) -> None:
-        """See `Base`."""
+        """See `BaseReader`."""
         own = str(self._places.base(name).entry.dtype)
         if own == dtype:
             self._fill(name, a, out)
@@ -71,7 +71,7 @@ class StoredBase:
 class Checker:
     """Checks one archive."""
 
-    def __init__(self, reader: Reader, given: Base | None) -> None:
+    def __init__(self, reader: Reader, given: BaseReader | None) -> None:
         """Of an archive, and the base that the caller gave, if any."""
         self._reader, self._manifest = reader, reader.manifest
         self._places, self._codes = Places(reader), Codes(reader)

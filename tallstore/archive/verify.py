@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tallstore.archive.checking import Base, Checker
+from tallstore.archive.checking import BaseReader, Checker
 from tallstore.archive.reader import Reader, RenewedError, once_more
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.manifest import MANIFEST
@@ -48,7 +48,7 @@ class VerifyReport:
 
 
 def verify_archive(
-    reader: Reader, given: Base | None = None, *, progress: Callable[[str, int, int], None] | None = None
+    reader: Reader, given: BaseReader | None = None, *, progress: Callable[[str, int, int], None] | None = None
 ) -> VerifyReport:
     """Check hashes of all files, then the sense of every entry and every chunk.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -222,6 +223,13 @@ def made(case: Case, folder: Path, seed: int = 1) -> Made:
                 parameter.data = (torch.randn(parameter.shape, generator=draw) * 0.1 + middle).to(parameter.dtype)
         adapted.save_pretrained(adapter)
     return Made(case, base, adapter)
+
+
+@pytest.fixture(autouse=True)
+def _distutils_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BOFT imports setuptools, which refuses to come after Python's own distutils unless it is told to use that."""
+    if sys.version_info < (3, 12):
+        monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 @pytest.fixture
