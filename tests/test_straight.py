@@ -60,7 +60,7 @@ def start_of(base: Tensor) -> straight.Start:
     return found
 
 
-def row_of(checkpoint: Checkpoint, base: straight.Start) -> native.Row:
+def row_of(checkpoint: Checkpoint, base: straight.Start) -> native.NativeRow:
     found = straight.row_in_file(checkpoint, "w", base)
     assert found is not None
     return found

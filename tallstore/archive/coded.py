@@ -19,7 +19,7 @@ __all__ = ["CodedLossless"]
 
 @dataclass(frozen=True)
 class CodedLossless:
-    """Coded chunks of N elements. Beside `packed.Packed`, and used as it is."""
+    """Coded chunks of N elements. Beside `packed.PackedTensor`, and used as it is."""
 
     codec: LosslessCodec
     codes: Tensor

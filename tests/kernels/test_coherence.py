@@ -24,7 +24,7 @@ SIZES = [0.0, 2.0**-149, 2.0**-130, 2.0**-20, 1.0, 2.0**14, 2.0**120, float("inf
 def found(base: torch.Tensor, weights: torch.Tensor, firsts: list[int], n: int) -> float:
     rows = torch.stack([base[first : first + n] for first in firsts]).float().numpy()
     bits = weights.view(torch.uint8).numpy()
-    row = encode.Row(FORMS[weights.dtype], data=bits)
+    row = encode.NativeRow(FORMS[weights.dtype], data=bits)
     sums = encode.coherence(row, np.array(firsts, np.int64), rows, BITS)
     assert sums is not None
     return gain_of(n, *sums)
@@ -55,7 +55,7 @@ def test_a_file_that_ends_within_rows(tmp_path: Path) -> None:
     path.write_bytes(np.ones(100, np.float32).tobytes())
     handle = os.open(path, os.O_RDONLY)
     try:
-        row, base = encode.Row(FLOAT32, handle, 0), np.zeros((2, 50), np.float32)
+        row, base = encode.NativeRow(FLOAT32, handle, 0), np.zeros((2, 50), np.float32)
         assert encode.coherence(row, np.array([0, 50]), base, BITS) is not None
         assert encode.coherence(row, np.array([0, 51]), base, BITS) is None
     finally:

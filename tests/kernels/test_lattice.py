@@ -199,7 +199,7 @@ _BOTH = (reference.decode, lattice_fast.decode)
 def _answer(decode, lattice: Lattice, base, model, states, words, extra) -> str:  # type: ignore[no-untyped-def]
     out = base.copy()
     try:
-        decode(lattice, out, model, reference.Steps(states, words, extra))
+        decode(lattice, out, model, reference.LatticeSymbols(states, words, extra))
     except DamagedError as error:
         return str(error)
     return out.tobytes().hex()
