@@ -37,7 +37,7 @@ from tallstore.encoder.plan import EncodePlan, User, Whole
 from tallstore.encoder.quality import Cheaper, Quality, significant
 from tallstore.encoder.quantized import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.report import Progress
-from tallstore.encoder.work import BUDGET, LOSSLESS, WORDS, Tools, WholePiece
+from tallstore.encoder.work import LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
@@ -371,9 +371,8 @@ class Stream:
         writer = writers.masks[user.task]
         why = each.why_whole or (each.if_moved if each.moved else "")
         if why:
-            self.plan.private[user.task][user.name] = Whole(why, "budget" if why == BUDGET else "numbers")
-            if why != BUDGET:
-                self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
+            self.plan.private[user.task][user.name] = Whole(why, "numbers")
+            self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
             return False
         if each.moved and each.smaller_without_loss:
             each.take_without_loss(writer)

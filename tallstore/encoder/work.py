@@ -36,11 +36,8 @@ from tallstore.recipes.base import Recipe, Statistic
 from tallstore.recipes.coherence import COLUMNS, gain, picked
 from tallstore.tensors import TORCH, as_bytes
 
-WHOLE = "whole"
-"""The form of a tensor that a budget wants stored whole."""
 LOSSLESS = "lossless"
 """The form of a tensor that is coded against the base's without loss."""
-BUDGET = "the error budget asks for it"
 WORDS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
 """Unsigned integers by bytes an element."""
 
@@ -150,7 +147,7 @@ class Tools:
     lossless: WholeCodec | None = None
     """Codec of lost bits."""
     forms: Mapping[tuple[int, str], str] = field(default_factory=dict)
-    """(task, base tensor) → the vector codec of a delta of its own, or WHOLE: what a budget asks for."""
+    """(task, base tensor) → the vector codec of a delta of its own, or LOSSLESS: what a budget asks for."""
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
     exactly: frozenset[int] = frozenset()
@@ -424,7 +421,7 @@ def _encode(
     item: Item, users: Sequence[User], found: Read, base: Tensor, tools: Tools
 ) -> tuple[bytes, list[Outcome | None]]:
     """Code rows. `base` is what is stored of it."""
-    looks = _budget(item.name, users, _looks(found), tools)
+    looks = _looks(found)
     rows = [
         replace(row, form=tools.forms.get((row.task, item.name)), exact=row.task in tools.exact)
         for row in _usable(users, found, looks)
@@ -453,20 +450,6 @@ def _outcome(item: Item, user: User, look: Outcome, made: Made, row: TaskRow, ba
         lost=tools.lossless.encode(lost, WORDS[size]),
         without_loss=None if other is None else other[0],
     )
-
-
-def _budget(name: str, users: Sequence[User], looks: Sequence[Outcome | None], tools: Tools) -> list[Outcome | None]:
-    """The same looks, except that rows a budget wants whole say so."""
-    out: list[Outcome | None] = []
-    for user, look in zip(users, looks, strict=True):
-        wanted = tools.forms.get((user.task, name)) == WHOLE
-        if wanted and look is not None and look.moved and look.usable:
-            out.append(replace(look, why_whole=BUDGET))
-        elif wanted and look is not None and look.usable:
-            out.append(replace(look, if_moved=BUDGET))
-        else:
-            out.append(look)
-    return out
 
 
 def _looks(found: Read) -> list[Outcome | None]:
