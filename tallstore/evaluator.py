@@ -19,19 +19,19 @@ def find_evaluator(given: Score | str) -> Score:
     """A callable as it is; `module:function` by import, the current folder included. Raises EvaluatorError."""
     if not isinstance(given, str):
         if not callable(given):
-            raise EvaluatorError(f"the evaluator is a {type(given).__name__}: a callable or 'module:function' is due")
+            raise EvaluatorError(f"the evaluator is a {type(given).__name__}: expected a callable or 'module:function'")
         return given
     module_name, colon, name = given.partition(":")
     if not colon or not module_name or not name:
-        raise EvaluatorError(f"evaluator {given!r}: 'module:function' is due")
+        raise EvaluatorError(f"evaluator {given!r}: expected 'module:function'")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way
         raise EvaluatorError(f"evaluator {given!r}: cannot import {module_name!r} ({_line(error)})") from error
-    function = getattr(found, name, None)
+    function = getattr(module, name, None)
     if not callable(function):
         raise EvaluatorError(f"evaluator {given!r}: {module_name!r} has no function {name!r}")
     checked: Score = function
@@ -48,9 +48,9 @@ def score(evaluator: Score, state: dict[str, Tensor], task: str) -> float:
         number = float(value)
     except (TypeError, ValueError) as error:
         kind = type(value).__name__
-        raise EvaluatorError(f"the evaluator gave a {kind} for task {task!r}; a number is due") from error
+        raise EvaluatorError(f"the evaluator gave a {kind} for task {task!r}; expected a number") from error
     if not math.isfinite(number):
-        raise EvaluatorError(f"the evaluator gave {number} for task {task!r}; a finite number is due")
+        raise EvaluatorError(f"the evaluator gave {number} for task {task!r}; expected a finite number")
     return number
 
 

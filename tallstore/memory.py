@@ -40,15 +40,15 @@ def blocks(sizes: Sequence[int]) -> list[Bytes]:
     """
     if not _IS_THERE or all(size < _LEAST for size in sizes):
         return [np.empty(size, np.uint8) for size in sizes]
-    due = [-(-size // _HUGE) * _HUGE if size >= _LEAST else 0 for size in sizes]
+    mapped = [-(-size // _HUGE) * _HUGE if size >= _LEAST else 0 for size in sizes]
     there = _taken()
-    found: list[mmap.mmap | None] = [there[size].pop() if there.get(size) else None for size in due]
-    if all(again is not None or not size for again, size in zip(found, due, strict=True)):
+    reused: list[mmap.mmap | None] = [there[size].pop() if there.get(size) else None for size in mapped]
+    if all(again is not None or not size for again, size in zip(reused, mapped, strict=True)):
         _given_up.extend(chain.from_iterable(there.values()))
     there.clear()
     return [
         _over(again or _new(whole), size) if whole else np.empty(size, np.uint8)
-        for again, whole, size in zip(found, due, sizes, strict=True)
+        for again, whole, size in zip(reused, mapped, sizes, strict=True)
     ]
 
 
@@ -59,12 +59,12 @@ def release() -> None:
 
 def _taken() -> dict[int, list[mmap.mmap]]:
     """All that was given up, by size."""
-    found: dict[int, list[mmap.mmap]] = {}
+    by_size: dict[int, list[mmap.mmap]] = {}
     with contextlib.suppress(IndexError):
         while True:
             block = _given_up.popleft()
-            found.setdefault(len(block), []).append(block)
-    return found
+            by_size.setdefault(len(block), []).append(block)
+    return by_size
 
 
 def _new(size: int) -> mmap.mmap:
@@ -78,9 +78,9 @@ def _new(size: int) -> mmap.mmap:
 
 
 def _over(block: mmap.mmap, size: int) -> Bytes:
-    found = np.frombuffer(block, np.uint8, size)
-    weakref.finalize(found, _give_up, block).atexit = False
-    return found
+    array = np.frombuffer(block, np.uint8, size)
+    weakref.finalize(array, _give_up, block).atexit = False
+    return array
 
 
 def _give_up(block: mmap.mmap) -> None:

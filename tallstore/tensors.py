@@ -58,8 +58,8 @@ def as_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
         return np.empty(0, np.uint8)
     if len(flat) == 1:  # whose stride may be anything
         flat = flat.as_strided((1,), (1,))
-    found: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-    return found
+    raw: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return raw
 
 
 def convert_bytes(raw: npt.NDArray[np.uint8], dtype: str, out: npt.NDArray[np.uint8], to: str) -> None:

@@ -28,10 +28,10 @@ _POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 def parse_size(text: int | str, what: str) -> int:
     """Bytes that a number, or one like `5GB` or `512MiB`, stands for; else an OptionError about `what`."""
-    found = _SIZE.fullmatch(str(text).strip())
-    count = float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2].upper()] if found else 0
+    match = _SIZE.fullmatch(str(text).strip())
+    count = float(match[1]) * (1024 if match[3] else 1000) ** _POWER[match[2].upper()] if match else 0
     if not 1 <= count < 2**63:
-        raise OptionError(f"{what} {text!r} is no size: a number of bytes, or one like 5GB or 512MiB, is due")
+        raise OptionError(f"{what} {text!r} is not a size; expected a number of bytes, or one like 5GB or 512MiB")
     return int(count)
 
 

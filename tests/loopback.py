@@ -316,7 +316,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def store(self, name: str, part: str = "") -> None:
         if self.token is not None:
-            return self.refuse(400, "a token came to where none is due")
+            return self.refuse(400, "a token came to where none is expected")
         if not part and sha256(self.body) != name:
             return self.refuse(400, "not what was announced")
         self.server.stored[name + part] = self.body
@@ -385,7 +385,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def cdn(self, owner: str, name: str, commit: str, *path: str) -> None:
         if self.token is not None:
-            return self.refuse(400, "a token came to where none is due")
+            return self.refuse(400, "a token came to where none is expected")
         data = self.server.repos[f"{owner}/{name}"].commits.get(commit, {}).get("/".join(path))
         return self.give(data, {}) if data is not None else self.refuse(404, "no such file")
 

@@ -41,10 +41,10 @@ class AdapterConfig:
     @property
     def type(self) -> str:
         """PEFT's name of the method."""
-        found = self.facts.get("peft_type")
-        if not isinstance(found, str) or not re.fullmatch(r"[A-Z0-9_]{1,64}", found, re.ASCII):
-            raise FormatError(f"{self.where}: peft_type {found!r} is no type of an adapter")
-        return found
+        kind = self.facts.get("peft_type")
+        if not isinstance(kind, str) or not re.fullmatch(r"[A-Z0-9_]{1,64}", kind, re.ASCII):
+            raise FormatError(f"{self.where}: peft_type {kind!r} is no type of an adapter")
+        return kind
 
     @property
     def plain(self) -> bool:
@@ -80,13 +80,13 @@ class AdapterConfig:
 
     def tokens(self, module: str) -> list[int]:
         """Rows of a module's embedding that are trained."""
-        found = self.facts.get("token_indices" if self.type == "TRAINABLE_TOKENS" else "trainable_token_indices")
-        if isinstance(found, dict):
-            keys = [key for key in found if module == key or module.endswith(f".{key}")]
-            found = found[max(keys, key=len)] if keys else None
-        if not isinstance(found, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+        indices = self.facts.get("token_indices" if self.type == "TRAINABLE_TOKENS" else "trainable_token_indices")
+        if isinstance(indices, dict):
+            keys = [key for key in indices if module == key or module.endswith(f".{key}")]
+            indices = indices[max(keys, key=len)] if keys else None
+        if not isinstance(indices, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
             raise FormatError(f"{self.where}: no token indices for {module!r}")
-        return found
+        return indices
 
     def _patterned(self, key: str, module: str, default: Any) -> Any:
         """The value of the first pattern that the end of a module's name matches, as PEFT chooses it."""

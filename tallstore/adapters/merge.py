@@ -78,37 +78,37 @@ def changes(
         WrongBaseError: a tensor that it changes is not in the base.
     """
     _check_mergeable(tensors, config, where)
-    found: dict[str, AdapterDelta] = {}
+    deltas: dict[str, AdapterDelta] = {}
     for name, source in tensors.replaced.items():
         in_place = ".base_layer." in source  # written to the module's own weight, and no copy of it
         there = places.changed(name) if in_place else places.of(name)
         dtype = own[source][0] if there is None else dtypes[there]
         make = partial(_taken, read, source, TORCH[dtype])
         target = there or places.model_name(name)
-        found[ties.get(target, target) if in_place else target] = AdapterDelta(
+        deltas[ties.get(target, target) if in_place else target] = AdapterDelta(
             dtype, own[source][1], make, in_place=in_place
         )
     if config is None:
-        _check_floats(found, dtypes, where)
-        return found
-    merger = _Merger(tensors, config, places, dtypes, read, base, found, where, ties)
+        _check_floats(deltas, dtypes, where)
+        return deltas
+    merger = _Merger(tensors, config, places, dtypes, read, base, deltas, where, ties)
     by: dict[str, str] = {}
-    copies = frozenset(name for name, change in found.items() if not change.in_place)
+    copies = frozenset(name for name, change in deltas.items() if not change.in_place)
     for module in tensors.modules:
         for name, change in merger.module(module).items():
             first = ties.get(name, name)
             memory = first if change.in_place and first not in copies else name
             if memory not in by:
                 by[memory] = module
-                found[memory] = change
+                deltas[memory] = change
             elif not merger.same_tokens(by[memory], module):
                 raise OptionError(
                     f"{where}: cannot be merged here: it changes {memory!r} twice, by the names {by[memory]!r} and "
                     f"{module!r}: {_REMEDY}"
                 )
-    _check_floats(found, dtypes, where)
-    also = {name: found[first] for name, first in ties.items() if first in found and name not in found}
-    return found | {name: change for name, change in also.items() if change.in_place}
+    _check_floats(deltas, dtypes, where)
+    also = {name: deltas[first] for name, first in ties.items() if first in deltas and name not in deltas}
+    return deltas | {name: change for name, change in also.items() if change.in_place}
 
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -132,9 +132,9 @@ def _check_mergeable(tensors: AdapterTensors, config: AdapterConfig | None, wher
         raise OptionError(f"{where}: an adapter with {setting} cannot be merged here: {_REMEDY}")
 
 
-def _check_floats(found: Mapping[str, AdapterDelta], dtypes: Mapping[str, str], where: str) -> None:
+def _check_floats(deltas: Mapping[str, AdapterDelta], dtypes: Mapping[str, str], where: str) -> None:
     """Codes of a quantized base are no weights: what is added to them means nothing."""
-    for name in found:
+    for name in deltas:
         if (dtype := dtypes.get(name)) is not None and dtype not in _FLOATS:
             raise OptionError(
                 f"{where}: cannot be merged: the base's {name!r} is of type {dtype}, the codes of a quantized model: "
@@ -175,19 +175,19 @@ class _Merger:
         if tokens and not rest:
             return self._change(weight, partial(self._with_tokens, module, weight, tokens.pop()))
         if not tokens and self._config.plain and rest <= _LORA:
-            found = self._change(weight, partial(self._low_rank, module, weight))
+            deltas = self._change(weight, partial(self._low_rank, module, weight))
             if "lora_B.bias" in rest:
                 bias = self._target(module, "bias")
-                found |= self._change(bias, partial(self._biased, module, bias))
-            return found
+                deltas |= self._change(bias, partial(self._biased, module, bias))
+            return deltas
         if tokens:
             raise OptionError(
                 f"{self._where}: {module!r} has trained tokens and another change at once: merge it with PEFT"
             )
-        found = self._change(weight, partial(self._by_peft, f"{module}.weight"))
+        deltas = self._change(weight, partial(self._by_peft, f"{module}.weight"))
         if (there := self._places.of(f"{module}.bias")) is not None:
-            found |= self._change(there, partial(self._by_peft, f"{module}.bias"))
-        return found
+            deltas |= self._change(there, partial(self._by_peft, f"{module}.bias"))
+        return deltas
 
     def same_tokens(self, left: str, right: str) -> bool:
         """Whether two modules train the same rows of one embedding to the same values."""
@@ -236,8 +236,8 @@ class _Merger:
         return self._base(name) if whole is None else whole.make()
 
     def _parameter(self, module: str, parameter: str) -> Tensor:
-        found = self._read(self._tensors.modules[module][parameter])
-        return found.float() if found.dtype in _NARROW else found
+        tensor = self._read(self._tensors.modules[module][parameter])
+        return tensor.float() if tensor.dtype in _NARROW else tensor
 
     def _low_rank(self, module: str, name: str) -> Tensor:
         weight = self._before(name).clone()

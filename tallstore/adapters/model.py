@@ -73,8 +73,8 @@ def merged_model(
     )
     check_untied(tensors, config, places, config_of("config.json"), where)
     dtypes = {name: dtype for name, (dtype, _) in base.items()}
-    found = changes(tensors, config, places, own, dtypes, read, read_base, where, ties)
+    deltas = changes(tensors, config, places, own, dtypes, read, read_base, where, ties)
     # With a head of the model's own beside them, the base's tensors need the model's names too.
-    beside = any(name not in base for name in found)
-    names = dict.fromkeys([*base, *found])
-    return MergedModel(found, {places.model_name(n) if beside and n in base else n: n for n in names})
+    beside = any(name not in base for name in deltas)
+    names = dict.fromkeys([*base, *deltas])
+    return MergedModel(deltas, {places.model_name(n) if beside and n in base else n: n for n in names})

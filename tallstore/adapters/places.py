@@ -55,9 +55,9 @@ def find_places(tensors: AdapterTensors, shapes: Mapping[str, Shape], base: Mapp
     for module, parameters in tensors.modules.items():
         weight = f"{module}.weight"
         if places.of(weight) is None and (
-            found := tied_to(module, {p: shapes[n] for p, n in parameters.items()}, base)
+            shared := tied_to(module, {p: shapes[n] for p, n in parameters.items()}, base)
         ):
-            tied[weight] = found
+            tied[weight] = shared
     return replace(places, tied=tied)
 
 
@@ -145,9 +145,9 @@ def _misfit(own: Mapping[str, Shape], weight: Shape) -> str | None:
     """The parameter whose shape does not fit a weight; None where all do, or nothing is known of them."""
     outer = (weight[0], weight[1]) if len(weight) > 1 else (weight[0], weight[0]) if weight else (1, 1)
     if len(weight) == 2 and "lora_A.weight" in own and "lora_B.weight" in own:
-        found = own["lora_B.weight"][:1] + own["lora_A.weight"][1:2]
-        if found not in (outer, outer[::-1]):
-            return "lora_A.weight" if found[1:] != outer[1:] else "lora_B.weight"
+        inner = own["lora_B.weight"][:1] + own["lora_A.weight"][1:2]
+        if inner not in (outer, outer[::-1]):
+            return "lora_A.weight" if inner[1:] != outer[1:] else "lora_B.weight"
     if len(weight) > 2 and own.get("lora_B.weight", weight)[:1] != weight[:1]:
         return "lora_B.weight"
     if len(weight) > 2 and own.get("lora_A.weight", weight)[1:] != weight[1:]:

@@ -80,12 +80,12 @@ def sorted_tensors(names: Iterable[str]) -> AdapterTensors:
 def recognised(names: Iterable[str]) -> str | None:
     """The method, if these are the tensors of an adapter: some of its parameters, and not the base's beside them."""
     listed = list(names)
-    found = sorted_tensors(listed)
-    kinds = {_kind(parameter) for parameters in found.modules.values() for parameter in parameters}
+    sorted_by = sorted_tensors(listed)
+    kinds = {_kind(parameter) for parameters in sorted_by.modules.values() for parameter in parameters}
     if not kinds:
         return "PROMPT_TUNING" if listed and all(name.startswith(_PROMPTS) for name in listed) else None
-    own = {f"{module}.weight" for module in found.modules}
-    if 2 * len(own & set(found.replaced)) > len(own):
+    own = {f"{module}.weight" for module in sorted_by.modules}
+    if 2 * len(own & set(sorted_by.replaced)) > len(own):
         return None  # a whole model with an adapter in it
     return next(_TYPES[kind] for kind in _TYPES if kind in kinds)
 

@@ -74,11 +74,11 @@ def check_trainer(
     said = f"{where}: {base_where} is not its base"
     remedy = "give the base that this adapter was trained on, or allow_distant=True (--allow-distant) if it is"
     table = {_flat(name.rpartition("/")[2].removesuffix(".weight")): name for name in base}
-    found = False
+    any_base = False
     for name, shape in shapes.items():
         module, inner = _module(form, name)
         there = table.get(module)
-        found |= there is not None
+        any_base |= there is not None
         axis = next((axis for axis, role in enumerate(_AXES) if role.search(inner)), None)
         if there is None or axis is None or len(shape) < 2 or len(base[there]) < 2:
             continue
@@ -87,7 +87,7 @@ def check_trainer(
                 f"{said}: tensor {name!r} is {list(shape)} and does not fit the base's {there!r}, "
                 f"{list(base[there])}; {remedy}"
             )
-    if not found and not (form == KOHYA and any(_OTHERWISE.search(name) for name in shapes)):
+    if not any_base and not (form == KOHYA and any(_OTHERWISE.search(name) for name in shapes)):
         raise WrongBaseError(f"{said}: the base has no module for tensor {next(iter(shapes))!r}; {remedy}")
 
 
@@ -179,11 +179,11 @@ def converted(
 def _described(metadata: Mapping[str, str], where: str) -> dict[str, AdapterConfig]:
     """What diffusers wrote of each component's configuration."""
     try:
-        found = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        described = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
-        found = {}
+        described = {}
     components: dict[str, dict[str, Any]] = {}
-    for key, value in (found if isinstance(found, dict) else {}).items():
+    for key, value in (described if isinstance(described, dict) else {}).items():
         component, _, setting = str(key).partition(".")
         components.setdefault(component, {})[setting] = value
     made = {name: AdapterConfig({"peft_type": "LORA", **facts}, where) for name, facts in components.items()}

@@ -53,7 +53,7 @@ def check_untied(
         if there is None or not is_embedding(module) or not _saved(config, module):
             continue
         shape = places.base[there]
-        beside = any(other != there and found == shape for other, found in places.base.items())
+        beside = any(other != there and own_shape == shape for other, own_shape in places.base.items())
         if len(shape) == 2 and not beside:
             raise OptionError(
                 f"{where}: cannot be merged: modules_to_save unties {there!r} from the output head, which the base's "

@@ -140,8 +140,8 @@ def _config(reader: Reader, task: Task, where: str) -> AdapterConfig | None:
 def file_as_json(reader: Reader, task: Task, where: str, name: str) -> Mapping[str, Any] | None:
     """A file of the base's; None if it has none of that name, or one that is no object."""
     path = merged_files(task).get(name)
-    found = None if path is None else strict_json.loads(reader.file(path), f"{where}: {name}")
-    return found if isinstance(found, dict) else None
+    content = None if path is None else strict_json.loads(reader.file(path), f"{where}: {name}")
+    return content if isinstance(content, dict) else None
 
 
 def _base(decoder: Decoder, name: str) -> Tensor:

@@ -138,8 +138,8 @@ class Archive:
             part = self._part(task, component)
             wanted = list(part.names) if names is None else self._chosen(task, names, list(part.names))
             held = [part.names.get(name, name) for name in wanted]
-            found = self.state_dict(task, names=held, device=device, exact=exact)
-            return dict(zip(wanted, (found[name] for name in held), strict=True))
+            held_state = self.state_dict(task, names=held, device=device, exact=exact)
+            return dict(zip(wanted, (held_state[name] for name in held), strict=True))
         chosen = None if names is None else self._chosen(task, names, list(self._places(task)))
         self._announce(task, chosen, exact=exact)
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
@@ -331,12 +331,12 @@ class Archive:
         if not isinstance(names, str | re.Pattern):
             return list(names)
         try:
-            found = [name for name in there if re.search(names, name)]
+            chosen = [name for name in there if re.search(names, name)]
         except re.error as error:
             raise OptionError(f"names {names!r} is no regular expression ({error})") from error
-        if not found:
+        if not chosen:
             raise NoSuchTensorError(f"{self.url}: task {task!r} has no tensor with {names!r} in its name")
-        return found
+        return chosen
 
     def _retry_after_refetch(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""

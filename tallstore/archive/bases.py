@@ -85,7 +85,7 @@ class BaseElements:
             has = f"{info.dtype} {list(info.shape)}" if info else "nothing"
             raise WrongBaseError(
                 f"{self._given.where}: not the base of {self._reader.store.url}: for tensor {name!r} it has {has}, "
-                f"and {facts.dtype} {list(facts.shape)} is due"
+                f"expected {facts.dtype} {list(facts.shape)}"
             )
 
     def tensor(self, name: str) -> Tensor:

@@ -73,12 +73,12 @@ class Binding:
 
     def convert(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors that those become."""
-        found: dict[str, Tensor] = {}
+        converted: dict[str, Tensor] = {}
         for group in self.groups:
             assert self.conversion is not None  # there are no groups without one
             made = self.conversion.convert(group, {n: values[self.names[n]] for _, n in group.sources})
-            found |= {self.targets[name]: value for name, value in made.items() if name in self.targets}
-        return found
+            converted |= {self.targets[name]: value for name, value in made.items() if name in self.targets}
+        return converted
 
     def overlaps(self) -> list[Overlap]:
         """Pairs of the task's tensors that share memory of the model's."""
@@ -87,15 +87,15 @@ class Binding:
             for name, view in self.views.items()
             if view.numel() and view.is_contiguous()
         )
-        found, last = [], None
+        overlapping, last = [], None
         for start, stop, name in spans:
             if last is not None and start < last[1]:
                 size = self.views[name].element_size()
                 length = (min(stop, last[1]) - start) // size
-                found.append(Overlap(last[2], name, ((start - last[0]) // size, 0), length))
+                overlapping.append(Overlap(last[2], name, ((start - last[0]) // size, 0), length))
             if last is None or stop > last[1]:
                 last = (start, stop, name)
-        return found
+        return overlapping
 
 
 def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collection[str] = ()) -> Binding:
@@ -130,8 +130,8 @@ def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collect
 
 def _renamed(names: Mapping[str, str], own: Mapping[str, Tensor]) -> Binding:
     """Where the task's tensors are tensors of the model by other names."""
-    found = {name: target for name, target in names.items() if target in own}
-    return Binding({name: own[target].detach() for name, target in found.items()}, found)
+    present = {name: target for name, target in names.items() if target in own}
+    return Binding({name: own[target].detach() for name, target in present.items()}, present)
 
 
 def _same(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:  # noqa: ARG001
@@ -192,7 +192,7 @@ def _folders(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Te
     if list(parts) == [""]:
         return None
     targets = {short: name for name, short in short_names(own, bare).items()}
-    found = []
+    bindings = []
     for folder, within in parts.items():
         at = _module_of(inner, folder)
         if at is None:
@@ -204,19 +204,19 @@ def _folders(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Te
         binding = next(fits, None)
         if binding is None:
             return None
-        found.append(_within(binding, folder, {name: targets[f"{at}.{name}"] for name in held}))
-    with_groups = next((each for each in found if each.groups), None)
-    if sum(bool(each.groups) for each in found) > 1:
+        bindings.append(_within(binding, folder, {name: targets[f"{at}.{name}"] for name in held}))
+    with_groups = next((each for each in bindings if each.groups), None)
+    if sum(bool(each.groups) for each in bindings) > 1:
         return None
     return Binding(
-        {name: view for each in found for name, view in each.views.items()},
-        {name: owner for each in found for name, owner in each.owners.items()},
+        {name: view for each in bindings for name, view in each.views.items()},
+        {name: owner for each in bindings for name, owner in each.owners.items()},
         with_groups.groups if with_groups else (),
         with_groups.conversion if with_groups else None,
         with_groups.names if with_groups else {},
         with_groups.targets if with_groups else {},
-        frozenset(name for each in found for name in each.ignored),
-        frozenset(name for each in found for name in each.unsaved),
+        frozenset(name for each in bindings for name in each.ignored),
+        frozenset(name for each in bindings for name in each.unsaved),
     )
 
 

@@ -47,11 +47,11 @@ class ArchiveBase(Checkpoint):
 
     def _run(self, name: str, first: int, end: int) -> Tensor:
         with self._lock:
-            found = self._held.get((name, first))
-        if found is None:
-            found = self._decoder.base_range(name, first, end)
+            values = self._held.get((name, first))
+        if values is None:
+            values = self._decoder.base_range(name, first, end)
             with self._lock:
-                self._held[name, first] = found
+                self._held[name, first] = values
                 while len(self._held) > _HELD:
                     self._held.popitem(last=False)
-        return found
+        return values

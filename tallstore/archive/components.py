@@ -40,12 +40,12 @@ def layout_by_names(
     folders = sorted({name[: name.rfind("/") + 1] for name in names})
     if folders == [""]:
         return ()
-    found = []
+    layout = []
     for folder in folders:
         ours = "_class_name" in (config_of(f"{folder}config.json") or {})
         called = "diffusion_pytorch_model.safetensors" if ours else "model.safetensors"
-        found.append(WeightsFile(path=f"{folder}{called}", prefix=folder))
-    return tuple(found)
+        layout.append(WeightsFile(path=f"{folder}{called}", prefix=folder))
+    return tuple(layout)
 
 
 def part_of(task: Task, component: str | None, names: Iterable[str], where: str) -> FolderView:

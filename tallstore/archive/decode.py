@@ -160,11 +160,11 @@ class Decoder:
 
         def steps(index: int) -> None:
             if entry.kind == "lossless":
-                found: Steps = DecodedSteps(self._lossless_chunk(place, index, name))
+                decoded: Steps = DecodedSteps(self._lossless_chunk(place, index, name))
             else:
-                found = self._chunks.steps(place, vector, index, name)
+                decoded = self._chunks.steps(place, vector, index, name)
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
-                kept[name, index] = found
+                kept[name, index] = decoded
 
         unknown = (i for i in range(len(coded(place).chunks)) if not self._chunks.had_steps(place, vector, i))
         return jobs + [partial(steps, index) for index in unknown]
@@ -261,15 +261,18 @@ class Decoder:
 
     def base_tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Base tensors, whole."""
-        found = {}
+        facts_by_name = {}
         for name in names:
             if name not in self._manifest.base.tensors:
                 raise NoSuchTensorError(f"{self._reader.store.url}: the base has no tensor {name!r}")
             self._base.check(name)
-            found[name] = self._base.facts(name)
-        out = empties({name: (facts.dtype, facts.numel) for name, facts in found.items()})
+            facts_by_name[name] = self._base.facts(name)
+        out = empties({name: (facts.dtype, facts.numel) for name, facts in facts_by_name.items()})
         self._run([job for name, flat in out.items() for job in self._base_jobs(name, flat)])
-        return {name: flat.reshape(shape_of(found[name].dtype, found[name].shape)) for name, flat in out.items()}
+        return {
+            name: flat.reshape(shape_of(facts_by_name[name].dtype, facts_by_name[name].shape))
+            for name, flat in out.items()
+        }
 
     def vector_tensor(self, group: str, name: str) -> Tensor:
         """The multi-task vector for a base tensor: float32, zeros where no task moved."""
@@ -322,9 +325,9 @@ class Decoder:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))
             return PackedTensor(entry.kind, torch.from_numpy(symbols), cpu.SYMBOL_BITS[entry.kind], size, scales=scales)
-        found = [self._chunks.levels(place, i, n, name) for i, n in runs]
-        levels = [each for each in found if each is not None]
-        if len(levels) < len(found):
+        chunks = [self._chunks.levels(place, i, n, name) for i, n in runs]
+        levels = [each for each in chunks if each is not None]
+        if len(levels) < len(chunks):
             values = np.concatenate([self._chunks.values(place, i, n, name) for i, n in runs])
             return PackedTensor("values", torch.from_numpy(values), 32, size)
         bits = max(each.bits for each in levels)

@@ -109,15 +109,15 @@ def select(index: Any, shape: Sequence[int], what: str) -> Selection:
 
 def _items(index: Any, dimensions: int) -> tuple[Any, ...] | None:
     """The parts of an index, lists and arrays as tensors; None where only torch knows what is meant."""
-    found: list[Any] = []
+    items: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
         plain = _plain(item)
         if plain is _UNKNOWN:
             return None
-        found.append(plain)
-    if sum(item is Ellipsis for item in found) > 1 or sum(map(_dimensions, found)) > dimensions:
+        items.append(plain)
+    if sum(item is Ellipsis for item in items) > 1 or sum(map(_dimensions, items)) > dimensions:
         return None
-    return tuple(found)
+    return tuple(items)
 
 
 _UNKNOWN = object()

@@ -90,16 +90,16 @@ class Lineup:
 
 def line_up(decoder: Decoder, manifest: Manifest, tasks: Sequence[str]) -> dict[str, Lineup]:
     """By base tensor, in the base's order; those that no task has are left out."""
-    found: dict[str, list[Member]] = {name: [] for name in manifest.base.tensors}
+    members: dict[str, list[Member]] = {name: [] for name in manifest.base.tensors}
     known = {n: p.entry.base for t in tasks for n, p in decoder.task(t).items() if p.entry.base is not None}
     for index, task in enumerate(tasks):
         group = manifest.tasks[task].group
         for name, base, entry in _sources(decoder.task(task), known, manifest.base.tensors):
-            found[base].append(Member(index, task, group, name, entry))
+            members[base].append(Member(index, task, group, name, entry))
     return {
-        name: Lineup(name, facts, facts.numel, tuple(found[name]))
+        name: Lineup(name, facts, facts.numel, tuple(members[name]))
         for name, facts in manifest.base.tensors.items()
-        if found[name]
+        if members[name]
     }
 
 

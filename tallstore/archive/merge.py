@@ -243,12 +243,12 @@ class Merger:
             bodies = self._decoder.base_tensors(names)
             for name, delta in deltas.items():
                 _move(bodies[name].reshape(-1), delta, alpha)
-            found = self._scores[f"{alpha:g}"] = {}
+            scores = self._scores[f"{alpha:g}"] = {}
             for task in self.tasks:
-                done = number * len(self.tasks) + len(found)
+                done = number * len(self.tasks) + len(scores)
                 self._tell(f"evaluating α = {alpha:g} on {task}", done, len(ALPHAS) * len(self.tasks))
-                found[task] = score(self._dress(self._outlines.dressed(task), bodies), task)
-            means[alpha] = sum(found.values()) / len(found)
+                scores[task] = score(self._dress(self._outlines.dressed(task), bodies), task)
+            means[alpha] = sum(scores.values()) / len(scores)
         return max(means, key=lambda alpha: (means[alpha], -alpha))
 
     def _gather(self) -> None:
@@ -260,8 +260,8 @@ class Merger:
             return [tile for _, _, tile in self._vectors.tiles(lineup, start, stop)]
 
         for number, statistic in enumerate(self._chosen.method.statistics(len(self.tasks)), 1):
-            for found in self._each(tiles, self._lineups, f"statistics {number}"):
-                for tile in found:
+            for ready in self._each(tiles, self._lineups, f"statistics {number}"):
+                for tile in ready:
                     statistic.update(tile)
             statistic.finish()
         self._gathered = True
@@ -350,7 +350,7 @@ class Merger:
 
 def _checked(manifest: Manifest, tasks: tuple[str, ...]) -> tuple[str, ...]:
     if not tasks or len(set(tasks)) != len(tasks):
-        raise OptionError(f"tasks {list(tasks)}: at least one task is due, and each once")
+        raise OptionError(f"tasks {list(tasks)}: expected at least one task, and each once")
     if odd := [task for task in tasks if task not in manifest.tasks]:
         raise NoSuchTaskError(f"no task {odd[0]!r}; there are {names_of(tuple(manifest.tasks))}")
     return tasks
@@ -378,8 +378,8 @@ def _refuse_codes(manifest: Manifest, task: str) -> None:
 def _scorer(evaluator: Evaluator | str) -> Evaluator:
     from tallstore.evaluator import find_evaluator, score
 
-    found = find_evaluator(evaluator)
-    return lambda state, task: score(found, state, task)
+    function = find_evaluator(evaluator)
+    return lambda state, task: score(function, state, task)
 
 
 def _without_odd(decoder: Decoder, lineups: Mapping[str, Lineup]) -> tuple[dict[str, Lineup], tuple[str, ...]]:

@@ -20,10 +20,10 @@ def parts_of(manifest: Manifest, task: str, *, exact: bool = False, base: bool =
         exact: with what makes the task bit for bit the original.
         base: with the archive's own base, if it has one.
     """
-    found = manifest.tasks[task]
+    record = manifest.tasks[task]
     kinds = ("mask", "private", "exact") if exact else ("mask", "private")
-    group = next(group for group in manifest.groups if group.id == found.group)
-    own = [path for kind in kinds for path in found.parts.get(kind, ())]
+    group = next(group for group in manifest.groups if group.id == record.group)
+    own = [path for kind in kinds for path in record.parts.get(kind, ())]
     return [*own, *group.parts, *(manifest.base.parts if base else ())]
 
 

@@ -117,13 +117,13 @@ class Outlines:
         for name, facts in self._base.items():
             if name in merged:
                 firsts.setdefault((facts.dtype, facts.shape, facts.sha256), name)
-        found = {}
+        tied = {}
         for name in self._unused:
             facts = self._base[name]
             first = firsts.get((facts.dtype, facts.shape, facts.sha256))
             if first is not None and len(facts.shape) > 1:
-                found[name] = MergedTensor(info=TensorInfo(facts.dtype, facts.shape), tied=first)
-        return found
+                tied[name] = MergedTensor(info=TensorInfo(facts.dtype, facts.shape), tied=first)
+        return tied
 
     def _common(self, name: str, outline: Outline) -> MergedTensor | None:
         """A tensor that belongs to all tasks alike: merged, tied to such a one, or the same whole tensor in each."""

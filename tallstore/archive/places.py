@@ -39,19 +39,19 @@ class Places:
 
     def task(self, task: str, part: str = "mask") -> Mapping[str, Place]:
         """A task's tensors in its parts of one kind, in the checkpoint's order."""
-        found = self._tasks.get((task, part))
-        if found is None:
-            found = self._reader.places(self._manifest.tasks[task].parts.get(part, ()), part, task)
-            self._tasks[task, part] = found
-        return found
+        places = self._tasks.get((task, part))
+        if places is None:
+            places = self._reader.places(self._manifest.tasks[task].parts.get(part, ()), part, task)
+            self._tasks[task, part] = places
+        return places
 
     def vectors(self, group: str) -> Mapping[str, Place]:
         """A group's multi-task vector, by base tensor."""
-        found = self._vectors.get(group)
-        if found is None:
+        places = self._vectors.get(group)
+        if places is None:
             parts = next(g.parts for g in self._manifest.groups if g.id == group)
-            found = self._vectors[group] = self._reader.places(parts, "vector", group)
-        return found
+            places = self._vectors[group] = self._reader.places(parts, "vector", group)
+        return places
 
     def base(self, name: str) -> Place:
         """A tensor of the embedded base, or the one that it shares its bytes with."""
@@ -78,9 +78,9 @@ class Places:
     def private(self, task: str, name: str) -> Place:
         """What a task stores whole of one of its tensors: all of it, or the rows beyond the base's."""
         entry = self.task(task)[name].entry
-        due = entry.numel if entry.kind == "private" else entry.numel - entry.covered
+        expected = entry.numel if entry.kind == "private" else entry.numel - entry.covered
         place = self.task(task, "private").get(name)
-        if place is None or place.entry.dtype != entry.dtype or place.entry.numel != due:
+        if place is None or place.entry.dtype != entry.dtype or place.entry.numel != expected:
             raise FormatError(f"{self._where(task, name)} is not in its private part")
         return place
 

@@ -77,18 +77,18 @@ class Reader:
 
     def places(self, paths: Sequence[str], part: str, owner: str) -> dict[str, Place]:
         """Every tensor of some parts of one kind and owner, in order."""
-        found: dict[str, Place] = {}
+        places: dict[str, Place] = {}
         for path in paths:
             header = self.header(path)
             if (header.part, header.owner) != (part, owner):
                 raise FormatError(
-                    f"{self.where(path)}: holds {header.part} of {header.owner!r}, where {part} of {owner!r} is due"
+                    f"{self.where(path)}: holds {header.part} of {header.owner!r}, expected {part} of {owner!r}"
                 )
             for name, entry in header.entries.items():
-                if name in found:
-                    raise FormatError(f"{self.where(path)}: tensor {name!r} is also in {found[name].path}")
-                found[name] = Place(path, entry, header.offsets.get(name))
-        return found
+                if name in places:
+                    raise FormatError(f"{self.where(path)}: tensor {name!r} is also in {places[name].path}")
+                places[name] = Place(path, entry, header.offsets.get(name))
+        return places
 
     def chunk(self, place: Place, index: int, name: str) -> memoryview:
         """The coded bytes of one chunk, checked."""
@@ -123,8 +123,8 @@ class Reader:
     def source(self, place: Place, index: int) -> FillSource | None:
         """A chunk's coded bytes, for kernels that read them themselves; None where there is no way or no kernel."""
         start, length = self._span(place, index)
-        found = self.store.handle(place.path, start, length)
-        return None if found is None else decoding().file(*found)
+        handle = self.store.handle(place.path, start, length)
+        return None if handle is None else decoding().file(*handle)
 
     def check(self, place: Place, index: int, name: str) -> None:
         """Read the coded bytes of one chunk and check them, and keep nothing."""
@@ -146,12 +146,12 @@ class Reader:
         return (place.offset, index, _hash(place, index)) in self._known_of(place)
 
     def _known_of(self, place: Place) -> KnownChunks:
-        found = self._known.get(place.path)
-        if found is None:
+        known = self._known.get(place.path)
+        if known is None:
             state = self.store.state(place.path)
-            found = KnownChunks() if state is None else CHUNKS.get((state, place.path), KnownChunks)
-            self._known[place.path] = found
-        return found
+            known = KnownChunks() if state is None else CHUNKS.get((state, place.path), KnownChunks)
+            self._known[place.path] = known
+        return known
 
     def chunk_into(self, place: Place, index: int, name: str, out: memoryview, step: int) -> Iterator[tuple[int, int]]:
         """Fill `out` with a chunk's coded bytes, run by run as they are checked: they are in the cache then.
@@ -161,7 +161,7 @@ class Reader:
         """
         start, length = self._span(place, index)
         if length != len(out):
-            raise FormatError(f"{length} raw bytes where {len(out)} are due")
+            raise FormatError(f"{length} raw bytes, expected {len(out)}")
         data = self.store.read(place.path, start, length) if self.store.far else None
         digest = xxhash.xxh3_64()
         for a in range(0, length, step):
@@ -190,8 +190,8 @@ class Reader:
         assert place.offset is not None
         return place.offset + coded.chunks.before(index), coded.chunks.length(index)
 
-    def _check(self, place: Place, index: int, name: str, found: bytes) -> None:
-        if found != _hash(place, index):
+    def _check(self, place: Place, index: int, name: str, digest: bytes) -> None:
+        if digest != _hash(place, index):
             raise DamagedError(
                 f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
                 "fetch or pack it again"

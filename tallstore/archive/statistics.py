@@ -73,12 +73,12 @@ class MaskStatistics:
             layer = _layer(name, self._common)
             before = sums.get(layer, (np.zeros_like(size), np.zeros_like(on)))
             sums[layer] = before[0] + size, before[1] + on
-        return {layer: self._shares(*found) for layer, found in sums.items()}
+        return {layer: self._shares(*counts) for layer, counts in sums.items()}
 
     @property
     def by_tensor(self) -> dict[str, dict[str, float]]:
         """Density by tensor and task."""
-        return {name: self._shares(*found) for name, found in self.tensors.items()}
+        return {name: self._shares(*counts) for name, counts in self.tensors.items()}
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -133,21 +133,21 @@ def count_masks(
     kept = [lineup for lineup in lineups if all(m.kind == "base" for m in lineup.members)]
     walked = [lineup for lineup in lineups if any(m.kind != "base" for m in lineup.members)]
     at_once = ((lineup.base, _unused(lineup, len(tasks))) for lineup in kept)
-    for name, found in chain(at_once, ahead(decoder.threads, walked, count, tell)):
-        total += found
+    for name, counted in chain(at_once, ahead(decoder.threads, walked, count, tell)):
+        total += counted
         size, on = tensors.get(name, (np.zeros_like(total.size), np.zeros_like(total.on)))
-        tensors[name] = size + found.size, on + found.on
+        tensors[name] = size + counted.size, on + counted.on
     in_order = {lineup.base: tensors[lineup.base] for lineup in lineups if lineup.base in tensors}
     return MaskStatistics(tasks=tuple(tasks), agreement=total, tensors=in_order)
 
 
 def _unused(lineup: Lineup, n_tasks: int) -> Agreement:
     """The count of a tensor in which no task uses anything."""
-    found = Agreement.nothing(n_tasks)
+    agreement = Agreement.nothing(n_tasks)
     for member in lineup.members:
-        found.size[member.index] = member.entry.covered
-    found.used_by[0] = max(member.entry.covered for member in lineup.members)
-    return found
+        agreement.size[member.index] = member.entry.covered
+    agreement.used_by[0] = max(member.entry.covered for member in lineup.members)
+    return agreement
 
 
 def _count(decoder: Decoder, lineup: Lineup, start: int, stop: int, n_tasks: int) -> Agreement:
@@ -156,11 +156,11 @@ def _count(decoder: Decoder, lineup: Lineup, start: int, stop: int, n_tasks: int
     kept = {g: _kept(decoder, g, lineup.base, start, stop) for g in {m.group for m in moved if m.masked}}
     n = max(there.values(), default=start) - start
     rows = [_used(decoder, m, kept.get(m.group), (start, there[m.index]), -(-n // 8)) for m in moved]
-    found = count_agreement(rows, n, n_tasks, [m.index for m in moved])
+    agreement = count_agreement(rows, n, n_tasks, [m.index for m in moved])
     size = np.zeros(n_tasks, np.int64)
     for index, end in there.items():
         size[index] = end - start
-    return replace(found, size=size)
+    return replace(agreement, size=size)
 
 
 def _used(decoder: Decoder, member: Member, kept: Bits | None, span: tuple[int, int], size: int) -> Bits:

@@ -24,11 +24,11 @@ CONFIG = "config.json"
 
 def paths_of(manifest: Manifest, tasks: Sequence[str]) -> list[str]:
     """Every file that an archive of these tasks holds, beside its manifest and its `config.json`."""
-    found = dict.fromkeys(manifest.base.parts)
+    paths = dict.fromkeys(manifest.base.parts)
     for task in tasks:
         exact = "exact" in manifest.tasks[task].parts
-        found |= dict.fromkeys([*parts_of(manifest, task, exact=exact), *manifest.tasks[task].files.values()])
-    return list(found)
+        paths |= dict.fromkeys([*parts_of(manifest, task, exact=exact), *manifest.tasks[task].files.values()])
+    return list(paths)
 
 
 def write_subset(

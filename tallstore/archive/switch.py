@@ -197,7 +197,7 @@ class Switcher:
 
     def _prepare(self, decoder: Decoder, task: str, binding: Binding, own: Mapping[str, Tensor]) -> _State:
         """Read, check and keep all that a task needs."""
-        found = []
+        slots = []
         again = check_overlaps(decoder, task, binding)
         converted(binding, decoder.tensors(task, binding.converted), own, task)
         places = decoder.task(task)
@@ -221,23 +221,23 @@ class Switcher:
             if entry.kind != "private":
                 slot.base = self._base(decoder, str(entry.base), device)[: entry.covered]
                 slot.packed = self._packed(decoder, task, source, device)
-            found.append(slot)
-        return _State(found, binding if binding.groups else None)
+            slots.append(slot)
+        return _State(slots, binding if binding.groups else None)
 
     def _packed(
         self, decoder: Decoder, task: str, name: str, device: torch.device
     ) -> PackedTensor | CodedLossless | None:
-        found = decoder.packed(task, name)
-        if found is None:
+        packed = decoder.packed(task, name)
+        if packed is None:
             return None
-        found = found.to(partial(_resident, device=device))
+        packed = packed.to(partial(_resident, device=device))
         vector = decoder.vector_of(task, name)
-        if vector is None or isinstance(found, CodedLossless):
-            return found
+        if vector is None or isinstance(packed, CodedLossless):
+            return packed
         key = (*vector, device)
         if key not in self._vectors:
             self._vectors[key] = _resident(decoder.vector_tensor(*vector).reshape(-1), device)
-        return replace(found, vector=self._vectors[key])
+        return replace(packed, vector=self._vectors[key])
 
     def _base(self, decoder: Decoder, name: str, device: torch.device) -> Tensor:
         key = (name, device)
@@ -252,9 +252,9 @@ class Switcher:
             for base, lineup in line_up(decoder, manifest, self._tasks).items()
             for member in lineup.members
         }
-        found: dict[_Target, _Slot] = {}
+        plain_slots: dict[_Target, _Slot] = {}
         for slot in (slot for state in self._slots.values() for slot in state.slots):
-            if slot.target is None or slot.target in found:
+            if slot.target is None or slot.target in plain_slots:
                 continue
             tensor = slot.target.within(own)
             base, covered = comes_from.get(slot.name), 0
@@ -265,8 +265,8 @@ class Switcher:
                 plain.base = whole[:covered]
             if covered < tensor.numel():
                 plain.tail = tensor.reshape(-1)[covered:].clone()
-            found[slot.target] = plain
-        return self._base_converted(_State(list(found.values())), own)
+            plain_slots[slot.target] = plain
+        return self._base_converted(_State(list(plain_slots.values())), own)
 
     def _base_converted(self, plain: _State, own: Mapping[str, Tensor]) -> _State:
         """The same of what must be converted: of the base where it has all of it, else as the model has it."""

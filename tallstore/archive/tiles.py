@@ -190,7 +190,7 @@ class TaskVectorReader:
 
     def _runs(self, there: Sequence[Member], spans: Sequence[Span], kind: torch.dtype) -> Mapping[int, Run] | None:
         """What writes each member's task vector straight from its codes; None where that is not to be had for all."""
-        found: dict[int, Run] = {}
+        runs: dict[int, Run] = {}
         moved = [m for m in there if m.kind != "base"]
         if any(m.kind in DECODED or wide(TORCH[str(m.entry.dtype)]) != kind for m in moved):
             return None
@@ -200,8 +200,8 @@ class TaskVectorReader:
             run = self._decoder.rows(m.task, m.name, spans[0][0], spans[-1][1])
             if run is None:
                 return None
-            found[m.index] = run
-        return found
+            runs[m.index] = run
+        return runs
 
     def _piece(self, lineup: Lineup, member: Member, start: int, stop: int) -> Piece:
         if member.masked:

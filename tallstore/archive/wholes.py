@@ -36,11 +36,11 @@ def list_wholes(decoder: Decoder, manifest: Manifest, task: str) -> dict[str, Wh
     masks, private = decoder.task(task), decoder.task(task, "private")
     adapter = manifest.tasks[task].adapter is not None
     matched = _matched(decoder, manifest, task)
-    found = {}
+    wholes = {}
     for name, place in masks.items():
         if name in private:
             stored = private[name].entry
-            found[name] = WholeTensor(
+            wholes[name] = WholeTensor(
                 dtype=str(stored.dtype),
                 shape=stored.shape or (),
                 bytes=stored.coded.size if stored.coded else 0,
@@ -48,7 +48,7 @@ def list_wholes(decoder: Decoder, manifest: Manifest, task: str) -> dict[str, Wh
                 if adapter
                 else _why(name, place.entry, manifest.base.tensors, matched=name in matched),
             )
-    return found
+    return wholes
 
 
 def _matched(decoder: Decoder, manifest: Manifest, task: str) -> frozenset[str]:

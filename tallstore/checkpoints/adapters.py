@@ -30,10 +30,10 @@ def adapter_folder(folder: Path) -> Path | None:
 
     Raises CheckpointError where several adapters lie below.
     """
-    if found := _weights(folder):
-        return found
+    if weights := _weights(folder):
+        return weights
     below = [path for path in sorted(folder.iterdir()) if path.is_dir() and (path / CONFIG).is_file()]
-    inside = [found for path in below if (found := _weights(path))]
+    inside = [weights for path in below if (weights := _weights(path))]
     if len(inside) > 1:
         names = ", ".join(path.parent.name for path in inside[:5])
         raise CheckpointError(f"{folder}: holds the adapters {names}: name the folder of the one that is meant")
@@ -49,17 +49,17 @@ def _weights(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
 
 
-def with_config(found: Checkpoint, folder: Path) -> Checkpoint:
+def with_config(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """An adapter's checkpoint, with what its folder's configuration says."""
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder}: an adapter without its {CONFIG}, which says what it is: save it with PEFT")
     try:
         config = AdapterConfig.parse(path.read_bytes(), str(path))
-        found.adapter = AdapterFacts(config.type, config)
+        checkpoint.adapter = AdapterFacts(config.type, config)
     except FormatError as error:
         raise CheckpointError(str(error)) from error
-    return found
+    return checkpoint
 
 
 def is_peft_model(model: nn.Module) -> bool:
@@ -78,30 +78,32 @@ def adapter_of_model(model: Any, where: str) -> Checkpoint:
         raise CheckpointError(f"{where}: several adapters are active: make the one that is meant active, alone")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which embeddings are saved too
-        found = MemoryCheckpoint(peft.get_peft_model_state_dict(model, adapter_name=name), where)
+        checkpoint = MemoryCheckpoint(peft.get_peft_model_state_dict(model, adapter_name=name), where)
     folder = tempfile.TemporaryDirectory(prefix="tallstore-")
-    weakref.finalize(found, folder.cleanup)
+    weakref.finalize(checkpoint, folder.cleanup)
     model.peft_config[name].save_pretrained(folder.name)
     path = Path(folder.name) / CONFIG
     facts = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**facts, "inference_mode": True}, indent=2, sort_keys=True), encoding="utf-8")
-    with_config(found, Path(folder.name))
-    found.files = {CONFIG: path}
-    return found
+    with_config(checkpoint, Path(folder.name))
+    checkpoint.files = {CONFIG: path}
+    return checkpoint
 
 
-def marked(found: Checkpoint) -> Checkpoint:
+def marked(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint of any kind; as an adapter, where its tensors are plainly one's."""
-    if found.adapter is not None:
-        return found
-    if (trainer := trainer_of(found.tensors)) is not None:
-        found.adapter = AdapterFacts(trainer)
-        if not found.layout or found.layout[0].path == "model.safetensors":
-            metadata = found.metadata if isinstance(found, SafetensorsCheckpoint) else {}
-            found.layout = (WeightsFile(path=_called(Path(found.where).name), metadata=dict(metadata) or dict(PLAIN)),)
-    elif (kind := recognised(found.tensors)) is not None:
-        found.adapter = AdapterFacts(kind)
-    return found
+    if checkpoint.adapter is not None:
+        return checkpoint
+    if (trainer := trainer_of(checkpoint.tensors)) is not None:
+        checkpoint.adapter = AdapterFacts(trainer)
+        if not checkpoint.layout or checkpoint.layout[0].path == "model.safetensors":
+            metadata = checkpoint.metadata if isinstance(checkpoint, SafetensorsCheckpoint) else {}
+            checkpoint.layout = (
+                WeightsFile(path=_called(Path(checkpoint.where).name), metadata=dict(metadata) or dict(PLAIN)),
+            )
+    elif (kind := recognised(checkpoint.tensors)) is not None:
+        checkpoint.adapter = AdapterFacts(kind)
+    return checkpoint
 
 
 def _called(name: str) -> str:

@@ -77,16 +77,16 @@ def open_checkpoint(
         return marked(choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights))
     try:
         if is_address(source) and not os.fspath(source).startswith("hf://"):
-            found = marked(_open_far(os.fspath(source), storage_options, weights))
+            checkpoint = marked(_open_far(os.fspath(source), storage_options, weights))
         else:
-            found = marked(_open_path(source, weights))
+            checkpoint = marked(_open_path(source, weights))
     except OSError as error:
         raise CheckpointError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from error
-    if weights not in (None, ALL) and not found.chosen:
-        found.close()
-        there = ", ".join(found.sets) or "one set alone"
+    if weights not in (None, ALL) and not checkpoint.chosen:
+        checkpoint.close()
+        there = ", ".join(checkpoint.sets) or "one set alone"
         raise CheckpointError(f"{os.fspath(source)}: holds no weights {weights!r}; there is {there}")
-    return found
+    return checkpoint
 
 
 @contextmanager
@@ -106,12 +106,12 @@ def opened_checkpoint(
         weights: see `open_checkpoint`.
     """
     named = None if isinstance(source, str | os.PathLike) else where
-    found = open_checkpoint(source, named, storage_options, weights=weights)
+    checkpoint = open_checkpoint(source, named, storage_options, weights=weights)
     try:
-        yield found
+        yield checkpoint
     finally:
-        if found is not source:
-            found.close()
+        if checkpoint is not source:
+            checkpoint.close()
 
 
 def _open_path(source: str | os.PathLike[str], weights: str | None) -> Checkpoint:
@@ -122,9 +122,9 @@ def _open_path(source: str | os.PathLike[str], weights: str | None) -> Checkpoin
             from tallstore.checkpoints.hub import download
 
             folder, facts = download(match[1], match[2])
-            found = _open_folder(folder, weights)
-            found.where, found.source = text, facts
-            return found
+            checkpoint = _open_folder(folder, weights)
+            checkpoint.where, checkpoint.source = text, facts
+            return checkpoint
         raise CheckpointError(f"{path}: no such folder or file")
     return _open_folder(path, weights) if path.is_dir() else _open_file(path, weights)
 
@@ -138,27 +138,27 @@ def _open_far(url: str, options: Mapping[str, Any] | None, weights: str | None) 
         return choose_by_prefix(FarCheckpoint(url, options), weights)
     mirror = Mirror(url, options)
     try:
-        found = _open_folder(mirror.root, weights, mirror.open)
+        checkpoint = _open_folder(mirror.root, weights, mirror.open)
     except BaseException as error:
         mirror.folder.cleanup()
         if isinstance(error, CheckpointError):
             raise CheckpointError(mirror.told(str(error))) from error
         raise
-    weakref.finalize(found, mirror.folder.cleanup)
-    found.where = mirror.where
-    told = {mirror.told(name): mirror.told(why) for name, why in found.left_out.items()}
-    found.left_out = {**told, **mirror.left_out}
-    return found
+    weakref.finalize(checkpoint, mirror.folder.cleanup)
+    checkpoint.where = mirror.where
+    told = {mirror.told(name): mirror.told(why) for name, why in checkpoint.left_out.items()}
+    checkpoint.left_out = {**told, **mirror.left_out}
+    return checkpoint
 
 
 def _open_file(path: Path, weights: str | None) -> Checkpoint:
     if path.name.endswith(".json") and ".index" in path.name:
         return choose_by_prefix(_open_shards(path, str(path.parent), weights), weights)
     if path.suffix == SAFE:
-        found = SafetensorsCheckpoint([path], str(path))
-        if found.metadata not in ({}, PLAIN):
-            found.layout = (WeightsFile(path="model.safetensors", metadata=found.metadata),)
-        return choose_by_prefix(found, weights)
+        checkpoint = SafetensorsCheckpoint([path], str(path))
+        if checkpoint.metadata not in ({}, PLAIN):
+            checkpoint.layout = (WeightsFile(path="model.safetensors", metadata=checkpoint.metadata),)
+        return choose_by_prefix(checkpoint, weights)
     if path.suffix in PICKLES or is_torch_file(path):
         return open_torch([path], str(path), weights)
     if path.suffix.lower() == ".gguf":
@@ -184,10 +184,10 @@ def _open_shards(index: Path, where: str, weights: str | None, open_files: _Open
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"{shard}: missing, and {index.name} names it")
-    found = open_files(shards, where, weights)
-    if lost := next((name for name in table if name not in found.tensors), None):
+    checkpoint = open_files(shards, where, weights)
+    if lost := next((name for name in table if name not in checkpoint.tensors), None):
         raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
-    return found
+    return checkpoint
 
 
 def _open_folder(folder: Path, weights: str | None, open_files: _Open = _open_files) -> Checkpoint:
@@ -202,22 +202,22 @@ def _open_folder(folder: Path, weights: str | None, open_files: _Open = _open_fi
         alone = len(opened) == 1
         parts = {"" if alone else each.prefix: part for each, part in opened.items()}
         layout = tuple(_layout(each, part, alone=alone) for each, part in opened.items())
-        found = next(iter(parts.values())) if alone else JoinedCheckpoint.with_prefixes(str(folder), parts)
+        checkpoint = next(iter(parts.values())) if alone else JoinedCheckpoint.with_prefixes(str(folder), parts)
         for part in parts.values() if not alone else ():
-            found.left_out = {**found.left_out, **part.left_out}
-            found.sets = (*found.sets, *part.sets)
+            checkpoint.left_out = {**checkpoint.left_out, **part.left_out}
+            checkpoint.sets = (*checkpoint.sets, *part.sets)
         variant = any(component.asked for component in opened)
-        found = choose_by_prefix(found, None if variant else weights) if alone else found
-        found.chosen = found.chosen or variant or any(part.chosen for part in parts.values())
+        checkpoint = choose_by_prefix(checkpoint, None if variant else weights) if alone else checkpoint
+        checkpoint.chosen = checkpoint.chosen or variant or any(part.chosen for part in parts.values())
     except BaseException:
         for part in opened.values():
             part.close()
         raise
-    found.where = str(folder)
-    found.files, left = find_companions(seen.root, seen.others)
-    found.left_out = {**found.left_out, **seen.left_out, **left}
-    found.layout = () if _is_default(layout, found.files) else layout
-    return found
+    checkpoint.where = str(folder)
+    checkpoint.files, left = find_companions(seen.root, seen.others)
+    checkpoint.left_out = {**checkpoint.left_out, **seen.left_out, **left}
+    checkpoint.layout = () if _is_default(layout, checkpoint.files) else layout
+    return checkpoint
 
 
 def _adapter_in(folder: Path) -> Path | None:
@@ -226,13 +226,13 @@ def _adapter_in(folder: Path) -> Path | None:
 
 
 def _open_adapter(weights: Path, folder: Path, open_files: _Open) -> Checkpoint:
-    found = open_files([weights], str(weights), None)
-    found.where, found.layout = str(folder), ()
+    checkpoint = open_files([weights], str(weights), None)
+    checkpoint.where, checkpoint.layout = str(folder), ()
     others = [path for path in weights.parent.rglob("*") if path.is_file() and path != weights]
-    found.files, found.left_out = find_companions(
+    checkpoint.files, checkpoint.left_out = find_companions(
         weights.parent, sorted(path.relative_to(weights.parent).as_posix() for path in others)
     )
-    return with_config(found, weights.parent)
+    return with_config(checkpoint, weights.parent)
 
 
 def _open_component(

@@ -83,10 +83,10 @@ def survey(root: Path, weights: str | None = None) -> Survey:
     out = Survey(root)
     folders = _walk(root, out)
     _refuse_distributed(root, folders, out)
-    found, broken = _weights_by_folder(root, folders)
-    if not found.get("") and not broken.get("") and (inner := _only_model_below(root, found, folders, out)):
+    by_folder, broken = _weights_by_folder(root, folders)
+    if not by_folder.get("") and not broken.get("") and (inner := _only_model_below(root, by_folder, folders, out)):
         return inner
-    listed = _listed(root, found)
+    listed = _listed(root, by_folder)
     for folder, names in folders.items():
         named = folder == "" or (listed is not None and any(folder.startswith(f"{name}/") for name in listed))
         if folder in broken and named:
@@ -96,8 +96,8 @@ def survey(root: Path, weights: str | None = None) -> Survey:
             out.left_out |= dict.fromkeys(
                 (f"{folder}{name}" for name in names if why_skipped(name)), str(broken[folder])
             )
-        elif found[folder]:
-            used = _pick(root, folder, found[folder], weights, out, listed=named)
+        elif by_folder[folder]:
+            used = _pick(root, folder, by_folder[folder], weights, out, listed=named)
         out.others += [
             f"{folder}{name}" for name in names if name not in used and f"{folder}{name}" not in out.left_out
         ]
@@ -137,27 +137,31 @@ def _below(folder: Path, name: str, why: str) -> dict[str, str]:
 
 def has_weights(folder: Path) -> bool:
     """Whether a model's weights lie at the top of a folder, be they whole or not; an adapter's are none."""
-    found, broken = _weights_by_folder(folder, {"": sorted(path.name for path in folder.iterdir() if path.is_file())})
-    return bool(found.get("") or broken)
+    by_folder, broken = _weights_by_folder(
+        folder, {"": sorted(path.name for path in folder.iterdir() if path.is_file())}
+    )
+    return bool(by_folder.get("") or broken)
 
 
 def _weights_by_folder(
     root: Path, folders: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[Weights]], dict[str, CheckpointError]]:
-    found: dict[str, list[Weights]] = {}
+    by_folder: dict[str, list[Weights]] = {}
     broken: dict[str, CheckpointError] = {}
     for folder, names in folders.items():
         own = [name for name in names if why_skipped(name) not in _NO_WEIGHTS]
         try:
-            found[folder] = [each for each in list_weights(root / folder, own) if each.name not in _ADAPTERS]
+            by_folder[folder] = [each for each in list_weights(root / folder, own) if each.name not in _ADAPTERS]
         except CheckpointError as error:
             broken[folder] = error
-    return found, broken
+    return by_folder, broken
 
 
-def _pick(root: Path, folder: str, found: list[Weights], asked: str | None, out: Survey, *, listed: bool) -> set[str]:
+def _pick(
+    root: Path, folder: str, candidates: list[Weights], asked: str | None, out: Survey, *, listed: bool
+) -> set[str]:
     """Choose a folder's weights and note the others; names of all files that are weights'."""
-    known = [each for each in found if each.stem]
+    known = [each for each in candidates if each.stem]
     if asked is not None and (variants := [each for each in known if each.variant == asked]):
         main = min(variants, key=order)
     elif known:
@@ -170,8 +174,8 @@ def _pick(root: Path, folder: str, found: list[Weights], asked: str | None, out:
                 f"say which with weights={names[0]!r} (--weights {names[0]})"
             )
     else:
-        main = found[0]
-        rivals = [each for each in found if each.safe == main.safe and order(each)[2:3] == order(main)[2:3]]
+        main = candidates[0]
+        rivals = [each for each in candidates if each.safe == main.safe and order(each)[2:3] == order(main)[2:3]]
         if len(rivals) > 1:
             names = sorted(each.name for each in rivals)
             raise CheckpointError(
@@ -179,7 +183,7 @@ def _pick(root: Path, folder: str, found: list[Weights], asked: str | None, out:
             )
     wanted = asked is not None and main.variant == asked
     out.components.append(Component(folder=folder, weights=main, listed=listed, asked=wanted))
-    for each in found:
+    for each in candidates:
         if each is main:
             continue
         if each.variant and each.variant != main.variant:
@@ -190,18 +194,18 @@ def _pick(root: Path, folder: str, found: list[Weights], asked: str | None, out:
             out.components.append(Component(folder=folder, weights=each, listed=False, extra=True))
             continue
         out.left_out |= {f"{folder}{path.name}": why for path in each.used}
-    return {path.name for each in found for path in each.used}
+    return {path.name for each in candidates for path in each.used}
 
 
 def _only_model_below(
-    root: Path, found: Mapping[str, list[Weights]], folders: Mapping[str, list[str]], out: Survey
+    root: Path, by_folder: Mapping[str, list[Weights]], folders: Mapping[str, list[str]], out: Survey
 ) -> Survey | None:
     """The one model in a folder that has no weights itself and says nothing; None where the folder is to be read."""
     if any((root / name).is_file() for name in _MARKERS):
         return None
     earlier = {name.split("/")[0] for name, why in out.left_out.items() if why == "an earlier state of the training"}
     runs = sorted(earlier, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
-    holding = [folder for folder in folders if found.get(folder)]
+    holding = [folder for folder in folders if by_folder.get(folder)]
     if not holding and len(runs) == 1 and runs[0].startswith("checkpoint-"):
         return _moved(survey(root / runs[0]), runs[0], out, folders)
     if not holding and runs:
@@ -233,13 +237,13 @@ def _moved(inner: Survey, below: str, out: Survey, folders: Mapping[str, list[st
     return inner
 
 
-def _listed(root: Path, found: Mapping[str, list[Weights]]) -> set[str] | None:
+def _listed(root: Path, by_folder: Mapping[str, list[Weights]]) -> set[str] | None:
     """Folders that the model says are its components; None where it says nothing."""
     if not any((root / name).is_file() for name in _MARKERS):
         return None
     listed = _named_folders(root)
     if (root / "plans.json").is_file():
-        listed |= {folder.rstrip("/") for folder in found if folder.startswith("fold_")}
+        listed |= {folder.rstrip("/") for folder in by_folder if folder.startswith("fold_")}
     return listed
 
 

@@ -54,9 +54,9 @@ def _json_of(base: Checkpoint, name: str) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        found = strict_json.loads(path.read_bytes(), str(path))
+        content = strict_json.loads(path.read_bytes(), str(path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except FormatError as error:
         raise CheckpointError(str(error)) from error
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -58,7 +58,7 @@ def find_quantized(checkpoint: Checkpoint) -> Quantized | None:
         pieces = name.split(".")
         for n in range(len(pieces) + 1):
             below[".".join(pieces[:n])].add(name)
-    found: set[str] = set()
+    quantized: set[str] = set()
     for name in infos:
         module, _, last = name.partition(".quant_state.")[0].rpartition(".")
         if ".quant_state." in name:
@@ -68,10 +68,10 @@ def find_quantized(checkpoint: Checkpoint) -> Quantized | None:
         # Whole models are not modules: a scale at the top belongs to codes beside it alone.
         with_codes = below[module] if module else {code for code in codes if "." not in code}
         if with_codes - {name}:
-            found |= {name, *with_codes}
-    if not found:
+            quantized |= {name, *with_codes}
+    if not quantized:
         return None
-    return Quantized(_configured(checkpoint) or _told(infos, found), frozenset(found))
+    return Quantized(_configured(checkpoint) or _told(infos, quantized), frozenset(quantized))
 
 
 # What it is called.
@@ -80,8 +80,8 @@ def find_quantized(checkpoint: Checkpoint) -> Quantized | None:
 def _configured(checkpoint: Checkpoint) -> str:
     """By the checkpoint's configuration, or a component's; empty where none says anything."""
     for name, path in checkpoint.files.items():
-        if name.rpartition("/")[2] == _CONFIG and (found := _read(path)):
-            return found
+        if name.rpartition("/")[2] == _CONFIG and (method := _read(path)):
+            return method
     return ""
 
 
@@ -104,7 +104,7 @@ def _member(value: Any, key: str) -> Any:
 
 
 def _by_bits(settings: Any) -> list[str]:
-    bits = next((found for key in ("bits", "w_bit", "nbits") if isinstance(found := _member(settings, key), int)), None)
+    bits = next((value for key in ("bits", "w_bit", "nbits") if isinstance(value := _member(settings, key), int)), None)
     return [] if bits is None else [f"int{bits}"]
 
 
@@ -146,9 +146,11 @@ _BY_NAME = (
 """Names that only one form has, and what it is called."""
 
 
-def _told(infos: Mapping[str, TensorInfo], found: set[str]) -> str:
+def _told(infos: Mapping[str, TensorInfo], quantized: set[str]) -> str:
     for pattern, form in _BY_NAME:
         for name in infos:
-            if name in found and (match := re.search(pattern, name)):
+            if name in quantized and (match := re.search(pattern, name)):
                 return match.expand(form)
-    return f"{next(infos[name].dtype for name in infos if name in found and infos[name].dtype not in _NO_CODES)} codes"
+    return (
+        f"{next(infos[name].dtype for name in infos if name in quantized and infos[name].dtype not in _NO_CODES)} codes"
+    )

@@ -107,9 +107,9 @@ class ReferencedBase(Checkpoint):
         self._folder = download(self._repo, self._commit, access, weights_only=True)[0]
         if self._seals is None:
             self._seals = Seals(self._folder.parents[1] / SHELF / f"{self._commit}.json")
-        found = open_checkpoint(self._folder)
-        found.map()
-        return found
+        checkpoint = open_checkpoint(self._folder)
+        checkpoint.map()
+        return checkpoint
 
 
 def referenced(source: Mapping[str, str], access: Access) -> ReferencedBase | None:

@@ -98,14 +98,14 @@ def respelled(task: Checkpoint, like: Checkpoint | None, share_of: Callable[[Che
     for config in _configs(task, like):
         for way in (_ToFile, _ToMemory):
             try:
-                found = way(config)(task)
+                spelling = way(config)(task)
             except CheckpointError:
                 raise
             except Exception as error:  # operations of the library fail in ways of their own
                 reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
                 continue
-            if (now := share_of(found)) > share:
-                best, share = found, now
+            if (now := share_of(spelling)) > share:
+                best, share = spelling, now
         if best is not task:
             return best
     if reason and share < 0.5:

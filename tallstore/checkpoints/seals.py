@@ -57,7 +57,7 @@ def _read(place: Path) -> dict[str, str]:
     try:
         if place.stat().st_size > _MOST:
             return {}
-        found = json.loads(place.read_bytes())
+        content = json.loads(place.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return dict(found) if isinstance(found, dict) else {}
+    return dict(content) if isinstance(content, dict) else {}

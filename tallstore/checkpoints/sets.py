@@ -44,13 +44,13 @@ class Twin:
 def named_set(names: Iterable[str], asked: str, where: str) -> str:
     """The set that a user asks for: by its whole name, or the only one with that word in its path."""
     there = list(names)
-    found = [name for name in there if name == asked] or [name for name in there if asked in name.split(".")]
-    if len(found) != 1:
+    matching = [name for name in there if name == asked] or [name for name in there if asked in name.split(".")]
+    if len(matching) != 1:
         listed = ", ".join(name or "the whole file" for name in there)
         raise CheckpointError(
             f"{where}: holds no set of weights {asked!r}; there {'is' if len(there) == 1 else 'are'} {listed}"
         )
-    return found[0]
+    return matching[0]
 
 
 def twins(tensors: Mapping[str, TensorInfo]) -> list[Twin]:
@@ -62,15 +62,15 @@ def twins(tensors: Mapping[str, TensorInfo]) -> list[Twin]:
     if not copies:
         return []
     others = [prefix for prefix in by_prefix if prefix not in copies]
-    found = []
+    pairs = []
     for copy in copies:
         # Those without a prefix, or with the wrapper's that the names inside keep, come after those with one.
         mains = [f"{prefix}." for prefix in others if prefix] + [""]
         mains += [f"{prefix}." for prefix in copies if prefix != copy]
         best = max((_counterparts(copy, by_prefix[copy], main, tensors) for main in mains), key=len)
         if len(best) >= _ENOUGH * len(by_prefix[copy]) or (best and len(by_prefix[copy]) - len(best) <= 2):
-            found.append(Twin(copy, best, tuple(name for name in by_prefix[copy] if name not in best)))
-    return found
+            pairs.append(Twin(copy, best, tuple(name for name in by_prefix[copy] if name not in best)))
+    return pairs
 
 
 def _counterparts(copy: str, names: Sequence[str], main: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
@@ -80,13 +80,13 @@ def _counterparts(copy: str, names: Sequence[str], main: str, tensors: Mapping[s
         for name in tensors
         if name.startswith(main) and not name.startswith(f"{copy}.")
     }
-    found = {}
+    counterparts = {}
     for name in names:
         rest = name.removeprefix(f"{copy}.")
         other = f"{main}{rest}" if f"{main}{rest}" in tensors else undotted.get(rest)
         if other is not None and other != name and tensors[other].shape == tensors[name].shape:
-            found[name] = other
-    return found
+            counterparts[name] = other
+    return counterparts
 
 
 def choose_by_prefix(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
@@ -95,12 +95,12 @@ def choose_by_prefix(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
     Raises:
         CheckpointError: there are several, none of which is the main one, and none was asked for.
     """
-    found = twins(checkpoint.tensors)
-    if not found:
+    copied = twins(checkpoint.tensors)
+    if not copied:
         return checkpoint
-    by_name = {twin.name: twin for twin in found}
-    copies = {name for twin in found for name in (*twin.of, *twin.alone)}
-    mutual = [twin.name for twin in found if any(other in copies for other in twin.of.values())]
+    by_name = {twin.name: twin for twin in copied}
+    copies = {name for twin in copied for name in (*twin.of, *twin.alone)}
+    mutual = [twin.name for twin in copied if any(other in copies for other in twin.of.values())]
     if asked in (None, ALL) and mutual:
         raise CheckpointError(
             f"{checkpoint.where}: holds the weights {len(mutual)} times, as {' and '.join(mutual)}: "
@@ -112,7 +112,7 @@ def choose_by_prefix(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
     table = {name: (0, replaced.get(name, name)) for name in checkpoint.tensors if name not in copies or name in own}
     joined = JoinedCheckpoint(checkpoint.where, [checkpoint], table)
     joined.files, joined.layout = checkpoint.files, checkpoint.layout
-    main = sorted({other.partition(".")[0] for twin in found for other in twin.of.values() if twin.name not in mutual})
+    main = sorted({other.partition(".")[0] for twin in copied for other in twin.of.values() if twin.name not in mutual})
     unused = [name for name in (*by_name, *(main if chosen is not None else ())) if name != asked]
     joined.sets = (*checkpoint.sets, *unused)
     joined.chosen = chosen is not None or (asked in main and asked is not None)

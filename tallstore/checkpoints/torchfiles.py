@@ -42,8 +42,8 @@ def is_torch_file(path: Path) -> bool:
     if not head.startswith(b"PK\x03\x04"):
         return False
     try:
-        with zipfile.ZipFile(path) as found:
-            return any(name.endswith("/data.pkl") for name in found.namelist())
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return path.suffix in {".bin", ".pt", ".pth", ".ckpt"}  # damaged, and to be said so
 
@@ -61,9 +61,9 @@ def open_torch(paths: Sequence[Path], where: str, weights: str | None = None) ->
             which none is the main one.
     """
     named = _load(paths, where, weights)
-    found: Checkpoint = choose_by_prefix(named, None if named.chosen else weights)
-    found.chosen = found.chosen or named.chosen
-    return found
+    checkpoint: Checkpoint = choose_by_prefix(named, None if named.chosen else weights)
+    checkpoint.chosen = checkpoint.chosen or named.chosen
+    return checkpoint
 
 
 class _TorchCheckpoint(MemoryCheckpoint):
@@ -80,21 +80,21 @@ def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> _Tor
     chosen, key = False, ""
     for path in paths:
         content = _unpickle(path)
-        found = _sets(content)
-        key = _choose(found, weights, str(path))
+        named_sets = _sets(content)
+        key = _choose(named_sets, weights, str(path))
         chosen = chosen or key == weights or (weights not in (None, ALL) and weights in key.split("."))
-        tensors, rest = _split(found[key] if found else content)
+        tensors, rest = _split(named_sets[key] if named_sets else content)
         if doubled := next((name for name in tensors if name in state), None):
             raise CheckpointError(
                 f"{path}: tensor {doubled!r} is in another of these files too: shards of a tensor-parallel save hold "
                 "parts of tensors; merge them with the tool that saved them"
             )
         state |= tensors
-        others = [name for name in found if name != key]
+        others = [name for name in named_sets if name != key]
         sets += [name for name in others if name not in sets]
         left |= {f"{path.name}: {name}": other_set(name) for name in others}
         left |= dict.fromkeys((f"{path.name}: {name}" for name in rest), "no tensor")
-        outside = [name for name in content if key and name != key.split(".")[0] and not _inside(name, found)]
+        outside = [name for name in content if key and name != key.split(".")[0] and not _inside(name, named_sets)]
         left |= dict.fromkeys((f"{path.name}: {name}" for name in outside), "no weights")
     out = _TorchCheckpoint(state, where, (partial(_load, weights=weights), paths))
     out.left_out, out.sets, out.chosen, out.key = left, tuple(sets), chosen, key
@@ -102,7 +102,7 @@ def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> _Tor
 
 
 def _inside(name: object, sets: Mapping[str, object]) -> bool:
-    return any(found.split(".")[0] == name for found in sets)
+    return any(key.split(".")[0] == name for key in sets)
 
 
 def _unpickle(path: Path) -> Mapping[Any, Any]:
@@ -165,8 +165,8 @@ def _choose(sets: Mapping[str, object], weights: str | None, where: str) -> str:
     if len(sets) <= 1:
         return next(iter(sets), "")
     for word in MAIN:
-        if found := [name for name in sets if word in name.split(".")]:
-            return found[0]
+        if matching := [name for name in sets if word in name.split(".")]:
+            return matching[0]
     names = list(sets)
     raise CheckpointError(
         f"{where}: holds several sets of weights, {', '.join(names)}: "
@@ -185,6 +185,6 @@ def _split(content: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
 def _why(error: Exception) -> str:
     """One line of what torch says; not its advice, which is to run whatever the file holds."""
     text = str(error).strip()
-    if found := _GLOBAL.search(text):
-        return f"it refers to {found[1]}, which is no tensor"
+    if match := _GLOBAL.search(text):
+        return f"it refers to {match[1]}, which is no tensor"
     return text.splitlines()[0] if text else type(error).__name__

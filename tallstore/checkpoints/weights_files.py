@@ -81,16 +81,16 @@ def list_weights(folder: Path, names: Sequence[str]) -> list[Weights]:
             missing; a file is one process's part of a save.
     """
     indexes = [folder / name for name in names if name.endswith(".json") and ".index" in name]
-    found = [weights for index in indexes if (weights := _by_index(index)) is not None]
-    indexed = {path.name for weights in found for path in weights.files}
+    listed = [weights for index in indexes if (weights := _by_index(index)) is not None]
+    indexed = {path.name for weights in listed for path in weights.files}
     loose: dict[str, list[Path]] = {}
     for name in names:
         if name not in indexed and _holds_weights(folder / name):
             loose.setdefault(_SHARD.sub("", name), []).append(folder / name)
     for whole, paths in loose.items():
         _check_shards(paths, whole)
-        found.append(_named(whole, tuple(paths)))
-    return sorted(found, key=order)
+        listed.append(_named(whole, tuple(paths)))
+    return sorted(listed, key=order)
 
 
 def order(weights: Weights) -> tuple[int, bool, bool, str]:

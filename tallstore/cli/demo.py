@@ -29,9 +29,9 @@ def demo(
 
     with output.progress("demo", quiet=quiet or as_json) as progress:
         told = progress if quiet or as_json else _Narrated(progress)
-        found = run_demo(folder, progress=told)
+        result = run_demo(folder, progress=told)
     if as_json:
-        output.print_json(found.to_json())
+        output.print_json(result.to_json())
         return
     console = output.console()
     rows = [
@@ -44,7 +44,7 @@ def demo(
             output.number(task.relative_error),
             output.size(task.archive_bytes),
         ]
-        for task in found.tasks
+        for task in result.tasks
     ]
     columns = [
         ("task", False),
@@ -58,22 +58,22 @@ def demo(
     title = "accuracy on images that no model has seen"
     console.print()
     console.print(output.fitted(console, title, columns, rows, ("question", "error", "own bytes", "not tuned")))
-    separate, packed = found.checkpoints_bytes, found.archive_bytes["total"]
+    separate, packed = result.checkpoints_bytes, result.archive_bytes["total"]
     output.say(
         console,
         f"\n{len(rows) + 1} checkpoints of {output.size(separate)} became one archive of {output.size(packed)} "
-        f"(1/{separate / packed:.1f}); accuracy kept: {output.share(found.retention)}.",
+        f"(1/{separate / packed:.1f}); accuracy kept: {output.share(result.retention)}.",
     )
-    look = "" if found.report is None else f"\nLook at it: open {found.report} in a browser.\n"
-    extra = '  pip install "tallstore[report]"\n' if found.report is None else ""
+    look = "" if result.report is None else f"\nLook at it: open {result.report} in a browser.\n"
+    extra = '  pip install "tallstore[report]"\n' if result.report is None else ""
     output.say(
         console,
         f"{look}\nAll of it is in {folder}. Try next:\n"
-        f"  tallstore info {found.archive} --masks\n"
-        f"  tallstore verify {found.archive}\n"
-        f"  tallstore extract {found.archive} {found.tasks[0].name} -o {folder}/again\n"
-        f"  tallstore merge {found.archive} -o {folder}/merged\n"
-        f"{extra}  tallstore report {found.archive} -o {folder}/again.html --plots {folder}/plots",
+        f"  tallstore info {result.archive} --masks\n"
+        f"  tallstore verify {result.archive}\n"
+        f"  tallstore extract {result.archive} {result.tasks[0].name} -o {folder}/again\n"
+        f"  tallstore merge {result.archive} -o {folder}/merged\n"
+        f"{extra}  tallstore report {result.archive} -o {folder}/again.html --plots {folder}/plots",
         whole=True,
     )
 

@@ -88,11 +88,11 @@ AllowDistant = Annotated[bool, typer.Option("--allow-distant", help="Take a base
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those that were given, as `tallstore.Options` takes them."""
-    found = {key: value for key, value in given.items() if value is not None and value is not False and value != []}
-    if "all" in found.get("exact", ()):
-        found["exact"] = "all"
-    if found.get("groups", "auto") != "auto":
-        if not found["groups"].isdecimal():
-            raise OptionError(f"groups {found['groups']!r} is neither a number of groups nor 'auto'")
-        found["groups"] = int(found["groups"])
-    return found
+    options = {key: value for key, value in given.items() if value is not None and value is not False and value != []}
+    if "all" in options.get("exact", ()):
+        options["exact"] = "all"
+    if options.get("groups", "auto") != "auto":
+        if not options["groups"].isdecimal():
+            raise OptionError(f"groups {options['groups']!r} is neither a number of groups nor 'auto'")
+        options["groups"] = int(options["groups"])
+    return options

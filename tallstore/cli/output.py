@@ -105,12 +105,12 @@ def _text(words: str) -> Text:
 @contextmanager
 def warned(*, quiet: bool = False) -> Iterator[None]:
     """Say warnings that arise while the block runs in one line each, on stderr, when it ends."""
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
         finally:
-            for each in found if not quiet else ():
+            for each in caught if not quiet else ():
                 if issubclass(each.category, UserWarning):
                     print(harmless(f"tallstore: warning: {' '.join(str(each.message).split())}"), file=sys.stderr)
 

@@ -38,7 +38,7 @@ def verify(
     for word in against or ():
         name, equals, path = word.partition("=")
         if not equals:
-            raise OptionError(f"--against {word!r}: TASK=CHECKPOINT is due")
+            raise OptionError(f"--against {word!r}: expected TASK=CHECKPOINT")
         pairs[name] = path
     light = None if pairs or base is not None else _without_torch(zoo, quiet=quiet or as_json)
     report, tasks = light or _with_torch(zoo, pairs, base, quiet=quiet or as_json)

@@ -55,9 +55,9 @@ def tasks_from_words(words: Sequence[str], base: Path | None = None) -> dict[str
     for word in words:
         name, equals, path = word.partition("=")
         if equals and not path:
-            raise InputError(f"{word!r} names no checkpoint: NAME=FOLDER is due")
-        found = {name: path} if equals else _found_in(Path(word), base)
-        for each, source in found.items():
+            raise InputError(f"{word!r} names no checkpoint; expected NAME=FOLDER")
+        sources = {name: path} if equals else _found_in(Path(word), base)
+        for each, source in sources.items():
             if each in tasks:
                 raise TaskNameError(f"task {each!r} is given twice: {tasks[each]} and {source}")
             tasks[each] = source
@@ -85,7 +85,7 @@ def from_file(path: Path) -> Job:
         raise OptionError(f"{path}: no such key: {', '.join(map(str, odd))}; there are {', '.join(_KEYS)}")
     tasks = facts["tasks"]
     if bad := next((n for n, s in tasks.items() if not isinstance(n, str) or not isinstance(s, str)), None):
-        raise InputError(f"{path}: task {bad!r}: a name and a folder are due (quote numbers)")
+        raise InputError(f"{path}: task {bad!r}: expected a name and a folder (quote numbers)")
     options = facts.get("options") or {}
     output = facts.get("output")
     if not isinstance(options, dict) or not isinstance(output, str | None):
@@ -110,11 +110,11 @@ class _OnceLoader(yaml.SafeLoader):
 
 def _beside(zoo_file: Path, source: str) -> str:
     """A source relative to the zoo file, if there is such a thing; else as it is (a Hub id, perhaps)."""
-    found = zoo_file.parent / source
+    path = zoo_file.parent / source
     try:
-        return os.fspath(found) if found.exists() else source
+        return os.fspath(path) if path.exists() else source
     except OSError:  # it is there, perhaps; who opens it says why it cannot be read
-        return os.fspath(found)
+        return os.fspath(path)
 
 
 def _found_in(path: Path, base: Path | None) -> dict[str, str]:
@@ -131,14 +131,14 @@ def _named_by_folder(path: Path, base: Path | None) -> dict[str, str]:
         return {path.stem: os.fspath(path)}
     if _is_model(path):
         return {} if _same(path, base) else {path.resolve().name: os.fspath(path)}
-    found = {
+    tasks = {
         child.name: os.fspath(child)
         for child in sorted(path.iterdir())
         if child.is_dir() and not child.name.startswith(".") and _is_model(child) and not _same(child, base)
     }
-    if not found:
-        found = _reasons(path, base)
-    return found
+    if not tasks:
+        tasks = _reasons(path, base)
+    return tasks
 
 
 def _is_model(folder: Path) -> bool:

@@ -113,7 +113,7 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
     if len(gaps) and gaps[-1] == _MORE:
         raise FormatError("a list of gaps ends within a gap")
     if ends != count:
-        raise FormatError(f"a list of gaps holds {ends} marks where {count} are due")
+        raise FormatError(f"a list of gaps holds {ends} marks, expected {count}")
     return Marks(count, gaps, signs)
 
 

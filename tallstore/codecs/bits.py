@@ -26,7 +26,7 @@ class Bits(MaskCodec):
 def checked(packed: Bytes, kind: str, n: int) -> Bytes:
     """Packed bytes that may be anything, if they are n symbols."""
     if len(packed) != cpu.packed_size(kind, n):
-        raise FormatError(f"{len(packed)} bytes of mask where {cpu.packed_size(kind, n)} are due")
+        raise FormatError(f"{len(packed)} bytes of mask, expected {cpu.packed_size(kind, n)}")
     if not cpu.packed_is_valid(packed, kind, n):
         raise FormatError(f"a {kind} mask holds a symbol that there is not, or bits behind its last")
     return packed

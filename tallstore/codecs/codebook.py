@@ -137,8 +137,8 @@ def _lloyd(magnitudes: Floats, count: int) -> Floats:
         number = np.diff(cuts)
         means = np.diff(sums[cuts]) / np.maximum(number, 1)
         centres = np.sort(np.where(number > 0, means, centres))
-    found: Floats = np.unique(centres.astype(np.float32))
-    return found[found > 0]
+    levels: Floats = np.unique(centres.astype(np.float32))
+    return levels[levels > 0]
 
 
 def nearest(values: Floats, table: Floats) -> Bytes:

@@ -56,9 +56,9 @@ class Ones(VectorCodec):
 
 
 def _sized(data: Buffer, size: int) -> Buffer:
-    found = memoryview(data).nbytes
-    if found != size:
-        raise FormatError(f"{found} bytes of vector where {size} are due")
+    actual = memoryview(data).nbytes
+    if actual != size:
+        raise FormatError(f"{actual} bytes of vector, expected {size}")
     return data
 
 

@@ -101,8 +101,8 @@ def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], 
     _, tables = _merged(_folded(count_symbols(prepared, undirected())[0, :LEVELS]))
     longest = tables.shape[1] - (tables[:, ::-1] > 0).argmax(1)
     weights = _WEIGHT_BITS * int(longest.sum())
-    found = int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra) - weights
-    return found / len(base) + weights / (elements or len(base))
+    bits = int(_costs(tables).sum()) / _POINT + 8 * len(prepared.extra) - weights
+    return bits / len(base) + weights / (elements or len(base))
 
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
@@ -129,17 +129,17 @@ def _shifts(counts: Integers) -> npt.NDArray[np.uint8]:
     `counts`: elements by segment, level and class: shape (S, LEVELS, CLASSES).
     """
     flat = counts.reshape(len(counts), -1).astype(np.float64)  # products and sums of whole numbers, exact
-    found = np.full(len(counts), MOST_SHIFT // 2)
+    cheapest = np.full(len(counts), MOST_SHIFT // 2)
     for _ in range(_ROUNDS):
-        inside = np.stack([found == shift for shift in range(MOST_SHIFT + 1)]).astype(np.float64) @ flat
+        inside = np.stack([cheapest == shift for shift in range(MOST_SHIFT + 1)]).astype(np.float64) @ flat
         inside = inside.reshape(MOST_SHIFT + 1, LEVELS, CLASSES)
         total = np.zeros((LEVELS + MOST_SHIFT, CLASSES))
         for shift, each in enumerate(inside):
             total[shift : shift + LEVELS] += each
         bits = _bits(total)
         costs = np.stack([bits[shift : shift + LEVELS].reshape(-1) for shift in range(MOST_SHIFT + 1)], axis=1)
-        found = (flat @ costs).argmin(1)
-    shifts: npt.NDArray[np.uint8] = (found - found.min()).astype(np.uint8)
+        cheapest = (flat @ costs).argmin(1)
+    shifts: npt.NDArray[np.uint8] = (cheapest - cheapest.min()).astype(np.uint8)
     return shifts
 
 
@@ -158,9 +158,9 @@ def _bits(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _folded(counts: Integers) -> Integers:
     """Elements by magnitude's symbol, of those by symbol."""
-    found: Integers = counts[:, ::2].copy()
-    found[:, 1:] += counts[:, 1::2]
-    return found
+    folded: Integers = counts[:, ::2].copy()
+    folded[:, 1:] += counts[:, 1::2]
+    return folded
 
 
 def _merged(counts: Integers, *, signed: bool = False) -> tuple[npt.NDArray[np.uint8], Integers]:
@@ -196,8 +196,8 @@ def _costs(counts: Integers, *, signed: bool = False) -> Integers:
     bits = np.rint(_POINT * np.log2(np.maximum(total[:, None], 1) / np.maximum(counts, 1))).astype(np.int64)
     longest = counts.shape[1] - (counts[:, ::-1] > 0).argmax(1)
     signs = 0 if signed else total - counts[:, 0]
-    found: Integers = (counts * bits).sum(1) + _POINT * (signs + longest * _WEIGHT_BITS)
-    return found
+    summed: Integers = (counts * bits).sum(1) + _POINT * (signs + longest * _WEIGHT_BITS)
+    return summed
 
 
 def both_signs(weights: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -219,8 +219,8 @@ def _weights(counts: Integers, *, signed: bool = True) -> npt.NDArray[np.uint8]:
     weights = np.where(there, 1 + np.searchsorted(_MIDDLE, share), 0).astype(np.uint8)
 
     def short() -> npt.NDArray[np.bool_]:
-        found = frequencies(weights, BITS) if signed else frequencies(both_signs(weights), BITS)[:, ::2]
-        return there & (found < 1)
+        quotas = frequencies(weights, BITS) if signed else frequencies(both_signs(weights), BITS)[:, ::2]
+        return there & (quotas < 1)
 
     while (few := short()).any():
         weights += few

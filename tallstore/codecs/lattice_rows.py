@@ -73,12 +73,12 @@ def _along(signs: npt.NDArray[np.int8], rank: int) -> npt.NDArray[np.int8]:
     matrix = signs.astype(exact)
     width = signs.shape[1]
     scattered = (np.arange(width * rank, dtype=np.uint64) * np.uint64(2654435761) >> np.uint64(13)) % np.uint64(255)
-    found = scattered.reshape(width, rank).astype(np.float64) - _FINE
+    direction = scattered.reshape(width, rank).astype(np.float64) - _FINE
     for _ in range(_TURNS):
-        across = _apart((matrix @ found.astype(exact)).astype(np.float64))
-        found = _apart((matrix.T @ across.astype(exact)).astype(np.float64))
-    spread = np.sqrt((found**2).mean(0))
-    scaled = _rounded(found, LARGEST / _SPREAD / np.maximum(spread, 1e-9), LARGEST)
+        across = _apart((matrix @ direction.astype(exact)).astype(np.float64))
+        direction = _apart((matrix.T @ across.astype(exact)).astype(np.float64))
+    spread = np.sqrt((direction**2).mean(0))
+    scaled = _rounded(direction, LARGEST / _SPREAD / np.maximum(spread, 1e-9), LARGEST)
     return np.ascontiguousarray(scaled.T).astype(np.int8)
 
 

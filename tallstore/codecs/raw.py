@@ -25,7 +25,7 @@ class Raw(WholeCodec):
 
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:  # noqa: ARG002 - all types alike
         """Copy."""
-        found = np.frombuffer(data, np.uint8)
-        if len(found) != len(out):
-            raise FormatError(f"{len(found)} raw bytes where {len(out)} are due")
-        np.copyto(out, found)
+        given = np.frombuffer(data, np.uint8)
+        if len(given) != len(out):
+            raise FormatError(f"{len(given)} raw bytes, expected {len(out)}")
+        np.copyto(out, given)

@@ -60,7 +60,7 @@ def decompress(frame: Any, size: int) -> npt.NDArray[np.uint8]:
     except zstandard.ZstdError as error:
         raise FormatError(f"not a zstd frame ({error})") from error
     if declared.content_size != size or declared.dict_id:
-        raise FormatError(f"a zstd frame declares {declared.content_size} bytes where {size} are due")
+        raise FormatError(f"a zstd frame declares {declared.content_size} bytes, expected {size}")
     if size == 0:
         if bytes(frame)[zstandard.frame_header_size(frame) :] != _LAST_AND_EMPTY:
             raise FormatError("an empty zstd frame is followed by something")
@@ -72,5 +72,5 @@ def decompress(frame: Any, size: int) -> npt.NDArray[np.uint8]:
     except zstandard.ZstdError as error:
         raise DamagedError(f"a zstd frame does not decode ({error})") from error
     if len(data) != size:
-        raise DamagedError(f"a zstd frame held {len(data)} bytes where {size} are due")
+        raise DamagedError(f"a zstd frame held {len(data)} bytes, expected {size}")
     return np.frombuffer(data, np.uint8)

@@ -152,24 +152,24 @@ def _report(archive: Path, out: Path, progress: Progress) -> Path | None:
 
 def _extract(archive: Path, out: Path, progress: Progress) -> dict[str, Path]:
     with open_zoo(archive) as opened:
-        found = {}
+        folders = {}
         for n, task in enumerate(opened.tasks):
             progress("extracting", n, len(opened.tasks))
-            found[task] = opened.export(task, out / task)
+            folders[task] = opened.export(task, out / task)
         progress("extracting", len(opened.tasks), len(opened.tasks))
-    return found
+    return folders
 
 
 def _measure(
     zoo: DemoZoo, extracted: Mapping[str, Path], packed: PackReport, progress: Progress
 ) -> tuple[DemoTask, ...]:
     base = load_state(zoo.base)
-    found = []
+    results = []
     for n, (name, folder) in enumerate(zoo.tasks.items()):
         progress("evaluating", n, len(zoo.tasks))
         before = load_state(folder)
         task, cost = demo_task(name), packed.tasks[name]
-        found.append(
+        results.append(
             DemoTask(
                 name=name,
                 question=task.question,
@@ -184,7 +184,7 @@ def _measure(
             )
         )
     progress("evaluating", len(zoo.tasks), len(zoo.tasks))
-    return tuple(found)
+    return tuple(results)
 
 
 def _unmoved(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:

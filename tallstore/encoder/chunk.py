@@ -125,10 +125,10 @@ def choose(
     for (a, b), tile in zip(ranges, cut, strict=True):
         if not tile.tasks:
             continue
-        found = recipe.masks(tile, stored[a:b].to(tile.tau.dtype))
-        measured = sums(tile.tau, stored[a:b].to(tile.tau.dtype), found, recipe.kind)
+        masks = recipe.masks(tile, stored[a:b].to(tile.tau.dtype))
+        measured = sums(tile.tau, stored[a:b].to(tile.tau.dtype), masks, recipe.kind)
         for index, task in enumerate(tile.tasks):
-            symbols[at[task]][a:b] = found[index].numpy()
+            symbols[at[task]][a:b] = masks[index].numpy()
             totals[at[task]] += measured[index]
     return ChunkChoice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
 

@@ -40,13 +40,13 @@ def matched(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allo
         return _one(base, task, ties, allow_distant=allow_distant)
     share = _LARGE_IN_PIPELINE if "model_index.json" in task.files else _LARGE
     most = share * sum(info.numel for info in task.tensors.values())
-    found: dict[str, Match] = {}
+    matches: dict[str, Match] = {}
     for prefix, names in sorted(own.items(), key=lambda item: item[0] not in pairs):
         other = pairs.get(prefix)
         size = sum(task.tensors[name].numel for name in names)
         part = _part(task, prefix, names)
-        if other is None and not allow_distant and (rest := _among_others(base, found, part)):
-            found |= {f"{prefix}{name}": each for name, each in rest.items()}
+        if other is None and not allow_distant and (rest := _among_others(base, matches, part)):
+            matches |= {f"{prefix}{name}": each for name, each in rest.items()}
             continue
         if other is None:
             if size > most and not allow_distant:
@@ -63,20 +63,20 @@ def matched(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allo
             if size > most:
                 raise
             continue
-        found |= {f"{prefix}{name}": Match(f"{other}{m.base}", m.rows) for name, m in own_matches.items()}
-    return found
+        matches |= {f"{prefix}{name}": Match(f"{other}{m.base}", m.rows) for name, m in own_matches.items()}
+    return matches
 
 
 def _one(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str], *, allow_distant: bool) -> dict[str, Match]:
-    found = match(base, task, ties)
+    matches = match(base, task, ties)
     if not allow_distant:
-        check_distance(base, task, {name: each for name, each in found.items() if name not in ties})
-    return found
+        check_distance(base, task, {name: each for name, each in matches.items() if name not in ties})
+    return matches
 
 
-def _among_others(base: Checkpoint, found: Mapping[str, Match], part: Checkpoint) -> dict[str, Match]:
+def _among_others(base: Checkpoint, matches: Mapping[str, Match], part: Checkpoint) -> dict[str, Match]:
     """Counterparts of a component among tensors of the base that have none yet: in memory, modules have no folders."""
-    used = {match.base for match in found.values()}
+    used = {match.base for match in matches.values()}
     rest = [name for name in base.tensors if name not in used]
     try:
         return _one(_part(base, "", rest), part, {}, allow_distant=False) if rest else {}
@@ -95,10 +95,10 @@ def _components(checkpoint: Checkpoint, other: Checkpoint) -> dict[str, list[str
     """Names of tensors by their component's prefix. Of an archive's base no layout is known: the other's tells."""
     layout = checkpoint.layout or other.layout
     prefixes = sorted((file.prefix for file in layout if file.prefix), key=lambda prefix: -len(prefix))
-    found: dict[str, list[str]] = defaultdict(list)
+    by_prefix: dict[str, list[str]] = defaultdict(list)
     for name in checkpoint.tensors:
-        found[next((prefix for prefix in prefixes if name.startswith(prefix)), "")].append(name)
-    return dict(found)
+        by_prefix[next((prefix for prefix in prefixes if name.startswith(prefix)), "")].append(name)
+    return dict(by_prefix)
 
 
 def _pairs(

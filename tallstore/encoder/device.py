@@ -107,7 +107,7 @@ def choose(
         joined: list[list[tuple[Bytes, int]]] = [[] for _ in rows]
         totals = torch.zeros(len(rows), N_SUMS, dtype=torch.float64)
         signed = recipe.kind == "signed"
-        found = []
+        sums_of = []
         for piece, masks in zip(pieces, packed, strict=True):
             kind = tile_type([rows[row] for row in piece.rows])
             origin, weights = cut(piece)
@@ -115,8 +115,8 @@ def choose(
                 measure(origin, own, v_of(piece), marks, kind, signed=signed)
                 for own, marks in zip(weights, masks, strict=True)
             ]
-            found.append(torch.stack(parts) if parts else torch.zeros(0, N_SUMS, 0))
-        for piece, masks, parts_of in zip(pieces, packed, found, strict=True):
+            sums_of.append(torch.stack(parts) if parts else torch.zeros(0, N_SUMS, 0))
+        for piece, masks, parts_of in zip(pieces, packed, sums_of, strict=True):
             size = piece.stop - piece.start
             for row, marks in zip(piece.rows, masks.cpu().numpy(), strict=True):
                 joined[row].append((marks[: cpu.packed_size(recipe.kind, size)], size))

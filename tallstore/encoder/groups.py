@@ -121,14 +121,14 @@ class Sketch:
     tau: Tensor
 
 
-def _sketch(base: Checkpoint, tasks: Sequence[Checkpoint], found: EncodePlan, progress: Progress | None) -> Sketch:
-    runs = list(_runs(base, found))
+def _sketch(base: Checkpoint, tasks: Sequence[Checkpoint], planned: EncodePlan, progress: Progress | None) -> Sketch:
+    runs = list(_runs(base, planned))
     rows: list[list[Tensor]] = [[] for _ in tasks]
     starts = []
     for at, (name, start, stop) in enumerate(runs):
         origin = base.read(name, start, stop)
         starts.append(origin.to(torch.float32))
-        users = {user.task: user for user in found.users[name] if user.masked}
+        users = {user.task: user for user in planned.users[name] if user.masked}
         for index, task in enumerate(tasks):
             row = torch.zeros(stop - start)
             user = users.get(index)
@@ -147,9 +147,9 @@ def _joined(pieces: Sequence[Tensor], order: Sequence[int]) -> Tensor:
     return torch.cat([pieces[at] for at in order]) if pieces else torch.zeros(0)
 
 
-def _runs(base: Checkpoint, found: EncodePlan) -> Iterator[tuple[str, int, int]]:
+def _runs(base: Checkpoint, planned: EncodePlan) -> Iterator[tuple[str, int, int]]:
     """Evenly spaced runs of every tensor that is masked, by its share of all parameters."""
-    sizes = {name: base.tensors[name].numel for name, users in found.users.items() if any(u.masked for u in users)}
+    sizes = {name: base.tensors[name].numel for name, users in planned.users.items() if any(u.masked for u in users)}
     share = min(1.0, SAMPLE / max(1, sum(sizes.values())))
     for name, numel in sizes.items():
         count = max(1, round(numel * share / _RUN))
@@ -173,14 +173,14 @@ class _Search:
         """Groups by their number, from one a task to one in all."""
         groups: list[Group] = [(index,) for index in range(len(self.sketch.tau))]
         near = self._cosines()
-        found = {len(groups): list(groups)}
+        by_count = {len(groups): list(groups)}
         while len(groups) > 1:
             left, right = min(self._pairs(groups, near), key=lambda pair: (self._rise(*pair), pair))
             groups = sorted([g for g in groups if g not in (left, right)] + [_union(left, right)])
-            found[len(groups)] = list(groups)
+            by_count[len(groups)] = list(groups)
             if progress is not None:
                 progress("grouping", len(self.sketch.tau) - len(groups), len(self.sketch.tau) - 1)
-        return found
+        return by_count
 
     def improved(self, groups: Sequence[Group]) -> list[Group]:
         """The same number of groups after tasks were moved where that lowers the errors: each looked at once."""
@@ -214,10 +214,10 @@ class _Search:
 
     def cost(self, groups: Sequence[Group]) -> Cost:
         """What groups cost on the whole sketch."""
-        found = [self._measure(group) for group in groups]
+        measured = [self._measure(group) for group in groups]
         count = sum(len(group) for group in groups)
-        errors = sum(sum(errors) for errors, _ in found)
-        return Cost(errors / count, sum(bits for _, bits in found) / count)
+        errors = sum(sum(errors) for errors, _ in measured)
+        return Cost(errors / count, sum(bits for _, bits in measured) / count)
 
     def _pairs(self, groups: Sequence[Group], near: Tensor) -> Iterator[tuple[Group, Group]]:
         small = sorted(groups, key=len)[: _SMALL + 1]
@@ -280,12 +280,12 @@ class _Search:
         marks = torch.where(masks == 2, -1.0, masks.float()) if recipe.kind == "signed" else masks.float()
         dots = (tau * marks) @ vector
         norms, kept = self._norms(most)[list(group)], marks.abs_() @ vector.square()
-        found = torch.stack([norms - 2 * dots + kept, norms, kept, dots, marks.sum(1)], dim=1).double()
+        statistics = torch.stack([norms - 2 * dots + kept, norms, kept, dots, marks.sum(1)], dim=1).double()
         errors = []
-        for task, each in enumerate(found.tolist()):
+        for task, each in enumerate(statistics.tolist()):
             error, norm, *_ = scaled(each, recipe.scale(task, each))
             errors.append(math.sqrt(max(error, 0.0) / norm) if norm else 0.0)
-        return errors, bits, (found[:, -1] / max(1, len(base))).tolist()
+        return errors, bits, (statistics[:, -1] / max(1, len(base))).tolist()
 
 
 def _union(left: Group, right: Group) -> Group:

@@ -132,9 +132,9 @@ def gather(context: Context, number: int) -> tuple[list[Any], int]:
         nonlocal size
         for item in context.batches[number]:
             assert isinstance(item, Item)
-            found, each = measure(item, context.tools, statistic)
+            rows, each = measure(item, context.tools, statistic)
             size += each
-            yield from found
+            yield from rows
 
     with library.held():
         return list(statistic.condense(measured())), size
@@ -205,8 +205,8 @@ class Said(NamedTuple):
 def parse_item(facts: Any, path: Path) -> Said:
     """What a result says of an item."""
     base, vector, rows, alike, sha256, read = facts
-    found = tuple(None if row is None else _parse_row(row, path) for row in rows)
-    return Said(_span(base, path), span(vector, path), found, tuple(alike), sha256, read)
+    results = tuple(None if row is None else _parse_row(row, path) for row in rows)
+    return Said(_span(base, path), span(vector, path), results, tuple(alike), sha256, read)
 
 
 def _parse_row(facts: Any, path: Path) -> RowResult:
@@ -274,13 +274,13 @@ def _load(ref: Ref) -> Context:
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise WorkerError(f"{where}: {ref.path} is not what the driver wrote there")
         try:
-            context, due = pickle.loads(data)  # noqa: S301 - the driver's own bytes, by their hash
-            found = _fingerprints(context.tools)
+            context, recorded = pickle.loads(data)  # noqa: S301 - the driver's own bytes, by their hash
+            actual = _fingerprints(context.tools)
         except CheckpointError as error:
             raise WorkerError(
                 f"{where}: cannot see the input: {error}; all workers need it under the same path"
             ) from None
-        if odd := next((where for where in due if due[where] != found[where]), None):
+        if odd := next((where for where in recorded if recorded[where] != actual[where]), None):
             raise WorkerError(f"{where}: {odd}: is not the file there that the driver has")
         _loaded.clear()
         _loaded[ref] = context

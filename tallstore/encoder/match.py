@@ -57,9 +57,9 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
     if task.model is not None:
         # In memory: the library is at hand, and the names of files are those that its loaders know best.
         return respelled(task, base, lambda each: (_matched(base, each) + same_share(each, shapes)) / 2)
-    found = _by_name(base, task).found
-    unused = _share_without(base, {match.base for match in found.values()})
-    if min(_share_without(task, found), unused) <= _FEW:
+    matches = _by_name(base, task).found
+    unused = _share_without(base, {match.base for match in matches.values()})
+    if min(_share_without(task, matches), unused) <= _FEW:
         return task
     return respelled(task, base, lambda each: _matched(base, each))
 
@@ -81,14 +81,14 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     """
     _check_doubles(base, task, ties)
     named = _by_name(base, task)
-    found = named.found
-    paired = _by_value(base, task, found, ties)
-    _settle_ties(base, task, found, ties)
-    known = {match.base for match in found.values()}
-    enough = min(_share_without(task, found), _share_without(base, known)) <= 1 - _ENOUGH
-    if enough or paired or _is_close(base, task, found):
-        return found
-    lost = next(name for name in task.tensors if name not in found)
+    matches = named.found
+    paired = _by_value(base, task, matches, ties)
+    _settle_ties(base, task, matches, ties)
+    known = {match.base for match in matches.values()}
+    enough = min(_share_without(task, matches), _share_without(base, known)) <= 1 - _ENOUGH
+    if enough or paired or _is_close(base, task, matches):
+        return matches
+    lost = next(name for name in task.tensors if name not in matches)
     why = named.misfit or f"the base has no tensor {lost!r}"
     raise WrongBaseError(
         f"{task.where}: {base.where} is not its base, or calls its tensors otherwise: {why}; "
@@ -97,29 +97,29 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
 
 
 @one_thread()
-def _is_close(base: Checkpoint, task: Checkpoint, found: Mapping[str, Match]) -> bool:
+def _is_close(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Match]) -> bool:
     """Whether what was found lies as close to the base as a fine-tune does, so that the base is the right one."""
-    return distance(base, task, [(name, match.base) for name, match in found.items()]) <= CLOSE
+    return distance(base, task, [(name, match.base) for name, match in matches.items()]) <= CLOSE
 
 
 @one_thread()
-def _settle_ties(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties: Mapping[str, str]) -> None:
+def _settle_ties(base: Checkpoint, task: Checkpoint, matches: dict[str, Match], ties: Mapping[str, str]) -> None:
     """Of the base tensors that one weight has counterparts in by its several names, it comes from the nearest."""
     for name, first in ties.items():
-        if name not in found:
+        if name not in matches:
             continue
-        if first not in found:
-            found[first] = found.pop(name)  # the base knows the shared memory by its other name
+        if first not in matches:
+            matches[first] = matches.pop(name)  # the base knows the shared memory by its other name
             continue
-        near, far = (distance(base, task, [(first, found[each].base)]) for each in (name, first))
+        near, far = (distance(base, task, [(first, matches[each].base)]) for each in (name, first))
         if near < far:
-            found[first], found[name] = found[name], found[first]
+            matches[first], matches[name] = matches[name], matches[first]
 
 
-def _share_without(checkpoint: Checkpoint, found: Collection[str]) -> float:
+def _share_without(checkpoint: Checkpoint, names: Collection[str]) -> float:
     """Share of a checkpoint's parameters that are not among those found."""
     total = sum(info.numel for info in checkpoint.tensors.values())
-    return 1 - sum(checkpoint.tensors[name].numel for name in found) / total if total else 0.0
+    return 1 - sum(checkpoint.tensors[name].numel for name in names) / total if total else 0.0
 
 
 def _by_name(base: Checkpoint, task: Checkpoint) -> _Named:
@@ -155,10 +155,10 @@ def _by_name(base: Checkpoint, task: Checkpoint) -> _Named:
 
 
 @one_thread()
-def _by_value(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties: Mapping[str, str]) -> bool:
+def _by_value(base: Checkpoint, task: Checkpoint, matches: dict[str, Match], ties: Mapping[str, str]) -> bool:
     """Pair what names do not, as far as values tell; adds to `found`. Whether anything was."""
-    used = {match.base for match in found.values()}
-    ours = {short: name for name, short in short_names(task.tensors, bare).items() if name not in found}
+    used = {match.base for match in matches.values()}
+    ours = {short: name for name, short in short_names(task.tensors, bare).items() if name not in matches}
     theirs = {short: name for name, short in short_names(base.tensors, bare).items() if name not in used}
     ours = {short: name for short, name in ours.items() if name not in ties}
     if not ours or not theirs:
@@ -167,7 +167,7 @@ def _by_value(base: Checkpoint, task: Checkpoint, found: dict[str, Match], ties:
     for name in task.tensors:
         if name in pairs:
             info, origin = task.tensors[name], base.tensors[pairs[name]]
-            found[name] = Match(pairs[name], None if info.shape == origin.shape else common_rows(origin, info))
+            matches[name] = Match(pairs[name], None if info.shape == origin.shape else common_rows(origin, info))
     return bool(pairs)
 
 

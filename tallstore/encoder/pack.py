@@ -90,7 +90,7 @@ def encode(
         }
         opened = {name: spelled_as(start, task) for name, task in opened.items()}
         lossless = frozenset(range(len(names))) if chosen.quality == LOSSLESS else frozenset()
-        found = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless)
+        planned = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
@@ -106,18 +106,18 @@ def encode(
         }
         journal = Journal(sink, start, opened, choices)
         stream = Stream(
-            start, list(opened.values()), found, recipe, chosen, progress, forms or {}, exact, journal, slot, lossless
+            start, list(opened.values()), planned, recipe, chosen, progress, forms or {}, exact, journal, slot, lossless
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        warnings = (*journal.warnings, *found.warnings, *warnings)
+        warnings = (*journal.warnings, *planned.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
     divergences = [stream.divergence(index) for index in range(len(names))]
     report = _report(
-        sink.target, manifest, len(data), start, opened, found, warnings, seconds, stream.taken_up, divergences
+        sink.target, manifest, len(data), start, opened, planned, warnings, seconds, stream.taken_up, divergences
     )
     return PackedArchive(report, stream.by_tensor)
 
@@ -132,19 +132,19 @@ def _finish(
     scores: Mapping[str, Mapping[str, float]],
     group: str,
 ) -> tuple[Manifest, tuple[str, ...]]:
-    due: dict[tuple[str, str], tuple[PartWriter, list[str] | None]] = {}
+    owners: dict[tuple[str, str], tuple[PartWriter, list[str] | None]] = {}
     """(task, or nothing; kind) → writer and order."""
     if writers.base is not None and writers.base:
-        due["", "base"] = writers.base, list(base.tensors)
+        owners["", "base"] = writers.base, list(base.tensors)
     if writers.vector:
-        due["", "vector"] = writers.vector, None
+        owners["", "vector"] = writers.vector, None
     for index, (name, checkpoint) in enumerate(tasks.items()):
-        due[name, "mask"] = writers.masks[index], list(checkpoint.tensors)
+        owners[name, "mask"] = writers.masks[index], list(checkpoint.tensors)
         if writers.privates[index]:
-            due[name, "private"] = writers.privates[index], None
+            owners[name, "private"] = writers.privates[index], None
         if index in stream.exact and not stream.bit_for_bit(index):
-            due[name, "exact"] = writers.exacts[index], None
-    written = dict(zip(due, write_parts(sink, list(due.values())), strict=True))
+            owners[name, "exact"] = writers.exacts[index], None
+    written = dict(zip(owners, write_parts(sink, list(owners.values())), strict=True))
     base_parts, vector_parts = written.pop(("", "base"), {}), written.pop(("", "vector"), {})
     parts = {**base_parts, **vector_parts}
     task_parts: dict[str, dict[str, tuple[str, ...]]] = {name: {} for name in tasks}
@@ -237,19 +237,19 @@ def _measured(
     }
 
 
-def _scores(found: Mapping[str, float], *, bit_for_bit: bool) -> dict[str, float]:
+def _scores(scores: Mapping[str, float], *, bit_for_bit: bool) -> dict[str, float]:
     """What is recorded of an evaluator's scores: what comes back bit for bit scores what the original does."""
-    return dict.fromkeys(found, found["original"]) if bit_for_bit and "original" in found else dict(found)
+    return dict.fromkeys(scores, scores["original"]) if bit_for_bit and "original" in scores else dict(scores)
 
 
 def _lossless(measured: dict[str, Any], stream: Stream, index: int) -> dict[str, Any]:
     """What was measured, and of tensors that no error is measured of, since they are coded without loss."""
-    found = stream.without_loss[index]
-    if found is None:
+    lossless = stream.without_loss[index]
+    if lossless is None:
         return measured
-    if measured["relative_error"] is None and found.coded_bytes:
+    if measured["relative_error"] is None and lossless.coded_bytes:
         measured |= {"relative_error": 0.0, "cosine": 1.0}
-    return measured | {"without_loss": asdict(found)}
+    return measured | {"without_loss": asdict(lossless)}
 
 
 def tensor_bytes(checkpoint: Checkpoint, ties: Collection[str]) -> int:
@@ -263,7 +263,7 @@ def _report(
     manifest_bytes: int,
     base: Checkpoint,
     tasks: Mapping[str, Checkpoint],
-    found: EncodePlan,
+    planned: EncodePlan,
     warnings: tuple[str, ...],
     seconds: float,
     taken_up: int,
@@ -280,19 +280,19 @@ def _report(
                 divergence=foretold[index],
                 density=task.measured["density"],
                 parameters=task.measured["parameters"],
-                private={tensor: whole.why for tensor, whole in found.private[index].items()},
-                missing=found.missing[index],
+                private={tensor: whole.why for tensor, whole in planned.private[index].items()},
+                missing=planned.missing[index],
                 without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
                 cheaper=Cheaper(**told) if (told := task.measured.get("cheaper_without_loss")) else None,
-                unmatched=found.unmatched[index],
+                unmatched=planned.unmatched[index],
                 adapter=task.adapter.type if task.adapter is not None else None,
                 left_out=tasks[name].left_out,
             )
             for index, (name, task) in enumerate(manifest.tasks.items())
         },
         bytes=by_kind,
-        checkpoints_bytes=tensor_bytes(base, found.base_ties)
-        + sum(tensor_bytes(task, ties) for task, ties in zip(tasks.values(), found.ties, strict=True)),
+        checkpoints_bytes=tensor_bytes(base, planned.base_ties)
+        + sum(tensor_bytes(task, ties) for task, ties in zip(tasks.values(), planned.ties, strict=True)),
         bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),
         seconds=seconds,
         warnings=warnings,

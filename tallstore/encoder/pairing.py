@@ -180,11 +180,11 @@ def _families(checkpoint: Checkpoint, names: Mapping[str, str]) -> list[_Family]
     for name in names:
         numbers = tuple(int(each) for each in _NUMBER.findall(name))
         grouped[_NUMBER.sub("#", name)].append((numbers, name))
-    found = []
+    families = []
     for members in grouped.values():
         ordered = tuple(name for _, name in sorted(members))
-        found.append(_Family(ordered, tuple(checkpoint.tensors[names[name]].shape for name in ordered)))
-    return found
+        families.append(_Family(ordered, tuple(checkpoint.tensors[names[name]].shape for name in ordered)))
+    return families
 
 
 def _squared(values: Tensor) -> float:

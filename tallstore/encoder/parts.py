@@ -168,7 +168,7 @@ def write_parts(sink: Sink, writers: Sequence[tuple[PartWriter, Sequence[str] | 
 
     While a block is written the next one is hashed, and the one behind that is read, of whichever part it is.
     """
-    found: list[dict[str, PartRecord]] = [{} for _ in writers]
+    records: list[dict[str, PartRecord]] = [{} for _ in writers]
     # By turns: one is being written, the others are hashed, or read, or wait.
     rooms = cycle([scratch(f"block {n}", _ROOM, np.uint8).data for n in range(1 + 2 * _AHEAD)])
     ahead = sum(writer.coded_bytes for writer, _ in writers) > _BLOCK
@@ -186,8 +186,8 @@ def write_parts(sink: Sink, writers: Sequence[tuple[PartWriter, Sequence[str] | 
     with translated(sink.target), closing(_made_ahead(hashed()) if ahead else hashed()) as stream:
         for (number, part), run in groupby(stream, lambda each: each[:2]):
             sink.put(part.path, (block for _, _, block in run), part.size)
-            found[number][part.path] = part.record()
-    return found
+            records[number][part.path] = part.record()
+    return records
 
 
 def _blocks(pieces: _Pieces, rooms: Iterator[memoryview]) -> Iterator[memoryview]:

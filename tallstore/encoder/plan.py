@@ -94,33 +94,35 @@ def plan(
             f"{base.where}: an adapter in place of the base: the base comes first; name the model that the adapter was "
             "trained on"
         )
-    found = EncodePlan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
+    planned = EncodePlan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
     for index, task in enumerate(tasks.values()):
         if task.adapter is not None:
-            _plan_adapter(found, base, task, allow_distant=allow_distant)
+            _plan_adapter(planned, base, task, allow_distant=allow_distant)
             continue
         ties, quantized = tied_names(task, base), find_quantized(task)
         matches = matched(base, task, ties, allow_distant=allow_distant)
-        found.ties.append(ties)
-        found.private.append({})
-        found.unmoved.append({})
-        found.quantized.append(quantized)
+        planned.ties.append(ties)
+        planned.private.append({})
+        planned.unmoved.append({})
+        planned.quantized.append(quantized)
         for name in task.tensors:
             if name in ties:
                 continue
             if name not in matches or (matches[name].rows is not None and task.tensors[name].dtype in PACKED):
-                found.private[index][name] = Whole("the base has no such tensor, or one of another shape", "unmatched")
+                planned.private[index][name] = Whole(
+                    "the base has no such tensor, or one of another shape", "unmatched"
+                )
                 continue
-            found.users[matches[name].base].append(
+            planned.users[matches[name].base].append(
                 _user(base, task, index, name, matches[name], quantized, lossless=index in lossless)
             )
-        used = {found.base_ties.get(m.base, m.base) for m in matches.values()}
-        found.missing.append(tuple(n for n in base.tensors if found.base_ties.get(n, n) not in used))
-        _note_unmatched(found, base, task)
-    return found
+        used = {planned.base_ties.get(m.base, m.base) for m in matches.values()}
+        planned.missing.append(tuple(n for n in base.tensors if planned.base_ties.get(n, n) not in used))
+        _note_unmatched(planned, base, task)
+    return planned
 
 
-def _plan_adapter(found: EncodePlan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
+def _plan_adapter(planned: EncodePlan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
     """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
     assert task.adapter is not None
     shapes, held = ({name: info.shape for name, info in each.tensors.items()} for each in (task, base))
@@ -136,23 +138,23 @@ def _plan_adapter(found: EncodePlan, base: Checkpoint, task: Checkpoint, *, allo
             base_where=base.where,
         )
     ties = dict(task.ties)
-    found.ties.append(ties)
-    found.private.append({name: Whole(KEPT, "unmatched") for name in task.tensors if name not in ties})
-    found.unmoved.append({})
-    found.missing.append(())
-    found.unmatched.append(0.0)
-    found.quantized.append(None)
+    planned.ties.append(ties)
+    planned.private.append({name: Whole(KEPT, "unmatched") for name in task.tensors if name not in ties})
+    planned.unmoved.append({})
+    planned.missing.append(())
+    planned.unmatched.append(0.0)
+    planned.quantized.append(None)
 
 
-def _note_unmatched(found: EncodePlan, base: Checkpoint, task: Checkpoint) -> None:
+def _note_unmatched(planned: EncodePlan, base: Checkpoint, task: Checkpoint) -> None:
     """How much of the last task finds no counterpart; a warning where it is much."""
-    names = [name for name, whole in found.private[-1].items() if whole.word == "unmatched"]
-    total = sum(info.numel for name, info in task.tensors.items() if name not in found.ties[-1])
+    names = [name for name, whole in planned.private[-1].items() if whole.word == "unmatched"]
+    total = sum(info.numel for name, info in task.tensors.items() if name not in planned.ties[-1])
     share = sum(task.tensors[name].numel for name in names) / total if total else 0.0
-    found.unmatched.append(share)
+    planned.unmatched.append(share)
     if share > UNMATCHED:
-        unused = f"; the base has {names_of(found.missing[-1])} unused" if found.missing[-1] else ""
-        found.warnings.append(
+        unused = f"; the base has {names_of(planned.missing[-1])} unused" if planned.missing[-1] else ""
+        planned.warnings.append(
             f"{task.where}: {100 * share:.3g} % of its parameters find no counterpart in {base.where} and are stored "
             f"whole ({names_of(names)}){unused}"
         )
@@ -163,17 +165,17 @@ def _user(
     task: Checkpoint,
     index: int,
     name: str,
-    found: Match,
+    match: Match,
     quantized: Quantized | None,
     *,
     lossless: bool,
 ) -> User:
-    info, start = task.tensors[name], base.tensors[found.base]
-    covered = info.numel if found.rows is None else found.rows * (info.numel // info.shape[0])
+    info, start = task.tensors[name], base.tensors[match.base]
+    covered = info.numel if match.rows is None else match.rows * (info.numel // info.shape[0])
     if {info.dtype, start.dtype} <= set(MASKABLE):
         fits, own = True, quantized is not None and name in quantized.tensors
     else:
         own = info.dtype == start.dtype and covered * ITEM_BYTES[info.dtype] >= _WORTH
         fits = own or (lossless and info.dtype == start.dtype)
     masked = fits and covered >= SMALL
-    return User(index, name, found, covered, masked, not masked and info == start, masked and own)
+    return User(index, name, match, covered, masked, not masked and info == start, masked and own)

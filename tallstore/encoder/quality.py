@@ -28,9 +28,9 @@ class Quality:
     on: int = 0
     parameters: int = 0
 
-    def add(self, found: Sequence[float], n: int) -> None:
+    def add(self, sums_of_row: Sequence[float], n: int) -> None:
         """Add what `sums` measured on n parameters."""
-        error, norm, kept, dot, on = found
+        error, norm, kept, dot, on = sums_of_row
         self.error += error
         self.norm += norm
         self.kept += kept
@@ -107,8 +107,8 @@ def sums(tau: Tensor, vector: Tensor, symbols: Tensor, kind: str) -> Tensor:
         torch.mul(row, row, out=norm)
         torch.mul(kept, kept, out=energy)
         torch.mul(row, kept, out=dot)
-        found = add_blocks(_halve(products.view(N_SUMS - 1, -1, BLOCK)).double())
-        out.append(torch.cat([found, marks.count_nonzero().double().reshape(1)]))
+        blocks = add_blocks(_halve(products.view(N_SUMS - 1, -1, BLOCK)).double())
+        out.append(torch.cat([blocks, marks.count_nonzero().double().reshape(1)]))
     return torch.stack(out)
 
 
@@ -120,11 +120,11 @@ def agreement(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
     return tuple(sums(tau[None], kept, on[None], "binary")[0].tolist())
 
 
-def add_blocks(found: Tensor) -> Tensor:
+def add_blocks(sums_by_block: Tensor) -> Tensor:
     """Add up the sums of a tile's blocks, float64, shape (…, B) to (…): halves upon halves, zeros filling them up."""
-    count = found.shape[-1]
-    filled = found.new_zeros(*found.shape[:-1], 1 << max(count - 1, 0).bit_length())
-    filled[..., :count] = found
+    count = sums_by_block.shape[-1]
+    filled = sums_by_block.new_zeros(*sums_by_block.shape[:-1], 1 << max(count - 1, 0).bit_length())
+    filled[..., :count] = sums_by_block
     return _halve(filled)
 
 
@@ -135,11 +135,11 @@ def _halve(values: Tensor) -> Tensor:
     return values[..., 0]
 
 
-def scaled(found: Sequence[float], scale: float) -> tuple[float, ...]:
+def scaled(sums_of_row: Sequence[float], scale: float) -> tuple[float, ...]:
     """The same sums at scale s: ‖τ − s·w‖² = ‖τ‖² − 2s·⟨τ,w⟩ + s²·‖w‖²."""
     if scale == 1.0:
-        return tuple(found)
-    _, norm, kept, dot, on = found
+        return tuple(sums_of_row)
+    _, norm, kept, dot, on = sums_of_row
     error = norm - 2 * scale * dot + scale * scale * kept
     return max(error, 0.0), norm, scale * scale * kept, scale * dot, on
 

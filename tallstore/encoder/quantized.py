@@ -70,18 +70,18 @@ def count_without_loss(
     )
 
 
-def note_of(name: str, found: WithoutLoss) -> str:
+def note_of(name: str, counts: WithoutLoss) -> str:
     """What is said of a task of that name."""
-    count = f"{found.tensors} tensor{'s' if found.tensors > 1 else ''}"
-    what = "of types that no mask fits" if found.form is None else f"of a quantized checkpoint ({found.form})"
-    return f"{name}: {count} {what}, packed without loss: {size(found.bytes)} → {size(found.coded_bytes)}"
+    count = f"{counts.tensors} tensor{'s' if counts.tensors > 1 else ''}"
+    what = "of types that no mask fits" if counts.form is None else f"of a quantized checkpoint ({counts.form})"
+    return f"{name}: {count} {what}, packed without loss: {size(counts.bytes)} → {size(counts.coded_bytes)}"
 
 
-def warnings_of(where: str, base: str, found: WithoutLoss) -> Iterator[str]:
+def warnings_of(where: str, base: str, counts: WithoutLoss) -> Iterator[str]:
     """What a packer could do better."""
-    if found.form is not None and found.strange and found.coded_bytes > _SAVED * found.bytes:
+    if counts.form is not None and counts.strange and counts.coded_bytes > _SAVED * counts.bytes:
         yield (
-            f"{where}: it is quantized ({found.form}), and {found.strange} of its tensors have no place of their type "
-            f"and shape in {base}, so that little is saved: give the base quantized in the same way, or fine-tunes "
-            "that are not quantized"
+            f"{where}: it is quantized ({counts.form}), and {counts.strange} of its tensors have no place "
+            f"of their type and shape in {base}, so that little is saved: give the base quantized in the same way, or "
+            "fine-tunes that are not quantized"
         )

@@ -49,10 +49,10 @@ class TaskReport:
 
 def notes_on(tasks: Mapping[str, TaskReport]) -> tuple[str, ...]:
     """What is good to know of tasks that were packed: nothing to act on."""
-    found = ((name, task.without_loss) for name, task in tasks.items())
+    counts = ((name, task.without_loss) for name, task in tasks.items())
     cheaper = tuple(task.cheaper.note_of(name) for name, task in tasks.items() if task.cheaper is not None)
     adapters = tuple(adapter_note(name, task.adapter) for name, task in tasks.items() if task.adapter is not None)
-    return (*(note_of(name, told) for name, told in found if told is not None), *cheaper, *adapters)
+    return (*(note_of(name, told) for name, told in counts if told is not None), *cheaper, *adapters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,12 +61,12 @@ class Taker:
             give_back(file.fileno(), span.start, span.length)
 
     def _file(self, path: Path) -> FileIO:
-        found = self._open.get(path)
-        if found is None:
+        handle = self._open.get(path)
+        if handle is None:
             if len(self._open) == _FILES:
                 self._open.pop(next(iter(self._open))).close()
-            found = self._open[path] = self._opened(path)
-        return found
+            handle = self._open[path] = self._opened(path)
+        return handle
 
     def _opened(self, path: Path) -> FileIO:
         if not self._keep:
@@ -174,8 +174,8 @@ def read_result(path: Path, job: bytes, *, check: bool) -> list[Any] | None:
                 return None
     except OSError:
         return None
-    found: list[Any] = json.loads(facts)
-    return found
+    content: list[Any] = json.loads(facts)
+    return content
 
 
 def _sum(handle: int, size: int) -> bytes:

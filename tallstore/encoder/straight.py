@@ -100,15 +100,15 @@ def counted(row: native.NativeRow, cut: Sequence[npt.NDArray[np.int64]], base: S
         cut: of each tile its runs: the first element of each and the one behind its last, shape (R, 2).
         base: θ0 of all of these elements, one behind the other.
     """
-    seen, found, done = native.Seen(), [], 0
+    seen, magnitudes, done = native.Seen(), [], 0
     for runs in cut:
         end = len(base.values) if runs is cut[-1] else done + int((runs[:, 1] - runs[:, 0]).sum())
         tally = native.tally_row(seen, row, runs, base.values[done:end], SHIFT, BINS)
         if tally is None:
             return Fallback.CUT_OFF
-        found.append(Magnitudes(*tally))
+        magnitudes.append(Magnitudes(*tally))
         done = end
-    return found if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
+    return magnitudes if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
 
 
 def coherent(row: native.NativeRow, firsts: Sequence[int], base: Start, n: int) -> float | None:
@@ -154,11 +154,11 @@ def marked(
     """
     n = len(base.values)
     words = None if row.form == FLOAT32 else scratch("words", n, np.uint16)
-    packed, seen, found = scratch("marks", cpu.packed_size(recipe.kind, n), np.uint8), native.Seen(), np.zeros(N_SUMS)
+    packed, seen, totals = scratch("marks", cpu.packed_size(recipe.kind, n), np.uint8), native.Seen(), np.zeros(N_SUMS)
     low, width = float(np.float32(rule.limits[0])), float(np.float32(rule.widths[0]))
-    if not native.mark(packed, found, seen, row, start, base.values, low, width, unmixed(start, rule.seeds[0]), words):
+    if not native.mark(packed, totals, seen, row, start, base.values, low, width, unmixed(start, rule.seeds[0]), words):
         return Fallback.CUT_OFF
-    _, norm, kept, dot, on = found.tolist()
+    _, norm, kept, dot, on = totals.tolist()
     # A float32 or bfloat16 beyond reach is 2^77 at the least from any within, the square of which float32 has no more.
     if not math.isfinite(norm) or not seen.largest <= reach(base.kind):
         return Fallback.OUT_OF_REACH
@@ -185,10 +185,10 @@ def leveled(
         levels: where they begin.
         seed: of the dither.
     """
-    found = moved(row, [(start, start + len(base.values))], base)
-    if isinstance(found, Fallback):
-        return found
-    tau, differs = found
+    row_moved = moved(row, [(start, start + len(base.values))], base)
+    if isinstance(row_moved, Fallback):
+        return row_moved
+    tau, differs = row_moved
     coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8), base.values, row.form)
     if row.form != FLOAT32 and not np.isfinite(coded.table).all():
         return Fallback.SCALE

@@ -224,15 +224,15 @@ class Stream:
         self._wholes(engine, writers)
         for index in range(len(self.tasks)):
             self._sum_up(index, writers)
-        found = [(task, self._warning(index)) for index, task in enumerate(self.tasks)]
-        self.warnings += [f"{task.where}: {warning}" for task, warning in found if warning]
+        warned = [(task, self._warning(index)) for index, task in enumerate(self.tasks)]
+        self.warnings += [f"{task.where}: {warning}" for task, warning in warned if warning]
 
     def divergence(self, index: int) -> float | None:
         """What the recipe foretells of a task, to as many digits as are recorded; nothing is lost, nothing diverges."""
-        found = self.recipe.foretold(index)
-        if found is None:
+        foretold = self.recipe.foretold(index)
+        if foretold is None:
             return None
-        return 0.0 if self.cheaper[index].all else significant(found)
+        return 0.0 if self.cheaper[index].all else significant(foretold)
 
     def bit_for_bit(self, index: int) -> bool:
         """Whether a task comes back bit for bit, no exact part needed."""
@@ -251,7 +251,7 @@ class Stream:
         for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
             self._done = 0
             # Else one item a batch: what a statistic measures may be as large as what it reads.
-            batches = tensors if statistic.by_tensor else [(item,) for found in tensors for item in found]
+            batches = tensors if statistic.by_tensor else [(item,) for tensor_items in tensors for item in tensor_items]
             context = self._context(f"statistic-{number}", batches, statistic)
             for measured, size in engine.run(gather, context, range(len(batches)), ahead=2):
                 for each in measured:
@@ -318,10 +318,10 @@ class Stream:
             if user.task == index and task.tensors[user.name].dtype == self.base.tensors[name].dtype
         }
         whole = {name: writers.privates[index].size_of(name) for name in self.plan.private[index]}
-        found = count_without_loss(task, self.plan.quantized[index], whole, self._coded[index], at_home)
-        self.without_loss.append(found)
-        if found is not None:
-            self.warnings += warnings_of(task.where, self.base.where, found)
+        counts = count_without_loss(task, self.plan.quantized[index], whole, self._coded[index], at_home)
+        self.without_loss.append(counts)
+        if counts is not None:
+            self.warnings += warnings_of(task.where, self.base.where, counts)
 
     def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:
         info = self.base.tensors[name]

@@ -51,11 +51,11 @@ def tied_names(checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[s
 
 def _of_one_kind(checkpoint: Checkpoint, ties: Mapping[str, str]) -> Iterator[list[str]]:
     """Tensors of one type and shape that could be equal."""
-    found: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    by_kind: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for name, info in checkpoint.tensors.items():
         if name not in ties and len(info.shape) > 1 and info.numel >= _LEAST:
-            found[info.dtype, info.shape].append(name)
-    yield from (names for names in found.values() if 1 < len(names) <= (_FEW if checkpoint.far else len(names)))
+            by_kind[info.dtype, info.shape].append(name)
+    yield from (names for names in by_kind.values() if 1 < len(names) <= (_FEW if checkpoint.far else len(names)))
 
 
 def _sample(checkpoint: Checkpoint, name: str) -> bytes:

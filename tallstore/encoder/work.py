@@ -206,9 +206,9 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
         return rows + measured, round(size * weight)
     measured, size = rows, 0
     for run in runs:
-        found = read(run, tools)
-        size += found.bytes
-        measured += _tiles_measured(item, run.users, found, run.start, statistic, weight)
+        chunk = read(run, tools)
+        size += chunk.bytes
+        measured += _tiles_measured(item, run.users, chunk, run.start, statistic, weight)
     return measured, round(size * weight)
 
 
@@ -216,7 +216,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     """What a statistic measures on a few rows of a matrix: all of the tensor's, not the item's alone."""
     shape = tools.base.tensors[item.name].shape
     width = math.prod(shape[1:])
-    found = []
+    results = []
     columns = min(width, COLUMNS)
     before: dict[int, Tensor] = {}  # the base's, by how many rows there are to pick from: mostly as many for all tasks
     for user in item.users if len(shape) > 1 and width else ():
@@ -225,12 +225,12 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
         if count not in before:
             before[count] = _read_rows(tools.origin, item.name, runs)
         measured = partial(_gain, user, runs, before[count], tools)
-        found.append(statistic.measure_rows(user.task, item.name, measured))
+        results.append(statistic.measure_rows(user.task, item.name, measured))
         if tools.origin is tools.base and may_be_lossless(tools.tasks[user.task].tensors[user.name].dtype):
             own = _read_rows(tools.tasks[user.task], user.name, runs)
             if (bits := lossless_bits(own, before[count], user.covered)) is not None:
-                found.append(statistic.measure_lossless(user.task, item.name, bits))
-    return found
+                results.append(statistic.measure_lossless(user.task, item.name, bits))
+    return results
 
 
 def _gain(user: User, runs: Sequence[tuple[int, int]], before: Tensor, tools: Tools) -> float:
@@ -241,25 +241,25 @@ def _gain(user: User, runs: Sequence[tuple[int, int]], before: Tensor, tools: To
     start = start_of(before, 0.0)
     row = None if start is None else row_in_file(checkpoint, user.name, start)
     if row is not None and start is not None:
-        found = coherent(row, [first for first, _ in runs], start, columns)
-        if found is not None:
-            return found
+        coherence = coherent(row, [first for first, _ in runs], start, columns)
+        if coherence is not None:
+            return coherence
     own = _read_rows(checkpoint, user.name, runs)
     return gain(task_vector(before, own).to(torch.float32).view(len(runs), columns).numpy())
 
 
 def _read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]]) -> Tensor:
     """Runs of equal length, one behind the other, in memory of their own."""
-    found = torch.empty(sum(stop - start for start, stop in runs), dtype=TORCH[checkpoint.tensors[name].dtype])
-    checkpoint.read_runs(name, runs, found)
-    return found
+    rows = torch.empty(sum(stop - start for start, stop in runs), dtype=TORCH[checkpoint.tensors[name].dtype])
+    checkpoint.read_runs(name, runs, rows)
+    return rows
 
 
 def _tiles_measured(
-    item: Item, users: Sequence[User], found: Read, start: int, statistic: Statistic, weight: float
+    item: Item, users: Sequence[User], chunk: Read, start: int, statistic: Statistic, weight: float
 ) -> list[Any]:
-    rows = _usable(users, found, _looks(found))
-    cut = tiles(found.base, rows, item.name, STATISTIC_TILE, start)
+    rows = _usable(users, chunk, _looks(chunk))
+    cut = tiles(chunk.base, rows, item.name, STATISTIC_TILE, start)
     return [statistic.measure(replace(tile, weight=weight)) for tile in cut if tile.tasks]
 
 
@@ -282,30 +282,30 @@ def _rows_measured(
             if not isinstance(straight, Fallback):
                 measured += [statistic.measure_counted(user.task, item.name, each, weight) for each in straight]
                 continue
-        found = Read(base, (_gather(checkpoint, user.name, runs, "row"),), largest)
-        if all(look is not None and look.usable for look in _looks(found)):
-            measured += _tiles_measured(item, (user,), found, item.start, statistic, weight)
+        chunk = Read(base, (_gather(checkpoint, user.name, runs, "row"),), largest)
+        if all(look is not None and look.usable for look in _looks(chunk)):
+            measured += _tiles_measured(item, (user,), chunk, item.start, statistic, weight)
             continue
         for run in runs:  # those that are usable by themselves
-            found = read(replace(run, users=(user,)), tools)
-            measured += _tiles_measured(item, (user,), found, run.start, statistic, weight)
+            chunk = read(replace(run, users=(user,)), tools)
+            measured += _tiles_measured(item, (user,), chunk, run.start, statistic, weight)
     return measured, size
 
 
 def _cut(runs: Sequence[Item]) -> list[npt.NDArray[np.int64]]:
     """The runs of each tile, their elements one behind the other: from which element to which, shape (R, 2)."""
-    found: list[list[tuple[int, int]]] = []
+    groups: list[list[tuple[int, int]]] = []
     room = 0
     for run in runs:
         start = run.start
         while start < run.stop:
             if not room:
-                found.append([])
+                groups.append([])
                 room = STATISTIC_TILE
             stop = min(start + room, run.stop)
-            found[-1].append((start, stop))
+            groups[-1].append((start, stop))
             start, room = stop, room - (stop - start)
-    return [np.array(each, np.int64) for each in found]
+    return [np.array(each, np.int64) for each in groups]
 
 
 def _sample(item: Item, numel: int, one_in: int) -> list[Item]:
@@ -330,14 +330,14 @@ def do(item: Item, tools: Tools) -> Done:
     outcomes: dict[User, Outcome | None] = {}
     vector, size = b"", len(raw)
     lossy = replace(item, users=tuple(user for user in item.users if not tools.is_lossless(user, item.name)))
-    for found, users in _together(lossy, origin, tools):
-        if isinstance(found, Outcome):
-            outcomes[users[0]] = found
+    for chunk, users in _together(lossy, origin, tools):
+        if isinstance(chunk, Outcome):
+            outcomes[users[0]] = chunk
             size += origin.numel() * origin.element_size()
             continue
-        vector, coded = _encode(item, users, found, base, tools)
+        vector, coded = _encode(item, users, chunk, base, tools)
         outcomes |= zip(users, coded, strict=True)
-        size += found.bytes - origin.numel() * origin.element_size()
+        size += chunk.bytes - origin.numel() * origin.element_size()
     for user in item.users:
         if user not in outcomes:
             outcomes[user], read_bytes = _without_loss(item, user, base, tools)
@@ -356,8 +356,10 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
         return None, 0
     info = tools.tasks[user.task].tensors[user.name]
     measured = user.task not in tools.exactly and not user.lossless
-    found = encode_row(row, base[: len(row)], info.dtype, _rows_of(info, item), measured=measured)
-    outcome = Outcome(moved=True, why_whole=NAN_IN_BASE) if found is None else Outcome(made=found[0], moved=found[1])
+    encoded = encode_row(row, base[: len(row)], info.dtype, _rows_of(info, item), measured=measured)
+    outcome = (
+        Outcome(moved=True, why_whole=NAN_IN_BASE) if encoded is None else Outcome(made=encoded[0], moved=encoded[1])
+    )
     return outcome, row.numel() * row.element_size()
 
 
@@ -409,25 +411,25 @@ def _straight(item: Item, user: User, base: Start, tools: Tools) -> Outcome | Fa
     recipe = tools.recipe
     rule, levels = recipe.rule([user.task], item.name), recipe.levels(user.task, item.name)
     if levels is not None:
-        found = leveled(row, item.start, base, levels, recipe.seed(user.task, item.name))
+        encoded = leveled(row, item.start, base, levels, recipe.seed(user.task, item.name))
     elif rule is not None and is_by_sign(rule, tools.vector):
-        found = marked(row, item.start, base, rule, recipe, tools.mask, user.task)
+        encoded = marked(row, item.start, base, rule, recipe, tools.mask, user.task)
     else:
         return None
-    return found if isinstance(found, Fallback) else Outcome(made=found[0], moved=found[1])
+    return encoded if isinstance(encoded, Fallback) else Outcome(made=encoded[0], moved=encoded[1])
 
 
 def _encode(
-    item: Item, users: Sequence[User], found: Read, base: Tensor, tools: Tools
+    item: Item, users: Sequence[User], chunk: Read, base: Tensor, tools: Tools
 ) -> tuple[bytes, list[Outcome | None]]:
     """Code rows. `base` is what is stored of it."""
-    looks = _looks(found)
+    looks = _looks(chunk)
     rows = [
         replace(row, form=tools.forms.get((row.task, item.name)), exact=row.task in tools.exact)
-        for row in _usable(users, found, looks)
+        for row in _usable(users, chunk, looks)
     ]
-    coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
-    rounded = base.dtype != found.base.dtype
+    coded = encode_chunk(chunk.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
+    rounded = base.dtype != chunk.base.dtype
     coded = remeasure(coded, rows, base, rounded=rounded, vector=tools.vector, mask=tools.mask)
     made = iter(zip(coded.rows, rows, strict=True))
     return coded.vector, [
@@ -452,14 +454,14 @@ def _outcome(item: Item, user: User, look: Outcome, made: Made, row: TaskRow, ba
     )
 
 
-def _looks(found: Read) -> list[Outcome | None]:
+def _looks(chunk: Read) -> list[Outcome | None]:
     """What is plain to see of each row, before anything is coded."""
-    return [None if row is None else _look(row, found.base[: len(row)], found.largest) for row in found.rows]
+    return [None if row is None else _look(row, chunk.base[: len(row)], chunk.largest) for row in chunk.rows]
 
 
-def _usable(users: Sequence[User], found: Read, looks: Sequence[Outcome | None]) -> list[TaskRow]:
+def _usable(users: Sequence[User], chunk: Read, looks: Sequence[Outcome | None]) -> list[TaskRow]:
     """The rows that arithmetic can carry."""
-    together = zip(users, found.rows, looks, strict=True)
+    together = zip(users, chunk.rows, looks, strict=True)
     return [
         TaskRow(user.task, row) for user, row, look in together if row is not None and look is not None and look.usable
     ]
@@ -484,8 +486,8 @@ def _same_and_largest(weights: Tensor, base: Tensor) -> tuple[bool, float]:
         return same_bits(weights, base), max(abs(float(low)), abs(float(high)))
     word = np.dtype(f"<u{weights.element_size()}")
     same, top = native.look(as_bytes(weights).view(word), as_bytes(base).view(word))
-    found = torch.from_numpy(np.array([top], word).view(f"<i{word.itemsize}")).view(weights.dtype)
-    return same, float(found)
+    largest = torch.from_numpy(np.array([top], word).view(f"<i{word.itemsize}")).view(weights.dtype)
+    return same, float(largest)
 
 
 def _largest(values: Tensor) -> float:

@@ -93,13 +93,13 @@ def claimed(layout: Sequence[WeightsFile], names: Iterable[str], where: str) -> 
         FormatError: a tensor belongs to no file, or is left without a name.
     """
     longest = sorted(range(len(layout)), key=lambda number: -len(layout[number].prefix))
-    found: list[dict[str, str]] = [{} for _ in layout]
+    by_file: list[dict[str, str]] = [{} for _ in layout]
     for name in names:
         number = next((n for n in longest if name.startswith(layout[n].prefix)), None)
         if number is None or name == layout[number].prefix:
             raise FormatError(f"{where}: tensor {name!r} belongs to none of the model's weights files")
-        found[number][name.removeprefix(layout[number].prefix)] = name
-    return found
+        by_file[number][name.removeprefix(layout[number].prefix)] = name
+    return by_file
 
 
 def index_name(path: str) -> str:

@@ -185,10 +185,10 @@ class Manifest:
         kinds: dict[str, Sequence[str]] = {"base": self.base.parts, "vector": [p for g in self.groups for p in g.parts]}
         for kind, key in (("masks", "mask"), ("private", "private"), ("exact", "exact")):
             kinds[kind] = [p for t in self.tasks.values() for p in t.parts.get(key, ())]
-        found = {kind: sum(self.parts[path].size for path in paths) for kind, paths in kinds.items()}
-        found["files"] = sum(record.size for record in self.parts.values()) - sum(found.values())
-        found["manifest"] = manifest_bytes
-        return found | {"total": sum(found.values())}
+        sizes = {kind: sum(self.parts[path].size for path in paths) for kind, paths in kinds.items()}
+        sizes["files"] = sum(record.size for record in self.parts.values()) - sum(sizes.values())
+        sizes["manifest"] = manifest_bytes
+        return sizes | {"total": sum(sizes.values())}
 
     def bits_per_parameter(self, manifest_bytes: int) -> float:
         """Bits a parameter and task: vector, masks and private tensors, over the parameters of all tasks."""
@@ -314,10 +314,10 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _strings(value: Any, where: str) -> dict[str, str]:
-    found = _object(value, where)
-    if not all(isinstance(v, str) for v in found.values()):
+    entries = _object(value, where)
+    if not all(isinstance(v, str) for v in entries.values()):
         raise FormatError(f"{where}: not a map of strings")
-    return found
+    return entries
 
 
 def _list(value: Any, where: str) -> tuple[str, ...]:
@@ -383,7 +383,7 @@ def _task(value: Any, where: str) -> Task:
         raise FormatError(f"{where}: no group")
     parts = {k: _list(v, f"{where}: {k} parts") for k, v in _object(facts.get("parts"), f"{where}: parts").items()}
     if "mask" not in parts or not set(parts) <= set(TASK_PARTS):
-        raise FormatError(f"{where}: parts of kinds {sorted(parts)}, where mask and perhaps private, exact are due")
+        raise FormatError(f"{where}: parts of kinds {sorted(parts)}, expected mask and perhaps private, exact")
     files = _strings(facts.get("files", {}), f"{where}: files")
     data = _strings(facts.get("data", {}), f"{where}: data")
     if odd := next((name for name in data if not is_data_name(name)), None):

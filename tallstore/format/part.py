@@ -184,14 +184,14 @@ class Entry:
         needed, optional = _FIELDS[kind]
         if not needed <= value.keys():
             raise FormatError(f"{where}: {kind} entry lacks {', '.join(sorted(needed - value.keys()))}")
-        found = {
+        fields = {
             key: parse(value[key], where)
             for key, parse in _PARSE.items()
             if key in needed or (key in optional and key in value)
         }
         if "codec" in needed:
-            found["coded"] = _coded(value, _covered(found.get("dtype"), found["shape"], found.get("rows")), where)
-        entry = cls(kind=sys.intern(kind), **found)
+            fields["coded"] = _coded(value, _covered(fields.get("dtype"), fields["shape"], fields.get("rows")), where)
+        entry = cls(kind=sys.intern(kind), **fields)
         entry._check(where)
         return entry
 
@@ -320,7 +320,7 @@ class PartHeader:
         """Parse and validate; the safetensors header and the entries must agree on every byte."""
         header = safetensors.parse(data, file_size, where)
         if header.size != len(data):
-            raise FormatError(f"{where}: a header of {header.size} bytes, where {len(data)} are due")
+            raise FormatError(f"{where}: a header of {header.size} bytes, expected {len(data)}")
         if header.size % limits.ALIGNMENT:
             raise FormatError(f"{where}: data begins at {header.size}, not at a multiple of {limits.ALIGNMENT}")
         if METADATA_KEY not in header.metadata:
@@ -338,9 +338,11 @@ class PartHeader:
             sys.intern(check_tensor_name(name)): Entry.from_json(value, f"{where}: tensor {name!r}")
             for name, value in facts["entries"].items()
         }
-        found = cls(part=part, owner=owner, entries=entries, version=version, offsets=_offsets(header, entries, where))
-        found._check(where)
-        return found
+        header_of_part = cls(
+            part=part, owner=owner, entries=entries, version=version, offsets=_offsets(header, entries, where)
+        )
+        header_of_part._check(where)
+        return header_of_part
 
     def _check(self, where: str) -> None:
         for name, entry in self.entries.items():

@@ -73,7 +73,7 @@ def parse(data: bytes, file_size: int, where: str) -> Header:
     end = 0
     for name, slot in slots.items():
         if slot.start != end:
-            raise FormatError(f"{where}: tensor {name!r} begins at {slot.start}, where {end} is due (gap or overlap)")
+            raise FormatError(f"{where}: tensor {name!r} begins at {slot.start}, expected {end} (gap or overlap)")
         end = slot.stop
     if size + end != file_size:
         raise FormatError(f"{where}: {file_size} bytes long, where its header says {size + end}")

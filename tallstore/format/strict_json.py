@@ -28,11 +28,11 @@ def loads(data: bytes, where: str) -> Any:
         raise FormatError(f"{where}: JSON is nested deeper than {limits.JSON_DEPTH}")
 
     def pairs(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
+        members = dict(items)
+        if len(members) != len(items):
             doubled = Counter(key for key, _ in items).most_common(1)[0][0]
             raise FormatError(f"{where}: JSON key {doubled!r} is there twice")
-        return found
+        return members
 
     def constant(text: str) -> NoReturn:
         raise FormatError(f"{where}: JSON number {text} is not finite")
@@ -53,12 +53,12 @@ def loads(data: bytes, where: str) -> Any:
     large = any(sign in plain for sign in _LARGE)
     numbers: dict[str, Any] = {"parse_int": integer, "parse_float": real} if large else {}
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, **numbers)
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, **numbers)
         if _SURROGATE.search(data):
-            dumps(found)  # half a surrogate pair is no Unicode text, and cannot be written
+            dumps(parsed)  # half a surrogate pair is no Unicode text, and cannot be written
     except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise FormatError(f"{where}: not valid JSON ({error})") from error
-    return found
+    return parsed
 
 
 def dumps(value: Any, *, indent: int | None = None) -> bytes:

@@ -199,17 +199,15 @@ def _check_originals(change: Change, base: Checkpoint, tasks: Mapping[str, Sourc
     for number, (name, task) in enumerate(manifest.tasks.items()):
         with closing(open_checkpoint(tasks[name], f"{name} (in memory)")) as original:
             try:
-                found = compare(decoder, name, original)
+                difference = compare(decoder, name, original)
             except ModelMismatchError as error:
                 raise InputError(f"refit: {error}") from error
-            then, now = task.number("relative_error"), found.relative_error
+            then, now = task.number("relative_error"), difference.relative_error
             far = then is not None and now is not None and abs(then - now) > _TOLERANCE * max(then, now)
-            unmeasured = (then is None) != (now is None) and not found.exact
-            if not found.whole_tensors_exact or far or unmeasured:
+            unmeasured = (then is None) != (now is None) and not difference.exact
+            if not difference.whole_tensors_exact or far or unmeasured:
                 why = (
-                    "tensors that are stored whole differ"
-                    if not far
-                    else f"an error of {now:.4g} where {then:.4g} is due"
+                    "tensors that are stored whole differ" if not far else f"an error of {now:.4g}, expected {then:.4g}"
                 )
                 raise InputError(f"{original.where}: not the checkpoint that task {name!r} was packed from ({why})")
         if progress is not None:

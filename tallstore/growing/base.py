@@ -27,13 +27,15 @@ def base_of(reader: Reader, given: Source | None) -> Checkpoint:
         if not embedded:
             raise BaseNeededError(base_needed(reader.store.url, manifest))
         return BaseWithFiles(reader, None)
-    found = open_checkpoint(given, "base (in memory)")
-    types = {name: info.dtype for name, info in found.tensors.items()}
+    checkpoint = open_checkpoint(given, "base (in memory)")
+    types = {name: info.dtype for name, info in checkpoint.tensors.items()}
     if embedded and manifest.options.get("base_storage") == "bf16":
         types |= {name: held.dtype for name, held in manifest.base.tensors.items() if name in types}
-    known = {name: BaseTensor(dtype=types[name], shape=info.shape, sha256="") for name, info in found.tensors.items()}
-    _check(found, known, reader)
-    return BaseWithFiles(reader, found) if embedded else found
+    known = {
+        name: BaseTensor(dtype=types[name], shape=info.shape, sha256="") for name, info in checkpoint.tensors.items()
+    }
+    _check(checkpoint, known, reader)
+    return BaseWithFiles(reader, checkpoint) if embedded else checkpoint
 
 
 def check_same(base: Checkpoint, packed: Manifest, reader: Reader) -> None:
@@ -42,9 +44,9 @@ def check_same(base: Checkpoint, packed: Manifest, reader: Reader) -> None:
 
 
 def _check(base: Checkpoint, tensors: Mapping[str, BaseTensor], reader: Reader) -> None:
-    due = reader.manifest.base.tensors
-    for name in dict.fromkeys([*due, *tensors]):
-        one, other = due.get(name), tensors.get(name)
+    recorded = reader.manifest.base.tensors
+    for name in dict.fromkeys([*recorded, *tensors]):
+        one, other = recorded.get(name), tensors.get(name)
         if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
             why = "is in one of them alone" if one is None or other is None else "has another type or shape"
         elif other.sha256 and one.sha256 != other.sha256:

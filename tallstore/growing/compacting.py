@@ -92,8 +92,8 @@ def compact(
 
 
 def _facts(change: Change, manifest: Manifest, seconds: float) -> dict[str, Any]:
-    found = facts_of(change.path, change.manifest, manifest, seconds)
-    return {**found, "bytes_new": 0, "bytes_gone": 0} if manifest is change.manifest else found
+    facts = facts_of(change.path, change.manifest, manifest, seconds)
+    return {**facts, "bytes_new": 0, "bytes_gone": 0} if manifest is change.manifest else facts
 
 
 @dataclass

@@ -42,13 +42,13 @@ class BaseWithFiles(ArchiveBase):
         tasks = self._reader.manifest.tasks
         for task in tasks.values():
             prefix = task.adapter.base_files if task.adapter is not None else ""
-            if prefix and (found := {n.removeprefix(prefix): p for n, p in task.files.items() if n.startswith(prefix)}):
-                return self._written(found)
+            if prefix and (own := {n.removeprefix(prefix): p for n, p in task.files.items() if n.startswith(prefix)}):
+                return self._written(own)
         for name, task in tasks.items():
-            found = {file: path for file, path in task.files.items() if file != README}
-            if found and self._is_like(name, task):
+            own = {file: path for file, path in task.files.items() if file != README}
+            if own and self._is_like(name, task):
                 self.like = name
-                return self._written(found)
+                return self._written(own)
         return {}
 
     def close(self) -> None:

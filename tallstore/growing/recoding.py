@@ -92,20 +92,20 @@ def _resolved(decoder: Decoder, group: str, task: str, name: str, place: Place, 
         raise CannotError
     negative_zero = ((base == 0) & base.signbit()).numpy()
     for codec in _CODECS:
-        found = codecs.VECTOR[codec]
+        vector_codec = codecs.VECTOR[codec]
         writer.begin()
         for index, start, stop in _spans(place):
             scale = 1.0 if entry.scales is None else entry.scales[index]
             vector = decoder.vector_range(group, str(entry.base), start, stop).numpy()
             marks = decoder.symbol_range(task, name, start, stop)
             delta = _delta(vector, marks, scale, negative_zero[start:stop], wide=entry.dtype == "F64")
-            if not isinstance(found, Codebook):
-                writer.add(found.encode(delta))
+            if not isinstance(vector_codec, Codebook):
+                writer.add(vector_codec.encode(delta))
                 continue
             levels = _levels(delta)
-            if levels is None or len(levels[0]) > found.levels:
+            if levels is None or len(levels[0]) > vector_codec.levels:
                 break
-            writer.add(found.encode_indices(*levels))
+            writer.add(vector_codec.encode_indices(*levels))
         else:
             writer.end(name, codec, coded(place).chunk, replace(entry, kind="delta", scales=None, coded=None))
             return

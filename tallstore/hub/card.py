@@ -68,12 +68,12 @@ def _summary(info: Mapping[str, Any], base: str | None) -> str:
 
 
 def _counted(models: int, adapters: int) -> str:
-    found = [
+    counts = [
         f"{count} {what}{'s' * (count != 1)}"
         for count, what in ((models, "fine-tuned model"), (adapters, "adapter"))
         if count or not (models or adapters)
     ]
-    return " and ".join(found[:2] if models or adapters else found[:1])
+    return " and ".join(counts[:2] if models or adapters else counts[:1])
 
 
 def _adapter(task: Mapping[str, Any]) -> str | None:

@@ -118,7 +118,7 @@ class Kept:
                 memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             runs = [memory[start : start + _PIECE] for start in range(0, len(memory), _PIECE)]
             pieces = list(zip(runs, said["xxh3"], strict=True))
-            self._checked = [self._pool.submit(_is, run, due) for run, due in pieces]
+            self._checked = [self._pool.submit(_is, run, expected) for run, expected in pieces]
 
 
 def _is(data: memoryview, digest: object) -> bool:
@@ -128,13 +128,13 @@ def _is(data: memoryview, digest: object) -> bool:
 def _key(zoo: Archive, task: str, *, exact: bool) -> str:
     """A name that is another one whenever the decoded weights might be."""
     manifest = zoo.manifest
-    found = manifest.tasks[task]
-    group = next(group for group in manifest.groups if group.id == found.group)
+    record = manifest.tasks[task]
+    group = next(group for group in manifest.groups if group.id == record.group)
 
     def hashes(paths: Sequence[str]) -> list[str]:
         return [manifest.parts[path].sha256 for path in paths]
 
-    own = {kind: hashes(paths) for kind, paths in found.parts.items() if exact or kind != "exact"}
+    own = {kind: hashes(paths) for kind, paths in record.parts.items() if exact or kind != "exact"}
     made_from = [VERSION, manifest.base.identity, hashes(group.parts), sorted(own.items())]
     return sha256(strict_json.dumps(made_from)).hexdigest()[:40]
 

@@ -181,15 +181,15 @@ def load_processor(
         names = zoo.write_files(task, folder.name, merged=True)
         where = f"{zoo.url}: task {task!r}"
     try:
-        found = transformers.AutoProcessor.from_pretrained(folder.name, **kwargs)
+        processor = transformers.AutoProcessor.from_pretrained(folder.name, **kwargs)
     except Exception as error:  # whatever the files make transformers do
         folder.cleanup()
         listed = ", ".join(sorted(names)[:12]) or "none"
         raise CheckpointError(
             f"{where}: holds no tokenizer or processor that transformers can use (files: {listed})"
         ) from error
-    weakref.finalize(found, folder.cleanup)
-    return found
+    weakref.finalize(processor, folder.cleanup)
+    return processor
 
 
 def _transformers() -> Any:
@@ -218,15 +218,15 @@ def _placed(device: Any, device_map: Any) -> tuple[torch.device | None, Any]:
     """The one device of a device map, or the map itself where it is a real one."""
     if device is not None and device_map is not None:
         raise OptionError("device and device_map were both given: leave one of them out")
-    found = device if device is not None else device_map
-    if isinstance(found, Mapping) and set(found) == {""}:
-        found = found[""]
-    if found is None or isinstance(found, Mapping) or found in {"auto", "balanced", "balanced_low_0", "sequential"}:
-        return None, found
+    place = device if device is not None else device_map
+    if isinstance(place, Mapping) and set(place) == {""}:
+        place = place[""]
+    if place is None or isinstance(place, Mapping) or place in {"auto", "balanced", "balanced_low_0", "sequential"}:
+        return None, place
     try:
-        return torch.device(found), None
+        return torch.device(place), None
     except (RuntimeError, TypeError) as error:
-        raise DeviceError(f"device {found!r}: torch knows no such device") from error
+        raise DeviceError(f"device {place!r}: torch knows no such device") from error
 
 
 def _config(transformers: Any, folder: Path, kwargs: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
@@ -234,22 +234,22 @@ def _config(transformers: Any, folder: Path, kwargs: Mapping[str, Any], where: s
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{where}: holds no config.json: load it into a module of your own (zoo.load_into)")
     try:
-        found, rest = transformers.AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
+        config, rest = transformers.AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
     except Exception as error:  # whatever the file makes transformers do
         line = next(iter(str(error).splitlines()), type(error).__name__).replace(str(folder), where)
         raise CheckpointError(f"{where}: transformers cannot use its config.json ({line})") from error
-    return found, dict(rest)
+    return config, dict(rest)
 
 
 def _class(transformers: Any, config: Any, where: str) -> type[Any]:
     """The class that a configuration names, if it is one of transformers' models and made for it."""
     names = [str(name) for name in config.architectures or ()]
     for name in names:
-        found: Any = getattr(transformers, name, None)
-        if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel):
-            made_for = getattr(found, "config_class", None)
+        model_class: Any = getattr(transformers, name, None)
+        if inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel):
+            made_for = getattr(model_class, "config_class", None)
             if inspect.isclass(made_for) and isinstance(config, made_for):
-                return found
+                return model_class
     said = f"names {', '.join(names)}, which transformers has not" if names else "names no class"
     raise CheckpointError(f"{where}: its config.json {said}: give the class with model_class=…")
 

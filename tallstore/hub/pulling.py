@@ -128,12 +128,12 @@ def _paths(zoo: Archive, tasks: Sequence[str], *, exact: bool, archive: bool) ->
     if archive:
         own = ["config.json"] if "config.json" in zoo.manifest.parts else []
         return [*own, *paths_of(zoo.manifest, tasks)]
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for task in tasks:
         facts = zoo.manifest.tasks[task]
         parts = parts_of(zoo.manifest, task, exact=exact and "exact" in facts.parts, base=zoo.base_checkpoint is None)
-        found |= dict.fromkeys([*parts, *facts.files.values()])
-    return list(found)
+        paths |= dict.fromkeys([*parts, *facts.files.values()])
+    return list(paths)
 
 
 def _fetch(zoo: Archive, paths: Sequence[str], progress: Progress | None, *, base: bool) -> None:

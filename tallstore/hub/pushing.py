@@ -122,14 +122,14 @@ def push(
             files.text(PICTURE, picture)
         add = {path: files.size(path) for path in files if not target.has(path, files)}
         keep = {path: files.size(path) for path in files if path not in add}
-        found = PushReport(
+        report = PushReport(
             repo_id=repo_id, branch=target.branch, created=created, parent=target.parent, add=add, keep=keep,
             delete=target.stale(set(files)), dry_run=dry_run,
         )  # fmt: skip
         if dry_run:
-            return found
+            return report
         message = commit_message or f"Push a zoo of {len(zoo.tasks)} tasks with tallstore"
-        return target.commit(found, files, message, progress)
+        return target.commit(report, files, message, progress)
 
 
 class _Files:
@@ -285,22 +285,22 @@ class _Branch:
             return own
         return model_card(zoo.info(), self.repo_id, license=license, picture=picture).encode()
 
-    def commit(self, found: PushReport, files: _Files, message: str, progress: Progress | None) -> PushReport:
+    def commit(self, report: PushReport, files: _Files, message: str, progress: Progress | None) -> PushReport:
         """Send what is new, then make the commit."""
         hub = client(self.url)
         add: list[Any] = []
         done = 0
-        paths = sorted(found.add, key=lambda path: -found.add[path])
+        paths = sorted(report.add, key=lambda path: -report.add[path])
         with explained(f"{self.url}@{self.branch}"):
             for start in range(0, len(paths), _GROUP):
                 group = paths[start : start + _GROUP]
                 add += self._send({path: files.content(path) for path in group})
-                done += sum(found.add[path] for path in group)
+                done += sum(report.add[path] for path in group)
                 if progress is not None:
-                    progress(group[-1], done, found.bytes)
-            gone = [hub.CommitOperationDelete(path_in_repo=path) for path in found.delete]
+                    progress(group[-1], done, report.bytes)
+            gone = [hub.CommitOperationDelete(path_in_repo=path) for path in report.delete]
             if not add and not gone:
-                return _finished(found, oid=self.parent, commit_url=None, pr_url=None)
+                return _finished(report, oid=self.parent, commit_url=None, pr_url=None)
             told = self.api.create_commit(
                 self.repo_id,
                 [*add, *gone],
@@ -309,7 +309,7 @@ class _Branch:
                 create_pr=self.create_pr,
                 parent_commit=self.parent,
             )
-        return _finished(found, oid=told.oid, commit_url=told.commit_url, pr_url=told.pr_url)
+        return _finished(report, oid=told.oid, commit_url=told.commit_url, pr_url=told.pr_url)
 
     def _send(self, contents: Mapping[str, Path | bytes]) -> list[Any]:
         """Send what is large of some files; the operations of the commit that all of them are for.
@@ -348,12 +348,12 @@ class _Branch:
         """A small file of the parent commit; None if it is not there, or not small."""
         if path not in self.tree or self.tree[path][0] > limits.MANIFEST_BYTES:
             return None
-        found = self.api.hf_hub_download(self.repo_id, path, revision=self.parent, cache_dir=scratch / "cache")
-        return Path(found).read_bytes()
+        path_here = self.api.hf_hub_download(self.repo_id, path, revision=self.parent, cache_dir=scratch / "cache")
+        return Path(path_here).read_bytes()
 
 
-def _finished(found: PushReport, **facts: Any) -> PushReport:
-    return PushReport(**{**{name: getattr(found, name) for name in found.__dataclass_fields__}, **facts})
+def _finished(report: PushReport, **facts: Any) -> PushReport:
+    return PushReport(**{**{name: getattr(report, name) for name in report.__dataclass_fields__}, **facts})
 
 
 def _own_card(store: Store) -> bytes | None:

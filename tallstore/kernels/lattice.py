@@ -92,13 +92,13 @@ class Lattice:
     def turned(self, words: Words) -> Words:
         """Bit patterns to integers (modulo 2^bits) that ascend with the value, and back."""
         sign = words >> words.dtype.type(self.bits - 1)
-        found: Words = words ^ (sign * words.dtype.type((1 << (self.bits - 1)) - 1))
-        return found
+        flipped: Words = words ^ (sign * words.dtype.type((1 << (self.bits - 1)) - 1))
+        return flipped
 
     def keys(self, words: Words) -> Integers:
         """The exponents of elements."""
-        found: Integers = (words >> words.dtype.type(self.shift)).astype(np.int64) & self.mask
-        return found
+        bins: Integers = (words >> words.dtype.type(self.shift)).astype(np.int64) & self.mask
+        return bins
 
     def levels(self, words: Words, low: int) -> Bytes:
         """The same as 0 … LEVELS − 1, from one exponent on."""
@@ -200,9 +200,9 @@ def frequencies(weights: Bytes, bits: int) -> npt.NDArray[np.int64]:
     """
     q = weights.astype(np.int64)
     scaled = np.where(q == 0, 0, (4 + (q & 3)) << (q >> 2))
-    found: Integers = (scaled << bits) // np.maximum(scaled.sum(1, keepdims=True), 1)
-    found[:, 0] = (1 << bits) - found[:, 1:].sum(1)
-    return found
+    quotas: Integers = (scaled << bits) // np.maximum(scaled.sum(1, keepdims=True), 1)
+    quotas[:, 0] = (1 << bits) - quotas[:, 1:].sum(1)
+    return quotas
 
 
 def places(symbols: npt.NDArray[Any]) -> Integers:
@@ -258,8 +258,8 @@ def project(prepared: Prepared, rows: Rows) -> Integers:
     n, skipped = len(prepared.symbols), rows.width - rows.first
     signs = np.zeros(len(rows.shifts) * rows.width, np.float64)
     signs[skipped : skipped + n] = np.sign(prepared.symbols)
-    found: Integers = (signs.reshape(-1, rows.width) @ rows.along.T.astype(np.float64)).astype(np.int64)
-    return found
+    projected: Integers = (signs.reshape(-1, rows.width) @ rows.along.T.astype(np.float64)).astype(np.int64)
+    return projected
 
 
 def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
@@ -268,8 +268,8 @@ def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
     predicted = rows.predictions(n)
     at = (rows.grade(predicted) * CONTEXTS + _contexts(prepared.levels, rows)) * every
     at += places(np.where(predicted < 0, -prepared.symbols, prepared.symbols))
-    found = np.bincount(at, minlength=rows.grades * CONTEXTS * every)
-    return found.reshape(rows.grades, CONTEXTS, every)
+    counts = np.bincount(at, minlength=rows.grades * CONTEXTS * every)
+    return counts.reshape(rows.grades, CONTEXTS, every)
 
 
 def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
@@ -306,13 +306,13 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) 
     symbol, share, offset = (each.reshape(-1) for each in slots(frequencies(model.weights, model.bits)))
     predicted = model.rows.predictions(n)
     table = _tables(lattice.levels(words, model.low), predicted, model) << model.bits
-    found = np.empty(n, np.int64)
+    symbols = np.empty(n, np.int64)
     states, stream, used = steps.states.astype(np.int64), steps.words.astype(np.int64), 0
     for start in range(0, n, lanes):
         entry = table[start : start + lanes]
         x = states[: len(entry)]
         entry += x & mask
-        found[start : start + lanes] = symbol[entry]
+        symbols[start : start + lanes] = symbol[entry]
         x[:] = share[entry] * (x >> model.bits) + offset[entry]
         few = np.flatnonzero(x < LOWEST)
         if used + len(few) > len(stream):
@@ -321,7 +321,7 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) 
         used += len(few)
     if used != len(stream) or (states != LOWEST).any():
         raise DamagedError(ENDS)
-    d = _with_bits(np.where(predicted < 0, -found, found), steps.extra)
+    d = _with_bits(np.where(predicted < 0, -symbols, symbols), steps.extra)
     words[:] = lattice.turned(lattice.turned(words) + d.astype(words.dtype))
 
 
@@ -344,8 +344,8 @@ def _segment(n: int, width: int, first: int) -> Integers:
 def _contexts(levels: Bytes, rows: Rows) -> Integers:
     """Of each element its context."""
     shifts = rows.shifts[_segment(len(levels), rows.width, rows.first)]
-    found: Integers = levels.astype(np.int64) + shifts.astype(np.int64)
-    return found
+    contexts: Integers = levels.astype(np.int64) + shifts.astype(np.int64)
+    return contexts
 
 
 def _tables(levels: Bytes, predicted: Integers, model: Model) -> Integers:

@@ -70,13 +70,13 @@ def _rows(rows: Rows, table: Bytes | None = None) -> _RowLayout:
 
 
 def _native() -> Any:
-    found = library.chosen()
-    return None if found is None else _bound(found)
+    native = library.chosen()
+    return None if native is None else _bound(native)
 
 
 @cache
-def _bound(found: library.Library) -> Any:
-    return bind(KERNELS, found)
+def _bound(native: library.Library) -> Any:
+    return bind(KERNELS, native)
 
 
 def _addresses(*arrays: npt.NDArray[Any]) -> list[int]:

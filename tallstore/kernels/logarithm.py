@@ -24,5 +24,5 @@ def log2(values: Floats) -> Floats:
     square, series = z * z, np.full_like(z, SERIES[-1])
     for factor in SERIES[-2::-1].tolist():
         series = series * square + factor
-    found: Floats = power + z * series
-    return found
+    result: Floats = power + z * series
+    return result

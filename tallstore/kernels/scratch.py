@@ -20,8 +20,8 @@ def scratch(name: str, n: int, kind: type[_Kind] | np.dtype[_Kind]) -> npt.NDArr
     Whoever asks for the same name and type again gets the same memory.
     """
     key = f"{name} {np.dtype(kind).char}"
-    found: npt.NDArray[Any] | None = getattr(_local, key, None)
-    if found is None or len(found) < n:
-        found = np.empty(n, kind)
-        setattr(_local, key, found)
-    return found[:n]
+    buffer: npt.NDArray[Any] | None = getattr(_local, key, None)
+    if buffer is None or len(buffer) < n:
+        buffer = np.empty(n, kind)
+        setattr(_local, key, buffer)
+    return buffer[:n]

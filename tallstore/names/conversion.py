@@ -117,23 +117,23 @@ class Conversion:
         for pattern, name in group.sources:
             transform.add_tensor(group.target, name, pattern, values[name])
         with torch.no_grad():
-            found = transform.convert(group.target, model=self._model, config=self._model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+            converted = transform.convert(group.target, model=self._model, config=self._model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in converted.items()}
 
     def to_file(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict under the names of files, as `save_pretrained` writes it; views where that can be."""
         with torch.no_grad(), _NoCopies():
-            found: dict[str, Tensor] = self._revert(self._model, dict(state))
-        return found
+            stored: dict[str, Tensor] = self._revert(self._model, dict(state))
+        return stored
 
     def to_memory(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict under the model's own names, as `from_pretrained` makes it; what has no place keeps its name."""
         own: dict[str, Tensor] = self._model.state_dict()
         whole, collected, lost, ignored = self._collect({n: tuple(t.shape) for n, t in state.items()}, own)
-        found = {target: state[name] for name, target in whole.items()}
+        converted = {target: state[name] for name, target in whole.items()}
         for target, each in collected.items():
-            found |= self.convert(_group(each, target, own), state)
-        return found | {name: state[name] for name in (*lost, *ignored)}
+            converted |= self.convert(_group(each, target, own), state)
+        return converted | {name: state[name] for name in (*lost, *ignored)}
 
     def _collect(
         self, names: Mapping[str, Shape], own: Mapping[str, Tensor]
@@ -184,13 +184,13 @@ class Conversion:
                 first, pattern = back.rename_source_key(name)
                 back.add_tensor(first, name, pattern, own[name].detach())
             with torch.no_grad(), _NoCopies():
-                found = back.convert(first, model=self._model, config=self._model.config)
+                converted = back.convert(first, model=self._model, config=self._model.config)
         except Exception:  # what the library cannot undo fails in a way of each operation's own
             return None
         owners = {own[name].untyped_storage()._cdata: name for name in sources}
         parts: dict[str, tuple[str, Tensor]] = {}
         for _, name, between in each.sources:
-            view = next((found[key] for key in self._spellings(between) if key in found), None)
+            view = next((converted[key] for key in self._spellings(between) if key in converted), None)
             view = view[0] if isinstance(view, list) else view
             owner = None if view is None else owners.get(view.untyped_storage()._cdata)
             if view is None or owner is None or tuple(view.shape) != names[name]:
@@ -213,8 +213,8 @@ def _group(each: _Collected, target: str, own: Mapping[str, Tensor]) -> Converte
 def _targets(transform: Any, target: str, own: Mapping[str, Tensor]) -> list[str]:
     """The model's tensors that one conversion makes, by their patterns: the first is `target`."""
     first = transform.target_patterns[0]
-    found = [target.replace(first, pattern) for pattern in transform.target_patterns]
-    return list(dict.fromkeys(name for name in found if name in own))
+    candidates = [target.replace(first, pattern) for pattern in transform.target_patterns]
+    return list(dict.fromkeys(name for name in candidates if name in own))
 
 
 class _NoCopies(TorchFunctionMode):

@@ -51,9 +51,9 @@ def bare(name: str) -> str:
 
 def short_names(names: Iterable[str], short_of: Callable[[str], str]) -> dict[str, str]:
     """Names → their short forms (`bare` or `unwrapped`); those that would be the same as another stay as they are."""
-    found = {name: short_of(name) for name in names}
-    count = Counter(found.values())
-    return {name: short if count[short] == 1 else name for name, short in found.items()}
+    shortened = {name: short_of(name) for name in names}
+    count = Counter(shortened.values())
+    return {name: short if count[short] == 1 else name for name, short in shortened.items()}
 
 
 def inner_model(model: nn.Module) -> nn.Module:

@@ -38,7 +38,7 @@ def escalate(
         bound: the relative error to reach.
         forms: what was asked for before.
     """
-    found = {key: form for key, form in forms.items() if key[0] == task}
+    raised = {key: form for key, form in forms.items() if key[0] == task}
     left = {key: cost.error for key, cost in costs.items() if key[0] == task}
     allowed = (_MARGIN * bound) ** 2
     while sum(left.values()) > allowed * norm:
@@ -46,13 +46,13 @@ def escalate(
             step
             for key in left
             if costs[key].form != UNMOVED
-            for step in _steps(key, costs[key], left[key], found.get(key))
+            for step in _steps(key, costs[key], left[key], raised.get(key))
         ]
         if not steps:
             break
         _, key, form, error = max(steps)
-        left[key], found[key] = error, form
-    return found
+        left[key], raised[key] = error, form
+    return raised
 
 
 def _steps(key: Key, cost: TensorCost, error: float, form: str | None) -> Iterator[tuple[float, Key, str, float]]:

@@ -90,8 +90,8 @@ class _Trials:
             return
         best: dict[str, tuple[float, float]] = {}
         for lam in GRID:
-            _, found = self._try(replace(self.options, lam=lam), {})
-            for name, value in found.items():
+            _, scores = self._try(replace(self.options, lam=lam), {})
+            for name, value in scores.items():
                 if name not in best or value > best[name][0]:
                     best[name] = (value, lam)
         self.options = replace(self.options, lam={name: lam for name, (_, lam) in best.items()})
@@ -101,10 +101,10 @@ class _Trials:
         forms: dict[Key, str] = {}
         bounds = dict.fromkeys(self.names, self.options.max_error)
         for _ in range(_ROUNDS):
-            packed, found = self._try(self.options, forms)
-            broken = self._broken(packed, found, bounds)
+            packed, scores = self._try(self.options, forms)
+            broken = self._broken(packed, scores, bounds)
             if not broken:
-                return forms, {n: {"original": self.originals[n], "decoded": v} for n, v in found.items()}
+                return forms, {n: {"original": self.originals[n], "decoded": v} for n, v in scores.items()}
             if (
                 self.options.recipe == "solo"
                 and self.options.kappa is None
@@ -122,7 +122,7 @@ class _Trials:
             if stronger == forms:
                 break
             forms = stronger
-        raise BudgetError(self._why(packed, found, next(iter(broken))))
+        raise BudgetError(self._why(packed, scores, next(iter(broken))))
 
     def _try(self, options: Options, forms: Mapping[Key, str]) -> tuple[PackedArchive, dict[str, float]]:
         self.count += 1
@@ -138,17 +138,17 @@ class _Trials:
             resume=False,
         )
         packed = encode(self.base, self.tasks, path, trial, progress=self.progress, forms=forms, slot=self.slot)
-        found = {}
+        scores = {}
         if self.score is not None:
             with open_archive(path, base=None if self._rounded else self.base) as zoo:
                 for name in self.originals:
                     adapter = zoo.manifest.tasks[name].adapter is not None
-                    found[name] = score(self.score, zoo.state_dict(name, merged=adapter), name)
+                    scores[name] = score(self.score, zoo.state_dict(name, merged=adapter), name)
         path.unlink()
-        return packed, found
+        return packed, scores
 
     def _broken(
-        self, packed: PackedArchive, found: Mapping[str, float], bounds: Mapping[str, float | None]
+        self, packed: PackedArchive, scores: Mapping[str, float], bounds: Mapping[str, float | None]
     ) -> dict[str, float]:
         """Tasks with a broken promise, and the error that each must come down to."""
         broken: dict[str, float] = {}
@@ -158,7 +158,7 @@ class _Trials:
             if bound is not None and error > bound:
                 broken[name] = bound
             least = self.options.min_retention
-            if least is not None and name in found and found[name] < least * self.originals[name]:
+            if least is not None and name in scores and scores[name] < least * self.originals[name]:
                 broken[name] = min(broken.get(name, error), error) * _TIGHTEN if error > 0.01 else 0.0
         return broken
 
@@ -168,13 +168,13 @@ class _Trials:
             self.options.max_error
         )
 
-    def _why(self, packed: PackedArchive, found: Mapping[str, float], name: str) -> str:
+    def _why(self, packed: PackedArchive, scores: Mapping[str, float], name: str) -> str:
         error = packed.report.tasks[name].relative_error
-        if self.options.min_retention is not None and found.get(name, 0.0) < (
+        if self.options.min_retention is not None and scores.get(name, 0.0) < (
             self.options.min_retention * self.originals.get(name, 0.0)
         ):
             return (
-                f"task {name!r} scores {found[name]:.6g} where {self.options.min_retention:g} of its original's "
+                f"task {name!r} scores {scores[name]:.6g} where {self.options.min_retention:g} of its original's "
                 f"{self.originals[name]:.6g} was promised, at a relative error of {error}: "
                 "is the evaluator the same every time? Nothing was written"
             )

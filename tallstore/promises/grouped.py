@@ -61,12 +61,12 @@ def pack_groups(
         spliced.close()
         sink.commit()
     manifest_bytes = len(manifest.to_bytes())
-    found = {name: report for each in reports for name, report in each.tasks.items()}
+    by_task = {name: report for each in reports for name, report in each.tasks.items()}
     base_bytes = reports[0].checkpoints_bytes - sum(manifest.tasks[n].measured["checkpoint_bytes"] for n in groups[0])
     own_bytes = {name: task.measured["bytes"] for name, task in manifest.tasks.items()}
     return PackReport(
         path=Path(path),
-        tasks={name: replace(found[name], bytes=own_bytes[name]) for name in tasks},
+        tasks={name: replace(by_task[name], bytes=own_bytes[name]) for name in tasks},
         bytes=manifest.bytes_by_kind(manifest_bytes),
         checkpoints_bytes=sum(report.checkpoints_bytes for report in reports) - (len(reports) - 1) * base_bytes,
         bits_per_parameter=manifest.bits_per_parameter(manifest_bytes),

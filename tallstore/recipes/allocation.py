@@ -217,14 +217,14 @@ def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
 
 def _added(values: Floats) -> Floats:
     """Sums over the last axis, which are added up one after the other: `sum` leaves open in which order."""
-    found: Floats = np.cumsum(values, axis=-1)[..., -1]
-    return found
+    total: Floats = np.cumsum(values, axis=-1)[..., -1]
+    return total
 
 
 def _rows_added(values: Floats) -> Floats:
     """The sum of rows, row after row. numpy takes another order only along the axis that lies together in memory."""
-    found: Floats = np.add.reduce(np.ascontiguousarray(values), axis=0)
-    return found
+    total: Floats = np.add.reduce(np.ascontiguousarray(values), axis=0)
+    return total
 
 
 def add_up(values: Floats) -> float:
@@ -238,8 +238,8 @@ def add_up(values: Floats) -> float:
 def _halve(values: Floats) -> Floats:
     while (half := values.shape[-1] // 2) > 0:
         values = values[..., :half] + values[..., half:]
-    found: Floats = values[..., 0]
-    return found
+    total: Floats = values[..., 0]
+    return total
 
 
 _BLOCK = 1024
@@ -298,21 +298,21 @@ def is_mask(ladder: int) -> bool:
     return len(_LADDERS[ladder].bounds) == 1
 
 
-def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
+def choices(histogram: Magnitudes, kappa: float = 1.0) -> Choices:
     """The precisions on offer, with cost and harm: those that are the best for some price of a bit.
 
     `kappa`: how many times worse bias is than noise of the same energy.
     """
-    if not found.energy:  # nothing moved, or by so little that it counts as nothing
+    if not histogram.energy:  # nothing moved, or by so little that it counts as nothing
         return Choices(_OFFERED[:0], np.zeros(0), np.zeros(0))
     if native.available():
         order, bits, harm = native.offers(
-            found.counts, found.middle, found.edges, found.moved, found.energy, kappa, _ALL
+            histogram.counts, histogram.middle, histogram.edges, histogram.moved, histogram.energy, kappa, _ALL
         )
         return Choices(_OFFERED[order], bits[order], harm[order])
-    offered = _hard(found, kappa)
+    offered = _hard(histogram, kappa)
     if kappa > 1:
-        hard, dithered = offered, _dithered(found, kappa)
+        hard, dithered = offered, _dithered(histogram, kappa)
         offered = np.concatenate([hard[0], dithered[0]]), np.concatenate([hard[1], dithered[1]])
     cost, harm = offered
     bits = _bits(cost, slice(len(cost)))
@@ -320,26 +320,35 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
     return Choices(_OFFERED[best], bits[best], harm[best])
 
 
-def prices(found: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Floats]:
+def prices(histogram: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Floats]:
     """Bits and harm of hard levels that begin at edges of bins, κ being 1; infinite harm where all are empty.
 
     `bounds`: of each choice, ascending, at most 127.
     """
     if native.available() and bounds:
-        return native.price(found.counts, found.middle, found.edges, found.moved, found.energy, bounds, _CODER, _LEVEL)
-    each = [_price(found, own) for own in bounds]
+        return native.price(
+            histogram.counts,
+            histogram.middle,
+            histogram.edges,
+            histogram.moved,
+            histogram.energy,
+            bounds,
+            _CODER,
+            _LEVEL,
+        )
+    each = [_price(histogram, own) for own in bounds]
     return np.array([bits for bits, _ in each]), np.array([harm for _, harm in each])
 
 
-def _price(found: Magnitudes, bounds: Floats) -> tuple[float, float]:
-    at = np.concatenate([np.searchsorted(found.edges, bounds), [len(found.counts)]])
-    upto = np.concatenate([[0.0], np.cumsum(found.counts)])
-    total_upto = np.concatenate([[0.0], np.cumsum(found.counts * found.middle)])
+def _price(histogram: Magnitudes, bounds: Floats) -> tuple[float, float]:
+    at = np.concatenate([np.searchsorted(histogram.edges, bounds), [len(histogram.counts)]])
+    upto = np.concatenate([[0.0], np.cumsum(histogram.counts)])
+    total_upto = np.concatenate([[0.0], np.cumsum(histogram.counts * histogram.middle)])
     counts, totals = np.diff(upto[at]), np.diff(total_upto[at])
     kept = float(_added(totals * totals / np.maximum(counts, 1e-300)))
-    _, cost = _cost(counts[None], found.moved)
+    _, cost = _cost(counts[None], histogram.moved)
     bits = float(cost[0]) * _CODER + _LEVEL * len(bounds)
-    return bits, max(found.energy / kept - 1, 0.0) if kept > 0 else math.inf
+    return bits, max(histogram.energy / kept - 1, 0.0) if kept > 0 else math.inf
 
 
 def ladders() -> int:
@@ -352,13 +361,13 @@ def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
     return _hull(np.ascontiguousarray(bits), np.ascontiguousarray(harm))
 
 
-def fine(found: Magnitudes, bound: float) -> PrecisionChoice | None:
+def fine(histogram: Magnitudes, bound: float) -> PrecisionChoice | None:
     """Of the hard choices with several levels the one whose first begins nearest to `bound` root mean squares."""
-    if not found.energy:
+    if not histogram.energy:
         return None
     nearest = _nearest(bound)
     row = slice(nearest, nearest + 1)
-    cost, harm = _hard(found, 1.0, row)
+    cost, harm = _hard(histogram, 1.0, row)
     if not math.isfinite(harm[0]):
         return None
     return PrecisionChoice(int(_OFFERED[nearest]), float(_bits(cost, row)[0]), float(harm[0]))
@@ -372,23 +381,23 @@ def _nearest(bound: float) -> int:
 
 def _bits(cost: Floats, rows: slice) -> Floats:
     """What choices take in all, in bits: those of `_OFFERED` that `rows` says."""
-    found: Floats = cost * _CODER + _TABLES[rows]
-    return found
+    bits: Floats = cost * _CODER + _TABLES[rows]
+    return bits
 
 
 Offered = tuple[Floats, Floats]
 """Of some choices: entropy and signs in bits, and harm, infinite where a choice is not offered. Shape (choices,)."""
 
 
-def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
+def _hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
     bounds = _HARD_BOUNDS[rows]
-    counted, moved, energy = found.counts, found.moved, found.energy
+    counted, moved, energy = histogram.counts, histogram.moved, histogram.energy
     rms = math.sqrt(energy / moved)
     if native.available():
-        return native.hard(counted, found.middle, found.edges, bounds, moved, energy, rms, kappa, _FEWEST)
+        return native.hard(counted, histogram.middle, histogram.edges, bounds, moved, energy, rms, kappa, _FEWEST)
     tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
-    tail_total = np.concatenate([np.cumsum((counted * found.middle)[::-1])[::-1], [0.0]])
-    at = np.searchsorted(found.edges, bounds * rms)
+    tail_total = np.concatenate([np.cumsum((counted * histogram.middle)[::-1])[::-1], [0.0]])
+    at = np.searchsorted(histogram.edges, bounds * rms)
     at = np.concatenate([at, np.full((len(at), 1), len(counted))], axis=1)
     counts = tail[at[:, :-1]] - tail[at[:, 1:]]
     totals = tail_total[at[:, :-1]] - tail_total[at[:, 1:]]
@@ -400,9 +409,9 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
     return cost, np.where(offered, harm, np.inf)
 
 
-def _dithered(found: Magnitudes, kappa: float) -> Offered:
+def _dithered(histogram: Magnitudes, kappa: float) -> Offered:
     """The same of choices with dither: first those with one level."""
-    c, x, moved = found.counts, found.middle / found.rms, found.moved
+    c, x, moved = histogram.counts, histogram.middle / histogram.rms, histogram.moved
     if native.available():
         return native.dithered(c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, kappa, _FEWEST)
     cx, energy = c * x, float(_added(c * x * x))
@@ -431,8 +440,8 @@ def _dithered(found: Magnitudes, kappa: float) -> Offered:
 def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa: float) -> Floats:
     """Noise and κ times bias, of choices with ⟨τ, w⟩, ‖w‖² and ‖the mean of w‖² as given, the scale being unbiased."""
     gain = energy / np.where(along > 0, along, np.inf)
-    found: Floats = np.maximum(gain * gain * (square - biased + kappa * biased) / energy - kappa, 0.0)
-    return found
+    distortion: Floats = np.maximum(gain * gain * (square - biased + kappa * biased) / energy - kappa, 0.0)
+    return distortion
 
 
 def _cost(counts: Floats, moved: float) -> tuple[Floats, Floats]:
@@ -506,8 +515,8 @@ def _allocate(
         """The best choice of each key: the first, if several are."""
         price = harm + multiplier * bits
         (best,) = np.nonzero(price == np.repeat(np.minimum.reduceat(price, starts), lengths))
-        found: npt.NDArray[np.intp] = best[np.searchsorted(best, starts)]
-        return found
+        chosen: npt.NDArray[np.intp] = best[np.searchsorted(best, starts)]
+        return chosen
 
     low, high = _PRICES
     for _ in range(60):

@@ -38,24 +38,24 @@ class NormMatch(Statistic):
         """The tasks, and of each the squared norms: shape (T', 1 + G), float64."""
         vector = self._vector(tile)
         energy = vector.double().square_()
-        found = torch.zeros(len(tile.tasks), 1 + len(self._grid), dtype=torch.float64, device=tile.tau.device)
+        norms = torch.zeros(len(tile.tasks), 1 + len(self._grid), dtype=torch.float64, device=tile.tau.device)
         if encode.available() and tile.tau.dtype == torch.float32 and tile.tau.device.type == "cpu":
             merged, lams = (tile.base + vector).numpy(), np.array(self._grid, np.float32)
-            for row, tau, weights in zip(found, tile.tau, tile.weights, strict=True):
+            for row, tau, weights in zip(norms, tile.tau, tile.weights, strict=True):
                 encode.norms(row.numpy(), tau.numpy(), weights.numpy(), merged, energy.numpy(), lams)
-            return tile.tasks, found
-        for row, tau in zip(found, tile.tau, strict=True):
+            return tile.tasks, norms
+        for row, tau in zip(norms, tile.tau, strict=True):
             row[0] = tau.double().square_().sum()
         for i, lam in enumerate(self._grid):
-            for row, mask in zip(found, tall_masks(tile, vector, [lam] * len(found)), strict=True):
+            for row, mask in zip(norms, tall_masks(tile, vector, [lam] * len(norms)), strict=True):
                 row[1 + i] = mask.double() @ energy
-        return tile.tasks, found.cpu()
+        return tile.tasks, norms.cpu()
 
     def update(self, tile: tuple[tuple[int, ...], Tensor]) -> None:
         """Add a tile's squares."""
-        tasks, found = tile
-        self._true[list(tasks)] += found[:, 0]
-        self._decoded[list(tasks)] += found[:, 1:]
+        tasks, norms = tile
+        self._true[list(tasks)] += norms[:, 0]
+        self._decoded[list(tasks)] += norms[:, 1:]
 
     def finish(self) -> None:
         """Choose a λ for every task."""

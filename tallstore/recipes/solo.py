@@ -124,67 +124,69 @@ class Solo(Recipe):
         """Whether a tensor is a norm's or a bias."""
         return len(self._zoo.shapes.get(tensor, (0, 0))) < 2
 
-    def settle(self, found: Mapping[Key, _Tensor]) -> None:
+    def settle(self, tensors: Mapping[Key, _Tensor]) -> None:
         """Choose a precision for every task and tensor."""
         by_task: dict[int, dict[Key, _Tensor]] = {}
-        for key, tensor in found.items():
+        for key, tensor in tensors.items():
             by_task.setdefault(key[0], {})[key] = tensor
         if self.bits is None:
             chosen = {key: choice for own in by_task.values() for key, choice in self._as_needed(own).items()}
         else:
-            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(found)
-            chosen = self._within(found, budget)
+            budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(tensors)
+            chosen = self._within(tensors, budget)
         # Checked before anything is foretold: what loses nothing does no harm.
-        self._lossless = self._without_loss(found, chosen)
-        chosen |= {key: chosen[key]._replace(bits=found[key].lossless_bits, harm=0.0) for key in self._lossless}
+        self._lossless = self._without_loss(tensors, chosen)
+        chosen |= {key: chosen[key]._replace(bits=tensors[key].lossless_bits, harm=0.0) for key in self._lossless}
         self._foretold = {task: foretold(self._parts(own, chosen)) for task, own in by_task.items()}
         if self.bits is not None and any(each > TOLERABLE for each in self._foretold.values()):
             enough = [choice for own in by_task.values() for choice in _to(own, TOLERABLE).values()]
-            bits = math.fsum(choice.bits for choice in enough) + self._zoo.fixed_bits + ENTRY_BITS * len(found)
+            bits = math.fsum(choice.bits for choice in enough) + self._zoo.fixed_bits + ENTRY_BITS * len(tensors)
             self._tolerable_bits = bits / self._zoo.parameters
         chosen = {key: choice for key, choice in chosen.items() if key not in self._lossless}
         if self.least:
-            chosen = self._least({key: found[key] for key in chosen}, chosen)
+            chosen = self._least({key: tensors[key] for key in chosen}, chosen)
         self._chosen = {
-            key: found[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
+            key: tensors[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
         }
 
-    def _without_loss(self, found: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> frozenset[Key]:
+    def _without_loss(self, tensors: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> frozenset[Key]:
         """Tensors that take about as little without loss; all of a task's that can, where they do together."""
         nearly = _NEARLY if self.bits is None else 1.0  # what is within a budget stays there
-        cheap = {key for key, choice in chosen.items() if choice.bits >= nearly * found[key].lossless_bits}
+        cheap = {key for key, choice in chosen.items() if choice.bits >= nearly * tensors[key].lossless_bits}
         by_task: dict[int, list[Key]] = {}
         for key in chosen:
-            if math.isfinite(found[key].lossless_bits):
+            if math.isfinite(tensors[key].lossless_bits):
                 by_task.setdefault(key[0], []).append(key)
         for keys in by_task.values():
-            lossless = math.fsum(found[key].lossless_bits for key in keys)
+            lossless = math.fsum(tensors[key].lossless_bits for key in keys)
             if math.fsum(chosen[key].bits for key in keys) >= nearly * lossless:
                 cheap.update(keys)
         return frozenset(cheap)
 
-    def _within(self, found: Mapping[Key, _Tensor], budget: float) -> dict[Key, PrecisionChoice]:
-        fixed = {key: tensor.fixed for key, tensor in found.items() if tensor.fixed is not None}
+    def _within(self, tensors: Mapping[Key, _Tensor], budget: float) -> dict[Key, PrecisionChoice]:
+        fixed = {key: tensor.fixed for key, tensor in tensors.items() if tensor.fixed is not None}
         if math.fsum(choice.bits for choice in fixed.values()) > _MOST_FIXED * budget:
             fixed = {}
-        offers = {key: Choices.only(fixed[key]) if key in fixed else tensor.offers for key, tensor in found.items()}
-        return allocate(offers, {key: tensor.weight for key, tensor in found.items()}, budget)
+        offers = {key: Choices.only(fixed[key]) if key in fixed else tensor.offers for key, tensor in tensors.items()}
+        return allocate(offers, {key: tensor.weight for key, tensor in tensors.items()}, budget)
 
-    def _as_needed(self, found: Mapping[Key, _Tensor]) -> dict[Key, PrecisionChoice]:
-        return _to(found, self.divergence)
-
-    @staticmethod
-    def _parts(found: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> list[tuple[TensorShare, float]]:
-        return [(tensor.part, chosen[key].harm) for key, tensor in found.items()]
+    def _as_needed(self, tensors: Mapping[Key, _Tensor]) -> dict[Key, PrecisionChoice]:
+        return _to(tensors, self.divergence)
 
     @staticmethod
-    def _least(found: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> dict[Key, PrecisionChoice]:
+    def _parts(
+        tensors: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]
+    ) -> list[tuple[TensorShare, float]]:
+        return [(tensor.part, chosen[key].harm) for key, tensor in tensors.items()]
+
+    @staticmethod
+    def _least(tensors: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> dict[Key, PrecisionChoice]:
         """The least squared error at the bits of what was chosen."""
         offers = {
-            key: tensor.least if tensor.fixed is None else Choices.only(tensor.fixed) for key, tensor in found.items()
+            key: tensor.least if tensor.fixed is None else Choices.only(tensor.fixed) for key, tensor in tensors.items()
         }
         bits = math.fsum(choice.bits for choice in chosen.values())
-        return allocate(offers, {key: tensor.energy for key, tensor in found.items()}, bits)
+        return allocate(offers, {key: tensor.energy for key, tensor in tensors.items()}, bits)
 
     def foretold(self, task: int) -> float | None:
         """How far a task's outputs will be from the fine-tune's, in units of how far the base's are."""
@@ -210,19 +212,20 @@ class Solo(Recipe):
         """Signs above the task's threshold for this tensor."""
         out = torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
         for row, task in enumerate(tile.tasks):
-            found = self._chosen.get((task, tile.tensor))
-            if found is None or len(found.bounds) > 1:
+            quantizer = self._chosen.get((task, tile.tensor))
+            if quantizer is None or len(quantizer.bounds) > 1:
                 continue
             tau = tile.tau[row]
-            on = (tau.abs() >= self._threshold(found, task, tile)) & (tau != 0)
+            on = (tau.abs() >= self._threshold(quantizer, task, tile)) & (tau != 0)
             out[row] = on.to(torch.uint8) << (tau < 0).to(torch.uint8)
         return out
 
     def rule(self, tasks: Sequence[int], tensor: str) -> Rule:
         """Thresholds; out of reach where a tensor is not masked."""
-        found = [self._chosen.get((task, tensor)) for task in tasks]
+        quantizers = [self._chosen.get((task, tensor)) for task in tasks]
         masked = [
-            levels if levels is not None and len(levels.bounds) == 1 else Quantizer((math.inf,)) for levels in found
+            levels if levels is not None and len(levels.bounds) == 1 else Quantizer((math.inf,))
+            for levels in quantizers
         ]
         return Rule(
             vector="ones",
@@ -233,12 +236,12 @@ class Solo(Recipe):
             seeds=tuple(self.seed(task, tensor) for task in tasks),
         )
 
-    def _threshold(self, found: Quantizer, task: int, tile: Tile) -> Tensor | float:
-        (low,) = found.bounds
-        if not found.width:
+    def _threshold(self, quantizer: Quantizer, task: int, tile: Tile) -> Tensor | float:
+        (low,) = quantizer.bounds
+        if not quantizer.width:
             return low
         u = uniform(tile.start, len(tile.base), self.seed(task, tile.tensor))
-        u *= np.float32(found.width)
+        u *= np.float32(quantizer.width)
         u += np.float32(low)
         return torch.from_numpy(u).to(tile.tau.device)
 
@@ -248,8 +251,8 @@ class Solo(Recipe):
 
     def levels(self, task: int, tensor: str) -> Quantizer | None:
         """Bounds of the levels where a tensor has several."""
-        found = self._chosen.get((task, tensor))
-        return found if found is not None and len(found.bounds) > 1 else None
+        quantizer = self._chosen.get((task, tensor))
+        return quantizer if quantizer is not None and len(quantizer.bounds) > 1 else None
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
         """The unbiased scale; at κ = 1 that of least squares."""
@@ -259,16 +262,16 @@ class Solo(Recipe):
         return norm / dot if dot > 0 else 1.0
 
 
-def _to(found: Mapping[Key, _Tensor], divergence: float) -> dict[Key, PrecisionChoice]:
+def _to(tensors: Mapping[Key, _Tensor], divergence: float) -> dict[Key, PrecisionChoice]:
     """For the tensors of one task the fewest bits with which its outputs are foretold to come within a divergence."""
-    most = divergence**2 * task_gain(tensor.part for tensor in found.values())
+    most = divergence**2 * task_gain(tensor.part for tensor in tensors.values())
     offers = {
         key: Choices.only(tensor.fixed)
         if tensor.fixed is not None and tensor.fixed.harm <= max(most, _GOOD)
         else _from(tensor.offers, _ODD * most)
-        for key, tensor in found.items()
+        for key, tensor in tensors.items()
     }
-    weights = {key: tensor.weight for key, tensor in found.items()}
+    weights = {key: tensor.weight for key, tensor in tensors.items()}
     return allocate_within(offers, weights, most * math.fsum(weights.values()))
 
 
@@ -341,7 +344,7 @@ class _Histograms(Statistic):
         return [((task, tensor), _Bits(bits))]
 
     def condense(self, measured: Iterable[list[tuple[Key, Magnitudes | float | _Bits]]]) -> list[tuple[Key, _Tensor]]:
-        found: dict[Key, Magnitudes] = {}
+        histograms: dict[Key, Magnitudes] = {}
         gains: dict[Key, float] = {}
         lossless: dict[Key, float] = {}
         for key, each in chain.from_iterable(measured):
@@ -349,35 +352,35 @@ class _Histograms(Statistic):
                 gains[key] = each
             elif isinstance(each, _Bits):
                 lossless[key] = each.of_all
-            elif key in found:
-                found[key].add(each)
+            elif key in histograms:
+                histograms[key].add(each)
             else:
-                found[key] = each
+                histograms[key] = each
         return [
             (key, self._tensor(key[1], each, gains.get(key, 1.0), lossless.get(key, math.inf)))
-            for key, each in found.items()
+            for key, each in histograms.items()
             if each.moved
         ]
 
-    def _tensor(self, tensor: str, found: Magnitudes, coherent: float, lossless_bits: float) -> _Tensor:
+    def _tensor(self, tensor: str, histogram: Magnitudes, coherent: float, lossless_bits: float) -> _Tensor:
         recipe = self._recipe
-        small = found.moved < _FINE and (recipe.bits is not None or recipe.vector_like(tensor))
-        offers = choices(found, recipe.kappa)
+        small = histogram.moved < _FINE and (recipe.bits is not None or recipe.vector_like(tensor))
+        offers = choices(histogram, recipe.kappa)
         finer: Steps = ([], np.zeros(0), np.zeros(0))
         if recipe.bits is None:
-            finer = steps(found)
+            finer = steps(histogram)
             offers = join(offers, finer, ladders())
         if not len(offers):
-            offers = Choices.only(_signs(found))
+            offers = Choices.only(_signs(histogram))
         return _Tensor(
             offers=offers,
             steps=tuple(finer[0]),
-            part=TensorShare(change=found.change, weight=found.weight, gain=coherent),
-            weight=found.weight,
-            rms=found.rms,
-            energy=found.energy,
-            least=_squared(join(choices(found), finer, ladders())) if recipe.least else offers,
-            fixed=fine(found, _FINE_BOUND) or offers[-1] if small else None,
+            part=TensorShare(change=histogram.change, weight=histogram.weight, gain=coherent),
+            weight=histogram.weight,
+            rms=histogram.rms,
+            energy=histogram.energy,
+            least=_squared(join(choices(histogram), finer, ladders())) if recipe.least else offers,
+            fixed=fine(histogram, _FINE_BOUND) or offers[-1] if small else None,
             lossless_bits=lossless_bits,
         )
 
@@ -409,6 +412,6 @@ def _from(offered: Choices, most: float) -> Choices:
     return offered[min(first, len(offered) - 1) :]
 
 
-def _signs(found: Magnitudes) -> PrecisionChoice:
+def _signs(histogram: Magnitudes) -> PrecisionChoice:
     """The sign of everything that moved: for tensors with too few parameters to offer a choice."""
-    return PrecisionChoice(0, 2 * found.moved, 1.0)
+    return PrecisionChoice(0, 2 * histogram.moved, 1.0)

@@ -30,24 +30,24 @@ _QUARTER, _QUARTERS = 8, 16
 that were are a sample. What no element is at takes no bytes."""
 
 
-def steps(found: Magnitudes) -> Steps:
+def steps(histogram: Magnitudes) -> Steps:
     """Levels, and the bits and the harm of each, κ being 1: shape (choices,)."""
-    if not found.energy:
+    if not histogram.energy:
         return [], np.zeros(0), np.zeros(0)
-    (bins,) = np.nonzero(found.counts)
-    rms, top = found.rms, float(found.edges[bins[-1]])
-    first, last = found.first + int(bins[0]), found.first + int(bins[-1])
+    (bins,) = np.nonzero(histogram.counts)
+    rms, top = histogram.rms, float(histogram.edges[bins[-1]])
+    first, last = histogram.first + int(bins[0]), histogram.first + int(bins[-1])
     above = EDGES[last + _QUARTER : last + 1 + _QUARTERS * _QUARTER : _QUARTER]
-    bounds = [_distinct(np.concatenate([found.edges[bins], EDGES[first:last:_QUARTER], above]))]
+    bounds = [_distinct(np.concatenate([histogram.edges[bins], EDGES[first:last:_QUARTER], above]))]
     for step in _STEPS:
         count = math.ceil(top / (step * rms) - _FIRST)
         if 1 <= count <= MOST:
             wanted = step * rms * (_FIRST + np.arange(count + 1))
-            at = _distinct(np.searchsorted(found.edges, wanted))
-            bounds.append(np.concatenate([found.edges[at[at < len(found.edges)]], above]))
+            at = _distinct(np.searchsorted(histogram.edges, wanted))
+            bounds.append(np.concatenate([histogram.edges[at[at < len(histogram.edges)]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
     levels = [Quantizer(tuple(each.tolist())) for each in bounds]
-    return levels, *prices(found, bounds)
+    return levels, *prices(histogram, bounds)
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
@@ -57,12 +57,12 @@ def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     return distinct
 
 
-def join(offered: Choices, found: Steps, first: int) -> Choices:
+def join(offered: Choices, stepped: Steps, first: int) -> Choices:
     """The same choices and steps beside them, as far as they are the best for some price of a bit.
 
     The ladder of a step is its place among the steps, counted from `first` on.
     """
-    levels, bits, harm = found
+    levels, bits, harm = stepped
     ladders = np.concatenate([offered.ladders, first + np.arange(len(levels))]).astype(np.intp)
     bits, harm = np.concatenate([offered.bits, bits]), np.concatenate([offered.harm, harm])
     best = hull_of(bits, harm)

@@ -181,10 +181,10 @@ def _checkpoint(zoo: Archive, name: str) -> int:
 
 
 def _wholes(zoo: Archive) -> tuple[WholeRow, ...]:
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    by_key: dict[tuple[str, str], dict[str, Any]] = {}
     for task in zoo.tasks:
         for name, whole in zoo.wholes(task).items():
-            row = found.setdefault((name, whole.why), {"shapes": {}, "dtypes": {}, "bytes": 0, "tasks": []})
+            row = by_key.setdefault((name, whole.why), {"shapes": {}, "dtypes": {}, "bytes": 0, "tasks": []})
             row["shapes"][whole.shape] = row["dtypes"][whole.dtype] = None
             row["bytes"] += whole.bytes
             row["tasks"].append(task)
@@ -197,7 +197,7 @@ def _wholes(zoo: Archive) -> tuple[WholeRow, ...]:
             bytes=row["bytes"],
             tasks=tuple(row["tasks"]),
         )
-        for (name, why), row in found.items()
+        for (name, why), row in by_key.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-row.bytes, row.name)))
 

@@ -219,18 +219,18 @@ def _overlap(facts: Facts, width: float) -> Canvas:
         return _words(
             "one task overlaps with nothing" if few else f"{len(tasks)} tasks are too many for a matrix", width
         )
-    found = cluster(both)
-    values = both[np.ix_(found.order, found.order)].astype(float)
+    clusters = cluster(both)
+    values = both[np.ix_(clusters.order, clusters.order)].astype(float)
     np.fill_diagonal(values, np.nan)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     i, j = np.unravel_index(np.nanargmax(values), values.shape)
-    names = [tasks[n] for n in found.order]
+    names = [tasks[n] for n in clusters.order]
     about = (
         f"Overlap of the parameters that two tasks use, {low:.2f} to {high:.2f}; "
         f"most alike are {names[i]} and {names[j]}."
     )
     return draw_heat_map(
-        values, names, names, width, about=about, scale=(low, high), square=True, joins=found.joins, shares=False
+        values, names, names, width, about=about, scale=(low, high), square=True, joins=clusters.joins, shares=False
     )
 
 

@@ -54,18 +54,18 @@ def lead(facts: Facts) -> str:
 def tiles(facts: Facts) -> list[StatTile]:
     """The numbers that people look for first."""
     worst = facts.worst
-    found = [
+    shown = [
         StatTile(what="archive", value=size(facts.total), note=f"instead of {size(facts.separate)}"),
         StatTile(what="size", value=saving(facts), note=f"of {len(facts.tasks) + 1} checkpoints"),
         StatTile(what="bits", value=number(facts.bits, 2), note="a parameter and task, beside the base"),
     ]
     if facts.retention is not None and worst is not None:
         note = f"at worst {share(worst.retention)}: {worst.name}"
-        found.append(StatTile(what="score kept", value=share(facts.retention), note=note))
+        shown.append(StatTile(what="score kept", value=share(facts.retention), note=note))
     elif facts.error is not None and worst is not None:
         note = f"at worst {number(worst.error)}: {worst.name}"
-        found.append(StatTile(what="relative error", value=number(facts.error), note=note))
-    return found
+        shown.append(StatTile(what="relative error", value=number(facts.error), note=note))
+    return shown
 
 
 def sections(facts: Facts) -> list[Section]:

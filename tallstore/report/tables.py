@@ -88,10 +88,10 @@ def by_task(facts: Facts) -> Table:
 
     def cell(task: TaskFacts, title: str) -> Cell:
         value, words, most = columns[title]
-        found = value(task)
+        content = value(task)
         if title == "error" and task.bit_for_bit:
             return _number(0.0, "bit for bit", most)
-        return _number(found, "" if found is None else words(found), most)
+        return _number(content, "" if content is None else words(content), most)
 
     return Table(
         summary="Each task, what it cost and what it kept",
@@ -154,10 +154,10 @@ def by_profile(facts: Facts) -> Table:
 def by_pair(facts: Facts) -> Table:
     """Pairs of tasks, those that overlap most first."""
     assert facts.masks is not None
-    tasks, found = facts.masks.tasks, facts.masks.agreement
+    tasks, agreement = facts.masks.tasks, facts.masks.agreement
     one, other = np.triu_indices(len(tasks), 1)
-    alike = found.jaccard[one, other]
-    within = found.containment
+    alike = agreement.jaccard[one, other]
+    within = agreement.containment
     order = np.argsort(-alike, kind="stable")
     rows = []
     for at in order[:_MOST_ROWS].tolist():

@@ -52,7 +52,7 @@ def parse_id(text: str, revision: str | None = None) -> tuple[str, str | None]:
     """Owner/name and revision of `user/zoo`, `user/zoo@revision` or the same with `hf://`; else OptionError."""
     match = _URL.fullmatch(text)
     if match is None or not _ID.fullmatch(match["repo"]):
-        raise OptionError(f"{text!r}: no repository of the Hub: user/name or hf://user/name@revision is due")
+        raise OptionError(f"{text!r}: not a repository of the Hub; expected user/name or hf://user/name@revision")
     if revision is not None and match["revision"] not in {None, revision}:
         raise OptionError(f"{text}: revision {revision!r} was given too: leave one of them out")
     return match["repo"], revision or match["revision"]
@@ -68,10 +68,10 @@ def parse_file(text: str, revision: str | None = None) -> tuple[str, str | None,
     if match is None:
         return None
     repo, first, path, last = match.groups()
-    found = [unquote(each) for each in (first, last) if each is not None]
-    if len(found) > 1:
+    revisions = [unquote(each) for each in (first, last) if each is not None]
+    if len(revisions) > 1:
         raise OptionError(f"{text}: names two revisions: leave one of them out")
-    given = f"@{found[0]}" if found else ""
+    given = f"@{revisions[0]}" if revisions else ""
     return *parse_id(f"{repo}{given}", revision), path
 
 
@@ -158,8 +158,8 @@ def _status(error: BaseException) -> int:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return status
-    found = _XET_STATUS.search(str(error))
-    return int(found[1]) if found else 0
+    match = _XET_STATUS.search(str(error))
+    return int(match[1]) if match else 0
 
 
 _NO_REPO = (
@@ -175,7 +175,7 @@ _KNOWN: Mapping[frozenset[str], tuple[type[TallstoreError], str]] = {
     frozenset({"RevisionNotFoundError"}): (NoSuchRevisionError, "the repository has no such branch, tag or commit"),
     frozenset({"LocalTokenNotFoundError"}): (AccessError, "a token is asked for and none is stored: `hf auth login`"),
     frozenset({"OfflineModeIsEnabled"}): (UnreachableError, OFFLINE),
-    frozenset({"HFValidationError"}): (OptionError, "not a name that the Hub allows: user/name is due"),
+    frozenset({"HFValidationError"}): (OptionError, "not a name that the Hub allows; expected user/name"),
 }
 _BY_STATUS: Mapping[int, tuple[type[TallstoreError], str]] = {
     401: (AccessError, "the Hub does not accept the token, or asks for one (--token, or `hf auth login`)"),

@@ -129,20 +129,20 @@ class FarFolder(Store):
                 (None if block is None else self._plan.fetch(block, stop - start), block, start, stop)
                 for block, start, stop in self._plan.pieces(wanted)
             ]
-        found = []
+        chunks = []
         for data, block, start, stop in pieces:
             if data is None or block is None:
-                found.append(self._fetch(wanted.path, start, stop))
+                chunks.append(self._fetch(wanted.path, start, stop))
                 continue
             try:
-                found.append(data.result()[start - block.start : stop - block.start])
+                chunks.append(data.result()[start - block.start : stop - block.start])
             except CancelledError:  # another reader found this file damaged, and let go of all of it
-                found.append(self._fetch(wanted.path, start, stop))
+                chunks.append(self._fetch(wanted.path, start, stop))
             except BaseException:
                 with self._lock:
                     self._plan.drop(wanted.path)  # else the failure would be kept like bytes are
                 raise
-        return found[0] if len(found) == 1 else memoryview(b"".join(found))
+        return chunks[0] if len(chunks) == 1 else memoryview(b"".join(chunks))
 
     def _where(self, path: str) -> str:
         return f"{self.url}: {path}" if path else self.url

@@ -78,16 +78,16 @@ class Repo:
 
     def cached(self, path: str) -> Path | None:
         """A file's place in the cache, if it is there."""
-        found = client(self.url).try_to_load_from_cache(
+        path_here = client(self.url).try_to_load_from_cache(
             self.id, path, cache_dir=self.access.cache_dir, revision=self.commit
         )
-        return Path(found) if isinstance(found, str) else None
+        return Path(path_here) if isinstance(path_here, str) else None
 
     def shelf(self, path: str) -> Path | None:
         """A folder beside the repository's files in the cache, if this one of them is there."""
-        found = self.cached(path)
+        cached = self.cached(path)
         # …/models--user--name/snapshots/COMMIT/PATH
-        return None if found is None else found.parents[len(Path(path).parts) + 1] / SHELF
+        return None if cached is None else cached.parents[len(Path(path).parts) + 1] / SHELF
 
     def download(self, path: str, cap: int | None = None) -> Path:
         """Fetch a file into the cache unless it is there. DamagedError if the commit has no such file."""
@@ -178,12 +178,12 @@ class _Streamed:
         self.headers: Mapping[str, str] = response.headers
 
     def read(self, amount: int, /) -> bytes:
-        found = bytearray()
+        received = bytearray()
         for piece in self._response.iter_raw(1 << 16):
-            found += piece
-            if len(found) >= amount:
+            received += piece
+            if len(received) >= amount:
                 break
-        return bytes(found[:amount])
+        return bytes(received[:amount])
 
 
 class HubFiles(Files):
@@ -321,29 +321,29 @@ class HubStore(FilesStore):
     def _is_here(self, path: str) -> bool:
         """Whether a file is in the cache and right in size."""
         with self._lock(path), _caching(f"{self.url}: {path}"):
-            if path not in self._places and (found := self._cached(path)) is not None:
-                self._places[path] = found
+            if path not in self._places and (cached := self._cached(path)) is not None:
+                self._places[path] = cached
             return path in self._places
 
     def _cached(self, path: str) -> Path | None:
-        if self.repo.access.force_download or (found := self.repo.cached(path)) is None:
+        if self.repo.access.force_download or (cached := self.repo.cached(path)) is None:
             return None
-        if path not in self._records or found.stat().st_size == self._records[path].size:
-            return found
-        self._drop(path, found, "of the wrong size in the local cache")
+        if path not in self._records or cached.stat().st_size == self._records[path].size:
+            return cached
+        self._drop(path, cached, "of the wrong size in the local cache")
         return None
 
     def _have(self, path: str) -> Path:
         """The file in the cache; right in size, and in every byte if it was fetched just now."""
-        if (found := self._cached(path)) is not None:
-            return found
+        if (cached := self._cached(path)) is not None:
+            return cached
         if path in self._renewed:  # another thread removed it
             _refuse_offline(self.repo, f"{self.url}: {path}")
         if self.repo.access.force_download and (old := self.repo.cached(path)) is not None:
             remove(old)
-        found = _obtained(self.repo, path, partial(self._wrong, path), partial(self._drop, path))
+        cached = _obtained(self.repo, path, partial(self._wrong, path), partial(self._drop, path))
         self._fetched.add(path)
-        return found
+        return cached
 
     def _wrong(self, path: str, place: Path) -> str:
         """What is wrong with a file's bytes; nothing if they are those that the manifest says."""
@@ -387,10 +387,10 @@ class HubFileStore(FileStore):
             try:
                 super().__init__(place, mapped=mapped, url=url)
             except ArchiveError:
-                found = self._anew(place)
-                if found is None:
+                fetched = self._anew(place)
+                if fetched is None:
                     raise
-                super().__init__(found, mapped=mapped, url=url)
+                super().__init__(fetched, mapped=mapped, url=url)
 
     @property
     def shelf(self) -> Path | None:
@@ -411,9 +411,9 @@ class HubFileStore(FileStore):
             if self._renewed:  # and whoever asks again still had the old bytes
                 return True
             place = self._repo.cached(self._path)
-            if place is None or (found := self._anew(place)) is None:
+            if place is None or (fetched := self._anew(place)) is None:
                 return False
-            opened = self._opened(found, mapped=self._mapped)
+            opened = self._opened(fetched, mapped=self._mapped)
             self._retired.append(self._held[0])  # others may be reading from it
             self._held = opened
         return True
@@ -439,8 +439,8 @@ class HubFileStore(FileStore):
         return _obtained(
             self._repo,
             self._path,
-            lambda found: "damaged (sha256 differs)" if named_right(found) is False else "",
-            lambda found, why: _remove_named(found, f"{url}: {why}"),
+            lambda file: "damaged (sha256 differs)" if named_right(file) is False else "",
+            lambda file, why: _remove_named(file, f"{url}: {why}"),
         )
 
     def _wrong(self, path: str) -> bool:
@@ -460,11 +460,11 @@ def _obtained(repo: Repo, path: str, wrong: Callable[[Path], str], drop: Callabl
     """A file that is fetched into the cache, and fetched once more if something is wrong with it."""
     cap = limits.MANIFEST_BYTES if path == MANIFEST else None
     for _ in range(2):
-        found = tried(f"{repo.url}: {path}", lambda: repo.download(path, cap), _TRIES)
-        why = wrong(found)
+        file = tried(f"{repo.url}: {path}", lambda: repo.download(path, cap), _TRIES)
+        why = wrong(file)
         if not why:
-            return found
-        drop(found, f"{why} after it was fetched")
+            return file
+        drop(file, f"{why} after it was fetched")
     raise DamagedError(f"{repo.url}: {path}: {why}, twice in a row: the repository's own copy is damaged")
 
 

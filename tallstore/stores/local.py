@@ -57,8 +57,8 @@ class LocalFile:
 
     def state(self) -> Hashable:
         """Device, number, size and times of the file as it is now."""
-        found = os.fstat(self.handle)
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        status = os.fstat(self.handle)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def read(self, start: int, length: int) -> memoryview:
         if self._map is not None:
@@ -369,16 +369,16 @@ def open_store(path: str | os.PathLike[str], *, mapped: bool = True) -> Store:
         raise NotAnArchiveError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _open_store(found: Path, *, mapped: bool) -> Store:
-    if found.is_dir():
-        if not (found / MANIFEST).is_file():
-            raise NotAnArchiveError(f"{found}: a folder without {MANIFEST}: not an archive, or one never finished")
-        return FolderStore(found, mapped=mapped)
-    if not found.exists():
-        raise NotAnArchiveError(f"{found}: there is nothing there: check the path, or pack one first (tallstore pack)")
-    if not found.is_file():
-        raise NotAnArchiveError(f"{found}: neither a folder nor a file")
-    return FileStore(found, mapped=mapped)
+def _open_store(path: Path, *, mapped: bool) -> Store:
+    if path.is_dir():
+        if not (path / MANIFEST).is_file():
+            raise NotAnArchiveError(f"{path}: a folder without {MANIFEST}: not an archive, or one never finished")
+        return FolderStore(path, mapped=mapped)
+    if not path.exists():
+        raise NotAnArchiveError(f"{path}: there is nothing there: check the path, or pack one first (tallstore pack)")
+    if not path.is_file():
+        raise NotAnArchiveError(f"{path}: neither a folder nor a file")
+    return FileStore(path, mapped=mapped)
 
 
 def check_local_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:

@@ -63,17 +63,17 @@ class BlockPlan:
 
     def pieces(self, wanted: Range) -> list[tuple[Block | None, int, int]]:
         """What a range is made of, in order: (block, start, stop) in the file; no block for what is not planned."""
-        found: list[tuple[Block | None, int, int]] = []
+        runs: list[tuple[Block | None, int, int]] = []
         at, stop = wanted.start, wanted.start + wanted.length
         for block in self._touching(wanted):
             if at < block.start:
-                found.append((None, at, block.start))
+                runs.append((None, at, block.start))
                 at = block.start
-            found.append((block, at, min(block.stop, stop)))
+            runs.append((block, at, min(block.stop, stop)))
             at = min(block.stop, stop)
         if at < stop:
-            found.append((None, at, stop))
-        return found
+            runs.append((None, at, stop))
+        return runs
 
     def fetch(self, block: Block, size: int) -> Bytes:
         """The block's bytes, of which `size` are about to be used; those that follow it are sent for too."""
@@ -122,13 +122,13 @@ class BlockPlan:
         blocks = self._by_path.get(wanted.path, [])
         first = max(0, bisect_right(blocks, wanted.start, key=lambda b: b.start) - 1)
         stop = wanted.start + wanted.length
-        found = []
+        touching = []
         for block in islice(blocks, first, None):
             if block.start >= stop:
                 break
             if block.stop > wanted.start:
-                found.append(block)
-        return found
+                touching.append(block)
+        return touching
 
     def _lacking(self, number: int, wanted: Range) -> Iterator[Block]:
         if not wanted.length:

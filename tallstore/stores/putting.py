@@ -64,10 +64,10 @@ class Putter:
             self._system.invalidate_cache()
             root = self._full(path).rstrip("/")
             try:
-                found = self._system.find(root, detail=True)
+                listing = self._system.find(root, detail=True)
             except FileNotFoundError:
                 return {}
-            return {str(name).removeprefix(f"{root}/"): int(facts["size"]) for name, facts in found.items()}
+            return {str(name).removeprefix(f"{root}/"): int(facts["size"]) for name, facts in listing.items()}
 
         return self._try(work)
 

@@ -24,17 +24,17 @@ class SystemFiles(Files):
 
     def paths(self) -> list[str]:
         try:
-            found = self._try(lambda: self.system.find(self._root), "the archive")
+            listing = self._try(lambda: self.system.find(self._root), "the archive")
         except DamagedError:
             return []  # a file system that lists nothing
         below = f"{self._root.rstrip('/')}/"
-        return [str(path).removeprefix(below) for path in found]
+        return [str(path).removeprefix(below) for path in listing]
 
     def size(self, path: str) -> int:
-        found = self._try(lambda: self.system.info(self.full(path)), path)
-        if found.get("type") != "file" or not isinstance(found.get("size"), int):
+        facts = self._try(lambda: self.system.info(self.full(path)), path)
+        if facts.get("type") != "file" or not isinstance(facts.get("size"), int):
             raise DamagedError(f"{self.url}: {path} is no file")
-        return int(found["size"])
+        return int(facts["size"])
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         if path not in self.totals:
@@ -45,10 +45,8 @@ class SystemFiles(Files):
             if self.system.async_impl:
                 from fsspec.asyn import sync
 
-                found = sync(
-                    self.system.loop, self.system._cat_file, full, start=start, end=stop, timeout=self._timeout
-                )
-                return bytes(found)
+                data = sync(self.system.loop, self.system._cat_file, full, start=start, end=stop, timeout=self._timeout)
+                return bytes(data)
             # Without this, fsspec reads megabytes around what it is asked for.
             with self.system.open(full, "rb", cache_type="none") as file:
                 file.seek(start)

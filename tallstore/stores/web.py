@@ -126,13 +126,13 @@ def take(answer: Answer, start: int, stop: int, where: str) -> tuple[bytes, int]
     check_status(answer.status, where)
     total = stop
     if answer.status == 206:
-        found = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        if found is None or not found[3].isdigit():
+        match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if match is None or not match[3].isdigit():
             raise RemoteError(f"{where}: the server does not say which bytes it answers with; download it first")
-        total = int(found[3])
+        total = int(match[3])
         if total < stop:
             raise DamagedError(f"{where} ends at byte {total}, and {stop} are needed: cut off")
-        if (int(found[1]), int(found[2]) + 1) != (start, stop):
+        if (int(match[1]), int(match[2]) + 1) != (start, stop):
             raise RemoteError(f"{where}: the server answers with other bytes than were asked for; download it first")
     elif start or answer.headers.get("content-length", "") != str(stop):
         raise RemoteError(f"{where}: the server gives no byte ranges; download the archive, and open it here")

@@ -117,7 +117,7 @@ class Bench:
         where = f"{self.name}, {fault} at operation {at}: exit {code}: {text}"
         assert code in ({-9, 0} if FAULTS[fault][1] == "kill" else {0, 1}), where
         found = self.seen()
-        assert found in (self.older, self.whole), f"neither what was there nor what is due: {where}"
+        assert found in (self.older, self.whole), f"neither what was there nor what is to come: {where}"
         assert code != 0 or found == self.whole, f"it said it was done: {where}"
         assert bytes_of(self.root / INPUTS) == self.inputs, f"an original was touched: {where}"
         if fault in {"full", "unread"} and found == self.older:

@@ -133,8 +133,8 @@ def _raises(_state: State, _task: str) -> float:
         (lambda _s, _t: None, "gave a NoneType for task 'a'"),
         ("nomodule.anywhere:f", "cannot import 'nomodule.anywhere'"),
         ("json:nothing", "'json' has no function 'nothing'"),
-        ("json", "'module:function' is due"),
-        (3, "a callable or 'module:function' is due"),
+        ("json", "expected 'module:function'"),
+        (3, "expected a callable or 'module:function'"),
     ],
 )
 def test_a_bad_evaluator_is_one_clear_error(evaluator: object, says: str, tmp_path: Path) -> None:

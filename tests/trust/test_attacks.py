@@ -207,7 +207,7 @@ assert "evil" not in sys.modules
 
 
 def test_a_file_that_is_a_pickle_stays_bytes(archive: Path, tmp_path: Path) -> None:
-    """An archive's small files are written where they are due and never loaded; none may pass for weights."""
+    """An archive's small files are written to their places and never loaded; none may pass for weights."""
     with tallstore.open(archive) as zoo:
         out = zoo.export("a", tmp_path / "out")
     assert {p.suffix for p in out.rglob("*") if p.is_file()} <= {".safetensors", ".json", ".txt"}

@@ -33,7 +33,7 @@ MASKS = (
     ("bits-symbol-3", "bits", b"\x03\0", SIGNED, "symbol", "symbol 3"),
     ("bits-signed-padding", "bits", b"\x10", SIGNED | {"n": 2}, "behind", "a symbol behind the last of a signed mask"),
     ("zstd-not-a-frame", "bits+zstd", b"\1", {}, "zstd", "bytes that are no frame"),
-    ("zstd-declares-more", "bits+zstd", frame(bytes(1 << 20)), {}, "declares", "a frame of 1 MiB where a byte is due"),
+    ("zstd-declares-more", "bits+zstd", frame(bytes(1 << 20)), {}, "declares", "a frame of 1 MiB where a byte is expected"),
     ("zstd-declares-2-to-60", "bits+zstd", claiming(1 << 60, b"\1"), {}, "declares", "a frame that declares 2^60 bytes"),
     ("zstd-bomb", "bits+zstd", claiming(1, bytes(1 << 24)), {}, "*", "a frame that declares a byte and holds 16 MiB"),
     ("zstd-holds-less", "bits+zstd", claiming(64, bytes(8)), {"n": 512}, "*", "a frame that declares 64 bytes and holds 8"),
@@ -105,12 +105,12 @@ def _changed(at: int, new: bytes) -> bytes:
 
 
 VECTORS = (
-    ("f32-short", "f32", bytes(28), "due", "a value is missing"),
+    ("f32-short", "f32", bytes(28), "expected", "a value is missing"),
     ("f32-nan", "f32", bytes(28) + b"\0\0\xc0\x7f", "finite", "NaN in a vector"),
     ("f32-infinity", "f32", bytes(28) + b"\0\0\x80\xff", "finite", "−∞ in a vector"),
-    ("bf16-long", "bf16", bytes(18), "due", "a value too many"),
+    ("bf16-long", "bf16", bytes(18), "expected", "a value too many"),
     ("bf16-infinity", "bf16", bytes(14) + b"\x80\x7f", "finite", "∞ in a vector"),
-    ("ones-with-bytes", "ones", b"\0", "due", "a byte where none is due"),
+    ("ones-with-bytes", "ones", b"\0", "expected", "a byte where none is expected"),
     ("codebook-cut-off", "q8", FINE[:3], "cut off", "a codebook cut off in its head"),
     ("codebook-table-cut-off", "q8", FINE[:10], "levels", "a codebook cut off in its table"),
     ("codebook-no-levels", "q8", struct.pack("<HBB", 0, 8, 0) + frame(bytes(8)), "levels", "a table without levels"),
@@ -178,7 +178,7 @@ WHOLES = (
      "lengths whose sum overflows 32 bits"),
     ("planes-not-a-frame", "planes+zstd", struct.pack("<II", 7, 8) + bytes(15), "zstd", "a short plane that is no frame"),
     ("planes-frame-lies", "planes+zstd", struct.pack("<II", 8, 7) + bytes(8) + b"\x28\xb5\x2f\xfd\x20\xff\0", "declares",
-     "a plane's frame of 255 bytes where 8 are due"),
+     "a plane's frame of 255 bytes where 8 are expected"),
 )  # fmt: skip
 
 

@@ -160,8 +160,8 @@ def _mask_block(
         kept = start
     else:
         kept = narrow(value, D)
-    found = tl.where(symbol == 0, kept, narrow(moved, D))
-    store(out + at, found, left, at, ALL)
+    result = tl.where(symbol == 0, kept, narrow(moved, D))
+    store(out + at, result, left, at, ALL)
 
 
 @triton.jit
@@ -208,8 +208,8 @@ def _delta_block(
     at = row * 8 + column
     step = _levels(packed, table, left, row, column, BITS, ALL)
     value = widen(load(base + at, left, at, ALL), W) + step.to(W)
-    found = narrow(value, out.dtype.element_ty)
-    store(out + at, found, left, at, ALL)
+    result = narrow(value, out.dtype.element_ty)
+    store(out + at, result, left, at, ALL)
 
 
 @triton.jit

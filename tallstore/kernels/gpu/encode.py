@@ -371,8 +371,8 @@ def _encode_block(
             field = tl.sum(word, axis=1)
             for i in tl.static_range(TOGETHER):
                 if t + i < T:
-                    found = (field >> (i * FIELD)).to(masks.dtype.element_ty)
-                    store(masks + (t + i) * stride + first // 8 + line, found, left, line * 8, ALL)
+                    byte = (field >> (i * FIELD)).to(masks.dtype.element_ty)
+                    store(masks + (t + i) * stride + first // 8 + line, byte, left, line * 8, ALL)
 
 
 @triton.jit

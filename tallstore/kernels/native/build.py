@@ -42,12 +42,12 @@ class BuildError(Exception):
 
 def stamp() -> int:
     """64 bits of a hash of all sources: a library that was built from others is not used."""
-    found = hashlib.blake2b(digest_size=8)
+    hasher = hashlib.blake2b(digest_size=8)
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in {".c", ".h"}:
             content = path.read_bytes()
-            found.update(f"{path.name} {len(content)}\n".encode() + content)
-    return int.from_bytes(found.digest(), "little")
+            hasher.update(f"{path.name} {len(content)}\n".encode() + content)
+    return int.from_bytes(hasher.digest(), "little")
 
 
 def library_path(system: str = sys.platform) -> Path:
@@ -60,9 +60,9 @@ def find_compiler() -> list[str] | None:
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
     for name in ("cc", "gcc", "clang"):
-        found = shutil.which(name)
-        if found:
-            return [found]
+        path = shutil.which(name)
+        if path:
+            return [path]
     return zig()
 
 

@@ -181,8 +181,8 @@ class NativeDecoding:
 
     def measure_rows(self, squares: npt.NDArray[Any], rows: npt.NDArray[Any], least: int, inner: float) -> float:
         """`ts_measure_rows`: the sum of squares of what that adds, outer factor 1; each row's is added to `squares`."""
-        found: float = self._real("measure_rows", rows)(address(squares), address(rows), *rows.shape, least, inner)
-        return found
+        error: float = self._real("measure_rows", rows)(address(squares), address(rows), *rows.shape, least, inner)
+        return error
 
     def merge_gaps(self, out: npt.NDArray[Any], given: Sequence[Any], least: int, inner: float, outer: float) -> None:
         """`ts_merge_gaps`: the same of rows ± s at marks. given: gaps, where each row's begin, signs, likewise, s."""
@@ -194,8 +194,8 @@ class NativeDecoding:
         """`ts_measure_gaps`: the same of n elements of such rows."""
         rows, room, cursors = _rows(given)
         call = self._real("measure_gaps", given[4])
-        found: float = call(address(squares), n, byref(rows), address(room), address(cursors), least, inner)
-        return found
+        error: float = call(address(squares), n, byref(rows), address(room), address(cursors), least, inner)
+        return error
 
     def merge_masks(
         self,
@@ -215,8 +215,8 @@ class NativeDecoding:
         self._real("merge_masks", out)(*own, whole, least, inner, outer)
 
     def _real(self, name: str, numbers: npt.NDArray[Any]) -> Callable[..., Any]:
-        found: Callable[..., Any] = getattr(self._functions, f"{name}_{_DTYPES[numbers.dtype]}")
-        return found
+        function: Callable[..., Any] = getattr(self._functions, f"{name}_{_DTYPES[numbers.dtype]}")
+        return function
 
 
 def _rows(given: Sequence[Any]) -> tuple[_Rows, npt.NDArray[Any], npt.NDArray[np.int64]]:

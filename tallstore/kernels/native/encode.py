@@ -214,11 +214,11 @@ def measure_marks(
         scale: s, a float32, finite and not below 0.
         form: BFLOAT16 or FLOAT16.
     """
-    n, found = len(words), np.empty(4)
+    n, sums = len(words), np.empty(4)
     _kernels().measure_marks(
-        *(address(found), address(words), address(base), address(packed), n, scale, form, _room(n, 4))
+        *(address(sums), address(words), address(base), address(packed), n, scale, form, _room(n, 4))
     )
-    return tuple(found.tolist())
+    return tuple(sums.tolist())
 
 
 def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Singles, form: int) -> tuple[float, ...]:
@@ -226,29 +226,29 @@ def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Si
 
     `base`: θ0, finite numbers of the row's type; needed of a narrow row alone, whose sums are rounded.
     """
-    n, found, table = len(tau), np.empty(5), np.ascontiguousarray(table, np.float32)
+    n, sums, table = len(tau), np.empty(5), np.ascontiguousarray(table, np.float32)
     before = None if base is None else address(base)
     _kernels().measure_levels(
-        *(address(found), address(tau), before, address(indices), address(table), n, form, _room(n, 4))
+        *(address(sums), address(tau), before, address(indices), address(table), n, form, _room(n, 4))
     )
-    return tuple(found.tolist())
+    return tuple(sums.tolist())
 
 
 def agree(tau: Array, kept: Array) -> tuple[float, ...]:
     """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩, both float32 or both float64, shape (n,)."""
     tau, kept = _aligned(tau), _aligned(kept.astype(tau.dtype, copy=False))
-    n, found = len(tau), np.empty(4)
+    n, sums = len(tau), np.empty(4)
     form = _FLOAT64 if tau.dtype == np.float64 else _FLOAT32
-    _kernels().agree(address(found), address(tau), address(kept), n, form, _room(n, 4))
-    return tuple(found.tolist())
+    _kernels().agree(address(sums), address(tau), address(kept), n, form, _room(n, 4))
+    return tuple(sums.tolist())
 
 
 def agree_rows(weights: Array, base: Array, decoded: Array, form: int) -> tuple[float, ...]:
     """The same of θt − θ0 and θ̂ − θ0, all three of one type, as bits, shape (n,); computed in float32."""
     weights, base, decoded = _aligned(weights), _aligned(base), _aligned(decoded)
-    n, found = len(weights), np.empty(4)
-    _kernels().agree_rows(*(address(found), address(weights), address(base), address(decoded), n, form, _room(n, 4)))
-    return tuple(found.tolist())
+    n, sums = len(weights), np.empty(4)
+    _kernels().agree_rows(*(address(sums), address(weights), address(base), address(decoded), n, form, _room(n, 4)))
+    return tuple(sums.tolist())
 
 
 def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: int) -> tuple[Integers, Floats, float]:
@@ -329,7 +329,7 @@ def tally_row(seen: Seen, row: NativeRow, runs: Integers, base: Singles, shift: 
     return None if used < 0 else (counts[:used].copy(), first.value, energy.value)
 
 
-def norms(found: Floats, tau: Singles, weights: Singles, merged: Singles, energy: Floats, lams: Singles) -> None:
+def norms(totals: Floats, tau: Singles, weights: Singles, merged: Singles, energy: Floats, lams: Singles) -> None:
     """Add ‖τ‖², and ‖m·v‖² of the TALL-mask at each λ.
 
     Args:
@@ -341,9 +341,9 @@ def norms(found: Floats, tau: Singles, weights: Singles, merged: Singles, energy
         lams: λ, shape (G,).
     """
     tau, weights, merged = _aligned(tau), _aligned(weights), _aligned(merged)
-    room = scratch("norms", len(found) * BLOCK, np.float64)
+    room = scratch("norms", len(totals) * BLOCK, np.float64)
     _kernels().norms(
-        *(address(found), address(tau), address(weights), address(merged), address(energy), len(tau)),
+        *(address(totals), address(tau), address(weights), address(merged), address(energy), len(tau)),
         *(address(lams), len(lams), address(room)),
     )
 
@@ -375,11 +375,11 @@ def coherence(row: NativeRow, firsts: Integers, base: Singles, bits: int) -> tup
     sums, words = np.zeros(4), scratch("words", n, np.uint16)
     tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * n, np.float64)
     products = scratch("products", count * count, np.float64)
-    found = _kernels().coherence(
+    status = _kernels().coherence(
         *(address(sums), row.passed(), address(firsts), count, n, address(base), bits, address(tau)),
         *(address(words), address(whole), address(products)),
     )
-    return None if found < 0 else tuple(sums.tolist())
+    return None if status < 0 else tuple(sums.tolist())
 
 
 def pack_indices(indices: Bytes, order: Bytes, bits: int) -> Bytes:

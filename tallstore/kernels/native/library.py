@@ -69,8 +69,8 @@ def chosen() -> Library | None:
         OptionError: `TALLSTORE_KERNELS` has a value that is none of those above.
         DeviceError: it asks for a library or a variant that cannot be used here.
     """
-    found: tuple[Library | None] | None = getattr(_held, "choice", None)
-    return _choose(os.environ.get(VARIABLE, ""))[0] if found is None else found[0]
+    choice: tuple[Library | None] | None = getattr(_held, "choice", None)
+    return _choose(os.environ.get(VARIABLE, ""))[0] if choice is None else choice[0]
 
 
 @contextmanager
@@ -150,12 +150,12 @@ def bind(table: Mapping[str, Function], library: Library | None = None) -> Any:
     library = library or chosen()
     if library is None:
         return None
-    found = SimpleNamespace()
+    bound = SimpleNamespace()
     for name, (result, arguments) in table.items():
         function: Callable[..., Any] = getattr(library.handle, f"ts_{name}_{library.variant}")
         function.restype, function.argtypes = result, arguments  # type: ignore[attr-defined]
-        setattr(found, name, function)
-    return found
+        setattr(bound, name, function)
+    return bound
 
 
 def address(array: npt.NDArray[Any]) -> int:
@@ -164,8 +164,8 @@ def address(array: npt.NDArray[Any]) -> int:
         raise ValueError("kernels take contiguous arrays alone")
     if array.flags.writeable:  # what is asked of a buffer takes a fraction of the time that `ctypes.data` takes
         return ctypes.addressof(_Nothing.from_buffer(array.data))
-    found: int = array.ctypes.data
-    return found
+    pointer: int = array.ctypes.data
+    return pointer
 
 
 _Nothing = ctypes.c_char * 0
@@ -194,9 +194,11 @@ def _xxh3() -> _Hashing | None:
         handle = ctypes.CDLL(importlib.import_module("xxhash._xxhash").__file__)
     except (ImportError, OSError):
         return None
-    found = [next((getattr(handle, name) for name in names if hasattr(handle, name)), None) for names in _Hashing.names]
-    functions = [function for function in found if function is not None]
-    if len(functions) < len(found) or not _hashes(functions[0]):
+    candidates = [
+        next((getattr(handle, name) for name in names if hasattr(handle, name)), None) for names in _Hashing.names
+    ]
+    functions = [function for function in candidates if function is not None]
+    if len(functions) < len(candidates) or not _hashes(functions[0]):
         return None
     return _Hashing(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
 
