@@ -35,14 +35,14 @@ def fastest(work: Callable[[], object], rounds: int = 15) -> float:
 
 def masks() -> str:
     from tallstore import codecs
-    from tallstore.kernels import cpu
+    from tallstore.kernels import reference
 
     rng = np.random.default_rng(0)
     rows = []
     for name, codec in codecs.MASK.items():
         for density in DENSITIES:
             symbols = (rng.random(N) < density).astype(np.uint8) * rng.integers(1, 3, N).astype(np.uint8)
-            packed = cpu.pack(symbols, "signed")
+            packed = reference.pack(symbols, "signed")
             coded = codec.encode_packed(packed, "signed", N)
             entropy = density - sum(p * math.log2(p) for p in (density, 1 - density))
             rows.append(

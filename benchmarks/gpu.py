@@ -26,7 +26,7 @@ import torch
 from common import MIB, describe_machine, table
 from torch import Tensor
 
-from tallstore.kernels.cpu import packed_size
+from tallstore.kernels.reference import packed_size
 from tallstore.kernels.rules import Rule
 from tallstore.recipes import make_recipe
 

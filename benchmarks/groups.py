@@ -93,7 +93,7 @@ def pack_once(base: Path, tasks: dict[str, Path], way: str, out: Path, options: 
     """In this process: pack one way, say what it cost."""
     import tallstore
     from tallstore.encoder import groups as grouping
-    from tallstore.promises import grouped
+    from tallstore.packing import groups as grouped
 
     if way == "random":
 

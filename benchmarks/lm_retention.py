@@ -26,7 +26,7 @@ import tallstore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class DecodedCache:
     """One task in one setting."""
 
     setting: str
@@ -51,7 +51,7 @@ def texts_of(data: Path, most: int) -> list[str]:
     return [line.partition("\t")[2][:300] for line in lines][:most]
 
 
-def measure(zoo: Path, data: Path, setting: str, tasks: list[str], examples: int) -> list[Kept]:
+def measure(zoo: Path, data: Path, setting: str, tasks: list[str], examples: int) -> list[DecodedCache]:
     """Pack with one setting and score every task."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,7 +75,7 @@ def measure(zoo: Path, data: Path, setting: str, tasks: list[str], examples: int
                 text, text_error, perplexity = text_divergence(decoded, original, tokenizer, texts)
                 measured = opened.manifest.tasks[task].measured
                 found.append(
-                    Kept(
+                    DecodedCache(
                         setting=setting,
                         task=task,
                         bits=8 * measured["bytes"] / measured["parameters"],

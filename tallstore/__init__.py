@@ -18,11 +18,11 @@ from tallstore._version import __version__
 if TYPE_CHECKING:
     from tallstore import errors, report
     from tallstore.archive import TensorFacts, VerifyReport
+    from tallstore.editing import CompactReport, GrowReport, add, compact, remove
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
-    from tallstore.growing import CompactReport, GrowReport, add, compact, remove
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
-    from tallstore.promises import pack
+    from tallstore.packing import pack
     from tallstore.zoo import Zoo
     from tallstore.zoo import open_zoo as open  # noqa: A004 - `tallstore.open` is the name users expect
 
@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 _WHERE = {
-    "CompactReport": ("tallstore.growing", "CompactReport"),
-    "GrowReport": ("tallstore.growing", "GrowReport"),
+    "CompactReport": ("tallstore.editing", "CompactReport"),
+    "GrowReport": ("tallstore.editing", "GrowReport"),
     "Options": ("tallstore.encoder", "Options"),
     "PackReport": ("tallstore.encoder", "PackReport"),
     "PullReport": ("tallstore.hub", "PullReport"),
@@ -64,15 +64,15 @@ _WHERE = {
     "TensorFacts": ("tallstore.archive", "TensorFacts"),
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
     "Zoo": ("tallstore.zoo", "Zoo"),
-    "add": ("tallstore.growing", "add"),
-    "compact": ("tallstore.growing", "compact"),
+    "add": ("tallstore.editing", "add"),
+    "compact": ("tallstore.editing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),
     "open": ("tallstore.zoo", "open_zoo"),
-    "pack": ("tallstore.promises", "pack"),
+    "pack": ("tallstore.packing", "pack"),
     "pull": ("tallstore.hub", "pull"),
     "push": ("tallstore.hub", "push"),
-    "remove": ("tallstore.growing", "remove"),
+    "remove": ("tallstore.editing", "remove"),
 }
 
 

@@ -17,12 +17,12 @@ from tallstore.archive.archive import Archive
 from tallstore.archive.compare import compare
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import export_folder
-from tallstore.archive.into import load_into
-from tallstore.archive.merge import Evaluator, Merged, Merger, MergeReport
-from tallstore.archive.room import room_for
+from tallstore.archive.in_place import load_into
+from tallstore.archive.memory_guard import room_for
+from tallstore.archive.merging.merger import Evaluator, Merged, Merger, MergeReport
+from tallstore.archive.slices import TaskWeights
 from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, verify_archive
-from tallstore.archive.weights import TaskWeights
 from tallstore.checkpoints import Source, open_checkpoint
 from tallstore.checkpoints.adapters import is_peft_model
 from tallstore.errors import (

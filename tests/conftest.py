@@ -41,9 +41,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of the fewest elements that the format allows, so that small tensors have several."""
-    from tallstore.encoder import stream
+    from tallstore.encoder import driver
 
-    monkeypatch.setattr(stream, "_CHUNK", 1024)
+    monkeypatch.setattr(driver, "_CHUNK", 1024)
     return 1024
 
 

@@ -31,9 +31,9 @@ def large_zoo() -> tuple[State, dict[str, State]]:
 def test_the_number_of_threads_changes_no_byte(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    from tallstore.encoder import stream
+    from tallstore.encoder import driver
 
-    monkeypatch.setattr(stream, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(driver, "_CHUNK", 1 << 16)
     base, tasks = large_zoo()
     written = []
     for count in (1, 3):

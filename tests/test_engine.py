@@ -16,8 +16,8 @@ import torch
 from support import Forks, State, bytes_of, leftovers, near, noise, write_folder
 
 import tallstore
+from tallstore.encoder import batches, driver, encode_item
 from tallstore.encoder import engine as engines
-from tallstore.encoder import jobs, stream, work
 from tallstore.errors import CheckpointError, InputError, OptionError, UnreachableError, WorkerError
 from tallstore.recipes import RECIPES
 
@@ -44,7 +44,7 @@ def zoo() -> tuple[State, dict[str, State]]:
 
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "_CHUNK", CHUNK)
+    monkeypatch.setattr(driver, "_CHUNK", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def whole(sources: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPath
     """What one thread makes of it."""
     path = tmp_path_factory.mktemp("whole") / "zoo.tall"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "_CHUNK", CHUNK)
+        patch.setattr(driver, "_CHUNK", CHUNK)
         tallstore.pack(*sources, path, workers=1)
     return path.read_bytes()
 
@@ -104,13 +104,13 @@ def test_a_cluster_gives_the_same_bytes_though_a_worker_is_killed(
     assert leftovers(tmp_path) == ["zoo.tall"]
 
 
-def dies_once(context: jobs.Context, number: int) -> None:
+def dies_once(context: batches.Context, number: int) -> None:
     """Work during which the process is killed, the first time."""
     died = context.folder / "died"
     if number == 5 and not died.exists():
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    jobs.run(context, number)
+    batches.run(context, number)
 
 
 def test_processes_that_are_killed_change_no_byte(
@@ -124,21 +124,21 @@ def test_processes_that_are_killed_change_no_byte(
         return made[-1]
 
     monkeypatch.setattr(engines.Processes, "_make", staticmethod(note))
-    monkeypatch.setattr(stream, "run", dies_once)
+    monkeypatch.setattr(driver, "run", dies_once)
     tallstore.pack(*sources, tmp_path / "zoo.tall", engine="processes", workers=2)
     assert len(made) == 2, "a new pool took the broken one's place"
     assert (tmp_path / "zoo.tall").read_bytes() == whole
     assert leftovers(tmp_path) == ["zoo.tall"]
 
 
-def dies(context: jobs.Context, number: int) -> None:
+def dies(context: batches.Context, number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_batch_that_kills_every_worker_is_given_up(
     sources: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "run", dies)
+    monkeypatch.setattr(driver, "run", dies)
     with pytest.raises(WorkerError, match="again and again"):
         tallstore.pack(*sources, tmp_path / "zoo.tall", engine="processes", workers=1)
     assert leftovers(tmp_path) == []
@@ -175,10 +175,10 @@ def test_a_worker_that_cannot_see_the_input(
 ) -> None:
     """As on another machine: the driver sees it, the worker does not."""
     folder = write_folder(tmp_path / "in" / "d", zoo()[1]["a"])
-    hand_over = jobs.hand_over
+    publish = batches.publish
 
-    def hide(context: jobs.Context) -> jobs.Ref:
-        ref = hand_over(context)
+    def hide(context: batches.Context) -> batches.Ref:
+        ref = publish(context)
         if which == "input":
             (folder / "model.safetensors").rename(folder / "elsewhere")
         elif which == "other":
@@ -186,10 +186,10 @@ def test_a_worker_that_cannot_see_the_input(
         elif which == "output":
             ref.path.unlink()
         else:
-            ref = jobs.Ref(ref.path, ref.sha256, "tallstore 0.0.0")
+            ref = batches.Ref(ref.path, ref.sha256, "tallstore 0.0.0")
         return ref
 
-    monkeypatch.setattr(engines, "hand_over", hide)
+    monkeypatch.setattr(engines, "publish", hide)
     said = {
         "input": "worker on .*: cannot see the input: .*model.safetensors.*; all workers need it",
         "other": "worker on .*is not the file there that the driver has",
@@ -211,11 +211,11 @@ def test_no_scheduler(sources: tuple[str, dict[str, str]], tmp_path: Path, monke
 
 PACK = """
 import os, signal, tallstore
-from tallstore.encoder import stream, results
+from tallstore.encoder import driver, result_files
 from tallstore.stores import local
-stream._CHUNK = args[3]
+driver._CHUNK = args[3]
 moment, left = args[4:]
-owner, name = {"results": (results.ResultFile, "end"), "parts": (local.FileSink, "put")}[moment]
+owner, name = {"results": (result_files.ResultFile, "end"), "parts": (local.FileSink, "put")}[moment]
 method = getattr(owner, name)
 
 def counted(self, *given):
@@ -234,13 +234,13 @@ tallstore.pack(args[0], args[1], args[2], workers=2, resume=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The items that are coded."""
     done: list[tuple[str, int]] = []
-    do = work.do
+    do = encode_item.do
 
-    def note(item: work.Item, tools: work.Tools) -> work.Done:
+    def note(item: encode_item.Item, tools: encode_item.Tools) -> encode_item.Done:
         done.append((item.name, item.start))
         return do(item, tools)
 
-    monkeypatch.setattr(jobs, "do", note)
+    monkeypatch.setattr(batches, "do", note)
     return done
 
 

@@ -13,8 +13,8 @@ from support import assert_same, same_bits, tiny_zoo
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.archive import known, manifests
-from tallstore.archive.places import Place, coded
+from tallstore.archive import manifests, verified
+from tallstore.archive.locations import Place, coded
 from tallstore.archive.reader import Reader
 from tallstore.format.manifest import Manifest
 from tallstore.kernels.fill import FillSource
@@ -152,7 +152,7 @@ def test_a_manifest_is_parsed_once_and_another_one_in_its_place_is_another(
         return parse(data, where)
 
     monkeypatch.setattr(Manifest, "from_bytes", noted)
-    monkeypatch.setattr(manifests, "MANIFESTS", known._Recent[Manifest](2))
+    monkeypatch.setattr(manifests, "MANIFESTS", verified._Recent[Manifest](2))
     for _ in range(3):
         tallstore.open(zoo).close()
     assert len(parsed) == 1

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "memory": set(),
     "format": {"errors"},
     "kernels": {"errors"},
-    "words": {"errors"},
+    "humanize": {"errors"},
     "names": {"errors"},
     "evaluator": {"errors"},
     "tensors": {"format", "memory"},
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "checkpoints": {"adapters", "errors", "format", "kernels", "names", "stores", "tensors"},
     "encoder": {
         *("adapters", "checkpoints", "codecs", "errors", "format", "kernels", "merging", "names", "recipes", "stores"),
-        *("tensors", "words"),
+        *("tensors", "humanize"),
     },
     "archive": {
         *(
@@ -44,17 +44,17 @@ MAY_IMPORT = {
             "names",
             "recipes",
         ),
-        *("stores", "tensors", "words"),
+        *("stores", "tensors", "humanize"),
     },
-    "report": {"archive", "errors", "format", "stores", "words"},
+    "report": {"archive", "errors", "format", "stores", "humanize"},
     "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
-    "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
+    "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
-    "growing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "promises", "stores"},
-    "demo": {"encoder", "errors", "promises", "tensors", "zoo"},
+    "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
+    "demo": {"encoder", "errors", "packing", "tensors", "zoo"},
     "cli": {
-        *("archive", "checkpoints", "demo", "encoder", "errors", "format", "growing", "kernels", "report", "stores"),
-        "words",
+        *("archive", "checkpoints", "demo", "encoder", "errors", "format", "editing", "kernels", "report", "stores"),
+        "humanize",
     },
 }
 """Every part of the package and the parts that it may import besides itself: only such as stand above it."""

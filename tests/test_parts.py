@@ -13,8 +13,8 @@ import xxhash
 from support import leftovers, near, noise, read_all, tiny_zoo
 
 import tallstore
-from tallstore.encoder import parts, results, stream
-from tallstore.encoder.results import Taker
+from tallstore.encoder import driver, parts, result_files
+from tallstore.encoder.result_files import Taker
 from tallstore.errors import OutputError
 from tallstore.stores.staging import give_back
 
@@ -34,15 +34,15 @@ def test_damage_that_the_reading_thread_finds_ends_the_packing(tmp_path: Path, m
     base, tasks = tiny_zoo(2)
     tallstore.pack(base, tasks, tmp_path / "zoo")
     before = read_all(tmp_path / "zoo")
-    end = results.ResultFile.end
+    end = result_files.ResultFile.end
 
-    def flip(file: results.ResultFile, facts: list[object]) -> None:
+    def flip(file: result_files.ResultFile, facts: list[object]) -> None:
         end(file, facts)
         data = bytearray(file._path.read_bytes())
         data[0] ^= 1
         file._path.write_bytes(data)
 
-    monkeypatch.setattr(results.ResultFile, "end", flip)
+    monkeypatch.setattr(result_files.ResultFile, "end", flip)
     monkeypatch.setattr(parts, "_BLOCK", 64)
     with pytest.raises(OutputError, match="damaged on its disk"):
         tallstore.pack(base, tasks, tmp_path / "zoo", overwrite=True)
@@ -51,9 +51,9 @@ def test_damage_that_the_reading_thread_finds_ends_the_packing(tmp_path: Path, m
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tallstore-part")]
 
 
-def _span(path: Path, before: bytes, own: bytes, after: bytes) -> results.Span:
+def _span(path: Path, before: bytes, own: bytes, after: bytes) -> result_files.Span:
     path.write_bytes(before + own + after)
-    return results.Span(path, len(before), len(own), xxhash.xxh3_64_hexdigest(own))
+    return result_files.Span(path, len(before), len(own), xxhash.xxh3_64_hexdigest(own))
 
 
 @pytest.mark.parametrize("length", [0, 5, 4096, 1 << 18])
@@ -89,13 +89,13 @@ def test_room_is_given_back_once_bytes_are_taken(tmp_path: Path) -> None:
 
 
 def test_many_files_are_taken_from_and_few_are_open(tmp_path: Path) -> None:
-    spans = [_span(tmp_path / f"{n}", b"a", bytes([n]) * 9, b"b") for n in range(results._FILES + 9)]
+    spans = [_span(tmp_path / f"{n}", b"a", bytes([n]) * 9, b"b") for n in range(result_files._FILES + 9)]
     with Taker(keep=True) as taker:
         for span in (*spans, *spans[::-1]):
             out = bytearray(9)
             taker.take(span, memoryview(out))
             assert out == bytes([int(span.path.name)]) * 9
-            assert len(taker._open) <= results._FILES
+            assert len(taker._open) <= result_files._FILES
     assert all(file.closed for file in taker._open.values())
 
 
@@ -114,8 +114,8 @@ def test_few_files_are_open_however_many_parts_and_results_there_are(
         return opened[-1]
 
     monkeypatch.setattr(Taker, "_opened", counted)
-    monkeypatch.setattr(results, "_FILES", 3)
-    monkeypatch.setattr(stream, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(result_files, "_FILES", 3)
+    monkeypatch.setattr(driver, "_CHUNK", 1 << 16)
     monkeypatch.setattr(parts, "_BLOCK", block)
     base = {f"w{n}": noise(300, 400, seed=n) for n in range(8)}
     tasks = {f"t{k}": {name: near(tensor, k) for name, tensor in base.items()} for k in range(6)}
@@ -132,7 +132,7 @@ def test_results_stay_for_a_run_that_may_be_taken_up(
     kept: list[bool] = []
     take = Taker.take
 
-    def noted(taker: Taker, span: results.Span, out: memoryview) -> None:
+    def noted(taker: Taker, span: result_files.Span, out: memoryview) -> None:
         kept.append(taker._keep)
         take(taker, span, out)
 

@@ -13,8 +13,8 @@ from support import both
 
 from tallstore import codecs
 from tallstore.codecs import adaptive, sample, zstd
-from tallstore.encoder import work
-from tallstore.kernels import cpu
+from tallstore.encoder import encode_item
+from tallstore.kernels import reference
 
 CODEC = codecs.MASK["adaptive"]
 
@@ -23,7 +23,7 @@ def marks(n: int, density: float | np.ndarray, kind: str, seed: int = 0) -> np.n
     """Packed symbols, each on with that probability."""
     rng = np.random.default_rng(seed)
     symbols = (rng.random(n) < density) * rng.integers(1, 2 if kind == "binary" else 3, n)
-    return cpu.pack(symbols.astype(np.uint8), kind)
+    return reference.pack(symbols.astype(np.uint8), kind)
 
 
 def smallest(packed: np.ndarray, kind: str, n: int) -> bytes:
@@ -75,7 +75,7 @@ def test_a_sample_that_misleads(inside: bool) -> None:
 @pytest.mark.parametrize("fill", [0, 0x55, 0xFF])
 def test_chunks_all_alike(fill: int) -> None:
     kind, n = ("binary", 1 << 20) if fill == 0xFF else ("signed", 1 << 20)
-    packed = np.full(cpu.packed_size(kind, n), fill, np.uint8)
+    packed = np.full(reference.packed_size(kind, n), fill, np.uint8)
     found = CODEC.encode_packed(packed, kind, n)
     assert len(found) < 200
     assert CODEC.decode_packed(found, kind, n).tobytes() == packed.tobytes()
@@ -89,7 +89,7 @@ def test_chunks_all_alike(fill: int) -> None:
     st.integers(0, 2**32 - 1),
 )
 def test_the_same_is_chosen_with_and_without_kernels(kind: str, more: int, density: float, seed: int) -> None:
-    n = sample.LONG * 8 // cpu.SYMBOL_BITS[kind] + more
+    n = sample.LONG * 8 // reference.SYMBOL_BITS[kind] + more
     packed = marks(n, density, kind, seed)
     quick, slow = both(lambda: CODEC.encode_packed(packed, kind, n))
     assert quick == slow
@@ -123,10 +123,10 @@ def test_a_tensor_is_sampled_or_read_whole_in_all_of_its_chunks(numel: int) -> N
     chunk = 1 << 20
     read = 0
     for start in range(0, numel, chunk):
-        item = work.Item("w", start, min(start + chunk, numel), (), ())
-        runs = work._sample(item, numel, 8)
+        item = encode_item.Item("w", start, min(start + chunk, numel), (), ())
+        runs = encode_item._sample(item, numel, 8)
         assert runs
         assert all(item.start <= run.start < run.stop <= item.stop for run in runs)
         assert all(before.stop <= after.start for before, after in pairwise(runs))
         read += sum(run.stop - run.start for run in runs)
-    assert read == numel if numel < work._SAMPLED else numel / 8 <= read <= numel / 8 + 2 * work._RUN
+    assert read == numel if numel < encode_item._SAMPLED else numel / 8 <= read <= numel / 8 + 2 * encode_item._RUN

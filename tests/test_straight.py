@@ -22,11 +22,11 @@ import tallstore
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, open_checkpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.encoder import straight, work
+from tallstore.encoder import encode_item, fused_rows
 from tallstore.encoder.chunk import Made, TaskRow, encode_chunk, task_vector
-from tallstore.encoder.kept import remeasure
-from tallstore.encoder.quality import agreement
-from tallstore.encoder.straight import Fallback
+from tallstore.encoder.fused_rows import Fallback
+from tallstore.encoder.metrics import agreement
+from tallstore.encoder.remeasure import remeasure
 from tallstore.errors import CheckpointError
 from tallstore.kernels.native import encode as native
 from tallstore.recipes.allocation import Quantizer, magnitudes
@@ -54,21 +54,21 @@ def changed(base: Tensor, seed: int, share: float, unit: float = 1.0) -> Tensor:
     return moved.clamp(-(2.0**15), 2.0**15).to(base.dtype)
 
 
-def start_of(base: Tensor) -> straight.Start:
-    found = straight.start_of(base, float(base.float().abs().max()))
+def start_of(base: Tensor) -> fused_rows.Start:
+    found = fused_rows.start_of(base, float(base.float().abs().max()))
     assert found is not None
     return found
 
 
-def row_of(checkpoint: Checkpoint, base: straight.Start) -> native.NativeRow:
-    found = straight.row_in_file(checkpoint, "w", base)
+def row_of(checkpoint: Checkpoint, base: fused_rows.Start) -> native.NativeRow:
+    found = fused_rows.row_in_file(checkpoint, "w", base)
     assert found is not None
     return found
 
 
-def marked(checkpoint: Checkpoint, start: int, base: straight.Start, recipe: Solo) -> tuple[Made, bool] | Fallback:
+def marked(checkpoint: Checkpoint, start: int, base: fused_rows.Start, recipe: Solo) -> tuple[Made, bool] | Fallback:
     rule, mask = recipe.rule([2], "w"), codecs.MASK["adaptive"]
-    return straight.marked(row_of(checkpoint, base), start, base, rule, recipe, mask, 2)
+    return fused_rows.marked(row_of(checkpoint, base), start, base, rule, recipe, mask, 2)
 
 
 def always(base: Tensor, weights: Tensor, recipe: Solo, start: int, *, exact: bool = False) -> Made:
@@ -179,7 +179,7 @@ def test_a_row_is_put_on_levels_as_always(
     checkpoint = saved(tmp_path_factory.mktemp("row"), {"other": torch.ones(3), "w": weights})
     recipe, here = settled(levels), slice(start, start + n)
     begin = start_of(base[here])
-    found = straight.leveled(row_of(checkpoint, begin), start, begin, levels, recipe.seed(2, "w"))
+    found = fused_rows.leveled(row_of(checkpoint, begin), start, begin, levels, recipe.seed(2, "w"))
     assert not isinstance(found, Fallback)
     made, moved = found
     assert made == always(base[here], weights[here], recipe, start)
@@ -215,7 +215,7 @@ def test_a_narrow_row_is_put_on_levels_as_always(
     levels = Quantizer(tuple(bound * unit for bound in levels.bounds), levels.width * unit)
     recipe, here = settled(levels), slice(start, start + n)
     begin = start_of(base[here])
-    found = straight.leveled(row_of(checkpoint, begin), start, begin, levels, recipe.seed(2, "w"))
+    found = fused_rows.leveled(row_of(checkpoint, begin), start, begin, levels, recipe.seed(2, "w"))
     assert not isinstance(found, Fallback)
     made, moved = found
     check_same(made, always(base[here], weights[here], recipe, start))
@@ -237,7 +237,7 @@ def test_runs_are_counted_as_always(
     checkpoint = saved(tmp_path_factory.mktemp("runs"), {"w": weights})
     begin = start_of(torch.cat([base[a:b] for a, b in runs]))
     row = row_of(checkpoint, begin)
-    found = straight.counted(row, cut, begin)
+    found = fused_rows.counted(row, cut, begin)
     assert not isinstance(found, Fallback)
     for tile, counted in zip(cut, found, strict=True):
         before, after = (torch.cat([each[a:b] for a, b in tile]) for each in (base, weights))
@@ -245,7 +245,7 @@ def test_runs_are_counted_as_always(
         np.testing.assert_array_equal(counted.counts, due.counts)
         assert (counted.first, counted.base_energy) == (due.first, due.base_energy)
     before = torch.cat([base[a:b] for a, b in runs])
-    subtracted = straight.moved(row, runs, begin)
+    subtracted = fused_rows.moved(row, runs, begin)
     assert not isinstance(subtracted, Fallback)
     tau, moved = subtracted
     after = torch.cat([weights[a:b] for a, b in runs])
@@ -256,13 +256,13 @@ def test_runs_are_counted_as_always(
 
 
 def test_runs_are_cut_where_tiles_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "STATISTIC_TILE", 10)
-    runs = [work.Item("w", start, stop, ()) for start, stop in ((0, 4), (8, 14), (20, 45))]
+    monkeypatch.setattr(encode_item, "STATISTIC_TILE", 10)
+    runs = [encode_item.Item("w", start, stop, ()) for start, stop in ((0, 4), (8, 14), (20, 45))]
     tiles = [[(0, 4), (8, 14)], [(20, 30)], [(30, 40)], [(40, 45)]]
-    assert [tile.tolist() for tile in work._cut(runs)] == [[list(run) for run in tile] for tile in tiles]
-    assert [tile.tolist() for tile in work._cut(runs[2:])] == [[[20, 30]], [[30, 40]], [[40, 45]]]
-    runs[1] = work.Item("w", 8, 16, ())
-    assert [tile.tolist() for tile in work._cut(runs[:2])] == [[[0, 4], [8, 14]], [[14, 16]]]
+    assert [tile.tolist() for tile in encode_item._cut(runs)] == [[list(run) for run in tile] for tile in tiles]
+    assert [tile.tolist() for tile in encode_item._cut(runs[2:])] == [[[20, 30]], [[30, 40]], [[40, 45]]]
+    runs[1] = encode_item.Item("w", 8, 16, ())
+    assert [tile.tolist() for tile in encode_item._cut(runs[:2])] == [[[0, 4], [8, 14]], [[14, 16]]]
 
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
@@ -284,10 +284,10 @@ def test_what_arithmetic_cannot_carry_is_left_to_the_general_way(
     weights[at] = odd
     checkpoint = saved(tmp_path, {"w": weights})
     row, beyond = row_of(checkpoint, start), Fallback.OUT_OF_REACH
-    assert straight.counted(row, [np.array([(0, 40_000)])], start) is beyond
+    assert fused_rows.counted(row, [np.array([(0, 40_000)])], start) is beyond
     assert marked(checkpoint, 0, start, settled(Quantizer((0.5,)))) is beyond
-    assert straight.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is beyond
-    assert straight.start_of(weights, work._largest(weights)) is None
+    assert fused_rows.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is beyond
+    assert fused_rows.start_of(weights, encode_item._largest(weights)) is None
 
 
 def test_rows_of_other_types_and_sources_take_the_general_way(tmp_path: Path) -> None:
@@ -296,16 +296,16 @@ def test_rows_of_other_types_and_sources_take_the_general_way(tmp_path: Path) ->
     memory = open_checkpoint({"w": base})
     for start, there in ((start_of(base), single), (start_of(base.bfloat16()), half)):
         for source in (single, half, memory):
-            assert (straight.row_in_file(source, "w", start) is not None) == (source is there)
-    assert straight.start_of(base.double(), 0.0) is None
+            assert (fused_rows.row_in_file(source, "w", start) is not None) == (source is there)
+    assert fused_rows.start_of(base.double(), 0.0) is None
 
 
 def test_a_row_that_is_cut_off_takes_the_general_way(tmp_path: Path) -> None:
     checkpoint, start = saved(tmp_path, {"w": torch.zeros(100)}), start_of(torch.zeros(101))
     row = row_of(checkpoint, start)
     assert marked(checkpoint, 0, start, settled(Quantizer((0.5,)))) is Fallback.CUT_OFF
-    assert straight.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is Fallback.CUT_OFF
-    assert straight.counted(row, [np.array([(0, 101)])], start) is Fallback.CUT_OFF
+    assert fused_rows.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is Fallback.CUT_OFF
+    assert fused_rows.counted(row, [np.array([(0, 101)])], start) is Fallback.CUT_OFF
 
 
 def zoo(folder: Path, kind: torch.dtype = torch.float32) -> tuple[Path, dict[str, Path]]:
@@ -371,29 +371,28 @@ def check_archives(options: dict[str, Any], kind: torch.dtype, tmp_path: Path, m
 
 def seen(monkeypatch: pytest.MonkeyPatch, tell: Callable[[bool], object]) -> None:
     """Tell of each row whether it went straight."""
-    from tallstore.encoder import work
 
-    real = work._straight
+    real = encode_item._straight
 
     def straight_or_not(*args: Any) -> Any:
         found = real(*args)
-        tell(isinstance(found, work.Outcome))
+        tell(isinstance(found, encode_item.Outcome))
         return found
 
-    monkeypatch.setattr(work, "_straight", straight_or_not)
+    monkeypatch.setattr(encode_item, "_straight", straight_or_not)
 
 
 def test_a_file_that_is_cut_off_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = zoo(tmp_path)
-    from tallstore.encoder import stream
+    from tallstore.encoder import driver
 
-    real = stream.Stream._statistics
+    real = driver.Stream._statistics
 
-    def cut(self: stream.Stream, engine: Any) -> None:
+    def cut(self: driver.Stream, engine: Any) -> None:
         real(self, engine)
         os.truncate(tasks["a"] / "model.safetensors", 1_000_000)
 
-    monkeypatch.setattr(stream.Stream, "_statistics", cut)
+    monkeypatch.setattr(driver.Stream, "_statistics", cut)
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors: cut off in tensor 'big'"):
         tallstore.pack(base, {"a": tasks["a"]}, tmp_path / "zoo.tall")
     assert not (tmp_path / "zoo.tall").exists()

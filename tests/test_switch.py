@@ -222,7 +222,7 @@ def test_a_damaged_archive_writes_nothing_into_a_model(part: str, base_codec: st
 
 
 def test_an_interruption_puts_the_model_back(zoo: tallstore.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tallstore.archive.packed import PackedTensor
+    from tallstore.archive.resident import PackedTensor
 
     model = Net(3)
     switcher = zoo.switcher(model)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tallstore.archive.archive import Archive, open_archive
     from tallstore.archive.facts import TensorFacts
-    from tallstore.archive.merge import Merged, MergeReport
-    from tallstore.archive.statistics import MaskStatistics
+    from tallstore.archive.merging.mask_statistics import MaskStatistics
+    from tallstore.archive.merging.merger import Merged, MergeReport
+    from tallstore.archive.slices import TaskWeights, TensorSlice
     from tallstore.archive.switch import Switcher
     from tallstore.archive.verify import Against, VerifyReport
-    from tallstore.archive.weights import TaskWeights, TensorSlice
-    from tallstore.archive.wholes import WholeTensor
+    from tallstore.archive.whole_tensors import WholeTensor
 
 __all__ = [
     "Against",

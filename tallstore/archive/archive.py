@@ -24,12 +24,12 @@ from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.facts import TensorFacts, facts_of
 from tallstore.archive.manifests import read_manifest, summary
-from tallstore.archive.needs import announce, announce_files
-from tallstore.archive.reader import Place, Reader, RenewedError, once_more
-from tallstore.archive.room import room_for
-from tallstore.archive.statistics import MaskStatistics, count_masks
+from tallstore.archive.memory_guard import room_for
+from tallstore.archive.merging.mask_statistics import MaskStatistics, count_masks
+from tallstore.archive.prefetch import announce, announce_files
+from tallstore.archive.reader import Place, Reader, RefetchedError, retry
 from tallstore.archive.subset import write_subset
-from tallstore.archive.wholes import WholeTensor, list_wholes
+from tallstore.archive.whole_tensors import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import (
     NoSuchTaskError,
@@ -342,12 +342,12 @@ class Archive:
         """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""
         try:
             return work(*arguments)
-        except RenewedError:
+        except RefetchedError:
             pass
         except WrongBaseError:
-            if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
+            if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.refetch():
                 raise
-        return once_more(work, *arguments)
+        return retry(work, *arguments)
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""
@@ -360,7 +360,7 @@ class Archive:
         """Let a store that is far away know that all of the base will be read."""
         if self._store.far and self._base_checkpoint is None:
             parts = self._manifest.base.parts
-            self._store.want([Range(path, 0, self._manifest.parts[path].size) for path in parts])
+            self._store.prefetch([Range(path, 0, self._manifest.parts[path].size) for path in parts])
 
     def _task(self, task: str) -> str:
         if task not in self._manifest.tasks:

@@ -21,18 +21,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallstore.archive.bases import BaseElements, Job
-from tallstore.archive.chunks import ChunkReader
-from tallstore.archive.coded import CodedLossless
-from tallstore.archive.packed import PackedTensor
-from tallstore.archive.places import ONES, Places, coded
+from tallstore.archive.base_tensors import BaseElements, Job
+from tallstore.archive.chunk_reader import ChunkReader
+from tallstore.archive.locations import ONES, Places, coded
+from tallstore.archive.memory_guard import bytes_of, room_for
 from tallstore.archive.reader import Place, Reader
-from tallstore.archive.room import bytes_of, room_for
-from tallstore.archive.weights import Pieces
+from tallstore.archive.resident import PackedTensor
+from tallstore.archive.resident_lossless import CodedLossless
+from tallstore.archive.slices import Pieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.errors import NoSuchTensorError
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.steps import Run, Steps
 from tallstore.kernels.tiled import DecodedSteps
 from tallstore.tensors import empties, empty, shape_of
@@ -94,7 +94,7 @@ class Decoder:
         jobs: list[Job] = []
         for name, tensor in {self._places.source(task, name): tensor for name, tensor in out.items()}.items():
             entry = self.task(task)[name].entry
-            if entry.kind in {*cpu.SYMBOL_BITS, "delta"}:
+            if entry.kind in {*reference.SYMBOL_BITS, "delta"}:
                 place = self._places.exact(task, name)
                 jobs += self._exact_jobs(place, name, tensor.reshape(-1)[: entry.covered])
         self._run(jobs)
@@ -102,7 +102,7 @@ class Decoder:
 
     def base_cannot_fail(self, task: str) -> bool:
         """Whether what a task takes from the base cannot fail to decode once it was checked."""
-        self._reader.look_anew()
+        self._reader.reset_verified()
         used = {str(p.entry.base) for p in self.task(task).values() if p.entry.base is not None}
         return all(self._base.cannot_fail(name) for name in used)
 
@@ -166,7 +166,7 @@ class Decoder:
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
                 kept[name, index] = decoded
 
-        unknown = (i for i in range(len(coded(place).chunks)) if not self._chunks.had_steps(place, vector, i))
+        unknown = (i for i in range(len(coded(place).chunks)) if not self._chunks.steps_are_verified(place, vector, i))
         return jobs + [partial(steps, index) for index in unknown]
 
     def _jobs(
@@ -295,7 +295,7 @@ class Decoder:
         """A task's mask for a tensor: uint8 symbols in the tensor's shape; 0 where rows are its own."""
         place = self.task(task)[name]
         out = torch.zeros(place.entry.numel, dtype=torch.uint8)
-        if place.entry.kind in cpu.SYMBOL_BITS:
+        if place.entry.kind in reference.SYMBOL_BITS:
             self._each(place, name, out[: place.entry.covered], self._chunks.symbols)
         return out.reshape(place.entry.shape or ())
 
@@ -321,10 +321,12 @@ class Decoder:
             for index, _ in runs:
                 self._lossless_chunk(place, index, name)
             return self._chunks.coded_lossless(place, name)
-        if entry.kind in cpu.SYMBOL_BITS:
+        if entry.kind in reference.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))
-            return PackedTensor(entry.kind, torch.from_numpy(symbols), cpu.SYMBOL_BITS[entry.kind], size, scales=scales)
+            return PackedTensor(
+                entry.kind, torch.from_numpy(symbols), reference.SYMBOL_BITS[entry.kind], size, scales=scales
+            )
         chunks = [self._chunks.levels(place, i, n, name) for i, n in runs]
         levels = [each for each in chunks if each is not None]
         if len(levels) < len(chunks):
@@ -362,7 +364,7 @@ class Decoder:
         return self._range(self.task(task)[name], name, start, stop, self._chunks.symbols)
 
     def packed_chunk(self, task: str, name: str, index: int) -> Bytes:
-        """One chunk of a task's mask, which it has for this tensor, as `cpu.pack` packs it."""
+        """One chunk of a task's mask, which it has for this tensor, as `reference.pack` packs it."""
         place = self.task(task)[name]
         size = coded(place).chunk
         return self._chunks.packed(place, index, min(size, place.entry.covered - index * size), name)

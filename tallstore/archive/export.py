@@ -17,9 +17,9 @@ from tallstore.format import safetensors, strict_json
 from tallstore.format.adapter import WEIGHTS as ADAPTER
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.layout import PLAIN, WeightsFile, claimed, index_name, shard_name
+from tallstore.humanize import parse_size
 from tallstore.stores.staging import Staging, followed, refuse_existing, translated
 from tallstore.tensors import as_bytes
-from tallstore.words import parse_size
 
 WEIGHTS = "model.safetensors"
 _WEIGHTS_BESIDE = {"open_clip_config.json": "open_clip_model.safetensors"}

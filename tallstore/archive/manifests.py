@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from tallstore.archive.known import MANIFEST_MOST, MANIFESTS
+from tallstore.archive.verified import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.adapter import adapter_note
 from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
+from tallstore.humanize import size
 from tallstore.stores import Store
-from tallstore.words import size
 
 __all__ = ["read_manifest", "summary"]
 
@@ -32,7 +32,7 @@ def read_manifest(store: Store) -> Manifest:
     try:
         return _parsed(store, data)
     except (DamagedError, FormatError):
-        if is_intact(data) or not store.renew(MANIFEST):
+        if is_intact(data) or not store.refetch(MANIFEST):
             raise
     return _parsed(store, _whole(store, MANIFEST))
 

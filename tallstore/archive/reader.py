@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from tallstore.archive.known import CHUNKS, HEADERS, KnownChunks
+from tallstore.archive.verified import CHUNKS, HEADERS, VerifiedChunks
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format import limits
 from tallstore.format.manifest import Manifest
@@ -26,8 +26,8 @@ from tallstore.stores.base import pieces
 _T = TypeVar("_T")
 
 
-class RenewedError(DamagedError):
-    """What was read was damaged, and the store has got the file anew: the same work may succeed now."""
+class RefetchedError(DamagedError):
+    """The file was damaged, and the store has fetched it again: retry the read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +44,16 @@ def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:
     try:
         return read()
     except DamagedError:
-        if not store.renew(path):
+        if not store.refetch(path):
             raise
     return read()
 
 
-def once_more(work: Callable[..., _T], *arguments: Any) -> _T:
+def retry(work: Callable[..., _T], *arguments: Any) -> _T:
     """Work again, after a file was got anew. It is not got twice: damage that is met now is DamagedError."""
     try:
         return work(*arguments)
-    except RenewedError as error:
+    except RefetchedError as error:
         raise DamagedError(*error.args) from error
 
 
@@ -66,7 +66,7 @@ class Reader:
         store.expect(manifest.parts)
         self._headers: dict[str, PartHeader] = {}
         self._lock = threading.Lock()
-        self._known: dict[str, KnownChunks] = {}
+        self._known: dict[str, VerifiedChunks] = {}
 
     def header(self, path: str) -> PartHeader:
         """A part's header, its bytes checked against the manifest's hash."""
@@ -133,23 +133,23 @@ class Reader:
         if source is None or not decoding().check(source, length) or not self.holds(place, index, source):
             self.chunk_here(place, index, name)
 
-    def look_anew(self) -> None:
+    def reset_verified(self) -> None:
         """Chunks count as known from here on only in files that are now what they were."""
         self._known = {}
 
-    def is_right(self, place: Place, index: int) -> None:
-        """Remember that a chunk that was read since `look_anew` has its hash, and decodes."""
+    def mark_verified(self, place: Place, index: int) -> None:
+        """Remember that a chunk that was read since `reset_verified` has its hash, and decodes."""
         self._known_of(place).add((place.offset, index, _hash(place, index)))
 
-    def was_right(self, place: Place, index: int) -> bool:
+    def is_verified(self, place: Place, index: int) -> bool:
         """Whether a chunk was found right in this process, in a file that has not changed since."""
         return (place.offset, index, _hash(place, index)) in self._known_of(place)
 
-    def _known_of(self, place: Place) -> KnownChunks:
+    def _known_of(self, place: Place) -> VerifiedChunks:
         known = self._known.get(place.path)
         if known is None:
             state = self.store.state(place.path)
-            known = KnownChunks() if state is None else CHUNKS.get((state, place.path), KnownChunks)
+            known = VerifiedChunks() if state is None else CHUNKS.get((state, place.path), VerifiedChunks)
             self._known[place.path] = known
         return known
 
@@ -157,7 +157,7 @@ class Reader:
         """Fill `out` with a chunk's coded bytes, run by run as they are checked: they are in the cache then.
 
         Yields the first byte of each run of `step` bytes and the one behind its last. Raises DamagedError at the end,
-        so nothing made of them counts before: RenewedError where the file was got anew meanwhile.
+        so nothing made of them counts before: RefetchedError where the file was got anew meanwhile.
         """
         start, length = self._span(place, index)
         if length != len(out):
@@ -175,8 +175,8 @@ class Reader:
         try:
             self._check(place, index, name, digest.digest())
         except DamagedError as error:
-            if self.store.renew(place.path):
-                raise RenewedError(*error.args) from error
+            if self.store.refetch(place.path):
+                raise RefetchedError(*error.args) from error
             raise
 
     def holds(self, place: Place, index: int, source: FillSource) -> bool:
@@ -223,8 +223,8 @@ class Reader:
     def whole(self, path: str) -> Iterator[memoryview]:
         """Every byte of a file, in order, whatever its size.
 
-        Raises DamagedError at the end, so nothing made of them counts before: RenewedError where the file was got anew
-        meanwhile.
+        Raises DamagedError at the end, so nothing made of them counts before: RefetchedError where the file was
+        fetched again meanwhile.
         """
         record = self.manifest.parts[path]
         digest = hashlib.sha256()
@@ -233,7 +233,7 @@ class Reader:
             yield piece
         if digest.hexdigest() == record.sha256:
             return
-        kind = RenewedError if self.store.renew(path) else DamagedError
+        kind = RefetchedError if self.store.refetch(path) else DamagedError
         raise kind(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
 
     def where(self, path: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
-from tallstore.archive.needs import parts_of
+from tallstore.archive.prefetch import parts_of
 from tallstore.archive.reader import Reader
 from tallstore.errors import FormatError
 from tallstore.format import strict_json

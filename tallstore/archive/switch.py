@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
-from tallstore.archive.coded import CodedLossless
 from tallstore.archive.decode import Decoder, Job
-from tallstore.archive.into import check_overlaps, converted, touched, version_of
-from tallstore.archive.lineup import line_up
-from tallstore.archive.packed import PackedTensor
+from tallstore.archive.in_place import check_overlaps, converted, touched, version_of
+from tallstore.archive.merging.alignment import line_up
+from tallstore.archive.resident import PackedTensor
+from tallstore.archive.resident_lossless import CodedLossless
 from tallstore.errors import ModelChangedError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
 from tallstore.tensors import TORCH, shape_of

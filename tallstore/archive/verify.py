@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tallstore.archive.checking import BaseReader, Checker
-from tallstore.archive.reader import Reader, RenewedError, once_more
+from tallstore.archive.consistency import BaseReader, Checker
+from tallstore.archive.reader import Reader, RefetchedError, retry
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.manifest import MANIFEST
 
@@ -72,8 +72,8 @@ def verify_archive(
             )
         try:
             _check_whole(reader, path, done, total, progress)
-        except RenewedError:
-            once_more(_check_whole, reader, path, done, total, progress)
+        except RefetchedError:
+            retry(_check_whole, reader, path, done, total, progress)
         done += record.size
         if record.header_size is not None:
             reader.check_padding(path)

@@ -27,7 +27,7 @@ from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.checkpoints.sets import ALL, choose_by_prefix
-from tallstore.checkpoints.torchfiles import is_torch_file, open_torch
+from tallstore.checkpoints.torch_files import is_torch_file, open_torch
 from tallstore.checkpoints.weights_files import PICKLES, SAFE, read_index
 from tallstore.errors import CheckpointError
 from tallstore.format.layout import PLAIN, WeightsFile
@@ -131,8 +131,8 @@ def _open_path(source: str | os.PathLike[str], weights: str | None) -> Checkpoin
 
 def _open_far(url: str, options: Mapping[str, Any] | None, weights: str | None) -> Checkpoint:
     """A file of safetensors at an address, or a folder, read as one here is."""
-    from tallstore.checkpoints.far import FarCheckpoint
     from tallstore.checkpoints.mirror import Mirror
+    from tallstore.checkpoints.remote import FarCheckpoint
 
     if url.split("?", maxsplit=1)[0].endswith(SAFE):
         return choose_by_prefix(FarCheckpoint(url, options), weights)

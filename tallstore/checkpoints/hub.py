@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore.errors import CheckpointError
-from tallstore.stores.asking import Access, client, connect, reason
+from tallstore.stores.hub_client import Access, client, connect, reason
 
 _SKIPPED = (
     "*.h5",

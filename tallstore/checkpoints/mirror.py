@@ -14,13 +14,13 @@ from typing import Any
 
 from tallstore.checkpoints.base import Checkpoint
 from tallstore.checkpoints.companions import why_skipped
-from tallstore.checkpoints.far import FarCheckpoint
+from tallstore.checkpoints.remote import FarCheckpoint
 from tallstore.checkpoints.weights_files import SAFE
 from tallstore.errors import CheckpointError, DamagedError, FormatError, RemoteError
 from tallstore.format import limits
 from tallstore.format.names import check_path
 from tallstore.stores import open_files
-from tallstore.stores.far import Files, tried
+from tallstore.stores.remote import Files, with_retries
 
 __all__ = ["Mirror"]
 
@@ -42,7 +42,7 @@ class Mirror:
         files: Files = open_files(url, options)
         self.where = files.url
         try:
-            names = [name for name in tried(self.where, files.paths) if not name.endswith("/")]
+            names = [name for name in with_retries(self.where, files.paths) if not name.endswith("/")]
             if not names:
                 raise CheckpointError(
                     f"{self.where}: nothing is listed there (web servers list nothing): name the {SAFE} file, or fetch "
@@ -71,9 +71,9 @@ class Mirror:
         index = name.endswith(".json") and ".index" in name
         if name.endswith(SAFE) or (why_skipped(name) is not None and not index):
             return
-        size = tried(f"{self.where}: {name}", lambda: files.size(name))
+        size = with_retries(f"{self.where}: {name}", lambda: files.size(name))
         wanted = size if size <= (_INDEX_BYTES if index else limits.FILE_BYTES) else min(size, _HEAD)
-        data = bytes(tried(f"{self.where}: {name}", lambda: files.read(name, 0, wanted))) if wanted else b""
+        data = bytes(with_retries(f"{self.where}: {name}", lambda: files.read(name, 0, wanted))) if wanted else b""
         if len(data) != wanted:
             raise DamagedError(f"{self.where}: {name}: {len(data)} bytes came, expected {wanted}")
         place.write_bytes(data)

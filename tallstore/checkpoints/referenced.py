@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
 from tallstore.checkpoints.find import open_checkpoint
+from tallstore.checkpoints.hash_cache import HashCache
 from tallstore.checkpoints.hub import download
-from tallstore.checkpoints.seals import Seals
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
-from tallstore.stores.hub import SHELF, named_right, remove
+from tallstore.stores.hub import DERIVED_CACHE, named_right, remove
 from tallstore.tensors import as_bytes
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -34,7 +34,7 @@ class ReferencedBase(Checkpoint):
         self._repo, self._commit, self._access = repo, commit, access
         self._found: Checkpoint | None = None
         self._folder: Path | None = None
-        self._seals: Seals | None = None
+        self._seals: HashCache | None = None
         self._lock = threading.Lock()
 
     @cached_property
@@ -73,7 +73,7 @@ class ReferencedBase(Checkpoint):
                         ) from error
             return self._found
 
-    def renew(self) -> bool:
+    def refetch(self) -> bool:
         """Drop weights that are damaged in the cache, so that they are fetched anew. Whether there were any."""
         with self._lock:
             if not self._drop_damaged():
@@ -106,7 +106,7 @@ class ReferencedBase(Checkpoint):
         """Its weights alone, from its folder in the Hub's cache."""
         self._folder = download(self._repo, self._commit, access, weights_only=True)[0]
         if self._seals is None:
-            self._seals = Seals(self._folder.parents[1] / SHELF / f"{self._commit}.json")
+            self._seals = HashCache(self._folder.parents[1] / DERIVED_CACHE / f"{self._commit}.json")
         checkpoint = open_checkpoint(self._folder)
         checkpoint.map()
         return checkpoint

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tallstore.checkpoints.torchfiles import is_torch_file
+from tallstore.checkpoints.torch_files import is_torch_file
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format.names import check_path
 

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    from tallstore.words import harmless
+    from tallstore.humanize import harmless
 
     print(harmless(f"tallstore: error: {' '.join(message.split())}"), file=sys.stderr)
     sys.exit(1)

@@ -10,7 +10,7 @@ from tallstore.cli import encoding, output
 from tallstore.cli.zoofile import tasks_from_words
 
 if TYPE_CHECKING:
-    from tallstore.growing import GrowReport
+    from tallstore.editing import GrowReport
 
 
 def add(

@@ -10,7 +10,7 @@ from rich.console import Console
 from tallstore.cli import output
 
 if TYPE_CHECKING:
-    from tallstore.archive.statistics import MaskStatistics
+    from tallstore.archive.merging.mask_statistics import MaskStatistics
 
 _MOST_ROWS = 24
 _MOST_TASKS = 12

@@ -9,7 +9,7 @@ import typer
 from tallstore.cli import output
 
 if TYPE_CHECKING:
-    from tallstore.archive.merge import MergeReport
+    from tallstore.archive.merging.merger import MergeReport
 
 _FROM = {
     "given": "as given",

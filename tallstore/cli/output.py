@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tallstore.cli.plain import is_unicode
+from tallstore.humanize import harmless, number, share, size
 from tallstore.kernels.native.library import why_not
-from tallstore.words import harmless, number, share, size
 
 __all__ = ["bar", "console", "fitted", "number", "print_json", "progress", "say", "share", "size", "table"]
 

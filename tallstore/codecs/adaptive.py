@@ -22,7 +22,7 @@ from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 
@@ -56,7 +56,7 @@ class Adaptive(MaskCodec):
         few = sample(packed)
         if few is None:
             return _smaller(self._dense(packed, kind, n), _sparse(packed, words, kind, n, count))
-        some, of = _words(few), len(few) * 8 // cpu.SYMBOL_BITS[kind]
+        some, of = _words(few), len(few) * 8 // reference.SYMBOL_BITS[kind]
         sizes = len(self._dense(few, kind, of)), len(_sparse(few, some, kind, of, _bits_on(some)))
         share = len(packed) / len(few) * _DOUBTFUL
         if sizes[1] < _WORTH * sizes[0]:
@@ -129,8 +129,8 @@ def _bits_on(words: Words) -> int:
 def _gaps(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
     """The gaps of `count` marks, and their packed signs."""
     if encode.available():
-        return encode.packed_to_gaps(words, n, count, cpu.SYMBOL_BITS[kind])
-    symbols = cpu.unpack(packed, kind, n)
+        return encode.packed_to_gaps(words, n, count, reference.SYMBOL_BITS[kind])
+    symbols = reference.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2
     return _encode_gaps(marks), np.packbits(negative[: count if kind == "signed" else 0], bitorder="little")

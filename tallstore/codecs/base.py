@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -39,15 +39,15 @@ class MaskCodec(ABC):
 
     def encode(self, symbols: Bytes, kind: str) -> bytes:
         """Code one chunk: uint8 symbols, shape (n,)."""
-        return self.encode_packed(cpu.pack(symbols, kind), kind, len(symbols))
+        return self.encode_packed(reference.pack(symbols, kind), kind, len(symbols))
 
     @abstractmethod
     def encode_packed(self, packed: Bytes, kind: str, n: int) -> bytes:
-        """Code one chunk of n symbols, packed by `kernels.cpu.pack`."""
+        """Code one chunk of n symbols, packed by `kernels.reference.pack`."""
 
     @abstractmethod
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
-        """Give back exactly `n` symbols as `kernels.cpu.pack` packs them, all of them valid for the kind."""
+        """Give back exactly `n` symbols as `kernels.reference.pack` packs them, all of them valid for the kind."""
 
     def decode_marks(self, data: Buffer, kind: str, n: int) -> Marks | None:  # noqa: ARG002 - part of the interface
         """The same symbols as gaps, from codecs that have them so; None where `decode_packed` is the way."""
@@ -55,7 +55,7 @@ class MaskCodec(ABC):
 
     def decode(self, data: Buffer, kind: str, n: int) -> Bytes:
         """The same, unpacked: uint8, shape (n,)."""
-        return cpu.unpack(self.decode_packed(data, kind, n), kind, n)
+        return reference.unpack(self.decode_packed(data, kind, n), kind, n)
 
 
 class IndexedValues(NamedTuple):

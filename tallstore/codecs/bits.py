@@ -6,7 +6,7 @@ import numpy as np
 
 from tallstore.codecs.base import Buffer, Bytes, MaskCodec
 from tallstore.errors import FormatError
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 
 
 class Bits(MaskCodec):
@@ -25,8 +25,8 @@ class Bits(MaskCodec):
 
 def checked(packed: Bytes, kind: str, n: int) -> Bytes:
     """Packed bytes that may be anything, if they are n symbols."""
-    if len(packed) != cpu.packed_size(kind, n):
-        raise FormatError(f"{len(packed)} bytes of mask, expected {cpu.packed_size(kind, n)}")
-    if not cpu.packed_is_valid(packed, kind, n):
+    if len(packed) != reference.packed_size(kind, n):
+        raise FormatError(f"{len(packed)} bytes of mask, expected {reference.packed_size(kind, n)}")
+    if not reference.packed_is_valid(packed, kind, n):
         raise FormatError(f"a {kind} mask holds a symbol that there is not, or bits behind its last")
     return packed

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, MaskCodec
 from tallstore.codecs.bits import checked
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 
 
 class BitsZstd(MaskCodec):
@@ -23,4 +23,4 @@ class BitsZstd(MaskCodec):
 
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
         """One frame of exactly the bytes that n symbols take."""
-        return checked(zstd.decompress(data, cpu.packed_size(kind, n)), kind, n)
+        return checked(zstd.decompress(data, reference.packed_size(kind, n)), kind, n)

@@ -23,7 +23,7 @@ from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
 from tallstore.codecs.planes import Planes
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 
 _SAME, _WHOLE = 0, 1
 _LANES: Mapping[str, Sequence[int]] = {
@@ -100,7 +100,7 @@ class Lanes(LosslessCodec):
             if not a:
                 out[:, place] = zstd.decompress(frame, n)
                 continue
-            on = cpu.unpack(self._mask.decode_packed(mask, "binary", n), "binary", n).view(bool)
+            on = reference.unpack(self._mask.decode_packed(mask, "binary", n), "binary", n).view(bool)
             rest = zstd.decompress(frame, int(np.count_nonzero(on)))
             if not rest.all():
                 raise FormatError("a difference is marked and 0")
@@ -113,13 +113,13 @@ class Lanes(LosslessCodec):
 
 def _difference(raw: Bytes, base: Bytes, bits: int) -> Bytes:
     if bits >= 8:
-        return cpu.difference(raw, base, bits // 8)
+        return reference.difference(raw, base, bits // 8)
     return _nibbles((raw & 0xF0) - (base & 0xF0), (raw & 0x0F) - (base & 0x0F))
 
 
 def _undo(stored: Bytes, base: Bytes, bits: int) -> Bytes:
     if bits >= 8:
-        return cpu.undo_difference(stored, base, bits // 8)
+        return reference.undo_difference(stored, base, bits // 8)
     return _nibbles((stored & 0xF0) + (base & 0xF0), (stored & 0x0F) + (base & 0x0F))
 
 

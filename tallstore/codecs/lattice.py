@@ -23,7 +23,7 @@ from tallstore.codecs.planes import Planes
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.lattice import (
     CONTEXTS,
     GRADES,
@@ -77,7 +77,7 @@ class LatticeCodec(LosslessCodec):
         return coded if len(coded) <= 1 + len(whole) else bytes([_WHOLE]) + whole
 
     def _differences(self, raw: Bytes, base: Bytes, item: int) -> bytes:
-        return bytes([_DIFFERENCES]) + self._planes.encode(cpu.difference(raw, base, item), _WORDS[item])
+        return bytes([_DIFFERENCES]) + self._planes.encode(reference.difference(raw, base, item), _WORDS[item])
 
     def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
         """By the first byte."""
@@ -91,7 +91,7 @@ class LatticeCodec(LosslessCodec):
             item = ITEM_BYTES[dtype]
             stored = np.empty(len(out), np.uint8)
             self._planes.decode(view[1:], stored, _WORDS[item])
-            out[:] = cpu.undo_difference(stored, out, item)
+            out[:] = reference.undo_difference(stored, out, item)
         elif mode == _STEPS and dtype in LATTICES:
             lattice = LATTICES[dtype]
             words = out.view(lattice.word)

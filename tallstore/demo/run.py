@@ -14,7 +14,7 @@ from torch import Tensor
 from tallstore.demo.zoo import DemoPlan, DemoZoo, demo_task, evaluate, load_state, make_zoo, require_empty, silent
 from tallstore.encoder import PackReport, Progress
 from tallstore.errors import MissingExtraError
-from tallstore.promises import pack
+from tallstore.packing import pack
 from tallstore.zoo import open_zoo
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 
 from tallstore.codecs.base import VectorCodec
-from tallstore.encoder import device as on_device
+from tallstore.encoder import select_gpu as on_device
 from tallstore.encoder.tile import TaskRow, tile_type
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.rules import MOST_TASKS, Rule

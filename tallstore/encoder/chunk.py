@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tallstore import codecs
 from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec
-from tallstore.encoder import device as on_device
-from tallstore.encoder import leveled, quick
+from tallstore.encoder import quantize, select_native
+from tallstore.encoder import select_gpu as on_device
 from tallstore.encoder.backend import Backend, backend_of
-from tallstore.encoder.quality import N_SUMS, agreement, scaled, sums
+from tallstore.encoder.metrics import N_SUMS, agreement, scaled, sums
 from tallstore.encoder.tile import STATISTIC_TILE, TILE, ChunkChoice, TaskRow, spans, task_vector, tile_type, tiles
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.recipes.allocation import Quantizer
 from tallstore.recipes.base import Recipe
 
@@ -130,12 +130,12 @@ def choose(
         for index, task in enumerate(tile.tasks):
             symbols[at[task]][a:b] = masks[index].numpy()
             totals[at[task]] += measured[index]
-    return ChunkChoice(data, stored, [cpu.pack(marks, recipe.kind) for marks in symbols], totals)
+    return ChunkChoice(data, stored, [reference.pack(marks, recipe.kind) for marks in symbols], totals)
 
 
 _CHOOSE: Mapping[Backend, Callable[..., ChunkChoice]] = {
     Backend.GPU: on_device.choose,
-    Backend.NATIVE: quick.choose,
+    Backend.NATIVE: select_native.choose,
     Backend.REFERENCE: choose,
 }
 
@@ -151,18 +151,18 @@ def _delta(base: Tensor, row: TaskRow, levels: Quantizer | None, first: int, see
         made = Made("delta", data, 1.0, agreement(tau, step), codec.id)
     else:
         assert levels is not None
-        coded = leveled.encode(tau.numpy(), levels, first, seed)
+        coded = quantize.encode(tau.numpy(), levels, first, seed)
         made = Made("delta", coded.data, 1.0, coded.sums, coded.codec)
         step = torch.from_numpy(coded.values) if row.exact else tau
     if not row.exact:
         return made
     decoded = torch.empty_like(row.weights)
-    cpu.apply_delta(decoded, start, step)
+    reference.apply_delta(decoded, start, step)
     return replace(made, decoded=decoded)
 
 
 def _decoded_mask(base: Tensor, row: TaskRow, vector: Tensor, packed: Bytes, kind: str, scale: float) -> Tensor:
     n = len(row.weights)
     out = torch.empty_like(row.weights)
-    cpu.apply_mask(out, base[:n], vector[:n], torch.from_numpy(cpu.unpack(packed, kind, n)), scale)
+    reference.apply_mask(out, base[:n], vector[:n], torch.from_numpy(reference.unpack(packed, kind, n)), scale)
     return out

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from tallstore.encoder.jobs import Context, elsewhere, hand_over
+from tallstore.encoder.batches import Context, in_worker, publish
 from tallstore.errors import MissingExtraError, OptionError, UnreachableError, WorkerError
 
 _R = TypeVar("_R")
@@ -54,9 +54,9 @@ class Engine(ABC):
 
     @abstractmethod
     def executor(self) -> Executor:
-        """What runs it; a new one after `renew`."""
+        """What runs it; a new one after `restart`."""
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         """Let go of an executor that broke."""
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Engine(ABC):
         try:
             return self.executor().submit(bound, number)
         except BrokenExecutor:
-            self.renew()
+            self.restart()
             return self.executor().submit(bound, number)
 
     def _settle(self, bound: Callable[[int], _R], waiting: deque[tuple[int, Future[_R]]], deaths: int) -> int:
@@ -107,7 +107,7 @@ class Engine(ABC):
             deaths += 1
             if deaths >= _DEATHS or isinstance(error, self.hopeless):
                 raise WorkerError(f"workers died with batch {number}, again and again: {self.advice}") from error
-            self.renew()
+            self.restart()
             for place, (each, future) in enumerate(waiting):
                 if not future.done() or isinstance(future.exception(), BrokenExecutor):
                     waiting[place] = each, self._submit(bound, each)
@@ -191,12 +191,12 @@ class Given(Engine):
         self._executor, self.workers = executor, workers
 
     def bind(self, work: Work[_R], context: Context) -> Callable[[int], _R]:
-        return partial(elsewhere, hand_over(context), work)
+        return partial(in_worker, publish(context), work)
 
     def executor(self) -> Executor:
         return self._executor
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         raise WorkerError("the executor broke and takes no more work: a worker died, perhaps: make a new one")
 
 
@@ -214,11 +214,11 @@ class Processes(Given):
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         how = multiprocessing.get_context(kind)
         if kind == "forkserver":
-            how.set_forkserver_preload(["tallstore.encoder.jobs"])
+            how.set_forkserver_preload(["tallstore.encoder.batches"])
             multiprocessing.forkserver.ensure_running()  # and so importing, before there is work
         return ProcessPoolExecutor(workers, mp_context=how)
 
-    def renew(self) -> None:
+    def restart(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._executor = self._make(self.workers)
 

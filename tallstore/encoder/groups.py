@@ -30,9 +30,9 @@ from tallstore.checkpoints import Checkpoint, Source, open_checkpoint
 from tallstore.codecs.base import VectorCodec
 from tallstore.encoder.chunk import task_vector
 from tallstore.encoder.match import spelled_as
+from tallstore.encoder.metrics import scaled
 from tallstore.encoder.options import Options
 from tallstore.encoder.plan import EncodePlan, plan
-from tallstore.encoder.quality import scaled
 from tallstore.encoder.report import Progress
 from tallstore.errors import OptionError
 from tallstore.recipes.base import Recipe, Tile, ZooFacts

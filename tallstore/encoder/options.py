@@ -11,13 +11,13 @@ import torch
 
 from tallstore import codecs
 from tallstore.encoder.engine import check_engine
-from tallstore.encoder.lossless import Lossless
+from tallstore.encoder.lossless_rows import Lossless
 from tallstore.errors import DeviceError, OptionError
 from tallstore.format.manifest import STORAGES
+from tallstore.humanize import parse_size
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.solo import LEVELS
-from tallstore.words import parse_size
 
 Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 """Scores a task's state dict; higher is better."""

@@ -13,17 +13,17 @@ from typing import Any
 from tallstore._version import WRITER
 from tallstore.adapters import TRAINERS
 from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
+from tallstore.encoder.driver import GroupSlot, Stream, TensorCost, Writers, chunk_elements, in_memory
 from tallstore.encoder.engine import open_engine
-from tallstore.encoder.files import base_files_of, put_file, write_files
-from tallstore.encoder.journal import Journal
 from tallstore.encoder.match import spelled_as
+from tallstore.encoder.metrics import Cheaper
 from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import UNMATCHED, EncodePlan, plan
-from tallstore.encoder.quality import Cheaper
-from tallstore.encoder.quantized import WithoutLoss
 from tallstore.encoder.report import PackReport, Progress, TaskReport
-from tallstore.encoder.stream import GroupSlot, Stream, TensorCost, Writers, chunk_elements, in_memory
+from tallstore.encoder.resume import Journal
+from tallstore.encoder.sidecars import base_files_of, put_file, write_files
+from tallstore.encoder.without_loss import WithoutLoss
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.adapter import WEIGHTS, Adapter
@@ -32,9 +32,9 @@ from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Base, Group, Manifest, PartRecord, Task
 from tallstore.format.names import check_task_names
 from tallstore.format.version import VERSION
+from tallstore.humanize import parse_size
 from tallstore.recipes import TallMasked
 from tallstore.stores import Sink, open_sink
-from tallstore.words import parse_size
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _report(
     warnings: tuple[str, ...],
     seconds: float,
     taken_up: int,
-    foretold: Sequence[float | None],
+    predicted_divergence: Sequence[float | None],
 ) -> PackReport:
     by_kind = manifest.bytes_by_kind(manifest_bytes)
     return PackReport(
@@ -277,7 +277,7 @@ def _report(
                 bytes=task.measured["bytes"],
                 relative_error=task.measured["relative_error"],
                 cosine=task.measured["cosine"],
-                divergence=foretold[index],
+                divergence=predicted_divergence[index],
                 density=task.measured["density"],
                 parameters=task.measured["parameters"],
                 private={tensor: whole.why for tensor, whole in planned.private[index].items()},

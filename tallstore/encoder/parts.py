@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from tallstore.codecs.base import Buffer
-from tallstore.encoder.results import Span, Spool, Taker
+from tallstore.encoder.result_files import Span, Spool, Taker
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
 from tallstore.format.part import ChunkIndex, CodedRanges, Entry, PartHeader

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tallstore.encoder.quality import Cheaper
-from tallstore.encoder.quantized import WithoutLoss, note_of
+from tallstore.encoder.metrics import Cheaper
+from tallstore.encoder.without_loss import WithoutLoss, note_of
 from tallstore.format.adapter import adapter_note
 
 Progress = Callable[[str, int, int], None]

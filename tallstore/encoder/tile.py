@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tallstore.codecs.base import Bytes
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.recipes.base import Tile
 
 __all__ = ["STATISTIC_TILE", "TILE", "ChunkChoice", "TaskRow", "spans", "task_vector", "tile_type", "tiles"]
@@ -56,7 +56,7 @@ def tiles(base: Tensor, rows: Sequence[TaskRow], tensor: str, size: int = TILE, 
 
 def task_vector(base: Tensor, weights: Tensor) -> Tensor:
     """τ = θt − θ0, where θ0 is rounded to the task's type first: what did not move is exactly 0."""
-    kind = cpu.wide(weights.dtype)
+    kind = reference.wide(weights.dtype)
     return weights.to(kind) - base.to(weights.dtype).to(kind)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tallstore.stores.asking import client
+from tallstore.stores.hub_client import client
 
 README = "README.md"
 PICTURE = "card.png"

@@ -30,8 +30,8 @@ from tallstore.errors import (
     TallstoreError,
 )
 from tallstore.format.manifest import names_of
-from tallstore.hub.kept import Kept
-from tallstore.hub.names import open_named
+from tallstore.hub.decoded_cache import DecodedCache
+from tallstore.hub.resolve import open_named
 from tallstore.stores import Access
 
 _FOR_LOADING = frozenset(
@@ -131,7 +131,7 @@ def from_pretrained(
             own = state if names is None else {name: state[held] for name, held in names.items()}
             return _filled(kind, config, {**rest, **options}, where, own)
 
-        kept = Kept(zoo, task, exact=exact) if keep_decoded else None
+        kept = DecodedCache(zoo, task, exact=exact) if keep_decoded else None
         made = _from_kept(kept, filled) if kept is not None and not force_download else None
         if made is None:
             adapter = zoo.manifest.tasks[task].adapter is not None
@@ -254,7 +254,9 @@ def _class(transformers: Any, config: Any, where: str) -> type[Any]:
     raise CheckpointError(f"{where}: its config.json {said}: give the class with model_class=…")
 
 
-def _from_kept(kept: Kept, filled: Callable[[dict[str, torch.Tensor]], tuple[Any, Any]]) -> tuple[Any, Any] | None:
+def _from_kept(
+    kept: DecodedCache, filled: Callable[[dict[str, torch.Tensor]], tuple[Any, Any]]
+) -> tuple[Any, Any] | None:
     """A model of the weights that were kept, filled while these are checked; None where none are right."""
     state = kept.load()
     if state is None:

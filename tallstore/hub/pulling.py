@@ -10,12 +10,12 @@ from typing import Any
 
 from tallstore.archive import Archive
 from tallstore.archive.export import check_folder
-from tallstore.archive.needs import parts_of
+from tallstore.archive.prefetch import parts_of
 from tallstore.archive.subset import paths_of
 from tallstore.checkpoints import ReferencedBase, Source
 from tallstore.errors import OptionError
 from tallstore.format.manifest import MANIFEST
-from tallstore.hub.names import chosen_tasks, open_named
+from tallstore.hub.resolve import chosen_tasks, open_named
 from tallstore.stores import Access, check_target
 from tallstore.stores.hub import HubFileStore, HubStore
 

@@ -23,8 +23,8 @@ from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.hub.card import PICTURE, README, is_ours, model_card
 from tallstore.stores import Access, Store
-from tallstore.stores.asking import client, connect, explained, lacks_xet, parse_id
 from tallstore.stores.base import pieces
+from tallstore.stores.hub_client import client, connect, explained, lacks_xet, parse_id
 
 Progress = Callable[[str, int, int], None]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels import cpu
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels import reference
+from tallstore.kernels.reference import Bytes
 
 __all__ = ["gaps_to_packed", "join", "spread", "sum_gaps"]
 
@@ -31,7 +31,7 @@ def gaps_to_packed(gaps: Bytes, signs: Bytes, kind: str, n: int) -> Bytes:
     symbols[places] = 1
     if kind == "signed":
         symbols[places] += np.unpackbits(signs, count=len(places), bitorder="little")
-    return cpu.pack(symbols, kind)
+    return reference.pack(symbols, kind)
 
 
 def spread(on: Bytes, n: int, rest: Bytes, bits: int) -> Bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels.reference import Bytes
 
 __all__ = ["convert", "from_bf16", "to_bf16"]
 

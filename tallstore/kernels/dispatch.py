@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy.typing as npt
 
 from tallstore.kernels import codes
-from tallstore.kernels.cpu import Bytes
 from tallstore.kernels.fill import ChunkMemory, FillSource, Target
 from tallstore.kernels.native import library
 from tallstore.kernels.native.decode import NativeDecoding
 from tallstore.kernels.pairs import Pairs, Singles
+from tallstore.kernels.reference import Bytes
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Decoding(Protocol):
         """A mask over a vector.
 
         Args:
-            packed: n symbols as `cpu.pack` packs them, valid.
+            packed: n symbols as `reference.pack` packs them, valid.
             kind: binary or signed.
             n: elements of the chunk.
             scale: s, exactly a float32.
@@ -208,7 +208,7 @@ class Merging(Protocol):
     """Merging kernels that take a window's rows in one pass. inner, outer: factors, exact in the type of the rows."""
 
     def merge_rows(self, out: _Numbers, rows: _Numbers, least: int, inner: float, outer: float) -> None:
-        """out += outer · (inner · Σ rows where so many rows or more are not 0, else 0), summed as `recipes.sums` does.
+        """out += outer · (inner · Σ rows where that many rows are not 0, else 0), summed as by `recipes.ordered_sum`.
 
         Args:
             out: shape (n,), float32 or float64. Elements to which 0 is added keep every bit.

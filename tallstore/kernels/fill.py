@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels.reference import Bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

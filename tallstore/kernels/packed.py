@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 
 __all__ = ["apply_packed_delta", "apply_packed_mask"]
@@ -24,11 +24,11 @@ def apply_packed_mask(
         chunk: elements a chunk: a multiple of 8.
         vector: v, shape (N,), float32; None where it is 1 everywhere.
     """
-    each = 8 // cpu.SYMBOL_BITS[kind]
+    each = 8 // reference.SYMBOL_BITS[kind]
     symbols, values = packed.numpy(), None if vector is None else vector.numpy()
     for index, a in enumerate(range(0, len(out), chunk)):
         b = min(a + chunk, len(out))
-        own = symbols[a // each : a // each + cpu.packed_size(kind, b - a)]
+        own = symbols[a // each : a // each + reference.packed_size(kind, b - a)]
         v = None if values is None else values[a:b]
         decoding().mask(own, kind, b - a, float(scales[index]), out.dtype, v).begin()(out[a:b], base[a:b])
 

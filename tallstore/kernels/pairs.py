@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels.reference import Bytes
 
 __all__ = ["NIBBLES", "Pairs", "Singles"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.fill import ChunkMemory, FillSource
 
 __all__ = ["TILE", "Run", "Steps"]
@@ -35,7 +35,7 @@ class Steps(ABC):
             dtype: of the output, which decides in what type is computed.
             *codes: what the steps hold in memory.
         """
-        self._wide = np.dtype(np.float64 if cpu.wide(dtype) == torch.float64 else np.float32)
+        self._wide = np.dtype(np.float64 if reference.wide(dtype) == torch.float64 else np.float32)
         self.nbytes = sum(code.nbytes for code in codes)
 
     @abstractmethod

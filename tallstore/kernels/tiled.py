@@ -5,7 +5,7 @@ so that what is left for each element is one addition. A step is subtracted with
 every x, −0 too, so parameters whose symbol is 0 need no branch. NaN is the one exception (an addition may change its
 bits): a tile whose base has one goes to the reference.
 
-This is the reference backend's way. Everything here equals `kernels.cpu` bit for bit. Nothing starts threads: callers
+This is the reference backend's way. Everything here equals `kernels.reference` bit for bit. No threads: callers
 share tensors out.
 """
 
@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallstore.kernels import cpu
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels import reference
 from tallstore.kernels.pairs import NIBBLES, Pairs, Singles
+from tallstore.kernels.reference import Bytes
 from tallstore.kernels.scratch import scratch
 from tallstore.kernels.steps import TILE, Run, Steps
 
@@ -114,7 +114,7 @@ class MaskSteps(Tiled):
         """Of one chunk.
 
         Args:
-            packed: symbols as `cpu.pack` packs them, valid.
+            packed: symbols as `reference.pack` packs them, valid.
             kind: binary or signed.
             scale: s, exactly a float32.
             dtype: of the output.
@@ -123,7 +123,7 @@ class MaskSteps(Tiled):
         held = () if vector is None else (vector.packed,) if isinstance(vector, Pairs) else (vector,)
         super().__init__(dtype, packed, *held)
         self._packed, self._kind, self._scale, self._given = packed, kind, scale, vector
-        self._each = 8 // cpu.SYMBOL_BITS[kind]
+        self._each = 8 // reference.SYMBOL_BITS[kind]
         s = self._wide.type(scale)
         symbols = _FOUR if kind == "signed" else _EIGHT
         if vector is None:
@@ -166,9 +166,9 @@ class MaskSteps(Tiled):
 
     def _by_reference(self, out: Tensor, base: Tensor, start: int) -> None:
         n = len(out)
-        symbols = cpu.unpack(self._packed[start // self._each : -(-(start + n) // self._each)], self._kind, n)
+        symbols = reference.unpack(self._packed[start // self._each : -(-(start + n) // self._each)], self._kind, n)
         v = np.ones(n, np.float32) if self._vector is None else np.array(self._vector[start : start + n])
-        cpu.apply_mask(out, base, torch.from_numpy(v), torch.from_numpy(symbols), self._scale)
+        reference.apply_mask(out, base, torch.from_numpy(v), torch.from_numpy(symbols), self._scale)
 
 
 class DeltaSteps(Tiled):

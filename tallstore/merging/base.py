@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
-from tallstore.recipes.sums import sum_rows
+from tallstore.recipes.ordered_sum import sum_rows
 
 __all__ = ["ALPHAS", "MergeStatistic", "MergeTile", "Method", "SumOf", "checked_alpha"]
 

@@ -180,7 +180,7 @@ class Recipe(ABC):
         """Of what looks random in one task's tensor, should anything: tasks that lie in one archive differ."""
         return seed_of(task, tensor)
 
-    def foretold(self, task: int) -> float | None:  # noqa: ARG002 - part of the interface
+    def predicted_divergence(self, task: int) -> float | None:  # noqa: ARG002 - part of the interface
         """How far a task's outputs will be from the fine-tune's, in units of the base's distance, where it is known."""
         return None
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tallstore.recipes.network import sort_rows
+from tallstore.recipes.sorting_network import sort_rows
 
 __all__ = ["best_magnitude", "best_vector", "reference", "reference_magnitude"]
 

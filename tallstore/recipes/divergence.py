@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["TensorShare", "foretold", "read_as_it_comes", "task_gain"]
+__all__ = ["TensorShare", "predicted_divergence", "read_as_it_comes", "task_gain"]
 
 _TABLE = 4
 """A matrix with so many times more rows than columns may be a table."""
@@ -57,7 +57,7 @@ def task_gain(parts: Iterable[TensorShare]) -> float:
     return min(_MOST, 1 + 2 * along * along / apart) if apart else 1.0
 
 
-def foretold(parts: Sequence[tuple[TensorShare, float]]) -> float:
+def predicted_divergence(parts: Sequence[tuple[TensorShare, float]]) -> float:
     """D of a task, from its tensors and the harm that each was done."""
     weight = math.fsum(part.weight for part, _ in parts)
     harm = math.fsum(part.weight * harm for part, harm in parts)

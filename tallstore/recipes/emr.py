@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe, Statistic, Tile
-from tallstore.recipes.sums import sum_rows
+from tallstore.recipes.ordered_sum import sum_rows
 
 __all__ = ["Emr", "elect"]
 

@@ -17,7 +17,7 @@ from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Kind, Recipe, Tile
 from tallstore.recipes.closed_form import best_magnitude, best_vector
 from tallstore.recipes.masks import nearer_than_zero
-from tallstore.recipes.network import exchanges
+from tallstore.recipes.sorting_network import exchanges
 
 __all__ = ["Fit"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Tile
-from tallstore.recipes.sums import sum_rows
+from tallstore.recipes.ordered_sum import sum_rows
 from tallstore.recipes.tallmask import TallMasked
 
 __all__ = ["Mean"]

@@ -42,7 +42,7 @@ from tallstore.recipes.allocation import (
 )
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
-from tallstore.recipes.divergence import TensorShare, foretold, read_as_it_comes, task_gain
+from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
 from tallstore.recipes.steps import Steps, join, steps
 
 __all__ = ["LEVELS", "TOLERABLE", "Solo"]
@@ -105,7 +105,7 @@ class Solo(Recipe):
         self._chosen: dict[Key, Quantizer] = {}
         """Of each task's tensor; a single level is a mask's."""
         self._lossless: frozenset[Key] = frozenset()
-        self._foretold: dict[int, float] = {}
+        self._predicted: dict[int, float] = {}
         self._tolerable_bits = 0.0
 
     def prepare(self, zoo: ZooFacts) -> None:
@@ -137,8 +137,8 @@ class Solo(Recipe):
         # Checked before anything is foretold: what loses nothing does no harm.
         self._lossless = self._without_loss(tensors, chosen)
         chosen |= {key: chosen[key]._replace(bits=tensors[key].lossless_bits, harm=0.0) for key in self._lossless}
-        self._foretold = {task: foretold(self._parts(own, chosen)) for task, own in by_task.items()}
-        if self.bits is not None and any(each > TOLERABLE for each in self._foretold.values()):
+        self._predicted = {task: predicted_divergence(self._parts(own, chosen)) for task, own in by_task.items()}
+        if self.bits is not None and any(each > TOLERABLE for each in self._predicted.values()):
             enough = [choice for own in by_task.values() for choice in _to(own, TOLERABLE).values()]
             bits = math.fsum(choice.bits for choice in enough) + self._zoo.fixed_bits + ENTRY_BITS * len(tensors)
             self._tolerable_bits = bits / self._zoo.parameters
@@ -188,13 +188,13 @@ class Solo(Recipe):
         bits = math.fsum(choice.bits for choice in chosen.values())
         return allocate(offers, {key: tensor.energy for key, tensor in tensors.items()}, bits)
 
-    def foretold(self, task: int) -> float | None:
+    def predicted_divergence(self, task: int) -> float | None:
         """How far a task's outputs will be from the fine-tune's, in units of how far the base's are."""
-        return self._foretold.get(task)
+        return self._predicted.get(task)
 
     def warning(self, task: int) -> str:
         """What must be said of a task; nothing, mostly."""
-        share = self._foretold.get(task, 0.0)
+        share = self._predicted.get(task, 0.0)
         if share <= TOLERABLE:
             return ""
         why = "" if self.bits is None else f", at bits={self.bits:g}; bits={self._tolerable_bits:.2g} would do"

@@ -12,8 +12,8 @@ from torch import Tensor
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.norm_match import GRID
+from tallstore.recipes.ordered_sum import sum_rows
 from tallstore.recipes.statistics import Trim
-from tallstore.recipes.sums import sum_rows
 from tallstore.recipes.tallmask import Lambda, TallMasked
 
 __all__ = ["Tall"]

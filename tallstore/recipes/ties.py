@@ -17,8 +17,8 @@ from tallstore.errors import OptionError
 from tallstore.kernels.rules import Rule, VectorRule
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.norm_match import GRID
+from tallstore.recipes.ordered_sum import sum_rows
 from tallstore.recipes.statistics import BitHistogram, HasTaskVectors, Trim
-from tallstore.recipes.sums import sum_rows
 from tallstore.recipes.tallmask import Lambda, TallMasked
 
 __all__ = ["Election", "Merge", "Ties", "disjoint_merge"]

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any, Literal
 
+from tallstore.humanize import harmless
 from tallstore.report.theme import DARK, LIGHT
-from tallstore.words import harmless
 
 __all__ = ["Canvas", "shorten"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from tallstore.humanize import number, share, size
 from tallstore.report.canvas import Canvas, shorten
 from tallstore.report.extra import require
 from tallstore.report.facts import PARTS, Facts, gather
 from tallstore.report.figures import checkpoints, saving
-from tallstore.words import number, share, size
 
 if TYPE_CHECKING:
     from tallstore.archive import Archive

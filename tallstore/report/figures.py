@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tallstore.humanize import number, share, size
 from tallstore.report.canvas import Canvas, shorten
 from tallstore.report.facts import PARTS, Facts, TaskFacts
 from tallstore.report.heatmap import draw_heat_map
 from tallstore.report.overlap import cluster
-from tallstore.words import number, share, size
 
 __all__ = ["FIGURES", "Drawn", "checkpoints", "saving"]
 

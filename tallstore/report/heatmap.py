@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.humanize import share
 from tallstore.report.canvas import Canvas, shorten
 from tallstore.report.theme import HEAT, heat, heat_ink
-from tallstore.words import share
 
 __all__ = ["draw_heat_map"]
 

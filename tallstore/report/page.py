@@ -12,11 +12,11 @@ from dataclasses import replace
 from importlib import resources
 
 from tallstore._version import __version__
+from tallstore.humanize import harmless
 from tallstore.report.facts import Facts
 from tallstore.report.figures import FIGURES
 from tallstore.report.sections import Section, lead, sections, tiles
 from tallstore.report.theme import DARK, LIGHT, variables
-from tallstore.words import harmless
 
 __all__ = ["render"]
 

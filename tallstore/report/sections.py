@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from tallstore.humanize import number, share, size
 from tallstore.report.facts import Facts
 from tallstore.report.figures import FIGURES, saving
 from tallstore.report.tables import Table, by_layer, by_pair, by_profile, by_source, by_task, by_whole
-from tallstore.words import number, share, size
 
 __all__ = ["Section", "StatTile", "lead", "sections", "tiles"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tallstore.humanize import number, share, size
 from tallstore.report.facts import Facts, TaskFacts
-from tallstore.words import number, share, size
 
 __all__ = ["Cell", "Column", "Table", "by_layer", "by_pair", "by_profile", "by_source", "by_task", "by_whole"]
 

@@ -30,13 +30,13 @@ class Store(ABC):
     open_ended: bool = True
     """Whether files that are no part of the archive may lie beside it."""
     far: bool = False
-    """Whether it pays to say ahead what will be read: see `want`."""
+    """Whether it pays to say ahead what will be read: see `prefetch`."""
     ranged: bool = False
     """Whether bytes come from far away as they are read; else files lie on this machine, whole, before they are."""
 
     @property
-    def shelf(self) -> Path | None:
-        """A folder for what is made of the archive's files, which goes when they go; None where there is none."""
+    def derived_cache(self) -> Path | None:
+        """A folder for data derived from this archive, deleted with the cached repository; None if unsupported."""
         return None
 
     @abstractmethod
@@ -62,11 +62,11 @@ class Store(ABC):
     def expect(self, records: Mapping[str, PartRecord]) -> None:
         """Be told sizes and hashes of the files. A store that fetches files holds them to it; others need not."""
 
-    def want(self, ranges: Sequence[Range]) -> None:
+    def prefetch(self, ranges: Sequence[Range]) -> None:
         """Be told which ranges will be read soon, about in that order. Costs nothing where nothing is far away."""
 
-    def renew(self, path: str) -> bool:  # noqa: ARG002 - what is here already cannot be had anew
-        """Get a file, whose bytes were found to be damaged, anew: once. False where that cannot help."""
+    def refetch(self, path: str) -> bool:  # noqa: ARG002 - files of this machine cannot be fetched again
+        """Fetch a damaged file again, once. False where that cannot help."""
         return False
 
     def read_into(self, path: str, start: int, out: memoryview) -> None:
@@ -76,7 +76,7 @@ class Store(ABC):
     def handle(self, path: str, start: int, length: int) -> tuple[int, int] | None:  # noqa: ARG002 - most have none
         """The descriptor of an open file of this machine that holds some bytes, and where in it they begin.
 
-        For readers that need no interpreter; None where there is no such file. Raises DamagedError as `read_into`.
+        For native readers, which run without the GIL; None where there is no such file. Raises as `read_into`.
         """
         return None
 

@@ -9,15 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tallstore.errors import OptionError, UnreachableError
-from tallstore.stores.asking import OFFLINE, Access, parse_file, parse_id
 from tallstore.stores.base import Sink, Store
-from tallstore.stores.far import FarFile, FarFolder, Files
+from tallstore.stores.fsspec_files import SystemFiles
+from tallstore.stores.fsspec_sink import check_far_target, open_far_sink
 from tallstore.stores.hub import HubFile, HubFiles, HubFileStore, HubStore, Repo
+from tallstore.stores.hub_client import OFFLINE, Access, parse_file, parse_id
 from tallstore.stores.local import check_local_target, open_local_sink, open_store
-from tallstore.stores.putting import check_far_target, open_far_sink
-from tallstore.stores.systems import SystemFiles
+from tallstore.stores.remote import FarFile, FarFolder, Files
 from tallstore.stores.web import WebFiles
-from tallstore.stores.zipped import SUFFIX
+from tallstore.stores.zip_directory import SUFFIX
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(::[^:]+)*://.*", re.DOTALL)
 

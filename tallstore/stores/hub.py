@@ -30,16 +30,16 @@ from tallstore.errors import (
 )
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, PartRecord
-from tallstore.stores.asking import OFFLINE, SCHEME, Access, client, connect, explain, explained, summary
 from tallstore.stores.base import Range, pieces
-from tallstore.stores.far import TIMEOUT, Files, Passing, tried
-from tallstore.stores.held import READ
+from tallstore.stores.folder_lock import READ
+from tallstore.stores.hub_client import OFFLINE, SCHEME, Access, client, connect, explain, explained, summary
 from tallstore.stores.local import FilesStore, FileStore, LocalFile
+from tallstore.stores.remote import TIMEOUT, Files, TransientError, with_retries
 from tallstore.stores.web import Answer, range_header, take
 
 Progress = Callable[[str, int, int], None]
 
-SHELF = ".tallstore"
+DERIVED_CACHE = ".tallstore"
 """In a repository's folder of the cache: what is made of its files. Whoever removes the repository there removes it."""
 _WORKERS = 8
 _TRIES = 3
@@ -83,11 +83,11 @@ class Repo:
         )
         return Path(path_here) if isinstance(path_here, str) else None
 
-    def shelf(self, path: str) -> Path | None:
+    def derived_cache(self, path: str) -> Path | None:
         """A folder beside the repository's files in the cache, if this one of them is there."""
         cached = self.cached(path)
         # …/models--user--name/snapshots/COMMIT/PATH
-        return None if cached is None else cached.parents[len(Path(path).parts) + 1] / SHELF
+        return None if cached is None else cached.parents[len(Path(path).parts) + 1] / DERIVED_CACHE
 
     def download(self, path: str, cap: int | None = None) -> Path:
         """Fetch a file into the cache unless it is there. DamagedError if the commit has no such file."""
@@ -140,8 +140,8 @@ class Repo:
                     raise DamagedError(f"{where} is missing: the commit has no such file") from None
                 if "LocalEntryNotFoundError" in kinds:
                     raise self._absent(error, where) from None
-                if not isinstance(error, (TallstoreError, Passing)) and _may_pass(error):
-                    raise Passing(summary(error)) from None
+                if not isinstance(error, (TallstoreError, TransientError)) and _may_pass(error):
+                    raise TransientError(summary(error)) from None
                 raise
 
     def _absent(self, error: Exception, where: str) -> TallstoreError:
@@ -242,9 +242,9 @@ class HubStore(FilesStore):
         self._guard = threading.Lock()
 
     @property
-    def shelf(self) -> Path | None:
+    def derived_cache(self) -> Path | None:
         with _caching(self.url):
-            return self.repo.shelf(MANIFEST)
+            return self.repo.derived_cache(MANIFEST)
 
     def _handle(self, path: str) -> int:
         return os.open(self.local(path), READ)
@@ -260,7 +260,7 @@ class HubStore(FilesStore):
     def expect(self, records: Mapping[str, PartRecord]) -> None:
         self._records = records
 
-    def want(self, ranges: Sequence[Range]) -> None:
+    def prefetch(self, ranges: Sequence[Range]) -> None:
         self.fetch(dict.fromkeys(wanted.path for wanted in ranges))
 
     def fetch(self, paths: Sequence[str] | Mapping[str, Any], progress: Progress | None = None) -> None:
@@ -286,11 +286,11 @@ class HubStore(FilesStore):
         """Hold every byte of files to the manifest's hashes; what is damaged is fetched anew."""
         for path in paths:
             if path in self._records and path not in self._fetched and self._wrong(path, self.local(path)):
-                if not self.renew(path):
+                if not self.refetch(path):
                     raise DamagedError(f"{self.url}: {path}: damaged, and cannot be fetched anew")
                 self.local(path)
 
-    def renew(self, path: str) -> bool:
+    def refetch(self, path: str) -> bool:
         with self._lock(path), _caching(f"{self.url}: {path}"):
             if path in self._renewed:  # and whoever asks again still had the old bytes
                 return True
@@ -393,9 +393,9 @@ class HubFileStore(FileStore):
                 super().__init__(fetched, mapped=mapped, url=url)
 
     @property
-    def shelf(self) -> Path | None:
+    def derived_cache(self) -> Path | None:
         with _caching(self.url):
-            return self._repo.shelf(self._path)
+            return self._repo.derived_cache(self._path)
 
     def expect(self, records: Mapping[str, PartRecord]) -> None:
         self._records = records
@@ -403,10 +403,10 @@ class HubFileStore(FileStore):
     def check(self, paths: Sequence[str]) -> None:
         """Hold every byte of files to the manifest's hashes; if one is damaged, the archive is fetched anew."""
         for path in paths:
-            if self._wrong(path) and (not self.renew(path) or self._wrong(path)):
+            if self._wrong(path) and (not self.refetch(path) or self._wrong(path)):
                 raise DamagedError(f"{self.url}: {path}: damaged (sha256 differs), and cannot be fetched anew")
 
-    def renew(self, path: str) -> bool:  # noqa: ARG002 - all of them are in one file
+    def refetch(self, path: str) -> bool:  # noqa: ARG002 - all of them are in one file
         with self._lock, _caching(self.url):
             if self._renewed:  # and whoever asks again still had the old bytes
                 return True
@@ -460,7 +460,7 @@ def _obtained(repo: Repo, path: str, wrong: Callable[[Path], str], drop: Callabl
     """A file that is fetched into the cache, and fetched once more if something is wrong with it."""
     cap = limits.MANIFEST_BYTES if path == MANIFEST else None
     for _ in range(2):
-        file = tried(f"{repo.url}: {path}", lambda: repo.download(path, cap), _TRIES)
+        file = with_retries(f"{repo.url}: {path}", lambda: repo.download(path, cap), _TRIES)
         why = wrong(file)
         if not why:
             return file

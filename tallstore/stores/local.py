@@ -16,9 +16,9 @@ from tallstore.errors import DamagedError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
 from tallstore.stores.base import Sink, Store
-from tallstore.stores.held import READ, HeldFolder
+from tallstore.stores.folder_lock import READ, HeldFolder
 from tallstore.stores.staging import WORK, Staging, followed, refuse_existing, translated
-from tallstore.stores.zipped import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find_data, read_directory
+from tallstore.stores.zip_directory import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find_data, read_directory
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ALIGN_ID = 0xD935

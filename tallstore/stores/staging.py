@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from tallstore.errors import OutputError, OutputExistsError
-from tallstore.stores.held import remove_unless_held, staging_folder
+from tallstore.stores.folder_lock import remove_unless_held, staging_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

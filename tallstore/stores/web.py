@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 from tallstore._version import __version__
 from tallstore.errors import AccessError, DamagedError, RemoteError
-from tallstore.stores.far import TIMEOUT, Files, Passing
+from tallstore.stores.remote import TIMEOUT, Files, TransientError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)
 _T = TypeVar("_T")
@@ -93,13 +93,15 @@ class _Plain:
 
 
 def attempt(work: Callable[[], _T]) -> _T:
-    """Turn failures of a connection into `Passing`, without the address in them."""
+    """Turn failures of a connection into `TransientError`, without the address in them."""
     try:
         return work()
     except URLError as error:
-        raise Passing(type(error.reason).__name__ if isinstance(error.reason, Exception) else "no connection") from None
+        raise TransientError(
+            type(error.reason).__name__ if isinstance(error.reason, Exception) else "no connection"
+        ) from None
     except (http.client.HTTPException, OSError) as error:
-        raise Passing(type(error).__name__) from None
+        raise TransientError(type(error).__name__) from None
 
 
 def range_header(start: int, stop: int) -> dict[str, str]:
@@ -108,9 +110,9 @@ def range_header(start: int, stop: int) -> dict[str, str]:
 
 
 def check_status(status: int, where: str) -> None:
-    """Raise for a status that is no success; `Passing` for one that may be another time."""
+    """Raise for a status that is no success; `TransientError` for one that may be another time."""
     if status in _PASSING:
-        raise Passing(f"status {status}")
+        raise TransientError(f"status {status}")
     if status in {404, 410}:
         raise DamagedError(f"{where} is missing; fetch or pack it again")
     if status in {401, 403}:
@@ -138,5 +140,5 @@ def take(answer: Answer, start: int, stop: int, where: str) -> tuple[bytes, int]
         raise RemoteError(f"{where}: the server gives no byte ranges; download the archive, and open it here")
     data = answer.read(stop - start)
     if len(data) != stop - start:
-        raise Passing(f"cut off after {len(data)} of {stop - start} bytes")
+        raise TransientError(f"cut off after {len(data)} of {stop - start} bytes")
     return data, total

@@ -112,7 +112,7 @@ def test_threads_and_chunks_change_nothing(
     base, tasks = tiny_zoo(4)
     found = []
     for n, chunk in enumerate((1 << 20, 1024) if recipe == "tall" else (1024,)):
-        monkeypatch.setattr("tallstore.encoder.stream._CHUNK", chunk)
+        monkeypatch.setattr("tallstore.encoder.driver._CHUNK", chunk)
         tallstore.pack(base, tasks, tmp_path / f"{n}", recipe=recipe, vector=None if recipe == "solo" else "f32")
         for threads in (1, 3):
             with tallstore.open(tmp_path / f"{n}", threads=threads) as zoo:
@@ -137,7 +137,7 @@ def test_tiles_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     base, tasks = tiny_zoo(4)
     with packed(base, tasks, tmp_path / "z", recipe="emr") as zoo:
         before = zoo.merged("ties")
-        monkeypatch.setattr("tallstore.archive.tiles.TILE", 100)
+        monkeypatch.setattr("tallstore.archive.merging.tiles.TILE", 100)
         after = zoo.merged("ties")
     assert all(same_bits(after[name], before[name]) for name in base)
     assert after.report.alpha == pytest.approx(before.report.alpha, rel=1e-6)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.native import library
 from tallstore.tensors import NAME, TORCH, as_bytes, shape_of
 
@@ -227,7 +227,7 @@ def _alike(zoo: tallstore.Zoo, states: Mapping[str, Mapping[str, Tensor]], task:
 
 
 def by_reference(asked: Asked) -> Found:
-    """θ0, v, symbols, scales and deltas as the archive gives them one by one, put together by `kernels.cpu`."""
+    """θ0, v, symbols, scales and deltas as the archive gives them one by one, put together by `kernels.reference`."""
     with asked.open() as zoo:
         for task in zoo.tasks:
             group = zoo.manifest.tasks[task].group
@@ -241,12 +241,12 @@ def by_reference(asked: Asked) -> Found:
                 if facts.kind == "base":
                     out.copy_(flat[0])
                 elif facts.kind == "delta":
-                    cpu.apply_delta(out, *flat)
+                    reference.apply_delta(out, *flat)
                 else:
                     base, vector, symbols, scales = flat
                     for a in range(0, len(out), int(facts.chunk or 1)):
                         run = slice(a, a + int(facts.chunk or 1))
-                        cpu.apply_mask(out[run], base[run], vector[run], symbols[run], float(scales[a]))
+                        reference.apply_mask(out[run], base[run], vector[run], symbols[run], float(scales[a]))
                 found[name] = (facts.dtype, facts.shape, as_bytes(out).tobytes())
             yield task, "leading", as_torch(found)
 

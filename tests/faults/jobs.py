@@ -13,8 +13,8 @@ import torch
 from support import State, noise, tiny_zoo, write_folder
 
 import tallstore
-from tallstore.hub.kept import Kept
-from tallstore.hub.names import open_named
+from tallstore.hub.decoded_cache import DecodedCache
+from tallstore.hub.resolve import open_named
 from tallstore.stores import Access
 
 TOKEN = "hf_goodgoodgood"
@@ -81,8 +81,8 @@ def keep(root: Path, out: Path, url: str, **_: Any) -> None:
     shelf: Path | None = None
     for _ in range(2):
         with open_named("user/zoo", Access(endpoint=url, cache_dir=root / "cache")) as opened:
-            kept, due = Kept(opened, "a", exact=False), opened.state_dict("a")
-            shelf = opened.store.shelf
+            kept, due = DecodedCache(opened, "a", exact=False), opened.state_dict("a")
+            shelf = opened.store.derived_cache
             found = kept.load()
             if found is None:
                 kept.keep(due)

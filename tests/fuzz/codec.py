@@ -21,7 +21,7 @@ from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.lattice import LATTICES
 from tallstore.kernels.native import library
 
@@ -29,7 +29,7 @@ from . import frames
 from .base import Plain, Target
 
 HEAD = 4
-KINDS = tuple(cpu.SYMBOL_BITS)
+KINDS = tuple(reference.SYMBOL_BITS)
 DTYPES = tuple(ITEM_BYTES)
 FLOATS = tuple(dtype for dtype in LATTICES if dtype in second_reader.BYTES)
 _MANY = 1
@@ -45,10 +45,10 @@ def _mask(id_: str, data: bytes, which: int, n: int) -> bytes:
     kind = KINDS[which % len(KINDS)]
     packed = codecs.MASK[id_].decode_packed(memoryview(data), kind, n)
     assert packed.dtype == np.uint8
-    assert len(packed) == cpu.packed_size(kind, n)
-    symbols = cpu.unpack(packed, kind, n)
+    assert len(packed) == reference.packed_size(kind, n)
+    symbols = reference.unpack(packed, kind, n)
     assert len(symbols) == n
-    assert not n or symbols.max() <= cpu.SYMBOL_BITS[kind]
+    assert not n or symbols.max() <= reference.SYMBOL_BITS[kind]
     marks = codecs.MASK[id_].decode_marks(memoryview(data), kind, n)
     if marks is not None:
         assert marks.number == np.count_nonzero(symbols)
@@ -181,7 +181,7 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
         if family == "mask":
             for which, kind in enumerate(KINDS):
                 for density in (0.0, 0.004, 0.1, 0.5, 1.0):
-                    symbols = (rng.random(n) < density) * rng.integers(1, cpu.SYMBOL_BITS[kind] + 1, n)
+                    symbols = (rng.random(n) < density) * rng.integers(1, reference.SYMBOL_BITS[kind] + 1, n)
                     yield bytes([which, 0]) + head + codecs.MASK[id_].encode(symbols.astype(np.uint8), kind)
         elif family == "vector":
             for share in (0.0, 0.2, 1.0):

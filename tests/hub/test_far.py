@@ -17,9 +17,9 @@ from support import assert_same, bytes_of, child, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
-from tallstore.stores import Range, far, plan
-from tallstore.stores.far import FarFolder, Files, Passing
-from tallstore.stores.plan import Block, BlockPlan
+from tallstore.stores import Range, read_plan, remote
+from tallstore.stores.read_plan import Block, BlockPlan
+from tallstore.stores.remote import FarFolder, Files, TransientError
 
 Span = tuple[int, int]
 MASK, BASE = "tasks/a/mask.safetensors", "base/base.safetensors"
@@ -185,8 +185,8 @@ def test_ranges_that_touch_are_joined(form: str, packed: Path, server: Hub) -> N
 def test_a_long_part_is_read_in_blocks_several_at_a_time(
     packed: Path, server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "BLOCK", 8192)
-    monkeypatch.setattr(plan, "HELD", 20_000)
+    monkeypatch.setattr(read_plan, "BLOCK", 8192)
+    monkeypatch.setattr(read_plan, "HELD", 20_000)
     url, how = address(server, "web")
     with tallstore.open(packed) as local, tallstore.open(url, **how) as zoo:
         assert_same(zoo.state_dict("a"), local.state_dict("a"))
@@ -349,17 +349,17 @@ class Counted(Files):
 @settings(deadline=None, max_examples=60)
 @given(planned=RANGES, again=RANGES, block=st.sampled_from([1, 50, 10_000]), held=st.sampled_from([0, 100, 10_000]))
 def test_a_plan_gives_the_right_bytes_and_no_others(planned: Any, again: Any, block: int, held: int) -> None:
-    before = plan.BLOCK, plan.HELD
-    plan.BLOCK, plan.HELD = block, held
+    before = read_plan.BLOCK, read_plan.HELD
+    read_plan.BLOCK, read_plan.HELD = block, held
     files = Counted()
     try:
         with FarFolder(files) as store:
             for ranges in (planned, again):
-                store.want([Range(*each) for each in ranges])
+                store.prefetch([Range(*each) for each in ranges])
                 for path, start, length in ranges:
                     assert bytes(store.read(path, start, length)) == files.data[path][start : start + length]
     finally:
-        plan.BLOCK, plan.HELD = before
+        read_plan.BLOCK, read_plan.HELD = before
     asked = {(path, at) for path, start, length in [*planned, *again] for at in range(start, start + length)}
     got = [(path, at) for path, start, stop in files.read_of for at in range(start, stop)]
     assert set(got) <= asked
@@ -405,14 +405,14 @@ def test_short_answers_are_tried_again_and_then_refused(monkeypatch: pytest.Monk
 
 def test_tries_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(far, "_WAIT", 1.0)
-    monkeypatch.setattr(far.time, "sleep", slept.append)
+    monkeypatch.setattr(remote, "_WAIT", 1.0)
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
 
     def work() -> None:
-        raise Passing("no")
+        raise TransientError("no")
 
     with pytest.raises(UnreachableError, match=r"it: no answer that can be used, 5 times \(no\)"):
-        far.tried("it", work)
+        remote.with_retries("it", work)
     assert slept == [1, 2, 4, 8]
 
 

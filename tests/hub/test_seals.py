@@ -15,7 +15,7 @@ from safetensors.torch import save
 from support import Forks, assert_same, bytes_of, slots, tiny_zoo
 
 import tallstore
-from tallstore.checkpoints.seals import Seals
+from tallstore.checkpoints.hash_cache import HashCache
 
 
 def digest(data: bytes) -> str:
@@ -24,13 +24,13 @@ def digest(data: bytes) -> str:
 
 def test_what_matched_once_is_known_again(tmp_path: Path) -> None:
     place = tmp_path / "seals" / "one.json"
-    seals = Seals(place)
+    seals = HashCache(place)
     assert seals.match(memoryview(b"base"), digest(b"base"))
     assert not seals.match(memoryview(b"other"), digest(b"base"))
     seals.save()
     assert list(json.loads(place.read_bytes())) == [digest(b"base")]
     assert [path.name for path in place.parent.iterdir()] == ["one.json"]
-    again = Seals(place)
+    again = HashCache(place)
     assert again.match(memoryview(b"base"), digest(b"base"))
     assert not again.match(memoryview(b"bas\xe4"), digest(b"base"))
     place.unlink()
@@ -42,13 +42,13 @@ def test_what_matched_once_is_known_again(tmp_path: Path) -> None:
 def test_rubbish_in_place_of_seals_changes_nothing(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     place = tmp_path_factory.mktemp("rubbish") / "one.json"
     place.write_bytes(text)
-    assert Seals(place).match(memoryview(b"base"), digest(b"base"))
-    assert not Seals(place).match(memoryview(b"other"), digest(b"base"))
+    assert HashCache(place).match(memoryview(b"base"), digest(b"base"))
+    assert not HashCache(place).match(memoryview(b"other"), digest(b"base"))
 
 
 def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    seals = Seals(tmp_path / "file" / "one.json")
+    seals = HashCache(tmp_path / "file" / "one.json")
     assert seals.match(memoryview(b"base"), digest(b"base"))
     seals.save()
 

@@ -13,7 +13,7 @@ from support import Forks, assert_same, bytes_of, leftovers, slots, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError, NoSuchRevisionError, NotAnArchiveError, OptionError, UnreachableError
-from tallstore.stores.asking import parse_file
+from tallstore.stores.hub_client import parse_file
 
 COMMIT = "0123456789" * 4
 ADDRESS = "hf://user/files/zoos/my.tall"

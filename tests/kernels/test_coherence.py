@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallstore.kernels.forms import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.kernels.native import encode
+from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.recipes.coherence import BITS, gain, gain_of
 
 pytestmark = pytest.mark.usefixtures("native")

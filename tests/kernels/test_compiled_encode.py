@@ -15,9 +15,9 @@ from support import both
 import tallstore
 from tallstore import codecs
 from tallstore.codecs import codebook
-from tallstore.encoder import chunk, quick, work
+from tallstore.encoder import chunk, encode_item, select_native
 from tallstore.encoder.chunk import TaskRow
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.recipes import make_recipe
 from tallstore.recipes.allocation import Quantizer, magnitudes
 from tallstore.recipes.base import Tile
@@ -43,9 +43,9 @@ def values(n: int, seed: int, still: float = 0.2) -> np.ndarray:
 def test_masks(n: int, seed: int, kind: str, density: float) -> None:
     rng = np.random.default_rng(seed)
     symbols = (rng.random(n) < density) * rng.integers(1, 2 if kind == "binary" else 3, n)
-    packed = cpu.pack(symbols.astype(np.uint8), kind)
-    quick, slow = both(lambda: codecs.MASK["adaptive"].encode_packed(packed, kind, n))
-    assert quick == slow
+    packed = reference.pack(symbols.astype(np.uint8), kind)
+    compiled, slow = both(lambda: codecs.MASK["adaptive"].encode_packed(packed, kind, n))
+    assert compiled == slow
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,16 +53,16 @@ def test_masks(n: int, seed: int, kind: str, density: float) -> None:
 def test_planes(n: int, seed: int, dtype: str) -> None:
     item = {"U8": 1, "BF16": 2, "F16": 2, "U16": 2, "F32": 4, "U32": 4, "F64": 8, "I64": 8}[dtype]
     raw = np.random.default_rng(seed).integers(0, 256, n * item).astype(np.uint8)
-    quick, slow = both(lambda: codecs.WHOLE["planes+zstd"].encode(raw, dtype))
-    assert quick == slow
+    compiled, slow = both(lambda: codecs.WHOLE["planes+zstd"].encode(raw, dtype))
+    assert compiled == slow
 
 
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SEEDS, st.sampled_from(["q4", "q5", "q8"]), st.sampled_from([0.0, 0.5, 0.95]))
 def test_codebooks(n: int, seed: int, codec: str, still: float) -> None:
     found = values(n, seed, still)
-    quick, slow = both(lambda: codecs.VECTOR[codec].encode(found))
-    assert quick == slow
+    compiled, slow = both(lambda: codecs.VECTOR[codec].encode(found))
+    assert compiled == slow
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,26 +78,26 @@ def test_indices(n: int, seed: int, levels: int, used: float, still: float) -> N
     indices[rng.random(n) < still] = 0
     codec = codecs.VECTOR["q8"]
     assert isinstance(codec, codebook.Codebook)
-    quick, slow = both(lambda: codec.encode_indices(table, indices))
-    assert quick == slow == codec.encode_indices(table, indices, np.bincount(indices, minlength=levels))
-    np.testing.assert_array_equal(codec.decode(quick, n), table[indices])
+    compiled, slow = both(lambda: codec.encode_indices(table, indices))
+    assert compiled == slow == codec.encode_indices(table, indices, np.bincount(indices, minlength=levels))
+    np.testing.assert_array_equal(codec.decode(compiled, n), table[indices])
 
 
 def test_a_value_on_an_edge_goes_to_the_lower_level() -> None:
     table = np.array([0.0, -1.0, 1.0, 3.0], np.float32)
     found = np.array([-0.5, 0.5, 2.0, np.nextafter(np.float32(2), np.float32(3)), -9, 9, -0.0], np.float32)
-    quick, slow = both(lambda: codebook.nearest(found, table))
-    assert quick.tolist() == slow.tolist() == [1, 0, 2, 3, 1, 3, 0]
+    compiled, slow = both(lambda: codebook.nearest(found, table))
+    assert compiled.tolist() == slow.tolist() == [1, 0, 2, 3, 1, 3, 0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(SIZES, SEEDS)
 def test_magnitudes(n: int, seed: int) -> None:
     tau, base = values(n, seed), values(n, seed + 1)
-    quick, slow = both(lambda: magnitudes(tau, base))
-    np.testing.assert_array_equal(quick.counts, slow.counts)
-    assert quick.base_energy == slow.base_energy
-    assert quick.moved == np.count_nonzero(tau)
+    compiled, slow = both(lambda: magnitudes(tau, base))
+    np.testing.assert_array_equal(compiled.counts, slow.counts)
+    assert compiled.base_energy == slow.base_energy
+    assert compiled.moved == np.count_nonzero(tau)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -110,12 +110,12 @@ def test_looks(dtype: torch.dtype) -> None:
     rows[4][3] = -300.0
     rows[5][base == 0] = -0.0
     for row in rows:
-        quick, slow = both(lambda row=row: work._same_and_largest(row, base))
-        assert quick[0] == slow[0]
-        assert quick[1] == slow[1] or quick[1] != quick[1] or slow[1] != slow[1]
-        assert np.isfinite(quick[1]) == np.isfinite(slow[1])
-    assert work._same_and_largest(rows[0], base)[0]
-    assert not work._same_and_largest(rows[1], base)[0]
+        compiled, slow = both(lambda row=row: encode_item._same_and_largest(row, base))
+        assert compiled[0] == slow[0]
+        assert compiled[1] == slow[1] or compiled[1] != compiled[1] or slow[1] != slow[1]
+        assert np.isfinite(compiled[1]) == np.isfinite(slow[1])
+    assert encode_item._same_and_largest(rows[0], base)[0]
+    assert not encode_item._same_and_largest(rows[1], base)[0]
 
 
 LEVELS = (Quantizer((0.01,)), Quantizer((0.001,), 0.02), Quantizer((0.0,)), Quantizer((0.001, 0.002)))
@@ -140,7 +140,7 @@ def test_choices(n: int, seed: int, dtype: torch.dtype, start: int, shares: list
         rows.append(TaskRow(task, (base[:length] + step).to(dtype)))
         recipe._chosen[task, "w"] = LEVELS[(seed + task) % 3]
     codec = codecs.VECTOR["ones"]
-    found = quick.choose(base, rows, recipe, codec, torch.device("cpu"), "w", start)
+    found = select_native.choose(base, rows, recipe, codec, torch.device("cpu"), "w", start)
     wanted = chunk.choose(base, rows, recipe, codec, torch.device("cpu"), "w", start)
     assert torch.equal(found.totals[:, 1:], wanted.totals[:, 1:])
     torch.testing.assert_close(found.totals[:, 0], wanted.totals[:, 0], rtol=1e-4, atol=1e-4)
@@ -162,8 +162,8 @@ def test_norms() -> None:
         assert len(statistic.chosen) == 2
         return found
 
-    quick, slow = both(measured)
-    torch.testing.assert_close(quick, slow, rtol=1e-12, atol=0)
+    compiled, slow = both(measured)
+    torch.testing.assert_close(compiled, slow, rtol=1e-12, atol=0)
 
 
 def zoo(seed: int) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
@@ -201,13 +201,13 @@ def test_archives(options: dict[str, Any], tmp_path: Path) -> None:
         tallstore.pack(base, tasks, path, overwrite=True, **options)
         return path.read_bytes()
 
-    quick, slow = both(packed)
-    assert quick == slow
+    compiled, slow = both(packed)
+    assert compiled == slow
 
 
 def test_rows_read_alone_are_those_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = zoo(2)
     tallstore.pack(base, tasks, tmp_path / "alone.tall")
-    monkeypatch.setattr(work, "_apart", lambda item, tools: False)
+    monkeypatch.setattr(encode_item, "_apart", lambda item, tools: False)
     tallstore.pack(base, tasks, tmp_path / "together.tall")
     assert (tmp_path / "alone.tall").read_bytes() == (tmp_path / "together.tall").read_bytes()

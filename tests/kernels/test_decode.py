@@ -1,4 +1,4 @@
-"""Decoding on a GPU gives the bits of `kernels.cpu`, whatever the types, the sizes and the elements."""
+"""Decoding on a GPU gives the bits of `kernels.reference`, whatever the types, the sizes and the elements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 
 pytest.importorskip("triton")
 from tallstore.kernels.gpu.decode import apply_packed_delta, apply_packed_mask
@@ -33,7 +33,7 @@ def pack_nibbles(indices: Tensor) -> Tensor:
 def by_cpu(base: Tensor, dtype: torch.dtype, vector: Tensor, symbols: Tensor, scales: Tensor) -> Tensor:
     out = torch.empty(len(base), dtype=dtype)
     for cut, scale in zip(chunks(len(base)), scales.tolist(), strict=True):
-        cpu.apply_mask(out[cut], base[cut], vector[cut], symbols[cut], scale)
+        reference.apply_mask(out[cut], base[cut], vector[cut], symbols[cut], scale)
     return out
 
 
@@ -46,7 +46,9 @@ def symbols_and_scales(n: int, kind: str, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def packed_by_chunk(symbols: Tensor, kind: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([cpu.pack(symbols[cut].numpy(), kind) for cut in chunks(len(symbols))]))
+    return torch.from_numpy(
+        np.concatenate([reference.pack(symbols[cut].numpy(), kind) for cut in chunks(len(symbols))])
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -83,7 +85,7 @@ def test_deltas(device: Any, dtype: Any, base_dtype: Any, width: int, n: int, se
     out = torch.empty(n, dtype=dtype, device=device)
     apply_packed_delta(out, base.to(device), packed.to(device), width, tables.to(device), CHUNK)
     wanted = torch.empty(n, dtype=dtype)
-    cpu.apply_delta(wanted, base, tables[torch.arange(n) // CHUNK, indices.long()])
+    reference.apply_delta(wanted, base, tables[torch.arange(n) // CHUNK, indices.long()])
     assert_same(out, wanted)
 
 

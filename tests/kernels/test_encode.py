@@ -18,7 +18,7 @@ from torch import Tensor
 import tallstore
 from tallstore import codecs
 from tallstore.encoder import chunk
-from tallstore.encoder import device as encoder_device
+from tallstore.encoder import select_gpu as encoder_device
 from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.chunk import TaskRow, tiles
 from tallstore.recipes import RECIPES, Recipe, make_recipe

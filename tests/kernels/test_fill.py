@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tallstore.codecs.planes import Planes
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.fill import FillSource, part_of
 from tallstore.kernels.pairs import Pairs
@@ -118,7 +118,7 @@ def steps_of(kind: str, n: int, dtype: torch.dtype, rng: np.random.Generator) ->
     vector: np.ndarray | Pairs | None = rng.standard_normal(n).astype(np.float32) if "vector" in kind else None
     if "levels" in kind:
         vector = Pairs(rng.integers(0, 256, -(-n // 2)).astype(np.uint8), rng.standard_normal(16).astype(np.float32))
-    return decoding().mask(cpu.pack(symbols, sort), sort, n, scale, dtype, vector)
+    return decoding().mask(reference.pack(symbols, sort), sort, n, scale, dtype, vector)
 
 
 KINDS = ("gaps signed", "gaps binary", "mask signed", "mask binary", "mask signed vector", "mask binary vector")
@@ -176,7 +176,7 @@ def test_other_types_are_added_to_as_always_or_left_alone(
 
 def test_values_and_negative_scales_are_added_too(put: Callable[[bytes], int]) -> None:
     base = torch.tensor([-0.0, 0.0, 1.0, 2.0**-149] * 25)
-    symbols = cpu.pack(np.arange(100, dtype=np.uint8) % 3, "signed")
+    symbols = reference.pack(np.arange(100, dtype=np.uint8) % 3, "signed")
     for steps in (
         decoding().values(np.linspace(-1, 1, 100, dtype=np.float32), torch.float32),
         decoding().mask(symbols, "signed", 100, -1.0, torch.float32),

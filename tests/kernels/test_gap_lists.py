@@ -11,7 +11,7 @@ from elements import gaps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallstore.kernels import cpu
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 
@@ -35,13 +35,13 @@ def symbols(draw: st.DrawFn) -> tuple[np.ndarray, str]:
 @given(symbols())
 def test_made(case: tuple[np.ndarray, str]) -> None:
     found, kind = case
-    packed = cpu.pack(found, kind)
+    packed = reference.pack(found, kind)
     words = np.zeros(-(-len(packed) // 8), np.uint64)
     words.view(np.uint8)[: len(packed)] = packed
     due_gaps, due_signs = gaps_of(found)
     marks = int(np.count_nonzero(found))
     assert encode.bits_on(words) == marks
-    gaps, signs = encode.packed_to_gaps(words, len(found), marks, cpu.SYMBOL_BITS[kind])
+    gaps, signs = encode.packed_to_gaps(words, len(found), marks, reference.SYMBOL_BITS[kind])
     assert gaps.tolist() == due_gaps.tolist()
     assert signs.tolist() == (due_signs.tolist() if kind == "signed" else [])
 

@@ -11,12 +11,12 @@ import torch
 from elements import gaps_of
 from support import assert_same, packed, tiny_zoo, without_kernels
 
-from tallstore.archive.merge import _move
-from tallstore.archive.tiles import RowsTile, TaskVectorReader
-from tallstore.kernels import cpu
+from tallstore.archive.merging.merger import _move
+from tallstore.archive.merging.tiles import RowsTile, TaskVectorReader
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import merging
 from tallstore.merging import MergeTile, make_method
-from tallstore.recipes.sums import sum_rows
+from tallstore.recipes.ordered_sum import sum_rows
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -116,9 +116,9 @@ def test_masks_that_are_still_packed(dtype: torch.dtype, tasks: int, n: int, kin
     due, found = base.clone(), base.clone()
     _move(due, method.delta(MergeTile(tuple(range(tasks)), vector, masks, scales)), 0.3)
     number = found.numpy().dtype.type
-    codes = np.stack([cpu.pack(mask.numpy(), kind) for mask in masks])
+    codes = np.stack([reference.pack(mask.numpy(), kind) for mask in masks])
     native.merge_masks(
-        found.numpy(), vector.numpy(), codes, cpu.SYMBOL_BITS[kind], np.array(scales, number), source == "vector", 2,
+        found.numpy(), vector.numpy(), codes, reference.SYMBOL_BITS[kind], np.array(scales, number), source == "vector", 2,
         number(0.7), number(0.3),
     )  # fmt: skip
     same(found, due)

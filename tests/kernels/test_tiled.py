@@ -11,8 +11,8 @@ from support import FLOATS
 from torch import Tensor
 
 from tallstore import codecs
-from tallstore.kernels import cpu
 from tallstore.kernels import packed as whole
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -60,12 +60,12 @@ def test_masks_equal_the_reference(
     vector = values(rng, n, torch.float32, finite=True) if shared else None
     starts = range(0, n, chunk)
     scales = torch.from_numpy(rng.standard_normal(len(starts)).astype(np.float32))
-    packed = np.concatenate([cpu.pack(symbols[a : a + chunk], kind) for a in starts])
+    packed = np.concatenate([reference.pack(symbols[a : a + chunk], kind) for a in starts])
     expected, found = torch.empty(n, dtype=dtype), torch.empty(n, dtype=dtype)
     for a, scale in zip(starts, scales, strict=True):
         run = slice(a, a + chunk)
         v = torch.ones(n)[run] if vector is None else vector[run]
-        cpu.apply_mask(expected[run], base[run], v, torch.from_numpy(symbols[run]), float(scale))
+        reference.apply_mask(expected[run], base[run], v, torch.from_numpy(symbols[run]), float(scale))
     whole.apply_packed_mask(found, base, torch.from_numpy(packed), kind, scales, chunk, vector)
     assert torch.equal(
         bits(found)[symbols.repeat(dtype.itemsize) == 0], bits(expected)[symbols.repeat(dtype.itemsize) == 0]
@@ -91,7 +91,7 @@ def test_deltas_equal_the_reference(
     packed, expected = [], torch.empty(n, dtype=dtype)
     for a, table in zip(starts, tables, strict=True):
         own = indices[a : a + chunk]
-        cpu.apply_delta(expected[a : a + chunk], base[a : a + chunk], table[torch.from_numpy(own).long()])
+        reference.apply_delta(expected[a : a + chunk], base[a : a + chunk], table[torch.from_numpy(own).long()])
         own = own if width == 8 else np.append(own, np.zeros(len(own) % 2, np.uint8))
         packed.append(own if width == 8 else own[0::2] | own[1::2] << 4)
     found = torch.empty(n, dtype=dtype)
@@ -114,7 +114,7 @@ def test_packed_symbols_are_the_symbols(codec: str, kind: str, n: int, share: fl
     if kind == "signed":
         symbols *= rng.integers(1, 3, n).astype(np.uint8)
     coded = codecs.MASK[codec].encode(symbols, kind)
-    assert (codecs.MASK[codec].decode_packed(coded, kind, n) == cpu.pack(symbols, kind)).all()
+    assert (codecs.MASK[codec].decode_packed(coded, kind, n) == reference.pack(symbols, kind)).all()
     assert (codecs.MASK[codec].decode(coded, kind, n) == symbols).all()
 
 
@@ -152,7 +152,7 @@ def test_gaps_equal_the_reference(
         symbols *= rng.integers(1, 3, n).astype(np.uint8)
     scale = float(np.float32(rng.standard_normal()))
     expected, found = torch.empty(n, dtype=dtype), torch.empty(n, dtype=dtype)
-    cpu.apply_mask(expected, base, torch.ones(n), torch.from_numpy(symbols), scale)
+    reference.apply_mask(expected, base, torch.ones(n), torch.from_numpy(symbols), scale)
     steps = decoding().gaps(*gaps_of(symbols, kind), kind, n, scale, dtype)
     for _ in range(2):  # every beginning is one of its own
         run = steps.begin()
@@ -175,13 +175,13 @@ def test_every_float16_is_added_to_as_by_the_reference(scale: float) -> None:
     symbols = np.where(base.isnan().numpy(), 0, np.arange(1 << 16) % 2 + 1).astype(np.uint8)
     scale = float(np.float32(scale))
     expected = torch.empty_like(base)
-    cpu.apply_mask(expected, base, torch.ones(len(base)), torch.from_numpy(symbols), scale)
+    reference.apply_mask(expected, base, torch.ones(len(base)), torch.from_numpy(symbols), scale)
     # A NaN sends its run to the reference: those are taken out, so that all others are the backend's own.
     base, kept, symbols = base[~base.isnan()], expected[~base.isnan()], symbols[~base.isnan().numpy()]
     found = torch.empty_like(base)
     decoding().gaps(*gaps_of(symbols, "signed"), "signed", len(base), scale, torch.float16).begin()(found, base)
     assert torch.equal(bits(found), bits(kept))
-    decoding().mask(cpu.pack(symbols, "signed"), "signed", len(base), scale, torch.float16).begin()(found, base)
+    decoding().mask(reference.pack(symbols, "signed"), "signed", len(base), scale, torch.float16).begin()(found, base)
     assert torch.equal(bits(found), bits(kept))
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 import tallstore
 from tallstore.recipes.allocation import magnitudes
 from tallstore.recipes.coherence import gain, picked
-from tallstore.recipes.divergence import TensorShare, foretold, read_as_it_comes, task_gain
+from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
 from tallstore.recipes.steps import steps
 
 State = dict[str, Tensor]
@@ -172,8 +172,8 @@ def test_a_task_of_noise_has_no_gain() -> None:
     assert task_gain(noise) == 1
     assert task_gain(along) == pytest.approx(201)
     assert task_gain(most) == 240
-    assert foretold([(part, 0.04) for part in noise]) == pytest.approx(0.2)
-    assert foretold([]) == 0
+    assert predicted_divergence([(part, 0.04) for part in noise]) == pytest.approx(0.2)
+    assert predicted_divergence([]) == 0
 
 
 def test_steps_cost_and_leave_what_they_say() -> None:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tallstore.recipes.network import exchanges, sort_rows
+from tallstore.recipes.sorting_network import exchanges, sort_rows
 
 
 @pytest.mark.parametrize("width", range(11))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.recipes.ordered_sum import sum_rows
 from tallstore.recipes.statistics import Trim
-from tallstore.recipes.sums import sum_rows
 
 from .zoo import tile, tiles
 

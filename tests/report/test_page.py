@@ -15,11 +15,11 @@ from support import ROOT, RecordingStore, leftovers, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError, MissingExtraError, OutputError, OutputExistsError
+from tallstore.humanize import share, size
 from tallstore.report.facts import gather
 from tallstore.report.figures import FIGURES
 from tallstore.report.theme import DARK, HEAT, LIGHT, contrast
 from tallstore.stores import open_store
-from tallstore.words import share, size
 from tallstore.zoo import Zoo
 
 

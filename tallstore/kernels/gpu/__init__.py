@@ -1,4 +1,4 @@
-"""The same bits as `kernels.cpu`, on a GPU: one pass over memory each. Needs the package `triton`.
+"""The same bits as `kernels.reference`, on a GPU: one pass over memory each. Needs the package `triton`.
 
 Importing a module of this package imports triton, so whatever uses it imports it where a tensor is on a GPU.
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tallstore.kernels.cpu import SYMBOL_BITS, wide
 from tallstore.kernels.gpu.elements import WIDE, as_elements, load, narrow, on_device, store, widen
+from tallstore.kernels.reference import SYMBOL_BITS, wide
 
 __all__ = ["apply_packed_delta", "apply_packed_mask"]
 
@@ -33,12 +33,12 @@ def apply_packed_mask(
     vector: Tensor | None = None,
     vector_tables: Tensor | None = None,
 ) -> None:
-    """Write θ̂ into `out`, as `kernels.cpu.apply_mask` does. All tensors are contiguous and on one device.
+    """Write θ̂ into `out`, as `kernels.reference.apply_mask` does. All tensors are contiguous and on one device.
 
     Args:
         out: shape (N,), the task's type D. May be `base` itself.
         base: θ0, shape (N,), any maskable type.
-        packed: uint8, the symbols of all chunks, packed as by `kernels.cpu.pack`, one chunk behind the other.
+        packed: uint8, the symbols of all chunks, packed as by `kernels.reference.pack`, one chunk behind the other.
         kind: of the symbols, `binary` or `signed`.
         scales: s of each chunk, shape (chunks,), float32.
         chunk: elements of a chunk, a power of two from 1024 up.
@@ -72,7 +72,7 @@ def apply_packed_mask(
 
 
 def apply_packed_delta(out: Tensor, base: Tensor, packed: Tensor, bits: int, tables: Tensor, chunk: int) -> None:
-    """Write round_D(f32(θ0) + d) into `out`, as `kernels.cpu.apply_delta` does. Tensors as in `apply_packed_mask`.
+    """Write round_D(f32(θ0) + d) into `out`, as `kernels.reference.apply_delta` does. See `apply_packed_mask`.
 
     Args:
         out: shape (N,), the task's type D. May be `base` itself.

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tallstore.kernels.cpu import packed_size, wide
 from tallstore.kernels.gpu.elements import WIDE, as_elements, divide, load, narrow, on_device, store, task_vector, widen
+from tallstore.kernels.reference import packed_size, wide
 from tallstore.kernels.rules import MOST_TASKS, Rule
 
 __all__ = ["MOST_TASKS", "encode", "packed_stride"]
@@ -136,7 +136,7 @@ def _exchange(rows, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def _sum(rows, T: tl.constexpr):
-    """As `recipes.sums.sum_rows`: runs of 16 are added up one by one, then the runs."""
+    """As `recipes.ordered_sum.sum_rows`: runs of 16 are added up one by one, then the runs."""
     total = tl.zeros_like(rows[0])
     run = tl.zeros_like(rows[0])
     for t in tl.static_range(T):

@@ -1,4 +1,4 @@
-"""What masks keep of a task vector, added up on a GPU block by block in the order of `encoder.quality`."""
+"""What masks keep of a task vector, added up on a GPU block by block in the order of `encoder.metrics`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tallstore.kernels.cpu import wide
 from tallstore.kernels.gpu.elements import WIDE, as_elements, load, on_device, task_vector
+from tallstore.kernels.reference import wide
 
 __all__ = ["measure"]
 
@@ -19,7 +19,7 @@ _N_SUMS = tl.constexpr(5)
 def measure(
     base: Tensor, weights: Tensor, vector: Tensor | None, packed: Tensor, kind: torch.dtype, *, signed: bool
 ) -> Tensor:
-    """The sums of each block of 1024 elements for one task: shape (5, blocks), float64, as `encoder.quality.sums`.
+    """The sums of each block of 1024 elements for one task: shape (5, blocks), float64, as `encoder.metrics.sums`.
 
     Args:
         base: θ0, shape (N,), any maskable type.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels import codes, cpu
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels import codes, reference
 from tallstore.kernels.fill import ChunkMemory, FillSource, Target
 from tallstore.kernels.native.library import Function, Library, address, bind
 from tallstore.kernels.native.shares import Cursor, Delta
 from tallstore.kernels.pairs import Pairs, Singles
+from tallstore.kernels.reference import Bytes
 
 if TYPE_CHECKING:
     import torch
@@ -154,8 +154,8 @@ class NativeDecoding:
 
     def gaps_to_packed(self, gaps: Bytes, signs: Bytes, kind: str, n: int) -> Bytes:
         """`ts_gaps_to_packed`."""
-        out = np.zeros(cpu.packed_size(kind, n), np.uint8)
-        own, bits = np.ascontiguousarray(signs), cpu.SYMBOL_BITS[kind]
+        out = np.zeros(reference.packed_size(kind, n), np.uint8)
+        own, bits = np.ascontiguousarray(signs), reference.SYMBOL_BITS[kind]
         self._functions.gaps_to_packed(address(out), n, address(gaps), len(gaps), address(own), len(own), bits)
         return out
 

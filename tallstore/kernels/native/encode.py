@@ -71,7 +71,7 @@ _TABLE: dict[str, Function] = {
     "without_zeros": (None, (_P, _P, _N)),
 }
 BLOCK = 1024
-"""Products that are added up first, by themselves: see `encoder.quality`."""
+"""Products that are added up first, by themselves: see `encoder.metrics`."""
 TILE = 1 << 15
 """Elements that `mark` reads, and adds up, at a time."""
 SLACK = 64
@@ -113,7 +113,7 @@ class NativeRow(NamedTuple):
     """A tensor's elements, in a file or in memory."""
 
     form: int
-    """One of `kernels.forms`."""
+    """One of `kernels.native_types`."""
     handle: int = -1
     """The file's descriptor; below 0: in memory."""
     at: int = 0
@@ -176,7 +176,7 @@ def mark(
     first: int,
     words: npt.NDArray[np.uint16] | None = None,
 ) -> bool:
-    """Signed marks where |τ| ≥ low + u · width, and what `encoder.quality.sums` measures of them over v = 1.
+    """Signed marks where |τ| ≥ low + u · width, and what `encoder.metrics.sums` measures of them over v = 1.
 
     Args:
         packed: room for n symbols of two bits; set.
@@ -222,7 +222,7 @@ def measure_marks(
 
 
 def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Singles, form: int) -> tuple[float, ...]:
-    """What `encoder.quality.sums` measures of a row and what a decoder makes of its levels.
+    """What `encoder.metrics.sums` measures of a row and what a decoder makes of its levels.
 
     `base`: θ0, finite numbers of the row's type; needed of a narrow row alone, whose sums are rounded.
     """
@@ -252,7 +252,7 @@ def agree_rows(weights: Array, base: Array, decoded: Array, form: int) -> tuple[
 
 
 def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: int) -> tuple[Integers, Floats, float]:
-    """Indices of magnitudes: 0, then each level of +, then each of −; `encoder.leveled` has the reference.
+    """Indices of magnitudes: 0, then each level of +, then each of −; `encoder.quantize` has the reference.
 
     Args:
         indices: shape (n,); set.

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallstore.kernels import cpu, tiled
-from tallstore.kernels.cpu import Bytes
+from tallstore.kernels import reference, tiled
 from tallstore.kernels.fill import ChunkMemory, FillSource
-from tallstore.kernels.forms import FORMS
 from tallstore.kernels.native.library import address
 from tallstore.kernels.native.shares import GAPS, LEVELS, MASK, VALUES, Cursor, Delta
+from tallstore.kernels.native_types import FORMS
 from tallstore.kernels.pairs import Pairs, Singles
+from tallstore.kernels.reference import Bytes
 from tallstore.kernels.scratch import scratch
 from tallstore.kernels.steps import TILE, Run, Steps
 
@@ -58,7 +58,7 @@ class NativeSteps(Steps):
         if base.dtype == out.dtype and out.dtype in FORMS and _is_plain(out) and _is_plain(base):
             self._in_place(out, base, start, cursor)
             return
-        kind = FORMS[cpu.wide(out.dtype)]
+        kind = FORMS[reference.wide(out.dtype)]
         for a in range(0, len(out), TILE):
             before, after = base[a : a + TILE], out[a : a + TILE]
             wide = scratch("wide", len(after), self._wide)
@@ -119,7 +119,7 @@ class NativeMaskSteps(NativeSteps):
         held += [] if pairs is None else [np.ascontiguousarray(pairs.packed), pairs.table]
         super().__init__(functions, dtype, n, held if values is None else [*held, values])
         share = self._share
-        share.bits, share.scale = cpu.SYMBOL_BITS[kind], scale
+        share.bits, share.scale = reference.SYMBOL_BITS[kind], scale
         share.codes, share.code_bytes = address(held[0]), len(held[0])
         if pairs is not None:
             share.levels, share.table = address(held[1]), address(pairs.table)
@@ -178,7 +178,7 @@ class GapSteps(NativeSteps):
         where = address(marks)
         self._functions.apply(where, where, start, len(out), FORMS[torch.float32], byref(plain), byref(cursor))
         symbols = np.where(marks < 0, 2, marks).astype(np.uint8)
-        cpu.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self.scale)
+        reference.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self.scale)
 
 
 def _is_plain(tensor: Tensor) -> bool:

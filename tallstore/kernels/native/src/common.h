@@ -18,7 +18,7 @@
 #define TS_MIN(a, b) ((a) < (b) ? (a) : (b))
 
 enum { TS_FLOAT32 = 0, TS_BFLOAT16 = 1, TS_FLOAT16 = 2, TS_FLOAT64 = 3 };
-/* As `tallstore.kernels.forms` numbers types. */
+/* As `tallstore.kernels.native_types` numbers types. */
 
 /* xxhash's own XXH3-64, which Python finds in the package `xxhash` and hands over when it loads the library. All are NULL
  * where the package does not show them: no kernel that needs a hash is called then. A state is made, reset, fed, asked

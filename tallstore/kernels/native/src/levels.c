@@ -40,7 +40,7 @@ static inline double squares(const float *tau, int64_t m) {
     return ts_halve_f64(sums);
 }
 
-/* Indices of n magnitudes, how many elements have each, and the sums of their magnitudes; see `encoder.leveled`.
+/* Indices of n magnitudes, how many elements have each, and the sums of their magnitudes; see `encoder.quantize`.
  *   numbers, totals: 1 + 2 · count each; set. Totals are added up in four tables by turns.
  *   bounds: ascending, where levels begin; raised by width · u if width is above 0
  *   first: the unmixed place of element 0

@@ -1,5 +1,5 @@
 /* Merging for one type of numbers: included by merge.c with REAL and NAMED(name). Sums of many rows are added up in four
- * levels of 16, as `tallstore.recipes.sums` does. */
+ * levels of 16, as `tallstore.recipes.ordered_sum` does. */
 
 static void NAMED(carry)(REAL levels[4][RUN], int64_t count, int64_t n) {
     for (int level = 0; count % 16 == 0 && level < 3; count /= 16, level++)

@@ -1,4 +1,4 @@
-/* Sums in the order of additions that `encoder.quality` sets: 1024 products at a time, the second half added to the first
+/* Sums in the order of additions that `encoder.metrics` sets: 1024 products at a time, the second half added to the first
  * until one is left; then the blocks' sums in the same way, zeros filling them up to a power of two. */
 #ifndef TS_SUMS_H
 #define TS_SUMS_H

@@ -1,0 +1,71 @@
+"""A task's share of one tensor, decoded as far as it stays small: what is kept in memory to switch by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from tallstore.kernels import reference
+from tallstore.kernels.devices import kernels_for
+
+__all__ = ["PackedTensor"]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """Packed symbols or indices of N elements, or a delta's values where a codec has neither."""
+
+    kind: str
+    """binary, signed, levels or values."""
+    codes: Tensor
+    """uint8, every chunk's beginning with a byte of its own; values: float32, shape (N,)."""
+    bits: int
+    """Of a symbol or index."""
+    chunk: int
+    """Elements a chunk: a power of two."""
+    scales: Tensor | None = None
+    """Of masks: s of every chunk, float32, shape (chunks,)."""
+    tables: Tensor | None = None
+    """Of levels: float32, shape (chunks, 16 or 256)."""
+    vector: Tensor | None = None
+    """Of masks: v, float32, shape (N,) or longer; None where it is 1."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All memory."""
+        return [t for t in (self.codes, self.scales, self.tables, self.vector) if t is not None]
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> PackedTensor:
+        """The same with codes and tables moved. The vector, which tasks share, stays."""
+        scales, tables = self.scales, self.tables
+        return replace(
+            self,
+            codes=move(self.codes),
+            scales=None if scales is None else move(scales),
+            tables=None if tables is None else move(tables),
+        )
+
+    def apply(self, out: Tensor, base: Tensor, start: int) -> None:
+        """Write θ̂ of a run of elements that begins where a chunk does, or lies in one.
+
+        Args:
+            out: shape (n,), the task's type.
+            base: θ0, shape (n,), on the same device.
+            start: the run's first element: a multiple of 8.
+        """
+        n, device = len(out), out.device
+        if self.kind == "values":
+            reference.apply_delta(out, base, self.codes[start : start + n].to(device))
+            return
+        kernels = kernels_for(device.type)
+        codes = self.codes[start * self.bits // 8 : -(-(start + n) * self.bits // 8)].to(device)
+        first, last = start // self.chunk, -(-(start + n) // self.chunk)
+        if self.tables is not None:
+            tables = self.tables[first:last].to(device)
+            kernels.apply_packed_delta(out, base, codes, self.bits, tables, self.chunk)
+            return
+        assert self.scales is not None
+        vector = None if self.vector is None else self.vector[start : start + n].to(device)
+        kernels.apply_packed_mask(out, base, codes, self.kind, self.scales[first:last].to(device), self.chunk, vector)

@@ -1,0 +1,11 @@
+"""Archives that change: tasks that are added, removed, packed anew, and what pays to be rewritten. On top of encoder
+and archive."""
+
+from __future__ import annotations
+
+from tallstore.editing.adding import add
+from tallstore.editing.compacting import compact
+from tallstore.editing.removing import remove
+from tallstore.editing.report import CompactReport, GrowReport
+
+__all__ = ["CompactReport", "GrowReport", "add", "compact", "remove"]

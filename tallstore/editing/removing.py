@@ -1,0 +1,72 @@
+"""`tallstore.remove`: tasks out of an archive, without a trace."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tallstore.archive.splice import FileOfArchive, Spliced
+from tallstore.archive.subset import CONFIG, config_of, smaller
+from tallstore.editing.change import changing
+from tallstore.editing.report import GrowReport, facts_of
+from tallstore.encoder import Progress
+from tallstore.errors import InputError, NoSuchTaskError
+from tallstore.format.manifest import Manifest, names_of
+
+
+def remove(path: str | os.PathLike[str], tasks: str | Sequence[str], *, progress: Progress | None = None) -> GrowReport:
+    """Remove tasks from an archive on this machine: their parts, files, names, and what was measured of them.
+
+    So go the vectors of groups that lose their last task, and files under `common/` that nobody else used. A vector
+    that other tasks share stays as it was made, with the removed task among those it was made for; `compact` takes out
+    of it what no other task uses. All other parts stay, byte for byte.
+
+    Args:
+        path: the archive, a folder or a `.tall` file. It is replaced in one step, or stays as it was.
+        tasks: a name, or several.
+        progress: called now and then with a text, how much is done, and of how much.
+
+    Raises:
+        NoSuchTaskError: with the names that there are.
+        InputError: no task would be left.
+        ArchiveError, OutputError: the archive is damaged, or cannot be written.
+    """
+    began = time.perf_counter()
+    gone = dict.fromkeys([tasks] if isinstance(tasks, str) else tasks)
+    with changing(path) as change:
+        manifest = change.manifest
+        if odd := [name for name in gone if name not in manifest.tasks]:
+            raise NoSuchTaskError(f"{change.path}: no task {odd[0]!r}; there are {names_of(list(manifest.tasks))}")
+        if not gone:
+            raise InputError(f"no task was named; there are {names_of(list(manifest.tasks))}")
+        left = [name for name in manifest.tasks if name not in gone]
+        if not left:
+            raise InputError(
+                f"{change.path}: an archive has at least one task, and none would be left: delete it instead"
+            )
+        config = config_of(change.reader, left)
+        new = _without(manifest, left, config)
+        spliced = Spliced(new, {part: FileOfArchive(change.store, part) for part in new.parts})
+        warnings = _of_card(change.own_card(), list(gone))
+        written = change.commit(spliced, config, progress)
+    return GrowReport(
+        **facts_of(change.path, manifest, written, time.perf_counter() - began), removed=tuple(gone), warnings=warnings
+    )
+
+
+def _without(manifest: Manifest, left: Sequence[str], config: bytes) -> Manifest:
+    """The smaller manifest; files that it lists and no task ever referred to stay."""
+    new = smaller(manifest, left, config)
+    referred = set(smaller(manifest, list(manifest.tasks), b"").parts)
+    gone = tuple(f"tasks/{name}/" for name in manifest.tasks if name not in left)
+    own = {p: r for p, r in manifest.parts.items() if p not in referred and p != CONFIG and not p.startswith(gone)}
+    parts = {path: record for path, record in manifest.parts.items() if path in new.parts or path in own}
+    return replace(new, parts=parts)
+
+
+def _of_card(text: str | None, gone: Sequence[str]) -> tuple[str, ...]:
+    """A word where a model card of the user's own speaks of a task that is gone."""
+    named = [name for name in gone if text is not None and name in text]
+    return (f"README.md is yours and speaks of {names_of(named)}: edit it",) if named else ()
