@@ -1,1 +1,1 @@
-"""The arithmetic of a decoder. `cpu` is the truth; every faster path equals it bit for bit."""
+"""The arithmetic of a decoder. `reference` is the truth; every faster path equals it bit for bit."""
