@@ -407,7 +407,7 @@ def test_large_parts_are_cut(sources: tuple[str, dict[str, str]], tmp_path: Path
             assert list(left) == list(right)
             assert all(left[n].numpy().tobytes() == right[n].numpy().tobytes() for n in left)
     assert large
-    with pytest.raises(InputError, match="max_shard_size '5 apples' is no size"):
+    with pytest.raises(InputError, match="max_shard_size '5 apples' is not a size"):
         tallstore.pack(*sources, tmp_path / "zoo", max_shard_size="5 apples")
 
 

@@ -34,7 +34,7 @@ tallstore.compact(args[0])
 
 PREPARED = """
 from pathlib import Path
-from growing.test_stopped import make
+from editing.test_stopped import make
 make(Path(args[0]))
 """
 
