@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from support import Forks, bytes_of, near, noise
-from test_interrupt import duration, stopped
+from test_interrupt import stopped
 
 import tallstore
 from tallstore.errors import OutputError
@@ -32,13 +33,6 @@ tallstore.compact(args[0])
 """
 
 
-PREPARED = """
-from pathlib import Path
-from editing.test_stopped import make
-make(Path(args[0]))
-"""
-
-
 def make(path: Path) -> None:
     """An archive for which each of the three has something to do."""
     base = {f"layer{i}": noise(50, 500, seed=i) for i in range(4)}
@@ -48,13 +42,25 @@ def make(path: Path) -> None:
     tallstore.remove(path, "0")
 
 
+def duration(forks: Forks, job: str, path: Path) -> float:
+    """How long a change takes that is left alone: the shorter of two runs, the first of which imports."""
+    taken = []
+    for _ in range(2):
+        make(path)
+        began = time.perf_counter()
+        code, text = forks.run(job, str(path))
+        assert code == 0, text
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("job", [ADD, REMOVE, COMPACT], ids=["add", "remove", "compact"])
 def test_a_change_that_is_stopped_at_any_moment(form: str, job: str, tmp_path: Path, forks: Forks) -> None:
     path = tmp_path / form
     make(path)
     old = bytes_of(tmp_path)
-    length = duration(forks, PREPARED + job, str(path))
+    length = duration(forks, job, path)
     whole = bytes_of(tmp_path)
     assert whole != old
     rng = random.Random(len(job))
@@ -64,6 +70,8 @@ def test_a_change_that_is_stopped_at_any_moment(form: str, job: str, tmp_path: P
             make(path)
             assert bytes_of(tmp_path) == old, "packing clears the litter of a killed change away"
             ends.append(stopped(forks, length * (moment + rng.random()) / MOMENTS, number, job, str(path)))
+            if ends[-1] == 0:
+                length *= 0.8  # the first run took longer than those after it
             found = bytes_of(tmp_path)
             visible = {name: data for name, data in found.items() if not name.startswith(".")}
             assert visible in (old, whole)
