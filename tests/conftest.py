@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import FORKS, Forks, child_args, child_env
+from support import FORKS, Forks, child_args, child_env, quick_compiler
 
 # The Hub's client reads these when it is imported. No test sees the user's token or cache, or leaves this machine.
 _HOME = tempfile.mkdtemp(prefix="tallstore-tests-")
@@ -63,3 +63,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield Forks(process, folder)
         assert process.stdin is not None
         process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A C compiler for builds of the native library that are looked at, not waited for."""
+    return quick_compiler(tmp_path_factory.mktemp("compiler"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,21 @@ from spec.second_reader import decode_vector
 from torch import Tensor
 
 import tallstore
-from tallstore.kernels.native import library
+from tallstore.kernels.native import build, library
 from tallstore.stores import Store, open_store
 from tallstore.zoo import Zoo
 
 ROOT = Path(__file__).parents[1]
 State = dict[str, Tensor]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def examples(n: int) -> int:
+    """How many examples hypothesis makes of the n that a test is worth: a third, and all where TALLSTORE_THOROUGH is set.
+
+    Each run makes others, so what runs every day sees as many before long.
+    """
+    return n if os.environ.get("TALLSTORE_THOROUGH") else max(-(-n // 3), min(n, 20))
 
 
 def noise(*shape: int, size: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -294,7 +303,8 @@ import json, os, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)
 import tallstore, support
-tallstore.pack, tallstore.open  # loaded when first named: here, once, and not in every job
+for name in tallstore.__all__:
+    getattr(tallstore, name)  # loaded when first named: here, once, and not in every job
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 for line in sys.stdin:
@@ -326,6 +336,34 @@ for line in sys.stdin:
         os.kill(pid, job["stop"][1])  # it may have ended, but nobody has waited for it: the number is still its own
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+
+
+COMPILER = """#!/bin/sh
+# The compiler without its optimizer, and with a memory of what it made of the same sources and flags.
+out="" ; key=""
+for word in "$@"; do
+  [ "$last" = -o ] && out=$word
+  last=$word
+  [ "$word" = -O3 ] && word=-O0
+  case $word in /*) ;; *) key="$key $word" ;; esac
+  set -- "$@" "$word"; shift
+done
+case $out in *.o) ;; *) exec {compiler} "$@" ;; esac
+name="{cache}/$(basename "$out").$( {{ echo "$key"; cat "{sources}"/*; }} | cksum | tr ' ' -)"
+[ -f "$name" ] || {{ {compiler} "$@" && cp "$out" "$name.$$" && mv "$name.$$" "$name"; }} || exit 1
+cp "$name" "$out"
+"""
+
+
+def quick_compiler(folder: Path) -> str:
+    """A compiler that builds the native library in few seconds, and a second time in none; the library is a slow one."""
+    compiler = build.find_compiler()
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    path = folder / "cc"
+    path.write_text(COMPILER.format(compiler=shlex.join(compiler), cache=folder, sources=build.SOURCES))
+    path.chmod(0o755)
+    return str(path)
 
 
 def child_args(code: str, *args: str) -> Sequence[str]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import near, noise, packed
+from support import examples, near, noise, packed
 
 from tallstore import memory
 from tallstore.memory import blocks, release
@@ -101,7 +101,7 @@ def test_more_than_there_is() -> None:
         blocks([1 << 60])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.tuples(SIZES, st.integers(0, 5)), max_size=12))
 def test_memory_of_live_arrays_is_nobody_elses(steps: list[tuple[list[int], int]]) -> None:
     live: list[tuple[np.ndarray, int]] = []

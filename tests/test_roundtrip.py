@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import FLOATS, State, delta, formula, near, noise, packed, raw, read_all, same_bits, tiny_zoo
+from support import FLOATS, State, delta, examples, formula, near, noise, packed, raw, read_all, same_bits, tiny_zoo
 
 import tallstore
 from tallstore import codecs
@@ -201,7 +201,9 @@ tensors = st.tuples(shapes, st.sampled_from(FLOATS), st.sampled_from([0.0, 1e-6,
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(
     spec=st.lists(tensors, min_size=1, max_size=5),

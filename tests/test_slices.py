@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support import RecordingStore, State, assert_same, near, noise, same_bits, slots, write_folder
+from support import RecordingStore, State, assert_same, examples, near, noise, same_bits, slots, write_folder
 from torch import Tensor
 
 import tallstore
@@ -91,7 +91,7 @@ INDEX = st.one_of(
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_slice_is_what_the_tensor_has_there(opened: tuple[Zoo, State], data: st.DataObject) -> None:
     found, state = opened
     name = data.draw(st.sampled_from(sorted(set(state) - {"empty", "scalar"})))
@@ -132,7 +132,7 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> object:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_any_index_gives_what_safetensors_gives(opened: tuple[Zoo, State], data: st.DataObject) -> None:
     """Results and errors, call for call."""
     found, state = opened

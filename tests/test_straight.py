@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support import examples, write_folder
 from support import without_kernels as no_kernels
-from support import write_folder
 from torch import Tensor
 
 import tallstore
@@ -106,7 +106,7 @@ def settled(levels: Any) -> Solo:
     return recipe
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     SIZES,
     st.integers(0, 5000),
@@ -169,7 +169,7 @@ LADDERS = st.sampled_from(
 """Few and many, hard ones and with dither, one that is used and none."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, st.integers(0, 5000), st.sampled_from([0.0, 0.02, 0.4, 1.0]), LADDERS, st.integers(0, 2**32))
 def test_a_row_is_put_on_levels_as_always(
     tmp_path_factory: pytest.TempPathFactory, n: int, start: int, share: float, levels: Quantizer, seed: int
@@ -197,7 +197,7 @@ def test_a_row_is_put_on_levels_as_always(
     checkpoint.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, st.integers(0, 5000), st.sampled_from([0.0, 0.4, 1.0]), LADDERS, NARROW, UNITS, st.integers(0, 2**32))
 def test_a_narrow_row_is_put_on_levels_as_always(
     tmp_path_factory: pytest.TempPathFactory,
@@ -224,7 +224,7 @@ def test_a_narrow_row_is_put_on_levels_as_always(
     checkpoint.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=6), KINDS, UNITS, st.integers(0, 2**32))
 def test_runs_are_counted_as_always(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], kind: torch.dtype, unit: float, seed: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -37,13 +38,15 @@ IN_SOURCES = re.compile(
     r"|tests/[\w/.-]+\.(py|md|npz|tall|safetensors|json)|tests/golden/(SHA256SUMS|\.gitattributes)|tests/fuzz/found/[\w/.-]+"
     r"|benchmarks/[\w/.-]+\.(py|md|png|svg|csv|json)|docs/[\w/.-]+\.(py|md|yml|ipynb|css|js|svg|png|txt))"
 )
+PARTS = ("tallstore", "spec", "tests", "benchmarks", "docs", "findings", "scripts")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "_native.*", ".hypothesis", ".cache")
 NEVER = re.compile(r"__pycache__|\.pyc$|\.nb[ci]$|(^|/)\.(git|ci|venv|cache|hypothesis)/|\.pkl$|\.pt$|/_native\.")
 
 
-def run(words: Sequence[str | Path], cwd: Path | None = None) -> str:
+def run(words: Sequence[str | Path], cwd: Path | None = None, **env: str) -> str:
     done = subprocess.run(
         [str(word) for word in words],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | env,
         cwd=cwd, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -51,9 +54,13 @@ def run(words: Sequence[str | Path], cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    run([sys.executable, "-m", "hatchling", "build", "-d", out], cwd=ROOT)
+def built(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both artifacts. A build puts the library into the checkout too: it is made in a copy, so that no test runs a slow one."""
+    out, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("checkout")
+    for name in (*PARTS, *(path.name for path in ROOT.iterdir() if path.is_file())):
+        whole = ROOT / name
+        shutil.copytree(whole, copy / name, ignore=LEFT_OUT) if whole.is_dir() else shutil.copy(whole, copy)
+    run([sys.executable, "-m", "hatchling", "build", "-d", out], cwd=copy, CC=compiler)
     return out
 
 
@@ -90,7 +97,7 @@ def test_the_sources_hold_what_is_written_here_and_nothing_else(sources: Path) -
     assert all(member.isfile() or member.isdir() for member in members), "no links"
     names = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert {name for name in names if not IN_SOURCES.fullmatch(name) or NEVER.search(name)} == set()
-    wanted = {"tallstore", "spec", "tests", "benchmarks", "docs"}
+    wanted = PARTS[:5]
     there = {p.relative_to(ROOT).as_posix() for top in wanted for p in (ROOT / top).rglob("*") if p.is_file()}
     assert {name for name in there if not NEVER.search(name)} - names == set(), "what is here is in it"
 
@@ -110,15 +117,24 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sources"])
-def test_it_works_where_it_is_installed(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_sources_make_the_same_wheel(compiler: str, wheel: Path, sources: Path, tmp_path: Path) -> None:
+    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    run([sys.executable, "-m", "pip", "wheel", *flags, "-w", tmp_path, sources], CC=compiler)
+    (again,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+        compiled = ("_native.", "RECORD")
+        same = [name for name in one.namelist() if not any(each in name for each in compiled)]
+        assert [name for name in same if one.read(name) != other.read(name)] == []
+
+
+def test_it_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, beside the packages of this one: nothing is fetched."""
-    artifact: Path = request.getfixturevalue(kind)
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
     (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     (site / "beside.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed"]
-    run([sys.executable, "-m", "pip", "--python", python, "install", *flags, artifact])
+    flags = ["--quiet", "--no-index", "--no-deps", "--ignore-installed"]
+    run([sys.executable, "-m", "pip", "--python", python, "install", *flags, wheel])
     run([python, "-c", CHECK, ROOT / "spec/vectors/valid/minimal/archive.tall"], cwd=tmp_path)
     assert PROJECT["version"] in run([tmp_path / "env" / "bin" / "tallstore", "--version"])

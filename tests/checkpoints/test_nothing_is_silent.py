@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support import examples
 
 import tallstore
 from tallstore.errors import CheckpointError, TallstoreError
@@ -55,7 +56,7 @@ def write(path: Path, kind: int) -> None:
         path.write_bytes((b"words", b"\x80\x04K\x01.", b"cos\nsystem\n(S'true'\ntR.", b"")[kind])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES)), st.integers(0, 3), min_size=1, max_size=9

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Hub, serving
-from support import assert_same, bytes_of, child, near, noise, slots
+from support import assert_same, bytes_of, child, examples, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
@@ -346,7 +346,7 @@ class Counted(Files):
         return self.data[path][start:stop]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(planned=RANGES, again=RANGES, block=st.sampled_from([1, 50, 10_000]), held=st.sampled_from([0, 100, 10_000]))
 def test_a_plan_gives_the_right_bytes_and_no_others(planned: Any, again: Any, block: int, held: int) -> None:
     before = read_plan.BLOCK, read_plan.HELD

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from tallstore.kernels.native import encode
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
@@ -30,7 +31,7 @@ def found(base: torch.Tensor, weights: torch.Tensor, firsts: list[int], n: int) 
     return gain_of(n, *sums)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.integers(1, 70),
     st.integers(1, 200),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import both
+from support import both, examples
 
 from tallstore.kernels.logarithm import log2
 from tallstore.kernels.native import choices as native_choices
@@ -51,7 +51,7 @@ def assert_same(found: Magnitudes, kappa: float) -> None:
         assert list(mine) == list(theirs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(histograms(), KAPPAS)
 def test_choices(found: Magnitudes, kappa: float) -> None:
     assert_same(found, kappa)
@@ -72,7 +72,7 @@ def test_what_did_not_move_has_no_choices() -> None:
         assert list(quick) == list(slow) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([0.0, 1.0, 2.0, 2.5, 1e6]), st.sampled_from([0.0, 0.5, 1.0, 3.0, math.inf])),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import both
+from support import both, examples
 
 import tallstore
 from tallstore import codecs
@@ -38,7 +38,7 @@ def values(n: int, seed: int, still: float = 0.2) -> np.ndarray:
     return found
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(SIZES, SEEDS, st.sampled_from(["binary", "signed"]), st.sampled_from([0.0, 0.001, 0.01, 0.2, 1.0]))
 def test_masks(n: int, seed: int, kind: str, density: float) -> None:
     rng = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def test_masks(n: int, seed: int, kind: str, density: float) -> None:
     assert compiled == slow
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SIZES, SEEDS, st.sampled_from(["U8", "BF16", "F16", "U16", "F32", "U32", "F64", "I64"]))
 def test_planes(n: int, seed: int, dtype: str) -> None:
     item = {"U8": 1, "BF16": 2, "F16": 2, "U16": 2, "F32": 4, "U32": 4, "F64": 8, "I64": 8}[dtype]
@@ -57,7 +57,7 @@ def test_planes(n: int, seed: int, dtype: str) -> None:
     assert compiled == slow
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, SEEDS, st.sampled_from(["q4", "q5", "q8"]), st.sampled_from([0.0, 0.5, 0.95]))
 def test_codebooks(n: int, seed: int, codec: str, still: float) -> None:
     found = values(n, seed, still)
@@ -65,7 +65,7 @@ def test_codebooks(n: int, seed: int, codec: str, still: float) -> None:
     assert compiled == slow
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     SIZES, SEEDS, st.sampled_from([2, 15, 16, 17, 256]), st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.9])
 )
@@ -90,7 +90,7 @@ def test_a_value_on_an_edge_goes_to_the_lower_level() -> None:
     assert compiled.tolist() == slow.tolist() == [1, 0, 2, 3, 1, 3, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SIZES, SEEDS)
 def test_magnitudes(n: int, seed: int) -> None:
     tau, base = values(n, seed), values(n, seed + 1)
@@ -121,7 +121,7 @@ def test_looks(dtype: torch.dtype) -> None:
 LEVELS = (Quantizer((0.01,)), Quantizer((0.001,), 0.02), Quantizer((0.0,)), Quantizer((0.001, 0.002)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     st.sampled_from([1, 5, 1000, 1025, chunk.TILE, chunk.TILE + 1, 2 * chunk.TILE + 4099]),
     SEEDS,

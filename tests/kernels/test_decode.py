@@ -10,6 +10,7 @@ import torch
 from elements import DTYPES, SIZES, anything, assert_same, bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 from torch import Tensor
 
 from tallstore.kernels import reference
@@ -51,7 +52,7 @@ def packed_by_chunk(symbols: Tensor, kind: str) -> Tensor:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.sampled_from(["binary", "signed"]), SIZES, SEEDS, st.data())
 def test_masks(device: Any, dtype: Any, base_dtype: Any, kind: str, n: int, seed: int, data: st.DataObject) -> None:
     base = anything(n, base_dtype, seed)
@@ -75,7 +76,7 @@ def test_masks(device: Any, dtype: Any, base_dtype: Any, kind: str, n: int, seed
     assert_same(out, by_cpu(base, dtype, vector, symbols, scales), passed=passed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.sampled_from(DTYPES), st.sampled_from(DTYPES), st.sampled_from([4, 8]), SIZES, SEEDS)
 def test_deltas(device: Any, dtype: Any, base_dtype: Any, width: int, n: int, seed: int) -> None:
     base = anything(n, base_dtype, seed)

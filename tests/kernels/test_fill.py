@@ -13,6 +13,7 @@ import xxhash
 from elements import anything, bits, gaps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 from torch import Tensor
 
 from tallstore.codecs.planes import Planes
@@ -55,7 +56,7 @@ def due(source: FillSource | None) -> FillSource:
     return source
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(SIZES, st.integers(0, 4096), st.integers(0, 63), st.integers(0, 2**32))
 def test_bytes_and_hash_are_the_file_s(put: Callable[[bytes], int], size: int, at: int, offset: int, seed: int) -> None:
     data = np.random.default_rng(seed).bytes(at + size + 9)
@@ -82,7 +83,7 @@ def test_a_file_that_ends_before_or_cannot_be_read_is_not_filled(put: Callable[[
         assert not decoding().check(due(source), size)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(LENGTHS, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.integers(0, 15), st.integers(0, 99))
 def test_planes_are_joined_wherever_they_go(n: int, dtype: torch.dtype, offset: int, seed: int) -> None:
     values = anything(n, dtype, seed)
@@ -142,7 +143,7 @@ def both(put: Callable[[bytes], int], base: Tensor, steps: Steps, source: str) -
     return steps.fills and steps.fill(target.part(0, n), due(found)), out, wanted
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.sampled_from(KINDS), LENGTHS, st.sampled_from(["file", "planes"]), st.integers(0, 2**32))
 def test_steps_are_added_as_always(put: Callable[[bytes], int], kind: str, n: int, source: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -155,7 +156,7 @@ def test_steps_are_added_as_always(put: Callable[[bytes], int], kind: str, n: in
         assert torch.equal(bits(out), bits(wanted))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.sampled_from(["gaps signed", "gaps binary", "mask signed", "delta4"]),
     LENGTHS,

@@ -10,6 +10,7 @@ import torch
 from elements import gaps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
@@ -31,7 +32,7 @@ def symbols(draw: st.DrawFn) -> tuple[np.ndarray, str]:
     return found.astype(np.uint8), kind
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(symbols())
 def test_made(case: tuple[np.ndarray, str]) -> None:
     found, kind = case
@@ -46,7 +47,7 @@ def test_made(case: tuple[np.ndarray, str]) -> None:
     assert signs.tolist() == (due_signs.tolist() if kind == "signed" else [])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(symbols(), st.sampled_from([1, 64, 100, 4096, 1 << 20]), st.sampled_from([np.float32, np.float64]))
 def test_added(case: tuple[np.ndarray, str], run: int, sort: Any) -> None:
     found, kind = case

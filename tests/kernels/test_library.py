@@ -178,8 +178,8 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 @needs_compiler
-def test_a_build_is_of_its_sources_and_runs(tmp_path: Path) -> None:
-    made = build.build(tmp_path / "_native.so")
+def test_a_build_is_of_its_sources_and_runs(compiler: str, tmp_path: Path) -> None:
+    made = build.build(tmp_path / "_native.so", compiler=[compiler])
     found = library.open_library(made)
     functions = library.bind({"sum_gaps": (None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64))}, found)
     totals, gaps = np.zeros(2, np.int64), np.array([3, 255, 1, 0], np.uint8)

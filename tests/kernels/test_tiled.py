@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import FLOATS
+from support import FLOATS, examples
 from torch import Tensor
 
 from tallstore import codecs
@@ -41,7 +41,7 @@ def values(rng: np.random.Generator, n: int, dtype: torch.dtype, *, finite: bool
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     DTYPES,
     DTYPES,
@@ -78,7 +78,7 @@ def test_masks_equal_the_reference(
         assert torch.equal(bits(base.masked_fill(both, 0)), bits(expected.masked_fill(both, 0)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(DTYPES, DTYPES, st.sampled_from([4, 8]), SIZES, st.integers(10, 14), st.integers(0, 2**32))
 def test_deltas_equal_the_reference(
     dtype: torch.dtype, base_dtype: torch.dtype, width: int, n: int, chunk_bits: int, seed: int
@@ -100,7 +100,7 @@ def test_deltas_equal_the_reference(
     assert torch.equal(bits(found.masked_fill(both, 0)), bits(expected.masked_fill(both, 0)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.sampled_from(TALL),
     st.sampled_from(["binary", "signed"]),
@@ -118,7 +118,7 @@ def test_packed_symbols_are_the_symbols(codec: str, kind: str, n: int, share: fl
     assert (codecs.MASK[codec].decode(coded, kind, n) == symbols).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.sampled_from(["q4", "q5", "q8"]), st.integers(1, 5000), st.floats(0, 1), st.integers(0, 2**32))
 def test_levels_are_the_values(codec: str, n: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def test_levels_are_the_values(codec: str, n: int, share: float, seed: int) -> N
     assert (levels.table[indices].view(np.uint32) == found.decode(coded, n).view(np.uint32)).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     DTYPES,
     DTYPES,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 import tallstore
 from tallstore.recipes.allocation import Choices, allocate, choices, is_mask, levels_of, magnitudes
@@ -54,7 +55,7 @@ def test_harm_is_what_an_unbiased_scale_leaves_and_bits_are_what_the_coder_takes
         assert choice.bits == pytest.approx(coded, rel=0.05)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 50)), min_size=1, max_size=6), min_size=1, max_size=8),
     st.floats(0, 4e6),
