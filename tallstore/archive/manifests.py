@@ -15,7 +15,7 @@ from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
 from tallstore.humanize import size
 from tallstore.stores import Store
 
-__all__ = ["read_manifest", "summary"]
+__all__ = ["notes_of", "read_manifest", "summary", "warnings_of"]
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -72,8 +72,17 @@ def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
         "bits_per_parameter": manifest.bits_per_parameter(length),
         "checkpoints_bytes": checkpoints + manifest.base.bytes,
         "notes": [note for name, task in manifest.tasks.items() for note in notes_of(name, task)],
+        "warnings": [warning for name, task in manifest.tasks.items() for warning in warnings_of(name, task)],
         "options": dict(manifest.options),
     }
+
+
+def warnings_of(name: str, task: Task) -> Iterator[str]:
+    """What its packer warned of a task. Anybody may have written it: what is no sentence says nothing."""
+    warnings = task.measured.get("warnings")
+    for warning in warnings if isinstance(warnings, list) else ():
+        if isinstance(warning, str):
+            yield f"{name}: {warning}"
 
 
 def notes_of(name: str, task: Task) -> Iterator[str]:

@@ -130,7 +130,7 @@ def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str,
     headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]
     console.print(output.fitted(console, None, headings, lines, ("what it is", "of all")))
     output.say(console, _saving(facts))
-    for told in facts["notes"] if notes else ():
+    for told in (*(f"warning: {warning}" for warning in facts["warnings"]), *facts["notes"]) if notes else ():
         output.say(console, told)
     for name, task in tasks.items():
         left = task.measured.get("left_out")

@@ -180,7 +180,6 @@ class Stream:
         self.quality = [Quality() for _ in tasks]
         self.by_tensor: dict[tuple[int, str], TensorCost] = {}
         """(task, base tensor) → what it costs and keeps."""
-        self.warnings: list[str] = []
         self.without_loss: list[WithoutLoss | None] = []
         """Of each task, once the pass is done."""
         self._coded: list[dict[str, int]] = [{} for _ in tasks]
@@ -224,8 +223,9 @@ class Stream:
         self._wholes(engine, writers)
         for index in range(len(self.tasks)):
             self._sum_up(index, writers)
-        warned = [(task, self._warning(index)) for index, task in enumerate(self.tasks)]
-        self.warnings += [f"{task.where}: {warning}" for task, warning in warned if warning]
+        for index, warnings in enumerate(self.plan.warnings):
+            if warning := self._warning(index):
+                warnings.append(warning)
 
     def divergence(self, index: int) -> float | None:
         """What the recipe foretells of a task, to as many digits as are recorded; nothing is lost, nothing diverges."""
@@ -321,7 +321,7 @@ class Stream:
         counts = count_without_loss(task, self.plan.quantized[index], whole, self._coded[index], at_home)
         self.without_loss.append(counts)
         if counts is not None:
-            self.warnings += warnings_of(task.where, self.base.where, counts)
+            self.plan.warnings[index] += warnings_of(counts)
 
     def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:
         info = self.base.tensors[name]
@@ -372,7 +372,7 @@ class Stream:
         why = each.why_whole or (each.if_moved if each.moved else "")
         if why:
             self.plan.private[user.task][user.name] = Whole(why, "numbers")
-            self.warnings.append(f"{task.where}: tensor {user.name!r} is stored whole and exact: {why}")
+            self.plan.warnings[user.task].append(f"tensor {user.name!r} is stored whole and exact: {why}")
             return False
         if each.moved and each.smaller_without_loss:
             each.take_without_loss(writer)

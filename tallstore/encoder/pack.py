@@ -110,7 +110,7 @@ def encode(
         )
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        warnings = (*journal.warnings, *planned.warnings, *warnings)
+        warnings = (*journal.warnings, *warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
@@ -186,8 +186,13 @@ def _finish(
         parts=parts,
         options=options.recorded(),
     )
+    warned = [
+        f"{checkpoint.where}: {warning}"
+        for checkpoint, warnings in zip(tasks.values(), stream.plan.warnings, strict=True)
+        for warning in warnings
+    ]
     left = [f"{c.where}: not taken along: {_listed(c.left_out)}" for c in tasks.values() if c.left_out]
-    return manifest, (*stream.warnings, *left)
+    return manifest, (*warned, *left)
 
 
 def _listed(left_out: Mapping[str, str]) -> str:
@@ -231,6 +236,7 @@ def _measured(
         **({"exact_bytes": sum(parts[path].size for path in own["exact"])} if "exact" in own else {}),
         **({"left_out": dict(checkpoint.left_out)} if checkpoint.left_out else {}),
         **({"unmatched": share} if (share := stream.plan.unmatched[index]) > UNMATCHED else {}),
+        **({"warnings": list(warnings)} if (warnings := stream.plan.warnings[index]) else {}),
         "parameters": sum(info.numel for info in checkpoint.tensors.values()),
         "checkpoint_bytes": tensor_bytes(checkpoint, stream.plan.ties[index]),
         "bytes": sum(parts[path].size for path in paths),

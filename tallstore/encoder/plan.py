@@ -67,7 +67,8 @@ class EncodePlan:
     """The quantized tensors of each task."""
     unmatched: list[float] = field(default_factory=list)
     """Share of a task's parameters that have no counterpart in the base."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[list[str]] = field(default_factory=list)
+    """What a user should know of each task; it says "the base", and is recorded with the task."""
     ties: list[dict[str, str]] = field(default_factory=list)
     """Tensors that are the same as an earlier one, and are stored once: name → that one's name."""
     base_ties: dict[str, str] = field(default_factory=dict)
@@ -143,6 +144,7 @@ def _plan_adapter(planned: EncodePlan, base: Checkpoint, task: Checkpoint, *, al
     planned.unmoved.append({})
     planned.missing.append(())
     planned.unmatched.append(0.0)
+    planned.warnings.append([])
     planned.quantized.append(None)
 
 
@@ -152,11 +154,15 @@ def _note_unmatched(planned: EncodePlan, base: Checkpoint, task: Checkpoint) -> 
     total = sum(info.numel for name, info in task.tensors.items() if name not in planned.ties[-1])
     share = sum(task.tensors[name].numel for name in names) / total if total else 0.0
     planned.unmatched.append(share)
+    planned.warnings.append([])
     if share > UNMATCHED:
-        unused = f"; the base has {names_of(planned.missing[-1])} unused" if planned.missing[-1] else ""
-        planned.warnings.append(
-            f"{task.where}: {100 * share:.3g} % of its parameters find no counterpart in {base.where} and are stored "
-            f"whole ({names_of(names)}){unused}"
+        reshaped = {name for name in names if name in base.tensors}
+        shown = [f"{name} of another shape" if name in reshaped else name for name in names]
+        left = [name for name in planned.missing[-1] if name not in reshaped]
+        unused = f"; the base has {names_of(left)} unused" if left else ""
+        planned.warnings[-1].append(
+            f"{100 * share:.3g} % of its parameters find no counterpart in the base and are stored whole "
+            f"({names_of(shown)}){unused}"
         )
 
 

@@ -77,11 +77,11 @@ def note_of(name: str, counts: WithoutLoss) -> str:
     return f"{name}: {count} {what}, packed without loss: {size(counts.bytes)} → {size(counts.coded_bytes)}"
 
 
-def warnings_of(where: str, base: str, counts: WithoutLoss) -> Iterator[str]:
+def warnings_of(counts: WithoutLoss) -> Iterator[str]:
     """What a packer could do better."""
     if counts.form is not None and counts.strange and counts.coded_bytes > _SAVED * counts.bytes:
         yield (
-            f"{where}: it is quantized ({counts.form}), and {counts.strange} of its tensors have no place "
-            f"of their type and shape in {base}, so that little is saved: give the base quantized in the same way, or "
-            "fine-tunes that are not quantized"
+            f"it is quantized ({counts.form}), and {counts.strange} of its tensors have no place of their type and "
+            "shape in the base, so that little is saved: give the base quantized in the same way, or fine-tunes that "
+            "are not quantized"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from tallstore.archive.manifests import notes_of, warnings_of
 from tallstore.humanize import number, share, size
 from tallstore.report.facts import Facts
 from tallstore.report.figures import FIGURES, saving
@@ -71,8 +72,9 @@ def tiles(facts: Facts) -> list[StatTile]:
 def sections(facts: Facts) -> list[Section]:
     """All of the page, in order."""
     counted = [_LAYERS, _AGREEMENT, _OVERLAP] if facts.masks is not None else [_uncounted]
+    told = [_told] if any(_warnings_and_notes(facts)) else []
     left = [_left_out] if any(_left(facts)) else []
-    return [make(facts) for make in (_bytes, _tasks, *counted, _wholes, *left, _provenance)]
+    return [make(facts) for make in (_bytes, _tasks, *told, *counted, _wholes, *left, _provenance)]
 
 
 def _bytes(facts: Facts) -> Section:
@@ -141,6 +143,24 @@ def _wholes(facts: Facts) -> Section:
         f"{size(total)} of tensors are stored whole and come back bit for bit. Why, the packer says, or the base tells."
     )
     return Section(id="wholes", title="Stored whole", text=(text,), table=by_whole(facts))
+
+
+def _told(facts: Facts) -> Section:
+    rows = list(_warnings_and_notes(facts))
+    more = len(rows) - _MOST_VALUES
+    return Section(
+        id="told",
+        title="Warnings and notes",
+        text=("What the packer said of the tasks.", *([f"{more} more are in `tallstore info`."] if more > 0 else [])),
+        facts=tuple(rows[:_MOST_VALUES]),
+    )
+
+
+def _warnings_and_notes(facts: Facts) -> Iterator[tuple[str, str]]:
+    for kind, told in (("warning", warnings_of), ("note", notes_of)):
+        for name, task in facts.manifest.tasks.items():
+            for sentence in told(name, task):
+                yield kind, _shown(sentence)
 
 
 def _left_out(facts: Facts) -> Section:

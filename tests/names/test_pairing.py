@@ -11,8 +11,10 @@ import pytest
 import torch
 from support import State, near, noise, packed, same_bits
 from torch import nn
+from typer.testing import CliRunner
 
 import tallstore
+from tallstore.cli.app import app
 from tallstore.errors import CheckpointError, WrongBaseError
 
 PARTS = {"self_attn.q_proj": (48, 48), "self_attn.o_proj": (48, 48), "mlp.up_proj": (64, 48), "mlp.down_proj": (48, 64)}
@@ -116,6 +118,21 @@ def test_the_right_base_is_not_called_wrong(tmp_path: Path) -> None:
     report = tallstore.pack(base, {"t": task}, tmp_path / "z.tall")
     assert report.tasks["t"].unmatched > 0.9
     assert "find no counterpart" in report.warnings[0]
+
+
+def test_a_warning_of_a_task_goes_with_the_archive(tmp_path: Path) -> None:
+    """Said when packing, and whenever the archive is asked: in its facts, as `info` prints them, and on its page."""
+    pytest.importorskip("matplotlib")
+    base = {"w.weight": noise(90, 40, seed=1), "head.weight": noise(10, 40, seed=2)}
+    task = {"w.weight": near(base["w.weight"], 2), "head.weight": noise(30, 40, seed=3)}
+    (warning,) = tallstore.pack(base, {"t": task}, tmp_path / "z.tall").warnings
+    said = "25 % of its parameters find no counterpart in the base and are stored whole (head.weight of another shape)"
+    assert warning.endswith(f": {said}")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        assert zoo.info()["warnings"] == [f"t: {said}"]
+        assert f"t: {said}" in zoo.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(app, ["info", str(tmp_path / "z.tall")], env={"COLUMNS": "240"})
+    assert f"warning: t: {said}" in " ".join(shown.output.split())
 
 
 def test_an_unrelated_model_is_still_refused(tmp_path: Path) -> None:

@@ -440,6 +440,18 @@ class Archive:
         with np.errstate(all="ignore"):
             return self._decode(task, exact)
 
+    def weights_files(self, task: str) -> dict[str, tuple[dict[str, str], dict[str, Decoded]]]:
+        """A task as a model's folder has it: manifest.md, "Weights files". Path → the header's metadata, and tensors."""
+        files = self.manifest["tasks"][task].get("weights", [{"path": "model.safetensors"}])
+        by_prefix = {file.get("prefix", ""): file for file in files}
+        must(len(by_prefix) == len(files), "two files of one prefix")
+        out = {file["path"]: (file.get("metadata", {"format": "pt"}), {}) for file in files}
+        for name, tensor in self.decode(task).items():
+            prefix = max((prefix for prefix in by_prefix if name.startswith(prefix)), key=len, default=None)
+            must(prefix is not None, f"{name}: no weights file")
+            out[by_prefix[prefix]["path"]][1][name[len(prefix) :]] = tensor
+        return out
+
     def _decode(self, task: str, exact: bool) -> dict[str, Decoded]:
         facts = self.manifest["tasks"][task]
         masks = self._parts(facts["parts"]["mask"], "mask", task)

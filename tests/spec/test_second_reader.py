@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import tallstore
 from tallstore.tensors import NAME, as_bytes
@@ -32,6 +35,31 @@ def test_exact_tasks_are_the_originals(packed: Packed) -> None:
     for task, facts in archive.manifest["tasks"].items():
         if "exact" in facts["parts"]:
             assert archive.decode(task, exact=True) == plain(task_state(packed.base, int(task[-1])))
+
+
+def test_it_puts_tensors_into_the_files_that_extract_writes(tmp_path: Path) -> None:
+    """A model of two folders, one of which has metadata of its own: the same files, names, bytes and headers."""
+    for seed, name in enumerate(("base", "tune")):
+        for folder, names in {"": ("w.weight", "b.bias"), "2_Dense": ("linear.weight",)}.items():
+            (tmp_path / name / folder).mkdir(exist_ok=True, parents=True)
+            tensors = {each: torch.randn(40, 16, generator=torch.manual_seed(5)) * (1 + seed / 50) for each in names}
+            save_file(tensors, tmp_path / name / folder / "model.safetensors", {"made": "by hand"} if folder else None)
+        (tmp_path / name / "config.json").write_text("{}")
+        modules = [
+            {"idx": i, "name": str(i), "path": path, "type": kind}
+            for i, (path, kind) in enumerate({"": "models.Transformer", "2_Dense": "models.Dense"}.items())
+        ]
+        (tmp_path / name / "modules.json").write_text(json.dumps(modules))
+        (tmp_path / name / "2_Dense" / "config.json").write_text("{}")
+    tallstore.pack(tmp_path / "base", {"t": tmp_path / "tune"}, tmp_path / "z.tall")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        zoo.export("t", tmp_path / "out")
+    files = Archive(tmp_path / "z.tall").weights_files("t")
+    assert sorted(files) == ["2_Dense/model.safetensors", "model.safetensors"]
+    for path, (metadata, tensors) in files.items():
+        with safe_open(tmp_path / "out" / path, "pt") as file:
+            assert (file.metadata() or {}) == metadata
+            assert plain({name: file.get_tensor(name) for name in file.keys()}) == tensors  # noqa: SIM118
 
 
 def test_it_knows_neither_tallstore_nor_torch() -> None:
