@@ -51,6 +51,7 @@ NOT_RUN = {
     "rate_distortion": "a zoo of text classifiers and their test sets",
     "real_zoo": "a zoo of text classifiers and their test sets",
     "report": "draws reports of large zoos; tests/report draws a small one",
+    "versions": "another checkout to compare with",
     "synthetic": "makes the checkpoints of pack_memory, which is run",
 }
 """Script → what it needs, or why it is left out."""
