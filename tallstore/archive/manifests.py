@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,17 @@ from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
 from tallstore.humanize import size
 from tallstore.stores import Store
 
-__all__ = ["notes_of", "read_manifest", "summary", "warnings_of"]
+__all__ = ["PARTS", "notes_of", "read_manifest", "summary", "warnings_of"]
+
+PARTS: Mapping[str, tuple[str, str]] = {
+    "base": ("base", "the pre-trained weights, once"),
+    "vector": ("shared vector", "what all tasks have in common"),
+    "masks": ("task updates", "what each task changed: masks, signs, scales"),
+    "private": ("whole tensors", "heads and the like, exact"),
+    "exact": ("exact copies", "what makes tasks bit for bit the original"),
+    "files": ("files", "configurations, tokenizers, manifest"),
+}
+"""Parts of an archive: what people are told they are called, and what they are."""
 
 
 def read_manifest(store: Store) -> Manifest:

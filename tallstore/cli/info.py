@@ -57,7 +57,7 @@ def info(
 _NONE = output.number(None)
 _COLUMNS = {
     "group": ("group", False),
-    "density": ("mask on", True),
+    "density": ("changed", True),
     "relative_error": ("error ‖τ̂−τ‖/‖τ‖", True),
     "cosine": ("cosine", True),
     "divergence": ("outputs off", True),
@@ -98,6 +98,8 @@ def _cell(key: str, task: Task) -> str:
 
 def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str, *, notes: bool = True) -> None:
     """The tables that a person likes to read; and `notes` on tasks."""
+    from tallstore.archive.manifests import PARTS
+
     sizes, tasks = facts["bytes"], manifest.tasks
     several = len(manifest.groups) > 1
     columns = {
@@ -113,18 +115,14 @@ def show(console: Console, facts: dict[str, Any], manifest: Manifest, path: str,
     console.print()
     base = facts["base"]
     where = "in the archive" if base["storage"] == "embed" else "referenced, not in the archive"
-    exact = all(task.bit_for_bit for task in tasks.values())
-    parts = {
-        "base": (sizes["base"], f"{output.size(base['bytes'])} of weights, {where}"),
-        "multi-task vector": (sizes["vector"], ""),
-        "masks": (sizes["masks"], "what tasks changed, bit for bit" if exact else ""),
-        "whole tensors": (sizes["private"], "heads and the like, exact"),
-        **({"exact parts": (sizes["exact"], "what makes tasks bit for bit the original")} if sizes["exact"] else {}),
-        "files": (sizes["files"] + sizes["manifest"], "configurations, tokenizers, manifest"),
-    }
+    counts = sizes | {"files": sizes["files"] + sizes["manifest"]}
+    notes_on = {"base": f"{output.size(base['bytes'])} of weights, {where}"}
+    if all(task.bit_for_bit for task in tasks.values()):
+        notes_on["masks"] = "what each task changed, bit for bit"
     lines = [
-        [name, output.size(count), output.bar(count, sizes["total"], _BAR), note]
-        for name, (count, note) in parts.items()
+        [name, output.size(counts[part]), output.bar(counts[part], sizes["total"], _BAR), notes_on.get(part, what)]
+        for part, (name, what) in PARTS.items()
+        if counts[part] or part == "base"
     ]
     lines.append(["archive", output.size(sizes["total"]), "", ""])
     headings = [("part", False), ("bytes", True), ("of all", False), ("what it is", False)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from tallstore.archive.manifests import PARTS
 from tallstore.humanize import number, share, size
 from tallstore.report.canvas import Canvas, shorten
 from tallstore.report.extra import require
-from tallstore.report.facts import PARTS, Facts, gather
+from tallstore.report.facts import Facts, gather
 from tallstore.report.figures import checkpoints, saving
 
 if TYPE_CHECKING:

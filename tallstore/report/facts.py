@@ -11,23 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tallstore.archive.manifests import PARTS
 from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import Manifest
 
 if TYPE_CHECKING:
     from tallstore.archive import Archive, MaskStatistics
 
-__all__ = ["PARTS", "Facts", "TaskFacts", "WholeRow", "gather"]
-
-PARTS: Mapping[str, tuple[str, str]] = {
-    "base": ("base", "the pre-trained weights, once"),
-    "vector": ("shared vector", "what all tasks have in common"),
-    "masks": ("task vectors", "masks, signs and scales of every task"),
-    "private": ("whole tensors", "heads and the like, exact"),
-    "exact": ("exact copies", "what makes tasks bit for bit the original"),
-    "files": ("files", "configurations and tokenizers, manifest"),
-}
-"""Parts of an archive: what they are called, and what they are."""
+__all__ = ["Facts", "TaskFacts", "WholeRow", "gather"]
 
 
 @dataclass(frozen=True, kw_only=True)

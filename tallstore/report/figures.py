@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tallstore.archive.manifests import PARTS
 from tallstore.humanize import number, share, size
 from tallstore.report.canvas import Canvas, shorten
-from tallstore.report.facts import PARTS, Facts, TaskFacts
+from tallstore.report.facts import Facts, TaskFacts
 from tallstore.report.heatmap import draw_heat_map
 from tallstore.report.overlap import cluster
 
