@@ -16,24 +16,38 @@ LOW = {"errors", "format"}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
+    "concurrency": set(),
     "format": {"errors"},
     "kernels": {"errors"},
     "humanize": {"errors"},
     "names": {"errors"},
     "evaluator": {"errors"},
     "tensors": {"format", "memory"},
-    "stores": {"errors", "format"},
+    "stores": {"concurrency", "errors", "format"},
     "recipes": {"errors", "kernels"},
     "codecs": {"errors", "format", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "adapters": {"errors", "format", "tensors"},
     "checkpoints": {"adapters", "errors", "format", "kernels", "names", "stores", "tensors"},
     "encoder": {
-        *("adapters", "checkpoints", "codecs", "errors", "format", "kernels", "merging", "names", "recipes", "stores"),
+        *(
+            "concurrency",
+            "adapters",
+            "checkpoints",
+            "codecs",
+            "errors",
+            "format",
+            "kernels",
+            "merging",
+            "names",
+            "recipes",
+            "stores",
+        ),
         *("tensors", "humanize"),
     },
     "archive": {
         *(
+            "concurrency",
             "adapters",
             "checkpoints",
             "codecs",
@@ -48,7 +62,7 @@ MAY_IMPORT = {
         *("stores", "tensors", "humanize"),
     },
     "report": {"archive", "errors", "format", "stores", "humanize"},
-    "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
+    "hub": {"archive", "concurrency", "checkpoints", "errors", "format", "stores", "tensors"},
     "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
@@ -170,6 +184,20 @@ def test_the_package_prints_nowhere_but_on_the_command_line() -> None:
         if owner not in {"cli", "demo", "__main__"}:
             calls = [n for n in nodes(path) if isinstance(n, ast.Call)]
             assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in {"print", "input"}], path
+
+
+def test_threads_are_started_in_one_place() -> None:
+    """An engine is what users choose to pack with; the build runs where nothing of the package can be imported."""
+    allowed = {"concurrency.py", "encoder/engine.py", "kernels/native/build.py"}
+    for _, path in modules():
+        if path.relative_to(PACKAGE).as_posix() not in allowed:
+            names = (
+                {n.attr for n in nodes(path) if isinstance(n, ast.Attribute)}
+                if "threading" in imported(path)
+                else set()
+            )
+            assert "Thread" not in names, path
+            assert "concurrent.futures.ThreadPoolExecutor" not in imported(path), path
 
 
 LOADED = """
