@@ -19,7 +19,7 @@ from tallstore.archive.devices import on_device
 from tallstore.archive.export import export_folder
 from tallstore.archive.in_place import load_into
 from tallstore.archive.memory_guard import room_for
-from tallstore.archive.merging.merger import Evaluator, Merged, Merger, MergeReport
+from tallstore.archive.merging.merger import Evaluator, Merged, MergeOptions, Merger, MergeReport
 from tallstore.archive.slices import TaskWeights
 from tallstore.archive.switch import Switcher
 from tallstore.archive.verify import VerifyReport, verify_archive
@@ -206,7 +206,7 @@ class Zoo(Archive):
         return write_report(self, out, plots=plots, masks=masks, overwrite=overwrite, progress=progress)
 
     def _merger(self, method: str, **options: Any) -> Merger:
-        return Merger(self._decoder, self._manifest, method, **options)
+        return Merger(self._decoder, self._manifest, MergeOptions.of(method, options))
 
     def verify(self, against: Mapping[str, Source] | None = None, *, progress: Progress | None = None) -> VerifyReport:
         """Check every byte against every hash, and what it says for sense.

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from support import State, assert_same, near, noise
@@ -90,7 +91,8 @@ def processes(path: Path, tasks: dict[str, State], count: int, threads: int, rou
     return count * threads * rounds
 
 
-def _replace(path: Path, times: int, size: int) -> None:
+def _replace(path: Path, times: int, size: int, ready: Event) -> None:
+    ready.set()
     for n in range(1, times + 1):
         put(path, n % 2, size)
 
@@ -102,7 +104,9 @@ def replaced_while_read(path: Path, readers: int, times: int, size: int = 6_000)
     """
     generations = [put(path, 1, size), put(path, 0, size)]
     generations.reverse()
-    writer = multiprocessing.get_context("spawn").Process(target=_replace, args=(path, times, size))
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    writer = spawn.Process(target=_replace, args=(path, times, size, ready))
 
     def read(_: int) -> int:
         done = 0
@@ -116,6 +120,7 @@ def replaced_while_read(path: Path, readers: int, times: int, size: int = 6_000)
         return done
 
     writer.start()
+    assert ready.wait(120), "the writer has imported: from here on they are at it together"
     with ThreadPoolExecutor(readers) as pool:
         decodes = sum(pool.map(read, range(readers)))
     writer.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,24 +16,38 @@ LOW = {"errors", "format"}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
+    "concurrency": set(),
     "format": {"errors"},
     "kernels": {"errors"},
     "humanize": {"errors"},
     "names": {"errors"},
     "evaluator": {"errors"},
     "tensors": {"format", "memory"},
-    "stores": {"errors", "format"},
+    "stores": {"concurrency", "errors", "format"},
     "recipes": {"errors", "kernels"},
     "codecs": {"errors", "format", "kernels"},
     "merging": {"errors", "kernels", "recipes"},
     "adapters": {"errors", "format", "tensors"},
     "checkpoints": {"adapters", "errors", "format", "kernels", "names", "stores", "tensors"},
     "encoder": {
-        *("adapters", "checkpoints", "codecs", "errors", "format", "kernels", "merging", "names", "recipes", "stores"),
+        *(
+            "concurrency",
+            "adapters",
+            "checkpoints",
+            "codecs",
+            "errors",
+            "format",
+            "kernels",
+            "merging",
+            "names",
+            "recipes",
+            "stores",
+        ),
         *("tensors", "humanize"),
     },
     "archive": {
         *(
+            "concurrency",
             "adapters",
             "checkpoints",
             "codecs",
@@ -47,7 +62,7 @@ MAY_IMPORT = {
         *("stores", "tensors", "humanize"),
     },
     "report": {"archive", "errors", "format", "stores", "humanize"},
-    "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
+    "hub": {"archive", "concurrency", "checkpoints", "errors", "format", "stores", "tensors"},
     "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
@@ -67,9 +82,20 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield path.relative_to(PACKAGE).with_suffix("").parts[0], path
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """The syntax tree of a file, read once for all tests here."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """The full names of modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -127,7 +153,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_no_two_classes_have_one_name() -> None:
     homes: dict[str, list[str]] = {}
     for _, path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
@@ -156,8 +182,22 @@ def test_nothing_imports_the_command_line() -> None:
 def test_the_package_prints_nowhere_but_on_the_command_line() -> None:
     for owner, path in modules():
         if owner not in {"cli", "demo", "__main__"}:
-            calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+            calls = [n for n in nodes(path) if isinstance(n, ast.Call)]
             assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in {"print", "input"}], path
+
+
+def test_threads_are_started_in_one_place() -> None:
+    """An engine is what users choose to pack with; the build runs where nothing of the package can be imported."""
+    allowed = {"concurrency.py", "encoder/engine.py", "kernels/native/build.py"}
+    for _, path in modules():
+        if path.relative_to(PACKAGE).as_posix() not in allowed:
+            names = (
+                {n.attr for n in nodes(path) if isinstance(n, ast.Attribute)}
+                if "threading" in imported(path)
+                else set()
+            )
+            assert "Thread" not in names, path
+            assert "concurrent.futures.ThreadPoolExecutor" not in imported(path), path
 
 
 LOADED = """

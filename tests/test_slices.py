@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +63,15 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         tallstore.pack(base, {"t": task, "u": task}, path, **options)
     with tallstore.open(path, base=base if request.param == "reference" else None) as found:
         yield found, found.state_dict("t", exact=request.param == "exact")
+
+
+@pytest.fixture(scope="module")
+def plain(opened: tuple[Zoo, State], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The task as safetensors has it."""
+    path = tmp_path_factory.mktemp("plain") / "t.safetensors"
+    save_file({name: tensor.contiguous().clone() for name, tensor in opened[1].items()}, path)
+    with safe_open(path, "pt") as file:
+        yield file
 
 
 def test_it_is_used_as_a_file_is(opened: tuple[Zoo, State], tmp_path: Path) -> None:
@@ -133,23 +142,20 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> object:
 
 @given(data=st.data())
 @settings(max_examples=examples(40), deadline=None)
-def test_any_index_gives_what_safetensors_gives(opened: tuple[Zoo, State], data: st.DataObject) -> None:
+def test_any_index_gives_what_safetensors_gives(opened: tuple[Zoo, State], plain: Any, data: st.DataObject) -> None:
     """Results and errors, call for call."""
     found, state = opened
-    with tempfile.TemporaryDirectory() as folder:
-        save_file({n: t.contiguous().clone() for n, t in state.items()}, f"{folder}/t.safetensors")
-        with safe_open(f"{folder}/t.safetensors", "pt") as file:
-            weights = found.weights("t", exact="exact" in found.manifest.tasks["t"].parts)
-            for _ in range(12):
-                name = data.draw(st.sampled_from(sorted(state)))
-                index = data.draw(indices(tuple(state[name].shape)))
-                theirs, ours = attempt(file.get_slice(name), index), attempt(weights.get_slice(name), index)
-                if isinstance(theirs, Tensor):
-                    assert isinstance(ours, Tensor), (name, index, ours)
-                    assert same_bits(ours, theirs.contiguous()), (name, index)
-                else:
-                    assert isinstance(ours, OptionError), (name, index, theirs, ours)
-                    assert isinstance(ours, type(theirs)), (name, index, theirs, ours)
+    weights = found.weights("t", exact="exact" in found.manifest.tasks["t"].parts)
+    for _ in range(12):
+        name = data.draw(st.sampled_from(sorted(state)))
+        index = data.draw(indices(tuple(state[name].shape)))
+        theirs, ours = attempt(plain.get_slice(name), index), attempt(weights.get_slice(name), index)
+        if isinstance(theirs, Tensor):
+            assert isinstance(ours, Tensor), (name, index, ours)
+            assert same_bits(ours, theirs.contiguous()), (name, index)
+        else:
+            assert isinstance(ours, OptionError), (name, index, theirs, ours)
+            assert isinstance(ours, type(theirs)), (name, index, theirs, ours)
 
 
 def attempt(tensor: object, index: object) -> Tensor | Exception:

@@ -29,7 +29,8 @@ from tallstore.encoder.metrics import agreement
 from tallstore.encoder.remeasure import remeasure
 from tallstore.errors import CheckpointError
 from tallstore.kernels.native import encode as native
-from tallstore.recipes.allocation import Quantizer, magnitudes
+from tallstore.recipes.histogram import magnitudes
+from tallstore.recipes.quantizers import Quantizer
 from tallstore.recipes.solo import Solo
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the native library")

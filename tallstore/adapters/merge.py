@@ -91,7 +91,8 @@ def changes(
     if config is None:
         _check_floats(deltas, dtypes, where)
         return deltas
-    merger = _Merger(tensors, config, places, dtypes, read, base, deltas, where, ties)
+    adapted = _AdaptedBase(places=places, dtypes=dtypes, read=base, ties=ties)
+    merger = _Merger(tensors, config, read, adapted, deltas, where)
     by: dict[str, str] = {}
     copies = frozenset(name for name, change in deltas.items() if not change.in_place)
     for module in tensors.modules:
@@ -146,6 +147,16 @@ def _taken(read: Read, name: str, dtype: torch.dtype) -> Tensor:
     return read(name).to(dtype)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _AdaptedBase:
+    """The base that an adapter changes: where its tensors are, their types, what reads one, and which share memory."""
+
+    places: AdapterPlaces
+    dtypes: Mapping[str, str]
+    read: Read
+    ties: Mapping[str, str]
+
+
 class _Merger:
     """Merges an adapter module by module."""
 
@@ -153,16 +164,13 @@ class _Merger:
         self,
         tensors: AdapterTensors,
         config: AdapterConfig,
-        places: AdapterPlaces,
-        dtypes: Mapping[str, str],
         read: Read,
-        base: Read,
+        base: _AdaptedBase,
         replaced: Mapping[str, AdapterDelta],
         where: str,
-        ties: Mapping[str, str],
     ) -> None:
-        self._tensors, self._config, self._places, self._ties = tensors, config, places, ties
-        self._dtypes, self._read, self._base, self._where = dtypes, read, base, where
+        self._tensors, self._config, self._places, self._ties = tensors, config, base.places, base.ties
+        self._dtypes, self._read, self._base, self._where = base.dtypes, read, base.read, where
         self._replaced = dict(replaced)
         self._foreign = cache(self._merged_by_peft)
 

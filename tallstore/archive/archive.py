@@ -27,7 +27,8 @@ from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.mask_statistics import MaskStatistics, count_masks
 from tallstore.archive.prefetch import announce, announce_files
-from tallstore.archive.reader import Place, Reader, RefetchedError, retry
+from tallstore.archive.reader import Place, Reader
+from tallstore.archive.refetch import retry_after_refetch
 from tallstore.archive.subset import write_subset
 from tallstore.archive.whole_tensors import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
@@ -35,7 +36,6 @@ from tallstore.errors import (
     NoSuchTaskError,
     NoSuchTensorError,
     OptionError,
-    WrongBaseError,
 )
 from tallstore.format.data_files import check_data_file
 from tallstore.format.dtypes import ITEM_BYTES
@@ -339,15 +339,11 @@ class Archive:
         return chosen
 
     def _retry_after_refetch(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""
-        try:
-            return work(*arguments)
-        except RefetchedError:
-            pass
-        except WrongBaseError:
-            if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.refetch():
-                raise
-        return retry(work, *arguments)
+        """Work; once more where a file was fetched again, of the archive or of a referenced base."""
+        return retry_after_refetch(work, *arguments, refetch_base=self._refetch_base)
+
+    def _refetch_base(self) -> bool:
+        return isinstance(self._base_checkpoint, ReferencedBase) and self._base_checkpoint.refetch()
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""

@@ -71,7 +71,7 @@ class Codes:
             else:
                 data = self._reader.chunk_here(place, index, name)
                 yield from codec.decode_tiles(data, out, str(place.entry.dtype))
-            self._reader.mark_verified(place, index)
+            self._reader.verified.add(place.path, place.chunk(index))
         except (FormatError, DamagedError) as error:
             self._raise_named(place, name, error)
 
@@ -80,13 +80,13 @@ class Codes:
         codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk_here(place, index, name)
         self._guard(place, name, lambda: codec.decode(data, out, str(place.entry.dtype)))
-        self._reader.mark_verified(place, index)
+        self._reader.verified.add(place.path, place.chunk(index))
 
     def read(self, place: Place, index: int, name: str) -> None:
         """Read a chunk and check it; nothing is decoded."""
         self._reader.check(place, index, name)
         if coded(place).codec == RAW:
-            self._reader.mark_verified(place, index)
+            self._reader.verified.add(place.path, place.chunk(index))
 
     def check(self, place: Place, name: str) -> None:
         """Read and decode every chunk of a tensor that needs no other one, one at a time, and keep nothing."""

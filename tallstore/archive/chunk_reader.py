@@ -41,7 +41,7 @@ class ChunkReader(Codes):
         steps = self._steps(place, vector, index, name)
         for each in (place, vector):
             if each is not None and each.offset is not None:
-                self._reader.mark_verified(each, index)
+                self._reader.verified.add(each.path, each.chunk(index))
         return steps
 
     def whole_is_verified(self, place: Place) -> bool:
@@ -50,15 +50,16 @@ class ChunkReader(Codes):
 
     def unverified(self, place: Place) -> list[int]:
         """The other chunks of such a tensor."""
-        return [index for index in range(len(coded(place).chunks)) if not self._reader.is_verified(place, index)]
+        return [index for index in range(len(coded(place).chunks)) if not self._is_verified(place, index)]
 
     def steps_are_verified(self, place: Place, vector: Place | None, index: int) -> bool:
         """Whether there were such steps once, in this process, in files that have not changed since."""
         return all(
-            self._reader.is_verified(each, index)
-            for each in (place, vector)
-            if each is not None and each.offset is not None
+            self._is_verified(each, index) for each in (place, vector) if each is not None and each.offset is not None
         )
+
+    def _is_verified(self, place: Place, index: int) -> bool:
+        return self._reader.verified.contains(place.path, place.chunk(index))
 
     def _steps(self, place: Place, vector: Place | None, index: int, name: str) -> Steps:
         entry = place.entry
@@ -126,7 +127,7 @@ class ChunkReader(Codes):
         done = steps.fill(part, source) if steps is not None else decoding().whole(part, source)
         if not done or (raw and not self._reader.holds(place, index, source)):
             return False
-        self._reader.mark_verified(place, index)
+        self._reader.verified.add(place.path, place.chunk(index))
         return True
 
     def _planes(self, place: Place, index: int, name: str, n: int) -> FillSource | None:

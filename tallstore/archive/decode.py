@@ -6,13 +6,9 @@ so jobs run side by side and memory beyond the output stays at a few chunks.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +27,7 @@ from tallstore.archive.resident_lossless import CodedLossless
 from tallstore.archive.slices import Pieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
+from tallstore.concurrency import run_all
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import reference
 from tallstore.kernels.steps import Run, Steps
@@ -102,7 +99,7 @@ class Decoder:
 
     def base_cannot_fail(self, task: str) -> bool:
         """Whether what a task takes from the base cannot fail to decode once it was checked."""
-        self._reader.reset_verified()
+        self._reader.verified.reset()
         used = {str(p.entry.base) for p in self.task(task).values() if p.entry.base is not None}
         return all(self._base.cannot_fail(name) for name in used)
 
@@ -454,37 +451,7 @@ class Decoder:
         return np.concatenate(pieces)[: stop - start]
 
     def _run(self, jobs: list[Job]) -> None:
-        """Run jobs side by side, this thread among the workers; of errors, that of the first job wins."""
-        waiting = deque(enumerate(jobs))
-        failed: list[tuple[int, BaseException]] = []
-
-        def work() -> None:
-            while waiting and not failed:
-                try:
-                    index, job = waiting.popleft()
-                except IndexError:  # another worker took it
-                    return
-                try:
-                    job()
-                except BaseException as error:  # raised below
-                    failed.append((index, error))
-
-        helpers = []
-        with contextlib.suppress(RuntimeError):  # no more threads can be had: those that there are do it
-            for n in range(1, min(self._threads, len(jobs))):
-                helper = threading.Thread(target=work, name=f"tallstore-decode-{n}", daemon=True)
-                helper.start()
-                helpers.append(helper)
-        try:
-            work()
-            for helper in helpers:
-                helper.join()
-        except BaseException as error:  # interrupted while waiting: the others end with what they are at
-            failed.append((-1, error))
-            for helper in helpers:
-                helper.join()
-        if failed:
-            raise min(failed, key=itemgetter(0))[1]
+        run_all(jobs, self._threads, "tallstore-decode")
 
 
 def _shape(place: Place) -> tuple[int, ...]:

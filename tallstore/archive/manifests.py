@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from tallstore.archive.refetch import read_checked
 from tallstore.archive.verified import MANIFEST_MOST, MANIFESTS
-from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
+from tallstore.errors import ArchiveError, DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.adapter import adapter_note
 from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
@@ -38,13 +39,17 @@ def read_manifest(store: Store) -> Manifest:
         raise NotAnArchiveError(f"{store.url}: no {MANIFEST} in it: not an archive, or one never finished") from error
     if length > limits.MANIFEST_BYTES:
         raise FormatError(f"{store.url}: {MANIFEST} of {length} bytes is over the cap of {limits.MANIFEST_BYTES}")
-    data = _whole(store, MANIFEST)
-    try:
+    data = b""
+
+    def read() -> Manifest:
+        nonlocal data
+        data = _whole(store, MANIFEST)
         return _parsed(store, data)
-    except (DamagedError, FormatError):
-        if is_intact(data) or not store.refetch(MANIFEST):
-            raise
-    return _parsed(store, _whole(store, MANIFEST))
+
+    def is_damage(error: ArchiveError) -> bool:
+        return isinstance(error, DamagedError | FormatError) and not is_intact(data)
+
+    return read_checked(store, MANIFEST, read, is_damage)
 
 
 def _parsed(store: Store, data: bytes) -> Manifest:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import xxhash
 
-from tallstore.archive.verified import CHUNKS, HEADERS, VerifiedChunks
+from tallstore.archive.refetch import read_checked, refetch_or_raise
+from tallstore.archive.verified import HEADERS, Chunk, VerifiedChunks
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format import limits
 from tallstore.format.manifest import Manifest
@@ -26,10 +27,6 @@ from tallstore.stores.base import pieces
 _T = TypeVar("_T")
 
 
-class RefetchedError(DamagedError):
-    """The file was damaged, and the store has fetched it again: retry the read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """A tensor in a part: the part's path, its entry, and where its coded bytes begin."""
@@ -38,23 +35,10 @@ class Place:
     entry: Entry
     offset: int | None
 
-
-def _again(store: Store, path: str, read: Callable[[], _T]) -> _T:
-    """What a reading that checks gives; if it finds damage, and the store can get the file anew, a second time."""
-    try:
-        return read()
-    except DamagedError:
-        if not store.refetch(path):
-            raise
-    return read()
-
-
-def retry(work: Callable[..., _T], *arguments: Any) -> _T:
-    """Work again, after a file was got anew. It is not got twice: damage that is met now is DamagedError."""
-    try:
-        return work(*arguments)
-    except RefetchedError as error:
-        raise DamagedError(*error.args) from error
+    def chunk(self, index: int) -> Chunk:
+        """What a chunk of it is known by."""
+        assert self.entry.coded is not None
+        return self.offset, index, self.entry.coded.chunks.digest(index)
 
 
 class Reader:
@@ -66,13 +50,13 @@ class Reader:
         store.expect(manifest.parts)
         self._headers: dict[str, PartHeader] = {}
         self._lock = threading.Lock()
-        self._known: dict[str, VerifiedChunks] = {}
+        self.verified = VerifiedChunks(store)
 
     def header(self, path: str) -> PartHeader:
         """A part's header, its bytes checked against the manifest's hash."""
         with self._lock:
             if path not in self._headers:
-                self._headers[path] = _again(self.store, path, partial(self._read_header, path))
+                self._headers[path] = read_checked(self.store, path, partial(self._read_header, path))
             return self._headers[path]
 
     def places(self, paths: Sequence[str], part: str, owner: str) -> dict[str, Place]:
@@ -92,7 +76,7 @@ class Reader:
 
     def chunk(self, place: Place, index: int, name: str) -> memoryview:
         """The coded bytes of one chunk, checked."""
-        return _again(self.store, place.path, partial(self._chunk, place, index, name))
+        return read_checked(self.store, place.path, partial(self._chunk, place, index, name))
 
     def _chunk(self, place: Place, index: int, name: str) -> memoryview:
         data = self.store.read(place.path, *self._span(place, index))
@@ -118,7 +102,7 @@ class Reader:
             self._check(place, index, name, xxhash.xxh3_64_digest(data))
             return data
 
-        return _again(self.store, place.path, read)
+        return read_checked(self.store, place.path, read)
 
     def source(self, place: Place, index: int) -> FillSource | None:
         """A chunk's coded bytes, for kernels that read them themselves; None where there is no way or no kernel."""
@@ -132,26 +116,6 @@ class Reader:
         length = self._span(place, index)[1]
         if source is None or not decoding().check(source, length) or not self.holds(place, index, source):
             self.chunk_here(place, index, name)
-
-    def reset_verified(self) -> None:
-        """Chunks count as known from here on only in files that are now what they were."""
-        self._known = {}
-
-    def mark_verified(self, place: Place, index: int) -> None:
-        """Remember that a chunk that was read since `reset_verified` has its hash, and decodes."""
-        self._known_of(place).add((place.offset, index, _hash(place, index)))
-
-    def is_verified(self, place: Place, index: int) -> bool:
-        """Whether a chunk was found right in this process, in a file that has not changed since."""
-        return (place.offset, index, _hash(place, index)) in self._known_of(place)
-
-    def _known_of(self, place: Place) -> VerifiedChunks:
-        known = self._known.get(place.path)
-        if known is None:
-            state = self.store.state(place.path)
-            known = VerifiedChunks() if state is None else CHUNKS.get((state, place.path), VerifiedChunks)
-            self._known[place.path] = known
-        return known
 
     def chunk_into(self, place: Place, index: int, name: str, out: memoryview, step: int) -> Iterator[tuple[int, int]]:
         """Fill `out` with a chunk's coded bytes, run by run as they are checked: they are in the cache then.
@@ -175,13 +139,11 @@ class Reader:
         try:
             self._check(place, index, name, digest.digest())
         except DamagedError as error:
-            if self.store.refetch(place.path):
-                raise RefetchedError(*error.args) from error
-            raise
+            refetch_or_raise(self.store, place.path, error)
 
     def holds(self, place: Place, index: int, source: FillSource) -> bool:
         """Whether a chunk's bytes, which were read to the end, have its hash."""
-        return source.digest == _hash(place, index)
+        return source.digest == place.chunk(index)[2]
 
     def _span(self, place: Place, index: int) -> tuple[int, int]:
         """Where a chunk begins in its part, and how long it is."""
@@ -191,7 +153,7 @@ class Reader:
         return place.offset + coded.chunks.before(index), coded.chunks.length(index)
 
     def _check(self, place: Place, index: int, name: str, digest: bytes) -> None:
-        if digest != _hash(place, index):
+        if digest != place.chunk(index)[2]:
             raise DamagedError(
                 f"{self.where(place.path)}: tensor {name!r} is damaged (chunk {index}: checksum differs); "
                 "fetch or pack it again"
@@ -207,7 +169,7 @@ class Reader:
 
     def file(self, path: str) -> bytes:
         """A small file, checked against the manifest's hash."""
-        return _again(self.store, path, partial(self._file, path))
+        return read_checked(self.store, path, partial(self._file, path))
 
     def _file(self, path: str) -> bytes:
         record = self.manifest.parts[path]
@@ -233,8 +195,8 @@ class Reader:
             yield piece
         if digest.hexdigest() == record.sha256:
             return
-        kind = RefetchedError if self.store.refetch(path) else DamagedError
-        raise kind(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
+        damage = DamagedError(f"{self.where(path)}: damaged (sha256 differs); fetch or pack it again")
+        refetch_or_raise(self.store, path, damage)
 
     def where(self, path: str) -> str:
         """How messages name a part."""
@@ -254,8 +216,3 @@ class Reader:
             (record.header_sha256, record.size),
             lambda: PartHeader.from_bytes(data, record.size, self.where(path)),
         )
-
-
-def _hash(place: Place, index: int) -> bytes:
-    assert place.entry.coded is not None
-    return place.entry.coded.chunks.digest(index)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +21,7 @@ from tallstore.archive.in_place import check_overlaps, converted, touched, versi
 from tallstore.archive.merging.alignment import line_up
 from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless
+from tallstore.concurrency import run_all
 from tallstore.errors import ModelChangedError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
 from tallstore.tensors import TORCH, shape_of
@@ -322,13 +322,7 @@ class Switcher:
         return target
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        if self._threads == 1 or len(jobs) < 2:
-            for job in jobs:
-                _quietly(job)
-            return
-        with ThreadPoolExecutor(self._threads, "tallstore-switch") as pool:
-            for future in [pool.submit(_quietly, job) for job in jobs]:
-                future.result()
+        run_all([partial(_quietly, job) for job in jobs], self._threads, "tallstore-switch")
 
 
 def _quietly(job: Job) -> None:

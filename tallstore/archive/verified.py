@@ -1,4 +1,4 @@
-"""What this process read before and found right, so that it need not be looked at twice before something is written.
+"""Process-wide caches: parsed manifests and headers, and chunks whose checksum was verified.
 
 Manifests and headers are known by their hash and so need not be parsed again, whoever opens an archive with the same
 ones: what was parsed is shared, and not to be changed. Chunks are known by the state of the file that they lie in. That
@@ -15,8 +15,9 @@ from typing import Generic, TypeVar
 
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import PartHeader
+from tallstore.stores import Store
 
-__all__ = ["CHUNKS", "HEADERS", "MANIFESTS", "MANIFEST_MOST", "Chunk", "VerifiedChunks"]
+__all__ = ["HEADERS", "MANIFESTS", "MANIFEST_MOST", "Chunk", "VerifiedChunks"]
 
 Chunk = tuple[int | None, int, bytes]
 """Where its tensor's bytes begin in their part, which chunk it is, and its hash."""
@@ -53,24 +54,50 @@ class _Recent(Generic[_V]):
         return made
 
 
-class VerifiedChunks:
-    """Chunks of one file, in one state, that were found right."""
+class _Chunks:
+    """Chunks of one file, in one state, that were verified. Adding to a set is atomic."""
 
     def __init__(self) -> None:
-        self._chunks: set[Chunk] = set()
+        self.held: set[Chunk] = set()
 
     def add(self, chunk: Chunk) -> None:
-        """One that was read after the file was in this state."""
-        if len(self._chunks) < _CHUNKS:
-            self._chunks.add(chunk)
-
-    def __contains__(self, chunk: object) -> bool:
-        return chunk in self._chunks
+        if len(self.held) < _CHUNKS:
+            self.held.add(chunk)
 
 
 MANIFESTS = _Recent[Manifest](_MANIFESTS)
 """By sha256 of their bytes."""
 HEADERS = _Recent[PartHeader](_FILES)
 """By sha256 of the header's bytes, and size of the part."""
-CHUNKS = _Recent[VerifiedChunks](_FILES)
+_FILES_CHUNKS = _Recent[_Chunks](_FILES)
 """By a file's state (`Store.state`) and the part's path."""
+
+
+class VerifiedChunks:
+    """Which chunks of a store's files this process found right: hash and content, in files that have not changed since.
+
+    A file's state is looked at once, when it is first asked about after `reset`. Safe to use from several threads.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._files: dict[str, _Chunks] = {}
+
+    def reset(self) -> None:
+        """From here on chunks count as verified only in files that are now what they were."""
+        self._files = {}
+
+    def add(self, path: str, chunk: Chunk) -> None:
+        """A chunk of a file, read since `reset`, has its hash and decodes."""
+        self._of(path).add(chunk)
+
+    def contains(self, path: str, chunk: Chunk) -> bool:
+        """Whether a chunk was found right in this process, in a file that has not changed since."""
+        return chunk in self._of(path).held
+
+    def _of(self, path: str) -> _Chunks:
+        files = self._files
+        if path not in files:
+            state = self._store.state(path)
+            files[path] = _Chunks() if state is None else _FILES_CHUNKS.get((state, path), _Chunks)
+        return files[path]

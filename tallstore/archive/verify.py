@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tallstore.archive.consistency import BaseReader, Checker
-from tallstore.archive.reader import Reader, RefetchedError, retry
+from tallstore.archive.reader import Reader
+from tallstore.archive.refetch import retry_after_refetch
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.manifest import MANIFEST
 
@@ -70,10 +71,7 @@ def verify_archive(
             raise DamagedError(
                 f"{reader.where(path)}: {size} bytes, and the manifest says {record.size}: fetch it again"
             )
-        try:
-            _check_whole(reader, path, done, total, progress)
-        except RefetchedError:
-            retry(_check_whole, reader, path, done, total, progress)
+        retry_after_refetch(_check_whole, reader, path, done, total, progress)
         done += record.size
         if record.header_size is not None:
             reader.check_padding(path)

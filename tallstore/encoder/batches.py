@@ -21,6 +21,7 @@ from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.encode_item import Done, Identity, Item, Outcome, Tools, WholePiece, do, identify, keep, measure
 from tallstore.encoder.plan import EncodePlan
+from tallstore.encoder.reasons import Why
 from tallstore.encoder.result_files import Place, ResultFile, Span, read_result
 from tallstore.errors import CheckpointError, WorkerError
 from tallstore.kernels.native import library
@@ -149,7 +150,7 @@ def _item(item: Item, tools: Tools, out: ResultFile) -> list[Any]:
 
 def _row(outcome: Outcome, out: ResultFile) -> list[Any]:
     made = outcome.made
-    said = [outcome.moved, outcome.why_whole, outcome.if_moved]
+    said = [outcome.moved, *(None if why is None else why.to_json() for why in (outcome.why_whole, outcome.if_moved))]
     if made is None:
         return [*said, "", "", 1.0, [], None, None, None]
     lost = out.add(outcome.lost) if outcome.lost else None
@@ -180,8 +181,8 @@ class RowResult(NamedTuple):
     """What became of one user's chunk."""
 
     moved: bool
-    why_whole: str
-    if_moved: str
+    why_whole: Why | None
+    if_moved: Why | None
     kind: str
     codec: str
     scale: float
@@ -213,7 +214,8 @@ def _parse_row(facts: Any, path: Path) -> RowResult:
     moved, why_whole, if_moved, kind, codec, scale, sums, data, lost, instead = facts
     coded, kept = _span(data, path), _span(lost, path)
     other = None if instead is None else LosslessRow(instead[0], tuple(instead[1]), span(instead[2], path))
-    return RowResult(moved, why_whole, if_moved, kind, codec, scale, tuple(sums), coded, kept, other)
+    whole, then = Why.from_json(why_whole), Why.from_json(if_moved)
+    return RowResult(moved, whole, then, kind, codec, scale, tuple(sums), coded, kept, other)
 
 
 def span(place: Place | Sequence[Any], path: Path) -> Span:

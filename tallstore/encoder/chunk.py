@@ -20,8 +20,8 @@ from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.metrics import N_SUMS, agreement, scaled, sums
 from tallstore.encoder.tile import STATISTIC_TILE, TILE, ChunkChoice, TaskRow, spans, task_vector, tile_type, tiles
 from tallstore.kernels import reference
-from tallstore.recipes.allocation import Quantizer
 from tallstore.recipes.base import Recipe
+from tallstore.recipes.quantizers import Quantizer
 
 __all__ = [
     "STATISTIC_TILE",

@@ -15,12 +15,11 @@ from typing import Any
 
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint
+from tallstore.encoder.assembly import UNMOVED, GrowingTensor, TensorCost, Writers
 from tallstore.encoder.batches import (
     Batch,
     Context,
     ItemResult,
-    LosslessRow,
-    RowResult,
     cut,
     cut_pieces,
     gather,
@@ -35,7 +34,8 @@ from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import EncodePlan, User, Whole
-from tallstore.encoder.report import Progress
+from tallstore.encoder.reasons import Reason, Why
+from tallstore.encoder.report import Progress, sentence
 from tallstore.encoder.resume import Journal
 from tallstore.encoder.without_loss import WithoutLoss, count_without_loss, warnings_of
 from tallstore.errors import OutputError
@@ -44,7 +44,6 @@ from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.recipes.base import Recipe, ZooFacts
-from tallstore.stores import Sink
 
 _CHUNK = 1 << 20
 _MEMORY = 1 << 29
@@ -78,104 +77,32 @@ def in_memory(n_tasks: int) -> int:
     return max(1, 2 * _MEMORY // max(1, chunk_elements(n_tasks) * n_tasks * _BYTES_AN_ELEMENT))
 
 
-class Writers:
-    """The parts that grow during the pass."""
+@dataclass(frozen=True, kw_only=True)
+class PackJob:
+    """One archive to be written: what is known before the pass begins."""
 
-    def __init__(self, sink: Sink, tasks: Sequence[str], group: str, *, embed: bool, most: int, keep: bool) -> None:
-        def parts(path: str, part: str, owner: str) -> PartWriter:
-            return PartWriter(sink, path, part, owner, most, keep=keep)
-
-        self.base = parts("base/base.safetensors", "base", "") if embed else None
-        self.vector = parts(f"vector/{group}.safetensors", "vector", group)
-        self.masks = [parts(f"tasks/{t}/mask.safetensors", "mask", t) for t in tasks]
-        self.exacts = [parts(f"tasks/{t}/exact.safetensors", "exact", t) for t in tasks]
-        self.privates = [parts(f"tasks/{t}/private.safetensors", "private", t) for t in tasks]
-
-
-@dataclass
-class _Growing:
-    """One user's tensor while its chunks go by."""
-
-    user: User
-    quality: Quality = field(default_factory=Quality)
-    scales: list[float] = field(default_factory=list)
-    moved: bool = False
-    kind: str = ""
-    why_whole: str = ""
-    if_moved: str = ""
-    codec: str = ""
-    """Of a delta."""
-    size: int = 0
-    """Coded bytes so far, of both layers."""
-    instead: list[tuple[LosslessRow, int]] = field(default_factory=list)
-    """The chunks so far coded without loss, and their elements: nothing where that was not tried."""
-
-    @property
-    def smaller_without_loss(self) -> bool:
-        """Whether both layers take at least what the tensor takes without loss."""
-        return bool(self.instead) and sum(row.data.length for row, _ in self.instead) <= self.size
-
-    def take_without_loss(self, writer: PartWriter) -> None:
-        """Put the chunks that are coded without loss in the place of both layers."""
-        self.kind, self.codec, self.scales, self.quality = "lossless", self.instead[0][0].codec, [], Quality()
-        writer.begin()
-        for row, n in self.instead:
-            writer.add(row.data)
-            self.quality.add(row.sums, n)
-
-    def add(self, row: RowResult, n: int, writers: Writers) -> None:
-        """Take the next chunk, of n elements, into account."""
-        self.moved |= row.moved
-        self.why_whole = self.why_whole or row.why_whole
-        self.if_moved = self.if_moved or row.if_moved
-        if row.data is None or self.why_whole:
-            return
-        self.kind, self.codec = row.kind, row.codec
-        if row.lost is not None:
-            writers.exacts[self.user.task].add(row.lost)
-        writers.masks[self.user.task].add(row.data)
-        self.size += row.data.length + (0 if row.lost is None else row.lost.length)
-        if row.instead is not None:
-            self.instead.append((row.instead, n))
-        self.scales.append(row.scale)
-        self.quality.add(row.sums, n)
-
-
-@dataclass(frozen=True)
-class TensorCost:
-    """What one task's tensor loses, and in which form it is stored."""
-
-    error: float
-    """‖τ̂ − τ‖²."""
-    norm: float
-    """‖τ‖²."""
-    parameters: int
-    form: str
-    """A kind of mask, the codec of a delta, or UNMOVED."""
-
-
-UNMOVED = "base"
-"""The form of a tensor that is the base's, where the base that is stored misses it."""
+    base: Checkpoint
+    tasks: Sequence[Checkpoint]
+    plan: EncodePlan
+    recipe: Recipe
+    options: Options
+    journal: Journal
+    slot: GroupSlot = GroupSlot()
+    forms: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    """(task, base tensor) → a stronger form than the recipe's."""
+    exact: frozenset[int] = frozenset()
+    """Tasks with an exact part."""
+    lossless: frozenset[int] = frozenset()
+    """Tasks of which every tensor is stored without loss."""
+    progress: Progress | None = None
 
 
 class Stream:
     """Reads every checkpoint once (once more for each statistic of the recipe), and feeds the parts."""
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        tasks: Sequence[Checkpoint],
-        plan: EncodePlan,
-        recipe: Recipe,
-        options: Options,
-        progress: Progress | None,
-        forms: Mapping[tuple[int, str], str],
-        exact: frozenset[int],
-        journal: Journal,
-        slot: GroupSlot,
-        lossless: frozenset[int] = frozenset(),
-    ) -> None:
-        self.base, self.tasks, self.plan, self.recipe = base, tasks, plan, recipe
+    def __init__(self, job: PackJob) -> None:
+        tasks, options, lossless = job.tasks, job.options, job.lossless
+        self.base, self.tasks, self.plan, self.recipe = job.base, tasks, job.plan, job.recipe
         self.identity: dict[str, BaseTensor] = {}
         self.quality = [Quality() for _ in tasks]
         self.by_tensor: dict[tuple[int, str], TensorCost] = {}
@@ -184,32 +111,32 @@ class Stream:
         """Of each task, once the pass is done."""
         self._coded: list[dict[str, int]] = [{} for _ in tasks]
         """Coded bytes of tensors that are coded without loss for what they are, by the task's name; 0 of the base's."""
-        self.exact = exact - lossless
+        self.exact = job.exact - lossless
         self.cheaper = [Cheaper() for _ in tasks]
         """Of each task, how many tensors are coded without loss since that is cheaper."""
         self.lossless = lossless
         """Tasks of which every tensor is stored without loss."""
-        self.chunk = slot.chunk or chunk_elements(len(tasks))
-        self._first = slot.first
+        self.chunk = job.slot.chunk or chunk_elements(len(tasks))
+        self._first = job.slot.first
         self.taken_up = 0
         """Batches that an earlier run had finished."""
-        self._options, self._journal = options, journal
+        self._options, self._journal = options, job.journal
         self._tools = Tools(
-            base=base,
+            base=job.base,
             tasks=tasks,
-            recipe=recipe,
-            vector=codecs.VECTOR[options.vector or recipe.vector_codec],
+            recipe=job.recipe,
+            vector=codecs.VECTOR[options.vector or job.recipe.vector_codec],
             mask=codecs.MASK[options.mask],
             whole=codecs.WHOLE[options.base_codec],
             embed=options.base_storage != "reference",
             chunk=self.chunk,
             device=options.torch_device(),
             lossless=codecs.WHOLE["planes+zstd"],
-            forms=forms,
-            exact=exact,
+            forms=job.forms,
+            exact=job.exact,
             exactly=lossless,
         )
-        self._progress = progress
+        self._progress = job.progress
         self._done, self._total = 0, self._bytes_to_read()
 
     def run(self, writers: Writers, engine: Engine) -> None:
@@ -325,7 +252,7 @@ class Stream:
 
     def _tensor(self, name: str, done: Iterator[tuple[Any, Path]], writers: Writers) -> None:
         info = self.base.tensors[name]
-        growing = [_Growing(user) for user in self.plan.users[name] if user.masked]
+        growing = [GrowingTensor(user) for user in self.plan.users[name] if user.masked]
         self._begin(growing, writers)
         alike = [True for user in self.plan.users[name] if user.alike]
         sha256 = hashlib.sha256(b"").hexdigest()
@@ -348,7 +275,7 @@ class Stream:
         self._unmasked(name, alike)
 
     @staticmethod
-    def _begin(growing: Sequence[_Growing], writers: Writers) -> None:
+    def _begin(growing: Sequence[GrowingTensor], writers: Writers) -> None:
         writers.vector.begin()
         if writers.base is not None:
             writers.base.begin()
@@ -356,7 +283,7 @@ class Stream:
             writers.masks[each.user.task].begin()
             writers.exacts[each.user.task].begin()
 
-    def _add(self, said: ItemResult, start: int, growing: Sequence[_Growing], writers: Writers) -> None:
+    def _add(self, said: ItemResult, start: int, growing: Sequence[GrowingTensor], writers: Writers) -> None:
         writers.vector.add(said.vector)
         if writers.base is not None and said.base is not None:
             writers.base.add(said.base)
@@ -364,15 +291,15 @@ class Stream:
             if row is not None:
                 each.add(row, min(self.chunk, each.user.covered - start), writers)
 
-    def _end(self, name: str, each: _Growing, writers: Writers) -> bool:
+    def _end(self, name: str, each: GrowingTensor, writers: Writers) -> bool:
         """End a user's tensor as masked, as the base's, or as one to store whole. Whether it needs the vector."""
         user, task = each.user, self.tasks[each.user.task]
         info = task.tensors[user.name]
         writer = writers.masks[user.task]
-        why = each.why_whole or (each.if_moved if each.moved else "")
-        if why:
-            self.plan.private[user.task][user.name] = Whole(why, "numbers")
-            self.plan.warnings[user.task].append(f"tensor {user.name!r} is stored whole and exact: {why}")
+        why = each.why_whole or (each.if_moved if each.moved else None)
+        if why is not None:
+            self.plan.private[user.task][user.name] = Whole(why)
+            self.plan.warnings[user.task].append(f"tensor {user.name!r} is stored whole and exact: {sentence(why)}")
             return False
         if each.moved and each.smaller_without_loss:
             each.take_without_loss(writer)
@@ -381,7 +308,7 @@ class Stream:
             words = Entry(kind="difference", dtype=WORDS[ITEM_BYTES[info.dtype]], shape=shape)
             writers.exacts[user.task].end(user.name, "planes+zstd", self.chunk, words)
         if user.covered < info.numel:
-            self.plan.private[user.task][user.name] = Whole("rows beyond the base's", start=user.covered)
+            self.plan.private[user.task][user.name] = Whole(Why(Reason.ROWS), start=user.covered)
         facts: dict[str, Any] = {"dtype": info.dtype, "shape": info.shape, "base": name, "rows": user.match.rows}
         if user.lossless:
             return self._end_lossless(each, facts, writer)
@@ -402,7 +329,7 @@ class Stream:
             self.cheaper[user.task].count(lossless=each.kind == "lossless")
         return each.kind in SYMBOL_BITS
 
-    def _end_lossless(self, each: _Growing, facts: Mapping[str, Any], writer: PartWriter) -> bool:
+    def _end_lossless(self, each: GrowingTensor, facts: Mapping[str, Any], writer: PartWriter) -> bool:
         """End one that is coded without loss for what it is. Of it no error is measured: that is of masked tensors."""
         user = each.user
         if each.moved:
@@ -451,7 +378,7 @@ class Stream:
         for name, whole in self.plan.private[index].items():
             if not whole.start:
                 info = checkpoint.tensors[name]
-                mask.note(name, Entry(kind="private", dtype=info.dtype, shape=info.shape, why=whole.word))
+                mask.note(name, Entry(kind="private", dtype=info.dtype, shape=info.shape, why=whole.why.reason.word))
 
     def _whole(
         self, checkpoint: Checkpoint, name: str, whole: Whole, private: PartWriter, done: Iterator[tuple[Any, Path]]
@@ -479,4 +406,4 @@ class Stream:
 def _why_unmasked(dtype: str, base: str) -> Whole:
     """Why a tensor that has a place in the base is not masked, by both types."""
     odd = next((each for each in (dtype, base) if each not in MASKABLE), None)
-    return Whole("small", "small") if odd is None else Whole(f"of type {odd}", "type")
+    return Whole(Why(Reason.SMALL) if odd is None else Why(Reason.TYPE, odd))

@@ -34,8 +34,9 @@ from tallstore.encoder.fused_rows import (
     row_in_file,
     start_of,
 )
-from tallstore.encoder.lossless_rows import NAN_IN_BASE, encode_row, lossless_bits, may_be_lossless
+from tallstore.encoder.lossless_rows import encode_row, lossless_bits, may_be_lossless
 from tallstore.encoder.plan import User
+from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.remeasure import remeasure
 from tallstore.encoder.select_gpu import has_kernels
 from tallstore.format.dtypes import ITEM_BYTES
@@ -106,9 +107,9 @@ class Outcome:
     made: Made | None = None
     moved: bool = False
     """Whether it differs from the base in any bit."""
-    why_whole: str = ""
+    why_whole: Why | None = None
     """Why the tensor must be stored whole, if it must."""
-    if_moved: str = ""
+    if_moved: Why | None = None
     """Why it must if another of its chunks moved: this one did not, but cannot be computed with."""
 
     lost: bytes = b""
@@ -119,7 +120,7 @@ class Outcome:
     @property
     def usable(self) -> bool:
         """Whether arithmetic can carry it."""
-        return not self.why_whole and not self.if_moved
+        return self.why_whole is None and self.if_moved is None
 
 
 @dataclass(frozen=True)
@@ -367,10 +368,10 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     info = tools.tasks[user.task].tensors[user.name]
     measured = user.task not in tools.exactly and not user.lossless
     encoded = encode_row(row, base[: len(row)], info.dtype, _rows_of(info, item), measured=measured)
-    outcome = (
-        Outcome(moved=True, why_whole=NAN_IN_BASE) if encoded is None else Outcome(made=encoded[0], moved=encoded[1])
-    )
-    return outcome, row.numel() * row.element_size()
+    size = row.numel() * row.element_size()
+    if encoded is None:
+        return Outcome(moved=True, why_whole=Why(Reason.BASE_NAN)), size
+    return Outcome(made=encoded[0], moved=encoded[1]), size
 
 
 def _rows_of(info: TensorInfo, item: Item) -> Lengths:
@@ -480,10 +481,10 @@ def _usable(users: Sequence[User], chunk: Read, looks: Sequence[Outcome | None])
 def _look(weights: Tensor, base: Tensor, base_largest: float) -> Outcome:
     """Whether a row moved, and whether it or its base holds what arithmetic cannot carry."""
     same, own_largest = _same_and_largest(weights, base.to(weights.dtype))
-    for whose, largest in (("the base's tensor", base_largest), ("it", own_largest)):
+    for whose, largest in ((Reason.BASE_NUMBERS, base_largest), (Reason.NUMBERS, own_largest)):
         if largest <= reach(weights.dtype):
             continue
-        why = f"{whose} holds {f'numbers as large as {largest:.3g}' if math.isfinite(largest) else 'NaN or Inf'}"
+        why = Why(whose, f"{largest:.3g}" if math.isfinite(largest) else "")
         # A NaN has no one image in another type, so only in the same type is such a row the base's.
         return Outcome(if_moved=why) if same and weights.dtype == base.dtype else Outcome(moved=True, why_whole=why)
     return Outcome(moved=not same)

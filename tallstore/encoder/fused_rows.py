@@ -30,10 +30,11 @@ from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.kernels.rules import Rule
 from tallstore.kernels.scratch import scratch
-from tallstore.recipes.allocation import BINS, SHIFT, Magnitudes, Quantizer
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.coherence import BITS, gain_of
 from tallstore.recipes.dither import unmixed
+from tallstore.recipes.histogram import BINS, SHIFT, Magnitudes
+from tallstore.recipes.quantizers import Quantizer
 from tallstore.tensors import TORCH
 
 __all__ = ["Fallback", "Start", "coherent", "counted", "leveled", "marked", "moved", "reach", "row_in_file", "start_of"]

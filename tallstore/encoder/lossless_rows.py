@@ -15,14 +15,10 @@ from tallstore.kernels.lattice import LATTICES
 from tallstore.recipes.base import Recipe, Tile
 from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["NAN_IN_BASE", "Lossless", "encode_row", "lossless_bits", "may_be_lossless"]
+__all__ = ["Lossless", "encode_row", "lossless_bits", "may_be_lossless"]
 
 _FLOATS = codecs.LOSSLESS["lattice"]
 _CODES = codecs.LOSSLESS["lanes"]
-NAN_IN_BASE = "the base's tensor holds NaN, and is of another type"
-"""Why a row cannot be coded against the base: a NaN has no one image in another type."""
-
-
 _FEW = {TORCH[name]: lattice for name, lattice in LATTICES.items() if lattice.bits <= 16 and name in TORCH}
 """Types of so few bits that a tensor may take no more without loss than with some."""
 
@@ -77,7 +73,7 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured:
 
     Returns:
         what becomes of the row, and whether it differs from the base in any bit; None where the base has a NaN and
-        another type (see NAN_IN_BASE).
+        another type (see `Reason.BASE_NAN`).
     """
     if base.dtype != weights.dtype:
         if bool(base.isnan().any()):

@@ -13,14 +13,15 @@ from typing import Any
 from tallstore._version import WRITER
 from tallstore.adapters import TRAINERS
 from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkpoint
-from tallstore.encoder.driver import GroupSlot, Stream, TensorCost, Writers, chunk_elements, in_memory
+from tallstore.encoder.assembly import TensorCost, Writers
+from tallstore.encoder.driver import GroupSlot, PackJob, Stream, chunk_elements, in_memory
 from tallstore.encoder.engine import open_engine
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.metrics import Cheaper
 from tallstore.encoder.options import LOSSLESS, Options
 from tallstore.encoder.parts import PartWriter, write_parts
 from tallstore.encoder.plan import UNMATCHED, EncodePlan, plan
-from tallstore.encoder.report import PackReport, Progress, TaskReport
+from tallstore.encoder.report import PackReport, Progress, TaskReport, sentence
 from tallstore.encoder.resume import Journal
 from tallstore.encoder.sidecars import base_files_of, put_file, write_files
 from tallstore.encoder.without_loss import WithoutLoss
@@ -105,9 +106,20 @@ def encode(
             "slot": [slot.group, slot.first],
         }
         journal = Journal(sink, start, opened, choices)
-        stream = Stream(
-            start, list(opened.values()), planned, recipe, chosen, progress, forms or {}, exact, journal, slot, lossless
+        job = PackJob(
+            base=start,
+            tasks=list(opened.values()),
+            plan=planned,
+            recipe=recipe,
+            options=chosen,
+            journal=journal,
+            slot=slot,
+            forms=forms or {},
+            exact=exact,
+            lossless=lossless,
+            progress=progress,
         )
+        stream = Stream(job)
         stream.run(writers, engine)
         manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
         warnings = (*journal.warnings, *warnings)
@@ -286,7 +298,7 @@ def _report(
                 divergence=predicted_divergence[index],
                 density=task.measured["density"],
                 parameters=task.measured["parameters"],
-                private={tensor: whole.why for tensor, whole in planned.private[index].items()},
+                private={tensor: sentence(whole.why) for tensor, whole in planned.private[index].items()},
                 missing=planned.missing[index],
                 without_loss=WithoutLoss(**told) if (told := task.measured.get("without_loss")) else None,
                 cheaper=Cheaper(**told) if (told := task.measured.get("cheaper_without_loss")) else None,

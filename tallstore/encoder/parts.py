@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import cycle, groupby
+from itertools import cycle, groupby, repeat
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from tallstore.codecs.base import Buffer
+from tallstore.concurrency import ordered
 from tallstore.encoder.result_files import Span, Spool, Taker
 from tallstore.format import limits, strict_json
 from tallstore.format.manifest import PartRecord
@@ -221,10 +220,10 @@ _Item = TypeVar("_Item")
 def _made_ahead(items: Iterator[_Item]) -> Generator[_Item, None, None]:
     """The same, a few of them made on a thread of its own while the one before is being used."""
     end = object()
-    with ThreadPoolExecutor(1, "tallstore-part") as pool:
-        following = deque(pool.submit(next, items, end) for _ in range(_AHEAD))
-        while (item := following.popleft().result()) is not end:
-            following.append(pool.submit(next, items, end))
+    with closing(ordered(repeat(partial(next, items, end)), 1, ahead=_AHEAD + 1, name="tallstore-part")) as made:
+        for item in made:
+            if item is end:
+                return
             yield cast(_Item, item)
 
 

@@ -10,6 +10,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.quantized import Quantized, find_quantized
 from tallstore.encoder.components import matched
 from tallstore.encoder.match import Match
+from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.ties import tied_names
 from tallstore.errors import CheckpointError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
@@ -21,9 +22,6 @@ SMALL = 256
 """Tensors with fewer elements are stored whole if they moved: a mask would save nothing, and they matter."""
 _WORTH = 1 << 13
 """Bytes from which on a tensor that no mask fits is coded against the base's: of fewer there is little to save."""
-
-KEPT = "adapter, kept as it is"
-"""Why an adapter's tensors are stored whole."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ class User:
 class Whole:
     """A tensor, or its elements from `start` on, that is stored whole and exact, and why."""
 
-    why: str
-    word: str | None = None
-    """The reason as the archive keeps it, one of `WHY`; None where rows beyond the base's are all that is whole."""
+    why: Why
     start: int = 0
 
 
@@ -110,9 +106,7 @@ def plan(
             if name in ties:
                 continue
             if name not in matches or (matches[name].rows is not None and task.tensors[name].dtype in PACKED):
-                planned.private[index][name] = Whole(
-                    "the base has no such tensor, or one of another shape", "unmatched"
-                )
+                planned.private[index][name] = Whole(Why(Reason.UNMATCHED))
                 continue
             planned.users[matches[name].base].append(
                 _user(base, task, index, name, matches[name], quantized, lossless=index in lossless)
@@ -140,7 +134,7 @@ def _plan_adapter(planned: EncodePlan, base: Checkpoint, task: Checkpoint, *, al
         )
     ties = dict(task.ties)
     planned.ties.append(ties)
-    planned.private.append({name: Whole(KEPT, "unmatched") for name in task.tensors if name not in ties})
+    planned.private.append({name: Whole(Why(Reason.ADAPTER)) for name in task.tensors if name not in ties})
     planned.unmoved.append({})
     planned.missing.append(())
     planned.unmatched.append(0.0)
@@ -150,7 +144,7 @@ def _plan_adapter(planned: EncodePlan, base: Checkpoint, task: Checkpoint, *, al
 
 def _note_unmatched(planned: EncodePlan, base: Checkpoint, task: Checkpoint) -> None:
     """How much of the last task finds no counterpart; a warning where it is much."""
-    names = [name for name, whole in planned.private[-1].items() if whole.word == "unmatched"]
+    names = [name for name, whole in planned.private[-1].items() if whole.why.reason.word == "unmatched"]
     total = sum(info.numel for name, info in task.tensors.items() if name not in planned.ties[-1])
     share = sum(task.tensors[name].numel for name in names) / total if total else 0.0
     planned.unmatched.append(share)

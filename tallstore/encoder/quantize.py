@@ -16,8 +16,9 @@ from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.metrics import agreement
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import FLOAT32
-from tallstore.recipes.allocation import Quantizer, add_up
 from tallstore.recipes.dither import uniform, unmixed
+from tallstore.recipes.histogram import add_up
+from tallstore.recipes.quantizers import Quantizer
 
 __all__ = ["Leveled", "encode"]
 

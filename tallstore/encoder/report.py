@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore.encoder.metrics import Cheaper
+from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.without_loss import WithoutLoss, note_of
 from tallstore.format.adapter import adapter_note
 
@@ -45,6 +46,26 @@ class TaskReport:
     """Share of the parameters that find no counterpart in the base, and are stored whole."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What of its folder or file is not in the archive, and why."""
+
+
+_SENTENCES = {
+    Reason.UNMATCHED: "the base has no such tensor, or one of another shape",
+    Reason.ADAPTER: "adapter, kept as it is",
+    Reason.SMALL: "small",
+    Reason.TYPE: "of type {about}",
+    Reason.NUMBERS: "it holds {about}",
+    Reason.BASE_NUMBERS: "the base's tensor holds {about}",
+    Reason.BASE_NAN: "the base's tensor holds NaN, and is of another type",
+    Reason.ROWS: "rows beyond the base's",
+}
+
+
+def sentence(why: Why) -> str:
+    """Why a tensor is stored whole, for people."""
+    about = why.about
+    if why.reason in {Reason.NUMBERS, Reason.BASE_NUMBERS}:
+        about = f"numbers as large as {about}" if about else "NaN or Inf"
+    return _SENTENCES[why.reason].format(about=about)
 
 
 def notes_on(tasks: Mapping[str, TaskReport]) -> tuple[str, ...]:

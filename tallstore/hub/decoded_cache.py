@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from hashlib import sha256
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tallstore.archive import Archive
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
+from tallstore.concurrency import Background
 from tallstore.errors import CheckpointError, OptionError, OutputError
 from tallstore.format import safetensors, strict_json
 from tallstore.format.version import VERSION
@@ -66,14 +67,16 @@ class DecodedCache:
                     for name, info in checkpoint.tensors.items()
                 }
         except CheckpointError:
-            self._pool.shutdown()
+            self._pool.close(wait=True)
             self.drop()
             return None
 
     def right(self) -> bool:
         """Whether every byte of what was loaded is as it was written. Waits until that is known."""
-        with self._pool:
+        try:
             return all(piece.result() for piece in self._checked)
+        finally:
+            self._pool.close(wait=True)
 
     def drop(self) -> None:
         """Remove what is damaged, with a warning."""
@@ -106,7 +109,7 @@ class DecodedCache:
 
     def _check(self) -> None:
         """Begin to hold the file's pieces to their checksums, on other threads."""
-        self._pool = ThreadPoolExecutor(os.cpu_count(), "tallstore-kept")
+        self._pool = Background(os.cpu_count(), "tallstore-cache")
         self._checked = [self._pool.submit(bool)]  # False
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             if self._sums.stat().st_size > _MOST:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tallstore.encoder.driver import UNMOVED, TensorCost
+from tallstore.encoder.assembly import UNMOVED, TensorCost
 from tallstore.encoder.encode_item import LOSSLESS
 
 Key = tuple[int, str]

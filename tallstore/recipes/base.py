@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from tallstore.kernels.rules import Rule
-from tallstore.recipes.allocation import Magnitudes, Quantizer
 from tallstore.recipes.dither import seed_of
+from tallstore.recipes.histogram import Magnitudes
+from tallstore.recipes.quantizers import Quantizer
 
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""

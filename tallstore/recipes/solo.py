@@ -25,24 +25,13 @@ from torch import Tensor
 
 from tallstore.errors import OptionError
 from tallstore.kernels.rules import Rule
-from tallstore.recipes.allocation import (
-    ENTRY_BITS,
-    Choices,
-    Magnitudes,
-    PrecisionChoice,
-    Quantizer,
-    allocate,
-    allocate_within,
-    choices,
-    fine,
-    hull_of,
-    ladders,
-    levels_of,
-    magnitudes,
-)
+from tallstore.recipes.allocation import ENTRY_BITS, allocate, allocate_within
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
+from tallstore.recipes.histogram import Magnitudes, magnitudes
+from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
+from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
 from tallstore.recipes.steps import Steps, join, steps
 
 __all__ = ["LEVELS", "TOLERABLE", "Solo"]

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tallstore.recipes.allocation import EDGES, Choices, Floats, Magnitudes, Quantizer, hull_of, prices
+from tallstore.recipes.histogram import EDGES, Floats, Magnitudes
+from tallstore.recipes.quantizers import Quantizer
+from tallstore.recipes.rate_distortion import Choices, hull_of, prices
 
 __all__ = ["MOST", "Steps", "join", "steps"]
 

@@ -13,13 +13,13 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tallstore._version import __version__
+from tallstore.concurrency import ordered
 from tallstore.errors import (
     ArchiveError,
     DamagedError,
@@ -270,17 +270,11 @@ class HubStore(FilesStore):
         done, total = 0, sum(sizes[p] for p in wanted)
         if not wanted:
             return
-        with ThreadPoolExecutor(_WORKERS, "tallstore-fetch") as pool:
-            futures = {path: pool.submit(self.local, path) for path in wanted}
-            try:
-                for path, future in futures.items():
-                    future.result()
-                    done += sizes[path]
-                    if progress is not None:
-                        progress(path, done, total)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        jobs = [partial(self.local, path) for path in wanted]
+        for path, _ in zip(wanted, ordered(jobs, _WORKERS, ahead=len(jobs), name="tallstore-fetch"), strict=True):
+            done += sizes[path]
+            if progress is not None:
+                progress(path, done, total)
 
     def check(self, paths: Sequence[str]) -> None:
         """Hold every byte of files to the manifest's hashes; what is damaged is fetched anew."""

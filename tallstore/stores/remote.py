@@ -7,9 +7,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from typing import BinaryIO, TypeVar, cast
 
+from tallstore.concurrency import Background
 from tallstore.errors import DamagedError, FormatError, UnreachableError
 from tallstore.format.manifest import PartRecord
 from tallstore.stores.base import Range, Store
@@ -84,7 +85,7 @@ class FarFolder(Store):
         self._records: Mapping[str, PartRecord] = {}
         self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_WORKERS, "tallstore-far")
+        self._pool = Background(_WORKERS, "tallstore-far")
         self._plan = BlockPlan(self._submit)
 
     def paths(self) -> list[str]:
@@ -117,7 +118,7 @@ class FarFolder(Store):
     def close(self) -> None:
         with self._lock:
             self._plan.drop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
         self._files.close()
 
     def _forget(self, path: str) -> None:
@@ -199,7 +200,8 @@ class FarFile(FarFolder):
 
     def prefetch(self, ranges: Sequence[Range]) -> None:
         there = [wanted for wanted in ranges if wanted.path in self._entries]
-        list(self._pool.map(self._start, dict.fromkeys(wanted.path for wanted in there)))
+        for began in [self._pool.submit(self._start, path) for path in dict.fromkeys(wanted.path for wanted in there)]:
+            began.result()
         super().prefetch([Range("", self._start(path) + start, length) for path, start, length in there])
 
     def _check(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -179,8 +180,6 @@ def _fallocate() -> Any:
 
 def _flush(path: Path) -> None:
     """Flush one file, or a folder's own entries."""
-    if path.is_dir() and sys.platform == "win32":
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -218,10 +217,6 @@ def _locked(folder: Path) -> IO[bytes] | None:
 
 
 def _try_lock(handle: IO[bytes]) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

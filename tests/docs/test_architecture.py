@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support import ROOT
-from test_layers import MAY_IMPORT, modules
+from test_layers import MAY_IMPORT, modules, nodes
 
 PAGES = ROOT / "docs" / "pages"
 PAGE = PAGES / "architecture.md"
@@ -41,7 +41,7 @@ def symbols() -> set[str]:
     names: set[str] = set()
     for _, path in modules():
         names |= {path.stem, path.parent.name}
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 for member in node.body:
                     if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):

@@ -41,9 +41,8 @@ def hub(zoo: Path) -> Iterator[Hub]:
         yield running
 
 
-@pytest.fixture
-def referencing(hub: Hub, tmp_path: Path, forks: Forks) -> Path:
-    """An archive on the Hub whose base is in a repository of its own."""
+def add_models(hub: Hub) -> None:
+    """A base and two fine-tunes in repositories of their own."""
     base, tasks = tiny_zoo(2)
     files = {"model.safetensors": save(base), "config.json": b"{}", "README.md": b"# base", "extra.onnx": b"x" * 3000}
     hub.repos["user/base"] = Repository()
@@ -51,12 +50,30 @@ def referencing(hub: Hub, tmp_path: Path, forks: Forks) -> Path:
     for name, state in tasks.items():
         hub.repos[f"user/{name}"] = Repository()
         hub.repos[f"user/{name}"].add("main", {"model.safetensors": save(state)}, name)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[str, bytes]:
+    """An archive that references its base on the Hub, packed once: on every Hub of these tests the base is the same."""
+    folder = tmp_path_factory.mktemp("small")
     code = 'import tallstore; tallstore.pack("user/base", {"a": "user/a", "b": "user/b"}, args[0], base_storage="reference")'
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = forks.run(code, str(tmp_path / "small"), env=env)
+    with serving() as hub:
+        add_models(hub)
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "other"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = forks.run(code, str(folder / "small"), env=env)
     assert done[0] == 0, done
+    return bytes_of(folder / "small")
+
+
+@pytest.fixture
+def referencing(hub: Hub, small: dict[str, bytes], tmp_path: Path) -> Path:
+    """An archive on the Hub whose base is in a repository of its own."""
+    add_models(hub)
+    for path, data in small.items():
+        (tmp_path / "small" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "small" / path).write_bytes(data)
     hub.repos["user/small"] = Repository()
-    hub.repos["user/small"].add("main", bytes_of(tmp_path / "small"), "small")
+    hub.repos["user/small"].add("main", small, "small")
     hub.log.clear()
     return tmp_path / "small"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -328,7 +329,7 @@ def test_a_connection_cut_anywhere_and_the_same_command_again(
     kind: str, zoo: Path, hub: Hub, cache: Path, tmp_path: Path, request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Twenty cuts at random places of random files: the second run completes and fetches no finished file again.
+    """Cuts at random places of random files: the second run completes and fetches no finished file again.
 
     `small` only references its base: that is cut off in its own repository.
     """
@@ -341,7 +342,7 @@ def test_a_connection_cut_anywhere_and_the_same_command_again(
     paths = [path for path, size in sizes.items() if size > 1]
     with tallstore.open(folder, base=None if kind == "zoo" else tiny_zoo(2)[0]) as opened:
         wanted = opened.state_dict("a")
-    for number in range(20):
+    for number in range(20 if os.environ.get("TALLSTORE_THOROUGH") else 6):
         out = tmp_path / "work" / "out"
         where = ("--endpoint", hub.url, "--cache-dir", cache / str(number))
         command = ("pull", f"user/{kind}", "--task", "a", "-o", out, *where)

@@ -102,13 +102,13 @@ WRITE = """
 import json, pathlib, sys
 import s3fs, tallstore, torch
 from support import assert_same, bytes_of, near, noise, read_all, write_folder
-from tallstore.stores import putting
+from tallstore.stores import fsspec_sink
 endpoint, folder = sys.argv[1:]
 folder = pathlib.Path(folder)
 options = {"key": "k", "secret": "s3cret", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
 system = s3fs.S3FileSystem(**options)
 system.call_s3("create_bucket", Bucket="out")
-putting._BLOCK = 5 << 20
+fsspec_sink._BLOCK = 5 << 20
 base = {"w": noise(1500, 2048, seed=1), "v": noise(300)}
 tasks = {"a": {name: near(tensor, 5) for name, tensor in base.items()}}
 system.put(str(write_folder(folder / "base", base)), "out/in/base", recursive=True)

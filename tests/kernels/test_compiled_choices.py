@@ -13,8 +13,10 @@ from support import both, examples
 
 from tallstore.kernels.logarithm import log2
 from tallstore.kernels.native import choices as native_choices
-from tallstore.recipes import allocation
-from tallstore.recipes.allocation import BINS, Choices, Magnitudes, allocate, choices, fine
+from tallstore.recipes import rate_distortion
+from tallstore.recipes.allocation import allocate
+from tallstore.recipes.histogram import BINS, Magnitudes
+from tallstore.recipes.rate_distortion import Choices, choices, fine
 from tallstore.recipes.steps import steps
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -37,7 +39,7 @@ def histograms(draw: st.DrawFn) -> Magnitudes:
 
 
 def assert_same(found: Magnitudes, kappa: float) -> None:
-    for way in (allocation._hard, allocation._dithered) if found.energy else ():
+    for way in (rate_distortion.hard, rate_distortion.dithered) if found.energy else ():
         quick, slow = both(lambda way=way: way(found, kappa))
         for mine, theirs in zip(quick, slow, strict=True):
             np.testing.assert_array_equal(mine, theirs)
@@ -81,7 +83,7 @@ def test_what_did_not_move_has_no_choices() -> None:
 )
 def test_hulls_of_few_numbers_often_the_same(offered: list[tuple[float, float]]) -> None:
     bits, harm = (np.array(each, np.float64) for each in (zip(*offered, strict=True) if offered else ((), ())))
-    quick, slow = both(lambda: allocation._hull(bits, harm).tolist())
+    quick, slow = both(lambda: rate_distortion.hull_of(bits, harm).tolist())
     assert quick == slow
 
 

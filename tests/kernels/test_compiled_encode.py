@@ -19,9 +19,10 @@ from tallstore.encoder import chunk, encode_item, select_native
 from tallstore.encoder.chunk import TaskRow
 from tallstore.kernels import reference
 from tallstore.recipes import make_recipe
-from tallstore.recipes.allocation import Quantizer, magnitudes
 from tallstore.recipes.base import Tile
+from tallstore.recipes.histogram import magnitudes
 from tallstore.recipes.norm_match import NormMatch
+from tallstore.recipes.quantizers import Quantizer
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -22,7 +22,7 @@ from tallstore.encoder import select_gpu as encoder_device
 from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.chunk import TaskRow, tiles
 from tallstore.recipes import RECIPES, Recipe, make_recipe
-from tallstore.recipes.allocation import Quantizer
+from tallstore.recipes.quantizers import Quantizer
 
 pytest.importorskip("triton")
 

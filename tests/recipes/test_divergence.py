@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import tallstore
-from tallstore.recipes.allocation import magnitudes
 from tallstore.recipes.coherence import gain, picked
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
+from tallstore.recipes.histogram import magnitudes
 from tallstore.recipes.steps import steps
 
 State = dict[str, Tensor]

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from support import examples
 
 import tallstore
-from tallstore.recipes.allocation import Choices, allocate, choices, is_mask, levels_of, magnitudes
+from tallstore.recipes.allocation import allocate
 from tallstore.recipes.dither import seed_of, uniform
+from tallstore.recipes.histogram import magnitudes
+from tallstore.recipes.quantizers import is_mask, levels_of
+from tallstore.recipes.rate_distortion import Choices, choices
 from tallstore.recipes.solo import Solo
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -78,6 +78,27 @@ class Merged(dict[str, Tensor]):
         self.report = report
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """How tasks are merged: see `Zoo.merge`."""
+
+    method: str
+    tasks: Sequence[str] | None = None
+    alpha: float | None = None
+    head: str | None = None
+    evaluator: Evaluator | str | None = None
+    progress: Progress | None = None
+    of_method: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method's own."""
+
+    @classmethod
+    def of(cls, method: str, given: Mapping[str, Any]) -> Self:
+        """From options by name: what is none of these is the method's."""
+        own = {each.name for each in fields(cls)} - {"method", "of_method"}
+        rest = {name: value for name, value in given.items() if name not in own and (name, value) != ("k", None)}
+        return cls(method=method, **{n: v for n, v in given.items() if n in own}, of_method=rest)
+
+
 class Merger:
     """Merges tasks of one archive. Options are checked at once; coded bytes are read when results are asked for."""
 
@@ -85,35 +106,26 @@ class Merger:
         self,
         decoder: Decoder,
         manifest: Manifest,
-        method: str,
-        *,
-        tasks: Sequence[str] | None = None,
-        k: int | None = None,
-        alpha: float | None = None,
-        head: str | None = None,
-        evaluator: Evaluator | str | None = None,
-        progress: Progress | None = None,
-        **options: Any,
+        wanted: MergeOptions,
     ) -> None:
-        self.tasks = _checked(manifest, tuple(manifest.tasks) if tasks is None else tuple(tasks))
+        head, alpha, evaluator = wanted.head, wanted.alpha, wanted.evaluator
+        self.tasks = _checked(manifest, tuple(manifest.tasks) if wanted.tasks is None else tuple(wanted.tasks))
         if head is not None and head not in self.tasks:
             raise NoSuchTaskError(f"the head's task {head!r} is not one that is merged: {names_of(self.tasks)}")
         if alpha is not None and evaluator is not None:
             raise OptionError("alpha is given, and an evaluator to choose it: leave one of them out")
-        if "alpha" in options:
-            raise OptionError("alpha is given twice")
         if adapters := [task for task in self.tasks if manifest.tasks[task].adapter is not None]:
             raise OptionError(
                 f"task {adapters[0]!r} is an adapter: models are merged, not adapters; name the tasks to merge "
                 "(tasks=…, --task), or pack the model that it makes (extract --merged)"
             )
         self._given = None if alpha is None else checked_alpha(alpha)
-        self._decoder, self._manifest, self._head, self._progress = decoder, manifest, head, progress
+        self._decoder, self._manifest, self._head, self._progress = decoder, manifest, head, wanted.progress
         for task in self.tasks:
             _refuse_codes(manifest, task)
             decoder.check(task)
         codecs = [p.entry.coded.codec for g in manifest.groups for p in decoder.vectors(g.id).values() if p.entry.coded]
-        self._chosen = choose(manifest, self.tasks, codecs, method, options if k is None else {**options, "k": k})
+        self._chosen = choose(manifest, self.tasks, codecs, wanted.method, wanted.of_method)
         self._score = None if evaluator is None else _scorer(evaluator)
         lineups = line_up(decoder, manifest, self.tasks)
         for name in lineups:
@@ -121,8 +133,8 @@ class Merger:
         lineups, ties = with_cut_ties(decoder, manifest, lineups, self.tasks)
         lineups, odd = _without_odd(decoder, lineups)
         self._notes = (*ties, *odd)
-        if (wanted := self._chosen.k) is not None and wanted > len(self.tasks):
-            note = f"no weight is used by {wanted} of {len(self.tasks)} tasks: with such a k this is the base"
+        if (k := self._chosen.k) is not None and k > len(self.tasks):
+            note = f"no weight is used by {k} of {len(self.tasks)} tasks: with such a k this is the base"
             self._notes = (*self._notes, note)
         self._lineups = {name: lineup for name, lineup in lineups.items() if lineup.facts.dtype in MASKABLE}
         self._vectors = TaskVectorReader(decoder, self._chosen.stored)

@@ -7,13 +7,9 @@ task are in memory, and of its task vectors one tile.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +19,7 @@ from torch import Tensor
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.merging.alignment import DECODED, Lineup, Member
+from tallstore.concurrency import ordered
 from tallstore.kernels.native.steps import GapSteps
 from tallstore.kernels.reference import SYMBOL_BITS, Bytes, wide
 from tallstore.kernels.steps import Run
@@ -252,17 +249,15 @@ def ahead(
 ) -> Iterator[_R]:
     """Work on every window of some lineups, so many at a time; results in order. Progress counts elements."""
     total, done = sum(lineup.numel for lineup in lineups), 0
-    waiting: deque[tuple[int, Future[_R]]] = deque()
-    windows = ((lineup, start, stop) for lineup in lineups for start, stop in lineup.windows())
-    with _workers(threads) as pool:
-        while True:
-            for lineup, start, stop in islice(windows, threads + 1 - len(waiting)):
-                waiting.append((stop - start, pool.submit(work, lineup, start, stop)))
-            if not waiting:
-                return
-            size, future = waiting.popleft()
-            yield future.result()
-            done += size
+    windows = [(lineup, start, stop) for lineup in lineups for start, stop in lineup.windows()]
+    jobs = (partial(work, *window) for window in windows)
+    with _ONE_EACH:
+        results = ordered(
+            jobs, threads, ahead=threads + 1, name="tallstore-merge", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        for (_, start, stop), result in zip(windows, results, strict=True):
+            yield result
+            done += stop - start
             if progress is not None:
                 progress(done, total)
 
@@ -293,13 +288,3 @@ class _OneThreadEach:
 
 
 _ONE_EACH = _OneThreadEach()
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(count, "tallstore-merge", initializer=torch.set_num_threads, initargs=(1,))
-    with _ONE_EACH:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

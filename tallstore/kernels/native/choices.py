@@ -62,17 +62,15 @@ class Ladders:
     def __init__(
         self,
         bounds: Floats,
-        low: Floats,
-        slope: Floats,
-        rate: Floats,
+        dither: tuple[Floats, Floats, Floats],
         levels: int,
         tables: Floats,
         coder: float,
         fewest: float,
     ) -> None:
-        """`tables`: bits that each choice takes beside `coder` times its entropy."""
-        self._kept = bounds, low, slope, rate, tables  # as long as their addresses
-        self.sizes = len(bounds), len(low), len(rate), levels
+        """`dither`: low, slope and rate; `tables`: bits that each choice takes beside `coder` times its entropy."""
+        self._kept = bounds, *dither, tables  # as long as their addresses
+        self.sizes = len(bounds), len(dither[0]), len(dither[2]), levels
         self.fewest = fewest
         self.passed = _Ladders(*self.sizes, *(address(each) for each in self._kept), coder)
 
