@@ -14,7 +14,7 @@ from tallstore.checkpoints.base import Checkpoint, TensorInfo
 from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.errors import CheckpointError
 
-__all__ = ["ALL", "MAIN", "Twin", "choose_by_prefix", "named_set", "twins"]
+__all__ = ["ALL", "MAIN", "Twin", "choose_by_prefix", "is_copy", "named_set", "other_set", "twins"]
 
 ALL = "all"
 """In place of a set's name: every one of them, each as a task of its own."""
@@ -39,6 +39,11 @@ class Twin:
     """Its tensors → those of the main set that they are in the place of."""
     alone: tuple[str, ...]
     """Its tensors that the main set has not: counters."""
+
+
+def is_copy(name: str) -> bool:
+    """Whether a key or a prefix says that what is below it is another set's copy."""
+    return _COPY.fullmatch(name) is not None
 
 
 def named_set(names: Iterable[str], asked: str, where: str) -> str:

@@ -18,16 +18,13 @@ from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
-from tallstore.checkpoints.sets import ALL, MAIN, choose_by_prefix, named_set, other_set
+from tallstore.checkpoints.nested import left_out, sets_of, tree_of
+from tallstore.checkpoints.sets import ALL, MAIN, choose_by_prefix, named_set
 from tallstore.errors import CheckpointError
 
 __all__ = ["is_torch_file", "open_torch"]
 
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
-_TRAINING = re.compile(r".*(optim|sched|scaler|rng|loops|callbacks|hyper_parameters).*", re.IGNORECASE)
-"""Keys whose tensors are the training's and no model's."""
-_DEPTH = 3
-"""Keys below each other that are looked into."""
 _LEGACY = (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02")
 """How torch's format before 1.6 begins: a pickle of protocol 2, usually of a number of its own."""
 _SHARDED = re.compile(r"torch\.distributed\S*|\S*(ShardedTensor|DTensor)\S*")
@@ -80,7 +77,11 @@ def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> _Tor
     chosen, key = False, ""
     for path in paths:
         content = _unpickle(path)
-        named_sets = _sets(content)
+        try:
+            tree = tree_of(content)
+            named_sets = sets_of(tree, None if weights == ALL else weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         key = _choose(named_sets, weights, str(path))
         chosen = chosen or key == weights or (weights not in (None, ALL) and weights in key.split("."))
         tensors, rest = _split(named_sets[key] if named_sets else content)
@@ -90,19 +91,12 @@ def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> _Tor
                 "parts of tensors; merge them with the tool that saved them"
             )
         state |= tensors
-        others = [name for name in named_sets if name != key]
-        sets += [name for name in others if name not in sets]
-        left |= {f"{path.name}: {name}": other_set(name) for name in others}
+        sets += [name for name in named_sets if name not in (key, *sets)]
         left |= dict.fromkeys((f"{path.name}: {name}" for name in rest), "no tensor")
-        outside = [name for name in content if key and name != key.split(".")[0] and not _inside(name, named_sets)]
-        left |= dict.fromkeys((f"{path.name}: {name}" for name in outside), "no weights")
+        left |= {f"{path.name}: {name}": why for name, why in left_out(tree, list(named_sets), key).items()}
     out = _TorchCheckpoint(state, where, (partial(_load, weights=weights), paths))
     out.left_out, out.sets, out.chosen, out.key = left, tuple(sets), chosen, key
     return out
-
-
-def _inside(name: object, sets: Mapping[str, object]) -> bool:
-    return any(key.split(".")[0] == name for key in sets)
 
 
 def _unpickle(path: Path) -> Mapping[Any, Any]:
@@ -139,30 +133,11 @@ def _plain_classes() -> list[Any]:
     return [argparse.Namespace, scalar, np.dtype, *{type(np.dtype(kind)) for kind in kinds}]
 
 
-def _sets(content: Mapping[Any, Any], depth: int = 0) -> dict[str, Mapping[str, Any]]:
-    """Mappings with tensors in them, by the dotted path of keys that leads to each; the content itself under ''."""
-    below: dict[str, Mapping[str, Any]] = {}
-    if depth < _DEPTH:
-        for key, value in content.items():
-            if isinstance(key, str) and isinstance(value, Mapping) and not _TRAINING.fullmatch(key):
-                for path, inner in _sets(value, depth + 1).items():
-                    below[f"{key}.{path}" if path else key] = inner
-    own = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not below:
-        return {"": content} if own else {}
-    here, there = (sum(t.numel() for t in held) for held in (own.values(), *[_tensors(below)]))
-    return {"": content} if here > there else below
-
-
-def _tensors(sets: Mapping[str, Mapping[str, Any]]) -> list[Tensor]:
-    return [value for state in sets.values() for value in state.values() if isinstance(value, Tensor)]
-
-
 def _choose(sets: Mapping[str, object], weights: str | None, where: str) -> str:
     """The set that is asked for, else the main one, else the only one."""
     if weights not in (None, ALL) and any(weights in {name, *name.split(".")} for name in sets):
         return named_set(sets, str(weights), where)
-    if len(sets) <= 1:
+    if len(sets) <= 1 or "" in sets:
         return next(iter(sets), "")
     for word in MAIN:
         if matching := [name for name in sets if word in name.split(".")]:

@@ -201,8 +201,10 @@ def check_distance(base: Checkpoint, task: Checkpoint, matches: Mapping[str, Mat
         known = tau.isfinite()  # NaN and Inf say nothing about where a model comes from
         gap = float(tau[known].square().sum())
         here = float(start[known].square().sum())
+        if not here:
+            continue  # nor do zeros, from which everything is far away
         moved, size = moved + gap, size + here
-        worst = max(worst, ((gap / here) ** 0.5 if here else 0.0, name))
+        worst = max(worst, ((gap / here) ** 0.5, name))
     if size and moved > _FAR**2 * size:
         raise WrongBaseError(
             f"{task.where}: {base.where} does not look like its base: its weights are as far away as an unrelated "

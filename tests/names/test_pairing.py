@@ -143,6 +143,18 @@ def test_an_unrelated_model_is_still_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "z.tall").exists()
 
 
+def test_what_began_at_zero_does_not_make_a_base_the_wrong_one(tmp_path: Path) -> None:
+    """Position tables and the last layers of blocks begin as zeros, and anything is far away from these."""
+    base = {"table": torch.zeros(64, 64), "w": noise(40, 40, seed=1), "v": noise(40, 40, seed=2)}
+    task = {"table": noise(64, 64, seed=3), "w": near(base["w"], 4), "v": near(base["v"], 5)}
+    with packed(base, {"t": task}, tmp_path / "z.tall", quality="lossless") as zoo:
+        assert all(same_bits(tensor, task[name]) for name, tensor in zoo.state_dict("t").items())
+    with pytest.raises(WrongBaseError, match=r"tensor '[vw]'"):
+        tallstore.pack(
+            base, {"t": {**task, "w": noise(40, 40, seed=6), "v": noise(40, 40, seed=7)}}, tmp_path / "y.tall"
+        )
+
+
 def test_two_names_of_one_base_tensor_are_refused_by_name(tmp_path: Path) -> None:
     base = {"w.weight": noise(40, 40, seed=1)}
     task = {"w.weight": near(base["w.weight"], 2), "module.w.weight": near(base["w.weight"], 3)}
