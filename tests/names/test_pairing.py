@@ -132,7 +132,7 @@ def test_what_began_at_zero_does_not_make_a_base_the_wrong_one(tmp_path: Path) -
     task = {"table": noise(64, 64, seed=3), "w": near(base["w"], 4), "v": near(base["v"], 5)}
     with packed(base, {"t": task}, tmp_path / "z.tall", quality="lossless") as zoo:
         assert all(same_bits(tensor, task[name]) for name, tensor in zoo.state_dict("t").items())
-    with pytest.raises(WrongBaseError, match="tensor '[vw]'"):
+    with pytest.raises(WrongBaseError, match=r"tensor '[vw]'"):
         tallstore.pack(
             base, {"t": {**task, "w": noise(40, 40, seed=6), "v": noise(40, 40, seed=7)}}, tmp_path / "y.tall"
         )
