@@ -20,7 +20,7 @@ from torch import Tensor
 from tallstore.checkpoints.sets import MAIN, is_copy, other_set
 from tallstore.errors import CheckpointError
 
-__all__ = ["Node", "left_out", "sets_of", "tree_of"]
+__all__ = ["NestedState", "left_out", "sets_of", "tree_of"]
 
 _TRAINING = re.compile(r".*(optim|sched|scaler|rng|loops|callbacks|hyper_parameters).*", re.IGNORECASE)
 """Keys whose tensors are the training's and no model's."""
@@ -31,14 +31,14 @@ _NODES = 1 << 16
 
 
 @dataclass
-class Node:
+class NestedState:
     """A mapping: its values, and the mappings in it that hold tensors, however deep."""
 
     path: tuple[str, ...]
     values: dict[Any, Any] = field(default_factory=dict)
     """All else, mappings without tensors among it."""
-    below: dict[str, Node] = field(default_factory=dict)
-    training: dict[str, Node] = field(default_factory=dict)
+    below: dict[str, NestedState] = field(default_factory=dict)
+    training: dict[str, NestedState] = field(default_factory=dict)
     """Those of `below` that are no model's."""
 
     @property
@@ -60,7 +60,7 @@ class Node:
         """Elements of all its tensors."""
         return sum(t.numel() for t in self.own.values()) + sum(node.numel() for node in self.below.values())
 
-    def walk(self) -> Iterator[Node]:
+    def walk(self) -> Iterator[NestedState]:
         """It, and all below."""
         yield self
         for node in self.below.values():
@@ -82,24 +82,24 @@ class Node:
         return out
 
 
-def tree_of(content: Mapping[Any, Any]) -> Node:
+def tree_of(content: Mapping[Any, Any]) -> NestedState:
     """What a mapping holds.
 
     Raises:
         CheckpointError: mappings lie deeper in each other than any trainer puts them, or there are too many.
     """
-    return _Growing().node(content, ())
+    return _Planting().node(content, ())
 
 
-class _Growing:
+class _Planting:
     def __init__(self) -> None:
         self._left = _NODES
 
-    def node(self, content: Mapping[Any, Any], path: tuple[str, ...]) -> Node:
+    def node(self, content: Mapping[Any, Any], path: tuple[str, ...]) -> NestedState:
         self._left -= 1
         if len(path) > _DEPTH or self._left < 0:
             raise CheckpointError(f"mappings in mappings, more than {_DEPTH} deep or {_NODES} in all: no checkpoint")
-        out = Node(path)
+        out = NestedState(path)
         for key, value in content.items():
             inner = self.node(value, (*path, str(key))) if isinstance(value, Mapping) else None
             if inner is None or not inner.holds:
@@ -111,7 +111,7 @@ class _Growing:
         return out
 
 
-def sets_of(node: Node, asked: str | None = None) -> dict[str, dict[Any, Any]]:
+def sets_of(node: NestedState, asked: str | None = None) -> dict[str, dict[Any, Any]]:
     """Sets of weights, by the dotted path of the keys that lead to each.
 
     Args:
@@ -127,7 +127,7 @@ def sets_of(node: Node, asked: str | None = None) -> dict[str, dict[Any, Any]]:
     return {each.name: each.values if apart and not each.path else each.flat() for each in whole}
 
 
-def _whole(node: Node) -> Iterator[Node]:
+def _whole(node: NestedState) -> Iterator[NestedState]:
     if not node.below:
         if node.own:
             yield node
@@ -140,7 +140,7 @@ def _whole(node: Node) -> Iterator[Node]:
             yield from _whole(each)
 
 
-def _is_one(node: Node) -> bool:
+def _is_one(node: NestedState) -> bool:
     """Whether the mappings in one, and the tensors beside them, are one set of weights."""
     own, below = node.own, node.below
     if sum(t.numel() for t in own.values()) > sum(each.numel() for each in below.values()):
@@ -158,7 +158,7 @@ def _alike(one: Mapping[Any, Any], two: Mapping[Any, Any]) -> bool:
     return common > 0 and common >= _ALIKE * min(len(first), len(second))
 
 
-def left_out(node: Node, sets: Sequence[str], chosen: str) -> dict[str, str]:
+def left_out(node: NestedState, sets: Sequence[str], chosen: str) -> dict[str, str]:
     """What of a content is not in the chosen set: path of keys → why. Values that are no tensors are not looked at."""
     if node.name == chosen:
         told = {each.name: "a state of the training" for each in node.training.values()}

@@ -21,7 +21,8 @@ class Adapter:
     """What the manifest says of an adapter."""
 
     type: str
-    """PEFT's name of the method, `LORA`, `IA3`, `PROMPT_TUNING`; or whose file it is: `KOHYA`, `DIFFUSERS`."""
+    """PEFT's name of the method, `LORA`, `IA3`, `PROMPT_TUNING`; or whose file it is: `KOHYA`, `DIFFUSERS`,
+    `ORIGINAL` (names as the publisher of the model has them)."""
     base_files: str = ""
     """What the names of those of the task's files begin with that are the base model's own: `base_model/`. They lie
     beside the weights of the merged model, and not in the adapter's folder. Empty where there are none."""
