@@ -32,6 +32,7 @@ __all__ = [
     "CONTEXTS",
     "LATTICES",
     "LEVELS",
+    "MOST_BITS",
     "Lattice",
     "LatticeSymbols",
     "Model",
@@ -54,6 +55,8 @@ CLASSES = 4
 GRADES = 4
 """Of predictions, by how strong they are."""
 MOST_TABLES = 64
+MOST_BITS = 12
+"""Frequencies of a table add up to 2 to the power of at most so many."""
 MOST_RANK = 8
 """Directions that there can be."""
 LARGEST = 7
