@@ -53,6 +53,10 @@ _MODEL = struct.Struct("<BBB")
 _BITS = range(8, MOST_BITS + 1)
 _LANES = range(3, 9)
 _WEIGHTS = 64
+_FEW = 1 << 12
+"""Bytes that mostly tell whether anything moved."""
+_ONE_IN = 64
+"""Of how many bytes one is looked at to tell what the task's own elements would take."""
 _DOUBTFUL = 2
 """Where the task's own elements take less than so many times the steps in a sample, they are coded whole too."""
 
@@ -65,14 +69,14 @@ class LatticeCodec(LosslessCodec):
 
     def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:
         """Whichever mode is the smallest, as far as samples tell."""
-        if np.array_equal(raw, base):
+        if np.array_equal(raw[:_FEW], base[:_FEW]) and np.array_equal(raw, base):
             return bytes([_SAME])
         lattice = LATTICES.get(dtype)
         if lattice is None:
             coded = self._differences(raw, base, ITEM_BYTES[dtype])
         else:
             coded = _steps(lattice, raw.view(lattice.word), base.view(lattice.word), row)
-        few = sample(raw)
+        few = sample(raw, _ONE_IN)
         if few is not None and len(self._planes.encode(few, dtype)) * len(raw) >= _DOUBTFUL * len(coded) * len(few):
             return coded
         whole = self._planes.encode(raw, dtype)

@@ -23,7 +23,11 @@ __all__ = ["choose", "estimate", "lanes_for", "lowest", "undirected"]
 Integers = npt.NDArray[np.int64]
 
 _SEGMENT = 256
-"""Fewest elements of a segment: short rows are taken together; and about as many of it are looked at."""
+"""Fewest elements of a segment: short rows are taken together."""
+_LOOKED_AT = 128
+"""About as many elements of a segment say what its shift is."""
+_SAMPLED = 1 << 12
+"""About as many elements of the base say where levels begin."""
 _ABOVE = 1 << 11
 """One element in so many may have a larger exponent than the highest level's."""
 
@@ -44,7 +48,7 @@ def choose(prepared: Prepared, low: int, row: Row) -> Model:
     width, first = _segments(row, len(prepared.levels))
     rows = undirected()
     if width:
-        found = shifts(count_segments(prepared, width, first, max(1, width // _SEGMENT)))
+        found = shifts(count_segments(prepared, width, first, max(1, width // _LOOKED_AT)))
         rows = directed(prepared, undirected(width, first, found - found.min()))
     counts = count_symbols(prepared, rows)
     counts = counts[:, : LEVELS + int(rows.shifts.max())]
@@ -84,7 +88,7 @@ def estimate(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], 
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
     """The exponent of level 0: the highest level's is about the largest that there is, a few outliers aside."""
-    some = base[:: max(1, len(base) >> 14)]
+    some = base[:: max(1, len(base) // _SAMPLED)]
     above = np.cumsum(np.bincount(lattice.keys(some), minlength=lattice.mask + 1)[::-1])[::-1]
     top = int(np.flatnonzero(above > len(some) // _ABOVE)[-1])
     return max(0, top - LEVELS + 1)

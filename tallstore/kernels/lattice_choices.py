@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.lattice import CLASSES, LEVELS, MOST_TABLES, Bytes, Integers, frequencies
+from tallstore.kernels.lattice import CLASSES, LEVELS, MOST_TABLES, Bytes, Counts, Integers, frequencies
 from tallstore.kernels.logarithm import log2
 
 __all__ = ["BITS", "FINEST", "LOGS", "MOST_ROWS", "POINT", "WEIGHT_BITS", "along", "both_signs", "shifts", "tables"]
@@ -44,7 +44,7 @@ LOGS: npt.NDArray[np.uint16] = np.rint(POINT * log2(1 + np.arange(1 << _FINE) / 
 """Logarithms from 1 to 2, in parts of a bit."""
 
 
-def shifts(counts: Integers) -> Bytes:
+def shifts(counts: Counts) -> Bytes:
     """The shift of every segment: what makes its symbols take the least, in turns with what they then take.
 
     `counts`: elements by segment, level and class, at most 2^13 in a segment: shape (S, LEVELS, CLASSES).
@@ -131,13 +131,13 @@ def _logs(counts: Integers) -> Integers:
 
 
 def _class_costs(counts: Integers) -> Integers:
-    """What each class takes in each context, in parts of a bit. Shape of `counts`: (contexts, CLASSES)."""
+    """What each class takes in each context, in 64 parts of a bit. Shape of `counts`: (contexts, CLASSES)."""
     all_of = counts.sum(1)
     there = np.flatnonzero(all_of >= _FEWEST)
     if len(there):  # contexts that hardly occur are taken for the nearest that does
         counts = counts[there[np.abs(np.arange(len(counts))[:, None] - there).argmin(1)]]
     smooth = 2 * counts + 1
-    found: Integers = _logs(smooth.sum(1, keepdims=True)) - _logs(smooth)
+    found: Integers = _logs(smooth.sum(1, keepdims=True)) - _logs(smooth) >> 6
     return found
 
 

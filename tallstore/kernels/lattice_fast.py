@@ -24,6 +24,7 @@ from tallstore.kernels.lattice import (
     OPEN_BITS,
     SYMBOLS,
     Bytes,
+    Counts,
     Integers,
     Lattice,
     LatticeSymbols,
@@ -56,7 +57,7 @@ KERNELS: Mapping[str, Function] = {
     "lattice_prepare": (_L, (_P, _P, _P, _P, _P, _L, _I, _I, _I, _I)),
     "lattice_count_segments": (None, (_P, _P, _P, _L, _L, _L, _L)),
     "lattice_shifts": (None, (_P, _P, _L, _I, _P)),
-    "lattice_along": (None, (_P, _P, _L, _L, _I, _I, _P, _P, _P, _P)),
+    "lattice_along": (None, (_P, _P, _L, _L, _I, _I, _P, _P, _P)),
     "lattice_tables": (_I, (_P, _P, _P, _P, _I, _I, _I, _I, _I, _P)),
     "lattice_project": (None, (_P, _P, _L, _P, _I, _L, _L)),
     "lattice_count_symbols": (None, (_P, _P, _P, _L, _P)),
@@ -114,22 +115,22 @@ def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     return Prepared(symbols, levels, extra[:used].copy())
 
 
-def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Integers:
+def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Counts:
     """See `lattice.count_segments`."""
     native, n = _native(), len(prepared.levels)
     if native is None:
         return reference.count_segments(prepared, width, first, one_in)
-    counts = np.empty((segments_of(n, width, first), LEVELS, CLASSES), np.int32)
+    counts = np.empty((segments_of(n, width, first), LEVELS, CLASSES), np.int16)
     native.lattice_count_segments(*_addresses(counts, prepared.symbols, prepared.levels), n, width, first, one_in)
-    return counts.astype(np.int64)
+    return counts
 
 
-def shifts(counts: Integers) -> Bytes:
+def shifts(counts: Counts) -> Bytes:
     """See `lattice_choices.shifts`."""
     native = _native()
     if native is None:
         return lattice_choices.shifts(counts)
-    found, counts = np.empty(len(counts), np.uint8), np.ascontiguousarray(counts, np.int32)
+    found, counts = np.empty(len(counts), np.uint8), np.ascontiguousarray(counts, np.int16)
     native.lattice_shifts(*_addresses(found, counts), len(counts), lattice_choices.ROUNDS, address(LOGS))
     return found
 
@@ -139,12 +140,10 @@ def along_rows(begin: Integers, symbols: npt.NDArray[np.int8], turns: int) -> In
     native = _native()
     if native is None:
         return lattice_choices.along(begin, symbols, turns)
-    found, (rank, width), longest = begin.astype(np.int16), begin.shape, max(symbols.shape)
-    signs, across = np.empty_like(symbols), np.empty((rank, len(symbols)), np.int16)
+    found, rank, longest = begin.astype(np.int8), len(begin), max(symbols.shape)
+    across, signs = np.empty((rank, len(symbols)), np.int8), np.array(symbols, order="C")  # a copy: they are used up
     sums, each = np.empty(rank * longest, np.int32), np.empty(longest, np.float64)
-    native.lattice_along(
-        *_addresses(found, symbols), len(symbols), width, rank, turns, *_addresses(signs, across, sums, each)
-    )
+    native.lattice_along(*_addresses(found, signs), *symbols.shape, rank, turns, *_addresses(across, sums, each))
     return found.astype(np.int64)
 
 

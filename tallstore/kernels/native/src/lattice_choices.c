@@ -13,11 +13,14 @@ ALWAYS int32_t log_of(uint64_t count, const uint16_t *logs) {
 
 /* -------------------------------------------------------------------------------------------------- shifts of rows */
 
-/* What each class takes in each context; contexts that hardly occur are taken for the nearest that does. */
-static void class_costs(int32_t *costs, const int64_t *counts, int32_t contexts, const uint16_t *logs) {
+/* What each class takes in each context, in 64 parts of a bit; contexts that hardly occur are taken for the nearest that
+ * does. */
+static void class_costs(int16_t *costs, const int32_t *counts, int32_t contexts, const uint16_t *logs) {
     int64_t all[LEVELS + SHIFTS];
-    for (int32_t at = 0; at < contexts; at++)
-        all[at] = counts[at * CLASSES] + counts[at * CLASSES + 1] + counts[at * CLASSES + 2] + counts[at * CLASSES + 3];
+    for (int32_t at = 0; at < contexts; at++) {
+        const int32_t *of = counts + at * CLASSES;
+        all[at] = (int64_t)of[0] + of[1] + of[2] + of[3];
+    }
     for (int32_t at = 0; at < contexts; at++) {
         int32_t from = at;
         for (int32_t far = 0, near = 0; far < contexts && !near; far++) {
@@ -25,21 +28,23 @@ static void class_costs(int32_t *costs, const int64_t *counts, int32_t contexts,
             if (near || all[at] >= FEWEST) from = at + near, near = 1;
         }
         for (int32_t class = 0; class < CLASSES; class++)
-            costs[at * CLASSES + class] = log_of(2 * (uint64_t)all[from] + CLASSES, logs) -
-                                          log_of(2 * (uint64_t)counts[from * CLASSES + class] + 1, logs);
+            costs[at * CLASSES + class] = (int16_t)((log_of(2 * (uint64_t)all[from] + CLASSES, logs) -
+                                                     log_of(2 * (uint64_t)counts[from * CLASSES + class] + 1, logs)) >> 6);
     }
 }
 
-/* The shift of each segment; counts[segment][level][class], at most 2^13 in a segment. */
+/* The shift of each segment; counts[segment][level][class], at most 2^13 in a segment and 2^31 in all. */
 TS_KERNEL(void, lattice_shifts)(
-    uint8_t *found, const int32_t *counts, int64_t segments, int32_t rounds, const uint16_t *logs
+    uint8_t *found, const int16_t *counts, int64_t segments, int32_t rounds, const uint16_t *logs
 ) {
     memset(found, (SHIFTS - 1) / 2, (size_t)segments);
     for (int32_t round = 0; round < rounds; round++) {
-        int64_t totals[PLACES + SHIFTS * CLASSES] = {0};
-        int32_t costs[PLACES + SHIFTS * CLASSES];
-        for (int64_t s = 0; s < segments; s++)
-            for (int32_t at = 0; at < PLACES; at++) totals[found[s] * CLASSES + at] += counts[s * PLACES + at];
+        int32_t totals[PLACES + SHIFTS * CLASSES] = {0};
+        int16_t costs[PLACES + SHIFTS * CLASSES];
+        for (int64_t s = 0; s < segments; s++) {
+            int32_t *to = totals + found[s] * CLASSES;
+            for (int32_t at = 0; at < PLACES; at++) to[at] += counts[s * PLACES + at];
+        }
         class_costs(costs, totals, LEVELS + SHIFTS - 1, logs);
         for (int64_t s = 0; s < segments; s++) {
             int32_t least = INT32_MAX;
@@ -54,13 +59,49 @@ TS_KERNEL(void, lattice_shifts)(
 
 /* ------------------------------------------------------------------------------------------------------ directions */
 
+/* Product of the signs of n symbols with as many numbers of at most 127. */
+ALWAYS int32_t signs_times(const int8_t *symbols, const int8_t *by, int64_t n) {
+    int32_t sum = 0;
+    int64_t i = 0;
+#if defined(__AVX2__)
+    const __m256i ones = _mm256_set1_epi8(1), wide = _mm256_set1_epi16(1);
+    __m256i all = _mm256_setzero_si256();
+    while (i + 32 <= n) {
+        __m256i some = _mm256_setzero_si256(); /* of 128 times two numbers at most: less than 2^15 */
+        for (int64_t stop = TS_MIN(n - 31, i + 128 * 32); i < stop; i += 32) {
+            __m256i signs = _mm256_loadu_si256((const __m256i *)(symbols + i));
+            __m256i turned = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)(by + i)), signs);
+            some = _mm256_add_epi16(some, _mm256_maddubs_epi16(ones, turned));
+        }
+        all = _mm256_add_epi32(all, _mm256_madd_epi16(some, wide));
+    }
+    int32_t each[8];
+    _mm256_storeu_si256((__m256i *)each, all);
+    for (int k = 0; k < 8; k++) sum += each[k];
+#endif
+    for (; i < n; i++) sum += ((symbols[i] > 0) - (symbols[i] < 0)) * by[i];
+    return sum;
+}
+
+/* sums[segment][direction]: products of the signs of a segment's steps with each direction; all of it is written. */
+TS_KERNEL(void, lattice_project)(
+    int32_t *sums, const int8_t *symbols, int64_t n, const int8_t *along, int32_t rank, int64_t width, int64_t first
+) {
+    for (int64_t i = 0, segment = 0; i < n; segment++) {
+        int64_t stop = TS_MIN(n, end_of(segment, width, first)), place = (i + width - first) % width;
+        for (int32_t k = 0; k < rank; k++)
+            sums[segment * rank + k] = signs_times(symbols + i, along + k * width + place, stop - i);
+        i = stop;
+    }
+}
+
 /* Vectors of whole numbers, v[rank][n], as small ones, each with what those in front of it have in common taken out. */
-static void set_apart(int16_t *out, const int32_t *v, int64_t n, int32_t rank, double *each) {
+static void set_apart(int8_t *out, const int32_t *v, int64_t n, int32_t rank, double *each) {
     for (int32_t at = 0; at < rank; at++, v += n) {
         double top = 0;
         for (int64_t i = 0; i < n; i++) each[i] = v[i];
         for (int32_t k = 0; k < at; k++) {
-            const int16_t *before = out + k * n;
+            const int8_t *before = out + k * n;
             int64_t norm = 0, dot = 0;
             for (int64_t i = 0; i < n; i++) norm += before[i] * before[i], dot += (int64_t)v[i] * before[i];
             double times = norm ? (double)dot / (double)norm : 0;
@@ -68,36 +109,33 @@ static void set_apart(int16_t *out, const int32_t *v, int64_t n, int32_t rank, d
         }
         for (int64_t i = 0; i < n; i++) top = TS_MAX(top, each[i] < 0 ? -each[i] : each[i]);
         double scale = top > 0 ? FINEST / top : 0;
-        for (int64_t i = 0; i < n; i++) out[at * n + i] = (int16_t)((each[i] * scale + 0x1.8p52) - 0x1.8p52);
+        for (int64_t i = 0; i < n; i++) out[at * n + i] = (int8_t)((each[i] * scale + 0x1.8p52) - 0x1.8p52);
     }
 }
 
-/* Turns of subspace iteration: along[rank][width] is where it begins and ends. Symbols are of `rows` rows,
- * at most 256; `signs` has room for as many, `across` for rank · rows, `sums` for rank times the longer side, `each` for it. */
+/* Turns of subspace iteration: along[rank][width] is where it begins and ends. Symbols are of `rows` rows, at most 256, and
+ * their signs are left in their place. Room: `across` for rank · rows, `sums` for rank times the longer side, `each` for it. */
 TS_KERNEL(void, lattice_along)(
-    int16_t *along, const int8_t *symbols, int64_t rows, int64_t width, int32_t rank, int32_t turns, int8_t *signs,
-    int16_t *across, int32_t *sums, double *each
+    int8_t *along, int8_t *symbols, int64_t rows, int64_t width, int32_t rank, int32_t turns, int8_t *across, int32_t *sums,
+    double *each
 ) {
-    for (int64_t i = 0; i < rows * width; i++) signs[i] = (int8_t)((symbols[i] > 0) - (symbols[i] < 0));
+    for (int64_t i = 0; i < rows * width; i++) symbols[i] = (int8_t)((symbols[i] > 0) - (symbols[i] < 0));
     for (int32_t turn = 0; turn < turns; turn++) {
-        for (int32_t k = 0; k < rank; k++)
-            for (int64_t r = 0; r < rows; r++) {
-                const int8_t *row = signs + r * width;
-                const int16_t *by = along + k * width;
-                int32_t sum = 0;
-                for (int64_t j = 0; j < width; j++) sum += (int16_t)row[j] * by[j];
-                sums[k * rows + r] = sum;
-            }
+        for (int64_t r = 0; r < rows; r++)
+            for (int32_t k = 0; k < rank; k++)
+                sums[k * rows + r] = signs_times(symbols + r * width, along + k * width, width);
         set_apart(across, sums, rows, rank, each);
-        for (int32_t k = 0; k < rank; k++) {
-            int16_t *total = along + k * width; /* of at most 256 numbers of up to 127 */
-            memset(total, 0, (size_t)width * 2);
-            for (int64_t r = 0; r < rows; r++) {
-                const int16_t by = across[k * rows + r];
-                const int8_t *row = signs + r * width;
-                for (int64_t j = 0; j < width; j++) total[j] = (int16_t)(total[j] + by * row[j]);
+        for (int64_t at = 0; at < width; at += BLOCK) {
+            int64_t n = TS_MIN(width - at, BLOCK);
+            for (int32_t k = 0; k < rank; k++) {
+                int16_t total[BLOCK] = {0}; /* of at most 256 numbers of up to 127 */
+                for (int64_t r = 0; r < rows; r++) {
+                    const int16_t by = across[k * rows + r];
+                    const int8_t *row = symbols + r * width + at;
+                    for (int64_t j = 0; j < n; j++) total[j] = (int16_t)(total[j] + by * row[j]);
+                }
+                for (int64_t j = 0; j < n; j++) sums[k * width + at + j] = total[j];
             }
-            for (int64_t j = 0; j < width; j++) sums[k * width + j] = total[j];
         }
         set_apart(along, sums, width, rank, each);
     }

@@ -79,7 +79,7 @@ TS_KERNEL(int64_t, lattice_prepare)(
 
 /* counts[segment][level][class] of one element in so many, at most 2^13 in a segment: all of it is written. */
 TS_KERNEL(void, lattice_count_segments)(
-    int32_t *counts, const int8_t *symbols, const uint8_t *levels, int64_t n, int64_t width, int64_t first,
+    int16_t *counts, const int8_t *symbols, const uint8_t *levels, int64_t n, int64_t width, int64_t first,
     int64_t one_in
 ) {
     uint8_t key[BLOCK];
@@ -99,32 +99,10 @@ TS_KERNEL(void, lattice_count_segments)(
             for (; next < stop; next += one_in) some[0][key[next - start]]++;
             if (stop < end && stop < n) break;
             for (int at = 0; at < LEVELS * CLASSES; at++)
-                counts[segment * LEVELS * CLASSES + at] = some[0][at] + some[1][at] + some[2][at] + some[3][at];
+                counts[segment * LEVELS * CLASSES + at] = (int16_t)(some[0][at] + some[1][at] + some[2][at] + some[3][at]);
             memset(some, 0, sizeof some);
             segment++, begin = next = stop;
         }
-    }
-}
-
-/* sums[segment][direction]: products of the signs of a segment's steps with each direction; all of it is written. */
-TS_KERNEL(void, lattice_project)(
-    int32_t *sums, const int8_t *symbols, int64_t n, const int8_t *along, int32_t rank, int64_t width, int64_t first
-) {
-    int16_t sign[BLOCK];
-    int64_t segment = 0;
-    memset(sums, 0, (size_t)rank * 4);
-    for (int64_t i = 0; i < n;) {
-        int64_t end = end_of(segment, width, first), stop = TS_MIN(TS_MIN(n, end), i + BLOCK);
-        int64_t place = (i + width - first) % width, size = stop - i;
-        for (int64_t j = 0; j < size; j++) sign[j] = (int16_t)((symbols[i + j] > 0) - (symbols[i + j] < 0));
-        for (int32_t k = 0; k < rank; k++) {
-            const int8_t *by = along + k * width + place;
-            int32_t sum = 0;
-            for (int64_t j = 0; j < size; j++) sum += (int32_t)sign[j] * (int16_t)by[j];
-            sums[segment * rank + k] += sum;
-        }
-        i = stop;
-        if (i == end && i < n) memset(sums + ++segment * rank, 0, (size_t)rank * 4);
     }
 }
 
