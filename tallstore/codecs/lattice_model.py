@@ -34,7 +34,7 @@ _ABOVE = 1 << 11
 
 def lanes_for(n: int) -> int:
     """How many lanes a chunk of n elements has: each costs 16 bits, and more are quicker."""
-    return 128 if n >= 1 << 19 else 32 if n >= 1 << 12 else 8
+    return 128 if n >= 1 << 19 else 64 if n >= 1 << 16 else 32 if n >= 1 << 12 else 8
 
 
 def choose(prepared: Prepared, low: int, row: Row) -> Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,7 @@ def _spread(numbers: Floats, axis: int) -> Floats:
     return found
 
 
+@lru_cache(maxsize=64)
 def _begin(rank: int, width: int) -> npt.NDArray[np.int64]:
     """Numbers to begin with: any will do that lie apart."""
     scattered = (np.arange(width * rank, dtype=np.uint64) * np.uint64(2654435761) >> np.uint64(13)) % np.uint64(255)

@@ -91,7 +91,7 @@ def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
     Returns:
         shapes (contexts,) and (tables, a), a being how many symbols occur; where `signed`, a is made odd.
     """
-    counts = counts[:, : occurring(counts, signed=signed)]
+    counts = counts[:, : _occurring(counts, signed=signed)]
     used = np.flatnonzero(counts.any(1))
     begins, kept = used.tolist(), list(counts[used])
     costs = [_cost(each, signed=signed) for each in kept]
@@ -111,7 +111,7 @@ def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
     return np.maximum(table, 0).astype(np.uint8), _weights(np.stack(kept), signed=signed), sum(costs)
 
 
-def occurring(counts: Integers, *, signed: bool) -> int:
+def _occurring(counts: Integers, *, signed: bool) -> int:
     """How many symbols occur, up to the last one; where `signed`, an odd number."""
     kinds = int(np.flatnonzero(counts.any(0))[-1]) + 1
     return min(kinds | 1, counts.shape[1]) if signed else kinds

@@ -58,7 +58,7 @@ KERNELS: Mapping[str, Function] = {
     "lattice_count_segments": (None, (_P, _P, _P, _L, _L, _L, _L)),
     "lattice_shifts": (None, (_P, _P, _L, _I, _P)),
     "lattice_along": (None, (_P, _P, _L, _L, _I, _I, _P, _P, _P)),
-    "lattice_tables": (_I, (_P, _P, _P, _P, _I, _I, _I, _I, _I, _P)),
+    "lattice_tables": (_I, (_P, _P, _P, _P, _I, _I, _I, _I, _P, _P)),
     "lattice_project": (None, (_P, _P, _L, _P, _I, _L, _L)),
     "lattice_count_symbols": (None, (_P, _P, _P, _L, _P)),
     "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I)),
@@ -153,13 +153,19 @@ def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
     if native is None:
         return lattice_choices.tables(counts, signed=signed)
     counts = np.array(counts, np.int64, order="C")  # a copy: they are used up
-    kinds = lattice_choices.occurring(counts, signed=signed)
-    table, weights = np.empty(len(counts), np.uint8), np.empty((len(counts), kinds), np.uint8)
-    cost = np.empty(1, np.int64)
+    table, weights = np.empty(len(counts), np.uint8), np.empty(counts.size, np.uint8)
+    cost, kinds = c_int64(), c_int32()
     found = native.lattice_tables(
-        *_addresses(table, weights, cost, counts), *counts.shape, kinds, signed, lattice_choices.BITS, address(LOGS)
+        *_addresses(table, weights),
+        byref(cost),
+        address(counts),
+        *counts.shape,
+        signed,
+        lattice_choices.BITS,
+        address(LOGS),
+        byref(kinds),
     )
-    return table, weights[:found], int(cost[0])
+    return table, weights[: found * kinds.value].reshape(found, -1), cost.value
 
 
 def project(prepared: Prepared, rows: Rows) -> Integers:

@@ -180,12 +180,17 @@ static void fill_weights(uint8_t *weights, const int64_t *counts, int32_t kinds,
 }
 
 /* The table of each context and the weights of each table; neighbours are merged while that saves. counts[context][stride]
- * are used up; of `stride`, `kinds` symbols occur, and in one context at least. weights[table][kinds]. Returns how many
- * tables there are; `cost`: what all of it takes. */
+ * are used up; a symbol occurs in one context at least. weights[table][kinds], `kinds` up to the last symbol that occurs.
+ * Returns how many tables there are; `cost`: what all of it takes. */
 TS_KERNEL(int32_t, lattice_tables)(
-    uint8_t *table, uint8_t *weights, int64_t *cost, int64_t *counts, int32_t contexts, int32_t stride, int32_t kinds,
-    int32_t with_signs, int32_t bits, const uint16_t *logs
+    uint8_t *table, uint8_t *weights, int64_t *cost, int64_t *counts, int32_t contexts, int32_t stride, int32_t with_signs,
+    int32_t bits, const uint16_t *logs, int32_t *kinds_found
 ) {
+    int32_t kinds = 0;
+    for (int64_t at = 0; at < (int64_t)contexts * stride; at++)
+        if (counts[at] && at % stride >= kinds) kinds = (int32_t)(at % stride) + 1;
+    if (with_signs) kinds = TS_MIN(kinds | 1, stride);
+    *kinds_found = kinds;
     int64_t *rows[GRADES * CONTEXTS], costs[GRADES * CONTEXTS], joined[GRADES * CONTEXTS];
     int32_t begins[GRADES * CONTEXTS], n = 0;
     for (int32_t at = 0; at < contexts; at++) {
