@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
-from tallstore.codecs.lattice_model import both_signs, choose, lanes_for, lowest
+from tallstore.codecs.lattice_model import choose, lanes_for, lowest
 from tallstore.codecs.planes import Planes
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels import lattice as steps
 from tallstore.kernels import reference
 from tallstore.kernels.lattice import (
     CONTEXTS,
@@ -30,15 +31,16 @@ from tallstore.kernels.lattice import (
     LARGEST,
     LATTICES,
     LEVELS,
+    MOST_BITS,
     MOST_RANK,
     MOST_TABLES,
     Lattice,
     LatticeSymbols,
     Model,
-    Prepared,
     Rows,
     segments_of,
 )
+from tallstore.kernels.lattice_choices import both_signs
 from tallstore.kernels.lattice_fast import decode, encode, prepare
 
 _SAME, _DIFFERENCES, _WHOLE, _STEPS = 0, 1, 2, 3
@@ -48,9 +50,13 @@ _HEAD = struct.Struct("<BBBBIIIII")
 """Mode, bits, log2 of the lanes, low; width, first, bytes of the model, words, bytes of open bits."""
 _MODEL = struct.Struct("<BBB")
 """Tables, magnitudes' symbols, directions."""
-_BITS = range(8, 13)
+_BITS = range(8, MOST_BITS + 1)
 _LANES = range(3, 9)
 _WEIGHTS = 64
+_FEW = 1 << 12
+"""Bytes that mostly tell whether anything moved."""
+_ONE_IN = 64
+"""Of how many bytes one is looked at to tell what the task's own elements would take."""
 _DOUBTFUL = 2
 """Where the task's own elements take less than so many times the steps in a sample, they are coded whole too."""
 
@@ -63,14 +69,14 @@ class LatticeCodec(LosslessCodec):
 
     def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:
         """Whichever mode is the smallest, as far as samples tell."""
-        if np.array_equal(raw, base):
+        if np.array_equal(raw[:_FEW], base[:_FEW]) and np.array_equal(raw, base):
             return bytes([_SAME])
         lattice = LATTICES.get(dtype)
         if lattice is None:
             coded = self._differences(raw, base, ITEM_BYTES[dtype])
         else:
             coded = _steps(lattice, raw.view(lattice.word), base.view(lattice.word), row)
-        few = sample(raw)
+        few = sample(raw, _ONE_IN)
         if few is not None and len(self._planes.encode(few, dtype)) * len(raw) >= _DOUBTFUL * len(coded) * len(few):
             return coded
         whole = self._planes.encode(raw, dtype)
@@ -93,9 +99,7 @@ class LatticeCodec(LosslessCodec):
             self._planes.decode(view[1:], stored, _WORDS[item])
             out[:] = reference.undo_difference(stored, out, item)
         elif mode == _STEPS and dtype in LATTICES:
-            lattice = LATTICES[dtype]
-            words = out.view(lattice.word)
-            decode(lattice, words, *_open(lattice, view, len(words)))
+            _take_steps(LATTICES[dtype], out, view)
         else:
             raise FormatError(f"a chunk coded against the base, of mode {mode} for {dtype}, is unknown or cut off")
 
@@ -103,14 +107,15 @@ class LatticeCodec(LosslessCodec):
 def _steps(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], row: Row) -> bytes:
     low = lowest(lattice, base)
     prepared = prepare(lattice, after, base, low)
-    return written(prepared, choose(prepared, low, row), lanes_for(len(base)))
+    model = choose(prepared, low, row)
+    return written(encode(prepared, model, lanes_for(len(base))), model)
 
 
-def written(prepared: Prepared, model: Model, lanes: int) -> bytes:
-    """The chunk of mode 3 of these steps, by this model, in so many lanes."""
-    steps, told = encode(prepared, model, lanes), zstd.compress(_told(model))
-    rows, counts = model.rows, (len(told), len(steps.words), len(steps.extra))
-    head = _HEAD.pack(_STEPS, model.bits, lanes.bit_length() - 1, model.low, rows.width, rows.first, *counts)
+def written(steps: LatticeSymbols, model: Model) -> bytes:
+    """The chunk of mode 3 of steps that are coded by this model."""
+    rows, told, log_lanes = model.rows, zstd.compress(_told(model)), len(steps.states).bit_length() - 1
+    counts = len(told), len(steps.words), len(steps.extra)
+    head = _HEAD.pack(_STEPS, model.bits, log_lanes, model.low, rows.width, rows.first, *counts)
     parts = (steps.states.astype("<u4"), steps.words.astype("<u2"), steps.extra)
     return head + told + b"".join(part.tobytes() for part in parts)
 
@@ -124,33 +129,46 @@ def _told(model: Model) -> bytes:
     return head + b"".join(each.tobytes() for each in parts)
 
 
-def _open(lattice: Lattice, view: memoryview, n: int) -> tuple[Model, LatticeSymbols]:
-    """The parts of a chunk of n elements, everything in range."""
+def _take_steps(lattice: Lattice, out: Bytes, view: memoryview) -> None:
+    words = out.view(lattice.word)
+    told = _frame(lattice, view, len(words))
+    if not decode(lattice, words, np.frombuffer(view, np.uint8), told):
+        steps.decode(lattice, words, *_open(lattice, view, told, len(words)))
+
+
+def _frame(lattice: Lattice, view: memoryview, n: int) -> Bytes:
+    """What the model of a chunk of n elements is told by."""
     if len(view) < _HEAD.size:
         raise FormatError("coded steps are cut off")
-    _, bits, log_lanes, low, width, first, told, words, extra = _HEAD.unpack_from(view)
-    if bits not in _BITS or log_lanes not in _LANES or low > lattice.mask:
-        raise FormatError(f"steps of {bits} bits in 2^{log_lanes} lanes from exponent {low} on: out of range")
+    *_, width, first, size, _, _ = _HEAD.unpack_from(view)
     if not (0 < first <= width or first == width == 0):
         raise FormatError(f"segments of {width} elements cannot begin with one of {first}")
+    segments = segments_of(n, width, first)
+    most = _MODEL.size + GRADES * CONTEXTS + MOST_TABLES * (2 * lattice.symbols - 1) + segments
+    room = 2 * (GRADES - 1) + MOST_RANK * (segments + width) if width <= n else 0
+    return zstd.decompress_up_to(view[_HEAD.size : _HEAD.size + size], most + room)
+
+
+def _open(lattice: Lattice, view: memoryview, told: Bytes, n: int) -> tuple[Model, LatticeSymbols]:
+    """The parts of a chunk of n elements, everything in range."""
+    _, bits, log_lanes, low, width, first, size, words, extra = _HEAD.unpack_from(view)
+    if bits not in _BITS or log_lanes not in _LANES or low > lattice.mask:
+        raise FormatError(f"steps of {bits} bits in 2^{log_lanes} lanes from exponent {low} on: out of range")
     lanes = 1 << log_lanes
-    if _HEAD.size + told + 4 * lanes + 2 * words + extra != len(view):
+    if _HEAD.size + size + 4 * lanes + 2 * words + extra != len(view):
         raise FormatError(f"coded steps do not fit {len(view)} bytes")
-    model = _model(view[_HEAD.size : _HEAD.size + told], lattice, n, (bits, low, width, first))
-    at = _HEAD.size + told
+    model = _model(told, lattice, n, (bits, low, width, first))
+    at = _HEAD.size + size
     states = np.frombuffer(view[at : at + 4 * lanes], "<u4")
     at += 4 * lanes
     stream = np.frombuffer(view[at : at + 2 * words], "<u2")
     return model, LatticeSymbols(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
 
 
-def _model(frame: memoryview, lattice: Lattice, n: int, head: tuple[int, int, int, int]) -> Model:
+def _model(told: Bytes, lattice: Lattice, n: int, head: tuple[int, int, int, int]) -> Model:
     """The model of a chunk of n elements, everything in range. `head`: bits, low, width, first."""
     bits, low, width, first = head
     segments = segments_of(n, width, first)
-    most = _MODEL.size + GRADES * CONTEXTS + MOST_TABLES * (2 * lattice.symbols - 1) + segments
-    room = 2 * (GRADES - 1) + MOST_RANK * (segments + width) if width <= n else 0
-    told = zstd.decompress_up_to(frame, most + room)
     if len(told) < _MODEL.size:
         raise FormatError("the model of steps is cut off")
     tables, symbols, rank = _MODEL.unpack_from(told.data)

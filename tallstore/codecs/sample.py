@@ -14,9 +14,9 @@ LONG = 1 << 17
 """Bytes from which on data are sampled: fewer are as quickly coded, and their sample would say little."""
 
 
-def sample(data: Bytes) -> Bytes | None:
+def sample(data: Bytes, one_in: int = ONE_IN) -> Bytes | None:
     """Runs of data, uint8, shape (n,), one behind the other; None of short ones."""
-    stride = RUN * ONE_IN
+    stride = RUN * one_in
     if len(data) < LONG:
         return None
     runs = data[: len(data) // stride * stride].reshape(-1, stride)

@@ -32,6 +32,7 @@ __all__ = [
     "CONTEXTS",
     "LATTICES",
     "LEVELS",
+    "MOST_BITS",
     "Lattice",
     "LatticeSymbols",
     "Model",
@@ -43,6 +44,8 @@ __all__ = [
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int16]
+"""Of elements of a segment, at most 2^13."""
 Words = npt.NDArray[Any]
 
 LEVELS = 16
@@ -54,6 +57,8 @@ CLASSES = 4
 GRADES = 4
 """Of predictions, by how strong they are."""
 MOST_TABLES = 64
+MOST_BITS = 12
+"""Frequencies of a table add up to 2 to the power of at most so many."""
 MOST_RANK = 8
 """Directions that there can be."""
 LARGEST = 7
@@ -241,7 +246,7 @@ def segments_of(n: int, width: int, first: int) -> int:
     return 1 + -(-max(n - first, 0) // width) if width else 1
 
 
-def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Integers:
+def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Counts:
     """Elements by segment, level and class of magnitude (0, 1, 2, more): shape (segments, LEVELS, CLASSES).
 
     Of each segment, one element in so many is counted, its first among them.
@@ -250,7 +255,8 @@ def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> I
     at = (segment * LEVELS + prepared.levels) * CLASSES + np.minimum(np.abs(prepared.symbols), CLASSES - 1)
     place = np.arange(len(at)) - np.maximum(first + (segment - 1) * width, 0)
     at = at[place % one_in == 0]
-    return np.bincount(at, minlength=segments * LEVELS * CLASSES).reshape(segments, LEVELS, CLASSES)
+    counts = np.bincount(at, minlength=segments * LEVELS * CLASSES).astype(np.int16)
+    return counts.reshape(segments, LEVELS, CLASSES)
 
 
 def project(prepared: Prepared, rows: Rows) -> Integers:

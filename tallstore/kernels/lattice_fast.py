@@ -12,15 +12,19 @@ import numpy.typing as npt
 
 from tallstore.errors import DamagedError
 from tallstore.kernels import lattice as reference
+from tallstore.kernels import lattice_choices
 from tallstore.kernels.lattice import (
     CLASSES,
     CONTEXTS,
     ENDS,
     GRADES,
     LEVELS,
+    MOST_BITS,
+    MOST_TABLES,
     OPEN_BITS,
     SYMBOLS,
     Bytes,
+    Counts,
     Integers,
     Lattice,
     LatticeSymbols,
@@ -28,24 +32,39 @@ from tallstore.kernels.lattice import (
     Prepared,
     Rows,
     Words,
-    frequencies,
     segments_of,
 )
+from tallstore.kernels.lattice_choices import LOGS
 from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address, bind
+from tallstore.kernels.scratch import scratch
 
-__all__ = ["KERNELS", "count_segments", "count_symbols", "decode", "encode", "prepare", "project"]
+__all__ = [
+    "KERNELS",
+    "along_rows",
+    "count_segments",
+    "count_symbols",
+    "decode",
+    "encode",
+    "prepare",
+    "project",
+    "shifts",
+    "tables",
+]
 
 _P, _I, _L = c_void_p, c_int32, c_int64
 KERNELS: Mapping[str, Function] = {
     "lattice_prepare": (_L, (_P, _P, _P, _P, _P, _L, _I, _I, _I, _I)),
     "lattice_count_segments": (None, (_P, _P, _P, _L, _L, _L, _L)),
+    "lattice_shifts": (None, (_P, _P, _L, _I, _P)),
+    "lattice_along": (None, (_P, _P, _L, _L, _I, _I, _P, _P, _P)),
+    "lattice_tables": (_I, (_P, _P, _P, _P, _I, _I, _I, _I, _P, _P)),
     "lattice_project": (None, (_P, _P, _L, _P, _I, _L, _L)),
     "lattice_count_symbols": (None, (_P, _P, _P, _L, _P)),
-    "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _P, _I, _I)),
-    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _I, _I, _P, _P, _I, _I, _P, _P, _I, _P, _L, _P, _L)),
+    "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I)),
+    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _P, _L, _P, _L, _P)),
 }
-"""Of `native/src/lattice_encode.c` and `lattice_decode.c`."""
+"""Of `native/src/lattice_choices.c`, `lattice_encode.c` and `lattice_decode.c`."""
 
 
 class _RowLayout(Structure):
@@ -96,14 +115,57 @@ def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     return Prepared(symbols, levels, extra[:used].copy())
 
 
-def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Integers:
+def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> Counts:
     """See `lattice.count_segments`."""
     native, n = _native(), len(prepared.levels)
     if native is None:
         return reference.count_segments(prepared, width, first, one_in)
-    counts = np.empty((segments_of(n, width, first), LEVELS, CLASSES), np.int64)
+    counts = np.empty((segments_of(n, width, first), LEVELS, CLASSES), np.int16)
     native.lattice_count_segments(*_addresses(counts, prepared.symbols, prepared.levels), n, width, first, one_in)
     return counts
+
+
+def shifts(counts: Counts) -> Bytes:
+    """See `lattice_choices.shifts`."""
+    native = _native()
+    if native is None:
+        return lattice_choices.shifts(counts)
+    found, counts = np.empty(len(counts), np.uint8), np.ascontiguousarray(counts, np.int16)
+    native.lattice_shifts(*_addresses(found, counts), len(counts), lattice_choices.ROUNDS, address(LOGS))
+    return found
+
+
+def along_rows(begin: Integers, symbols: npt.NDArray[np.int8], turns: int) -> Integers:
+    """See `lattice_choices.along`."""
+    native = _native()
+    if native is None:
+        return lattice_choices.along(begin, symbols, turns)
+    found, rank, longest = begin.astype(np.int8), len(begin), max(symbols.shape)
+    across, signs = np.empty((rank, len(symbols)), np.int8), np.array(symbols, order="C")  # a copy: they are used up
+    sums, each = np.empty(rank * longest, np.int32), np.empty(longest, np.float64)
+    native.lattice_along(*_addresses(found, signs), *symbols.shape, rank, turns, *_addresses(across, sums, each))
+    return found.astype(np.int64)
+
+
+def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
+    """See `lattice_choices.tables`."""
+    native = _native()
+    if native is None:
+        return lattice_choices.tables(counts, signed=signed)
+    counts = np.array(counts, np.int64, order="C")  # a copy: they are used up
+    table, weights = np.empty(len(counts), np.uint8), np.empty(counts.size, np.uint8)
+    cost, kinds = c_int64(), c_int32()
+    found = native.lattice_tables(
+        *_addresses(table, weights),
+        byref(cost),
+        address(counts),
+        *counts.shape,
+        signed,
+        lattice_choices.BITS,
+        address(LOGS),
+        byref(kinds),
+    )
+    return table, weights[: found * kinds.value].reshape(found, -1), cost.value
 
 
 def project(prepared: Prepared, rows: Rows) -> Integers:
@@ -133,47 +195,50 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
     native, n = _native(), len(prepared.levels)
     if native is None:
         return reference.encode(prepared, model, lanes)
-    words, states = np.empty(n, np.uint16), np.empty(lanes, np.uint32)
-    frequency = frequencies(model.weights, model.bits)
-    share, begin = frequency.astype(np.uint32), (np.cumsum(frequency, axis=1) - frequency).astype(np.uint32)
+    words, states = np.empty(n + 4, np.uint16), np.empty(lanes, np.uint32)
     used = native.lattice_encode(
         *_addresses(words, states, prepared.symbols, prepared.levels),
         n,
         lanes,
         model.bits,
         byref(_rows(model.rows, model.table)),
-        *_addresses(share, begin),
-        *share.shape,
+        address(model.weights),
+        *model.weights.shape,
     )
-    return LatticeSymbols(states, words[n - used :], prepared.extra)
+    return LatticeSymbols(states, words[n + 4 - used :], prepared.extra)
 
 
-def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) -> None:
-    """See `lattice.decode`."""
+def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
+    """Turn the base's elements into the task's, in place, by a chunk of mode 3 as it is.
+
+    Args:
+        lattice: of the type.
+        words: the base's elements, shape (n,).
+        data: the chunk.
+        told: what its model's frame holds.
+
+    Returns:
+        whether that is done; False, and nothing is, where there is no kernel, or the chunk is not what one is.
+
+    Raises:
+        DamagedError: see `lattice.decode`.
+    """
     native = _native()
     if native is None or not words.flags.c_contiguous:
-        reference.decode(lattice, words, model, steps)
-        return
-    states = steps.states.astype(np.uint32)  # a copy: they are used up
-    entries = np.empty(len(model.weights) << model.bits, np.uint32)
-    stream, extra = np.ascontiguousarray(steps.words), np.ascontiguousarray(steps.extra)
+        return False
+    entries = scratch("lattice entries", MOST_TABLES << MOST_BITS, np.uint32)
     failed = native.lattice_decode(
         address(words),
         len(words),
         lattice.bits,
         lattice.shift,
         lattice.mask,
-        model.low,
-        model.bits,
-        *_addresses(entries, model.weights),
-        *model.weights.shape,
-        byref(_rows(model.rows, model.table)),
-        address(states),
-        len(states),
-        address(stream),
-        len(stream),
-        address(extra),
-        len(extra),
+        address(data),
+        len(data),
+        address(told),
+        len(told),
+        address(entries),
     )
-    if failed:
+    if failed in {1, 2}:
         raise DamagedError(ENDS if failed == 1 else OPEN_BITS)
+    return not failed

@@ -10,12 +10,24 @@ import numpy as np
 import pytest
 
 from tallstore.codecs import LOSSLESS, WHOLE
+from tallstore.codecs.lattice import _told, written
 from tallstore.codecs.lattice_model import choose, estimate, lanes_for, lowest, undirected
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import lattice as reference
-from tallstore.kernels import lattice_fast
-from tallstore.kernels.lattice import LARGEST, LATTICES, Lattice, Model, Prepared, Rows, frequencies, segments_of
+from tallstore.kernels import lattice_choices, lattice_fast
+from tallstore.kernels.lattice import (
+    LARGEST,
+    LATTICES,
+    Lattice,
+    LatticeSymbols,
+    Model,
+    Prepared,
+    Rows,
+    frequencies,
+    segments_of,
+)
+from tallstore.kernels.lattice_choices import FINEST, MOST_ROWS, both_signs
 from tallstore.kernels.native import build, library
 
 CODEC = LOSSLESS["lattice"]
@@ -50,6 +62,7 @@ def forced(told: Prepared, low: int, rows_of: Rows) -> Model:
     """A model with these rows, whether they pay or not: two tables, in which every symbol has a weight."""
     rng = np.random.default_rng(1)
     weights = rng.integers(20, 40, (2, 2 * int(np.abs(told.symbols).max()) + 1)).astype(np.uint8)
+    weights = weights if len(rows_of.along) else both_signs(weights[:, ::2])
     table = rng.integers(0, 2, (rows_of.grades, 16 + int(rows_of.shifts.max()))).astype(np.uint8)
     return Model(bits=12, low=low, rows=rows_of, table=table, weights=weights)
 
@@ -135,6 +148,16 @@ def test_every_variant_is_the_reference(dtype: str, n: int, rank: int, variant: 
         assert np.array_equal(reference.project(told, rows_of), lattice_fast.project(told, rows_of))
     found = lattice_fast.count_symbols(told, rows_of)
     assert np.array_equal(reference.count_symbols(told, rows_of), found)
+    for signed in (False, True):
+        some = found.reshape(-1, found.shape[2])[:, :: 1 if signed else 2]
+        wanted, same_tables = lattice_choices.tables(some, signed=signed), lattice_fast.tables(some, signed=signed)
+        assert all(np.array_equal(a, b) for a, b in zip(wanted, same_tables, strict=True))
+    if rows_of.width:
+        assert np.array_equal(lattice_choices.shifts(counts), lattice_fast.shifts(counts))
+        begin = np.random.default_rng(2).integers(-FINEST, FINEST + 1, (max(rank, 1), 300))
+        some_rows = told.symbols[17 : 17 + n // 400 * 300].reshape(-1, 300)[:MOST_ROWS]
+        wanted = lattice_choices.along(begin, some_rows, 2)
+        assert np.array_equal(wanted, lattice_fast.along_rows(begin, some_rows, 2))
     model = choose(told, low, (300, 283) if n > 300 else (0, 0))
     if rows_of.width:
         model = forced(told, low, rows_of)
@@ -142,7 +165,7 @@ def test_every_variant_is_the_reference(dtype: str, n: int, rank: int, variant: 
         steps, mine = reference.encode(told, model, lanes), lattice_fast.encode(told, model, lanes)
         assert np.array_equal(steps.states, mine.states)
         assert np.array_equal(steps.words, mine.words)
-        for decode in (reference.decode, lattice_fast.decode):
+        for decode in _BOTH:
             out = base.copy()
             decode(lattice, out, model, steps)
             assert np.array_equal(out, after)
@@ -193,13 +216,19 @@ def test_spoilt_streams_give_the_same_answer_everywhere(dtype: str, variant: str
         assert answers[0] == answers[1]
 
 
-_BOTH = (reference.decode, lattice_fast.decode)
+def decoded_at_speed(lattice: Lattice, words: np.ndarray, model: Model, steps: LatticeSymbols) -> None:
+    """What `reference.decode` does, by the native kernel."""
+    coded = np.frombuffer(written(steps, model), np.uint8)
+    assert lattice_fast.decode(lattice, words, coded, np.frombuffer(_told(model), np.uint8))
+
+
+_BOTH = (reference.decode, decoded_at_speed)
 
 
 def _answer(decode, lattice: Lattice, base, model, states, words, extra) -> str:  # type: ignore[no-untyped-def]
     out = base.copy()
     try:
-        decode(lattice, out, model, reference.LatticeSymbols(states, words, extra))
+        decode(lattice, out, model, LatticeSymbols(states, words, extra))
     except DamagedError as error:
         return str(error)
     return out.tobytes().hex()

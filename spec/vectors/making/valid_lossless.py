@@ -8,7 +8,7 @@ import numpy as np
 
 from tallstore.codecs.lattice import written
 from tallstore.codecs.lattice_model import lowest
-from tallstore.kernels.lattice import LATTICES, Model, Rows, prepare, segments_of
+from tallstore.kernels.lattice import LATTICES, Model, Rows, encode, prepare, segments_of
 
 from .build import CHUNK, lossless
 from .numbers import BYTES, Tensor, bits, converted, noise, noise_bytes
@@ -95,7 +95,7 @@ def directed(task: Tensor, base: Tensor, k: int) -> bytes:
     weights = np.frombuffer(noise_bytes(f"weights {k}", 5 * every), np.uint8).reshape(5, every) % 20 + np.uint8(20)
     table = np.frombuffer(noise_bytes(f"tables {k}", 4 * 18), np.uint8).reshape(4, 18) % 5
     model = Model(bits=12, low=low, rows=rows, table=table.copy(), weights=weights.copy())
-    return written(steps, model, 16)
+    return written(encode(steps, model, 16), model)
 
 
 def lossless_rows(one: One, base: Tensor, task: Tensor) -> tuple[dict[str, object], list[bytes]]:

@@ -16,6 +16,7 @@
 #define TS_KERNEL(type, name) TS_EXPORT type TS_NAME(name)
 
 #define TS_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define TS_MAX(a, b) ((a) > (b) ? (a) : (b))
 
 enum { TS_FLOAT32 = 0, TS_BFLOAT16 = 1, TS_FLOAT16 = 2, TS_FLOAT64 = 3 };
 /* As `tallstore.kernels.native_types` numbers types. */

@@ -12,7 +12,7 @@
 #endif
 
 enum { DIRECT = 16, LEVELS = 16, CONTEXTS = 31, SYMBOLS = 71, KINDS = 2 * SYMBOLS - 1, GRADES = 4, BLOCK = 4096 };
-enum { MOST_LANES = 256, MOST_TABLES = 64 };
+enum { MOST_LANES = 256, MOST_TABLES = 64, MOST_RANK = 8, LARGEST = 7, CLASSES = 4 };
 #define LOWEST 65536u
 
 typedef struct { /* how the bits of a type are read, and the exponent of level 0 */
@@ -97,35 +97,65 @@ typedef struct { /* of the elements of a block: grades, and −1 where the predi
 } ts_told;
 
 ALWAYS void predict_run(int16_t *restrict out, const int8_t *restrict across, const int8_t *along, int64_t n, int64_t width, int32_t rank) {
-    if (rank == 4) {
-        const int16_t a = across[0], b = across[1], c = across[2], d = across[3];
-        const int8_t *second = along + width, *third = second + width, *fourth = third + width;
-        for (int64_t i = 0; i < n; i++)
-            out[i] = (int16_t)(
-                (int16_t)(a * along[i]) + (int16_t)(b * second[i]) + (int16_t)(c * third[i]) + (int16_t)(d * fourth[i])
-            );
-        return;
-    }
     for (int64_t i = 0; i < n; i++) out[i] = (int16_t)(across[0] * along[i]);
     for (int32_t k = 1; k < rank; k++)
         for (int64_t i = 0; i < n; i++) out[i] = (int16_t)(out[i] + (int16_t)(across[k] * along[k * width + i]));
 }
 
+#if defined(__AVX2__)
+/* The same of 32 elements at a time, for four directions: what `predict` makes of them. Returns how many are done. */
+ALWAYS int64_t predict_four(
+    uint8_t *restrict grade, int8_t *restrict negative, const int8_t *across, const int8_t *along, int64_t n, int64_t width,
+    const int32_t *marks
+) {
+    const __m256i eight = _mm256_set1_epi8(8), bias = _mm256_set1_epi16((int16_t)(8 * (across[0] + across[1] + across[2] + across[3])));
+    const __m256i one = _mm256_set1_epi16((int16_t)(uint16_t)(uint8_t)across[0] | (int16_t)(across[1] << 8));
+    const __m256i two = _mm256_set1_epi16((int16_t)(uint16_t)(uint8_t)across[2] | (int16_t)(across[3] << 8));
+    __m256i mark[3];
+    for (int m = 0; m < 3; m++) mark[m] = _mm256_set1_epi16((int16_t)(marks[m] - 1));
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        __m256i of[4], sum[2], size[2], count[2]; /* one factor is made unsigned by adding 8, which `bias` takes back */
+        for (int k = 0; k < 4; k++) of[k] = _mm256_add_epi8(_mm256_loadu_si256((const __m256i *)(along + k * width + i)), eight);
+        sum[0] = _mm256_add_epi16(
+            _mm256_maddubs_epi16(_mm256_unpacklo_epi8(of[0], of[1]), one), _mm256_maddubs_epi16(_mm256_unpacklo_epi8(of[2], of[3]), two)
+        );
+        sum[1] = _mm256_add_epi16(
+            _mm256_maddubs_epi16(_mm256_unpackhi_epi8(of[0], of[1]), one), _mm256_maddubs_epi16(_mm256_unpackhi_epi8(of[2], of[3]), two)
+        );
+        for (int h = 0; h < 2; h++) {
+            sum[h] = _mm256_sub_epi16(sum[h], bias), size[h] = _mm256_abs_epi16(sum[h]), count[h] = _mm256_setzero_si256();
+            for (int m = 0; m < 3; m++) count[h] = _mm256_sub_epi16(count[h], _mm256_cmpgt_epi16(size[h], mark[m]));
+        }
+        _mm256_storeu_si256((__m256i *)(grade + i), _mm256_packs_epi16(count[0], count[1]));
+        __m256i signs = _mm256_packs_epi16(sum[0], sum[1]); /* saturated: what is below 0 stays so */
+        _mm256_storeu_si256((__m256i *)(negative + i), _mm256_cmpgt_epi8(_mm256_setzero_si256(), signs));
+    }
+    return i;
+}
+#endif
+
 /* Predictions for elements [start, start + n) of a chunk, at most BLOCK. */
-static void predict(ts_told *restrict told, int64_t start, int64_t n, const ts_rows *by) {
-    int16_t found[BLOCK];
+static inline void predict(ts_told *restrict told, int64_t start, int64_t n, const ts_rows *by) {
+    const int16_t one = (int16_t)by->marks[0], two = (int16_t)by->marks[1], three = (int16_t)by->marks[2];
     int64_t segment = segment_of(start, by->width, by->first);
     for (int64_t i = 0; i < n; segment++) {
         int64_t stop = TS_MIN(n, end_of(segment, by->width, by->first) - start);
-        int64_t place = (start + i + by->width - by->first) % by->width;
-        predict_run(found + i, by->across + segment * by->rank, by->along + place, stop - i, by->width, by->rank);
+        const int8_t *along = by->along + (start + i + by->width - by->first) % by->width, *across = by->across + segment * by->rank;
+#if defined(__AVX2__)
+        if (by->rank == 4) {
+            int64_t done = predict_four(told->grade + i, told->negative + i, across, along, stop - i, by->width, by->marks);
+            i += done, along += done;
+        }
+#endif
+        int16_t found[BLOCK];
+        predict_run(found, across, along, stop - i, by->width, by->rank);
+        for (int64_t j = 0; j < stop - i; j++) {
+            int16_t size = (int16_t)(found[j] < 0 ? -found[j] : found[j]);
+            told->negative[i + j] = (int8_t)-(found[j] < 0);
+            told->grade[i + j] = (uint8_t)((size >= one) + (size >= two) + (size >= three));
+        }
         i = stop;
-    }
-    const int16_t one = (int16_t)by->marks[0], two = (int16_t)by->marks[1], three = (int16_t)by->marks[2];
-    for (int64_t i = 0; i < n; i++) {
-        int16_t size = (int16_t)(found[i] < 0 ? -found[i] : found[i]);
-        told->negative[i] = (int8_t)-(found[i] < 0);
-        told->grade[i] = (uint8_t)((size >= one) + (size >= two) + (size >= three));
     }
 }
 
@@ -135,7 +165,7 @@ ALWAYS void turn_symbols(int8_t *to, const int8_t *symbols, const int8_t *restri
 }
 
 /* The tables of elements [start, start + n), in place of their levels. `grade` is NULL where there are no directions. */
-static void fill_tables(uint8_t *restrict levels, const uint8_t *restrict grade, int64_t start, int64_t n, const ts_rows *by) {
+static inline void fill_tables(uint8_t *restrict levels, const uint8_t *restrict grade, int64_t start, int64_t n, const ts_rows *by) {
     int64_t segment = segment_of(start, by->width, by->first);
     for (int64_t i = 0; i < n; segment++) {
         int64_t stop = TS_MIN(n, end_of(segment, by->width, by->first) - start);
@@ -165,6 +195,19 @@ static void fill_tables(uint8_t *restrict levels, const uint8_t *restrict grade,
         }
 #endif
         for (; i < stop; i++) levels[i] = table[levels[i] + (grade ? grade[i] * by->contexts : 0)];
+    }
+}
+
+/* What a weight stands for, and frequencies of 2^bits: `kernels.lattice.frequencies`. */
+ALWAYS uint64_t scaled_of(uint32_t weight) { return weight ? (uint64_t)(4 + (weight & 3)) << (weight >> 2) : 0; }
+
+static inline void fill_shares(uint32_t *share, const uint8_t *weights, int32_t kinds, int32_t bits) {
+    uint64_t total = 0;
+    for (int32_t a = 0; a < kinds; a++) total += scaled_of(weights[a]);
+    share[0] = 1u << bits;
+    for (int32_t a = 1; a < kinds; a++) {
+        share[a] = (uint32_t)((scaled_of(weights[a]) << bits) / total);
+        share[0] -= share[a];
     }
 }
 

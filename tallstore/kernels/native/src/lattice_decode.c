@@ -21,44 +21,42 @@ ALWAYS uint32_t get_bits(bit_reader *from, int32_t width) {
     return (uint32_t)word & ((1u << width) - 1);
 }
 
-typedef struct {
-    const uint16_t *at, *end;
-    bool over;
+typedef struct { /* of words, `left` of them; the last ones are read from `tail`, where zeros stand behind them */
+    const uint8_t *at;
+    int64_t left;
+    uint8_t tail[4 * MOST_LANES + 16];
+    bool last, over;
 } stream;
 
-ALWAYS uint32_t next_state(uint32_t x, uint32_t entry, int32_t bits) {
-    return ((entry & 0xFFF) + 1) * (x >> bits) + (entry >> 12 & 0xFFF);
-}
-
 #if defined(__AVX2__)
-/* Eight entries: vpgatherdd takes longer than this where it is microcode. */
-ALWAYS __m256i eight(const uint32_t *entries, __m256i at) {
+/* Eight of the entries, by where they are. A gather takes longer than this on many processors. */
+ALWAYS __m256i eight(const uint32_t *entries, const uint32_t *at) {
     __m128i half[2];
     for (int h = 0; h < 2; h++) {
-        __m128i four = h ? _mm256_extracti128_si256(at, 1) : _mm256_castsi256_si128(at);
-        uint64_t a = (uint64_t)_mm_cvtsi128_si64(four), b = (uint64_t)_mm_extract_epi64(four, 1);
-        half[h] = _mm_cvtsi32_si128((int)entries[(uint32_t)a]);
-        half[h] = _mm_insert_epi32(half[h], (int)entries[a >> 32], 1);
-        half[h] = _mm_insert_epi32(half[h], (int)entries[(uint32_t)b], 2);
-        half[h] = _mm_insert_epi32(half[h], (int)entries[b >> 32], 3);
+        __m128i one[4];
+        for (int k = 0; k < 4; k++) one[k] = _mm_cvtsi32_si128((int)entries[at[4 * h + k]]);
+        half[h] = _mm_unpacklo_epi64(_mm_unpacklo_epi32(one[0], one[1]), _mm_unpacklo_epi32(one[2], one[3]));
     }
     return _mm256_set_m128i(half[1], half[0]);
 }
 
-/* Symbols of `size` lanes, a multiple of 8, in place of their tables. The stream has a word for each. Returns where the next
- * ones read on. */
-ALWAYS const uint16_t *decode_lanes(
+/* Symbols of `size` lanes, a multiple of 8, in place of their tables. Returns where the next words are read. */
+ALWAYS const uint8_t *decode_lanes(
     uint8_t *restrict found, int32_t size, const uint32_t *restrict entries, uint32_t *restrict states, int32_t bits,
-    const uint16_t *restrict at, const uint8_t (*restrict order)[8]
+    const uint8_t *restrict at, const uint8_t (*restrict order)[8]
 ) {
     const __m256i mask = _mm256_set1_epi32((1 << bits) - 1), twelve = _mm256_set1_epi32(0xFFF);
     const __m256i last = _mm256_set1_epi64x(0x0F0B0703); /* the highest byte of each of four */
     const __m128i by = _mm_cvtsi32_si128(bits);
+    uint32_t slots[MOST_LANES]; /* all of them first: what is loaded by one need not wait for the states of another */
     for (int32_t lane = 0; lane < size; lane += 8) {
         __m256i x = _mm256_loadu_si256((const __m256i *)(states + lane));
-        __m256i slot = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(found + lane)));
-        slot = _mm256_or_si256(_mm256_sll_epi32(slot, by), _mm256_and_si256(x, mask));
-        __m256i entry = eight(entries, slot);
+        __m256i table = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(found + lane)));
+        table = _mm256_or_si256(_mm256_sll_epi32(table, by), _mm256_and_si256(x, mask));
+        _mm256_storeu_si256((__m256i *)(slots + lane), table);
+    }
+    for (int32_t lane = 0; lane < size; lane += 8) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(states + lane)), entry = eight(entries, slots + lane);
         __m256i share = _mm256_sub_epi32(_mm256_and_si256(entry, twelve), _mm256_set1_epi32(-1));
         x = _mm256_mullo_epi32(share, _mm256_srl_epi32(x, by));
         x = _mm256_add_epi32(x, _mm256_and_si256(_mm256_srli_epi32(entry, 12), twelve));
@@ -68,26 +66,10 @@ ALWAYS const uint16_t *decode_lanes(
         next = _mm256_permutevar8x32_epi32(next, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)order[few])));
         next = _mm256_or_si256(_mm256_slli_epi32(x, 16), next);
         _mm256_storeu_si256((__m256i *)(states + lane), _mm256_blendv_epi8(x, next, low));
-        at += __builtin_popcount(few);
+        at += 2 * __builtin_popcount(few);
         entry = _mm256_shuffle_epi8(entry, last);
         __m128i symbols = _mm_unpacklo_epi32(_mm256_castsi256_si128(entry), _mm256_extracti128_si256(entry, 1));
         _mm_storel_epi64((__m128i *)(found + lane), symbols);
-    }
-    return at;
-}
-#else
-ALWAYS const uint16_t *decode_lanes(
-    uint8_t *restrict found, int32_t size, const uint32_t *restrict entries, uint32_t *restrict states, int32_t bits,
-    const uint16_t *restrict at, const uint8_t (*restrict order)[8]
-) {
-    (void)order;
-    for (int32_t lane = 0; lane < size; lane++) {
-        uint32_t x = states[lane], entry = entries[(uint32_t)found[lane] << bits | (x & ((1u << bits) - 1))];
-        x = next_state(x, entry, bits);
-        bool low = x < LOWEST;
-        states[lane] = low ? x << 16 | *at : x;
-        at += low;
-        found[lane] = (uint8_t)(entry >> 24);
     }
     return at;
 }
@@ -98,23 +80,28 @@ static void decode_symbols(
     uint8_t *found, int64_t n, const uint32_t *entries, uint32_t *states, int32_t lanes, int32_t bits, stream *from,
     const uint8_t (*order)[8]
 ) {
-    for (int64_t start = 0; start < n; start += lanes) {
+    for (int64_t start = 0; start < n && !from->over; start += lanes, found += lanes) {
         int32_t size = (int32_t)TS_MIN(n - start, lanes), lane = 0;
-        uint8_t *here = found + start;
-        if (from->end - from->at >= lanes) {
-            lane = size & ~7;
-            from->at = decode_lanes(here, lane, entries, states, bits, from->at, order);
+        if (!from->last && from->left < lanes) {
+            memset(from->tail, 0, sizeof from->tail);
+            memcpy(from->tail, from->at, (size_t)from->left * 2);
+            from->at = from->tail, from->last = true;
         }
+        const uint8_t *at = from->at;
+        (void)order;
+#if defined(__AVX2__)
+        lane = size & ~7;
+        at = decode_lanes(found, lane, entries, states, bits, at, order);
+#endif
         for (; lane < size; lane++) {
-            uint32_t x = states[lane], entry = entries[(uint32_t)here[lane] << bits | (x & ((1u << bits) - 1))];
-            x = next_state(x, entry, bits);
-            if (x < LOWEST) {
-                if (from->at == from->end) from->over = true;
-                else x = x << 16 | *from->at++;
-            }
-            states[lane] = x;
-            here[lane] = (uint8_t)(entry >> 24);
+            uint32_t x = states[lane], entry = entries[(uint32_t)found[lane] << bits | (x & ((1u << bits) - 1))];
+            x = ((entry & 0xFFF) + 1) * (x >> bits) + (entry >> 12 & 0xFFF);
+            bool low = x < LOWEST;
+            states[lane] = low ? x << 16 | at[0] | (uint32_t)at[1] << 8 : x;
+            at += 2 * low;
+            found[lane] = (uint8_t)(entry >> 24);
         }
+        from->left -= (at - from->at) / 2, from->at = at, from->over = from->left < 0;
     }
 }
 
@@ -122,90 +109,154 @@ static void decode_symbols(
  * 0, +1, −1, +2, … of a table that have weights. */
 static void fill_entries(uint32_t *entries, const uint8_t *weights, int32_t tables, int32_t kinds, int32_t bits) {
     for (int32_t table = 0; table < tables; table++, weights += kinds) {
-        uint64_t scaled[KINDS], total = 0;
-        uint32_t left = 1u << bits;
-        for (int32_t a = 0; a < kinds; a++) {
-            scaled[a] = weights[a] ? (4 + (weights[a] & 3ull)) << (weights[a] >> 2) : 0;
-            total += scaled[a];
-        }
-        for (int32_t a = 1; a < kinds; a++) {
-            scaled[a] = (scaled[a] << bits) / total;
-            left -= (uint32_t)scaled[a];
-        }
-        scaled[0] = left;
+        uint32_t share[KINDS];
+        fill_shares(share, weights, kinds, bits);
         for (int32_t a = 0; a < kinds; a++) {
             uint32_t symbol = (uint32_t)(uint8_t)(a & 1 ? (a + 1) / 2 : -(a / 2)) << 24;
-            for (uint32_t place = 0; place < scaled[a]; place++)
-                *entries++ = ((uint32_t)scaled[a] - 1) | place << 12 | symbol;
+            for (uint32_t place = 0; place < share[a]; place++) *entries++ = (share[a] - 1) | place << 12 | symbol;
         }
     }
 }
 
-ALWAYS uint32_t moved(uint32_t word, int8_t symbol, bit_reader *extra, int32_t bits) {
+/* A word moved by what a symbol says, of which `done` was done before. */
+ALWAYS uint32_t moved(uint32_t word, int8_t symbol, int32_t done, bit_reader *extra, int32_t bits) {
     uint32_t size = size_of(symbol);
     if (size >= DIRECT) {
         int32_t open = 3 + (int32_t)(size - DIRECT) / 2;
         size = (2 + (size & 1)) << open;
         size += get_bits(extra, open);
     }
-    return turned(turned(word, bits) + (symbol < 0 ? 0u - size : size), bits);
+    return turned(turned(word, bits) + (symbol < 0 ? 0u - size : size) - (uint32_t)done, bits);
 }
 
-ALWAYS void apply(void *words, int64_t start, const uint8_t *symbols, int64_t n, bit_reader *extra, int32_t bits) {
+ALWAYS void apply(void *words, const int8_t *symbols, int64_t n, bit_reader *extra, int32_t bits) {
     int64_t i = 0;
 #if defined(__AVX2__)
-    for (; bits == 16 && i + 16 <= n; i += 16) {
-        uint16_t *at = (uint16_t *)words + start + i, before[16];
-        __m256i base = _mm256_loadu_si256((const __m256i *)at);
-        __m128i steps = _mm_loadu_si128((const __m128i *)(symbols + i));
-        __m256i to = turned16(_mm256_add_epi16(turned16(base), _mm256_cvtepi8_epi16(steps)));
-        unsigned large = (unsigned)_mm_movemask_epi8(_mm_cmpgt_epi8(_mm_abs_epi8(steps), _mm_set1_epi8(DIRECT - 1)));
-        _mm256_storeu_si256((__m256i *)at, to);
-        if (large) {
-            _mm256_storeu_si256((__m256i *)before, base);
-            for (; large; large &= large - 1) {
-                int one = __builtin_ctz(large);
-                at[one] = (uint16_t)moved(before[one], (int8_t)symbols[i + one], extra, 16);
-            }
+    for (; bits == 16 && i + 64 <= n; i += 64) {
+        uint16_t *at = (uint16_t *)words + i;
+        uint64_t large = 0;
+        for (int k = 0; k < 64; k += 16) {
+            __m256i *some = (__m256i *)(at + k);
+            __m128i steps = _mm_loadu_si128((const __m128i *)(symbols + i + k));
+            __m256i to = _mm256_add_epi16(turned16(_mm256_loadu_si256(some)), _mm256_cvtepi8_epi16(steps));
+            _mm256_storeu_si256(some, turned16(to));
+            __m128i here = _mm_cmpgt_epi8(_mm_abs_epi8(steps), _mm_set1_epi8(DIRECT - 1));
+            large |= (uint64_t)(unsigned)_mm_movemask_epi8(here) << k;
+        }
+        for (; large; large &= large - 1) {
+            int one = __builtin_ctzll(large);
+            int8_t symbol = symbols[i + one];
+            at[one] = (uint16_t)moved(at[one], symbol, symbol, extra, 16);
         }
     }
 #endif
-    for (; i < n; i++)
-        put_word(words, start + i, bits, moved(word_at(words, start + i, bits), (int8_t)symbols[i], extra, bits));
+    for (; i < n; i++) put_word(words, i, bits, moved(word_at(words, i, bits), symbols[i], 0, extra, bits));
 }
 
-/* Turn n of the base's elements into the task's. `entries`: room for tables · 2^bits; `weights`: `kinds` of each table, one
- * of them not 0. `states` are used up. Returns 0; 1 if the stream does not end with the elements; 2 if the open bits do
- * not. */
+/* A chunk of mode 3, its model beside it: what `codecs.lattice` reads. */
+typedef struct {
+    ts_rows by;
+    lattice of;
+    int32_t bits, lanes, tables, kinds;
+    const uint8_t *weights, *states, *words, *open;
+    int64_t coded, open_bytes;
+    uint8_t both[MOST_TABLES * KINDS]; /* weights of both signs, where those of magnitudes are written */
+} chunk;
+
+ALWAYS uint8_t largest(const uint8_t *of, int64_t n) {
+    uint8_t found = 0;
+    for (int64_t i = 0; i < n; i++) found = TS_MAX(found, of[i]);
+    return found;
+}
+
+ALWAYS bool within(const int8_t *of, int64_t n, int8_t most) {
+    bool found = true;
+    for (int64_t i = 0; i < n; i++) found &= of[i] <= most && of[i] >= -most;
+    return found;
+}
+
+/* Where the parts of a model of `size` bytes lie; false if anything is out of range. */
+static bool read_model(chunk *to, const uint8_t *told, int64_t size, int64_t n) {
+    ts_rows *by = &to->by;
+    const int64_t segments = by->width ? 1 + (TS_MAX(n - by->first, 0) + by->width - 1) / by->width : 1;
+    if (size < 3) return false;
+    const int32_t tables = told[0], magnitudes = told[1], rank = told[2], grades = rank ? GRADES : 1;
+    if (!tables || tables > MOST_TABLES || !magnitudes || magnitudes > DIRECT + 2 * (to->of.bits - 5) + 1) return false;
+    if (rank > MOST_RANK || (rank && (!by->width || by->width > n))) return false;
+    const int32_t kinds = 2 * magnitudes - 1, written = rank ? kinds : magnitudes;
+    to->weights = told + 3, to->tables = tables, to->kinds = kinds, by->rank = rank;
+    by->shifts = to->weights + tables * written, by->table = by->shifts + segments;
+    if (by->table - told > size) return false;
+    const uint8_t shift = largest(by->shifts, segments);
+    if (shift >= LEVELS) return false;
+    by->contexts = LEVELS + shift;
+    const uint8_t *marks = by->table + grades * by->contexts;
+    by->across = (const int8_t *)marks + (rank ? 2 * (GRADES - 1) : 0), by->along = by->across + segments * rank;
+    if ((const uint8_t *)by->along - told + rank * by->width != size) return false;
+    for (int m = 0; rank && m < GRADES - 1; m++) {
+        by->marks[m] = marks[2 * m] | marks[2 * m + 1] << 8;
+        if (by->marks[m] >= 1 << 15 || by->marks[m] < (m ? by->marks[m - 1] : 1)) return false;
+    }
+    if (!within(by->across, segments * rank, LARGEST) || !within(by->along, rank * by->width, LARGEST)) return false;
+    if (largest(by->table, grades * by->contexts) >= tables || largest(to->weights, tables * written) >= 64) return false;
+    for (int32_t table = 0; table < tables; table++) {
+        const uint8_t *own = to->weights + table * written;
+        if (!largest(own, written)) return false;
+        for (int32_t a = 0; !rank && a < kinds; a++) to->both[table * kinds + a] = own[(a + 1) / 2];
+    }
+    if (!rank) to->weights = to->both;
+    return true;
+}
+
+/* Where the parts of a chunk lie, its first byte the mode; false if they do not fit it. */
+static bool read_chunk(chunk *to, const uint8_t *data, int64_t size, const uint8_t *told, int64_t told_size, int64_t n) {
+    uint32_t counts[5]; /* width, first, bytes of the model, words, open bytes */
+    if (size < 24) return false;
+    memcpy(counts, data + 4, sizeof counts);
+    to->bits = data[1], to->of.low = data[3], to->by.width = counts[0], to->by.first = counts[1];
+    if (to->bits < 8 || to->bits > 12 || data[2] < 3 || data[2] > 8 || to->of.low > to->of.mask) return false;
+    if (to->by.first > to->by.width || (to->by.width && !to->by.first)) return false;
+    to->lanes = 1 << data[2], to->coded = counts[3], to->open_bytes = counts[4];
+    to->states = data + 24 + counts[2], to->words = to->states + 4 * to->lanes, to->open = to->words + 2 * to->coded;
+    return to->open + to->open_bytes == data + size && read_model(to, told, told_size, n);
+}
+
+/* Turn n of the base's elements into the task's, by a chunk and what its model holds. `entries` has room for all that there
+ * can be. Returns 0; 1 if the stream does not end with the elements; 2 if the open bits do not; 3 if the chunk is none. */
 TS_KERNEL(int32_t, lattice_decode)(
-    void *words, int64_t n, int32_t bits_of_word, int32_t shift, int32_t mask, int32_t low, int32_t bits,
-    uint32_t *entries, const uint8_t *weights, int32_t tables, int32_t kinds, const ts_rows *by, uint32_t *states,
-    int32_t lanes, const uint16_t *coded_words, int64_t coded_size, const uint8_t *extra, int64_t extra_size
+    void *words, int64_t n, int32_t bits_of_word, int32_t shift, int32_t mask, const uint8_t *data, int64_t size,
+    const uint8_t *told_data, int64_t told_size, uint32_t *entries
 ) {
-    const lattice of = {bits_of_word, shift, mask, low};
-    stream from = {coded_words, coded_words + coded_size, false};
-    bit_reader open = {extra, extra_size, 0, false};
+    chunk of;
+    of.of = (lattice){bits_of_word, shift, mask, 0};
+    if (!read_chunk(&of, data, size, told_data, told_size, n)) return 3;
+    bit_reader open = {of.open, of.open_bytes, 0, false};
+    stream from;
+    uint32_t states[MOST_LANES];
     uint8_t found[BLOCK], order[256][8];
     ts_told told;
-    fill_entries(entries, weights, tables, kinds, bits);
+    const ts_rows *by = &of.by;
+    memcpy(states, of.states, (size_t)of.lanes * 4);
+    from.at = of.words, from.left = of.coded, from.last = from.over = false;
+    fill_entries(entries, of.weights, of.tables, of.kinds, of.bits);
     for (int few = 0; few < 256; few++)
         for (int lane = 0; lane < 8; lane++) order[few][lane] = (uint8_t)__builtin_popcount((unsigned)few & ((1u << lane) - 1));
     for (int64_t start = 0; start < n && !from.over; start += BLOCK) {
-        int64_t size = TS_MIN(n - start, BLOCK);
+        int64_t some = TS_MIN(n - start, BLOCK);
         char *here = (char *)words + start * (bits_of_word / 8);
-        if (bits_of_word == 16) fill_levels(found, here, size, &of, 16);
-        else fill_levels(found, here, size, &of, bits_of_word);
-        if (by->rank) predict(&told, start, size, by);
-        fill_tables(found, by->rank ? told.grade : NULL, start, size, by);
-        decode_symbols(found, size, entries, states, lanes, bits, &from, (const uint8_t (*)[8])order);
-        if (by->rank) turn_symbols((int8_t *)found, (const int8_t *)found, told.negative, size);
-        if (bits_of_word == 16) apply(here, 0, found, size, &open, 16);
-        else if (bits_of_word == 32) apply(here, 0, found, size, &open, 32);
-        else apply(here, 0, found, size, &open, 8);
+        if (bits_of_word == 16) fill_levels(found, here, some, &of.of, 16);
+        else fill_levels(found, here, some, &of.of, bits_of_word);
+        if (by->rank) predict(&told, start, some, by);
+        fill_tables(found, by->rank ? told.grade : NULL, start, some, by);
+        decode_symbols(found, some, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
+        if (by->rank) turn_symbols((int8_t *)found, (const int8_t *)found, told.negative, some);
+        if (bits_of_word == 16) apply(here, (const int8_t *)found, some, &open, 16);
+        else if (bits_of_word == 32) apply(here, (const int8_t *)found, some, &open, 32);
+        else apply(here, (const int8_t *)found, some, &open, 8);
     }
-    bool ended = !from.over && from.at == from.end;
-    for (int lane = 0; lane < lanes; lane++) ended = ended && states[lane] == LOWEST;
+    bool ended = !from.over && !from.left;
+    for (int lane = 0; lane < of.lanes; lane++) ended = ended && states[lane] == LOWEST;
     if (!ended) return 1;
-    bool zero = !(open.at & 7) || !(extra_size && extra[extra_size - 1] >> (open.at & 7));
-    return open.over || (open.at + 7) / 8 != extra_size || !zero ? 2 : 0;
+    bool zero = !(open.at & 7) || !(of.open_bytes && of.open[of.open_bytes - 1] >> (open.at & 7));
+    return open.over || (open.at + 7) / 8 != of.open_bytes || !zero ? 2 : 0;
 }
