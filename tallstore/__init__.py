@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tallstore.archive import TensorFacts, VerifyReport
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
-    from tallstore.growing import CompactReport, GrowReport, add, compact, remove
+    from tallstore.growing import CompactReport, GrowReport, add, add_merge, compact, remove
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
     from tallstore.promises import pack
     from tallstore.zoo import Zoo
@@ -40,6 +40,7 @@ __all__ = [
     "Zoo",
     "__version__",
     "add",
+    "add_merge",
     "compact",
     "errors",
     "from_pretrained",
@@ -65,6 +66,7 @@ _WHERE = {
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
     "Zoo": ("tallstore.zoo", "Zoo"),
     "add": ("tallstore.growing", "add"),
+    "add_merge": ("tallstore.growing", "add_merge"),
     "compact": ("tallstore.growing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),

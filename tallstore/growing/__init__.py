@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from tallstore.growing.adding import add
 from tallstore.growing.compacting import compact
+from tallstore.growing.merging import add_merge
 from tallstore.growing.removing import remove
 from tallstore.growing.report import CompactReport, GrowReport
 
-__all__ = ["CompactReport", "GrowReport", "add", "compact", "remove"]
+__all__ = ["CompactReport", "GrowReport", "add", "add_merge", "compact", "remove"]
