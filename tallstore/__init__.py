@@ -18,7 +18,7 @@ from tallstore._version import __version__
 if TYPE_CHECKING:
     from tallstore import errors, report
     from tallstore.archive import TensorFacts, VerifyReport
-    from tallstore.editing import CompactReport, GrowReport, add, compact, remove
+    from tallstore.editing import CompactReport, GrowReport, add, add_merge, compact, remove
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
@@ -40,6 +40,7 @@ __all__ = [
     "Zoo",
     "__version__",
     "add",
+    "add_merge",
     "compact",
     "errors",
     "from_pretrained",
@@ -65,6 +66,7 @@ _WHERE = {
     "VerifyReport": ("tallstore.archive", "VerifyReport"),
     "Zoo": ("tallstore.zoo", "Zoo"),
     "add": ("tallstore.editing", "add"),
+    "add_merge": ("tallstore.editing", "add_merge"),
     "compact": ("tallstore.editing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),

@@ -242,8 +242,9 @@ class Zoo(Archive):
         Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
         """
         entry = self._places(task)[self._known(task, name)].entry
-        if entry.kind in {"private", "tied", "delta", "lossless"}:
-            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {entry.kind}")
+        if entry.kind in {"private", "tied", "delta", "lossless"} or entry.start is not None:
+            what = entry.kind if entry.start is None else "made of other tasks'"
+            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {what}")
         with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
             symbols = self._decoder.symbols(task, name)
         if entry.kind != "signed":
@@ -265,8 +266,9 @@ class Zoo(Archive):
         The decoder computes round(f32(θ0) + δ) from it. Raises NoSuchTensorError for a tensor of another kind.
         """
         entry = self._places(task)[self._known(task, name)].entry
-        if entry.kind != "delta":
-            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no delta: it is {entry.kind}")
+        if entry.kind != "delta" or entry.start is not None:
+            what = entry.kind if entry.start is None else "made of other tasks'"
+            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no delta: it is {what}")
         with room_for(4 * entry.numel, f"{self.url}: the delta of {name!r}"):
             return self._decoder.delta(task, name)
 

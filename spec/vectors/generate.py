@@ -18,15 +18,17 @@ from making import (
     invalid_containers,
     invalid_lossless,
     invalid_manifests,
+    invalid_relatives,
     valid,
     valid_archives,
     valid_codes,
     valid_lossless,
     valid_newer,
+    valid_relatives,
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer)
+REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer, valid_relatives)
 """The modules whose import registers the valid vectors."""
 
 
@@ -84,7 +86,7 @@ def write_sums(root: Path) -> None:
 if __name__ == "__main__":
     for part in ("valid", "invalid"):
         shutil.rmtree(HERE / part, ignore_errors=True)
-    for module in (invalid_manifests, invalid_containers, invalid_codes, invalid_lossless):
+    for module in (invalid_manifests, invalid_containers, invalid_codes, invalid_lossless, invalid_relatives):
         module.make()
     write_valid(HERE / "valid")
     write_invalid(HERE / "invalid")

@@ -39,7 +39,8 @@ def compare(decoder: Decoder, task: str, original: Checkpoint) -> Against:
         same = not ours.numel() or torch.equal(ours.view(torch.uint8), theirs.contiguous().view(torch.uint8))
         exact &= same
         codes = place.entry.kind == "lossless" and place.entry.dtype not in MASKABLE
-        if codes or place.entry.kind in {"private", "tied"} or theirs.dtype not in _COMPUTED:
+        own = place.entry.kind in {"private", "tied"} or (place.entry.start is not None and place.entry.base is None)
+        if codes or own or theirs.dtype not in _COMPUTED:
             whole &= same
             continue
         n = place.entry.covered

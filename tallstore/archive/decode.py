@@ -66,6 +66,11 @@ class Decoder:
         return self._base if self._base.given else None
 
     @property
+    def places(self) -> Places:
+        """Where every tensor lies."""
+        return self._places
+
+    @property
     def threads(self) -> int:
         """How many chunks are worked on at a time."""
         return self._threads
@@ -91,7 +96,8 @@ class Decoder:
         jobs: list[Job] = []
         for name, tensor in {self._places.source(task, name): tensor for name, tensor in out.items()}.items():
             entry = self.task(task)[name].entry
-            if entry.kind in {*reference.SYMBOL_BITS, "delta"}:
+            merged = entry.start is not None and name in self._places.task(task, "exact")
+            if entry.kind in {*reference.SYMBOL_BITS, "delta"} or merged:
                 place = self._places.exact(task, name)
                 jobs += self._exact_jobs(place, name, tensor.reshape(-1)[: entry.covered])
         self._run(jobs)
@@ -100,6 +106,8 @@ class Decoder:
     def base_cannot_fail(self, task: str) -> bool:
         """Whether what a task takes from the base cannot fail to decode once it was checked."""
         self._reader.verified.reset()
+        if any(place.entry.start is not None for place in self.task(task).values()):
+            return False
         used = {str(p.entry.base) for p in self.task(task).values() if p.entry.base is not None}
         return all(self._base.cannot_fail(name) for name in used)
 
@@ -137,8 +145,7 @@ class Decoder:
     def _check(self, task: str, name: str) -> None:
         """Raise for an entry that does not fit the archive, before memory is taken for it."""
         self._places.check(task, name)
-        base = self.task(task)[name].entry.base
-        if base is not None:
+        for base in self._places.bases(task, name):
             self._base.check(base)
 
     def _checks(self, task: str, name: str, kept: dict[tuple[str, int], Steps]) -> list[Job]:
@@ -171,6 +178,9 @@ class Decoder:
     ) -> list[Job]:
         """Jobs that write a tensor that was checked; one that is not tied."""
         entry = self.task(task)[name].entry
+        if entry.start is not None:
+            pieces = self.pieces.of(task, name, 0, entry.numel, exact=False)
+            return [partial(fill, out[a:b]) for a, b, fill in pieces]
         if entry.base is None:
             return self._whole_jobs(self._places.private(task, name), name, out)
         whole = entry.covered == entry.numel
@@ -419,14 +429,9 @@ class Decoder:
     def own_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor of a task; `start` begins a chunk of one stored whole or without loss."""
         entry = self.task(task)[name].entry
-        if entry.kind in {"lossless", "private"}:
+        if entry.kind in {"lossless", "private"} and entry.start is None:
             return (self.lossless_range if entry.kind == "lossless" else self.private_range)(task, name, start, stop)
-        out = empty(str(entry.dtype), stop - start)
-        for a, b, fill in self.pieces.of(task, name, start, stop, exact=False):
-            fill(whole := empty(str(entry.dtype), b - a))
-            low, high = max(a, start), min(b, stop)
-            out[low - start : high - start] = whole[low - a : high - a]
-        return out
+        return self.pieces.elements(task, name, start, stop)
 
     def lossless_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor coded against the base's without loss; `start` begins a chunk."""

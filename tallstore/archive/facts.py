@@ -26,6 +26,9 @@ class TensorFacts:
     codec: str | None
     bytes: int
     """Coded bytes."""
+    start: tuple[float, ...] | None = None
+    """Of a tensor that builds on other tasks' in place of the base's: the weight of each that the task is made of;
+    empty where they are merged as the task says. See `Zoo.info()`'s `relatives`."""
 
 
 def facts_of(places: Mapping[str, Place], place: Place) -> TensorFacts:
@@ -43,4 +46,5 @@ def facts_of(places: Mapping[str, Place], place: Place) -> TensorFacts:
         chunk=entry.coded.chunk if entry.coded else None,
         codec=entry.coded.codec if entry.coded else None,
         bytes=entry.coded.size if entry.coded else 0,
+        start=entry.start,
     )

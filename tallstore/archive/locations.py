@@ -5,16 +5,18 @@ Nothing here reads coded bytes: an entry that does not fit the archive is refuse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from tallstore.archive.reader import Place, Reader
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import CodedRanges, Entry
+from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.kernels import reference
 
-__all__ = ["ONES", "RAW", "Places", "coded"]
+__all__ = ["ONES", "RAW", "Places", "StartOf", "coded"]
 
 RAW, ONES = "raw", "ones"
 """Codecs of which no bytes need decoding."""
@@ -24,6 +26,20 @@ def coded(place: Place) -> CodedRanges:
     """How a tensor's bytes are coded, of an entry of a kind that has some."""
     assert place.entry.coded is not None  # the format gives every kind that is asked for here its coded bytes
     return place.entry.coded
+
+
+class StartOf(NamedTuple):
+    """What the elements that an entry builds on are merged of."""
+
+    merge: MergeRecipe
+    members: tuple[tuple[int, str, str], ...]
+    """Of each relative that counts: its place among the weights, its name, and the tensor of its own."""
+
+    @property
+    def copied(self) -> bool:
+        """Whether they are another task's as they are."""
+        weights = [self.merge.weights[at] for at, _, _ in self.members]
+        return self.merge.method == "linear" and weights == [1.0]
 
 
 class Places:
@@ -39,11 +55,50 @@ class Places:
 
     def task(self, task: str, part: str = "mask") -> Mapping[str, Place]:
         """A task's tensors in its parts of one kind, in the checkpoint's order."""
-        places = self._tasks.get((task, part))
-        if places is None:
-            places = self._reader.places(self._manifest.tasks[task].parts.get(part, ()), part, task)
-            self._tasks[task, part] = places
-        return places
+        found = self._tasks.get((task, part))
+        if found is None:
+            facts = self._manifest.tasks[task]
+            relatives = facts.relatives if part == "mask" else None
+            found = self._reader.places(facts.parts.get(part, ()), part if relatives is None else "relative", task)
+            if relatives is not None and relatives.head is not None:
+                found = self.headed(relatives, found, facts.parts["mask"][0])
+            self._tasks[task, part] = found
+        return found
+
+    def headed(self, relatives: Relatives, own: Mapping[str, Place], path: str) -> dict[str, Place]:
+        """The tensors of a merge: those of one of its tasks, the head's, but for what it lists itself.
+
+        `path`: where messages say that they are.
+        """
+        assert relatives.head is not None
+        like = self.task(relatives.head)
+        taken = {place.entry.base for place in like.values()}
+        found = {}
+        for name, place in like.items():
+            entry = place.entry
+            if name not in own and entry.kind != "tied":
+                entry = self._merged(relatives, name, entry, taken)
+            found[name] = own[name] if name in own else Place(path, entry, None)
+        return {**found, **own}
+
+    def _merged(self, relatives: Relatives, name: str, entry: Entry, taken: set[str | None]) -> Entry:
+        """An entry that builds on the task's recipe, or where tensors cannot be merged on the head's."""
+        base = entry.base if entry.rows is None else None
+        facts = self._manifest.base.tensors.get(name)
+        if base is None and facts is not None and name not in taken and facts.shape == entry.shape:
+            base = name if facts.dtype in MASKABLE else None
+        others = [self.own(task, name) for task in relatives.tasks]
+        alike = entry.dtype in MASKABLE and all(
+            each is not None and each.shape == entry.shape and each.dtype in MASKABLE for each in others
+        )
+        if alike and (base is not None or not relatives.merge.needs_base):
+            return Entry(kind="base", dtype=entry.dtype, shape=entry.shape, base=base, start=())
+        head = tuple(float(task == relatives.head) for task in relatives.tasks)
+        return Entry(kind="base", dtype=entry.dtype, shape=entry.shape, base=base, start=head)
+
+    def own(self, task: str, name: str) -> Entry | None:
+        """The entry of a task's tensor, or of the one that it is tied to; None where there is none."""
+        return self.task(task)[self.source(task, name)].entry if name in self.task(task) else None
 
     def vectors(self, group: str) -> Mapping[str, Place]:
         """A group's multi-task vector, by base tensor."""
@@ -99,10 +154,7 @@ class Places:
         if facts is None:
             raise FormatError(f"{where}: the base has no tensor {entry.base!r}")
         shape = entry.shape or ()
-        fits = facts.shape == shape
-        if entry.rows is not None:
-            fits = bool(shape and facts.shape) and facts.shape[1:] == shape[1:] and entry.rows <= facts.shape[0]
-        if not fits:
+        if not _fits(entry, facts.shape):
             raise FormatError(f"{where}: shape {list(shape)} does not come from the base's {list(facts.shape)}")
         as_it_is = entry.kind in {"base", "lossless"} and entry.dtype == facts.dtype
         if not {facts.dtype, str(entry.dtype)} <= set(MASKABLE) and not as_it_is:
@@ -130,6 +182,50 @@ class Places:
         if name not in self._manifest.base.tensors or place.entry.shape != self._manifest.base.tensors[name].shape:
             raise FormatError(f"{self._reader.where(place.path)}: tensor {name!r} has not the base's shape")
 
+    def start_of(self, task: str, name: str) -> StartOf:
+        """What a tensor that has a start builds on; names, shapes and types checked."""
+        entry, relatives = self.task(task)[name].entry, self._manifest.tasks[task].relatives
+        where = self._where(task, name)
+        assert relatives is not None  # parts of others have no starts
+        assert entry.start is not None
+        if entry.start and len(entry.start) != len(relatives.tasks):
+            raise FormatError(f"{where}: {len(entry.start)} weights for {len(relatives.tasks)} tasks")
+        merge = MergeRecipe(method="linear", weights=entry.start) if entry.start else relatives.merge
+        members = []
+        for at, (relative, weight) in enumerate(zip(relatives.tasks, merge.weights, strict=True)):
+            if not weight and merge.method == "linear":
+                continue
+            if name not in self.task(relative):
+                raise FormatError(f"{where}: builds on task {relative!r}, which has no such tensor")
+            members.append((at, relative, self.source(relative, name)))
+        found = StartOf(merge, tuple(members))
+        if not members:
+            raise FormatError(f"{where}: builds on nothing: every weight is 0")
+        for _, relative, source in members:
+            other = self.task(relative)[source].entry
+            if not _fits(entry, other.shape):
+                raise FormatError(f"{where}: shape {list(entry.shape or ())} is not that of task {relative!r}")
+            if not {entry.dtype, other.dtype} <= set(MASKABLE) and not (found.copied and entry.dtype == other.dtype):
+                raise FormatError(f"{where}: {entry.dtype} does not come from {other.dtype} of task {relative!r}")
+        if merge.needs_base and (
+            entry.base is None or self._manifest.base.tensors[self.base_of(task, name)].dtype not in MASKABLE
+        ):
+            raise FormatError(f"{where}: is merged by differences from the base, which has nothing in its place")
+        return found
+
+    def bases(self, task: str, name: str) -> Iterator[str]:
+        """The base's tensors that a tensor of its own is decoded from."""
+        entry = self.task(task)[name].entry
+        if entry.start is None:
+            if entry.base is not None:
+                yield entry.base
+            return
+        start = self.start_of(task, name)
+        if start.merge.needs_base:
+            yield str(entry.base)
+        for _, relative, source in start.members:
+            yield from self.bases(relative, source)
+
     def check(self, task: str, name: str) -> None:
         """Raise for an entry of a task that does not fit the archive. What was found to fit is not looked at again."""
         if (task, name) in self._fitting:
@@ -138,17 +234,29 @@ class Places:
         entry: Entry = self.task(task)[name].entry
         if entry.kind == "private" or entry.covered < entry.numel:
             self.private(task, name)
-        if entry.kind != "private":
+        if entry.kind != "private" and entry.base is not None:
             self.base_of(task, name)
             self.vector_of(task, name)
+        if entry.start is not None:
+            for _, relative, source in self.start_of(task, name).members:
+                self.check(relative, source)
         self._fitting.add((task, asked))
 
     def check_task(self, task: str, *, embedded: bool) -> None:
         """Raise for any entry of a task that does not fit the archive; `embedded`: or its embedded base."""
         for name, place in self.task(task).items():
             self.check(task, name)
-            if place.entry.base is not None and embedded:
-                self.base(place.entry.base)
+            if place.entry.kind != "tied" and embedded:
+                for base in self.bases(task, name):
+                    self.base(base)
 
     def _where(self, task: str, name: str) -> str:
         return f"{self._reader.store.url}: task {task!r}: tensor {name!r}"
+
+
+def _fits(entry: Entry, shape: tuple[int, ...] | None) -> bool:
+    """Whether a tensor, or its leading rows, can come from one of a shape."""
+    own, other = entry.shape or (), shape or ()
+    if entry.rows is None:
+        return own == other
+    return bool(own and other) and own[1:] == other[1:] and entry.rows <= other[0]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from tallstore.archive.locations import Places
 from tallstore.archive.reader import Place, Reader
 from tallstore.format.manifest import Manifest
+from tallstore.format.relatives import with_relatives
 from tallstore.stores import Range
 
-Places = Mapping[str, Place]
+ByName = Mapping[str, Place]
 
 
 def parts_of(manifest: Manifest, task: str, *, exact: bool = False, base: bool = True) -> list[str]:
-    """Paths of the parts that decoding a task reads.
+    """Paths of the parts that decoding a task reads, those of tasks that it is made of among them.
 
     Args:
         manifest: the archive's.
@@ -20,11 +22,20 @@ def parts_of(manifest: Manifest, task: str, *, exact: bool = False, base: bool =
         exact: with what makes the task bit for bit the original.
         base: with the archive's own base, if it has one.
     """
-    record = manifest.tasks[task]
-    kinds = ("mask", "private", "exact") if exact else ("mask", "private")
-    group = next(group for group in manifest.groups if group.id == record.group)
-    own = [path for kind in kinds for path in record.parts.get(kind, ())]
-    return [*own, *group.parts, *(manifest.base.parts if base else ())]
+    groups = {group.id: group.parts for group in manifest.groups}
+    found: dict[str, None] = {}
+    for name in with_relatives(lambda name: manifest.tasks[name].relatives, [task]):
+        kinds = ("mask", "private", "exact") if exact and name == task else ("mask", "private")
+        facts = manifest.tasks[name]
+        found |= dict.fromkeys(path for kind in kinds for path in facts.parts.get(kind, ()))
+        found |= dict.fromkeys(groups[facts.group])
+    return [*found, *(manifest.base.parts if base else ())]
+
+
+def chain_of(manifest: Manifest, tasks: Sequence[str]) -> tuple[str, ...]:
+    """Tasks and all that they are made of, in the archive's order."""
+    needed = set(with_relatives(lambda name: manifest.tasks[name].relatives, tasks))
+    return tuple(task for task in manifest.tasks if task in needed)
 
 
 def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: bool, base: bool) -> None:
@@ -37,12 +48,40 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
     reader.store.prefetch([Range(path, 0, manifest.parts[path].header_size or 0) for path in paths])
     if not reader.store.ranged:
         return  # whole files are there now
-    group = manifest.tasks[task].group
-    kinds = {kind: reader.places(manifest.tasks[task].parts.get(kind, ()), kind, task) for kind in ("mask", "private")}
-    kinds["vector"] = reader.places(next(g.parts for g in manifest.groups if g.id == group), "vector", group)
-    kinds["base"] = reader.places(manifest.base.parts, "base", "") if base else {}
-    kinds["exact"] = reader.places(manifest.tasks[task].parts.get("exact", ()), "exact", task) if exact else {}
-    reader.store.prefetch(list(dict.fromkeys(_ranges(kinds, kinds["mask"] if names is None else names))))
+    places = Places(reader)
+    theirs = reader.places(manifest.base.parts, "base", "") if base else {}
+    wanted = dict.fromkeys(places.task(task) if names is None else names)
+    asked: dict[str, dict[str, None]] = {task: wanted}
+    ranges: dict[Range, None] = {}
+    for name in _downwards(manifest, task):
+        kinds = {kind: places.task(name, kind) for kind in ("mask", "private")}
+        kinds |= {"vector": places.vectors(manifest.tasks[name].group), "base": theirs}
+        kinds["exact"] = places.task(name, "exact") if exact and name == task else {}
+        ranges |= dict.fromkeys(_ranges(kinds, asked.get(name, {})))
+        relatives = manifest.tasks[name].relatives
+        built = [
+            source
+            for each in asked.get(name, {})
+            if (source := _own(kinds["mask"], each)) in kinds["mask"] and kinds["mask"][source].entry.start is not None
+        ]
+        for other in relatives.tasks if relatives is not None else ():
+            asked.setdefault(other, {}).update(dict.fromkeys(built))
+    reader.store.prefetch(list(ranges))
+
+
+def _downwards(manifest: Manifest, task: str) -> list[str]:
+    """A task and all that it is made of, each before those that it is made of itself."""
+    found: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        relatives = manifest.tasks[name].relatives
+        for other in relatives.tasks if relatives is not None else ():
+            if other not in found:
+                visit(other)
+        found[name] = None
+
+    visit(task)
+    return list(reversed(found))
 
 
 def announce_files(reader: Reader, task: str) -> None:
@@ -52,25 +91,25 @@ def announce_files(reader: Reader, task: str) -> None:
     reader.store.prefetch([Range(path, 0, manifest.parts[path].size) for path in paths])
 
 
-def _ranges(kinds: Mapping[str, Places], names: Iterable[str]) -> Iterator[Range]:
+def _ranges(kinds: Mapping[str, ByName], names: Iterable[str]) -> Iterator[Range]:
     for each in names:
         name = _own(kinds["mask"], each)
         place = kinds["mask"].get(name)
         if place is None:
             continue
         entry = place.entry
-        covered = entry.covered if entry.base is not None else 0
+        covered = entry.covered if entry.base is not None or entry.start is not None else 0
         yield from _chunks(place, covered)
         if entry.kind in {"binary", "signed"}:
             yield from _chunks(kinds["vector"].get(str(entry.base)), covered)
         if entry.base is not None:
             yield from _chunks(kinds["base"].get(_own(kinds["base"], entry.base)), covered)
-        if covered < entry.numel or entry.base is None:
+        if covered < entry.numel or (entry.base is None and entry.start is None):
             yield from _chunks(kinds["private"].get(name))
         yield from _chunks(kinds["exact"].get(name))
 
 
-def _own(places: Places, name: str) -> str:
+def _own(places: ByName, name: str) -> str:
     """The tensor whose bytes a tied one shares."""
     place = places.get(name)
     return str(place.entry.to) if place is not None and place.entry.kind == "tied" else name

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tallstore.archive.indexing import select
 from tallstore.archive.locations import Places, coded
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.reader import Place
+from tallstore.archive.starts import DecodedPiece, Starts
 from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
@@ -30,15 +31,6 @@ from tallstore.tensors import empty, shape_of
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
 
 
-class DecodedPiece(NamedTuple):
-    """Elements of a tensor that are decoded together."""
-
-    start: int
-    stop: int
-    fill: Callable[[Tensor], object]
-    """Writes them into a flat tensor of theirs."""
-
-
 class Pieces:
     """How the tensors of an archive fall into pieces. Safe to use from several threads."""
 
@@ -46,6 +38,7 @@ class Pieces:
         self, places: Places, chunks: ChunkReader, base: BaseElements, run: Callable[[list[Job]], None]
     ) -> None:
         self.places, self._chunks, self._base = places, chunks, base
+        self._starts = Starts(places, chunks, base, self.elements)
         self.run = run
         """Runs jobs side by side."""
 
@@ -53,14 +46,28 @@ class Pieces:
         """The pieces of a tensor of its own that elements [start, stop) lie in."""
         self.places.check(task, name)
         entry = self.places.task(task)[name].entry
-        covered = 0 if entry.base is None else entry.covered
-        if entry.base is not None and start < covered:
+        covered = 0 if entry.base is None and entry.start is None else entry.covered
+        if entry.start is not None and start < covered:
+            yield from self._starts.pieces(task, name, start, min(stop, covered), exact=exact)
+        elif entry.base is not None and start < covered:
             head = self._copied if entry.kind == "base" else self._moved
             yield from head(task, name, start, min(stop, covered), exact)
         if stop > covered and covered < entry.numel:
             place = self.places.private(task, name)
             for index, a, b in _chunks(place, max(start - covered, 0), stop - covered):
                 yield DecodedPiece(a + covered, b + covered, partial(self._chunks.whole, place, index, name))
+
+    def elements(self, task: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a tensor of its own, decoded in this thread, one piece after the other."""
+        out = empty(str(self.places.task(task)[name].entry.dtype), stop - start)
+        for a, b, fill in self.of(task, name, start, stop, exact=False):
+            if start <= a and b <= stop:
+                fill(out[a - start : b - start])
+                continue
+            fill(whole := torch.empty(b - a, dtype=out.dtype))
+            low, high = max(a, start), min(b, stop)
+            out[low - start : high - start] = whole[low - a : high - a]
+        return out
 
     def _copied(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[DecodedPiece]:  # noqa: ARG002 - always
         """Of a tensor that is the base's."""
@@ -111,7 +118,8 @@ class TensorSlice:
         self._name = pieces.places.source(task, name)
         self._entry = pieces.places.task(task)[self._name].entry
         self._shape = shape_of(self.get_dtype(), self._entry.shape or ())
-        self._exact = exact and self._entry.kind in {*reference.SYMBOL_BITS, "delta"}
+        lossy = self._entry.kind in {*reference.SYMBOL_BITS, "delta"} or self._entry.start is not None
+        self._exact = exact and lossy
 
     def get_shape(self) -> list[int]:
         """The whole tensor's shape, as a file gives it."""

@@ -143,7 +143,8 @@ def _place_files(
 def weighed(task: Task, parts: Mapping[str, PartRecord]) -> Task:
     """A task with its own bytes measured anew: parts, but for what makes it exact, and files that are its alone."""
     paths = [path for kind, paths in task.parts.items() if kind != "exact" for path in paths]
-    paths += [path for path in dict.fromkeys(task.files.values()) if path.startswith("tasks/")]
+    folder = paths[0][: paths[0].index("/", len("tasks/")) + 1] if paths else "tasks/"
+    paths += [path for path in dict.fromkeys(task.files.values()) if path.startswith(folder)]
     return replace(task, measured={**task.measured, "bytes": sum(parts[path].size for path in paths)})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tallstore._version import WRITER
-from tallstore.archive.prefetch import parts_of
+from tallstore.archive.prefetch import chain_of, parts_of
 from tallstore.archive.reader import Reader
 from tallstore.errors import FormatError
 from tallstore.format import strict_json
@@ -23,9 +23,10 @@ CONFIG = "config.json"
 
 
 def paths_of(manifest: Manifest, tasks: Sequence[str]) -> list[str]:
-    """Every file that an archive of these tasks holds, beside its manifest and its `config.json`."""
+    """Every file that an archive of these tasks, and of what they are made of, holds, beside its manifest and its
+    `config.json`."""
     paths = dict.fromkeys(manifest.base.parts)
-    for task in tasks:
+    for task in chain_of(manifest, tasks):
         exact = "exact" in manifest.tasks[task].parts
         paths |= dict.fromkeys([*parts_of(manifest, task, exact=exact), *manifest.tasks[task].files.values()])
     return list(paths)
@@ -41,10 +42,10 @@ def write_subset(
 ) -> Path | str:
     """Write an archive of some tasks, each file checked against its hash; whole or not at all.
 
-    With all tasks it is the same archive, byte for byte.
+    What they are made of is in it too. With all tasks it is the same archive, byte for byte.
     """
     manifest = reader.manifest
-    tasks = [task for task in manifest.tasks if task in tasks]
+    tasks = chain_of(manifest, tasks)
     config = config_of(reader, tasks)
     kept = manifest if tuple(tasks) == tuple(manifest.tasks) else smaller(manifest, tasks, config)
     total, done = sum(record.size for record in kept.parts.values()), 0

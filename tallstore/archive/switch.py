@@ -215,10 +215,11 @@ class Switcher:
             device = apart[name] if target is None else own[target.owner].device
             shape = shape_of(str(entry.dtype), entry.shape or ())
             slot = _Slot(name, target, dtype=TORCH[str(entry.dtype)], shape=shape)
-            if entry.kind == "private" or entry.covered < entry.numel:
+            alone = entry.kind == "private" or entry.start is not None  # what other tasks are in is not held for it
+            if alone or entry.covered < entry.numel:
                 whole = decoder.tensors(task, [source])[source].reshape(-1)
-                slot.tail = _resident(whole[0 if entry.kind == "private" else entry.covered :].clone(), device)
-            if entry.kind != "private":
+                slot.tail = _resident(whole[0 if alone else entry.covered :].clone(), device)
+            if not alone:
                 slot.base = self._base(decoder, str(entry.base), device)[: entry.covered]
                 slot.packed = self._packed(decoder, task, source, device)
             slots.append(slot)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,30 @@ def add(
             help="NAME=CHECKPOINT, a checkpoint (named after its folder), or a folder of checkpoints.",
         ),
     ],
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            "--merge",
+            metavar="TASKS",
+            help="Add a merge of tasks that are there, as a recipe: TASK is its name, and this its terms: "
+            '"0.6*trec + 0.4*mr".',
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="With --merge: linear, arithmetic, consensus, ties or slerp. "
+            "[default: linear where weights sum to 1, else arithmetic]"
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="With --merge: the task whose head, configuration and tokenizer it has."),
+    ] = None,
+    topk: Annotated[float | None, typer.Option(help="With --merge, of ties: percentage kept. [default: 20]")] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="With --merge, of consensus: how many tasks must agree. [default: 2]")
+    ] = None,
     refit: Annotated[
         bool,
         typer.Option(
@@ -62,7 +86,13 @@ def add(
       tallstore add zoo.tall cr=new/cr
 
       tallstore add zoo.tall runs/ new=models/new --refit
+
+      tallstore add zoo.tall mix --merge "0.6*trec + 0.4*mr" --head trec
     """
+    asked: dict[str, Any] = {"method": method, "head": head, "topk": topk, "k": k}
+    mixing = {key: value for key, value in asked.items() if value is not None}
+    if mixing and merge is None:
+        raise typer.BadParameter(f"--{next(iter(mixing))} says how --merge merges, which is not given")
     options = encoding.options_of(
         {
             "recipe": recipe,
@@ -83,10 +113,16 @@ def add(
             "allow_distant": allow_distant,
         }
     )
-    tasks = tasks_from_words(sources)
-
     import tallstore
 
+    if merge is not None:
+        if len(sources) != 1 or options or refit:
+            raise typer.BadParameter("--merge adds one task, of a name, and takes no option of packing")
+        with output.progress("adding", quiet=quiet or as_json) as progress:
+            made = tallstore.add_merge(zoo, sources[0], merge, base=base, progress=progress, **mixing)
+        show(made, as_json=as_json, quiet=quiet)
+        return
+    tasks = tasks_from_words(sources)
     with output.progress("adding", quiet=quiet or as_json) as progress:
         report = tallstore.add(zoo, tasks, refit=refit, base=base, progress=progress, **options)
     show(report, as_json=as_json, quiet=quiet)
@@ -111,6 +147,8 @@ def show(report: GrowReport, *, as_json: bool, quiet: bool) -> None:
             for name, task in report.added.items()
         ]
         console.print(output.table(None, columns, rows))
+    if report.recoded:
+        output.say(console, f"coded anew against the base: {', '.join(report.recoded)}")
     if report.removed:
         output.say(console, f"removed: {', '.join(report.removed)}")
     output.say(

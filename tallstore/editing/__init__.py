@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from tallstore.editing.adding import add
 from tallstore.editing.compacting import compact
+from tallstore.editing.merging import add_merge
 from tallstore.editing.removing import remove
 from tallstore.editing.report import CompactReport, GrowReport
 
-__all__ = ["CompactReport", "GrowReport", "add", "compact", "remove"]
+__all__ = ["CompactReport", "GrowReport", "add", "add_merge", "compact", "remove"]

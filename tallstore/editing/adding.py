@@ -77,7 +77,7 @@ def add(
             _check_names(change.manifest, list(tasks), refit=refit)
             if refit:
                 _check_originals(change, start, tasks, progress)
-            packer = _Packer(change, stack, start, chosen, progress)
+            packer = Packer(change, stack, start, chosen, progress)
             spliced = packer.refit(tasks) if refit else packer.add(tasks)
             config = config_of(change.reader, list(spliced.manifest.tasks)) or new_config(spliced.manifest.tasks)
             manifest = change.commit(spliced, config, progress)
@@ -109,7 +109,7 @@ def _check_names(manifest: Manifest, names: Sequence[str], *, refit: bool) -> No
     check_task_names([*there, *names])
 
 
-class _Packer:
+class Packer:
     """Packs groups into archives of their own beside the one that changes, and splices them into it."""
 
     def __init__(

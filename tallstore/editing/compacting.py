@@ -154,7 +154,10 @@ def _recode(
     vector = _coded_bytes(parts, group.parts)
     pruned, idle = prune(decoder, change.reader, group, change.sink)
     resolved: list[PartWriter] = []
-    if len(group.tasks) <= _FEW and known:
+    plain = [task for task in group.tasks if change.manifest.tasks[task].relatives is None]
+    if len(plain) < len(group.tasks):
+        resolved = []  # what is made of others has parts of another kind
+    elif len(group.tasks) <= _FEW and known:
         try:
             resolved = [resolve(decoder, change.reader, group, task, change.sink) for task in group.tasks]
         except CannotError:
@@ -221,13 +224,15 @@ def _share_files(work: _Work) -> list[str]:
     """Small files that tasks have alike under `common/`; the names of those that moved."""
     counts = Counter((name, work.parts[path]) for task in work.tasks.values() for name, path in task.files.items())
     moved: list[str] = []
+    records = dict(work.parts)
     for task, facts in list(work.tasks.items()):
         where = dict(facts.files)
         for name, path in facts.files.items():
-            record, common = work.parts.get(path), f"common/{name}"
+            record, common = records.get(path), f"common/{name}"
             if record is None or path.startswith("common/"):
                 continue
-            if common not in work.parts and counts[name, record] > 1 and is_free(common, work.parts):
+            alike = counts[name, record] > 1 and path in work.files
+            if common not in work.parts and alike and is_free(common, work.parts):
                 work.parts[common], work.files[common] = record, work.files[path]
             if work.parts.get(common) == record:
                 where[name] = common

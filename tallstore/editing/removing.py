@@ -5,32 +5,47 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from tallstore.archive.splice import FileOfArchive, Spliced
 from tallstore.archive.subset import CONFIG, config_of, smaller
+from tallstore.checkpoints import Source
 from tallstore.editing.change import changing
+from tallstore.editing.orphans import recoded
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import Progress
 from tallstore.errors import InputError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
 
 
-def remove(path: str | os.PathLike[str], tasks: str | Sequence[str], *, progress: Progress | None = None) -> GrowReport:
+def remove(
+    path: str | os.PathLike[str],
+    tasks: str | Sequence[str],
+    *,
+    recode: bool = False,
+    base: Source | None = None,
+    progress: Progress | None = None,
+) -> GrowReport:
     """Remove tasks from an archive on this machine: their parts, files, names, and what was measured of them.
 
     So go the vectors of groups that lose their last task, and files under `common/` that nobody else used. A vector
     that other tasks share stays as it was made, with the removed task among those it was made for; `compact` takes out
     of it what no other task uses. All other parts stay, byte for byte.
 
+    A task that others are made of is refused, unless these go too, or are coded anew.
+
     Args:
         path: the archive, a folder or a `.tall` file. It is replaced in one step, or stays as it was.
         tasks: a name, or several.
+        recode: code tasks that are made of those removed against the base, in place of refusing. Every decoded bit
+            stays, so they take what a task without loss takes.
+        base: where the archive only references it, and tasks are coded anew.
         progress: called now and then with a text, how much is done, and of how much.
 
     Raises:
         NoSuchTaskError: with the names that there are.
-        InputError: no task would be left.
+        InputError: no task would be left, or one that is left is made of them; names it.
         ArchiveError, OutputError: the archive is damaged, or cannot be written.
     """
     began = time.perf_counter()
@@ -46,14 +61,35 @@ def remove(path: str | os.PathLike[str], tasks: str | Sequence[str], *, progress
             raise InputError(
                 f"{change.path}: an archive has at least one task, and none would be left: delete it instead"
             )
-        config = config_of(change.reader, left)
-        new = _without(manifest, left, config)
-        spliced = Spliced(new, {part: FileOfArchive(change.store, part) for part in new.parts})
-        warnings = _of_card(change.own_card(), list(gone))
-        written = change.commit(spliced, config, progress)
+        made_of = [name for name in left if not gone.keys().isdisjoint(_relatives(manifest, name))]
+        if made_of and not recode:
+            raise InputError(
+                f"{change.path}: {names_of(made_of)} {'is' if len(made_of) == 1 else 'are'} made of "
+                f"{names_of([name for name in gone if any(name in _relatives(manifest, m) for m in made_of)])}: "
+                "remove them too, or code them anew (recode=True, --re-code)"
+            )
+        with ExitStack() as stack:
+            full = (
+                recoded(change, stack, made_of, base, progress)
+                if made_of
+                else Spliced(manifest, {part: FileOfArchive(change.store, part) for part in manifest.parts})
+            )
+            config = config_of(change.reader, left)
+            new = _without(full.manifest, left, config)
+            spliced = Spliced(new, {part: full.files[part] for part in new.parts if part in full.files})
+            warnings = _of_card(change.own_card(), list(gone))
+            written = change.commit(spliced, config, progress)
     return GrowReport(
-        **facts_of(change.path, manifest, written, time.perf_counter() - began), removed=tuple(gone), warnings=warnings
+        **facts_of(change.path, manifest, written, time.perf_counter() - began),
+        removed=tuple(gone),
+        recoded=tuple(made_of),
+        warnings=warnings,
     )
+
+
+def _relatives(manifest: Manifest, task: str) -> tuple[str, ...]:
+    found = manifest.tasks[task].relatives
+    return () if found is None else found.tasks
 
 
 def _without(manifest: Manifest, left: Sequence[str], config: bytes) -> Manifest:

@@ -22,6 +22,8 @@ class GrowReport:
     added: Mapping[str, TaskReport] = field(default_factory=dict)
     """What was packed: of each task, what it costs and kept."""
     removed: tuple[str, ...] = ()
+    recoded: tuple[str, ...] = ()
+    """Tasks that were made of removed ones, and are coded against the base now; every bit of them stays."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Tasks by group."""
     bytes_new: int

@@ -23,6 +23,12 @@ PARTS = 200_000
 """Most files in an archive."""
 WEIGHTS_FILES = 1000
 """Most weights files of a task, shards of one counted once."""
+RELATIVES = 64
+"""Most tasks that one is made of."""
+CHAIN = 8
+"""Longest chain of tasks each of which is made of the next."""
+CHAIN_WORK = 1024
+"""Most tasks that one is made of in all: those that it names, and theirs again for each of them, itself counted."""
 RANK = 16
 """Most dimensions of a tensor."""
 ELEMENTS = 2**48

@@ -22,6 +22,7 @@ from tallstore.format.dtypes import check_count, check_dtype, count, size_of
 from tallstore.format.layout import WeightsFile, check_layout
 from tallstore.format.names import check_file_names, check_paths, check_task_names, check_tensor_name
 from tallstore.format.part import is_hex
+from tallstore.format.relatives import Relatives, check_relatives
 from tallstore.format.safetensors import check_shape, is_count
 from tallstore.format.version import VERSION, check_version, needed, newest
 
@@ -133,8 +134,8 @@ class Task:
     group: str
     parts: Mapping[str, tuple[str, ...]]
     files: Mapping[str, str] = field(default_factory=dict)
-    """Name in the model's folder → path in the archive (under the task, or under `common/`). Those whose names end as
-    pickles' may are in a member of their own there, `data`."""
+    """Name in the model's folder → path in the archive (under the task, a relative, or `common/`). Those whose names
+    end as pickles' may are in a member of their own there, `data`."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """relative_error, cosine, density, parameters, bytes, …: information, never needed to decode."""
     source: Mapping[str, str] = field(default_factory=dict)
@@ -142,6 +143,8 @@ class Task:
     """Where its tensors are in the model's folder; none if that is one `model.safetensors`."""
     adapter: Adapter | None = None
     """What is said of a task that is an adapter: its tensors are the adapter's, all stored whole."""
+    relatives: Relatives | None = None
+    """The tasks that it is made of; None where that is the base alone."""
 
     @property
     def bit_for_bit(self) -> bool:
@@ -176,6 +179,7 @@ class Manifest:
             words |= task.parts.keys()
             words |= {"task.weights"} if task.weights else set()
             words |= {"task.adapter"} if task.adapter is not None else set()
+            words |= {"task.relatives"} if task.relatives is not None else set()
             words |= {"task.data"} if any(map(is_data_name, task.files)) else set()
         parts = {record.version for record in self.parts.values()}
         object.__setattr__(self, "version", newest((self.version, needed(words), *parts)))
@@ -256,6 +260,8 @@ class Manifest:
             raise FormatError(f"{where}: two groups have one id")
         self._check_groups(where)
         self._check_references(where)
+        relatives = {name: task.relatives for name, task in self.tasks.items() if task.relatives is not None}
+        check_relatives(relatives, self.tasks, where)
 
     def _check_groups(self, where: str) -> None:
         home = {task: group.id for group in self.groups for task in group.tasks}
@@ -273,8 +279,10 @@ class Manifest:
             for paths in task.parts.values():
                 for path in paths:
                     self._part(path, f"tasks/{name}/", where)
+            others = task.relatives.tasks if task.relatives is not None else ()
+            folders = ("common/", *(f"tasks/{each}/files/" for each in (name, *others)))
             for path in task.files.values():
-                if path not in self.parts or not path.startswith((f"tasks/{name}/files/", "common/")):
+                if path not in self.parts or not path.startswith(folders):
                     raise FormatError(f"{where}: task {name!r} names the file {path!r}, which is not one of its own")
                 if self.parts[path].size > limits.FILE_BYTES:
                     raise FormatError(f"{where}: file {path!r} is over the cap of {limits.FILE_BYTES} bytes")
@@ -372,6 +380,7 @@ def _task_to_json(task: Task) -> dict[str, Any]:
         **({"data": data} if data else {}),
         **({"weights": [file.to_json() for file in task.weights]} if task.weights else {}),
         **({"adapter": task.adapter.to_json()} if task.adapter is not None else {}),
+        **({"relatives": task.relatives.to_json()} if task.relatives is not None else {}),
         "source": dict(task.source),
         "measured": dict(task.measured),
     }
@@ -389,6 +398,9 @@ def _task(value: Any, where: str) -> Task:
     if odd := next((name for name in data if not is_data_name(name)), None):
         raise FormatError(f"{where}: data: {odd!r} belongs in files")
     check_file_names(files, data)
+    relatives = Relatives.from_json(facts["relatives"], f"{where}: relatives") if "relatives" in facts else None
+    if relatives is not None and not parts["mask"]:
+        raise FormatError(f"{where}: is made of other tasks, and has no part that says so")
     weights = _weights(facts.get("weights", []), f"{where}: weights")
     check_layout(weights, [*files, *data], where)
     return Task(
@@ -397,6 +409,7 @@ def _task(value: Any, where: str) -> Task:
         files={**files, **data},
         weights=weights,
         adapter=Adapter.from_json(facts["adapter"], f"{where}: adapter") if "adapter" in facts else None,
+        relatives=relatives,
         measured=_object(facts.get("measured", {}), f"{where}: measured"),
         source=_strings(facts.get("source", {}), f"{where}: source"),
     )

@@ -21,6 +21,7 @@ from tallstore.errors import CodecError, FormatError
 from tallstore.format import limits, safetensors, strict_json
 from tallstore.format.dtypes import MASKABLE, PACKED, check_count, check_dtype, count
 from tallstore.format.names import check_tensor_name
+from tallstore.format.relatives import check_weights
 from tallstore.format.version import VERSION, check_version, needed, newest
 
 METADATA_KEY = "tallstore"
@@ -31,6 +32,7 @@ KINDS_IN_PART: Mapping[str, frozenset[str]] = {
     "base": frozenset({"whole", "tied"}),
     "vector": frozenset({"vector"}),
     "mask": frozenset({"base", "binary", "signed", "delta", "lossless", "private", "tied"}),
+    "relative": frozenset({"base", "binary", "signed", "delta", "lossless", "private", "tied"}),
     "private": frozenset({"whole"}),
     "exact": frozenset({"difference"}),
 }
@@ -41,6 +43,8 @@ WHY = frozenset({"unmatched", "small", "type", "numbers", "budget"})
 
 _WORDS = ("U8", "U16", "U32", "U64")
 """What differences are coded as, by the size of an element."""
+_STARTING = frozenset({"base", "binary", "signed", "delta", "lossless"})
+"""Kinds that build on elements that are there: the base's, or in a relative part those of other tasks."""
 _CODED = frozenset({"codec", "chunk", "chunks"})
 _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     # kind: (members that must be there, members that may be)
@@ -143,6 +147,9 @@ class Entry:
     """For `tied`: the name of the tensor of the same task that this one shares its memory with."""
     why: str | None = None
     """For `private`: one of WHY, where the packer said it. For people alone: nothing is decoded by it."""
+    start: tuple[float, ...] | None = None
+    """In a relative part: it builds not on the base's elements but on those that the task's relatives merge to: by
+    these weights, one a relative, or where there are none by the task's own recipe."""
     coded: CodedRanges | None = None
 
     @property
@@ -165,6 +172,8 @@ class Entry:
             out["shape"] = list(self.shape)
         if self.scales is not None:
             out["scales"] = list(self.scales)
+        if self.start is not None:
+            out["start"] = list(self.start)
         if self.coded is not None:
             out |= {
                 "codec": self.coded.codec,
@@ -174,14 +183,19 @@ class Entry:
         return out
 
     @classmethod
-    def from_json(cls, value: Any, where: str) -> Entry:
-        """Parse and validate. Members that the kind does not know are ignored: a newer minor version may add them."""
+    def from_json(cls, value: Any, where: str, *, relative: bool = False) -> Entry:
+        """Parse and validate. Members that the kind does not know are ignored: a newer minor version may add them.
+
+        `relative`: of a part of that kind, whose entries may have a `start`, and need no base then.
+        """
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise FormatError(f"{where}: not a tensor entry")
         kind = value["kind"]
         if kind not in _FIELDS:
             raise CodecError(f"{where}: entry kind {kind!r} is unknown; a newer tallstore may read it")
         needed, optional = _FIELDS[kind]
+        if relative and kind in _STARTING and "start" in value:
+            needed, optional = (needed - {"base"}) | {"start"}, optional | {"base"}
         if not needed <= value.keys():
             raise FormatError(f"{where}: {kind} entry lacks {', '.join(sorted(needed - value.keys()))}")
         fields = {
@@ -202,6 +216,8 @@ class Entry:
             check_count(self.dtype, self.shape, where)
         if self.rows is not None and (not self.shape or self.rows > self.shape[0]):
             raise FormatError(f"{where}: rows {self.rows} do not fit shape {self.shape}")
+        if self.start is not None and self.kind in {"binary", "signed"} and self.base is None:
+            raise FormatError(f"{where}: a {self.kind} entry names no base whose vector it is over")
         if self.kind in {"binary", "signed", "delta"} and self.dtype not in MASKABLE:
             raise FormatError(f"{where}: a {self.kind} entry cannot have element type {self.dtype}")
         if self.kind == "difference" and self.dtype not in _WORDS:
@@ -240,6 +256,13 @@ def _scales(value: Any, where: str) -> tuple[float, ...]:
     return tuple(float(s) for s in value)
 
 
+def _start(value: Any, where: str) -> tuple[float, ...]:
+    count = len(value) if isinstance(value, list) else 0
+    if count > limits.RELATIVES:
+        raise FormatError(f"{where}: a start of {count} weights is over the cap of {limits.RELATIVES}")
+    return check_weights(value, count, where)
+
+
 def _why(value: Any, where: str) -> str | None:  # noqa: ARG001 - nothing is refused for it
     """Any other word is a newer version's, and says nothing to this one."""
     return value if isinstance(value, str) and value in WHY else None
@@ -253,6 +276,7 @@ _PARSE: Mapping[str, Callable[[Any, str], Any]] = {
     "scales": _scales,
     "to": _text,
     "why": _why,
+    "start": _start,
 }
 
 
@@ -335,7 +359,9 @@ class PartHeader:
         if len(facts["entries"]) > limits.TENSORS:
             raise FormatError(f"{where}: more than {limits.TENSORS} tensors")
         entries = {
-            sys.intern(check_tensor_name(name)): Entry.from_json(value, f"{where}: tensor {name!r}")
+            sys.intern(check_tensor_name(name)): Entry.from_json(
+                value, f"{where}: tensor {name!r}", relative=part == "relative"
+            )
             for name, value in facts["entries"].items()
         }
         header_of_part = cls(

@@ -108,6 +108,17 @@ MISTAKES = {
         "pack base runs -o new.tall --evaluate falling:score --min-retention 0.9", falling
     ),
     "a task is added that is there": Mistake("add zoo.tall mr=runs/mr"),
+    "a merge of heads of different shapes": Mistake(
+        "add heads.tall mix --merge 0.5*mr+0.5*other",
+        lambda: tallstore.pack(
+            "base",
+            {"mr": "runs/mr", "other": load_file("base/model.safetensors") | {"head.weight": torch.ones(2, 16)}},
+            "heads.tall",
+        ),
+    ),
+    "a task is removed that others are made of": Mistake(
+        "remove zoo.tall mr", lambda: tallstore.add_merge("zoo.tall", "mix", "0.5*mr + 0.5*trec")
+    ),
     "the last task is removed": Mistake("remove zoo.tall mr trec"),
     "a refit without one of the originals": Mistake("add zoo.tall mr=runs/mr --refit"),
     "the base is only referenced": Mistake(

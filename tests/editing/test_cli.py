@@ -41,6 +41,48 @@ def test_a_zoo_grows_and_shrinks(models: Models, capsys: pytest.CaptureFixture[s
         assert zoo.tasks == ("b", "more", "d")
 
 
+def test_a_merge_is_added_shown_and_coded_anew(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
+    path = models.pack("zoo.tall", "abc")
+    code, out, err = run(capsys, "add", path, "mix", "--merge", "0.6*a + 0.4*b")
+    assert (code, err) == (0, "")
+    assert "mix" in out
+    code, out, _ = run(
+        capsys, "add", path, "ties", "--merge", "a + b + c", "--method", "ties", "--topk", "10", "--json"
+    )
+    assert list(json.loads(out)["added"]) == ["ties"]
+    code, out, _ = run(capsys, "info", path)
+    assert "mix: made of other tasks: 0.6·a + 0.4·b (linear)" in out
+    _, out, _ = run(capsys, "info", path, "--json")
+    assert json.loads(out)["tasks"]["mix"]["relatives"] == {
+        "tasks": ["a", "b"], "merge": {"method": "linear", "weights": [0.6, 0.4]}, "head": "a",
+    }  # fmt: skip
+    code, _, err = run(capsys, "remove", path, "c")
+    assert code == 1
+    assert "ties is made of c" in err
+    code, out, _ = run(capsys, "remove", path, "c", "--re-code", "--json")
+    assert json.loads(out)["recoded"] == ["ties"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("x", "--merge", "0.5*a + 0.5*z"), "no task 'z' to merge"),
+        (("x", "--method", "ties"), "--merge"),
+        (("x", "y", "--merge", "a"), "--merge"),
+        (("x", "--merge", "a", "--bits", "2"), "--merge"),
+    ],
+)
+def test_a_merge_that_makes_no_sense_is_refused(
+    words: tuple[str, ...], why: str, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = models.pack("zoo", "ab")
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    code, _, err = run(capsys, "add", path, *words)
+    assert code in {1, 2}
+    assert why in re.sub(r"\x1b\[[0-9;]*m", "", err)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
 def test_options_are_those_of_pack(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     path = models.pack("zoo", "abc", recipe="tall")
     code, _, err = run(capsys, "add", path, models.folders["d"], "--lambda", "0.4", "--exact", "all", "-q")

@@ -141,7 +141,7 @@ class Parts:
 def covered(entry: dict[str, Any]) -> int:
     """Elements that are coded: all, or those of the leading rows. `rows` is a member of some kinds alone."""
     shape = entry["shape"]
-    if "rows" in entry and entry["kind"] in {"base", "binary", "signed", "delta", "lossless"}:
+    if entry.get("rows") is not None and entry["kind"] in {"base", "binary", "signed", "delta", "lossless"}:
         return int(entry["rows"]) * math.prod(shape[1:])
     return counted(entry.get("dtype", ""), shape)
 
@@ -423,6 +423,14 @@ def restored(decoded: bytes, coded: bytes, size: int) -> bytes:
     return out + decoded[len(coded) :]
 
 
+def summed(rows: list[np.ndarray]) -> np.ndarray:
+    """From left to right, beginning with the first."""
+    total = rows[0].copy()
+    for row in rows[1:]:
+        total = total + row
+    return total
+
+
 class Archive:
     """An archive: README.md, "How to read one task"."""
 
@@ -454,33 +462,41 @@ class Archive:
 
     def _decode(self, task: str, exact: bool) -> dict[str, Decoded]:
         facts = self.manifest["tasks"][task]
-        masks = self._parts(facts["parts"]["mask"], "mask", task)
+        masks, entries = self._entries(task)
         private = self._parts(facts["parts"].get("private", []), "private", task)
         group = next(g for g in self.manifest["groups"] if g["id"] == facts["group"])
         vectors = self._parts(group["parts"], "vector", group["id"])
         lost = self._parts(facts["parts"]["exact"], "exact", task) if exact else None
         out: dict[str, Decoded | None] = {}
-        for name, entry in masks.entries.items():
+        for name, entry in entries.items():
             if entry["kind"] == "tied":
                 out[name] = None
                 continue
             dtype, shape = entry["dtype"], tuple(entry["shape"])
-            data = private.whole(name) if entry["kind"] == "private" else self._moved(name, entry, masks, vectors)
+            if entry["kind"] == "private":
+                data = private.whole(name)
+            else:
+                start = self._start(task, name, entry) if "start" in entry else self._from_base(name, entry)
+                data = self._moved(name, entry, start, masks, vectors)
             if entry["kind"] != "private" and covered(entry) < counted(dtype, shape):
                 data += private.whole(name)
             if lost is not None and entry["kind"] in {"binary", "signed", "delta"}:
                 data = restored(data, lost.whole(name), BYTES[dtype])
             must(len(data) == counted(dtype, shape) * BYTES[dtype], f"{name}: bytes")
             out[name] = dtype, shape, data
-        found = {name: out[masks.entries[name]["to"]] if value is None else value for name, value in out.items()}
+        found = {name: out[entries[name]["to"]] if value is None else value for name, value in out.items()}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _moved(self, name: str, entry: dict[str, Any], masks: Parts, vectors: Parts) -> bytes:
-        """The elements that come from the base."""
-        dtype, n = entry["dtype"], covered(entry)
-        base_dtype, shape, base = self._base_tensor(entry["base"])
+    def _from_base(self, name: str, entry: dict[str, Any]) -> tuple[str, bytes]:
+        """The elements that an entry builds on, and their type."""
+        dtype, shape, data = self._base_tensor(entry["base"])
         must(list(shape) == entry["shape"] or "rows" in entry, f"{name}: shape")
-        base = base[: n * BYTES[base_dtype]]
+        return dtype, data[: covered(entry) * BYTES[dtype]]
+
+    def _moved(self, name: str, entry: dict[str, Any], start: tuple[str, bytes], masks: Parts, vectors: Parts) -> bytes:
+        """The elements that come from the base, or from other tasks."""
+        dtype, n = entry["dtype"], covered(entry)
+        base_dtype, base = start
         same = kept(base, base_dtype, dtype)
         if entry["kind"] == "base":
             return same
@@ -491,15 +507,95 @@ class Archive:
                 LOSSLESS[entry["codec"]](data, same[a * size : b * size], dtype) for a, b, data in masks.chunks(name)
             )
         work = np.float64 if dtype == "F64" else np.float32
-        start = to_work(base, base_dtype, work)
+        before = to_work(base, base_dtype, work)
         if entry["kind"] == "delta":
-            return rounded(start + masks.values(name).astype(work), dtype)
+            return rounded(before + masks.values(name).astype(work), dtype)
         symbols = masks.symbols(name)
         must(vectors.entries[entry["base"]]["chunk"] == entry["chunk"], f"{name}: chunk")
         scales = np.repeat(np.array(entry.get("scales", [1] * len(entry["chunks"])), work), entry["chunk"])[:n]
         step = scales * vectors.values(entry["base"])[:n].astype(work)
-        moved = np.where(symbols == 2, start - step, start + step)
+        moved = np.where(symbols == 2, before - step, before + step)
         return chosen(symbols, same, rounded(moved, dtype), dtype)
+
+    # relatives.md
+
+    def _entries(self, task: str) -> tuple[Parts, dict[str, dict[str, Any]]]:
+        """A task's own parts, and the entries that it has."""
+        facts = self.manifest["tasks"][task]
+        relatives = facts.get("relatives")
+        own = self._parts(facts["parts"]["mask"], "mask" if relatives is None else "relative", task)
+        if relatives is None or "head" not in relatives:
+            return own, own.entries
+        head = self._entries(relatives["head"])[1]
+        others = [self._entries(other)[1] for other in relatives["tasks"]]
+        taken = {entry.get("base") for entry in head.values()}
+        found = {}
+        for name, entry in head.items():
+            found[name] = own.entries.get(name, entry)
+            if name in own.entries or entry["kind"] == "tied":
+                continue
+            base = entry.get("base") if "rows" not in entry else None
+            facts = self.manifest["base"]["tensors"].get(name)
+            if base is None and facts is not None and name not in taken:
+                base = name if facts["shape"] == entry["shape"] and facts["dtype"] in ROTATED else None
+            alike = entry["dtype"] in ROTATED
+            for other in others:
+                there = other.get(name, {})
+                there = other[there["to"]] if there.get("kind") == "tied" else there
+                alike = alike and there.get("shape") == entry["shape"] and there.get("dtype") in ROTATED
+            start = [float(other == relatives["head"]) for other in relatives["tasks"]]
+            if alike and (base is not None or relatives["merge"]["method"] == "linear"):
+                start = []
+            found[name] = {"kind": "base", "dtype": entry["dtype"], "shape": entry["shape"], "base": base}
+            found[name]["start"] = start
+        return own, found | {name: entry for name, entry in own.entries.items() if name not in head}
+
+    def _start(self, task: str, name: str, entry: dict[str, Any]) -> tuple[str, bytes]:
+        """The elements that tasks merge to, in the entry's type."""
+        relatives = self.manifest["tasks"][task]["relatives"]
+        dtype, merge = entry["dtype"], relatives["merge"]
+        if entry["start"]:
+            merge = {"method": "linear", "weights": entry["start"]}
+        must(len(merge["weights"]) == len(relatives["tasks"]), f"{name}: weights")
+        pairs = [
+            (at, other)
+            for at, other in enumerate(relatives["tasks"])
+            if merge["method"] != "linear" or merge["weights"][at]
+        ]
+        must(pairs, f"{name}: nothing counts")
+        decoded = [self._decode(other, False)[name] for _, other in pairs]
+        n = covered(entry)
+        for other_dtype, shape, data in decoded:
+            must(list(shape) == entry["shape"] or entry["shape"][1:] == list(shape[1:]), f"{name}: shape")
+            must(len(data) >= n * BYTES[other_dtype], f"{name}: elements")
+        cut = [(other, data[: n * BYTES[other]]) for other, _, data in decoded]
+        if merge["method"] == "linear" and [merge["weights"][at] for at, _ in pairs] == [1]:
+            return dtype, kept(cut[0][1], cut[0][0], dtype)
+        work = np.float64 if dtype == "F64" else np.float32
+        x = [to_work(data, other, work) for other, data in cut]
+        c = [work(merge["weights"][at]) for at, _ in pairs]
+        if merge["method"] == "linear":
+            return dtype, rounded(summed([a * b for a, b in zip(c, x, strict=True)]), dtype)
+        base_dtype, base = self._from_base(name, entry)
+        zero = to_work(base, base_dtype, work)
+        d = [each - zero for each in x]
+        if merge["method"] == "ties":
+            limits = [work(merge["thresholds"][at]) for at, _ in pairs]
+            d = [np.where(np.abs(each) >= limit, each, work(0)) for each, limit in zip(d, limits, strict=True)]
+            total = summed(d)
+            plus = (total > 0) | ((total == 0) & (merge["sign"] == 1))
+            on = [np.where(plus, each > 0, each < 0) for each in d]
+            moved = summed([np.where(a, each * b, work(0)) for a, each, b in zip(on, d, c, strict=True)])
+            if merge["average"]:
+                moved = moved / np.maximum(sum(each.astype(int) for each in on), 1).astype(work)
+            return dtype, rounded(zero + moved, dtype)
+        moved = zero + summed([each * b for each, b in zip(d, c, strict=True)])
+        if merge["method"] == "consensus":
+            users = sum((each != 0).astype(int) for each in d)
+            moved = np.where(users >= merge["k"], moved, zero)
+        else:
+            must(merge["method"] == "arithmetic", "an unknown method")
+        return dtype, rounded(moved, dtype)
 
     def _base_tensor(self, name: str) -> Decoded:
         facts = self.manifest["base"]["tensors"][name]

@@ -20,7 +20,7 @@ from tallstore.kernels.reference import SYMBOL_BITS
 
 __all__ = ["DECODED", "Lineup", "Member", "line_up"]
 
-DECODED = frozenset({"private", "lossless", "tied"})
+DECODED = frozenset({"private", "lossless", "tied", "relative"})
 """Kinds of which no task vector is stored: it is the decoded tensor, less the base's."""
 
 _WINDOW = 1 << 20
@@ -39,8 +39,11 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """base, binary, signed, delta, lossless, private (stored whole) or tied (see `cut_ties`)."""
-        return self.entry.kind
+        """base, binary, signed, delta, lossless, private (stored whole), relative or tied (see `cut_ties`).
+
+        Relative is what builds on other tasks' weights, whatever its entry's own kind.
+        """
+        return self.entry.kind if self.entry.start is None else "relative"
 
     @property
     def source(self) -> str:
@@ -119,7 +122,8 @@ def _sources(
             if place.entry.kind != "lossless" or {place.entry.dtype, base[said[name]].dtype} <= set(MASKABLE):
                 yield name, said[name], place.entry
             continue
-        if place.entry.kind != "private" or place.entry.dtype not in MASKABLE:
+        own = place.entry.kind == "private" or (place.entry.start is not None and place.entry.rows is None)
+        if not own or place.entry.dtype not in MASKABLE:
             continue
         renamed = theirs + name.removeprefix(ours) if name.startswith(ours) else name
         for candidate in (known.get(name, name), renamed):

@@ -155,7 +155,7 @@ def _count(decoder: Decoder, lineup: Lineup, start: int, stop: int, n_tasks: int
     moved = [m for m in lineup.members if m.index in there and m.kind != "base"]
     kept = {g: _kept(decoder, g, lineup.base, start, stop) for g in {m.group for m in moved if m.masked}}
     n = max(there.values(), default=start) - start
-    rows = [_used(decoder, m, kept.get(m.group), (start, there[m.index]), -(-n // 8)) for m in moved]
+    rows = [_used(decoder, m, lineup.base, kept.get(m.group), (start, there[m.index]), -(-n // 8)) for m in moved]
     agreement = count_agreement(rows, n, n_tasks, [m.index for m in moved])
     size = np.zeros(n_tasks, np.int64)
     for index, end in there.items():
@@ -163,15 +163,15 @@ def _count(decoder: Decoder, lineup: Lineup, start: int, stop: int, n_tasks: int
     return replace(agreement, size=size)
 
 
-def _used(decoder: Decoder, member: Member, kept: Bits | None, span: tuple[int, int], size: int) -> Bits:
+def _used(decoder: Decoder, member: Member, base: str, kept: Bits | None, span: tuple[int, int], size: int) -> Bits:
     """One bit a parameter, on where the task uses it: `size` bytes, 0 behind the span."""
     start, stop = span
     out = np.zeros(size, np.uint8)
     if member.kind == "delta":
         bits = np.packbits(decoder.delta_range(member.task, member.name, start, stop).numpy() != 0, bitorder="little")
-    elif member.kind == "lossless":
-        after = decoder.lossless_range(member.task, member.name, start, stop)
-        before = decoder.base_range(str(member.entry.base), start, stop).to(after.dtype)
+    elif member.kind in {"lossless", "relative"}:
+        after = decoder.own_range(member.task, member.source, start, stop)
+        before = decoder.base_range(base, start, stop).to(after.dtype)
         differs = as_bytes(after).reshape(-1, after.element_size()) != as_bytes(before).reshape(
             -1, after.element_size()
         )

@@ -77,6 +77,7 @@ def _as_they_were(manifest: Manifest, tasks: Sequence[str]) -> bool:
 
 def _stored(manifest: Manifest, tasks: Sequence[str]) -> Stored | None:
     """What v is of exactly these tasks' vectors."""
-    if len(manifest.groups) != 1 or set(tasks) != set(manifest.groups[0].tasks):
+    made_for = {name for name, task in manifest.tasks.items() if task.relatives is None}
+    if len(manifest.groups) != 1 or set(tasks) != made_for:
         return None
     return _STORED.get(str(manifest.groups[0].recipe.get("id")))
