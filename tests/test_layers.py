@@ -49,12 +49,13 @@ MAY_IMPORT = {
     "report": {"archive", "errors", "format", "stores", "words"},
     "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
     "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
-    "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
+    "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores", "tensors"},
+    "engines": {"archive", "errors", "format", "hub", "stores", "tensors"},
     "growing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "promises", "stores"},
     "demo": {"encoder", "errors", "promises", "tensors", "zoo"},
     "cli": {
-        *("archive", "checkpoints", "demo", "encoder", "errors", "format", "growing", "kernels", "report", "stores"),
-        "words",
+        *("archive", "checkpoints", "demo", "encoder", "engines", "errors", "format", "growing", "kernels", "report"),
+        *("stores", "words"),
     },
 }
 """Every part of the package and the parts that it may import besides itself: only such as stand above it."""

@@ -43,6 +43,7 @@ from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Range, Store, open_any
 from tallstore.stores.staging import translated
+from tallstore.tensors import usual_defaults
 
 if TYPE_CHECKING:
     pass
@@ -171,6 +172,7 @@ class Archive:
         overwrite: bool = False,
         max_shard_size: int | str = SHARD,
         merged: bool = False,
+        durable: bool = True,
         progress: Progress | None = None,
     ) -> Path:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
@@ -184,7 +186,8 @@ class Archive:
         torch.save under the names that those had, where a loader knows no others.
 
         A task that is an adapter becomes an adapter's folder, which PEFT opens; with `merged` a model's, of the base's
-        files and its weights with the adapter merged into them.
+        files and its weights with the adapter merged into them. `durable=False` does not wait for the disk, for
+        folders that are soon removed.
         """
         if weights_format not in FORMS:
             raise OptionError(f"weights_format {weights_format!r} is unknown; there are {', '.join(FORMS)}")
@@ -222,6 +225,7 @@ class Archive:
             max_shard_size=max_shard_size,
             layout=layout,
             form=weights_format,
+            durable=durable,
         )
 
     def components(self, task: str) -> tuple[str, ...]:
@@ -255,6 +259,11 @@ class Archive:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._file(name, path))
         return tuple(wanted)
+
+    def small_file(self, task: str, name: str) -> bytes | None:
+        """One of the files beside the weights of a task's model (of an adapter's, merged); None if it has no such."""
+        path = merged_files(self._manifest.tasks[self._task(task)]).get(name)
+        return None if path is None else self._file(name, path)
 
     def write_subset(
         self,
@@ -340,14 +349,15 @@ class Archive:
 
     def _retry_after_refetch(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more if it met a damaged file that could be got anew, of the archive or of a referenced base."""
-        try:
-            return work(*arguments)
-        except RenewedError:
-            pass
-        except WrongBaseError:
-            if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
-                raise
-        return once_more(work, *arguments)
+        with usual_defaults():
+            try:
+                return work(*arguments)
+            except RenewedError:
+                pass
+            except WrongBaseError:
+                if not isinstance(self._base_checkpoint, ReferencedBase) or not self._base_checkpoint.renew():
+                    raise
+            return once_more(work, *arguments)
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""
