@@ -23,7 +23,6 @@ from tallstore.archive.room import room_for
 from tallstore.archive.switch import Switcher
 from tallstore.archive.thin import export_thin
 from tallstore.archive.verify import VerifyReport, verify_archive
-from tallstore.archive.weights import TaskWeights
 from tallstore.checkpoints import Source, open_checkpoint
 from tallstore.checkpoints.adapters import is_peft_model
 from tallstore.errors import (
@@ -48,20 +47,6 @@ class Zoo(Archive):
 
     Safe to use from several threads. Use it as a context manager, or `close` it.
     """
-
-    def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
-        """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
-
-        So that each rank of a tensor- or pipeline-parallel engine reads its own part of the archive:
-        `zoo.weights("mnist").get_slice(name)[a:b]` reads the chunks that these rows lie in, and no others.
-
-        Args:
-            task: its name.
-            device: where the tensors go.
-            exact: bit for bit the original, for tasks that were packed with `exact`.
-        """
-        self._check_exact(task, exact=exact)
-        return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
 
     def load_into(self, model: nn.Module, task: str) -> None:
         """Write a task's weights into a model's own parameters and buffers, in place and strictly.

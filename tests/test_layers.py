@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
     "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores", "tensors"},
-    "engines": {"archive", "errors", "format", "hub", "stores", "tensors"},
+    "engines": {"archive", "checkpoints", "errors", "format", "hub", "stores", "tensors"},
     "growing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "promises", "stores"},
     "demo": {"encoder", "errors", "promises", "tensors", "zoo"},
     "cli": {
@@ -199,6 +199,7 @@ def test_importing_loads_no_optional_package() -> None:
         "s3fs",
         "distributed",
         "dask",
+        "vllm",
     }
     assert not first & optional
     assert "torch" not in first, "the bare import is quick"

@@ -29,6 +29,7 @@ from tallstore.archive.reader import Place, Reader, RenewedError, once_more
 from tallstore.archive.room import room_for
 from tallstore.archive.statistics import MaskStatistics, count_masks
 from tallstore.archive.subset import write_subset
+from tallstore.archive.weights import TaskWeights
 from tallstore.archive.wholes import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
 from tallstore.errors import (
@@ -146,6 +147,26 @@ class Archive:
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return on_device(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
 
+    def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
+        """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
+
+        So that each rank of a tensor- or pipeline-parallel engine reads its own part of the archive:
+        `zoo.weights("mnist").get_slice(name)[a:b]` reads the chunks that these rows lie in, and no others.
+
+        Args:
+            task: its name.
+            device: where the tensors go.
+            exact: bit for bit the original, for tasks that were packed with `exact`.
+        """
+        self._check_exact(task, exact=exact)
+        return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
+
+    def model_tensors(self, task: str) -> dict[str, TensorFacts]:
+        """How each tensor of a task's model is stored: of an adapter's merged one; a tied one as what it is tied to."""
+        places = self._retry_after_refetch(self._merging.task, self._task(task))
+        shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
+        return {name: facts_of(places, place) for name, place in shown.items()}
+
     def _merged_state(self, task: str, names: Iterable[str] | re.Pattern[str] | str | None) -> dict[str, Tensor]:
         """The merged tensors of an adapter; tied ones of the base share their memory."""
         check_merged(self._manifest, self._task(task), self.url)
@@ -259,6 +280,14 @@ class Archive:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._file(name, path))
         return tuple(wanted)
+
+    @usual_defaults()
+    def base_state(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Tensors of the base, by its own names, bit for bit; tied ones share their memory."""
+        self._announce_base()
+        ties = {name: to for name, to in self._decoder.base_ties().items() if to in names}
+        state = self._retry_after_refetch(self._decoder.base_tensors, [name for name in names if name not in ties])
+        return {name: state[ties.get(name, name)] for name in names}
 
     def small_file(self, task: str, name: str) -> bytes | None:
         """One of the files beside the weights of a task's model (of an adapter's, merged); None if it has no such."""
