@@ -106,6 +106,11 @@ class Exchange:
         """End an exchange. One that was not applied, or is not there, is ended too."""
         return self._answer(partial(self._settle, ticket, keep))
 
+    def close(self) -> None:
+        """Release the files of every archive that was opened."""
+        for each in self._opened:
+            each.close()
+
     def _answer(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             return {"ok": True, **work()}

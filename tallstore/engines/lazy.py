@@ -2,7 +2,8 @@
 
 Engines give each rank all tensors, and its loaders of weights narrow each to the rows or columns that are the rank's,
 then copy these. Slices of this tensor are such tensors again; what is done with one beside that reads it. Where the
-engine copies to a tensor without memory, to count how much it will be, nothing is read.
+engine copies to a tensor without memory, to count how much it will be, nothing is read. In inference mode, too, it is
+an ordinary tensor, as torch asks of what is made of one that was there before that mode.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class LazyWeight(Tensor):
     @classmethod
     def _made(cls, stored: TensorSlice, ranges: tuple[tuple[int, int], ...], note: Note) -> Self:
         shape = [stop - start for start, stop in ranges]
-        made: Self = Tensor._make_wrapper_subclass(
-            cls, shape, dtype=TORCH[stored.get_dtype()], device=torch.device("cpu")
-        )
+        with torch.inference_mode(mode=False):
+            made: Self = Tensor._make_wrapper_subclass(
+                cls, shape, dtype=TORCH[stored.get_dtype()], device=torch.device("cpu")
+            )
         made._stored, made._ranges, made._note = stored, ranges, note
         return made
 
@@ -67,8 +69,9 @@ class LazyWeight(Tensor):
             return cls._made(first._stored, first._ranges, first._note)
         if function is _aten.copy_.default and isinstance(first, Tensor) and first.is_meta:
             return first
-        plain = tree_map(lambda each: each.read() if isinstance(each, cls) else each, (args, kwargs or {}))
-        return function(*plain[0], **plain[1])
+        with torch.inference_mode(mode=False):
+            plain = tree_map(lambda each: each.read() if isinstance(each, cls) else each, (args, kwargs or {}))
+            return function(*plain[0], **plain[1])
 
     def _narrowed(self, dimension: int, start: int | None, stop: int | None) -> Self:
         dimension %= max(self.dim(), 1)
