@@ -5,7 +5,8 @@
     zoo.state_dict("mnist")
     tallstore.add("zoo.tall", {"svhn": folder})
 
-Names are loaded when they are first used, so that importing the package costs nothing.
+Names are loaded when they are first used, so that importing the package costs nothing. transformers, loaded before or
+after, then also knows thin folders: `AutoModel.from_pretrained` takes them as any other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from tallstore._version import __version__
+from tallstore.engines.on_import import register_with_transformers
 
 if TYPE_CHECKING:
     from tallstore import errors, report
@@ -76,6 +78,9 @@ _WHERE = {
     "push": ("tallstore.hub", "push"),
     "remove": ("tallstore.editing", "remove"),
 }
+
+
+register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@
     │   ├── UnreachableError       no answer; or offline, and not in the local cache
     │   └── ConflictError          the repository changed while it was being pushed to
     ├── WorkerError                a worker of pack's engine died again and again, or cannot see what it needs
+    ├── EngineError                a serving engine cannot do what was asked; it goes on with what it had
     ├── DeviceError                the asked device is not there or has no memory left
     └── MissingExtraError          an optional package is needed (names the install command)
 
@@ -47,6 +48,7 @@ __all__ = [
     "ConflictError",
     "DamagedError",
     "DeviceError",
+    "EngineError",
     "EvaluatorError",
     "FormatError",
     "InputError",
@@ -181,6 +183,10 @@ class ConflictError(RemoteError):
 
 class WorkerError(TallstoreError):
     """A worker of the engine that packs died again and again, or cannot see the input or the working folder."""
+
+
+class EngineError(TallstoreError):
+    """A serving engine cannot do what was asked. Unless the message says otherwise it goes on with what it had."""
 
 
 class DeviceError(TallstoreError):

@@ -31,6 +31,24 @@ NAME = {dtype: name for name, dtype in TORCH.items() if dtype is not _BYTES or n
 """torch's element types under the format's names."""
 
 
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """New tensors that say nothing else are float32 on the CPU, whatever defaults the caller works under.
+
+    Loaders of models set both while they work (the device `meta`, and the model's type), and so do users.
+    """
+    dtype = torch.get_default_dtype()
+    if dtype is torch.float32 and torch.get_default_device().type == "cpu":
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def shape_of(dtype: str, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape that a tensor of the format's type and shape has in torch.
 

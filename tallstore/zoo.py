@@ -20,8 +20,8 @@ from tallstore.archive.export import export_folder
 from tallstore.archive.in_place import load_into
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.merger import Evaluator, Merged, MergeOptions, Merger, MergeReport
-from tallstore.archive.slices import TaskWeights
 from tallstore.archive.switch import Switcher
+from tallstore.archive.thin import export_thin
 from tallstore.archive.verify import VerifyReport, verify_archive
 from tallstore.checkpoints import Source, open_checkpoint
 from tallstore.checkpoints.adapters import is_peft_model
@@ -33,6 +33,7 @@ from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES, size_of
 from tallstore.format.layout import WeightsFile, claimed
 from tallstore.stores import Access, is_address, open_any
+from tallstore.tensors import usual_defaults
 
 if TYPE_CHECKING:
     from tallstore.hub import PushReport
@@ -46,20 +47,6 @@ class Zoo(Archive):
 
     Safe to use from several threads. Use it as a context manager, or `close` it.
     """
-
-    def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
-        """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
-
-        So that each rank of a tensor- or pipeline-parallel engine reads its own part of the archive:
-        `zoo.weights("mnist").get_slice(name)[a:b]` reads the chunks that these rows lie in, and no others.
-
-        Args:
-            task: its name.
-            device: where the tensors go.
-            exact: bit for bit the original, for tasks that were packed with `exact`.
-        """
-        self._check_exact(task, exact=exact)
-        return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
 
     def load_into(self, model: nn.Module, task: str) -> None:
         """Write a task's weights into a model's own parameters and buffers, in place and strictly.
@@ -98,6 +85,7 @@ class Zoo(Archive):
             self._announce(task, None, exact=False)
         return self._retry_after_refetch(Switcher, self._merging, self._manifest, self.url, model, chosen)
 
+    @usual_defaults()
     def merged(
         self,
         method: str = "consensus",
@@ -145,6 +133,7 @@ class Zoo(Archive):
         with room_for(needed, f"{self.url}: the merged model"):
             return Merged(on_device(device, merger.state_dict(), "the merged model"), merger.report())
 
+    @usual_defaults()
     def export_merged(
         self,
         out: str | os.PathLike[str],
@@ -205,9 +194,38 @@ class Zoo(Archive):
 
         return write_report(self, out, plots=plots, masks=masks, overwrite=overwrite, progress=progress)
 
+    def export_thin(
+        self,
+        task: str,
+        out: str | os.PathLike[str],
+        *,
+        exact: bool = False,
+        base: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a folder of the task's small files that names this archive in the place of weights.
+
+        After `import tallstore`, transformers' own `from_pretrained` loads it as any model. Of an adapter it is the
+        model that it makes of its base. The archive is named by its address or its absolute path; where the folder
+        lies below the folder that the archive is in, by the path from one to the other.
+
+        Args:
+            task: its name.
+            out: the folder; it appears whole or not at all.
+            exact: load bit for bit the original's weights, for tasks that were packed so.
+            base: where the base is, if the archive only references it and its own repository is not to be asked.
+            overwrite: replace a model folder that is there.
+
+        Raises:
+            OptionError: the task is no model of transformers with its weights at its top.
+        """
+        self._check_exact(task, exact=exact)
+        return export_thin(self, self._task(task), out, exact=exact, base=base, overwrite=overwrite)
+
     def _merger(self, method: str, **options: Any) -> Merger:
         return Merger(self._decoder, self._manifest, MergeOptions.of(method, options))
 
+    @usual_defaults()
     def verify(self, against: Mapping[str, Source] | None = None, *, progress: Progress | None = None) -> VerifyReport:
         """Check every byte against every hash, and what it says for sense.
 
@@ -235,6 +253,7 @@ class Zoo(Archive):
             against=compared,
         )
 
+    @usual_defaults()
     def mask(self, task: str, name: str) -> Tensor:
         """A task's mask for one of its tensors, in the tensor's shape.
 
@@ -251,6 +270,7 @@ class Zoo(Archive):
             return symbols.bool()
         return (symbols == 1).to(torch.int8) - (symbols == 2).to(torch.int8)
 
+    @usual_defaults()
     def vector(self, name: str, *, group: str | None = None) -> Tensor:
         """The multi-task vector for a base tensor, as the decoder uses it: float32, in the base's shape.
 
@@ -260,6 +280,7 @@ class Zoo(Archive):
         with room_for(4 * math.prod(self._manifest.base.tensors[base].shape), f"{self.url}: the vector of {name!r}"):
             return self._decoder.vector_tensor(group or self._manifest.groups[0].id, base)
 
+    @usual_defaults()
     def delta(self, task: str, name: str) -> Tensor:
         """A task's own quantized task vector, for a tensor of kind `delta`: float32, in the tensor's shape.
 
@@ -272,6 +293,7 @@ class Zoo(Archive):
         with room_for(4 * entry.numel, f"{self.url}: the delta of {name!r}"):
             return self._decoder.delta(task, name)
 
+    @usual_defaults()
     def scales(self, task: str, name: str) -> Tensor:
         """The scale s of every element of a task's tensor: float32, in the tensor's shape; 1 where there is none."""
         entry = self._places(task)[self._known(task, name)].entry
@@ -282,6 +304,7 @@ class Zoo(Archive):
                 out[index * entry.coded.chunk : min((index + 1) * entry.coded.chunk, entry.covered)] = scale
         return out.reshape(entry.shape or ())
 
+    @usual_defaults()
     def base(self, name: str) -> Tensor:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
         base = self._base_name(name)

@@ -64,12 +64,13 @@ MAY_IMPORT = {
     "report": {"archive", "errors", "format", "stores", "humanize"},
     "hub": {"archive", "concurrency", "checkpoints", "errors", "format", "stores", "tensors"},
     "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
-    "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
+    "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores", "tensors"},
+    "engines": {"archive", "checkpoints", "errors", "format", "hub", "stores", "tensors"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
     "demo": {"encoder", "errors", "packing", "tensors", "zoo"},
     "cli": {
         *("archive", "checkpoints", "demo", "encoder", "errors", "format", "editing", "kernels", "report", "stores"),
-        "humanize",
+        *("engines", "humanize"),
     },
 }
 """Every part of the package and the parts that it may import besides itself: only such as stand above it."""
@@ -238,6 +239,7 @@ def test_importing_loads_no_optional_package() -> None:
         "s3fs",
         "distributed",
         "dask",
+        "vllm",
     }
     assert not first & optional
     assert "torch" not in first, "the bare import is quick"

@@ -29,6 +29,7 @@ from tallstore.archive.merging.mask_statistics import MaskStatistics, count_mask
 from tallstore.archive.prefetch import announce, announce_files
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.refetch import retry_after_refetch
+from tallstore.archive.slices import TaskWeights
 from tallstore.archive.subset import write_subset
 from tallstore.archive.whole_tensors import WholeTensor, list_wholes
 from tallstore.checkpoints import Checkpoint, ReferencedBase, Source, TensorInfo, open_checkpoint, referenced
@@ -43,6 +44,7 @@ from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Range, Store, open_any
 from tallstore.stores.staging import translated
+from tallstore.tensors import usual_defaults
 
 if TYPE_CHECKING:
     pass
@@ -145,6 +147,26 @@ class Archive:
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return on_device(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
 
+    def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
+        """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
+
+        So that each rank of a tensor- or pipeline-parallel engine reads its own part of the archive:
+        `zoo.weights("mnist").get_slice(name)[a:b]` reads the chunks that these rows lie in, and no others.
+
+        Args:
+            task: its name.
+            device: where the tensors go.
+            exact: bit for bit the original, for tasks that were packed with `exact`.
+        """
+        self._check_exact(task, exact=exact)
+        return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
+
+    def model_tensors(self, task: str) -> dict[str, TensorFacts]:
+        """How each tensor of a task's model is stored: of an adapter's merged one; a tied one as what it is tied to."""
+        places = self._retry_after_refetch(self._merging.task, self._task(task))
+        shown = {n: places[str(p.entry.to)] if p.entry.kind == "tied" else p for n, p in places.items()}
+        return {name: facts_of(places, place) for name, place in shown.items()}
+
     def _merged_state(self, task: str, names: Iterable[str] | re.Pattern[str] | str | None) -> dict[str, Tensor]:
         """The merged tensors of an adapter; tied ones of the base share their memory."""
         check_merged(self._manifest, self._task(task), self.url)
@@ -171,6 +193,7 @@ class Archive:
         overwrite: bool = False,
         max_shard_size: int | str = SHARD,
         merged: bool = False,
+        durable: bool = True,
         progress: Progress | None = None,
     ) -> Path:
         """Write a folder with the task's `model.safetensors`, `config.json`, tokenizer files and so on.
@@ -184,7 +207,8 @@ class Archive:
         torch.save under the names that those had, where a loader knows no others.
 
         A task that is an adapter becomes an adapter's folder, which PEFT opens; with `merged` a model's, of the base's
-        files and its weights with the adapter merged into them.
+        files and its weights with the adapter merged into them. `durable=False` does not wait for the disk, for
+        folders that are soon removed.
         """
         if weights_format not in FORMS:
             raise OptionError(f"weights_format {weights_format!r} is unknown; there are {', '.join(FORMS)}")
@@ -222,6 +246,7 @@ class Archive:
             max_shard_size=max_shard_size,
             layout=layout,
             form=weights_format,
+            durable=durable,
         )
 
     def components(self, task: str) -> tuple[str, ...]:
@@ -255,6 +280,19 @@ class Archive:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(self._file(name, path))
         return tuple(wanted)
+
+    @usual_defaults()
+    def base_state(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Tensors of the base, by its own names, bit for bit; tied ones share their memory."""
+        self._announce_base()
+        ties = {name: to for name, to in self._decoder.base_ties().items() if to in names}
+        state = self._retry_after_refetch(self._decoder.base_tensors, [name for name in names if name not in ties])
+        return {name: state[ties.get(name, name)] for name in names}
+
+    def small_file(self, task: str, name: str) -> bytes | None:
+        """One of the files beside the weights of a task's model (of an adapter's, merged); None if it has no such."""
+        path = merged_files(self._manifest.tasks[self._task(task)]).get(name)
+        return None if path is None else self._file(name, path)
 
     def write_subset(
         self,
@@ -340,7 +378,8 @@ class Archive:
 
     def _retry_after_refetch(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more where a file was fetched again, of the archive or of a referenced base."""
-        return retry_after_refetch(work, *arguments, refetch_base=self._refetch_base)
+        with usual_defaults():
+            return retry_after_refetch(work, *arguments, refetch_base=self._refetch_base)
 
     def _refetch_base(self) -> bool:
         return isinstance(self._base_checkpoint, ReferencedBase) and self._base_checkpoint.refetch()

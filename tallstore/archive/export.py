@@ -43,6 +43,7 @@ def export_folder(
     max_shard_size: int | str = SHARD,
     layout: Sequence[WeightsFile] = (),
     form: str = FORMS[0],
+    durable: bool = True,
 ) -> Path:
     """Write weights and files into a new folder; it appears whole or not at all. One tensor is in memory at a time.
 
@@ -58,6 +59,7 @@ def export_folder(
         max_shard_size: bytes of tensors in a file, unless one alone has more.
         layout: the folder's weights files; one, under its library's name, by default.
         form: one of FORMS. Files of torch are not cut into shards, and a file's tensors are in memory together.
+        durable: wait for the disk.
     """
     target = Path(out)
     most = parse_size(max_shard_size, "max_shard_size")
@@ -81,7 +83,7 @@ def export_folder(
             with translated(target):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-        staging.publish("model", overwrite=True)
+        staging.publish("model", overwrite=True, durable=durable)
     return target
 
 

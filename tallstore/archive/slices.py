@@ -26,7 +26,7 @@ from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import reference
-from tallstore.tensors import empty, shape_of
+from tallstore.tensors import empty, shape_of, usual_defaults
 
 __all__ = ["Pieces", "TaskWeights", "TensorSlice"]
 
@@ -139,7 +139,8 @@ class TensorSlice:
         """
         what = f"tensor {self._name!r} of shape {list(self._shape)}"
         selection = select(index, self._shape, what)
-        parts = [self._box([rows, *selection.ranges]) for rows in selection.rows] or [self._box([])]
+        with usual_defaults():
+            parts = [self._box([rows, *selection.ranges]) for rows in selection.rows] or [self._box([])]
         read = parts[0] if len(parts) == 1 else torch.cat(parts)
         return selection.of(read).contiguous().to(self._device)
 

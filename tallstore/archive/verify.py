@@ -14,8 +14,8 @@ from tallstore.format.manifest import MANIFEST
 
 __all__ = ["Against", "VerifyReport", "verify_archive"]
 
-_UNLISTED = ("README.md", ".gitattributes", ".git/", ".cache/")
-"""What may lie in an archive's folder beside what the manifest lists: a model card, and the Hub client's own."""
+_UNLISTED = ("README.md", "models/", ".gitattributes", ".git/", ".cache/")
+"""What may lie in an archive's folder beside what the manifest lists: what a push adds, and the Hub client's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tallstore._version import __version__
-from tallstore.cli import add, compact, demo, extract, info, merge, pack, pull, push, remove, report, verify
+from tallstore.cli import add, compact, demo, extract, info, merge, pack, pull, push, remove, report, serve, verify
 
 app = typer.Typer(
     name="tallstore",
@@ -38,7 +38,7 @@ def _root(
 
 _VERBS = (
     pack.pack, info.info, extract.extract, add.add, remove.remove, compact.compact, push.push, pull.pull, merge.merge,
-    verify.verify, report.report, demo.demo,
+    serve.serve, verify.verify, report.report, demo.demo,
 )  # fmt: skip
 for verb in _VERBS:
     app.command()(verb)

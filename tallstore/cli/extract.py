@@ -34,6 +34,10 @@ def extract(
     merged: Annotated[
         bool, typer.Option("--merged", help="Of an adapter, the whole model: its base with the adapter merged into it.")
     ] = False,
+    thin: Annotated[
+        bool,
+        typer.Option("--thin", help="No weights: a folder that transformers loads from the archive, with tallstore."),
+    ] = False,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Larger weights become several files and an index.")
     ] = "5GB",
@@ -49,9 +53,13 @@ def extract(
       tallstore extract zoo.tall --all -o models/
 
       tallstore extract zoo.tall lora --merged -o model/
+
+      tallstore extract zoo.tall trec --thin -o thin/     then, after import tallstore, from_pretrained("thin/")
     """
     import tallstore
 
+    if thin and (component is not None or weights_format != "safetensors"):
+        raise OptionError("--thin has no weights: leave --component and --weights-format out")
     with tallstore.open(zoo, base=base) as opened:
         wanted = list(opened.tasks) if every else list(tasks or [])
         if not wanted:
@@ -59,6 +67,10 @@ def extract(
         several = len(wanted) > 1 or every
         for name in wanted:
             target = Path(out) / name if several or out == "." else Path(out)
+            if thin:
+                opened.export_thin(name, target, exact=exact, base=base, overwrite=overwrite)
+                _said(name, target, quiet=quiet)
+                continue
             with output.progress(f"extracting {name}", quiet=quiet) as progress:
                 opened.export(
                     name,
@@ -71,5 +83,9 @@ def extract(
                     max_shard_size=max_shard_size,
                     progress=progress,
                 )
-            if not quiet:
-                typer.echo(f"{name}: {target}")
+            _said(name, target, quiet=quiet)
+
+
+def _said(name: str, target: Path, *, quiet: bool) -> None:
+    if not quiet:
+        typer.echo(f"{name}: {target}")

@@ -6,7 +6,7 @@ A card of ours carries a marker. Whoever writes a card of their own leaves it ou
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tallstore.stores.hub_client import client
@@ -24,7 +24,14 @@ def is_ours(text: str) -> bool:
     return MARKER in text
 
 
-def model_card(info: Mapping[str, Any], repo_id: str, *, license: str | None = None, picture: bool = False) -> str:
+def model_card(
+    info: Mapping[str, Any],
+    repo_id: str,
+    *,
+    license: str | None = None,
+    picture: bool = False,
+    folders: Sequence[str] = (),
+) -> str:
     """The text of README.md.
 
     Args:
@@ -32,6 +39,7 @@ def model_card(info: Mapping[str, Any], repo_id: str, *, license: str | None = N
         repo_id: where the archive will be.
         license: the Hub's identifier of it, such as `apache-2.0`.
         picture: whether `card.png` is beside it.
+        folders: those that transformers' own loader takes.
     """
     hub = client("a model card")
     base = str(info["base"]["source"].get("repo", ""))
@@ -46,7 +54,7 @@ def model_card(info: Mapping[str, Any], repo_id: str, *, license: str | None = N
         _summary(info, known),
         f"![what each task kept]({PICTURE})" if picture else "",
         f"## Tasks\n\n{_tasks(info['tasks'])}",
-        f"## Load a task\n\n{_usage(info, repo_id)}",
+        f"## Load a task\n\n{_usage(info, repo_id, folders)}",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -112,7 +120,7 @@ def _measured(task: Mapping[str, Any], *keys: str) -> float | None:
     return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
-def _usage(info: Mapping[str, Any], repo_id: str) -> str:
+def _usage(info: Mapping[str, Any], repo_id: str, folders: Sequence[str]) -> str:
     names = list(info["tasks"])
     calls = [f'model = tallstore.from_pretrained("{repo_id}", task="{name}")' for name in names[:_MOST]]
     return "\n".join(
@@ -121,6 +129,7 @@ def _usage(info: Mapping[str, Any], repo_id: str) -> str:
             "```python\nimport tallstore\n",
             *calls,
             f'processor = tallstore.load_processor("{repo_id}", task="{names[0]}")\n```\n',
+            *_stock(repo_id, folders),
             "As a folder that stock loaders open (of an adapter its own, for PEFT or diffusers):\n"
             if any(_adapter(task) is not None for task in info["tasks"].values())
             else "As a folder that stock loaders open:\n",
@@ -128,6 +137,15 @@ def _usage(info: Mapping[str, Any], repo_id: str) -> str:
             "Only what the task needs is downloaded, and every part is checked against its hash.",
         ]
     )
+
+
+def _stock(repo_id: str, folders: Sequence[str]) -> list[str]:
+    if not folders:
+        return []
+    return [
+        "By transformers' own loader, any class of it and any of its options, after `import tallstore`:\n",
+        f'```python\nmodel = AutoModel.from_pretrained("{repo_id}", subfolder="{folders[0]}")\n```\n',
+    ]
 
 
 def _number(value: float | None) -> str:

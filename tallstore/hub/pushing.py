@@ -2,7 +2,8 @@
 
 What the repository, or the Hub's store behind it, already has is not sent again: a push that was cut off goes on where
 it was when it is started again. Files of an earlier archive that the new one does not list are removed by the same
-commit; files that no archive listed stay.
+commit; files that no archive listed stay. Beside the archive there is a small folder for each task that is a model of
+transformers, so that its own loader takes the repository with `subfolder`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -22,6 +23,7 @@ from tallstore.errors import ArchiveError, DamagedError, OptionError, OutputExis
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.hub.card import PICTURE, README, is_ours, model_card
+from tallstore.hub.thin import is_thin_model, thin_models
 from tallstore.stores import Access, Store
 from tallstore.stores.base import pieces
 from tallstore.stores.hub_client import client, connect, explained, lacks_xet, parse_id
@@ -117,9 +119,12 @@ def push(
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
         target.read(Path(scratch))
         files = _Files(zoo, Path(scratch))
-        files.text(README, target.card(_own_card(zoo.store), zoo, license, picture is not None))
+        thin = thin_models(zoo)
+        files.text(README, target.card(_own_card(zoo.store), zoo, license, picture is not None, thin))
         if picture is not None:
             files.text(PICTURE, picture)
+        for path, data in thin.items():
+            files.text(path, data)
         add = {path: files.size(path) for path in files if not target.has(path, files)}
         keep = {path: files.size(path) for path in files if path not in add}
         report = PushReport(
@@ -273,17 +278,22 @@ class _Branch:
     def stale(self, paths: set[str]) -> tuple[str, ...]:
         """Files that the archive there lists, and the new one does not; and a picture of it that our card showed."""
         listed = dict.fromkeys(self._old.parts if self._old is not None else ())
+        if self._old is not None:
+            listed |= dict.fromkeys(path for path in self.tree if is_thin_model(path, self._old))
         if self._card is not None and is_ours(self._card) and f"({PICTURE})" in self._card:
             listed[PICTURE] = None
         return tuple(path for path in listed if path in self.tree and path not in paths)
 
-    def card(self, own: bytes | None, zoo: Archive, license: str | None, picture: bool) -> bytes | None:
+    def card(
+        self, own: bytes | None, zoo: Archive, license: str | None, picture: bool, thin: Iterable[str]
+    ) -> bytes | None:
         """The model card to push; None to leave the one that is there."""
         if self._card is not None and not is_ours(self._card):
             return None
         if own is not None:
             return own
-        return model_card(zoo.info(), self.repo_id, license=license, picture=picture).encode()
+        folders = list(dict.fromkeys(path.rpartition("/")[0] for path in thin))
+        return model_card(zoo.info(), self.repo_id, license=license, picture=picture, folders=folders).encode()
 
     def commit(self, report: PushReport, files: _Files, message: str, progress: Progress | None) -> PushReport:
         """Send what is new, then make the commit."""

@@ -61,11 +61,15 @@ class Staging:
         """Where a scratch file or folder of that name goes."""
         return self.folder / name
 
-    def publish(self, name: str, *, overwrite: bool) -> None:
-        """Put the scratch file or folder `name` in the target's place, in one step, and clear up."""
+    def publish(self, name: str, *, overwrite: bool, durable: bool = True) -> None:
+        """Put the scratch file or folder `name` in the target's place, in one step, and clear up.
+
+        `durable`: wait until the disk has it, so that it is whole after a power cut too.
+        """
         source = self.path(name)
         with translated(self.target):
-            sync(source)
+            if durable:
+                sync(source)
             if self.target.exists() and not overwrite:
                 raise OutputExistsError(f"{self.target}: appeared while it was being written; nothing was replaced")
             if self.target.is_dir() or (self.target.exists() and source.is_dir()):
