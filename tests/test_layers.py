@@ -46,10 +46,11 @@ MAY_IMPORT = {
         ),
         *("stores", "tensors", "words"),
     },
+    "serving": {"archive", "errors", "format", "kernels", "tensors"},
     "report": {"archive", "errors", "format", "stores", "words"},
     "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
     "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
-    "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
+    "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "serving", "stores"},
     "growing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "promises", "stores"},
     "demo": {"encoder", "errors", "promises", "tensors", "zoo"},
     "cli": {
