@@ -6,8 +6,8 @@ A mark is an element that the task moves. Marks are found by one of three forms,
     bitmap   a bit an element, least significant first
     codes    every element's level, also of those that do not move
 
-and what a mark adds is its level's value in a table a chunk, times the vector's element where there is one. Rows are found by an
-index: every few rows, where walking may begin. All of this is in memory only; archives have codecs of their own.
+and what a mark adds is its level's value in a table a chunk, times the vector's element where there is one. An index
+says, every few rows, where walking may begin. All of this is in memory only; archives have codecs of their own.
 
 The functions here are the reference: native and Triton kernels equal them, products but for the order of their sums.
 """
@@ -95,7 +95,7 @@ class PackedRows:
     marks: int
     """How many elements move; of codes at most."""
     steps: bool = False
-    """Whether a level stands for units in the last place of D in the order of its numbers, and not for what is added."""
+    """Whether a level stands for units in the last place of D, in the order of its numbers, in place of a number."""
     block: int = 1
     """Rows between two entries of the index."""
     index: npt.NDArray[np.int64]
@@ -119,7 +119,7 @@ class PackedRows:
         return self.rows * self.width
 
     def values(self, first: int, last: int) -> Singles:
-        """What the levels of rows [first, last) stand for, 0 where nothing moves: float32, shape (last − first, width)."""
+        """What levels stand for, 0 where nothing moves, of rows [first, last): float32, shape (last − first, width)."""
         start, stop = first * self.width, last * self.width
         out = np.zeros(stop - start, np.float32)
         if self.form == "codes":
@@ -284,8 +284,8 @@ def _fields(codes: Bytes, bits: int, at: npt.NDArray[np.int64]) -> Bytes:
     """Fields of so many bits, by number."""
     if bits == 8:
         return codes[at]
-    fields: Bytes = (codes[at * bits // 8] >> (at * bits % 8).astype(np.uint8)) & ((1 << bits) - 1)
-    return fields
+    shifted: Bytes = codes[at * bits // 8] >> (at * bits % 8).astype(np.uint8)
+    return shifted & np.uint8((1 << bits) - 1)
 
 
 def _packed(fields: Bytes, bits: int) -> Bytes:

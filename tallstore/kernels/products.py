@@ -16,7 +16,7 @@ from tallstore.kernels.native import library
 from tallstore.kernels.native.products import NativeProducts
 from tallstore.kernels.packed_rows import PackedRows, moved_rows, product
 
-__all__ = ["Products", "ReferenceProducts", "Share", "products"]
+__all__ = ["Products", "ReferenceProducts", "Share", "products", "write_rows"]
 
 Share = tuple[PackedRows | None, Tensor | None, int, int]
 """What a task adds to a layer's weight and to its bias (of each output), and the tokens [a, b) that it is for."""
@@ -83,6 +83,12 @@ def products() -> Products:
     """The backend in use on the CPU: see `native.library` for what decides."""
     chosen = library.chosen()
     return _REFERENCE if chosen is None else _native(chosen)
+
+
+def write_rows(out: Tensor, base: Tensor, packed: PackedRows, index: Tensor | None = None, first: int = 0) -> None:
+    """`Products.rows`, by the reference where the backend does not take these."""
+    backend = products()
+    (backend if backend.takes(packed, base) else _REFERENCE).rows(out, base, packed, index, first)
 
 
 _REFERENCE = ReferenceProducts()

@@ -6,15 +6,13 @@ A layer is the model's own module in another class, which has its original class
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError, OptionError
 from tallstore.kernels.products import Share, products
@@ -36,8 +34,13 @@ class Plan:
     call: Call
     tensors: Mapping[str, Sequence[OwnTensor | None]]
     """By the names of its parameters and buffers, of those that any task has otherwise: each task's."""
-    small: dict[Any, Any] = field(default_factory=dict)
-    """What is made once: modules and tables of small tensors."""
+    small: dict[tuple[str, str | int], Tensor] = field(default_factory=dict)
+    """What is made once of small tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what was made."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.small.values())
 
     @property
     def rows(self) -> Rows:
@@ -108,9 +111,9 @@ class _EmbeddingRows(nn.Embedding):
         for task, a, b in tokens.runs:
             own = plan.own("weight", task)
             if own is None:
-                out[a:b] = F.embedding(tokens.flat[a:b], weight)
+                out[a:b] = functional.embedding(tokens.flat[a:b], weight)
             elif b > a:
-                index, where = tokens.flat[a:b].unique(return_inverse=True)
+                index, where = torch.unique(tokens.flat[a:b], return_inverse=True)
                 if index[0] < 0 or index[-1] >= own.shape[0]:
                     raise IndexError(f"index out of range: {plan.name!r} has {own.shape[0]} rows")
                 out[a:b] = own.rows(weight, index)[where]
@@ -152,9 +155,10 @@ class _LayerNormRows(nn.LayerNorm):
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         if rows.alone:
             task = rows.runs[0].task
-            own = (None if p is None else plan.value(n, task, p) for n, p in (("weight", weight), ("bias", bias)))
-            return F.layer_norm(input, self.normalized_shape, *own, self.eps)
-        out = F.layer_norm(input, self.normalized_shape, None, None, self.eps)
+            scale = None if weight is None else plan.value("weight", task, weight)
+            shift = None if bias is None else plan.value("bias", task, bias)
+            return functional.layer_norm(input, self.normalized_shape, scale, shift, self.eps)
+        out = functional.layer_norm(input, self.normalized_shape, None, None, self.eps)
         scales = _by_row(plan, "weight", weight, rows, input)
         shifts = _by_row(plan, "bias", bias, rows, input)
         if scales is None:
@@ -239,7 +243,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
         for task, a, b in tokens.runs:
             own_weight = plan.value("weight", task, weight)
             own_bias = None if bias is None else plan.value("bias", task, bias)
-            out[a:b, : len(own_weight)] = F.linear(flat[a:b], own_weight, own_bias)
+            out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
     shares: list[Share] = []
     whole: list[Run] = []
@@ -252,7 +256,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
         if own is not None or more is not None:
             shares.append((own.packed if isinstance(own, RowsTensor) else None, more, run.first, run.last))
     if not whole:
-        out = F.linear(flat, weight, bias)
+        out = functional.linear(flat, weight, bias)
     else:
         out = torch.empty(len(flat), outputs, dtype=flat.dtype)
         at = 0
@@ -299,8 +303,7 @@ def _more_bias(plan: Plan, task: int, bias: Tensor | None) -> Tensor | None:
     key = ("more", task)
     if key not in plan.small:
         plan.small[key] = (own.whole(bias).float() - bias.detach().float()).contiguous()
-    more: Tensor = plan.small[key]
-    return more
+    return plan.small[key]
 
 
 def _by_row(plan: Plan, name: str, base: Tensor | None, rows: Rows, x: Tensor) -> Tensor | None:
@@ -312,12 +315,9 @@ def _by_row(plan: Plan, name: str, base: Tensor | None, rows: Rows, x: Tensor) -
     if ("table", name) not in plan.small:
         every = [base.detach(), *(plan.value(name, t, base).detach() for t in range(len(plan.tensors[name])))]
         plan.small["table", name] = torch.stack(every)
-    if x.shape[0] == 1 < len(rows):
-        each = 1
-    else:
-        each = rows.each(x.shape[0], plan.name)
+    each = 1 if x.shape[0] == 1 < len(rows) else rows.each(x.shape[0], plan.name)
     numbers = rows.numbers + 1 if each == 1 else (rows.numbers + 1).repeat_interleave(each)
-    own: Tensor = plan.small["table", name][numbers]
+    own = plan.small["table", name][numbers]
     return own.reshape(len(own), *(1,) * (x.dim() - 1 - base.dim()), *base.shape)
 
 
@@ -325,16 +325,16 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     """A parameter or buffer of a module or of one inside it."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    held = owner._parameters.get(leaf)
-    held = owner._buffers[leaf] if held is None else held
+    parameter = owner._parameters.get(leaf)
+    held = owner._buffers[leaf] if parameter is None else parameter
     assert held is not None
     return held
 
 
 def _like(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A module in its original class with other tensors, some perhaps of modules inside it. It is not changed itself."""
-    own = copy.copy(module)
-    object.__setattr__(own, "__class__", getattr(type(module), "original", type(module)))
+    """A module in its original class with other tensors, some perhaps of modules inside it; it stays as it is."""
+    own: nn.Module = object.__new__(getattr(type(module), "original", type(module)))
+    own.__dict__.update(module.__dict__)
     for kept in ("_parameters", "_buffers", "_modules"):
         own.__dict__[kept] = dict(module.__dict__[kept])
     own.__dict__.pop("plan", None)
@@ -411,11 +411,17 @@ def _broadcasts(module: nn.Module, names: Mapping[str, object]) -> bool:
 
 def planned(module: nn.Module, plan: Plan, kind: type[nn.Module]) -> None:
     """Put a module, one of our own copy of a model, into the class that computes it."""
-    object.__setattr__(module, "__class__", _class_of(type(module), kind))
+    object.__setattr__(module, "__class__", _class_of((type(module), kind)))
     module.__dict__["plan"] = plan
 
 
-@cache
-def _class_of(original: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
-    bases = (kind,) if original is kind else (kind, original)
-    return type(f"Multitask{original.__name__}", bases, {"__module__": __name__, "original": original})
+_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _class_of(pair: tuple[type[nn.Module], type[nn.Module]]) -> type[nn.Module]:
+    """A class of both, made once: how a layer is computed, above the layer's own class."""
+    original, kind = pair
+    if pair not in _CLASSES:
+        more = {"__module__": __name__, "original": original}
+        _CLASSES[pair] = type(f"Multitask{original.__name__}", (kind, original), more)
+    return _CLASSES[pair]

@@ -80,11 +80,8 @@ class MultitaskModel(nn.Module):
                 size = part.numel() * part.element_size() if isinstance(part, Tensor) else part.nbytes
                 held[part.data_ptr() if isinstance(part, Tensor) else id(part)] = size
         vectors = sum(vector.nbytes for vector in self._prepared.vectors.values())
-        tables = sum(
-            value.numel() * value.element_size()
-            for module in self.model.modules()
-            for value in getattr(module.__dict__.get("plan"), "small", {}).values()
-        )
+        plans = (module.__dict__.get("plan") for module in self.model.modules())
+        tables = sum(plan.nbytes for plan in plans if isinstance(plan, Plan))
         return sum(held.values()) + vectors + tables + self._shelf.nbytes
 
     @contextmanager

@@ -236,7 +236,8 @@ def _steps(packed: CodedLossless, base: Tensor) -> Iterator[LevelChunk] | None:
         before = base[a : a + packed.chunk]
         after = torch.empty_like(before)
         packed.apply(after, before, a)
-        ways, places = (_ordered(after.view(word)) - _ordered(before.view(word))).unique(return_inverse=True)
+        moved = _ordered(after.view(word)) - _ordered(before.view(word))
+        ways, places = torch.unique(moved, return_inverse=True)
         used |= set(ways.tolist())
         if len(used) > _MOST_STEPS:
             return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tallstore.kernels.packed_rows import PackedRows
-from tallstore.kernels.products import products
+from tallstore.kernels.products import write_rows
 
 __all__ = ["DecodedTensor", "OwnTensor", "RowsTensor", "Shelf", "StoredTensor"]
 
@@ -75,7 +75,7 @@ class RowsTensor(OwnTensor):
     def whole(self, base: Tensor) -> Tensor:
         out = torch.empty(self.shape, dtype=base.dtype)
         flat, covered = out.view(self.shape[0], -1), self.packed.rows
-        products().rows(flat[:covered], _flat(base)[:covered], self.packed, None)
+        write_rows(flat[:covered], _flat(base)[:covered], self.packed)
         if self.tail is not None:
             out[covered:] = self.tail
         return out
@@ -84,7 +84,7 @@ class RowsTensor(OwnTensor):
         covered = self.packed.rows
         inside = index if self.tail is None else index.clamp(max=covered - 1)
         out = torch.empty(len(index), *self.shape[1:], dtype=base.dtype)
-        products().rows(out.view(len(index), -1), _flat(base), self.packed, inside)
+        write_rows(out.view(len(index), -1), _flat(base), self.packed, inside)
         if self.tail is not None:
             behind = index >= covered
             out[behind] = self.tail[index[behind] - covered]

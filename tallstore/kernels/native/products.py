@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import Structure, addressof, byref, c_int32, c_int64, c_void_p
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def _shared(work: Callable[[int, int], None], rows: int, threads: int) -> None:
     """Do work on rows [first, last), shared out among threads by whole tiles; this thread is one of them."""
     step = -(-rows // (threads * TILE_ROWS)) * TILE_ROWS
     cuts = [*range(0, rows, step), rows]
-    shares = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    shares = [(a, b) for a, b in pairwise(cuts) if a < b]
     others = [_pool(os.getpid(), threads).submit(work, *share) for share in shares[1:]]
     if shares:
         work(*shares[0])
