@@ -153,7 +153,7 @@ class NativeProducts:
 
     @staticmethod
     def _room(width: int) -> tuple[int, int]:
-        return address(scratch("at", width + 8, np.int32)), address(scratch("values", 2 * (width + 8), np.float32))
+        return address(scratch("at", width + 16, np.int32)), address(scratch("values", 2 * (width + 16), np.float32))
 
     def _tell(self, packed: PackedRows) -> _Packed:
         """What the kernels are told of packed rows; made once."""

@@ -33,7 +33,6 @@ typedef struct {
 
 typedef float ts_eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t ts_eight_words __attribute__((vector_size(32), aligned(4), may_alias));
-typedef uint8_t ts_eight_bytes __attribute__((vector_size(8), aligned(1), may_alias));
 
 static inline ts_walk walk_to(const ts_packed_rows *p, int64_t block) {
     const int64_t *entry = p->index + 3 * block;
@@ -69,6 +68,16 @@ static inline float moved(float base, float value, const ts_packed_rows *p) {
     return wide((uint16_t)word, p->type);
 }
 
+/* The places of a byte's bits that are 1, in order, counted from `from`; 8 elements are written. */
+static inline void put_places(int32_t *out, const uint64_t *order, unsigned bits, int32_t from) {
+#if defined(__AVX2__)
+    const __m256i own = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(order + bits)));
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_add_epi32(own, _mm256_set1_epi32(from)));
+#else
+    for (uint64_t own = order[bits], k = 0; k < 8; k++, own >>= 8) out[k] = from + (int32_t)(own & 255);
+#endif
+}
+
 /* Columns of a row's marks, in order. Returns how many. Up to 7 elements behind them are written too. */
 static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t row) {
     const int64_t start = row * p->width, end = start + p->width;
@@ -83,14 +92,14 @@ static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w,
         }
         w->at = at, w->place = place + start;
     } else {
-        for (int64_t byte = start & ~(int64_t)7; byte < end; byte += 8) {
-            unsigned bits = p->places[byte >> 3];
-            if (byte < start) bits &= 255u << (start - byte);
-            if (end - byte < 8) bits &= (1u << (end - byte)) - 1;
-            ts_eight_bytes own;
-            memcpy(&own, p->order + bits, sizeof own);
-            *(ts_eight_words *)(void *)(columns + n) = __builtin_convertvector(own, ts_eight_words) + (int32_t)(byte - start);
-            n += __builtin_popcount(bits);
+        for (int64_t at = start & ~(int64_t)7; at < end; at += 64) {
+            uint64_t bits = ts_load64(p->places + (at >> 3));
+            if (at < start) bits &= ~(uint64_t)0 << (start - at);
+            if (end - at < 64) bits &= ~(~(uint64_t)0 << (end - at));
+            for (int32_t k = 0; k < 64; k += 8, bits >>= 8) {
+                put_places(columns + n, p->order, bits & 255, (int32_t)(at - start) + k);
+                n += __builtin_popcount(bits & 255);
+            }
         }
     }
     w->mark += n;
@@ -201,28 +210,39 @@ TS_KERNEL(void, token_columns)(float *out, const float *x, int64_t width, const 
     }
 }
 
-/* sums[0 … 8·N) = Σ value · column, over a row's marks. */
-#define DEFINE_SUM(N)                                                                                            \
-    static void sum_##N(float *sums, const float *x, const int32_t *columns, const float *values, int64_t n) {   \
-        ts_eight own[N] = {{0}};                                                                                 \
-        for (int64_t k = 0; k < n; k++) {                                                                        \
-            const ts_eight *from = (const ts_eight *)(const void *)(x + (int64_t)columns[k] * (8 * N));          \
-            for (int j = 0; j < N; j++) own[j] += from[j] * values[k];                                           \
-        }                                                                                                        \
-        for (int j = 0; j < N; j++) ((ts_eight *)(void *)sums)[j] = own[j];                                      \
+/* sums[0 … 8·N) = Σ value · column, over a row's marks, two at a time. One behind them may be read, and adds nothing. */
+#define DEFINE_SUM(N)                                                                                           \
+    static void sum_##N(float *sums, const float *x, const int32_t *columns, const float *values, int64_t n) {  \
+        ts_eight even[N] = {{0}}, odd[N] = {{0}};                                                               \
+        for (int64_t k = 0; k < n; k += 2) {                                                                    \
+            const ts_eight *one = (const ts_eight *)(const void *)(x + (int64_t)columns[k] * (8 * N));          \
+            const ts_eight *two = (const ts_eight *)(const void *)(x + (int64_t)columns[k + 1] * (8 * N));      \
+            for (int j = 0; j < N; j++) even[j] += one[j] * values[k];                                          \
+            for (int j = 0; j < N; j++) odd[j] += two[j] * values[k + 1];                                       \
+        }                                                                                                       \
+        for (int j = 0; j < N; j++) ((ts_eight *)(void *)sums)[j] = even[j] + odd[j];                           \
     }
 DEFINE_SUM(1)
 DEFINE_SUM(2)
 DEFINE_SUM(3)
 DEFINE_SUM(4)
 
+/* The same of one token. 7 elements behind the marks may be read, and add nothing. */
 static float sum_alone(const float *x, const int32_t *columns, const float *values, int64_t n) {
-    float sums[4] = {0};
+    float sum = 0;
     int64_t k = 0;
-    for (; k + 4 <= n; k += 4)
-        for (int j = 0; j < 4; j++) sums[j] += values[k + j] * x[columns[k + j]];
-    for (; k < n; k++) sums[0] += values[k] * x[columns[k]];
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+#if defined(__AVX2__)
+    __m256 sums = _mm256_setzero_ps();
+    for (; k < n; k += 8) {
+        const __m256i at = _mm256_loadu_si256((const __m256i *)(const void *)(columns + k));
+        sums = _mm256_add_ps(sums, _mm256_mul_ps(_mm256_loadu_ps(values + k), _mm256_i32gather_ps(x, at, 4)));
+    }
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    sum = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
+    for (; k < n; k++) sum += values[k] * x[columns[k]];
+    return sum;
 }
 
 /* Sums of one row's marks with every token of a run, into sums[token · TILE_ROWS]. */
@@ -269,7 +289,8 @@ TS_KERNEL(void, packed_product)
                     continue;
                 }
                 const int64_t n = marks_of(columns, values, p, &w, row);
-                if (p->steps || p->type != TS_FLOAT32) round_marks(values, values + width + 8, columns, n, p, base, row * width, form);
+                if (p->steps || p->type != TS_FLOAT32) round_marks(values, values + width + 16, columns, n, p, base, row * width, form);
+                for (int64_t k = n; k < n + 8; k++) columns[k] = 0, values[k] = 0;
                 sum_row(sums + (row - a), run, x, turned, width, columns, values, n);
             }
             for (int64_t j = 0; j < run->count; j++) {
