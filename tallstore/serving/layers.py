@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError, OptionError
 from tallstore.kernels.products import Share, products
-from tallstore.serving.rows import BASE, Call, Rows, Run, Tokens
+from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor
 
 __all__ = ["Plan", "kind_of", "planned"]
@@ -43,7 +43,7 @@ class Plan:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.small.values())
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> BatchRows:
         """Of the batch that runs."""
         rows = self.call.get()
         if rows is None:
@@ -207,7 +207,7 @@ class _RowsByTask(nn.Module):
 
         outputs = []
         for run in rows.runs:
-            token = plan.call.begin(Rows((run.task,) * (run.last - run.first)))
+            token = plan.call.begin(BatchRows((run.task,) * (run.last - run.first)))
             try:
                 own = [ordered(value, run) for value in inputs]
                 outputs.append(self._of(run.task).forward(*own, **{n: ordered(v, run) for n, v in options.items()}))
@@ -306,7 +306,7 @@ def _more_bias(plan: Plan, task: int, bias: Tensor | None) -> Tensor | None:
     return plan.small[key]
 
 
-def _by_row(plan: Plan, name: str, base: Tensor | None, rows: Rows, x: Tensor) -> Tensor | None:
+def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tensor) -> Tensor | None:
     """A small tensor of every row, to be broadcast over an input: shape (rows of x, 1 …, *base.shape)."""
     if base is None:
         return None
@@ -352,7 +352,7 @@ def _like(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return own
 
 
-def _joined(each_run: Sequence[Any], rows: Rows, name: str) -> Any:
+def _joined(each_run: Sequence[Any], rows: BatchRows, name: str) -> Any:
     """Outputs of runs as those of all rows, in the batch's order."""
     first = each_run[0]
     if isinstance(first, Tensor):

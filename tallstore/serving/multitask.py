@@ -20,8 +20,8 @@ from tallstore.archive.into import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.serving.layers import Plan, kind_of, planned
-from tallstore.serving.prepare import Prepared, prepare
-from tallstore.serving.rows import BASE, Call, Rows
+from tallstore.serving.prepare import PreparedTensors, prepare
+from tallstore.serving.rows import BASE, BatchRows, Call
 from tallstore.serving.tensors import OwnTensor, Shelf
 
 __all__ = ["MultitaskModel"]
@@ -131,7 +131,7 @@ class MultitaskModel(nn.Module):
             self._check_rows(inputs, options, len(tasks))
             return self.model.generate(*inputs, **options)  # type: ignore[operator]
 
-    def _rows(self, tasks: Sequence[str | None]) -> Rows:
+    def _rows(self, tasks: Sequence[str | None]) -> BatchRows:
         if isinstance(tasks, str) or not len(tasks):
             raise OptionError(f"tasks={tasks!r}: one name is due for each row of the batch, in a list")
         for task in tasks:
@@ -142,7 +142,7 @@ class MultitaskModel(nn.Module):
                 raise ModelChangedError(
                     f"the model's {name!r} was changed since the tasks were prepared: prepare them anew"
                 )
-        return Rows(tuple(BASE if task is None else self._number[task] for task in tasks))
+        return BatchRows(tuple(BASE if task is None else self._number[task] for task in tasks))
 
     def _used(self) -> Iterator[tuple[str, Tensor]]:
         """The base's tensors that are computed with."""
@@ -181,7 +181,9 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in held})
 
 
-def _layers(model: nn.Module, prepared: Prepared) -> list[tuple[str, nn.Module, dict[str, list[OwnTensor | None]]]]:
+def _layers(
+    model: nn.Module, prepared: PreparedTensors
+) -> list[tuple[str, nn.Module, dict[str, list[OwnTensor | None]]]]:
     """Modules with tensors that any task has otherwise, and these by the module's own names."""
     layers: list[tuple[str, nn.Module, dict[str, list[OwnTensor | None]]]] = []
     inside: list[str] = []

@@ -21,7 +21,7 @@ from tallstore.kernels.packed_rows import LevelChunk, SharedVector, pack_rows, u
 from tallstore.serving.tensors import DecodedTensor, OwnTensor, RowsTensor, Shelf, StoredTensor
 from tallstore.tensors import TORCH
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["PreparedTensors", "prepare"]
 
 _SMALL = 4096
 """Elements up to which a tensor is stored decoded, whatever its shape."""
@@ -31,7 +31,7 @@ _MOST_STEPS = 255
 
 
 @dataclass
-class Prepared:
+class PreparedTensors:
     """What a model's tensors are for each task."""
 
     tensors: dict[int, list[OwnTensor | None]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Prepared:
 
 def prepare(
     decoder: Decoder, model: nn.Module, tasks: Mapping[str, bool], shelf: Shelf, url: str, *, write: bool = False
-) -> Prepared:
+) -> PreparedTensors:
     """Read and check all that the tasks need. The model is only looked at.
 
     Args:
@@ -59,7 +59,7 @@ def prepare(
         ModelMismatchError: names or shapes differ, or the model does not hold the base.
         ArchiveError: something is damaged.
     """
-    out = Prepared()
+    out = PreparedTensors()
     own = tensors_of(model)
     bindings = {}
     adapters = {task for task, is_one in tasks.items() if is_one}
@@ -85,7 +85,7 @@ class _Preparing:
     binding: Binding
     own: Mapping[str, Tensor]
     shelf: Shelf
-    out: Prepared
+    out: PreparedTensors
     made: bool
     """Whether its tensors are made of an adapter's."""
 

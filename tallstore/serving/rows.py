@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tallstore.errors import ModelMismatchError
 
-__all__ = ["BASE", "Call", "Rows", "Run", "Tokens"]
+__all__ = ["BASE", "BatchRows", "Call", "Run", "Tokens"]
 
 BASE = -1
 """Stands for the base in the place of a task's number."""
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class BatchRows:
     """The task of each row of a batch. Layers see rows first; each may stand for several (beams, tokens made flat)."""
 
     tasks: tuple[int, ...]
@@ -88,12 +88,12 @@ class Tokens:
     """Shape (tokens, …)."""
     runs: tuple[Run, ...]
     """Of tokens."""
-    rows: Rows
+    rows: BatchRows
     lead: tuple[int, ...]
     """The input's leading sizes."""
 
     @classmethod
-    def of(cls, x: Tensor, own: int, rows: Rows, name: str) -> Tokens:
+    def of(cls, x: Tensor, own: int, rows: BatchRows, name: str) -> Tokens:
         """Of an input whose last `own` dimensions are a token's own."""
         lead, token = tuple(x.shape[: x.dim() - own]), x.shape[x.dim() - own :]
         if rows.alone:
@@ -121,13 +121,13 @@ class Call:
     """What a model's layers are told while it runs: of each thread and each task of asyncio its own."""
 
     def __init__(self) -> None:
-        self._rows: ContextVar[Rows | None] = ContextVar("rows", default=None)
+        self._rows: ContextVar[BatchRows | None] = ContextVar("rows", default=None)
 
-    def get(self) -> Rows | None:
+    def get(self) -> BatchRows | None:
         """The rows of the batch that runs."""
         return self._rows.get()
 
-    def begin(self, rows: Rows) -> object:
+    def begin(self, rows: BatchRows) -> object:
         """From now on; returns what `end` takes."""
         return self._rows.set(rows)
 
