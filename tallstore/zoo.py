@@ -37,6 +37,7 @@ from tallstore.tensors import usual_defaults
 
 if TYPE_CHECKING:
     from tallstore.hub import PushReport
+    from tallstore.serving import MultitaskModel
 
 Progress = Callable[[str, int, int], None]
 _T = TypeVar("_T")
@@ -84,6 +85,40 @@ class Zoo(Archive):
         for task in chosen:
             self._announce(task, None, exact=False)
         return self._retry_after_refetch(Switcher, self._merging, self._manifest, self.url, model, chosen)
+
+    def multitask(
+        self,
+        model: nn.Module,
+        tasks: Iterable[str] | None = None,
+        *,
+        write_base: bool = False,
+        decoded_bytes: int = 1 << 26,
+    ) -> MultitaskModel:
+        """A model that computes each row of a batch with a task's own weights: `forward(…, tasks=["mnist", …])`.
+
+        What tasks add to the base is read and checked now, and stays packed in memory: about as many bytes as it has
+        in the archive. The model given stays as it is, and its parameters are used.
+
+        Args:
+            model: one that holds the base's weights; heads, and what else tasks store whole, may be any.
+            tasks: that rows can be; all of them by default.
+            write_base: write the base's weights into the model first, where it does not hold them.
+            decoded_bytes: memory for what cannot be computed from any packed form (float32 without loss, adapters,
+                tensors that the library converts): it is decoded when a layer needs it, and what was used last is kept.
+
+        Raises:
+            ModelMismatchError: names or shapes differ, or the model does not hold the base. It is as it was.
+            ArchiveError: something is damaged.
+        """
+        from tallstore.serving import MultitaskModel
+
+        chosen = self.tasks if tasks is None else tuple(self._task(name) for name in tasks)
+        for task in chosen:
+            self._announce(task, None, exact=False)
+        records = self._manifest.tasks
+        adapters = {task: records[task].adapter is not None for task in chosen}
+        make = partial(MultitaskModel, decoded_bytes=decoded_bytes, write=write_base)
+        return self._retry_after_refetch(make, self._merging, self.url, model, adapters)
 
     @usual_defaults()
     def merged(

@@ -1,34 +1,36 @@
-"""A service with one model in memory that answers for every task of an archive.
+"""A service with one model in memory that answers for every task of an archive, and for many of them in one batch.
 
-    pip install "tallstore[fast,transformers]" fastapi uvicorn
+    pip install "tallstore[transformers]" fastapi uvicorn
     ARCHIVE=zoo.tall uvicorn service:app
 
     curl -X POST localhost:8000/mood -H 'content-type: application/json' -d '{"tokens": [2, 7, 1]}'
+    curl -X POST localhost:8000/ -H 'content-type: application/json' \\
+        -d '[{"task": "mood", "tokens": [2, 7, 1]}, {"task": "topic", "tokens": [4, 4]}]'
 
-The base and every task's packed masks stay in memory; a request for another task rewrites the model's weights in place.
+The base and what every task adds to it stay in memory, packed; each row of a batch is computed with its task's weights.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 import tallstore
 
 app = FastAPI()
-turn = Lock()
 
 with tempfile.TemporaryDirectory() as folder, tallstore.open(os.environ["ARCHIVE"]) as zoo:
-    model = AutoModelForSequenceClassification.from_pretrained(zoo.export(zoo.tasks[0], Path(folder) / "model")).eval()
-    switcher = zoo.switcher(model)
+    shell = AutoModelForSequenceClassification.from_pretrained(zoo.export(zoo.tasks[0], Path(folder) / "model")).eval()
+    model = zoo.multitask(shell, write_base=True)
     app.title = f"{len(zoo.tasks)} tasks, one archive"
 
 
@@ -38,19 +40,41 @@ class Request(BaseModel):
     tokens: list[int]
 
 
+class TaskRequest(Request):
+    """One for a task."""
+
+    task: str
+
+
 @app.get("/")
 def tasks() -> list[str]:
     """What can be asked."""
-    return list(switcher.tasks)
+    return list(model.tasks)
+
+
+@app.post("/")
+def answer_all(requests: list[TaskRequest]) -> list[dict[str, Any]]:
+    """The classes that tasks' models find, computed in one batch."""
+    for request in requests:
+        if request.task not in model.tasks:
+            raise HTTPException(404, f"no task {request.task!r}; there are {', '.join(model.tasks)}")
+    return answers(requests) if requests else []
 
 
 @app.post("/{task}")
 def answer(task: str, request: Request) -> dict[str, Any]:
     """The class that a task's model finds."""
-    if task not in switcher.tasks:
-        raise HTTPException(404, f"no task {task!r}; there are {', '.join(switcher.tasks)}")
-    with turn, torch.inference_mode():
-        if switcher.task != task:
-            switcher.switch(task)
-        logits = model(input_ids=torch.tensor([request.tokens])).logits[0]
-    return {"task": task, "class": int(logits.argmax()), "scores": logits.softmax(0).tolist()}
+    return answer_all([TaskRequest(task=task, tokens=request.tokens)])[0]
+
+
+def answers(requests: Sequence[TaskRequest]) -> list[dict[str, Any]]:
+    """One batch, padded to the longest row. Of heads with fewer classes than the largest the others are −∞."""
+    rows = [torch.tensor(request.tokens) for request in requests]
+    tokens = pad_sequence(rows, batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    logits = model(input_ids=tokens, attention_mask=mask, tasks=[request.task for request in requests]).logits
+    given = []
+    for request, row in zip(requests, logits, strict=True):
+        own = row[row > -torch.inf]
+        given.append({"task": request.task, "class": int(own.argmax()), "scores": own.softmax(0).tolist()})
+    return given

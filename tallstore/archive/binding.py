@@ -98,7 +98,9 @@ class Binding:
         return overlapping
 
 
-def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collection[str] = ()) -> Binding:
+def bind(
+    model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collection[str] = (), *, partly: bool = False
+) -> Binding:
     """Find a place in a model for every tensor of a task.
 
     Args:
@@ -106,6 +108,7 @@ def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collect
         shapes: the task's tensors, tied ones included.
         task: its name, for messages.
         free: tensors whose shapes may differ.
+        partly: the model may have others too.
 
     Raises:
         ModelMismatchError: names or shapes differ in a way that no rule explains, or memory is missing.
@@ -121,7 +124,7 @@ def bind(model: nn.Module, shapes: Mapping[str, Shape], task: str, free: Collect
         binding = way(model, shapes, own)
         if binding is None:
             continue
-        reason = _misfit(binding, own, shapes, free)
+        reason = _misfit(binding, own, shapes, free, partly=partly)
         if not reason:
             return binding
         reasons.append(reason)
@@ -258,7 +261,14 @@ def _common_prefixes(names: Iterable[str]) -> list[str]:
     return ["".join(f"{segment}." for segment in shared[:n]) for n in range(len(shared) + 1)]
 
 
-def _misfit(binding: Binding, own: Mapping[str, Tensor], shapes: Mapping[str, Shape], free: Collection[str]) -> str:
+def _misfit(
+    binding: Binding,
+    own: Mapping[str, Tensor],
+    shapes: Mapping[str, Shape],
+    free: Collection[str],
+    *,
+    partly: bool = False,
+) -> str:
     """Why a task's tensors are not the model's; empty if they are."""
     converted = binding.converted
     written = {
@@ -268,7 +278,7 @@ def _misfit(binding: Binding, own: Mapping[str, Tensor], shapes: Mapping[str, Sh
     }
     held = {own[name].data_ptr() for name in written}
     missing = [n for n in shapes if n not in binding.views and n not in converted and n not in binding.ignored]
-    extra = [n for n, tensor in own.items() if n not in written and tensor.data_ptr() not in held]
+    extra = [n for n, tensor in own.items() if not partly and n not in written and tensor.data_ptr() not in held]
     order = {name: at for at, name in enumerate(own)}
     wrong = [n for n, view in binding.views.items() if n not in free and tuple(view.shape) != shapes[n]]
     wrong.sort(key=lambda name: order[binding.owners[name]])

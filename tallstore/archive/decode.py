@@ -32,7 +32,7 @@ from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import reference
 from tallstore.kernels.steps import Run, Steps
 from tallstore.kernels.tiled import DecodedSteps
-from tallstore.tensors import empties, empty, shape_of
+from tallstore.tensors import TORCH, empties, empty, shape_of
 
 __all__ = ["Decoder", "Job"]
 
@@ -137,6 +137,10 @@ class Decoder:
         A base that the archive only references, and that was not given, is not missed.
         """
         self._places.check_task(task, embedded=self._base.embedded)
+
+    def base_dtype(self, name: str) -> torch.dtype:
+        """The element type of a base tensor."""
+        return TORCH[self._base.facts(name).dtype]
 
     def check_base(self, name: str) -> None:
         """Raise for a base tensor that cannot be had, or is of another type or shape."""
@@ -334,6 +338,18 @@ class Decoder:
             return PackedTensor(
                 entry.kind, torch.from_numpy(symbols), reference.SYMBOL_BITS[entry.kind], size, scales=scales
             )
+        return self._indexed(place, name)
+
+    def packed_vector(self, group: str, name: str) -> PackedTensor:
+        """The multi-task vector for a base tensor, still packed: levels or values."""
+        place = self.vectors(group)[name]
+        self._places.check_vector(place, name)
+        return self._indexed(place, name)
+
+    def _indexed(self, place: Place, name: str) -> PackedTensor:
+        """A vector or a delta as indices of levels; as values where its codec has no indices."""
+        size, total = coded(place).chunk, place.entry.covered
+        runs = [(i, min(size, total - i * size)) for i in range(len(coded(place).chunks))]
         chunks = [self._chunks.levels(place, i, n, name) for i, n in runs]
         levels = [each for each in chunks if each is not None]
         if len(levels) < len(chunks):

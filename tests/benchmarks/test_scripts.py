@@ -47,6 +47,7 @@ NOT_RUN = {
     "lm_retention": "a zoo of language models",
     "lm_zoo": "trains language models",
     "merging": "a zoo of text classifiers and their test sets",
+    "multitask": "a zoo of transformers models; tests/serving has tiny ones",
     "picture": "a zoo of text classifiers and their test sets",
     "rate_distortion": "a zoo of text classifiers and their test sets",
     "real_zoo": "a zoo of text classifiers and their test sets",

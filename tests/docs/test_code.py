@@ -31,7 +31,7 @@ NOT_RUN = {
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},
     "docs/pages/tutorials/large.md": {"A cluster": "needs a scheduler; tests/test_engine.py has one"},
     "docs/pages/examples.md": dict.fromkeys(
-        ("A service that switches tasks per request", "A callback that adds a finished fine-tune to a zoo"),
+        ("A service that answers for many tasks in one batch", "A callback that adds a finished fine-tune to a zoo"),
         "files, which test_examples.py runs",
     ),
 }
@@ -127,7 +127,10 @@ def test_the_first_tutorial(packed: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["tutorials/grow.md", "tutorials/serve.md", "tutorials/merge.md", "tutorials/large.md", "index.md", "examples.md"],
+    [
+        *("tutorials/grow.md", "tutorials/serve.md", "tutorials/merge.md", "tutorials/large.md"),
+        *("index.md", "examples.md", "serving.md"),
+    ],
 )
 def test_the_other_pages(
     page: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -141,6 +144,8 @@ def test_the_other_pages(
     if page == "tutorials/serve.md":
         assert "topic torch.Size([1, 5])" in capsys.readouterr().out
         assert known["zoo"].tasks == ("intent", "mood", "topic")
+    if page == "serving.md":
+        assert known["logits"].shape == (3, 5)
     if page == "tutorials/grow.md":
         assert known["report"].tasks == ("intent", "mood", "topic", "tone")
         assert capsys.readouterr().out.endswith("('intent', 'topic', 'tone')\n")
@@ -171,6 +176,7 @@ def test_every_page_is_run() -> None:
     assert with_code == {
         "index.md",
         "examples.md",
+        "serving.md",
         "tutorials/pack.md",
         "tutorials/grow.md",
         "tutorials/serve.md",

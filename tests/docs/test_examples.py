@@ -62,6 +62,15 @@ def test_the_service_answers_for_every_task(models: Path, tmp_path: Path, monkey
             wanted = model(input_ids=torch.tensor([[2, 7, 1]])).logits[0].softmax(0)
         found = client.post(f"/{task}", json={"tokens": [2, 7, 1]}).json()
         assert found["scores"] == pytest.approx(wanted.tolist(), abs=1e-6)
+    batch = [
+        {"task": task, "tokens": tokens} for task, tokens in (("topic", [4, 4]), ("mood", [2, 7, 1]), ("topic", [9]))
+    ]
+    for request, found in zip(batch, client.post("/", json=batch).json(), strict=True):
+        alone = client.post(f"/{request['task']}", json={"tokens": request["tokens"]}).json()
+        assert found["scores"] == pytest.approx(alone["scores"], abs=1e-6)
+        assert len(found["scores"]) == {"mood": 2, "topic": 5}[request["task"]]
+    assert client.post("/", json=[]).json() == []
+    assert client.post("/", json=[{"task": "mod", "tokens": [1]}]).status_code == 404
     missing = client.post("/mod", json={"tokens": [1]})
     assert missing.status_code == 404
     assert "there are mood, spam, topic" in missing.json()["detail"]

@@ -1,0 +1,199 @@
+"""Rows and products of packed rows by the native library (`src/products.c`)."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import Structure, addressof, byref, c_int32, c_int64, c_void_p
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tallstore.kernels.native.library import Function, Library, address, bind
+from tallstore.kernels.native_types import FLOAT64, FORMS
+from tallstore.kernels.packed_rows import FORMS as PLACES
+from tallstore.kernels.packed_rows import TILE_ROWS, PackedRows
+from tallstore.kernels.scratch import scratch
+
+__all__ = ["NativeProducts"]
+
+_P, _N, _I = c_void_p, c_int64, c_int32
+_TABLE: dict[str, Function] = {
+    "packed_rows": (None, (_P, _P, _I, _P, _P, _N, _N, _P, _P)),
+    "token_columns": (None, (_P, _P, _N, _P, _N)),
+    "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _N, _N, _N, _N, _N, _P, _P, _P)),
+}
+_TOKENS = 32
+_FEW = 4
+"""Tokens below which they are taken one by one."""
+_SHARED = 200_000
+"""Marks times tokens from which on threads share the work."""
+_ORDER = np.zeros((256, 8), np.uint8)
+"""Of each byte: the places of its bits that are 1, in order."""
+for _byte in range(256):
+    _places = [place for place in range(8) if _byte >> place & 1]
+    _ORDER[_byte, : len(_places)] = _places
+
+
+class _Packed(Structure):
+    """`ts_packed_rows` of `src/products.c`."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("form", "bits", "type", "steps")),
+        *((name, c_int64) for name in ("rows", "width", "block", "shift")),
+        ("places", c_void_p),
+        ("levels", c_void_p),
+        ("place_bytes", c_int64),
+        ("tables", c_void_p),
+        ("index", c_void_p),
+        ("vector", c_void_p),
+        ("vector_tables", c_void_p),
+        ("order", c_void_p),
+        ("vector_bits", c_int64),
+    )
+
+
+class _Run(Structure):
+    """`ts_run` of `src/products.c`."""
+
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        *((name, c_int64) for name in ("first", "count", "columns")),
+    )
+
+
+class NativeProducts:
+    """Of a library that can be used. See `kernels.products.Products`."""
+
+    name = "native"
+
+    def __init__(self, library: Library) -> None:
+        self._functions = bind(_TABLE, library)
+        self._told: weakref.WeakKeyDictionary[PackedRows, _Packed] = weakref.WeakKeyDictionary()
+
+    def takes(self, packed: PackedRows, base: Tensor) -> bool:
+        """Whether types and memory are those of the kernels."""
+        form = FORMS.get(base.dtype, FLOAT64)
+        return form != FLOAT64 and packed.dtype in FORMS and packed.dtype != torch.float64 and base.is_contiguous()
+
+    def rows(self, out: Tensor, base: Tensor, packed: PackedRows, index: Tensor | None, first: int = 0) -> None:
+        """`ts_packed_rows`."""
+        columns, values = self._room(packed.width)
+        self._functions.packed_rows(
+            out.data_ptr(),
+            base.data_ptr(),
+            FORMS[base.dtype],
+            byref(self._tell(packed)),
+            None if index is None else index.data_ptr(),
+            first,
+            len(out),
+            columns,
+            values,
+        )
+
+    def add(
+        self,
+        y: Tensor,
+        x: Tensor,
+        base: Tensor,
+        runs: Sequence[tuple[PackedRows | None, Tensor | None, int, int]],
+    ) -> None:
+        """`ts_packed_product`."""
+        rows, width = y.shape[1], x.shape[1]
+        own = (_Run * len(runs))()
+        size = longest = work = 0
+        for each, (packed, bias, a, b) in zip(own, runs, strict=True):
+            each.first, each.count, each.columns = a, b - a, -1
+            if bias is not None:
+                each.bias = bias.data_ptr()
+            longest = max(longest, b - a)
+            if packed is None:
+                continue
+            each.packed = addressof(self._tell(packed))
+            work += packed.marks * (b - a)
+            if b - a >= _FEW:
+                each.columns = size
+                size += width * ((b - a) // _TOKENS * _TOKENS + -(-((b - a) % _TOKENS) // 8) * 8)
+        turned = scratch("columns", max(size, 1), np.float32)
+        where = address(turned)
+        if size:
+            self._functions.token_columns(where, x.data_ptr(), width, own, len(own))
+        share = partial(self._share, y, x, where, base, own, longest)
+        _shared(share, rows, torch.get_num_threads() if work > _SHARED else 1)
+
+    def _share(
+        self, y: Tensor, x: Tensor, turned: int, base: Tensor, runs: Any, longest: int, first: int, last: int
+    ) -> None:
+        columns, values = self._room(x.shape[1])
+        sums = address(scratch("sums", longest * TILE_ROWS, np.float32))
+        self._functions.packed_product(
+            y.data_ptr(),
+            y.stride(0),
+            x.data_ptr(),
+            turned,
+            base.data_ptr(),
+            FORMS[base.dtype],
+            runs,
+            len(runs),
+            y.shape[1],
+            first,
+            last,
+            x.shape[1],
+            columns,
+            values,
+            sums,
+        )
+
+    @staticmethod
+    def _room(width: int) -> tuple[int, int]:
+        return address(scratch("at", width + 16, np.int32)), address(scratch("values", 2 * (width + 16), np.float32))
+
+    def _tell(self, packed: PackedRows) -> _Packed:
+        """What the kernels are told of packed rows; made once."""
+        told = self._told.get(packed)
+        if told is None:
+            vector = packed.vector
+            told = self._told[packed] = _Packed(
+                form=PLACES.index(packed.form),
+                bits=packed.bits,
+                type=FORMS[packed.dtype],
+                steps=packed.steps,
+                rows=packed.rows,
+                width=packed.width,
+                block=packed.block,
+                shift=packed.chunk.bit_length() - 1,
+                places=address(packed.places),
+                levels=address(packed.levels),
+                place_bytes=packed.place_bytes,
+                tables=address(packed.tables),
+                index=address(packed.index),
+                vector=None if vector is None else address(vector.codes),
+                vector_tables=None if vector is None or vector.tables is None else address(vector.tables),
+                order=address(_ORDER),
+                vector_bits=0 if vector is None else vector.bits,
+            )
+        return told
+
+
+def _shared(work: Callable[[int, int], None], rows: int, threads: int) -> None:
+    """Do work on rows [first, last), shared out among threads by whole tiles; this thread is one of them."""
+    step = -(-rows // (threads * TILE_ROWS)) * TILE_ROWS
+    cuts = [*range(0, rows, step), rows]
+    shares = [(a, b) for a, b in pairwise(cuts) if a < b]
+    others = [_pool(os.getpid(), threads).submit(work, *share) for share in shares[1:]]
+    if shares:
+        work(*shares[0])
+    for other in others:
+        other.result()
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a process that was forked has no threads
+    return ThreadPoolExecutor(threads, "tallstore-serving")

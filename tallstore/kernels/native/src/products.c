@@ -1,0 +1,301 @@
+/* Layers of a mixed batch: what tasks add to the outputs, and their own rows, straight from packed rows. */
+#include "half.h"
+
+enum { GAPS, BITMAP, CODES };
+/* Tokens side by side, and rows whose sums are kept before they are written. */
+enum { TOKENS = 32, TILE_ROWS = 16, FEW = 4 };
+
+/* `kernels.packed_rows.PackedRows`; `kernels.native.products` declares the same. */
+typedef struct {
+    int32_t form, bits, type, steps; /* type: D, as forms are numbered */
+    int64_t rows, width, block, shift;   /* shift: log2 of elements a chunk */
+    const uint8_t *places, *levels;
+    int64_t place_bytes;
+    const float *tables;
+    const int64_t *index;
+    const void *vector; /* or NULL */
+    const float *vector_tables;
+    const uint64_t *order; /* of each byte: the places of its bits that are 1, in order, as bytes */
+    int64_t vector_bits;   /* 4, 8 or 32 */
+} ts_packed_rows;
+
+/* A run of tokens of one task. */
+typedef struct {
+    const ts_packed_rows *packed; /* NULL: only the bias */
+    const float *bias;            /* of every output, or NULL */
+    int64_t first, count, columns; /* tokens; where the run's columns begin, or below 0 */
+} ts_run;
+
+/* Where a walk is: gap bytes and marks behind it, and the element that the next gap counts from. */
+typedef struct {
+    int64_t at, mark, place;
+} ts_walk;
+
+typedef float ts_eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t ts_eight_words __attribute__((vector_size(32), aligned(4), may_alias));
+
+static inline ts_walk walk_to(const ts_packed_rows *p, int64_t block) {
+    const int64_t *entry = p->index + 3 * block;
+    return (ts_walk){entry[0], entry[1], entry[2]};
+}
+
+static inline unsigned field(const uint8_t *codes, int64_t i, int32_t bits) {
+    const int64_t bit = i * bits;
+    return (codes[bit >> 3] >> (bit & 7)) & ((1u << bits) - 1);
+}
+
+static inline float base_at(const void *base, int64_t i, int32_t form) {
+    if (form == TS_FLOAT32) return ((const float *)base)[i];
+    const uint16_t word = ((const uint16_t *)base)[i];
+    return form == TS_BFLOAT16 ? ts_from_bfloat16(word) : ts_from_float16(word);
+}
+
+static inline uint16_t narrow(float value, int32_t type) {
+    if (value != value) return type == TS_BFLOAT16 ? 0x7FC0 : 0x7E00;
+    return type == TS_BFLOAT16 ? ts_to_bfloat16(value) : ts_to_float16(value);
+}
+
+static inline float wide(uint16_t word, int32_t type) {
+    return type == TS_BFLOAT16 ? ts_from_bfloat16(word) : ts_from_float16(word);
+}
+
+/* The task's element: the base's, moved by what a mark stands for, in D. */
+static inline float moved(float base, float value, const ts_packed_rows *p) {
+    if (!p->steps) return p->type == TS_FLOAT32 ? base + value : wide(narrow(base + value, p->type), p->type);
+    int32_t word = (int16_t)narrow(base, p->type);
+    word = (word < 0 ? word ^ 0x7FFF : word) + (int32_t)value;
+    word = (int16_t)word < 0 ? word ^ 0x7FFF : word;
+    return wide((uint16_t)word, p->type);
+}
+
+/* The places of a byte's bits that are 1, in order, counted from `from`; 8 elements are written. */
+static inline void put_places(int32_t *out, const uint64_t *order, unsigned bits, int32_t from) {
+#if defined(__AVX2__)
+    const __m256i own = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(order + bits)));
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_add_epi32(own, _mm256_set1_epi32(from)));
+#else
+    for (uint64_t own = order[bits], k = 0; k < 8; k++, own >>= 8) out[k] = from + (int32_t)(own & 255);
+#endif
+}
+
+/* Columns of a row's marks, in order. Returns how many. Up to 7 elements behind them are written too. */
+static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t row) {
+    const int64_t start = row * p->width, end = start + p->width;
+    int64_t n = 0;
+    if (p->form == GAPS) {
+        int64_t at = w->at, place = w->place - start;
+        while (at < p->place_bytes) {
+            const int64_t gap = p->places[at], next = place + gap;
+            if (next >= p->width && gap != 255) break;
+            columns[n] = (int32_t)next;
+            n += gap != 255, place = next + (gap != 255), at++;
+        }
+        w->at = at, w->place = place + start;
+    } else {
+        for (int64_t at = start & ~(int64_t)7; at < end; at += 64) {
+            uint64_t bits = ts_load64(p->places + (at >> 3));
+            if (at < start) bits &= ~(uint64_t)0 << (start - at);
+            if (end - at < 64) bits &= ~(~(uint64_t)0 << (end - at));
+            for (int32_t k = 0; k < 64; k += 8, bits >>= 8) {
+                put_places(columns + n, p->order, bits & 255, (int32_t)(at - start) + k);
+                n += __builtin_popcount(bits & 255);
+            }
+        }
+    }
+    w->mark += n;
+    return n;
+}
+
+/* What a row's marks, from number `mark` on, stand for. Up to 7 elements behind them are written too. */
+static void values_of(float *values, const int32_t *columns, int64_t n, const ts_packed_rows *p, int64_t row, int64_t mark) {
+    const int64_t start = row * p->width;
+    const bool alone = start >> p->shift == (start + p->width - 1) >> p->shift;
+    const float *table = p->tables + (start >> p->shift << p->bits);
+    if (alone && p->bits <= 1) {
+        const uint32_t low = ts_bits(table[0]), turned = p->bits ? low ^ ts_bits(table[1]) : 0;
+        const ts_eight_words each = {1, 2, 4, 8, 16, 32, 64, 128};
+        for (int64_t k = 0; k < n; k += 8) {
+            const int32_t bits = p->bits ? (int32_t)(ts_load64(p->levels + ((mark + k) >> 3)) >> ((mark + k) & 7)) : 0;
+            *(ts_eight_words *)(void *)(values + k) = (((bits & each) != 0) & (int32_t)turned) ^ (int32_t)low;
+        }
+        return;
+    }
+    for (int64_t k = 0; k < n; k++) {
+        if (!alone) table = p->tables + ((start + columns[k]) >> p->shift << p->bits);
+        values[k] = table[p->bits ? field(p->levels, mark + k, p->bits) : 0];
+    }
+}
+
+/* The row's marks: columns, and what is added to the base there. Of codes: those that are not 0. */
+static int64_t marks_of(int32_t *columns, float *values, const ts_packed_rows *p, ts_walk *w, int64_t row) {
+    const int64_t start = row * p->width;
+    int64_t n = 0;
+    if (p->form == CODES) {
+        for (int64_t c = 0; c < p->width; c++) {
+            const float *table = p->tables + ((start + c) >> p->shift << p->bits);
+            const float value = table[field(p->places, start + c, p->bits)];
+            columns[n] = (int32_t)c, values[n] = value;
+            n += value != 0;
+        }
+    } else {
+        const int64_t mark = w->mark;
+        n = columns_of(columns, p, w, row);
+        values_of(values, columns, n, p, row, mark);
+    }
+    if (!p->vector) return n;
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t i = start + columns[k];
+        values[k] *= p->vector_bits == 32
+                         ? ((const float *)p->vector)[i]
+                         : p->vector_tables[(i >> p->shift << p->vector_bits) + field(p->vector, i, (int32_t)p->vector_bits)];
+    }
+    return n;
+}
+
+/* Of marks of a type D narrower than float32, what they add once it is rounded: task's element − base's. */
+static void round_marks(float *restrict values, float *restrict before, const int32_t *columns, int64_t n,
+                        const ts_packed_rows *p, const void *base, int64_t start, int32_t form) {
+    if (form == TS_FLOAT32) for (int64_t k = 0; k < n; k++) before[k] = ((const float *)base + start)[columns[k]];
+    else for (int64_t k = 0; k < n; k++) before[k] = base_at(base, start + columns[k], form);
+    if (!p->steps && p->type == TS_BFLOAT16)
+        for (int64_t k = 0; k < n; k++) {
+            const uint32_t bits = ts_bits(before[k] + values[k]);
+            values[k] = ts_float((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000u) - before[k];
+        }
+    else
+        for (int64_t k = 0; k < n; k++) values[k] = moved(before[k], values[k], p) - before[k];
+}
+
+/* Rows of a task's tensor, in the model's type: those of `index`, ascending or not, or with NULL n from `first` on.
+ * base: all rows; columns, values: room for a row. */
+TS_KERNEL(void, packed_rows)
+(void *out, const void *base, int32_t form, const ts_packed_rows *p, const int64_t *index, int64_t first, int64_t n,
+ int32_t *columns, float *values) {
+    const size_t item = form == TS_FLOAT32 ? 4 : 2, size = (size_t)p->width * item;
+    int64_t next = -1;
+    ts_walk w = {0, 0, 0};
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t row = index ? index[k] : first + k, block = row / p->block * p->block;
+        if (next > row || next < block) {
+            next = block;
+            w = walk_to(p, row / p->block);
+        }
+        for (; p->form != CODES && next < row; next++) columns_of(columns, p, &w, next);
+        char *own = (char *)out + (size_t)k * size;
+        const int64_t start = row * p->width, count = marks_of(columns, values, p, &w, row);
+        memcpy(own, (const char *)base + (size_t)start * item, size);
+        for (int64_t j = 0; j < count; j++) {
+            const float value = moved(base_at(own, columns[j], form), values[j], p);
+            if (form == TS_FLOAT32) ((float *)(void *)own)[columns[j]] = value;
+            else ((uint16_t *)(void *)own)[columns[j]] = narrow(value, form);
+        }
+        next = row + 1;
+    }
+}
+
+static inline int64_t padded(int64_t count) { return (count + 7) & ~(int64_t)7; }
+
+/* Columns of each run's tokens, TOKENS (or what is left, padded to 8) side by side. */
+TS_KERNEL(void, token_columns)(float *out, const float *x, int64_t width, const ts_run *runs, int64_t count) {
+    for (int64_t r = 0; r < count; r++) {
+        if (runs[r].columns < 0) continue;
+        float *to = out + runs[r].columns;
+        for (int64_t a = 0; a < runs[r].count; a += TOKENS) {
+            const int64_t size = TS_MIN(runs[r].count - a, TOKENS), side = padded(size);
+            const float *from = x + (runs[r].first + a) * width;
+            for (int64_t c = 0; c < width; c++)
+                for (int64_t j = 0; j < side; j++) to[c * side + j] = j < size ? from[j * width + c] : 0;
+            to += width * side;
+        }
+    }
+}
+
+/* sums[0 … 8·N) = Σ value · column, over a row's marks, two at a time. One behind them may be read, and adds nothing. */
+#define DEFINE_SUM(N)                                                                                           \
+    static void sum_##N(float *sums, const float *x, const int32_t *columns, const float *values, int64_t n) {  \
+        ts_eight even[N] = {{0}}, odd[N] = {{0}};                                                               \
+        for (int64_t k = 0; k < n; k += 2) {                                                                    \
+            const ts_eight *one = (const ts_eight *)(const void *)(x + (int64_t)columns[k] * (8 * N));          \
+            const ts_eight *two = (const ts_eight *)(const void *)(x + (int64_t)columns[k + 1] * (8 * N));      \
+            for (int j = 0; j < N; j++) even[j] += one[j] * values[k];                                          \
+            for (int j = 0; j < N; j++) odd[j] += two[j] * values[k + 1];                                       \
+        }                                                                                                       \
+        for (int j = 0; j < N; j++) ((ts_eight *)(void *)sums)[j] = even[j] + odd[j];                           \
+    }
+DEFINE_SUM(1)
+DEFINE_SUM(2)
+DEFINE_SUM(3)
+DEFINE_SUM(4)
+
+/* The same of one token. 7 elements behind the marks may be read, and add nothing. */
+static float sum_alone(const float *x, const int32_t *columns, const float *values, int64_t n) {
+    float sum = 0;
+    int64_t k = 0;
+#if defined(__AVX2__)
+    __m256 sums = _mm256_setzero_ps();
+    for (; k < n; k += 8) {
+        const __m256i at = _mm256_loadu_si256((const __m256i *)(const void *)(columns + k));
+        sums = _mm256_add_ps(sums, _mm256_mul_ps(_mm256_loadu_ps(values + k), _mm256_i32gather_ps(x, at, 4)));
+    }
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    sum = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
+    for (; k < n; k++) sum += values[k] * x[columns[k]];
+    return sum;
+}
+
+/* Sums of one row's marks with every token of a run, into sums[token · TILE_ROWS]. */
+static void sum_row(float *sums, const ts_run *run, const float *x, const float *turned, int64_t width,
+                    const int32_t *columns, const float *values, int64_t n) {
+    if (run->columns < 0) {
+        for (int64_t j = 0; j < run->count; j++)
+            sums[j * TILE_ROWS] = sum_alone(x + (run->first + j) * width, columns, values, n);
+        return;
+    }
+    const float *from = turned + run->columns;
+    float own[TOKENS];
+    for (int64_t a = 0; a < run->count; a += TOKENS) {
+        const int64_t size = TS_MIN(run->count - a, TOKENS), side = padded(size);
+        if (side == 8) sum_1(own, from, columns, values, n);
+        else if (side == 16) sum_2(own, from, columns, values, n);
+        else if (side == 24) sum_3(own, from, columns, values, n);
+        else sum_4(own, from, columns, values, n);
+        for (int64_t j = 0; j < size; j++) sums[(a + j) * TILE_ROWS] = own[j];
+        from += width * side;
+    }
+}
+
+/* y += x · (θ̂ − θ0)ᵀ and bias, of runs of tokens, for the rows of blocks [first, last) of the index.
+ * y: outputs `stride` apart; x: shape (tokens, width); turned: what token_columns made of it; base: θ0, of type `form`.
+ * sums: room for TILE_ROWS of as many tokens as a run has; columns, values: for a row. */
+TS_KERNEL(void, packed_product)
+(float *y, int64_t stride, const float *x, const float *turned, const void *base, int32_t form, const ts_run *runs,
+ int64_t count, int64_t rows, int64_t first, int64_t last, int64_t width, int32_t *columns, float *values, float *sums) {
+    for (int64_t a = first; a < last; a += TILE_ROWS)
+        for (int64_t r = 0; r < count; r++) {
+            const ts_run *run = runs + r;
+            const ts_packed_rows *p = run->packed;
+            const int64_t b = TS_MIN(TS_MIN(a + TILE_ROWS, last), rows);
+            ts_walk w = {0, 0, 0};
+            if (p) {
+                w = walk_to(p, a / p->block);
+                for (int64_t row = a / p->block * p->block; p->form != CODES && row < a; row++)
+                    columns_of(columns, p, &w, row);
+            }
+            for (int64_t row = a; row < b; row++) {
+                if (!p) {
+                    for (int64_t j = 0; j < run->count; j++) sums[j * TILE_ROWS + row - a] = 0;
+                    continue;
+                }
+                const int64_t n = marks_of(columns, values, p, &w, row);
+                if (p->steps || p->type != TS_FLOAT32) round_marks(values, values + width + 16, columns, n, p, base, row * width, form);
+                for (int64_t k = n; k < n + 8; k++) columns[k] = 0, values[k] = 0;
+                sum_row(sums + (row - a), run, x, turned, width, columns, values, n);
+            }
+            for (int64_t j = 0; j < run->count; j++) {
+                float *to = y + (run->first + j) * stride + a;
+                for (int64_t k = 0; k < b - a; k++) to[k] += sums[j * TILE_ROWS + k] + (run->bias ? run->bias[a + k] : 0);
+            }
+        }
+}

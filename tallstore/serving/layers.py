@@ -1,0 +1,427 @@
+"""Layers that compute rows of several tasks: the base once for all, and what each task adds for its own.
+
+A layer is the model's own module in another class, which has its original class above it: attributes, hooks and what
+`isinstance` says stay; parameters are the base's. What it needs of the tasks is in its `plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tallstore.errors import ModelMismatchError, OptionError
+from tallstore.kernels.products import Share, products
+from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
+from tallstore.serving.tensors import OwnTensor, RowsTensor
+
+__all__ = ["Plan", "kind_of", "planned"]
+
+_PRODUCT, _DECODE, _WRITE = 1.6, 0.11, 0.25
+"""Nanoseconds a mark takes to find, and with each token; and an element of a layer, to be written once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a layer knows."""
+
+    name: str
+    """Its dotted name in the model."""
+    call: Call
+    tensors: Mapping[str, Sequence[OwnTensor | None]]
+    """By the names of its parameters and buffers, of those that any task has otherwise: each task's."""
+    small: dict[tuple[str, str | int], Tensor] = field(default_factory=dict)
+    """What is made once of small tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what was made."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.small.values())
+
+    @property
+    def rows(self) -> BatchRows:
+        """Of the batch that runs."""
+        rows = self.call.get()
+        if rows is None:
+            raise OptionError(
+                f"layer {self.name!r}: which task is each row of the batch? Say it by forward(…, tasks=[…]) or in "
+                "with model.using([…])"
+            )
+        return rows
+
+    def own(self, name: str, task: int) -> OwnTensor | None:
+        """A task's tensor, if it is not the base's."""
+        held = self.tensors.get(name)
+        return None if held is None or task == BASE else held[task]
+
+    def value(self, name: str, task: int, base: Tensor) -> Tensor:
+        """A task's tensor, or the base's."""
+        own = self.own(name, task)
+        return base if own is None else own.whole(base)
+
+
+class _LinearRows(nn.Linear):
+    """A layer x · Wᵀ + b."""
+
+    plan: Plan
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Of rows of several tasks. Where tasks have other numbers of outputs, those that are missing are −∞."""
+        tokens = Tokens.of(input, 1, self.plan.rows, self.plan.name)
+        return tokens.back(_linear(self.plan, tokens, self.weight, self.bias))
+
+
+class _TurnedLinearRows(nn.Module):
+    """transformers' Conv1D: x · W + b."""
+
+    plan: Plan
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of rows of several tasks."""
+        plan = self.plan
+        tokens = Tokens.of(x, 1, plan.rows, plan.name)
+        out = torch.empty(len(tokens.flat), self.weight.shape[1], dtype=x.dtype)
+        for task, a, b in tokens.runs:
+            weight, bias = plan.value("weight", task, self.weight), plan.value("bias", task, self.bias)
+            torch.addmm(bias, tokens.flat[a:b], weight, out=out[a:b])
+        return tokens.back(out)
+
+
+class _EmbeddingRows(nn.Embedding):
+    """A table that is looked up."""
+
+    plan: Plan
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Of rows of several tasks: no more of a task's table is decoded than is looked up."""
+        plan, weight = self.plan, self.weight
+        tokens = Tokens.of(input, 0, plan.rows, plan.name)
+        if not tokens.rows.alone and _between_places(input):
+            raise ModelMismatchError(
+                f"the layer {plan.name!r} is looked up by pairs of places, and not by row: this model cannot compute "
+                "rows of several tasks at once; give each task a call of its own"
+            )
+        out = torch.empty(len(tokens.flat), weight.shape[1], dtype=weight.dtype)
+        for task, a, b in tokens.runs:
+            own = plan.own("weight", task)
+            if own is None:
+                out[a:b] = functional.embedding(tokens.flat[a:b], weight)
+            elif b > a:
+                index, where = torch.unique(tokens.flat[a:b], return_inverse=True)
+                if index[0] < 0 or index[-1] >= own.shape[0]:
+                    raise IndexError(f"index out of range: {plan.name!r} has {own.shape[0]} rows")
+                out[a:b] = own.rows(weight, index)[where]
+        return tokens.back(out)
+
+
+class _ConvolutionRows(nn.Module):
+    """A convolution, of any number of dimensions."""
+
+    plan: Plan
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Of rows of several tasks."""
+        plan = self.plan
+        tokens = Tokens.of(input, input.dim() - 1, plan.rows, plan.name)
+        convolve = self._conv_forward
+        out: Tensor | None = None
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        for task, a, b in tokens.runs:
+            own_bias = None if bias is None else plan.value("bias", task, bias)
+            own = convolve(tokens.flat[a:b], plan.value("weight", task, weight), own_bias)
+            out = own.new_empty(len(tokens.flat), *own.shape[1:]) if out is None else out
+            out[a:b] = own
+        assert out is not None
+        return tokens.back(out)
+
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class _LayerNormRows(nn.LayerNorm):
+    """Layer normalization."""
+
+    plan: Plan
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Of rows of several tasks: normalized at once, then scaled and shifted by row."""
+        rows, plan = self.plan.rows, self.plan
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if rows.alone:
+            task = rows.runs[0].task
+            scale = None if weight is None else plan.value("weight", task, weight)
+            shift = None if bias is None else plan.value("bias", task, bias)
+            return functional.layer_norm(input, self.normalized_shape, scale, shift, self.eps)
+        out = functional.layer_norm(input, self.normalized_shape, None, None, self.eps)
+        scales = _by_row(plan, "weight", weight, rows, input)
+        shifts = _by_row(plan, "bias", bias, rows, input)
+        if scales is None:
+            return out if shifts is None else out + shifts
+        return out * scales if shifts is None else torch.addcmul(shifts, out, scales)
+
+
+class _BroadcastRows(nn.Module):
+    """A module without children whose vectors may as well be one for each row: most norms."""
+
+    plan: Plan
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Of rows of several tasks."""
+        rows, plan = self.plan.rows, self.plan
+        own: dict[str, Tensor] = {}
+        for name in plan.tensors:
+            base = self._parameters[name]
+            assert base is not None
+            if rows.alone:
+                own[name] = plan.value(name, rows.runs[0].task, base)
+            elif (by_row := _by_row(plan, name, base, rows, inputs[0])) is not None:
+                own[name] = by_row
+        return _like(self, own).forward(*inputs, **options)
+
+
+class _RowsByTask(nn.Module):
+    """Any other module: each task's rows by themselves, with its tensors in the place of the base's."""
+
+    plan: Plan
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Of rows of several tasks: inputs and outputs that have rows first are cut and put together."""
+        rows, plan = self.plan.rows, self.plan
+        if rows.alone:
+            return self._of(rows.runs[0].task).forward(*inputs, **options)
+        lead = next((x.shape[0] for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), 0)
+        each = rows.each(lead, plan.name)
+
+        def ordered(value: Any, run: Run) -> Any:
+            if not (isinstance(value, Tensor) and value.dim() and value.shape[0] == lead):
+                return value
+            own = value.reshape(len(rows), each, *value.shape[1:])
+            own = own if rows.order is None else own[rows.order]
+            return own[run.first : run.last].reshape(-1, *value.shape[1:])
+
+        outputs = []
+        for run in rows.runs:
+            token = plan.call.begin(BatchRows((run.task,) * (run.last - run.first)))
+            try:
+                own = [ordered(value, run) for value in inputs]
+                outputs.append(self._of(run.task).forward(*own, **{n: ordered(v, run) for n, v in options.items()}))
+            finally:
+                plan.call.end(token)
+        return _joined(outputs, rows, plan.name)
+
+    def _of(self, task: int) -> nn.Module:
+        """The original module, with a task's tensors."""
+        plan = self.plan
+        own = {}
+        for name in plan.tensors:
+            held = plan.own(name, task)
+            if held is not None:
+                own[name] = held.whole(_tensor(self, name))
+        return _like(self, own)
+
+
+def _between_places(index: Tensor) -> bool:
+    """Whether what is looked up is a function of two places' distance, as relative positions are."""
+    if index.dim() != 2 or index.shape[0] != index.shape[1] or len(index) < 2:
+        return False
+    return bool((index[1:, 1:] == index[:-1, :-1]).all()) and not bool((index == index[0]).all())
+
+
+def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Outputs of a linear layer: shape (tokens, outputs)."""
+    flat = tokens.flat
+    sizes = [own.shape[0] for own in plan.tensors.get("weight", ()) if own is not None]
+    outputs = max(sizes, default=len(weight))
+    if any(size != len(weight) for size in sizes):
+        out = torch.full((len(flat), outputs), -torch.inf, dtype=flat.dtype)
+        for task, a, b in tokens.runs:
+            own_weight = plan.value("weight", task, weight)
+            own_bias = None if bias is None else plan.value("bias", task, bias)
+            out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
+        return out
+    shares: list[Share] = []
+    whole: list[Run] = []
+    for run in tokens.runs:
+        own = plan.own("weight", run.task)
+        if own is not None and not _by_product(own, weight, run.last - run.first):
+            whole.append(run)
+            continue
+        more = _more_bias(plan, run.task, bias)
+        if own is not None or more is not None:
+            shares.append((own.packed if isinstance(own, RowsTensor) else None, more, run.first, run.last))
+    if not whole:
+        out = functional.linear(flat, weight, bias)
+    else:
+        out = torch.empty(len(flat), outputs, dtype=flat.dtype)
+        at = 0
+        for task, a, b in (*whole, Run(BASE, len(flat), len(flat))):
+            if a > at:
+                _write(out[at:a], flat[at:a], weight, bias)
+            own_bias = None if bias is None else plan.value("bias", task, bias)
+            _write(out[a:b], flat[a:b], plan.value("weight", task, weight), own_bias)
+            at = b
+    if shares:
+        _add(out, flat, weight, shares)
+    return out
+
+
+def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if bias is None:
+        torch.mm(x, weight.T, out=out)
+    else:
+        torch.addmm(bias, x, weight.T, out=out)
+
+
+def _add(out: Tensor, x: Tensor, weight: Tensor, shares: Sequence[Share]) -> None:
+    """What tasks add, in float32."""
+    if out.dtype == torch.float32:
+        products().add(out, x.contiguous(), weight.detach(), shares)
+        return
+    wide = out.float()
+    products().add(wide, x.float().contiguous(), weight.detach(), shares)
+    out.copy_(wide)
+
+
+def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:
+    """Whether what a task adds is quicker computed from the packed form than its layer is decoded."""
+    if not isinstance(own, RowsTensor) or own.tail is not None or not products().takes(own.packed, base):
+        return False
+    return own.packed.marks * (_PRODUCT + _DECODE * tokens) < _WRITE * own.packed.numel + own.packed.marks
+
+
+def _more_bias(plan: Plan, task: int, bias: Tensor | None) -> Tensor | None:
+    """What a task's bias is more than the base's; made once."""
+    own = plan.own("bias", task)
+    if own is None or bias is None:
+        return None
+    key = ("more", task)
+    if key not in plan.small:
+        plan.small[key] = (own.whole(bias).float() - bias.detach().float()).contiguous()
+    return plan.small[key]
+
+
+def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tensor) -> Tensor | None:
+    """A small tensor of every row, to be broadcast over an input: shape (rows of x, 1 …, *base.shape)."""
+    if base is None:
+        return None
+    if name not in plan.tensors:
+        return base
+    if ("table", name) not in plan.small:
+        every = [base.detach(), *(plan.value(name, t, base).detach() for t in range(len(plan.tensors[name])))]
+        plan.small["table", name] = torch.stack(every)
+    each = 1 if x.shape[0] == 1 < len(rows) else rows.each(x.shape[0], plan.name)
+    numbers = rows.numbers + 1 if each == 1 else (rows.numbers + 1).repeat_interleave(each)
+    own = plan.small["table", name][numbers]
+    return own.reshape(len(own), *(1,) * (x.dim() - 1 - base.dim()), *base.shape)
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer of a module or of one inside it."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    parameter = owner._parameters.get(leaf)
+    held = owner._buffers[leaf] if parameter is None else parameter
+    assert held is not None
+    return held
+
+
+def _like(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module in its original class with other tensors, some perhaps of modules inside it; it stays as it is."""
+    own: nn.Module = object.__new__(getattr(type(module), "original", type(module)))
+    own.__dict__.update(module.__dict__)
+    for kept in ("_parameters", "_buffers", "_modules"):
+        own.__dict__[kept] = dict(module.__dict__[kept])
+    own.__dict__.pop("plan", None)
+    inner: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        path, _, rest = name.partition(".")
+        if rest:
+            inner.setdefault(path, {})[rest] = tensor
+        else:
+            own.__dict__["_parameters" if name in own._parameters else "_buffers"][name] = tensor
+    for path, within in inner.items():
+        child = own._modules[path]
+        assert child is not None
+        own._modules[path] = _like(child, within)
+    return own
+
+
+def _joined(each_run: Sequence[Any], rows: BatchRows, name: str) -> Any:
+    """Outputs of runs as those of all rows, in the batch's order."""
+    first = each_run[0]
+    if isinstance(first, Tensor):
+        out = torch.cat(list(each_run))
+        if rows.back is None:
+            return out
+        each = rows.each(len(out), name)
+        return out.reshape(len(rows), each, *out.shape[1:])[rows.back].reshape(out.shape)
+    if isinstance(first, Mapping):
+        made = {key: _joined([each[key] for each in each_run], rows, name) for key in first}
+        return made if type(first) is dict else type(first)(**made)
+    if isinstance(first, tuple | list):
+        return type(first)(_joined(list(each), rows, name) for each in zip(*each_run, strict=True))
+    if all(each is first or each == first for each in each_run):
+        return first
+    raise ModelMismatchError(f"the layer {name!r} gives a {type(first).__name__} that cannot be put together by rows")
+
+
+def kind_of(module: nn.Module, tensors: Mapping[str, Sequence[OwnTensor | None]]) -> type[nn.Module]:
+    """How a layer is computed."""
+    plain = {nn.Linear: _LinearRows, nn.Embedding: _EmbeddingRows, nn.LayerNorm: _LayerNormRows}
+    kind = type(module)
+    if kind is nn.Embedding and module.max_norm is not None:
+        return _RowsByTask
+    if kind in plain:
+        return plain[kind]
+    if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
+        return _TurnedLinearRows
+    if kind in {nn.Conv1d, nn.Conv2d, nn.Conv3d}:
+        return _ConvolutionRows
+    vectors = all(tensor is None or len(tensor.shape) == 1 for own in tensors.values() for tensor in own)
+    bare = not module._modules and tensors.keys() <= module._parameters.keys()
+    if vectors and bare and _broadcasts(module, tensors):
+        return _BroadcastRows
+    return _RowsByTask
+
+
+def _broadcasts(module: nn.Module, names: Mapping[str, object]) -> bool:
+    """Whether vectors that are one for each row give what each row's vector gives; tried."""
+    bases = {name: module._parameters[name] for name in names}
+    size = {tensor.numel() for tensor in bases.values() if tensor is not None}
+    if len(size) != 1 or any(tensor is None for tensor in bases.values()):
+        return False
+    (width,) = size
+    some = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, width, generator=some).to(next(iter(bases.values())).dtype)  # type: ignore[union-attr]
+    own = {name: torch.randn(2, 1, width, generator=some).to(x.dtype) for name in bases}
+    try:
+        with torch.no_grad():
+            together = _like(module, own).forward(x)
+            apart = [_like(module, {n: v[row, 0] for n, v in own.items()}).forward(x[row : row + 1]) for row in (0, 1)]
+    except Exception:  # whatever it is, this is not such a module
+        return False
+    return isinstance(together, Tensor) and torch.equal(together, torch.cat(apart))
+
+
+def planned(module: nn.Module, plan: Plan, kind: type[nn.Module]) -> None:
+    """Put a module, one of our own copy of a model, into the class that computes it."""
+    object.__setattr__(module, "__class__", _class_of((type(module), kind)))
+    module.__dict__["plan"] = plan
+
+
+_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _class_of(pair: tuple[type[nn.Module], type[nn.Module]]) -> type[nn.Module]:
+    """A class of both, made once: how a layer is computed, above the layer's own class."""
+    original, kind = pair
+    if pair not in _CLASSES:
+        more = {"__module__": __name__, "original": original}
+        _CLASSES[pair] = type(f"Multitask{original.__name__}", (kind, original), more)
+    return _CLASSES[pair]

@@ -1,0 +1,125 @@
+"""Packed rows: what they hold comes back in every form, and native kernels give what the reference gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tallstore.kernels.packed_rows import (
+    FORMS,
+    LevelChunk,
+    PackedRows,
+    SharedVector,
+    moved_rows,
+    pack_rows,
+    product,
+)
+from tallstore.kernels.products import ReferenceProducts, products
+
+CHUNK = 1024
+SHAPES = [(1, 8), (3, 1), (37, 24), (5, 700), (64, 33), (200, 64), (2, 3000)]
+KINDS = ["binary", "signed", "levels", "many levels", "vector", "vector codes", "steps"]
+
+
+def packed(kind: str, shape: tuple[int, int], dtype: torch.dtype, form: str | None, seed: int = 0) -> PackedRows:
+    rng = np.random.default_rng(seed)
+    n = shape[0] * shape[1]
+    count = {"binary": 2, "signed": 3, "levels": 13, "many levels": 200, "steps": 7}.get(kind, 3)
+    chances = np.full(count, 0.12 / max(count - 1, 1))
+    chances[0] = 0.88
+    chunks = []
+    for start in range(0, n, CHUNK):
+        table = rng.integers(-8, 9, count).astype(np.float32) / 64
+        if kind == "steps":
+            table = rng.integers(-9, 10, count).astype(np.float32)
+        table[0] = 0
+        chunks.append(LevelChunk(rng.choice(count, min(CHUNK, n - start), p=chances).astype(np.uint8), table))
+    vector = None
+    if kind == "vector":
+        vector = SharedVector(codes=rng.integers(-4, 5, n).astype(np.float32), bits=32, tables=None, chunk=CHUNK)
+    if kind == "vector codes":
+        tables = rng.integers(-4, 5, (-(-n // CHUNK), 16)).astype(np.float32)
+        vector = SharedVector(
+            codes=rng.integers(0, 256, -(-n // 2)).astype(np.uint8), bits=4, tables=tables, chunk=CHUNK
+        )
+    return pack_rows(chunks, shape, dtype, CHUNK, steps=kind == "steps", vector=vector, form=form)
+
+
+def base_of(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+    """Small multiples of a power of two, and no 0: a step from there is a subnormal number."""
+    numbers = torch.randint(-32, 33, shape, generator=torch.Generator().manual_seed(3))
+    return numbers.masked_fill(numbers == 0, 5).div(32).to(dtype)
+
+
+def types() -> list[tuple[torch.dtype, torch.dtype]]:
+    """The task's type and the model's."""
+    return [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_holds_the_same_values(kind: str, shape: tuple[int, int]) -> None:
+    dtype = torch.bfloat16 if kind == "steps" else torch.float32
+    wanted = packed(kind, shape, dtype, "codes").values(0, shape[0])
+    assert wanted.any() or wanted.size < 50
+    sizes = {}
+    for form in FORMS:
+        own = packed(kind, shape, dtype, form)
+        assert (own.values(0, shape[0]) == wanted).all()
+        for first in range(0, shape[0], 7):
+            last = min(first + 11, shape[0])
+            assert (own.values(first, last) == wanted[first:last]).all()
+        sizes[form] = len(own.places) + len(own.levels)
+    assert len(packed(kind, shape, dtype, None).places) <= max(sizes.values())
+
+
+@pytest.mark.parametrize("types", types(), ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_rows_are_the_reference_s(kind: str, form: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+    task, model = types
+    if kind == "steps" and task == torch.float32:
+        pytest.skip("steps are of narrow types")
+    for shape in SHAPES:
+        own, base = packed(kind, shape, task, form), base_of(shape, model)
+        wanted = moved_rows(own, base, 0)
+        out = torch.empty_like(base)
+        products().rows(out, base, own, None)
+        assert torch.equal(out, wanted)
+        index = torch.randint(shape[0], (19,), generator=torch.Generator().manual_seed(1))
+        out = torch.empty(19, shape[1], dtype=model)
+        products().rows(out, base, own, index)
+        assert torch.equal(out, wanted[index])
+
+
+@pytest.mark.parametrize("types", types(), ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_products_are_the_reference_s(kind: str, form: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+    """All numbers are small multiples of a power of two: every order of summing gives the same."""
+    task, model = types
+    if kind == "steps" and task == torch.float32:
+        pytest.skip("steps are of narrow types")
+    if task == torch.float32 != model:
+        pytest.skip("the task's element is rounded to another type than the product's")
+    for shape in SHAPES:
+        own, other, base = packed(kind, shape, task, form), packed(kind, shape, task, form, 5), base_of(shape, model)
+        counts = [1, 3, 0, 8, 2, 21, 40, 65]
+        x = torch.randint(-3, 4, (sum(counts) + 1, shape[1]), generator=torch.Generator().manual_seed(2)).float()
+        bias = torch.arange(shape[0]).float()
+        runs, at = [], 1
+        for n, count in enumerate(counts):
+            runs.append(((own, other, None)[n % 3], bias if n % 2 else None, at, at + count))
+            at += count
+        found, wanted = (torch.zeros(len(x), shape[0]) for _ in range(2))
+        products().add(found, x, base, runs)
+        ReferenceProducts().add(wanted, x, base, runs)
+        assert torch.equal(found, wanted)
+        assert torch.equal(wanted[1:2], product(x[1:2], own, base))

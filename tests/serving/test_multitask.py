@@ -1,0 +1,422 @@
+"""Rows of many tasks in one batch give what each task's own model gives, for every way that tasks are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support import near, without_kernels
+from torch import Tensor, nn
+
+import tallstore
+from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
+
+transformers = pytest.importorskip("transformers")
+
+KINDS = {
+    "default": {},
+    "small": {"quality": "small"},
+    "high": {"quality": "high"},
+    "many bits": {"bits": 3.0},
+    "shared": {"recipe": "fit"},
+    "shared f32": {"recipe": "tall", "vector": "f32"},
+    "shared q8": {"recipe": "fit", "vector": "q8"},
+    "one scale": {"recipe": "emr"},
+    "shared bf16": {"recipe": "mean", "vector": "bf16"},
+    "without loss": {"quality": "lossless"},
+    "raw": {"base_codec": "raw"},
+}
+BERT = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 40,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+LLAMA = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+
+
+def bert(labels: int = 2, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return (
+        transformers.BertForSequenceClassification(transformers.BertConfig(**BERT, num_labels=labels)).to(dtype).eval()
+    )
+
+
+def llama(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).to(dtype).eval()
+
+
+def tuned(make: Callable[..., nn.Module], seed: int, *args: object, size: float = 0.02) -> nn.Module:
+    """A model whose every tensor is a little elsewhere; most rows of tables are not."""
+    model = make(*args)
+    with torch.no_grad():
+        for n, (_, tensor) in enumerate(model.named_parameters()):
+            moved = near(tensor.detach(), seed=100 * seed + n, size=size)
+            if len(tensor) == BERT["vocab_size"]:
+                moved[seed::3] = tensor[seed::3]
+            tensor.copy_(moved)
+    return model
+
+
+def states(models: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    return {task: model.state_dict() for task, model in models.items()}
+
+
+def own_logits(
+    zoo: tallstore.Zoo, task: str, make: Callable[..., nn.Module], *args: object, **inputs: Tensor
+) -> Tensor:
+    """What a task's own model gives."""
+    model = make(*args)
+    zoo.load_into(model, task)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def near_enough(found: Tensor, wanted: Tensor) -> bool:
+    return float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+
+
+def tokens(rows: int, length: int = 9, seed: int = 0) -> Tensor:
+    return torch.randint(1, 96, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+CLASSES = {"a": 2, "b": 5, "c": 3}
+
+
+@pytest.fixture(scope="module")
+def packed_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    home, made = tmp_path_factory.mktemp("bert"), {}
+
+    def pack(kind: str) -> Path:
+        if kind not in made:
+            base = {n: t for n, t in bert().state_dict().items() if not n.startswith("classifier")}
+            tasks = {name: tuned(bert, n, labels) for n, (name, labels) in enumerate(CLASSES.items(), 1)}
+            made[kind] = home / f"{len(made)}.tall"
+            tallstore.pack(base, states(tasks), made[kind], **KINDS[kind])
+        return made[kind]
+
+    return pack
+
+
+@pytest.fixture
+def zoo(packed_bert: Callable[[str], Path]) -> Iterator[tallstore.Zoo]:
+    with tallstore.open(packed_bert("default")) as found:
+        yield found
+
+
+def check_bert(zoo: tallstore.Zoo) -> None:
+    model = bert()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    multi = zoo.multitask(model)
+    names = ["b", "a", "c", "b", None, "a", "a"]
+    ids, mask = tokens(len(names)), torch.ones(len(names), 9, dtype=torch.long)
+    mask[2, 5:] = 0
+    logits = multi(input_ids=ids, attention_mask=mask, tasks=names).logits
+    assert logits.shape == (len(names), 5)
+    for row, name in enumerate(names):
+        inputs = {"input_ids": ids[row : row + 1], "attention_mask": mask[row : row + 1]}
+        with torch.no_grad():
+            wanted = model(**inputs).logits if name is None else own_logits(zoo, name, bert, CLASSES[name], **inputs)
+        own = wanted.shape[1]
+        assert near_enough(logits[row, :own], wanted[0])
+        assert (logits[row, own:] == -torch.inf).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_is_its_task_s(kind: str, packed_bert: Callable[[str], Path]) -> None:
+    with tallstore.open(packed_bert(kind)) as zoo:
+        check_bert(zoo)
+
+
+@pytest.mark.parametrize("kind", ["default", "shared", "without loss"])
+def test_so_it_is_by_the_reference(
+    kind: str, packed_bert: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernels(monkeypatch)
+    with tallstore.open(packed_bert(kind)) as zoo:
+        check_bert(zoo)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_both_ways_of_a_layer_are_the_task_s(whole: bool, zoo: tallstore.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the packed form, and decoded first: which is quicker depends on how many rows want it."""
+    from tallstore.serving import layers
+
+    monkeypatch.setattr(layers, "_WRITE", 0.0 if whole else 1e9)
+    check_bert(zoo)
+
+
+@pytest.fixture(scope="module")
+def packed_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, torch.dtype], Path]:
+    home, made = tmp_path_factory.mktemp("llama"), {}
+
+    def pack(kind: str, dtype: torch.dtype) -> Path:
+        if (kind, dtype) not in made:
+            tasks = {name: tuned(llama, n, dtype) for n, name in enumerate("abc", 1)}
+            path = made[kind, dtype] = home / f"{len(made)}.tall"
+            tallstore.pack(llama(dtype).state_dict(), states(tasks), path, **KINDS[kind])
+        return made[kind, dtype]
+
+    return pack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generated_tokens_are_each_task_s(
+    kind: str, beams: int, packed_llama: Callable[[str, torch.dtype], Path]
+) -> None:
+    """bfloat16 in the archive, a model of float32: elements are rounded as the task's are."""
+    names = ["c", "a", "b", "a"]
+    ids = tokens(len(names), 6)
+    options = {"max_new_tokens": 7, "do_sample": False, "num_beams": beams}
+    with tallstore.open(packed_llama(kind, torch.bfloat16)) as zoo:
+        model = llama()
+        multi = zoo.multitask(model, write_base=True)
+        found = multi.generate(ids, attention_mask=torch.ones_like(ids), tasks=names, **options)
+        for row, name in enumerate(names):
+            zoo.load_into(model, name)
+            own = ids[row : row + 1]
+            wanted = model.generate(own, attention_mask=torch.ones_like(own), **options)
+            assert found[row].tolist() == wanted[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_models_of_other_types(dtype: torch.dtype, packed_llama: Callable[[str, torch.dtype], Path]) -> None:
+    ids = tokens(3, 6)
+    with tallstore.open(packed_llama("default", dtype)) as zoo:
+        logits = zoo.multitask(llama(dtype))(input_ids=ids, tasks=["a", "b", "a"]).logits
+        for row, name in enumerate(["a", "b", "a"]):
+            wanted = own_logits(zoo, name, lambda: llama(dtype), input_ids=ids[row : row + 1])
+            limit = {torch.float64: 1e-10, torch.float16: 4e-3, torch.bfloat16: 4e-2}[dtype]
+            assert float((logits[row] - wanted[0]).abs().max()) <= limit * float(wanted.abs().max())
+
+
+def test_other_layers_follow_by_row(tmp_path: Path) -> None:
+    """Convolutions, class tokens and positions that are a module's own, norms."""
+    config = transformers.ViTConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, image_size=16, patch_size=4
+    )
+
+    def vit() -> nn.Module:
+        torch.manual_seed(0)
+        return transformers.ViTForImageClassification(config).eval()
+
+    tasks = {name: tuned(vit, n) for n, name in enumerate("ab", 1)}
+    tallstore.pack(vit().state_dict(), states(tasks), tmp_path / "z.tall")
+    pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        logits = zoo.multitask(vit())(pixel_values=pixels, tasks=["b", "a", "b", "a"]).logits
+        for row, name in enumerate("baba"):
+            wanted = own_logits(zoo, name, vit, pixel_values=pixels[row : row + 1])
+            assert near_enough(logits[row], wanted[0])
+
+
+class Mixed(nn.Module):
+    """Batch norm, attention whose parts are read and not called, a layer with weight norm, a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(96, 80)
+        self.attention = nn.MultiheadAttention(80, 2, batch_first=True)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(80, 72))
+        self.norm = nn.BatchNorm1d(72)
+        self.shift = nn.Parameter(torch.randn(72))
+        self.out = nn.Linear(72, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x, _ = self.attention(x, x, x, need_weights=False)
+        return self.out(self.norm(self.normed(x).mean(1)))
+
+
+def test_modules_of_any_other_kind(tmp_path: Path) -> None:
+    def made() -> Mixed:
+        return Mixed().eval()
+
+    tasks = {name: tuned(made, n) for n, name in enumerate("ab", 1)}
+    for n, task in enumerate(tasks.values()):
+        task.norm.running_mean.copy_(torch.randn(72, generator=torch.Generator().manual_seed(n)))
+    tallstore.pack(made().state_dict(), states(tasks), tmp_path / "z.tall")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        found = zoo.multitask(made())(tokens(3), tasks=["a", "b", "a"])
+        for row, name in enumerate("aba"):
+            model = made()
+            zoo.load_into(model, name)
+            with torch.no_grad():
+                assert near_enough(found[row], model(tokens(3)[row : row + 1])[0])
+
+
+def test_tasks_that_hold_some_tensors_only(tmp_path: Path) -> None:
+    base = bert().state_dict()
+    some = {n: t for n, t in tuned(bert, 1).state_dict().items() if "layer.1" in n or "classifier" in n}
+    tallstore.pack(base, {"some": some, "all": tuned(bert, 2).state_dict()}, tmp_path / "z.tall", allow_distant=True)
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        logits = zoo.multitask(bert())(input_ids=tokens(2), tasks=["some", "all"]).logits
+        model = bert()
+        model.load_state_dict({**base, **zoo.state_dict("some")})
+        with torch.no_grad():
+            assert near_enough(logits[0], model(input_ids=tokens(2)[:1]).logits[0])
+        assert near_enough(logits[1], own_logits(zoo, "all", bert, input_ids=tokens(2)[1:])[0])
+
+
+def test_vocabularies_that_grew_and_base_of_another_type(tmp_path: Path) -> None:
+    grown = tuned(llama, 1)
+    grown.resize_token_embeddings(100, mean_resizing=False)
+    tallstore.pack(llama().state_dict(), {"grown": grown.state_dict()}, tmp_path / "z.tall")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        model = llama()
+        model.resize_token_embeddings(100, mean_resizing=False)
+        ids = torch.tensor([[3, 97, 99, 5]])
+        found = zoo.multitask(model)(input_ids=ids, tasks=["grown"]).logits
+        zoo.load_into(model, "grown")
+        with torch.no_grad():
+            assert near_enough(found, model(input_ids=ids).logits)
+    narrow = tuned(bert, 1, 2, torch.bfloat16)
+    tallstore.pack(bert().state_dict(), {"narrow": narrow.state_dict()}, tmp_path / "y.tall")
+    with tallstore.open(tmp_path / "y.tall") as zoo:
+        found = zoo.multitask(bert())(input_ids=tokens(1), tasks=["narrow"]).logits
+        assert near_enough(found, own_logits(zoo, "narrow", bert, input_ids=tokens(1)))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_are_tasks(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    llama().save_pretrained(tmp_path / "base")
+    for n, name in enumerate("ab"):
+        torch.manual_seed(n)
+        model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+        for key, tensor in model.named_parameters():
+            if "lora_B" in key:
+                nn.init.normal_(tensor, std=0.05)
+        model.save_pretrained(tmp_path / name)
+    tallstore.pack(tmp_path / "base", {name: tmp_path / name for name in "ab"}, tmp_path / "z.tall")
+    ids = tokens(3)
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        logits = zoo.multitask(llama(), decoded_bytes=100_000)(input_ids=ids, tasks=["a", "b", None]).logits
+        for row, name in enumerate("ab"):
+            assert near_enough(logits[row], own_logits(zoo, name, llama, input_ids=ids[row : row + 1])[0])
+
+
+# -------------------------------------------------------------------------------------------------------- the face
+
+
+def test_threads_and_calls_have_rows_of_their_own(zoo: tallstore.Zoo) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    multi = zoo.multitask(bert())
+    ids = tokens(2)
+    wanted = {names: multi(input_ids=ids, tasks=names).logits for names in (("a", "b"), ("c", "c"), ("b", "a"))}
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda names: (names, multi(input_ids=ids, tasks=names).logits), list(wanted) * 4))
+    assert all(torch.equal(logits, wanted[names]) for names, logits in found)
+    with multi.using(["a", "b"]) as inner:
+        assert torch.equal(inner(input_ids=ids).logits, wanted["a", "b"])
+    assert multi.tasks == ("a", "b", "c")
+    assert multi.model.state_dict().keys() == bert().state_dict().keys()
+    assert isinstance(multi.model.bert.pooler.dense, nn.Linear)
+
+
+@pytest.mark.parametrize("kind", ["default", "small", "without loss"])
+def test_what_stays_packed_is_small(kind: str, packed_llama: Callable[[str, torch.dtype], Path]) -> None:
+    """Beside the model about what the archive has of the tasks, however often it is used."""
+    path = packed_llama(kind, torch.bfloat16)
+    with tallstore.open(path) as zoo:
+        model = llama(torch.bfloat16)
+        multi = zoo.multitask(model, decoded_bytes=20_000)
+        small = sum(t.numel() * t.element_size() for t in model.parameters() if t.dim() < 2 or t.numel() <= 4096)
+        before = multi.resident_bytes
+        assert before < 2 * zoo.info()["bytes"]["masks"] + 6 * small
+        for _ in range(3):
+            multi(input_ids=tokens(3), tasks=["a", "b", "c"])
+        assert multi.resident_bytes <= before + 20_000
+
+
+def test_wrong_names_are_one_error_each(zoo: tallstore.Zoo) -> None:
+    model = bert()
+    multi = zoo.multitask(model, ["a", "b"])
+    with pytest.raises(NoSuchTaskError, match="no task 'c'; it has a, b"):
+        multi(input_ids=tokens(1), tasks=["c"])
+    with pytest.raises(OptionError, match="2 tasks are named, and the batch has 3 rows"):
+        multi(input_ids=tokens(3), tasks=["a", "b"])
+    with pytest.raises(OptionError, match="one name is due for each row"):
+        multi(input_ids=tokens(1), tasks="a")
+    with pytest.raises(OptionError, match="which task is each row"):
+        multi.model(input_ids=tokens(1))
+    with pytest.raises(NoSuchTaskError, match="no task 'd'"):
+        zoo.multitask(model, ["d"])
+    with multi.using(["a", "b"]) as inner, pytest.raises(ModelMismatchError, match="sees 3 rows, and 2 tasks"):
+        inner(input_ids=tokens(3))
+    with pytest.raises(OptionError, match="decoded_bytes -1"):
+        zoo.multitask(model, decoded_bytes=-1)
+    multi(input_ids=tokens(1), tasks=["a"])
+
+
+def test_another_base_is_refused_and_the_model_is_as_it_was(zoo: tallstore.Zoo) -> None:
+    model = tuned(bert, 7)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelMismatchError, match=r"is not the base's .* write_base=True"):
+        zoo.multitask(model)
+    other = transformers.BertForSequenceClassification(transformers.BertConfig(**{**BERT, "hidden_size": 32}))
+    with pytest.raises(ModelMismatchError, match="does not fit the model"):
+        zoo.multitask(other)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    multi = zoo.multitask(model, write_base=True)
+    assert torch.equal(model.bert.pooler.dense.weight, bert().bert.pooler.dense.weight)
+    wanted = own_logits(zoo, "a", bert, input_ids=tokens(1))
+    assert near_enough(multi(input_ids=tokens(1), tasks=["a"]).logits[:, :2], wanted)
+
+
+def test_a_base_that_was_changed_is_noticed(zoo: tallstore.Zoo) -> None:
+    model = bert()
+    multi = zoo.multitask(model)
+    zoo.load_into(model, "a")
+    with pytest.raises(ModelChangedError, match="was changed since the tasks were prepared"):
+        multi(input_ids=tokens(1), tasks=["a"])
+
+
+def test_models_without_rows_first_are_refused(zoo: tallstore.Zoo, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(96, 64), nn.MultiheadAttention(64, 2))
+    tallstore.pack(model.state_dict(), {"a": tuned(lambda: model, 1).state_dict()}, tmp_path / "z.tall")
+    with tallstore.open(tmp_path / "z.tall") as other, pytest.raises(ModelMismatchError, match="rows second"):
+        other.multitask(model)
+    config = transformers.T5Config(
+        vocab_size=96, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4, relative_attention_num_buckets=32
+    )
+
+    def t5() -> nn.Module:
+        torch.manual_seed(0)
+        return transformers.T5EncoderModel(config).eval()
+
+    tasks = {name: tuned(t5, n, size=0.1) for n, name in enumerate("ab", 1)}
+    tallstore.pack(t5().state_dict(), states(tasks), tmp_path / "t5.tall")
+    with tallstore.open(tmp_path / "t5.tall") as other:
+        multi = other.multitask(t5())
+        ids = tokens(2, 8)
+        with pytest.raises(ModelMismatchError, match="pairs of places"):
+            multi(input_ids=ids, tasks=["a", "b"])
+        found = multi(input_ids=ids, tasks=["b", "b"]).last_hidden_state
+        model = t5()
+        other.load_into(model, "b")
+        with torch.no_grad():
+            assert near_enough(found, model(input_ids=ids).last_hidden_state)
