@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
     "demo": {"encoder", "errors", "packing", "tensors", "zoo"},
+    "testing": {"checkpoints", "codecs", "concurrency", "errors", "format", "kernels", "stores", "tensors"},
     "cli": {
         *("archive", "checkpoints", "demo", "encoder", "errors", "format", "editing", "kernels", "report", "stores"),
         "humanize",

@@ -38,6 +38,9 @@ class Putter:
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> int:
         """Write an object of that size, which shows when it is whole. How many bytes there were."""
 
+        failed: list[Exception] = []
+        pieces = _noted(pieces, failed)
+
         def work() -> int:
             self._make_folder(path)
             if size <= _BLOCK:
@@ -55,7 +58,12 @@ class Putter:
                 raise
             return int(written)
 
-        return self._try(work)
+        try:
+            return self._try(work)
+        except TallstoreError:
+            if failed:  # it was not the writing that failed
+                raise failed[0] from None
+            raise
 
     def sizes(self, path: str = "") -> dict[str, int]:
         """Bytes of every object below a path."""
@@ -107,6 +115,15 @@ class Putter:
             raise
         except Exception as error:  # each file system has errors of its own
             raise OutputError(f"{self.url}: cannot be written ({type(error).__name__}); try again later") from None
+
+
+def _noted(pieces: Iterable[bytes | memoryview], failed: list[Exception]) -> Iterator[bytes | memoryview]:
+    """The same; an error of whoever makes them is noted, to be told from one of writing them."""
+    try:
+        yield from pieces
+    except Exception as error:
+        failed.append(error)
+        raise
 
 
 class FarFolderSink(Sink):

@@ -163,6 +163,8 @@ class FarFolder(Store):
                 f"{self._where(path)}: {total} bytes, and the manifest says {self._records[path].size}: fetch it again"
             )
         if len(data) != stop - start:
+            if (size := self._files.size(path)) < stop:
+                raise DamagedError(f"{self._where(path)}: ends at byte {size}, and {stop} are needed: cut off")
             raise TransientError(f"{len(data)} bytes came instead of {stop - start}")
         return data
 
