@@ -43,7 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of the fewest elements that the format allows, so that small tensors have several."""
     from tallstore.encoder import driver
 
-    monkeypatch.setattr(driver, "_CHUNK", 1024)
+    monkeypatch.setattr(driver, "CHUNK_ELEMENTS", 1024)
     return 1024
 
 

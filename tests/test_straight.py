@@ -373,27 +373,27 @@ def check_archives(options: dict[str, Any], kind: torch.dtype, tmp_path: Path, m
 def seen(monkeypatch: pytest.MonkeyPatch, tell: Callable[[bool], object]) -> None:
     """Tell of each row whether it went straight."""
 
-    real = encode_item._straight
+    real = encode_item.code_from_file
 
     def straight_or_not(*args: Any) -> Any:
         found = real(*args)
         tell(isinstance(found, encode_item.Outcome))
         return found
 
-    monkeypatch.setattr(encode_item, "_straight", straight_or_not)
+    monkeypatch.setattr(encode_item, "code_from_file", straight_or_not)
 
 
 def test_a_file_that_is_cut_off_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = zoo(tmp_path)
     from tallstore.encoder import driver
 
-    real = driver.Stream._statistics
+    real = driver.Stream.gather_statistics
 
     def cut(self: driver.Stream, engine: Any) -> None:
         real(self, engine)
         os.truncate(tasks["a"] / "model.safetensors", 1_000_000)
 
-    monkeypatch.setattr(driver.Stream, "_statistics", cut)
+    monkeypatch.setattr(driver.Stream, "gather_statistics", cut)
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors: cut off in tensor 'big'"):
         tallstore.pack(base, {"a": tasks["a"]}, tmp_path / "zoo.tall")
     assert not (tmp_path / "zoo.tall").exists()

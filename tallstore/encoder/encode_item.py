@@ -195,7 +195,7 @@ def _gather(checkpoint: Checkpoint, name: str, runs: Sequence[Item], place: str)
     return out
 
 
-def _apart(item: Item, tools: Tools) -> bool:
+def row_by_row(item: Item, tools: Tools) -> bool:
     """Whether rows are worked on one after the other, each from reading to coding, so that a row stays in the cache.
 
     They are where none depends on another, nor shares a kernel with it, nor ends early, which cuts the others' tiles.
@@ -212,7 +212,7 @@ def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], 
     runs = _sample(item, tools.base.tensors[item.name].numel, statistic.one_in)
     weight = (item.stop - item.start) / sum(run.stop - run.start for run in runs)
     rows = _few_rows(item, tools, statistic) if statistic.by_row and not item.start else []
-    if _apart(item, tools):
+    if row_by_row(item, tools):
         measured, size = _rows_measured(item, runs, tools, statistic, weight)
         return rows + measured, round(size * weight)
     measured, size = rows, 0
@@ -401,20 +401,20 @@ def _together(item: Item, base: Tensor, tools: Tools) -> Iterator[tuple[Read | O
     """Rows that are coded together, or what became of one. What is read is good until the next ones are."""
     if not item.users:
         return
-    if not _apart(item, tools):
+    if not row_by_row(item, tools):
         yield read(item, tools, base), item.users
         return
     largest = _largest(base)
     start = start_of(base, largest) if tools.origin is tools.base else None
     for user in item.users:
-        done = Fallback.OUT_OF_REACH if start is None else _straight(item, user, start, tools)
+        done = Fallback.OUT_OF_REACH if start is None else code_from_file(item, user, start, tools)
         if isinstance(done, Outcome):
             yield done, (user,)
         else:
             yield Read(base, (_gather(tools.tasks[user.task], user.name, [item], "row"),), largest), (user,)
 
 
-def _straight(item: Item, user: User, base: Start, tools: Tools) -> Outcome | Fallback | None:
+def code_from_file(item: Item, user: User, base: Start, tools: Tools) -> Outcome | Fallback | None:
     """What becomes of a row that needs nothing but its file and the base; None of one that needs more."""
     row = row_in_file(tools.tasks[user.task], user.name, base)
     if row is None or (user.task, item.name) in tools.forms or user.task in tools.exact:

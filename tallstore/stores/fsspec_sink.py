@@ -22,7 +22,7 @@ from tallstore.stores.local import FileSink
 from tallstore.stores.staging import WORK, Staging, translated
 from tallstore.stores.zip_directory import SUFFIX
 
-_BLOCK = 32 << 20
+UPLOAD_BLOCK = 32 << 20
 """Bytes of a piece of a multipart upload: 10,000 of them, the most there may be, are 335 GB."""
 _PIECE = 4 << 20
 _T = TypeVar("_T")
@@ -43,11 +43,11 @@ class Putter:
 
         def work() -> int:
             self._make_folder(path)
-            if size <= _BLOCK:
+            if size <= UPLOAD_BLOCK:
                 data = b"".join(map(bytes, pieces))
                 self._system.pipe_file(self._full(path), data)
                 return len(data)
-            file = self._system.open(self._full(path), "wb", block_size=_BLOCK, autocommit=False)
+            file = self._system.open(self._full(path), "wb", block_size=UPLOAD_BLOCK, autocommit=False)
             try:
                 written = sum(file.write(piece) for piece in pieces)
                 file.close()

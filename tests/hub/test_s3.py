@@ -108,7 +108,7 @@ folder = pathlib.Path(folder)
 options = {"key": "k", "secret": "s3cret", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
 system = s3fs.S3FileSystem(**options)
 system.call_s3("create_bucket", Bucket="out")
-fsspec_sink._BLOCK = 5 << 20
+fsspec_sink.UPLOAD_BLOCK = 5 << 20
 base = {"w": noise(1500, 2048, seed=1), "v": noise(300)}
 tasks = {"a": {name: near(tensor, 5) for name, tensor in base.items()}}
 system.put(str(write_folder(folder / "base", base)), "out/in/base", recursive=True)

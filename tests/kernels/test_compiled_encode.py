@@ -209,6 +209,6 @@ def test_archives(options: dict[str, Any], tmp_path: Path) -> None:
 def test_rows_read_alone_are_those_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = zoo(2)
     tallstore.pack(base, tasks, tmp_path / "alone.tall")
-    monkeypatch.setattr(encode_item, "_apart", lambda item, tools: False)
+    monkeypatch.setattr(encode_item, "row_by_row", lambda item, tools: False)
     tallstore.pack(base, tasks, tmp_path / "together.tall")
     assert (tmp_path / "alone.tall").read_bytes() == (tmp_path / "together.tall").read_bytes()

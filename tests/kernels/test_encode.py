@@ -49,7 +49,7 @@ def _few_programs() -> Iterator[None]:
     """The interpreter takes its time for each program: longer blocks, fewer of them."""
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available():
-            patch.setattr(encode, "_WARPS", 16)
+            patch.setattr(encode, "WARPS", 16)
         yield
 
 
@@ -160,13 +160,13 @@ def test_packing_gives_the_same_archive(
     options = {"recipe": way, **({} if codec is None else {"vector": codec})}
     tallstore.pack(base, tasks, tmp_path / "cpu", device="cpu", **options)
     used = []
-    lane = encoder_device._lane
+    lane = encoder_device.lane_of
 
     def seen(device: torch.device) -> Any:
         used.append(device)
         return lane(device)
 
-    monkeypatch.setattr(encoder_device, "_lane", seen)
+    monkeypatch.setattr(encoder_device, "lane_of", seen)
     monkeypatch.setattr(encoder_device, "has_kernels", lambda _: True)
     # The interpreter does one thing at a time.
     workers = 1 if device.type == "cpu" else None
