@@ -28,8 +28,8 @@ from tallstore.encoder.batches import (
     run,
     span,
 )
-from tallstore.encoder.encode_item import LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.encoder.engine import Engine
+from tallstore.encoder.items import LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter

@@ -16,7 +16,7 @@ import torch
 from support import Forks, State, bytes_of, leftovers, near, noise, write_folder
 
 import tallstore
-from tallstore.encoder import batches, driver, encode_item
+from tallstore.encoder import batches, driver, encode_item, items
 from tallstore.encoder import engine as engines
 from tallstore.errors import CheckpointError, InputError, OptionError, UnreachableError, WorkerError
 from tallstore.recipes import RECIPES
@@ -236,7 +236,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     done: list[tuple[str, int]] = []
     do = encode_item.do
 
-    def note(item: encode_item.Item, tools: encode_item.Tools) -> encode_item.Done:
+    def note(item: items.Item, tools: items.Tools) -> items.Done:
         done.append((item.name, item.start))
         return do(item, tools)
 
