@@ -32,7 +32,7 @@ _PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "--retries=0", "--time
 """Isolated: the build environment hides the environment that pip is installed in."""
 
 
-def _build_module(root: str) -> ModuleType:
+def build_module(root: str) -> ModuleType:
     """`tallstore.kernels.native.build`, without the package, whose dependencies are not there yet."""
     path = Path(root) / "tallstore" / "kernels" / "native" / "build.py"
     spec = importlib.util.spec_from_file_location("_tallstore_native_build", path)
@@ -66,7 +66,7 @@ class NativeKernels(BuildHookInterface):
         if os.environ.get("TALLSTORE_BUILD") == "0":
             return []
         demanded = "TALLSTORE_BUILD_TARGET" in os.environ or os.environ.get("TALLSTORE_BUILD") == "1"
-        build = _build_module(self.root)
+        build = build_module(self.root)
         if build.find_compiler() is not None and "TALLSTORE_BUILD_TARGET" not in os.environ:
             return []
         if platform.machine() not in _ZIG_MACHINES.split():
@@ -80,7 +80,7 @@ class NativeKernels(BuildHookInterface):
         """Build, and put the library into the wheel. An editable install finds it in the checkout."""
         if self.target_name != "wheel" or os.environ.get("TALLSTORE_BUILD") == "0":
             return
-        build = _build_module(self.root)
+        build = build_module(self.root)
         target = os.environ.get("TALLSTORE_BUILD_TARGET")
         try:
             made = build.build(target=target)

@@ -28,8 +28,8 @@ def tests(session: nox.Session) -> None:
     check(session, "test")
 
 
-for name in ("lint", "types", "docs", "bench", "versions"):
+for name in ("lint", "types", "thorough", "coverage", "docs", "bench", "ratios", "versions"):
 
     @nox.session(name=name)
     def _(session: nox.Session) -> None:
-        check(session, "test")
+        check(session, "test,dev")

@@ -23,7 +23,7 @@ _LEAST = 1 << 22
 """Bytes from which on a block is one of the system's own, with huge pages; smaller ones are numpy's."""
 _HUGE = 1 << 21
 """Bytes that blocks are multiples of."""
-_MOST = 1 << 31
+MOST_KEPT = 1 << 31
 """Bytes that are kept at hand at most."""
 _IS_THERE = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 
@@ -84,7 +84,7 @@ def _over(block: mmap.mmap, size: int) -> Bytes:
 
 
 def _give_up(block: mmap.mmap) -> None:
-    if sum(map(len, tuple(_given_up))) + len(block) > _MOST:
+    if sum(map(len, tuple(_given_up))) + len(block) > MOST_KEPT:
         return
     with contextlib.suppress(OSError):
         block.madvise(mmap.MADV_FREE)

@@ -43,7 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of the fewest elements that the format allows, so that small tensors have several."""
     from tallstore.encoder import driver
 
-    monkeypatch.setattr(driver, "_CHUNK", 1024)
+    monkeypatch.setattr(driver, "CHUNK_ELEMENTS", 1024)
     return 1024
 
 
@@ -68,4 +68,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A C compiler for builds of the native library that are looked at, not waited for."""
-    return quick_compiler(tmp_path_factory.mktemp("compiler"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiler"  # one for all workers
+    folder.mkdir(exist_ok=True)
+    return quick_compiler(folder)

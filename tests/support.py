@@ -30,12 +30,12 @@ State = dict[str, Tensor]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def examples(n: int) -> int:
+def examples(n: int, least: int = 20) -> int:
     """How many examples hypothesis makes of the n that a test is worth: a third, and all where TALLSTORE_THOROUGH is set.
 
-    Each run makes others, so what runs every day sees as many before long.
+    Each run makes others, so what runs every day sees as many before long. `least`: where each takes long, fewer than 20.
     """
-    return n if os.environ.get("TALLSTORE_THOROUGH") else max(-(-n // 3), min(n, 20))
+    return n if os.environ.get("TALLSTORE_THOROUGH") else max(-(-n // 3), min(n, least))
 
 
 def noise(*shape: int, size: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -298,6 +298,13 @@ class Forks:
         return self.process.stdout.readline()
 
 
+def stopped(forks: Forks, seconds: float, number: int, *job: str) -> int:
+    """Start a job, send it a signal after so long, and wait for its end."""
+    code, text = forks.run(*job, stop=(seconds, number))
+    assert code in {0, -number, 130}, text
+    return code
+
+
 FORKS = """
 import json, os, signal, sys, time, traceback
 import torch
@@ -360,9 +367,10 @@ def quick_compiler(folder: Path) -> str:
     compiler = build.find_compiler()
     if compiler is None:
         pytest.skip("no C compiler here")
-    path = folder / "cc"
-    path.write_text(COMPILER.format(compiler=shlex.join(compiler), cache=folder, sources=build.SOURCES))
-    path.chmod(0o755)
+    path, own = folder / "cc", folder / f"cc-{os.getpid()}"
+    own.write_text(COMPILER.format(compiler=shlex.join(compiler), cache=folder, sources=build.SOURCES))
+    own.chmod(0o755)
+    own.replace(path)  # several workers may make it at once
     return str(path)
 
 

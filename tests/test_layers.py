@@ -69,6 +69,7 @@ MAY_IMPORT = {
     "engines": {"archive", "checkpoints", "errors", "format", "hub", "stores", "tensors"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
     "demo": {"encoder", "errors", "packing", "tensors", "zoo"},
+    "testing": {"checkpoints", "codecs", "concurrency", "errors", "format", "kernels", "stores", "tensors"},
     "cli": {
         *("archive", "checkpoints", "demo", "encoder", "errors", "format", "editing", "kernels", "report", "stores"),
         *("engines", "humanize"),

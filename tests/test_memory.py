@@ -65,7 +65,7 @@ def test_what_fits_nothing_goes_before_more_is_made() -> None:
 
 
 def test_no_more_is_kept_at_hand_than_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_MOST", 12 * MIB)
+    monkeypatch.setattr(memory, "MOST_KEPT", 12 * MIB)
     found = blocks([8 * MIB] * 3)
     del found
     assert [len(block) for block in memory._given_up] == [8 * MIB]
@@ -132,7 +132,7 @@ def test_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert sum(map(len, memory._given_up)) <= memory._MOST
+    assert sum(map(len, memory._given_up)) <= memory.MOST_KEPT
 
 
 def test_a_tensor_that_is_kept_outlives_the_load_that_it_is_of(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_sizes_around_the_ends_of_chunks_and_bytes(
 @pytest.mark.parametrize("tile", [512, 1 << 15])
 def test_tensors_of_several_tiles_and_chunks(tile: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk, "TILE", tile)
-    monkeypatch.setattr(driver, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(driver, "CHUNK_ELEMENTS", 1 << 16)
     base = {"w": noise(130, 1031, seed=1)}
     tasks = {t: {"w": near(base["w"], seed)} for seed, t in enumerate("abc", 5)}
     with packed(base, tasks, tmp_path / "zoo.tall", recipe="fit", vector="f32") as zoo:

@@ -31,7 +31,7 @@ MANIFEST_MOST = 1 << 20
 _V = TypeVar("_V")
 
 
-class _Recent(Generic[_V]):
+class RecentlyUsed(Generic[_V]):
     """A few values by key: those last asked for. Safe to use from several threads."""
 
     def __init__(self, most: int) -> None:
@@ -65,11 +65,11 @@ class _Chunks:
             self.held.add(chunk)
 
 
-MANIFESTS = _Recent[Manifest](_MANIFESTS)
+MANIFESTS = RecentlyUsed[Manifest](_MANIFESTS)
 """By sha256 of their bytes."""
-HEADERS = _Recent[PartHeader](_FILES)
+HEADERS = RecentlyUsed[PartHeader](_FILES)
 """By sha256 of the header's bytes, and size of the part."""
-_FILES_CHUNKS = _Recent[_Chunks](_FILES)
+_FILES_CHUNKS = RecentlyUsed[_Chunks](_FILES)
 """By a file's state (`Store.state`) and the part's path."""
 
 

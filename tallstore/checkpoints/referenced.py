@@ -18,7 +18,8 @@ from tallstore.checkpoints.hash_cache import HashCache
 from tallstore.checkpoints.hub import download
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
-from tallstore.stores.hub import DERIVED_CACHE, named_right, remove
+from tallstore.stores.hub import named_right, remove
+from tallstore.stores.hub_repo import DERIVED_CACHE
 from tallstore.tensors import as_bytes
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)

@@ -19,7 +19,9 @@ import torch
 
 from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint
-from tallstore.encoder.encode_item import Done, Identity, Item, Outcome, Tools, WholePiece, do, identify, keep, measure
+from tallstore.encoder.encode_item import do, identify, keep
+from tallstore.encoder.items import Done, Identity, Item, Outcome, Tools, WholePiece
+from tallstore.encoder.measure_item import measure
 from tallstore.encoder.plan import EncodePlan
 from tallstore.encoder.reasons import Why
 from tallstore.encoder.result_files import Place, ResultFile, Span, read_result

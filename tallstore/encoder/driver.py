@@ -28,8 +28,8 @@ from tallstore.encoder.batches import (
     run,
     span,
 )
-from tallstore.encoder.encode_item import LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.encoder.engine import Engine
+from tallstore.encoder.items import LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
@@ -45,7 +45,8 @@ from tallstore.format.part import Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.recipes.base import Recipe, ZooFacts
 
-_CHUNK = 1 << 20
+CHUNK_ELEMENTS = 1 << 20
+"""Elements of a chunk; fewer where many tasks would not fit into memory."""
 _MEMORY = 1 << 29
 """Bytes that the items in work may take together, roughly."""
 _BYTES_AN_ELEMENT = 16
@@ -66,7 +67,7 @@ class GroupSlot:
 
 def chunk_elements(n_tasks: int) -> int:
     """Elements a chunk: large enough to code well, small enough that a chunk of every task fits in memory."""
-    chunk = _CHUNK
+    chunk = CHUNK_ELEMENTS
     while chunk > 1 << 16 and 2 * chunk * n_tasks * _BYTES_AN_ELEMENT > 2 * _MEMORY:
         chunk //= 2
     return chunk
@@ -142,7 +143,7 @@ class Stream:
     def run(self, writers: Writers, engine: Engine) -> None:
         """Gather the recipe's statistics, then code every tensor."""
         self.recipe.prepare(self._facts())
-        self._statistics(engine)
+        self.gather_statistics(engine)
         self._done = 0
         done = self._results(engine, "coded", cut(self.base, self.plan, self.chunk))
         for name in self.base.tensors:
@@ -173,7 +174,7 @@ class Stream:
     def _warning(self, index: int) -> str:
         return "" if self.cheaper[index].all else self.recipe.warning(index)
 
-    def _statistics(self, engine: Engine) -> None:
+    def gather_statistics(self, engine: Engine) -> None:
         tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.base.tensors]
         for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
             self._done = 0

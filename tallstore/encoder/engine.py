@@ -32,7 +32,7 @@ DASK = "dask"
 NAMES = ("threads", "processes", DASK)
 _DEATHS = 3
 """How often in a row workers may die before the work is given up."""
-_PATIENCE = 30
+PATIENCE = 30
 """Seconds that a scheduler is waited for."""
 _AHEAD = 3
 """Batches for each worker that are given out at a time."""
@@ -206,10 +206,10 @@ class Processes(Given):
     advice = f"""{Engine.advice}; a script's own call of pack belongs under `if __name__ == "__main__":`"""
 
     def __init__(self, workers: int) -> None:
-        super().__init__(self._make(workers), workers)
+        super().__init__(self.make_executor(workers), workers)
 
     @staticmethod
-    def _make(workers: int) -> Executor:
+    def make_executor(workers: int) -> Executor:
         # Not forked: a process that has threads, torch's and ours, must not be.
         kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         how = multiprocessing.get_context(kind)
@@ -220,7 +220,7 @@ class Processes(Given):
 
     def restart(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
-        self._executor = self._make(self.workers)
+        self._executor = self.make_executor(self.workers)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -241,8 +241,8 @@ class Dask(Given):
                 silence_logs=logging.CRITICAL,
             )
         try:
-            self._client = dask.Client(address or self._cluster, timeout=_PATIENCE)
-            self._client.wait_for_workers(1, timeout=_PATIENCE)
+            self._client = dask.Client(address or self._cluster, timeout=PATIENCE)
+            self._client.wait_for_workers(1, timeout=PATIENCE)
         except (OSError, TimeoutError) as error:
             raise UnreachableError(
                 f"engine dask: no scheduler with workers answers at {address}: start it, or give another"

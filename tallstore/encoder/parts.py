@@ -24,11 +24,11 @@ from tallstore.stores.staging import translated
 
 MOST = 5 * 10**9
 """Bytes that a part has at most, unless one tensor alone has more: what the Hub likes files to have."""
-_BLOCK = 1 << 21
+IO_BLOCK = 1 << 21
 """Bytes that are read, and written, at a time."""
 _AHEAD = 2
 """Blocks that are made ahead, at each of two stages."""
-_ROOM = 8 * _BLOCK
+LARGEST_BLOCK = 8 * IO_BLOCK
 """Bytes that a block may have: it ends with a chunk."""
 _HEADER = 1024
 """Bytes of a part's header that are no tensor's."""
@@ -169,8 +169,8 @@ def write_parts(sink: Sink, writers: Sequence[tuple[PartWriter, Sequence[str] | 
     """
     records: list[dict[str, PartRecord]] = [{} for _ in writers]
     # By turns: one is being written, the others are hashed, or read, or wait.
-    rooms = cycle([scratch(f"block {n}", _ROOM, np.uint8).data for n in range(1 + 2 * _AHEAD)])
-    ahead = sum(writer.coded_bytes for writer, _ in writers) > _BLOCK
+    rooms = cycle([scratch(f"block {n}", LARGEST_BLOCK, np.uint8).data for n in range(1 + 2 * _AHEAD)])
+    ahead = sum(writer.coded_bytes for writer, _ in writers) > IO_BLOCK
 
     def blocks() -> Generator[tuple[int, _Part, memoryview], None, None]:
         for number, (writer, order) in enumerate(writers):
@@ -196,7 +196,7 @@ def _blocks(pieces: _Pieces, rooms: Iterator[memoryview]) -> Iterator[memoryview
     for piece in pieces:
         held.append(piece)
         size += piece[0]
-        if size >= _BLOCK:
+        if size >= IO_BLOCK:
             yield _joined(held, _room(next(rooms), size))
             held, size = [], 0
     yield _joined(held, _room(next(rooms), size))

@@ -27,7 +27,7 @@ _MAGIC = b"tallwork"
 _TAIL = struct.Struct("<QQ16s16s16s8s")
 """Bytes of the coded data and of the facts, their XXH3-128 sums, the job, and the magic."""
 _PIECE = 1 << 20
-_FILES = 64
+MOST_OPEN = 64
 """Files that are open at a time, at most."""
 
 
@@ -63,12 +63,12 @@ class Taker:
     def _file(self, path: Path) -> FileIO:
         handle = self._open.get(path)
         if handle is None:
-            if len(self._open) == _FILES:
+            if len(self._open) == MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            handle = self._open[path] = self._opened(path)
+            handle = self._open[path] = self.open_file(path)
         return handle
 
-    def _opened(self, path: Path) -> FileIO:
+    def open_file(self, path: Path) -> FileIO:
         if not self._keep:
             with contextlib.suppress(PermissionError):  # another one's file, perhaps: its room stays then
                 return path.open("r+b", buffering=0)

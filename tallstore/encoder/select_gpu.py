@@ -70,7 +70,7 @@ def choose(
 
     n = len(base)
     pieces = _pieces(n, rows, recipe, tensor)
-    lane = _lane(device)
+    lane = lane_of(device)
     with lane.computing():
         sources = [base, *(row.weights for row in rows)]
         there = lane.room(sources)
@@ -244,7 +244,7 @@ class _Lanes(threading.local):
 _LANES = _Lanes()
 
 
-def _lane(device: torch.device) -> _Lane:
+def lane_of(device: torch.device) -> _Lane:
     if device not in _LANES.by_device:
         _LANES.by_device[device] = _Pinned(device) if device.type == "cuda" else _Here()
     return _LANES.by_device[device]

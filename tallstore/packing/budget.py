@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tallstore.encoder.assembly import UNMOVED, TensorCost
-from tallstore.encoder.encode_item import LOSSLESS
+from tallstore.encoder.items import LOSSLESS
 
 Key = tuple[int, str]
 

@@ -25,7 +25,7 @@ from tallstore.recipes.sorting_network import sort_rows
 
 __all__ = ["best_magnitude", "best_vector", "reference", "reference_magnitude"]
 
-_CPU_BLOCK = 1 << 15
+CPU_BLOCK = 1 << 15
 """Columns worked on at a time on a CPU: rows stay in the cache, and torch runs an operation on so few elements in the
 calling thread, as it should where each thread has a tile of its own. Elsewhere a tile is one block."""
 
@@ -79,7 +79,7 @@ def best_magnitude(magnitude: Tensor) -> Tensor:
 def _blocks(tau: Tensor, out: Tensor) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """For each run of columns: its part of `out`, a copy of its T rows, and scratch rows. The memory is reused."""
     n_tasks, n = tau.shape
-    width = min(n, _CPU_BLOCK) if tau.device.type == "cpu" else n
+    width = min(n, CPU_BLOCK) if tau.device.type == "cpu" else n
     memory = tau.new_empty((n_tasks + _SCRATCH, width))
     for start in range(0, n, max(width, 1)):
         block = out[start : start + width]

@@ -12,8 +12,9 @@ from tallstore.errors import OptionError, UnreachableError
 from tallstore.stores.base import Sink, Store
 from tallstore.stores.fsspec_files import SystemFiles
 from tallstore.stores.fsspec_sink import check_far_target, open_far_sink
-from tallstore.stores.hub import HubFile, HubFiles, HubFileStore, HubStore, Repo
+from tallstore.stores.hub import HubFileStore, HubStore
 from tallstore.stores.hub_client import OFFLINE, Access, parse_file, parse_id
+from tallstore.stores.hub_repo import HubFile, HubFiles, Repo
 from tallstore.stores.local import check_local_target, open_local_sink, open_store
 from tallstore.stores.remote import FarFile, FarFolder, Files
 from tallstore.stores.web import WebFiles

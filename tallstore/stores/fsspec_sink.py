@@ -22,7 +22,7 @@ from tallstore.stores.local import FileSink
 from tallstore.stores.staging import WORK, Staging, translated
 from tallstore.stores.zip_directory import SUFFIX
 
-_BLOCK = 32 << 20
+UPLOAD_BLOCK = 32 << 20
 """Bytes of a piece of a multipart upload: 10,000 of them, the most there may be, are 335 GB."""
 _PIECE = 4 << 20
 _T = TypeVar("_T")
@@ -38,13 +38,16 @@ class Putter:
     def put(self, path: str, pieces: Iterable[bytes | memoryview], size: int) -> int:
         """Write an object of that size, which shows when it is whole. How many bytes there were."""
 
+        failed: list[Exception] = []
+        pieces = _noted(pieces, failed)
+
         def work() -> int:
             self._make_folder(path)
-            if size <= _BLOCK:
+            if size <= UPLOAD_BLOCK:
                 data = b"".join(map(bytes, pieces))
                 self._system.pipe_file(self._full(path), data)
                 return len(data)
-            file = self._system.open(self._full(path), "wb", block_size=_BLOCK, autocommit=False)
+            file = self._system.open(self._full(path), "wb", block_size=UPLOAD_BLOCK, autocommit=False)
             try:
                 written = sum(file.write(piece) for piece in pieces)
                 file.close()
@@ -55,7 +58,12 @@ class Putter:
                 raise
             return int(written)
 
-        return self._try(work)
+        try:
+            return self._try(work)
+        except TallstoreError:
+            if failed:  # it was not the writing that failed
+                raise failed[0] from None
+            raise
 
     def sizes(self, path: str = "") -> dict[str, int]:
         """Bytes of every object below a path."""
@@ -107,6 +115,15 @@ class Putter:
             raise
         except Exception as error:  # each file system has errors of its own
             raise OutputError(f"{self.url}: cannot be written ({type(error).__name__}); try again later") from None
+
+
+def _noted(pieces: Iterable[bytes | memoryview], failed: list[Exception]) -> Iterator[bytes | memoryview]:
+    """The same; an error of whoever makes them is noted, to be told from one of writing them."""
+    try:
+        yield from pieces
+    except Exception as error:
+        failed.append(error)
+        raise
 
 
 class FarFolderSink(Sink):

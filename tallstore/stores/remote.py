@@ -21,7 +21,7 @@ TIMEOUT = 30.0
 """Seconds that a request may be silent."""
 _WORKERS = 8
 _TRIES = 5
-_WAIT = 0.25
+FIRST_WAIT = 0.25
 """Seconds before the second try; each further one waits twice as long."""
 _DIRECTORY = 64 << 20
 """Most bytes of a zip's directory that are read in one piece."""
@@ -69,7 +69,7 @@ def with_retries(what: str, work: Callable[[], _T], tries: int = _TRIES) -> _T:
         except TransientError as error:
             why = str(error)
         if number + 1 < tries:
-            time.sleep(_WAIT * 2**number)
+            time.sleep(FIRST_WAIT * 2**number)
     raise UnreachableError(f"{what}: no answer that can be used, {tries} times ({why}); try again later")
 
 
@@ -163,6 +163,8 @@ class FarFolder(Store):
                 f"{self._where(path)}: {total} bytes, and the manifest says {self._records[path].size}: fetch it again"
             )
         if len(data) != stop - start:
+            if (size := self._files.size(path)) < stop:
+                raise DamagedError(f"{self._where(path)}: ends at byte {size}, and {stop} are needed: cut off")
             raise TransientError(f"{len(data)} bytes came instead of {stop - start}")
         return data
 

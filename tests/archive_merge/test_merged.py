@@ -112,7 +112,7 @@ def test_threads_and_chunks_change_nothing(
     base, tasks = tiny_zoo(4)
     found = []
     for n, chunk in enumerate((1 << 20, 1024) if recipe == "tall" else (1024,)):
-        monkeypatch.setattr("tallstore.encoder.driver._CHUNK", chunk)
+        monkeypatch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", chunk)
         tallstore.pack(base, tasks, tmp_path / f"{n}", recipe=recipe, vector=None if recipe == "solo" else "f32")
         for threads in (1, 3):
             with tallstore.open(tmp_path / f"{n}", threads=threads) as zoo:

@@ -30,6 +30,7 @@ RUNS = {
     "exactness": "{zoo}",
     "lossless": "{zoo}/base mr={zoo}/mr --no-peers",
     "pack_memory": "{out} --tasks 1 --layers 1 --scale 0.02 --delete",
+    "regress": "--rounds 1 --size 64 --most 1e9",
     "large": "{out} --gigabytes 0.01 --tasks 1 --workers 1",
 }
 """Script → its arguments at a tiny size."""

@@ -179,7 +179,7 @@ class Comparison:
 @pytest.fixture(scope="module")
 def compare(plain_process: WithoutCompiled, server: Hub) -> Iterator[Comparison]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.stores.remote._WAIT", 0.002)
+        patch.setattr("tallstore.stores.remote.FIRST_WAIT", 0.002)
         comparison = Comparison(plain_process, server)
         yield comparison
     print(f"\n{comparison.archives} archives, {comparison.tensors} tensors compared", file=sys.stderr)
@@ -208,7 +208,7 @@ def test_conformance_vectors(name: str, compare: Comparison) -> None:
 @pytest.mark.parametrize("options", [{"recipe": "emr", "mask": "bits"}, {"bits": 3.0}], ids=str)
 def test_a_tensor_that_threads_share(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More elements than a thread writes at a time, in chunks of a scale or table of their own."""
-    monkeypatch.setattr("tallstore.encoder.driver._CHUNK", 1 << 18)
+    monkeypatch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", 1 << 18)
     base = {"w": noise(1100, 1000, seed=1)}
     base["w"] *= torch.linspace(0.1, 2, 1100)[:, None]
     tasks = {f"t{seed}": {"w": near(base["w"], seed, 0.01 * seed)} for seed in (2, 3)}

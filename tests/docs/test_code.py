@@ -29,7 +29,7 @@ NOT_RUN = {
         "On the Hub": "needs the Hub; tests/hub does the same against one on this machine",
     },
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},
-    "docs/pages/tutorials/large.md": {"A cluster": "needs a scheduler; tests/test_engine.py has one"},
+    "docs/pages/tutorials/large.md": {"A cluster": "needs a scheduler; tests/encoder/test_engine.py has one"},
     "docs/pages/examples.md": dict.fromkeys(
         ("A service that answers for many tasks in one batch", "A callback that adds a finished fine-tune to a zoo"),
         "files, which test_examples.py runs",

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import Forks, bytes_of, near, noise
-from test_interrupt import stopped
+from support import Forks, bytes_of, near, noise, stopped
 
 import tallstore
 from tallstore.errors import OutputError

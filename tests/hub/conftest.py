@@ -19,7 +19,7 @@ TOKEN = "hf_goodgoodgood"
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries, with shorter waits between them."""
-    monkeypatch.setattr(remote, "_WAIT", 0.002)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.002)
 
 
 @pytest.fixture(scope="session")

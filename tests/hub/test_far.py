@@ -405,7 +405,7 @@ def test_short_answers_are_tried_again_and_then_refused(monkeypatch: pytest.Monk
 
 def test_tries_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(remote, "_WAIT", 1.0)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 1.0)
     monkeypatch.setattr(remote.time, "sleep", slept.append)
 
     def work() -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from support import bytes_of, child_env, slots, tiny_zoo
+from support import Forks, bytes_of, child_env, slots, tiny_zoo
 
 import tallstore
 
@@ -29,10 +29,10 @@ server.stop()
 """
 
 READ = """
-import json, pathlib, sys
+import json, pathlib
 import s3fs, tallstore
 from support import assert_same
-endpoint, folder = sys.argv[1:]
+endpoint, folder = args
 options = {"key": "k", "secret": "s3cret", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
 system = s3fs.S3FileSystem(**options)
 system.call_s3("create_bucket", Bucket="zoos")
@@ -60,6 +60,9 @@ print(json.dumps([ranges, said]))
 """
 
 
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -70,16 +73,12 @@ def server() -> Iterator[str]:
         process.stdin.close()
 
 
-def test_a_task_is_read_from_a_bucket_by_exact_ranges(server: str, tmp_path: Path) -> None:
+def test_a_task_is_read_from_a_bucket_by_exact_ranges(server: str, tmp_path: Path, forks: Forks) -> None:
     base, tasks = tiny_zoo(3)
     tallstore.pack(base, tasks, tmp_path / "zoo")
-    env = child_env({"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_EC2_METADATA_DISABLED": "true"})
-    done = subprocess.run(
-        [sys.executable, "-c", READ, server, str(tmp_path / "zoo")],
-        env=env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    asked, said = json.loads(done.stdout.splitlines()[-1])
+    code, out = forks.run(READ, server, str(tmp_path / "zoo"), env=ENVIRONMENT)
+    assert code == 0, out
+    asked, said = json.loads(out.splitlines()[-1])
     files = bytes_of(tmp_path / "zoo")
     found: dict[str, list[tuple[int, int]]] = {}
     for place, asked_range in asked:
@@ -95,20 +94,21 @@ def test_a_task_is_read_from_a_bucket_by_exact_ranges(server: str, tmp_path: Pat
             assert {at for start, stop in read for at in range(start, stop)} <= allowed
             assert read[0] == (0, begin)
     assert [line.split(":")[0] for line in said] == ["NotAnArchiveError"] * 2
-    assert "s3cret" not in done.stdout + done.stderr
+    assert "s3cret" not in out
 
 
 WRITE = """
-import json, pathlib, sys
+import json, pathlib, tempfile
 import s3fs, tallstore, torch
 from support import assert_same, bytes_of, near, noise, read_all, write_folder
 from tallstore.stores import fsspec_sink
-endpoint, folder = sys.argv[1:]
+endpoint, folder = args
 folder = pathlib.Path(folder)
+tempfile.tempdir = str(folder)
 options = {"key": "k", "secret": "s3cret", "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
 system = s3fs.S3FileSystem(**options)
 system.call_s3("create_bucket", Bucket="out")
-fsspec_sink._BLOCK = 5 << 20
+fsspec_sink.UPLOAD_BLOCK = 5 << 20
 base = {"w": noise(1500, 2048, seed=1), "v": noise(300)}
 tasks = {"a": {name: near(tensor, 5) for name, tensor in base.items()}}
 system.put(str(write_folder(folder / "base", base)), "out/in/base", recursive=True)
@@ -153,14 +153,10 @@ print(json.dumps([done, said, left, len(uploads)]))
 """
 
 
-def test_an_archive_is_put_in_a_bucket(server: str, tmp_path: Path) -> None:
-    env = child_env({"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_EC2_METADATA_DISABLED": "true"})
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE, server, str(tmp_path)],
-        env=env | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    calls, said, left, uploads = json.loads(done.stdout.splitlines()[-1])
+def test_an_archive_is_put_in_a_bucket(server: str, tmp_path: Path, forks: Forks) -> None:
+    code, out = forks.run(WRITE, server, str(tmp_path), env=ENVIRONMENT)
+    assert code == 0, out
+    calls, said, left, uploads = json.loads(out.splitlines()[-1])
     made = [(call, path.split("zoo/")[-1].partition("?")[0]) for call, path in calls]
     assert [path for call, path in made if call == "CreateMultipartUpload"] == ["base/base.safetensors"]
     assert len([path for call, path in made if call == "UploadPart"]) == 2, "12 MB, put whenever there are 5 or more"
@@ -172,4 +168,4 @@ def test_an_archive_is_put_in_a_bucket(server: str, tmp_path: Path) -> None:
     assert left == [], "nothing that opens, nor anything else of a new one"
     assert uploads == 0, "pieces that were put are given up too"
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name or path.name.startswith("tallstore-")]
-    assert "s3cret" not in done.stdout + done.stderr
+    assert "s3cret" not in out

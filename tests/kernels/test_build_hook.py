@@ -39,9 +39,9 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    build = module._build_module(str(ROOT))
+    build = module.build_module(str(ROOT))
     monkeypatch.setattr(build, "zig", lambda: None)  # the environment of these tests may have it
-    monkeypatch.setattr(module, "_build_module", lambda root: build)
+    monkeypatch.setattr(module, "build_module", lambda root: build)
     return module
 
 

@@ -74,7 +74,7 @@ def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     base = base_state()
     target = tmp_path_factory.mktemp("spec") / "zoo.tall"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.encoder.driver._CHUNK", 1024)
+        patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", 1024)
         tasks = {f"task-{seed}": task_state(base, seed) for seed in (1, 2, 3)}
         tallstore.pack(base, tasks, target, **PACKINGS[request.param])
     return Packed(target, base)

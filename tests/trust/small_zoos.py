@@ -47,7 +47,7 @@ def small_zoo() -> tuple[State, dict[str, State]]:
 @contextmanager
 def small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.encoder.driver._CHUNK", 1024)
+        patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", 1024)
         yield
 
 

@@ -22,7 +22,7 @@ from tallstore.kernels.rules import MOST_TASKS, Rule
 
 __all__ = ["MOST_TASKS", "encode", "packed_stride"]
 
-_WARPS = 4
+WARPS = 4
 _REGISTERS = 80
 """What the values of all tasks may take of a thread's 255."""
 
@@ -67,7 +67,7 @@ def encode(
     else:
         masks = packed.view(torch.int16) if rule.signed else packed
         stride = masks.stride(0)
-    block = _WARPS * 32 * _elements_a_thread(n_tasks, max(row.element_size() for row in rows), made)
+    block = WARPS * 32 * _elements_a_thread(n_tasks, max(row.element_size() for row in rows), made)
     with on_device(base):
         _encode_kernel[(triton.cdiv(n, block),)](
             as_elements(base),
@@ -92,7 +92,7 @@ def encode(
             FACTORS=tuple(1 / math.sqrt(k) for k in range(1, n_tasks + 1)),
             W=WIDE[kind],
             BLOCK=block,
-            num_warps=_WARPS,
+            num_warps=WARPS,
             enable_fp_fusion=False,
         )
 

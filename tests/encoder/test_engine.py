@@ -16,7 +16,7 @@ import torch
 from support import Forks, State, bytes_of, leftovers, near, noise, write_folder
 
 import tallstore
-from tallstore.encoder import batches, driver, encode_item
+from tallstore.encoder import batches, driver, encode_item, items
 from tallstore.encoder import engine as engines
 from tallstore.errors import CheckpointError, InputError, OptionError, UnreachableError, WorkerError
 from tallstore.recipes import RECIPES
@@ -44,7 +44,7 @@ def zoo() -> tuple[State, dict[str, State]]:
 
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_CHUNK", CHUNK)
+    monkeypatch.setattr(driver, "CHUNK_ELEMENTS", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def whole(sources: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPath
     """What one thread makes of it."""
     path = tmp_path_factory.mktemp("whole") / "zoo.tall"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_CHUNK", CHUNK)
+        patch.setattr(driver, "CHUNK_ELEMENTS", CHUNK)
         tallstore.pack(*sources, path, workers=1)
     return path.read_bytes()
 
@@ -117,13 +117,13 @@ def test_processes_that_are_killed_change_no_byte(
     sources: tuple[str, dict[str, str]], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    make = engines.Processes._make
+    make = engines.Processes.make_executor
 
     def note(workers: int) -> Executor:
         made.append(make(workers))
         return made[-1]
 
-    monkeypatch.setattr(engines.Processes, "_make", staticmethod(note))
+    monkeypatch.setattr(engines.Processes, "make_executor", staticmethod(note))
     monkeypatch.setattr(driver, "run", dies_once)
     tallstore.pack(*sources, tmp_path / "zoo.tall", engine="processes", workers=2)
     assert len(made) == 2, "a new pool took the broken one's place"
@@ -202,7 +202,7 @@ def test_a_worker_that_cannot_see_the_input(
 
 
 def test_no_scheduler(sources: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_PATIENCE", 0.2)
+    monkeypatch.setattr(engines, "PATIENCE", 0.2)
     with pytest.raises(UnreachableError, match=r"no scheduler with workers answers at tcp://127\.0\.0\.1:9"):
         tallstore.pack(*sources, tmp_path / "zoo.tall", engine="dask:tcp://127.0.0.1:9")
 
@@ -213,7 +213,7 @@ PACK = """
 import os, signal, tallstore
 from tallstore.encoder import driver, result_files
 from tallstore.stores import local
-driver._CHUNK = args[3]
+driver.CHUNK_ELEMENTS = args[3]
 moment, left = args[4:]
 owner, name = {"results": (result_files.ResultFile, "end"), "parts": (local.FileSink, "put")}[moment]
 method = getattr(owner, name)
@@ -236,7 +236,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     done: list[tuple[str, int]] = []
     do = encode_item.do
 
-    def note(item: encode_item.Item, tools: encode_item.Tools) -> encode_item.Done:
+    def note(item: items.Item, tools: items.Tools) -> items.Done:
         done.append((item.name, item.start))
         return do(item, tools)
 

@@ -59,7 +59,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "exact": {"exact": "all"},
     }[request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.encoder.driver._CHUNK", CHUNK)
+        patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", CHUNK)
         tallstore.pack(base, {"t": task, "u": task}, path, **options)
     with tallstore.open(path, base=base if request.param == "reference" else None) as found:
         yield found, found.state_dict("t", exact=request.param == "exact")
@@ -192,7 +192,7 @@ def test_what_is_no_index_says_so_as_torch_does(opened: tuple[Zoo, State]) -> No
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Zoo, RecordingStore]]:
-    monkeypatch.setattr("tallstore.encoder.driver._CHUNK", CHUNK)
+    monkeypatch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", CHUNK)
     base = {"w": noise(64, 256, seed=1), "v": noise(64, 256, seed=2)}
     tallstore.pack(base, {t: {n: near(w, i) for n, w in base.items()} for i, t in enumerate("ab", 5)}, tmp_path / "zoo")
     store = RecordingStore(open_store(tmp_path / "zoo"))

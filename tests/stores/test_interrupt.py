@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import Forks, State, bytes_of, near, noise
+from support import Forks, State, bytes_of, near, noise, stopped
 
 import tallstore
 
@@ -30,13 +30,6 @@ def zoo() -> tuple[State, dict[str, State]]:
     """Large enough to be caught at work."""
     base = {f"layer{i}": noise(50, 500, seed=i) for i in range(4)}
     return base, {task: {name: near(w, seed) for name, w in base.items()} for seed, task in ((21, "a"), (22, "b"))}
-
-
-def stopped(forks: Forks, seconds: float, number: int, *job: str) -> int:
-    """Start a job, send it a signal after so long, and wait for its end."""
-    code, text = forks.run(*job, stop=(seconds, number))
-    assert code in {0, -number, 130}, text
-    return code
 
 
 def duration(forks: Forks, *job: str) -> float:

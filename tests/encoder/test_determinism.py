@@ -33,7 +33,7 @@ def test_the_number_of_threads_changes_no_byte(
 ) -> None:
     from tallstore.encoder import driver
 
-    monkeypatch.setattr(driver, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(driver, "CHUNK_ELEMENTS", 1 << 16)
     base, tasks = large_zoo()
     written = []
     for count in (1, 3):

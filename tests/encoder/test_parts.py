@@ -23,7 +23,7 @@ from tallstore.stores.staging import give_back
 def test_blocks_make_no_difference(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = tiny_zoo(2)
     tallstore.pack(base, tasks, tmp_path / "plain.tall")
-    monkeypatch.setattr(parts, "_BLOCK", block)
+    monkeypatch.setattr(parts, "IO_BLOCK", block)
     tallstore.pack(base, tasks, tmp_path / "blocks.tall")
     assert (tmp_path / "blocks.tall").read_bytes() == (tmp_path / "plain.tall").read_bytes()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tallstore-part")]
@@ -43,7 +43,7 @@ def test_damage_that_the_reading_thread_finds_ends_the_packing(tmp_path: Path, m
         file._path.write_bytes(data)
 
     monkeypatch.setattr(result_files.ResultFile, "end", flip)
-    monkeypatch.setattr(parts, "_BLOCK", 64)
+    monkeypatch.setattr(parts, "IO_BLOCK", 64)
     with pytest.raises(OutputError, match="damaged on its disk"):
         tallstore.pack(base, tasks, tmp_path / "zoo", overwrite=True)
     assert read_all(tmp_path / "zoo") == before
@@ -89,13 +89,13 @@ def test_room_is_given_back_once_bytes_are_taken(tmp_path: Path) -> None:
 
 
 def test_many_files_are_taken_from_and_few_are_open(tmp_path: Path) -> None:
-    spans = [_span(tmp_path / f"{n}", b"a", bytes([n]) * 9, b"b") for n in range(result_files._FILES + 9)]
+    spans = [_span(tmp_path / f"{n}", b"a", bytes([n]) * 9, b"b") for n in range(result_files.MOST_OPEN + 9)]
     with Taker(keep=True) as taker:
         for span in (*spans, *spans[::-1]):
             out = bytearray(9)
             taker.take(span, memoryview(out))
             assert out == bytes([int(span.path.name)]) * 9
-            assert len(taker._open) <= result_files._FILES
+            assert len(taker._open) <= result_files.MOST_OPEN
     assert all(file.closed for file in taker._open.values())
 
 
@@ -105,7 +105,7 @@ def test_few_files_are_open_however_many_parts_and_results_there_are(
 ) -> None:
     opened: list[Any] = []
     most = 0
-    real = Taker._opened
+    real = Taker.open_file
 
     def counted(taker: Taker, path: Path) -> Any:
         nonlocal most
@@ -113,10 +113,10 @@ def test_few_files_are_open_however_many_parts_and_results_there_are(
         most = max(most, sum(not file.closed for file in opened))
         return opened[-1]
 
-    monkeypatch.setattr(Taker, "_opened", counted)
-    monkeypatch.setattr(result_files, "_FILES", 3)
-    monkeypatch.setattr(driver, "_CHUNK", 1 << 16)
-    monkeypatch.setattr(parts, "_BLOCK", block)
+    monkeypatch.setattr(Taker, "open_file", counted)
+    monkeypatch.setattr(result_files, "MOST_OPEN", 3)
+    monkeypatch.setattr(driver, "CHUNK_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(parts, "IO_BLOCK", block)
     base = {f"w{n}": noise(300, 400, seed=n) for n in range(8)}
     tasks = {f"t{k}": {name: near(tensor, k) for name, tensor in base.items()} for k in range(6)}
     tallstore.pack(base, tasks, tmp_path / "zoo.tall")
@@ -143,6 +143,6 @@ def test_results_stay_for_a_run_that_may_be_taken_up(
 
 def test_a_block_longer_than_its_room_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tallstore.pack(*tiny_zoo(2), tmp_path / "plain.tall")
-    monkeypatch.setattr(parts, "_ROOM", 50)
+    monkeypatch.setattr(parts, "LARGEST_BLOCK", 50)
     tallstore.pack(*tiny_zoo(2), tmp_path / "narrow.tall")
     assert (tmp_path / "narrow.tall").read_bytes() == (tmp_path / "plain.tall").read_bytes()

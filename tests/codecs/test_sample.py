@@ -13,7 +13,7 @@ from support import both
 
 from tallstore import codecs
 from tallstore.codecs import adaptive, sample, zstd
-from tallstore.encoder import encode_item
+from tallstore.encoder import items, measure_item
 from tallstore.kernels import reference
 
 CODEC = codecs.MASK["adaptive"]
@@ -123,10 +123,12 @@ def test_a_tensor_is_sampled_or_read_whole_in_all_of_its_chunks(numel: int) -> N
     chunk = 1 << 20
     read = 0
     for start in range(0, numel, chunk):
-        item = encode_item.Item("w", start, min(start + chunk, numel), (), ())
-        runs = encode_item._sample(item, numel, 8)
+        item = items.Item("w", start, min(start + chunk, numel), (), ())
+        runs = measure_item.sample_runs(item, numel, 8)
         assert runs
         assert all(item.start <= run.start < run.stop <= item.stop for run in runs)
         assert all(before.stop <= after.start for before, after in pairwise(runs))
         read += sum(run.stop - run.start for run in runs)
-    assert read == numel if numel < encode_item._SAMPLED else numel / 8 <= read <= numel / 8 + 2 * encode_item._RUN
+    assert (
+        read == numel if numel < measure_item.SAMPLED else numel / 8 <= read <= numel / 8 + 2 * measure_item.SAMPLE_RUN
+    )

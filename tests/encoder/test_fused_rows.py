@@ -22,7 +22,7 @@ import tallstore
 from tallstore import codecs
 from tallstore.checkpoints import Checkpoint, open_checkpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.encoder import encode_item, fused_rows
+from tallstore.encoder import encode_item, fused_rows, items, measure_item, row_bits
 from tallstore.encoder.chunk import Made, TaskRow, encode_chunk, task_vector
 from tallstore.encoder.fused_rows import Fallback
 from tallstore.encoder.metrics import agreement
@@ -257,13 +257,13 @@ def test_runs_are_counted_as_always(
 
 
 def test_runs_are_cut_where_tiles_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_item, "STATISTIC_TILE", 10)
-    runs = [encode_item.Item("w", start, stop, ()) for start, stop in ((0, 4), (8, 14), (20, 45))]
+    monkeypatch.setattr(measure_item, "STATISTIC_TILE", 10)
+    runs = [items.Item("w", start, stop, ()) for start, stop in ((0, 4), (8, 14), (20, 45))]
     tiles = [[(0, 4), (8, 14)], [(20, 30)], [(30, 40)], [(40, 45)]]
-    assert [tile.tolist() for tile in encode_item._cut(runs)] == [[list(run) for run in tile] for tile in tiles]
-    assert [tile.tolist() for tile in encode_item._cut(runs[2:])] == [[[20, 30]], [[30, 40]], [[40, 45]]]
-    runs[1] = encode_item.Item("w", 8, 16, ())
-    assert [tile.tolist() for tile in encode_item._cut(runs[:2])] == [[[0, 4], [8, 14]], [[14, 16]]]
+    assert [tile.tolist() for tile in measure_item.cut_tiles(runs)] == [[list(run) for run in tile] for tile in tiles]
+    assert [tile.tolist() for tile in measure_item.cut_tiles(runs[2:])] == [[[20, 30]], [[30, 40]], [[40, 45]]]
+    runs[1] = items.Item("w", 8, 16, ())
+    assert [tile.tolist() for tile in measure_item.cut_tiles(runs[:2])] == [[[0, 4], [8, 14]], [[14, 16]]]
 
 
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
@@ -288,7 +288,7 @@ def test_what_arithmetic_cannot_carry_is_left_to_the_general_way(
     assert fused_rows.counted(row, [np.array([(0, 40_000)])], start) is beyond
     assert marked(checkpoint, 0, start, settled(Quantizer((0.5,)))) is beyond
     assert fused_rows.leveled(row, 0, start, Quantizer((0.5, 0.9)), 0) is beyond
-    assert fused_rows.start_of(weights, encode_item._largest(weights)) is None
+    assert fused_rows.start_of(weights, row_bits.largest_of(weights)) is None
 
 
 def test_rows_of_other_types_and_sources_take_the_general_way(tmp_path: Path) -> None:
@@ -373,27 +373,27 @@ def check_archives(options: dict[str, Any], kind: torch.dtype, tmp_path: Path, m
 def seen(monkeypatch: pytest.MonkeyPatch, tell: Callable[[bool], object]) -> None:
     """Tell of each row whether it went straight."""
 
-    real = encode_item._straight
+    real = encode_item.code_from_file
 
     def straight_or_not(*args: Any) -> Any:
         found = real(*args)
-        tell(isinstance(found, encode_item.Outcome))
+        tell(isinstance(found, items.Outcome))
         return found
 
-    monkeypatch.setattr(encode_item, "_straight", straight_or_not)
+    monkeypatch.setattr(encode_item, "code_from_file", straight_or_not)
 
 
 def test_a_file_that_is_cut_off_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = zoo(tmp_path)
     from tallstore.encoder import driver
 
-    real = driver.Stream._statistics
+    real = driver.Stream.gather_statistics
 
     def cut(self: driver.Stream, engine: Any) -> None:
         real(self, engine)
         os.truncate(tasks["a"] / "model.safetensors", 1_000_000)
 
-    monkeypatch.setattr(driver.Stream, "_statistics", cut)
+    monkeypatch.setattr(driver.Stream, "gather_statistics", cut)
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors: cut off in tensor 'big'"):
         tallstore.pack(base, {"a": tasks["a"]}, tmp_path / "zoo.tall")
     assert not (tmp_path / "zoo.tall").exists()

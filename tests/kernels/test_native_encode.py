@@ -15,7 +15,7 @@ from support import both, examples
 import tallstore
 from tallstore import codecs
 from tallstore.codecs import codebook
-from tallstore.encoder import chunk, encode_item, select_native
+from tallstore.encoder import chunk, encode_item, measure_item, row_bits, select_native
 from tallstore.encoder.chunk import TaskRow
 from tallstore.kernels import reference
 from tallstore.recipes import make_recipe
@@ -111,12 +111,12 @@ def test_looks(dtype: torch.dtype) -> None:
     rows[4][3] = -300.0
     rows[5][base == 0] = -0.0
     for row in rows:
-        compiled, slow = both(lambda row=row: encode_item._same_and_largest(row, base))
+        compiled, slow = both(lambda row=row: row_bits.same_and_largest(row, base))
         assert compiled[0] == slow[0]
         assert compiled[1] == slow[1] or compiled[1] != compiled[1] or slow[1] != slow[1]
         assert np.isfinite(compiled[1]) == np.isfinite(slow[1])
-    assert encode_item._same_and_largest(rows[0], base)[0]
-    assert not encode_item._same_and_largest(rows[1], base)[0]
+    assert row_bits.same_and_largest(rows[0], base)[0]
+    assert not row_bits.same_and_largest(rows[1], base)[0]
 
 
 LEVELS = (Quantizer((0.01,)), Quantizer((0.001,), 0.02), Quantizer((0.0,)), Quantizer((0.001, 0.002)))
@@ -209,6 +209,7 @@ def test_archives(options: dict[str, Any], tmp_path: Path) -> None:
 def test_rows_read_alone_are_those_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = zoo(2)
     tallstore.pack(base, tasks, tmp_path / "alone.tall")
-    monkeypatch.setattr(encode_item, "_apart", lambda item, tools: False)
+    for module in (measure_item, encode_item):
+        monkeypatch.setattr(module, "row_by_row", lambda item, tools: False)
     tallstore.pack(base, tasks, tmp_path / "together.tall")
     assert (tmp_path / "alone.tall").read_bytes() == (tmp_path / "together.tall").read_bytes()

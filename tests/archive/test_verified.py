@@ -152,7 +152,7 @@ def test_a_manifest_is_parsed_once_and_another_one_in_its_place_is_another(
         return parse(data, where)
 
     monkeypatch.setattr(Manifest, "from_bytes", noted)
-    monkeypatch.setattr(manifests, "MANIFESTS", verified._Recent[Manifest](2))
+    monkeypatch.setattr(manifests, "MANIFESTS", verified.RecentlyUsed[Manifest](2))
     for _ in range(3):
         tallstore.open(zoo).close()
     assert len(parsed) == 1

@@ -1,0 +1,46 @@
+"""Every codec in the table passes the suite of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tallstore import codecs
+from tallstore.codecs.base import Floats
+from tallstore.testing import (
+    LosslessCodecContract,
+    MaskCodecContract,
+    VectorCodecContract,
+    WholeCodecContract,
+)
+from tallstore.testing.codecs import SIZES
+
+ERRORS = {"f32": 0.0, "bf16": 2.0**-8, "q8": 0.02, "q5": 0.08, "q4": 0.14, "ones": 0.0}
+"""What each vector codec may lose of normally distributed values, relative to their length."""
+DTYPES = {"lattice": ("F32", "BF16", "F16"), "lanes": ("U8", "I8", "I32", "I64")}
+
+
+class _OfOnes(VectorCodecContract):
+    """v ≡ 1 is all that it codes."""
+
+    def _values(self) -> Iterator[Floats]:
+        yield from (np.ones(n, np.float32) for n in SIZES)
+
+
+for _id, _codec in codecs.MASK.items():
+    globals()[f"TestMask_{_id}"] = type(f"TestMask_{_id}", (MaskCodecContract,), {"codec": _codec})
+for _id, _codec in codecs.VECTOR.items():
+    _suite = _OfOnes if _id == "ones" else VectorCodecContract
+    globals()[f"TestVector_{_id}"] = type(f"TestVector_{_id}", (_suite,), {"codec": _codec, "error": ERRORS[_id]})
+for _id, _codec in codecs.WHOLE.items():
+    globals()[f"TestWhole_{_id}"] = type(f"TestWhole_{_id}", (WholeCodecContract,), {"codec": _codec})
+for _id, _codec in codecs.LOSSLESS.items():
+    _members = {"codec": _codec, "dtypes": DTYPES[_id]}
+    globals()[f"TestLossless_{_id}"] = type(f"TestLossless_{_id}", (LosslessCodecContract,), _members)
+
+
+def test_every_codec_of_the_table_is_held_to_it() -> None:
+    tables = (codecs.MASK, codecs.VECTOR, codecs.WHOLE, codecs.LOSSLESS)
+    suites = [name for name in globals() if name.startswith("Test")]
+    assert len(suites) == sum(map(len, tables))
