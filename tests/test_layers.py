@@ -47,7 +47,7 @@ MAY_IMPORT = {
         *("stores", "tensors", "words"),
     },
     "report": {"archive", "errors", "format", "stores", "words"},
-    "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
+    "hub": {"archive", "checkpoints", "errors", "format", "names", "stores", "tensors"},
     "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
     "growing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "promises", "stores"},
