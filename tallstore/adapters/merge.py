@@ -137,10 +137,14 @@ def _check_floats(deltas: Mapping[str, AdapterDelta], dtypes: Mapping[str, str],
     """Codes of a quantized base are no weights: what is added to them means nothing."""
     for name in deltas:
         if (dtype := dtypes.get(name)) is not None and dtype not in _FLOATS:
-            raise OptionError(
-                f"{where}: cannot be merged: the base's {name!r} is of type {dtype}, the codes of a quantized model: "
-                f"{_REMEDY}, on the base as its own library loads it"
-            )
+            raise _quantized(where, name, dtype)
+
+
+def _quantized(where: str, name: str, dtype: str) -> OptionError:
+    return OptionError(
+        f"{where}: cannot be merged: the base's {name!r} is of type {dtype}, the codes of a quantized model: "
+        f"{_REMEDY}, on the base as its own library loads it"
+    )
 
 
 def _taken(read: Read, name: str, dtype: torch.dtype) -> Tensor:
@@ -219,6 +223,9 @@ class _Merger:
     def _target(self, module: str, parameter: str) -> str:
         name = self._places.changed(f"{module}.{parameter}")
         if name is None:
+            codes = [each for each in self._places.within(module) if self._dtypes[each] not in _FLOATS]
+            if codes:
+                raise _quantized(self._where, codes[0], self._dtypes[codes[0]])
             raise WrongBaseError(
                 f"{self._where}: the base has no tensor {module + '.' + parameter!r}, which the adapter changes: "
                 "it cannot be merged"

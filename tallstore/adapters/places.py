@@ -37,6 +37,11 @@ class AdapterPlaces:
         renamed = self.add + name.removeprefix(self.strip) if name.startswith(self.strip) else name
         return next((each for each in (renamed, name) if each in self.base), None)
 
+    def within(self, module: str) -> list[str]:
+        """The base's tensors of a module of the model."""
+        inner = f"{self.add}{module.removeprefix(self.strip)}."
+        return [name for name in self.base if name.startswith(inner)]
+
     def model_name(self, name: str) -> str:
         """The model's name of a base tensor."""
         return self.strip + name.removeprefix(self.add) if name.startswith(self.add) else name
@@ -92,7 +97,7 @@ def check_base(
     Args:
         tensors: the adapter's.
         shapes: of each of its tensors.
-        base: the base's tensors.
+        base: the base's tensors, and the weights that it has as packed codes: of these nothing is known, ().
         config: the adapter's, if there is one.
         where: how messages name the adapter.
         base_where: how messages name the base.
@@ -143,7 +148,9 @@ def _check_prompts(
 
 def _misfit(own: Mapping[str, Shape], weight: Shape) -> str | None:
     """The parameter whose shape does not fit a weight; None where all do, or nothing is known of them."""
-    outer = (weight[0], weight[1]) if len(weight) > 1 else (weight[0], weight[0]) if weight else (1, 1)
+    if not weight:
+        return None
+    outer = (weight[0], weight[1]) if len(weight) > 1 else (weight[0], weight[0])
     if len(weight) == 2 and "lora_A.weight" in own and "lora_B.weight" in own:
         inner = own["lora_B.weight"][:1] + own["lora_A.weight"][1:2]
         if inner not in (outer, outer[::-1]):

@@ -87,7 +87,7 @@ def check_trainer(
     Args:
         form: whose file it is.
         shapes: of each of its tensors.
-        base: the base's tensors.
+        base: the base's tensors, and the weights that it has as packed codes: of these nothing is known, ().
         where: how messages name the file.
         base_where: how messages name the base.
     """
@@ -95,6 +95,7 @@ def check_trainer(
     remedy = "give the base that this adapter was trained on, or allow_distant=True (--allow-distant) if it is"
     table = {_flat(name.rpartition("/")[2].removesuffix(".weight")): name for name in base}
     inputs = {shape[1] for shape in base.values() if len(shape) > 1}
+    unknown = any(not shape and name.endswith(".weight") for name, shape in base.items())
     elsewhere = form == ORIGINAL or (form == KOHYA and any(_OTHERWISE.search(name) for name in shapes))
     any_base = False
     for name, shape in shapes.items():
@@ -102,7 +103,7 @@ def check_trainer(
         there = table.get(module)
         any_base |= there is not None
         axis = next((axis for axis, role in enumerate(_AXES) if role.search(inner)), None)
-        if there is None and elsewhere and axis == 1 and len(shape) > 1 and shape[1] not in inputs:
+        if there is None and elsewhere and not unknown and axis == 1 and len(shape) > 1 and shape[1] not in inputs:
             raise WrongBaseError(
                 f"{said}: tensor {name!r} is {list(shape)}, and no weight of the base has {shape[1]} inputs; {remedy}"
             )

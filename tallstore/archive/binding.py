@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
-from tallstore.names import Conversion, ConvertedGroup, bare, conversion_of, inner_model, short_names, unwrapped
+from tallstore.names import (
+    Conversion,
+    ConvertedGroup,
+    bare,
+    computed_by,
+    conversion_of,
+    inner_model,
+    short_names,
+    unwrapped,
+)
 from tallstore.tensors import shape_of
 
 __all__ = ["Binding", "Overlap", "Shape", "bind", "shapes_of", "tensors_of"]
@@ -119,32 +128,39 @@ def bind(
             f"task {task!r} cannot be written: the model's {lost!r} has no memory (device meta); "
             "give it some with model.to_empty(device='cpu'); nothing was written"
         )
-    reasons = []
+    reasons: list[tuple[int, str]] = []
     for way in (_same, _unwrapped, _converted, _shifted, _folders):
         binding = way(model, shapes, own)
         if binding is None:
             continue
-        reason = _misfit(binding, own, shapes, free, partly=partly)
-        if not reason:
+        count, reason = _misfit(binding, own, shapes, free, partly=partly)
+        if not count:
             return binding
-        reasons.append(reason)
-    raise ModelMismatchError(f"task {task!r} does not fit the model: {reasons[0]}; nothing was written")
+        reasons.append((count, reason))
+    nearest = min(reasons, key=lambda each: each[0])[1]
+    raise ModelMismatchError(f"task {task!r} does not fit the model: {nearest}; nothing was written")
 
 
-def _renamed(names: Mapping[str, str], own: Mapping[str, Tensor]) -> Binding:
+def _renamed(names: Mapping[str, str], own: Mapping[str, Tensor], ignored: Iterable[str] = ()) -> Binding:
     """Where the task's tensors are tensors of the model by other names."""
     present = {name: target for name, target in names.items() if target in own}
-    return Binding({name: own[target].detach() for name, target in present.items()}, present)
+    return Binding(
+        {name: own[target].detach() for name, target in present.items()}, present, ignored=frozenset(ignored)
+    )
 
 
-def _same(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:  # noqa: ARG001
-    return _renamed({name: name for name in shapes}, own)
+def _same(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:
+    computed = computed_by(model)
+    return _renamed({name: name for name in shapes}, own, (n for n in shapes if n not in own and computed(n)))
 
 
-def _unwrapped(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:  # noqa: ARG001
+def _unwrapped(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding:
     """By names without wrappers, on either side."""
     targets = {short: name for name, short in short_names(own, bare).items()}
-    return _renamed({name: targets.get(short, "") for name, short in short_names(shapes, bare).items()}, own)
+    computed = computed_by(inner_model(model))
+    short_of = short_names(shapes, bare)
+    ignored = (name for name, short in short_of.items() if short not in targets and computed(short))
+    return _renamed({name: targets.get(short, "") for name, short in short_of.items()}, own, ignored)
 
 
 def _converted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding | None:
@@ -169,15 +185,18 @@ def _converted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, 
     )
 
 
-def _shifted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding | None:  # noqa: ARG001
+def _shifted(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Tensor]) -> Binding | None:
     """By a prefix that all names of one side begin with, taken off or put in the place of the other side's."""
     targets = {short: name for name, short in short_names(own, bare).items()}
+    computed = computed_by(inner_model(model))
     names = short_names(shapes, bare)
     for ours in _common_prefixes(targets):
         for theirs in _common_prefixes(names.values()):
-            moved = {name: targets.get(ours + short.removeprefix(theirs), "") for name, short in names.items()}
-            if all(moved.values()):
-                return _renamed(moved, own)
+            shifted = {name: ours + short.removeprefix(theirs) for name, short in names.items()}
+            moved = {name: targets[short] for name, short in shifted.items() if short in targets}
+            lost = [name for name in names if name not in moved]
+            if moved and all(computed(shifted[name]) for name in lost):
+                return _renamed(moved, own, lost)
     return None
 
 
@@ -203,7 +222,7 @@ def _folders(model: nn.Module, shapes: Mapping[str, Shape], own: Mapping[str, Te
         module = inner.get_submodule(at)
         held = {name: own[targets[full]] for name in tensors_of(module) if (full := f"{at}.{name}") in targets}
         ways = (way(module, within, held) for way in (_same, _unwrapped, _converted, _shifted))
-        fits = (each for each in ways if each is not None and not _misfit(each, held, within, ()))
+        fits = (each for each in ways if each is not None and not _misfit(each, held, within, ())[0])
         binding = next(fits, None)
         if binding is None:
             return None
@@ -268,8 +287,8 @@ def _misfit(
     free: Collection[str],
     *,
     partly: bool = False,
-) -> str:
-    """Why a task's tensors are not the model's; empty if they are."""
+) -> tuple[int, str]:
+    """How many of a task's tensors are not the model's or lack there, and the first; 0 if it fits."""
     converted = binding.converted
     written = {
         *binding.unsaved,
@@ -282,9 +301,10 @@ def _misfit(
     order = {name: at for at, name in enumerate(own)}
     wrong = [n for n, view in binding.views.items() if n not in free and tuple(view.shape) != shapes[n]]
     wrong.sort(key=lambda name: order[binding.owners[name]])
+    count = len(missing) + len(extra) + len(wrong)
     for names, text in ((missing, "the model lacks"), (extra, "the task lacks"), (wrong, "of another shape:")):
         if names:
             first = names[0]
             shown = f" (model {list(binding.views[first].shape)}, task {list(shapes[first])})" if names is wrong else ""
-            return f"{text} {first!r}{shown}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-    return ""
+            return count, f"{text} {first!r}{shown}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+    return 0, ""

@@ -32,10 +32,14 @@ from tallstore.checkpoints.weights_files import PICKLES, SAFE, read_index
 from tallstore.errors import CheckpointError
 from tallstore.format.layout import PLAIN, WeightsFile
 from tallstore.stores import is_address
+from tallstore.tensors import as_bytes
 
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _DEFAULTS = {"model.safetensors": None, "open_clip_model.safetensors": "open_clip_config.json"}
 """Weights files of which nothing is recorded, and the configuration that gives them their name."""
+_ONCE_MORE = "the model's weights once more"
+_OTHER_VALUES = "weights of the model's names and shapes, and of other values: give it as a task of its own"
+_COMPARED, _BEGINNING = 8, 1 << 12
 _AGAIN = 0.5
 """Share of tensors that weights must have in common with the model's to be those once more."""
 
@@ -252,14 +256,29 @@ def _open_component(
         seen.left_out |= {f"{component.folder}{path.name}": f"not read: {error}" for path in files.used}
         return
     kind = "" if component.extra else kind_of(seen.root / component.folder)
-    if component.listed or not any(
-        _is_again(other.tensors, part.tensors) and kind in {"", kind_of(seen.root / each.folder)}
-        for each, other in opened.items()
-    ):
+    again = next(
+        (
+            other
+            for each, other in opened.items()
+            if _is_again(other.tensors, part.tensors) and kind in {"", kind_of(seen.root / each.folder)}
+        ),
+        None,
+    )
+    if component.listed or again is None:
         opened[component] = part
         return
+    why = _ONCE_MORE if _is_equal(again, part) else _OTHER_VALUES
     part.close()
-    seen.left_out |= {f"{component.folder}{path.name}": "the model's weights once more" for path in files.used}
+    seen.left_out |= {f"{component.folder}{path.name}": why for path in files.used}
+
+
+def _is_equal(main: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the beginnings of the largest common tensors are equal."""
+    common = [name for name, info in other.tensors.items() if main.tensors.get(name) == info]
+    common.sort(key=lambda name: -other.tensors[name].numel)
+    ends = {name: min(_BEGINNING, other.tensors[name].numel) for name in common[:_COMPARED]}
+    pairs = ((as_bytes(main.read(n, 0, end)), as_bytes(other.read(n, 0, end))) for n, end in ends.items())
+    return all(one.tobytes() == two.tobytes() for one, two in pairs)
 
 
 def _is_again(main: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo]) -> bool:

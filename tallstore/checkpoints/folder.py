@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,10 @@ def kind_of(folder: Path) -> str:
 
 
 def _pipeline(root: Path) -> list[tuple[str, str]]:
-    """Components of a diffusers pipeline that are there: name, and library and class."""
+    """Components of a diffusers pipeline that are there: name, and library and class.
+
+    Of several models in the place of one component, the others lie beside the first, and are numbered.
+    """
     out = []
     for name, value in _json(root / "model_index.json").items():
         if (
@@ -276,6 +280,9 @@ def _pipeline(root: Path) -> list[tuple[str, str]]:
             and all(isinstance(v, str) for v in value)
         ):
             out.append((name, ".".join(value)))
+            if "Multi" in value[1]:
+                beside = takewhile(lambda other: (root / other).is_dir(), (f"{name}_{n}" for n in count(1)))
+                out += [(other, ".".join(value)) for other in beside]
     return out
 
 

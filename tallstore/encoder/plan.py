@@ -24,6 +24,10 @@ _WORTH = 1 << 13
 """Bytes from which on a tensor that no mask fits is coded against the base's: of fewer there is little to save."""
 
 
+_PACKED_CODES = {"U8", "I16", "U16", "I32", "U32"}
+"""Types of which an element holds several codes."""
+
+
 @dataclass(frozen=True)
 class User:
     """A task's tensor that comes from a base tensor."""
@@ -120,7 +124,7 @@ def plan(
 def _plan_adapter(planned: EncodePlan, base: Checkpoint, task: Checkpoint, *, allow_distant: bool) -> None:
     """An adapter is kept as it is, whole and exact. Raises WrongBaseError where it cannot be of this base."""
     assert task.adapter is not None
-    shapes, held = ({name: info.shape for name, info in each.tensors.items()} for each in (task, base))
+    shapes, held = {name: info.shape for name, info in task.tensors.items()}, _weights(base)
     if not allow_distant and task.adapter.type in TRAINERS:
         check_trainer(task.adapter.type, shapes, held, where=task.where, base_where=base.where)
     elif not allow_distant:
@@ -140,6 +144,18 @@ def _plan_adapter(planned: EncodePlan, base: Checkpoint, task: Checkpoint, *, al
     planned.unmatched.append(0.0)
     planned.warnings.append([])
     planned.quantized.append(None)
+
+
+def _weights(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of a base's tensors; of weights that are there as packed codes, which have another's shape, none: ()."""
+    shapes = {name: info.shape for name, info in base.tensors.items()}
+    quantized = find_quantized(base)
+    for name in quantized.tensors if quantized is not None else ():
+        module = name.partition(".quant_state.")[0].rpartition(".")[0].removesuffix(".weight")
+        weight = base.tensors.get(f"{module}.weight")
+        if module and (weight is None or weight.dtype in _PACKED_CODES):
+            shapes[f"{module}.weight"] = ()
+    return shapes
 
 
 def _note_unmatched(planned: EncodePlan, base: Checkpoint, task: Checkpoint) -> None:

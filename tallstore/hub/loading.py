@@ -32,6 +32,7 @@ from tallstore.errors import (
 from tallstore.format.manifest import names_of
 from tallstore.hub.decoded_cache import DecodedCache
 from tallstore.hub.resolve import open_named
+from tallstore.names import computed_by
 from tallstore.stores import Access
 
 _FOR_LOADING = frozenset(
@@ -288,6 +289,8 @@ def _filled(
             raise MissingExtraError(f"{where}: this device_map needs accelerate: pip install accelerate") from error
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelMismatchError(f"{where}: does not fit {kind.__name__} ({line.strip()})") from error
+    computed = computed_by(model)
+    told["unexpected_keys"] = [each for each in told.get("unexpected_keys") or () if not computed(str(each))]
     for key, text in (
         ("missing_keys", "the task lacks"),
         ("unexpected_keys", f"{kind.__name__} lacks"),

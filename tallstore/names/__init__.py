@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallstore.names.conversion import Conversion, ConvertedGroup, Route, conversion_of, is_pretrained
+from tallstore.names.conversion import Conversion, ConvertedGroup, Route, computed_by, conversion_of, is_pretrained
 from tallstore.names.wrappers import bare, inner_model, short_names, unwrapped
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ConvertedGroup",
     "Route",
     "bare",
+    "computed_by",
     "conversion_of",
     "inner_model",
     "is_pretrained",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Conversion", "Route", "Shape", "conversion_of", "is_pretrained"]
+__all__ = ["Conversion", "Route", "Shape", "computed_by", "conversion_of", "is_pretrained"]
 
 Shape = tuple[int, ...]
 
@@ -65,6 +65,29 @@ def is_pretrained(model: object) -> bool:
     """Whether a model is one of transformers. Does not import it: who has such a model has imported it."""
     library = sys.modules.get("transformers.modeling_utils")
     return library is not None and isinstance(model, library.PreTrainedModel)
+
+
+_CONSTANT = re.compile(r"(^|\.)(attn|attention)\.masked_bias$")
+"""What transformers once saved of attention, and computes now."""
+_MOVED = ("rotary_emb.inv_freq", "position_ids")
+"""Buffers that it once saved of every layer, and that a model has elsewhere, or computes, now."""
+
+
+def computed_by(model: nn.Module) -> Callable[[str], bool]:
+    """Tells by its name whether a file's tensor, which has no place in a model, is one that the model computes itself.
+
+    Those are buffers that are not saved; and, of a model of transformers, what older versions of it saved.
+    """
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    library = [end for end in _MOVED if is_pretrained(model) and any(name.endswith(end) for name in buffers)]
+    moved = re.compile("|".join(rf"(^|\.){re.escape(end)}$" for end in library)) if library else None
+
+    def computed(name: str) -> bool:
+        if name in buffers or (moved is not None and moved.search(name)):
+            return True
+        return is_pretrained(model) and _CONSTANT.search(name) is not None
+
+    return computed
 
 
 def conversion_of(model: nn.Module) -> Conversion | None:
@@ -150,6 +173,7 @@ class Conversion:
         by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
         prefix: str = self._model.base_model_prefix
         meta: dict[str, Any] = dict(own)
+        computed = computed_by(self._model)
         leave = [re.compile(each) for each in getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or ()]
         whole: dict[str, str] = {}
         collected: dict[str, _Collected] = {}
@@ -160,7 +184,8 @@ class Conversion:
             if target not in own and name in own:
                 target, pattern = rename_source_key(name, [], [], prefix, meta)
             if target not in own:
-                (ignored if any(each.search(target) for each in leave) else lost).append(name)
+                left = computed(target) or any(each.search(target) for each in leave)
+                (ignored if left else lost).append(name)
             elif pattern is None:
                 whole[name] = target
             else:

@@ -194,6 +194,38 @@ def test_an_adapter_is_not_merged_into_the_codes_of_a_quantized_base(
     assert any("is not scored" in each for each in report.warnings)
 
 
+def _packed_codes(form: str, module: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight as its library packs several codes into an element."""
+    rows, columns = weight.shape
+    words = torch.zeros(columns // 8, rows, dtype=torch.int32)
+    scales = torch.ones(1, rows)
+    if form == "gptq":
+        return {f"{module}.qweight": words.repeat(8, 1), f"{module}.qzeros": words, f"{module}.scales": scales}
+    if form == "compressed-tensors":
+        return {f"{module}.weight_packed": words.repeat(8, 1), f"{module}.weight_scale": scales}
+    codes = torch.zeros(rows * columns // 2, 1, dtype=torch.uint8)
+    return {f"{module}.weight": codes.repeat(2, 1), f"{module}.weight.absmax": scales}
+
+
+@pytest.mark.parametrize("form", ["gptq", "compressed-tensors", "nf4"])
+def test_an_adapter_of_a_base_of_packed_codes_is_kept_and_not_merged(make: Make, tmp_path: Path, form: str) -> None:
+    found = make(Case(lambda: llama(width=32), "LoraConfig", {"r": 2, **QUERY}))
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(found.base / "model.safetensors").items():
+        packs = name.endswith("proj.weight")
+        state |= _packed_codes(form, name.removesuffix(".weight"), tensor) if packs else {name: tensor}
+    save_file(state, found.base / "model.safetensors", {"format": "pt"})
+    with tallstore.open(packed(found, tmp_path)) as zoo:
+        assert load_file(zoo.export("a", tmp_path / "out") / "adapter_model.safetensors").keys()
+        with pytest.raises(OptionError, match=r"cannot be merged: the base's .* codes of a quantized model"):
+            zoo.state_dict("a", merged=True)
+    other = make(Case(lambda: llama(width=32), "LoraConfig", {"r": 2, "target_modules": ["q_proj"]}))
+    config = other.adapter / "adapter_model.safetensors"
+    save_file({n.replace("q_proj", "x_proj"): t for n, t in load_file(config).items()}, config)
+    with pytest.raises(WrongBaseError, match="x_proj"):
+        tallstore.pack(found.base, {"a": other.adapter}, tmp_path / "other.tall")
+
+
 def test_one_memory_changed_twice_is_kept_and_not_merged(make: Make, tmp_path: Path) -> None:
     tokens = {"embed_tokens": [1, 3], "lm_head": [2, 3]}
     found = make(Case(tied_llama, "LoraConfig", {"r": 2, **QUERY, "trainable_token_indices": tokens}))

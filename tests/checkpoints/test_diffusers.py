@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import tallstore
 from tallstore.errors import CheckpointError, WrongBaseError
 
-from .folders import around, assert_same_weights, files_of, nudged, saved
+from .folders import around, assert_same_weights, copied, files_of, nudged, saved
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -177,3 +177,35 @@ def test_a_component_loads_as_a_transformers_model(tmp_path: Path) -> None:
     wanted = transformers.CLIPTextModel.from_pretrained(task, subfolder="text_encoder").state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_several_models_in_the_place_of_one_component_all_travel(tmp_path: Path) -> None:
+    """As pipelines with several control networks are saved: `controlnet`, `controlnet_1`, named once."""
+    for name, seed in (("base", 0), ("a", 1)):
+        root = pipeline(tmp_path / name, seed)
+        for at, folder in enumerate(("controlnet", "controlnet_1", "controlnet_2")):
+            torch.manual_seed(at)
+            nudged(unet(), 10 * at + seed if seed else 0).save_pretrained(root / folder)
+        index = json.loads((root / "model_index.json").read_text())
+        index["controlnet"] = ["diffusers.pipelines.controlnet.multicontrolnet", "MultiControlNetModel"]
+        (root / "model_index.json").write_text(json.dumps(index))
+    report, out = around(tmp_path / "base", {"a": tmp_path / "a"}, tmp_path)
+    assert not report.warnings
+    assert files_of(out["a"]) == files_of(tmp_path / "a")
+    assert_same_weights(tmp_path / "a", out["a"])
+    (tmp_path / "a" / "controlnet_1" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"controlnet_1.*holds no weights"):
+        tallstore.pack(tmp_path / "base", {"a": tmp_path / "a"}, tmp_path / "other.tall")
+
+
+def test_weights_once_more_and_others_of_their_names_are_told_apart(tmp_path: Path) -> None:
+    base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1)
+    for name, seed in (("unet_ema", 3), ("unet_again", 1)):
+        copied(task / "unet", task / name)
+        if name == "unet_ema":
+            torch.manual_seed(0)
+            nudged(unet(), seed).save_pretrained(task / name)
+    report = tallstore.pack(base, {"a": task}, tmp_path / "zoo.tall")
+    left = report.tasks["a"].left_out
+    assert "of other values" in left["unet_ema/diffusion_pytorch_model.safetensors"]
+    assert "once more" in left["unet_again/diffusion_pytorch_model.safetensors"]
