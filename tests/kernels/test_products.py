@@ -91,7 +91,9 @@ def test_every_form_holds_the_same_values(kind: str, shape: tuple[int, int]) -> 
 @pytest.mark.parametrize("types", types(), ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_native_rows_are_the_reference_s(kind: str, form: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+def test_native_rows_are_the_reference_s(
+    kind: str, form: str, types: tuple[torch.dtype, torch.dtype], native: str
+) -> None:
     task, model = types
     if kind == "steps" and task == torch.float32:
         pytest.skip("steps are of narrow types")
@@ -110,7 +112,9 @@ def test_native_rows_are_the_reference_s(kind: str, form: str, types: tuple[torc
 @pytest.mark.parametrize("types", types(), ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_native_products_are_the_reference_s(kind: str, form: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+def test_native_products_are_the_reference_s(
+    kind: str, form: str, types: tuple[torch.dtype, torch.dtype], native: str
+) -> None:
     """All numbers are small multiples of a power of two: every order of summing gives the same."""
     task, model = types
     if kind == "steps" and task == torch.float32:
@@ -131,3 +135,22 @@ def test_native_products_are_the_reference_s(kind: str, form: str, types: tuple[
         ReferenceProducts().add(wanted, x, base, torch.ones(shape[0]), runs)
         assert torch.equal(found, wanted)
         assert torch.equal(wanted[1:2], product(x[1:2], own, base))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kinds", [("signed", "binary"), ("levels", "signed")], ids=str)
+def test_a_gpu_s_products_are_the_reference_s(kinds: tuple[str, str], dtype: torch.dtype, device: torch.device) -> None:
+    """Tokens grouped by task, tasks of other tables and bits in one stack; rows and columns that fill no tile."""
+    pytest.importorskip("triton")
+    from tallstore.kernels.gpu.products import StackedCodes, add_products
+
+    shape = (37, 90)
+    tasks = [packed(kind, shape, dtype, "codes", seed) for seed, kind in enumerate(kinds)]
+    base = base_of(shape, dtype)
+    x = torch.randint(-3, 4, (21, shape[1]), generator=torch.Generator().manual_seed(2)).float()
+    wanted, found = torch.ones(21, shape[0]), torch.ones(21, shape[0], device=device)
+    runs = [(1, 0, 17), (0, 17, 20)]
+    for task, a, b in runs:
+        wanted[a:b] += product(x[a:b], tasks[task], base)
+    add_products(found, x.to(device), base.to(device), StackedCodes.of(tasks, device), runs)
+    assert torch.equal(found.cpu(), wanted)
