@@ -1,8 +1,10 @@
 """A task's difference in one tensor, packed so that its rows can be walked: what mixed batches are computed from.
 
-A mark is an element that the task moves. Marks are found by one of three forms, whichever takes the fewest bytes:
+A mark is an element that the task moves. Only rows with marks are held where many have none. Marks are found by one of
+four forms, whichever takes the fewest bytes:
 
     gaps     the zeros before each mark: bytes 255 (255 zeros more), then one below 255
+    nibbles  the same in fields of 4 bits, the first in the low half: 15, and below
     bitmap   a bit an element, least significant first
     codes    every element's level, also of those that do not move
 
@@ -39,13 +41,17 @@ __all__ = [
     "unpacked",
 ]
 
-FORMS = ("gaps", "bitmap", "codes")
+FORMS = ("gaps", "nibbles", "bitmap", "codes")
 _SPARE = 8
 """Bytes of zero behind packed ones: kernels load whole words."""
 _BLOCK = 8192
 """Elements between two entries of the index, about: it takes a fortieth of a bit an element."""
 TILE_ROWS = 16
 """What the rows between two entries are a multiple of: so many are computed side by side."""
+_MOST = {"gaps": 255, "nibbles": 15}
+"""What a field holds where its gap goes on."""
+_SPARSE = 0.8
+"""Share of rows with marks below which the others are not held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ class PackedRows:
     dtype: torch.dtype
     """The task's type D: what is moved is rounded to it."""
     places: Bytes
-    """Gaps, bits or codes."""
+    """Gaps, bits or codes, of the rows that are held."""
     levels: Bytes
     """Of each mark, in order, `bits` each, least significant first; empty for codes, and for 0 bits."""
     bits: int
@@ -99,19 +105,26 @@ class PackedRows:
     block: int = 1
     """Rows between two entries of the index."""
     index: npt.NDArray[np.int64]
-    """Shape (blocks, 3): the gap bytes, the marks, and the elements behind the last mark, before each block."""
+    """Shape (blocks, 3): gaps, marks, and the element behind the last mark, before each block of rows that are held."""
+    gaps: int = 0
+    """How many gaps there are; continued ones count again."""
+    numbers: npt.NDArray[np.int32] | None = None
+    """Of the rows that are held, in order; None: all are."""
+    tiles: npt.NDArray[np.int32] | None = None
+    """How many rows are held before each `TILE_ROWS` of the tensor's, and in all."""
     vector: SharedVector | None = None
     """What levels are factors of; None where it is 1."""
 
     @property
     def nbytes(self) -> int:
         """Memory of its own: the vector, which tasks share, is not counted."""
-        return sum(each.nbytes for each in (self.places, self.levels, self.tables, self.index))
+        held = (self.places, self.levels, self.tables, self.index, self.numbers, self.tiles)
+        return sum(each.nbytes for each in held if each is not None)
 
     @property
-    def place_bytes(self) -> int:
-        """Bytes of `places` that say something."""
-        return len(self.places) - _SPARE
+    def held(self) -> int:
+        """Rows that are held."""
+        return self.rows if self.numbers is None else len(self.numbers)
 
     @property
     def numel(self) -> int:
@@ -120,34 +133,43 @@ class PackedRows:
 
     def values(self, first: int, last: int) -> Singles:
         """What levels stand for, 0 where nothing moves, of rows [first, last): float32, shape (last − first, width)."""
-        start, stop = first * self.width, last * self.width
-        out = np.zeros(stop - start, np.float32)
+        out = np.zeros((last - first, self.width), np.float32)
         if self.form == "codes":
-            at = np.arange(start, stop)
-            out[:] = self.tables[at // self.chunk, _fields(self.places, self.bits, at)]
+            at = np.arange(first * self.width, last * self.width)
+            out.reshape(-1)[:] = self.tables[at // self.chunk, _fields(self.places, self.bits, at)]
         else:
-            at, mark = self._marked(start, stop)
+            numbers = np.arange(self.rows) if self.numbers is None else self.numbers
+            a, b = np.searchsorted(numbers, [first, last])
+            at, mark = self._marked(int(a) * self.width, int(b) * self.width)
             level = _fields(self.levels, self.bits, np.arange(mark, mark + len(at))) if self.bits else 0
-            out[at - start] = self.tables[at // self.chunk, level]
+            own = numbers[at // self.width].astype(np.int64) * self.width + at % self.width
+            out.reshape(-1)[own - first * self.width] = self.tables[own // self.chunk, level]
         if self.vector is not None:
-            out *= self.vector.values(start, stop)
-        return out.reshape(last - first, self.width)
+            out *= self.vector.values(first * self.width, last * self.width).reshape(out.shape)
+        return out
 
     def _marked(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], int]:
-        """Elements in [start, stop) that move, and how many marks lie before them. `start` begins a row."""
-        byte, mark, place = (int(n) for n in self.index[start // self.width // self.block])
+        """Elements in [start, stop) of held rows that move, and how many marks lie before. `start` begins a row."""
+        if start >= stop:
+            return np.zeros(0, np.int64), 0
+        gap, mark, place = (int(n) for n in self.index[start // self.width // self.block])
         if self.form == "bitmap":
             begin = start // self.width // self.block * self.block * self.width
             bits = np.unpackbits(self.places[begin // 8 : -(-stop // 8)], bitorder="little")
             at = np.flatnonzero(bits) + begin // 8 * 8
             at = at[(at >= begin) & (at < stop)]
         else:
-            own = self.places[byte : self.place_bytes]
-            ends = np.flatnonzero(own != 255)
-            at = np.cumsum(own, dtype=np.int64)[ends] + np.arange(len(ends)) + place
+            own, most = np.arange(gap, self.gaps), _MOST[self.form]
+            gaps = _fields(self.places, 4 if self.form == "nibbles" else 8, own)
+            ends = np.flatnonzero(gaps != most)
+            at = np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(len(ends)) + place
             at = at[: np.searchsorted(at, stop)]
         before = int(np.searchsorted(at, start))
         return at[before:], mark + before
+
+
+Share = tuple[PackedRows | None, Tensor | None, int, int]
+"""What a task adds to a layer's weight, its bias if that is not the base's, and the tokens [a, b) that it is for."""
 
 
 @dataclass(frozen=True)
@@ -182,45 +204,51 @@ def pack_rows(
         form: one of `FORMS`, in place of the smallest.
     """
     rows, width = shape
-    gaps, bitmaps, levels, every, tables, places = [], [], [], [], [], []
-    start = last = 0
+    marked, levels, every, tables = [], [], [], []
+    start = 0
     for each in chunks:
-        moves = each.table != 0
-        on = moves[each.codes]
-        at = np.flatnonzero(on) + start
-        bitmaps.append(np.packbits(on, bitorder="little"))
-        gaps.append(_gaps(at, last))
-        places.append(at)
+        on = (each.table != 0)[each.codes]
+        marked.append(np.flatnonzero(on) + start)
         levels.append(each.codes[on])
         every.append(each.codes)
         tables.append(each.table)
         start += len(each.codes)
-        last = int(at[-1]) + 1 if len(at) else last
+    at = np.concatenate(marked) if marked else np.zeros(0, np.int64)
     own = np.concatenate(levels) if levels else np.zeros(0, np.uint8)
-    values, marked, bits = _tables(tables, own)
-    at = np.concatenate(places) if places else np.zeros(0, np.int64)
-    gap_bytes, bitmap = _joined(gaps), _joined(bitmaps)
-    packed = _packed(marked, bits) if bits else np.zeros(0, np.uint8)
+    values, own, bits = _tables(tables, own)
+    held = np.unique(at // max(width, 1))
+    numbers = held.astype(np.int32) if len(held) < _SPARSE * rows else None
+    if numbers is not None:
+        at = np.searchsorted(held, at // width) * width + at % width
+    count = rows if numbers is None else len(numbers)
+    coded = {
+        "gaps": _gaps(at, 255),
+        "nibbles": _gaps(at, 15),
+        "bitmap": np.packbits(_flags(at, count * width), bitorder="little"),
+    }
     code_bits = next(each for each in (1, 2, 4, 8) if max(map(len, tables), default=1) <= 1 << each)
-    sizes = {"gaps": len(gap_bytes) + len(packed), "bitmap": len(bitmap) + len(packed)}
-    sizes["codes"] = -(-start * code_bits // 8)
+    sizes = {"gaps": len(coded["gaps"]), "nibbles": -(-len(coded["nibbles"]) // 2), "bitmap": len(coded["bitmap"])}
+    sizes["codes"] = -(-start * code_bits // 8) - -(-len(own) * bits // 8)
     form = form or min(FORMS, key=lambda name: sizes[name])
     block = TILE_ROWS * max(1, _BLOCK // max(TILE_ROWS * width, 1))
-    index = _index(at, rows, width, block)
+    packed = _packed(own, bits) if bits else np.zeros(0, np.uint8)
+    tiles = None
     if form == "codes":
-        full = np.zeros((max(len(tables), 1), 1 << code_bits), np.float32)
-        for row, table in zip(full, tables, strict=False):
+        values = np.zeros((max(len(tables), 1), 1 << code_bits), np.float32)
+        for row, table in zip(values, tables, strict=False):
             row[: len(table)] = table
-        values, bits, packed = full, code_bits, np.zeros(0, np.uint8)
-        place_bytes = _packed(np.concatenate(every) if every else own, code_bits)
+        numbers, bits, packed = None, code_bits, np.zeros(0, np.uint8)
+        places = _packed(np.concatenate(every) if every else own, code_bits)
     else:
-        place_bytes = gap_bytes if form == "gaps" else bitmap
+        places = _packed(coded[form], 4) if form == "nibbles" else coded[form]
+    if numbers is not None:
+        tiles = np.searchsorted(numbers, np.arange(-(-rows // TILE_ROWS) + 1) * TILE_ROWS).astype(np.int32)
     return PackedRows(
         form=form,
         rows=rows,
         width=width,
         dtype=dtype,
-        places=_spared(place_bytes),
+        places=_spared(places),
         levels=_spared(packed) if len(packed) else packed,
         bits=bits,
         tables=values,
@@ -228,7 +256,10 @@ def pack_rows(
         marks=len(at),
         steps=steps,
         block=block,
-        index=index,
+        index=_index(at, count, width, block, _MOST.get(form, 255)),
+        gaps=len(coded[form]) if form in _MOST else 0,
+        numbers=numbers,
+        tiles=tiles,
         vector=vector,
     )
 
@@ -315,31 +346,33 @@ def _tables(tables: Sequence[Singles], levels: Bytes) -> tuple[Singles, Bytes, i
     return out, number[levels].astype(np.uint8), bits
 
 
-def _gaps(at: npt.NDArray[np.int64], last: int) -> Bytes:
-    """Gaps of marks, the first counted from `last`."""
+def _gaps(at: npt.NDArray[np.int64], most: int) -> Bytes:
+    """Gaps of marks, one field each: `most` stands for so many zeros, and that the gap goes on."""
     if not len(at):
         return np.zeros(0, np.uint8)
-    gaps = np.diff(at, prepend=last - 1) - 1
-    ends = np.cumsum(gaps // 255 + 1)
-    out = np.full(int(ends[-1]), 255, np.uint8)
-    out[ends - 1] = gaps % 255
+    gaps = np.diff(at, prepend=-1) - 1
+    ends = np.cumsum(gaps // most + 1)
+    out = np.full(int(ends[-1]), most, np.uint8)
+    out[ends - 1] = gaps % most
     return out
 
 
-def _index(at: npt.NDArray[np.int64], rows: int, width: int, block: int) -> npt.NDArray[np.int64]:
+def _flags(at: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.bool_]:
+    out = np.zeros(n, bool)
+    out[at] = True
+    return out
+
+
+def _index(at: npt.NDArray[np.int64], rows: int, width: int, block: int, most: int) -> npt.NDArray[np.int64]:
     """See `PackedRows.index`."""
     starts = np.arange(0, max(rows, 1), block, dtype=np.int64) * width
     marks = np.searchsorted(at, starts)
-    ends = np.cumsum((np.diff(at, prepend=-1) - 1) // 255 + 1) if len(at) else np.zeros(0, np.int64)
+    ends = np.cumsum((np.diff(at, prepend=-1) - 1) // most + 1) if len(at) else np.zeros(0, np.int64)
     before = np.maximum(marks - 1, 0)
     some = marks > 0
-    byte, place = np.zeros_like(starts), np.zeros_like(starts)
-    byte[some], place[some] = ends[before[some]], at[before[some]] + 1
-    return np.ascontiguousarray(np.stack([byte, marks, place], axis=1))
-
-
-def _joined(pieces: Sequence[Bytes]) -> Bytes:
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.uint8)
+    gap, place = np.zeros_like(starts), np.zeros_like(starts)
+    gap[some], place[some] = ends[before[some]], at[before[some]] + 1
+    return np.ascontiguousarray(np.stack([gap, marks, place], axis=1))
 
 
 def _spared(data: Bytes) -> Bytes:

@@ -14,12 +14,9 @@ from torch import Tensor
 
 from tallstore.kernels.native import library
 from tallstore.kernels.native.products import NativeProducts
-from tallstore.kernels.packed_rows import PackedRows, moved_rows, product
+from tallstore.kernels.packed_rows import PackedRows, Share, moved_rows, product
 
-__all__ = ["Products", "ReferenceProducts", "Share", "products", "write_rows"]
-
-Share = tuple[PackedRows | None, Tensor | None, int, int]
-"""What a task adds to a layer's weight and to its bias (of each output), and the tokens [a, b) that it is for."""
+__all__ = ["Products", "ReferenceProducts", "products", "write_rows"]
 
 
 class Products(Protocol):
@@ -42,13 +39,14 @@ class Products(Protocol):
             first: the first row's number.
         """
 
-    def add(self, y: Tensor, x: Tensor, base: Tensor, runs: Sequence[Share]) -> None:
-        """Add to a layer's outputs what tasks add: x · (θ̂ − θ0)ᵀ, and the difference of their biases.
+    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
+        """Add to a layer's outputs what tasks add: x · (θ̂ − θ0)ᵀ, and what their biases are more than the base's.
 
         Args:
             y: shape (tokens, rows), float32, contiguous.
             x: shape (tokens, width), float32, contiguous.
             base: θ0, shape (rows, width), the model's type.
+            bias: the base's, shape (rows,), float32; None where no task has one.
             runs: each with the tokens that it is for.
         """
 
@@ -70,13 +68,13 @@ class ReferenceProducts:
         for row, own in zip(index.tolist(), out, strict=True):
             own.copy_(moved_rows(packed, base[row : row + 1], row)[0])
 
-    def add(self, y: Tensor, x: Tensor, base: Tensor, runs: Sequence[Share]) -> None:
+    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
         """By `product`."""
-        for packed, bias, a, b in runs:
+        for packed, own, a, b in runs:
             if packed is not None:
                 y[a:b] += product(x[a:b], packed, base)
-            if bias is not None:
-                y[a:b] += bias
+            if own is not None and bias is not None:
+                y[a:b] += own - bias
 
 
 def products() -> Products:

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError, OptionError
-from tallstore.kernels.products import Share, products
+from tallstore.kernels.packed_rows import Share
+from tallstore.kernels.products import products
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor
 
 __all__ = ["Plan", "kind_of", "planned"]
 
-_PRODUCT, _DECODE, _WRITE = 1.6, 0.11, 0.25
-"""Nanoseconds a mark takes to find, and with each token; and an element of a layer, to be written once."""
+_TOKEN, _MARK, _WRITE = 0.045, 1.0, 0.35
+"""Nanoseconds, as measured: a mark with each token; a mark that is put into a layer, more than one that is found; and
+an element of a layer that is written and multiplied by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,20 +152,16 @@ class _LayerNormRows(nn.LayerNorm):
     plan: Plan
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """Of rows of several tasks: normalized at once, then scaled and shifted by row."""
-        rows, plan = self.plan.rows, self.plan
+        """Of rows of several tasks."""
+        plan = self.plan
+        tokens = Tokens.of(input, len(self.normalized_shape), plan.rows, plan.name)
         weight, bias = self._parameters["weight"], self._parameters["bias"]
-        if rows.alone:
-            task = rows.runs[0].task
+        out = torch.empty_like(tokens.flat)
+        for task, a, b in tokens.runs:
             scale = None if weight is None else plan.value("weight", task, weight)
             shift = None if bias is None else plan.value("bias", task, bias)
-            return functional.layer_norm(input, self.normalized_shape, scale, shift, self.eps)
-        out = functional.layer_norm(input, self.normalized_shape, None, None, self.eps)
-        scales = _by_row(plan, "weight", weight, rows, input)
-        shifts = _by_row(plan, "bias", bias, rows, input)
-        if scales is None:
-            return out if shifts is None else out + shifts
-        return out * scales if shifts is None else torch.addcmul(shifts, out, scales)
+            out[a:b] = functional.layer_norm(tokens.flat[a:b], self.normalized_shape, scale, shift, self.eps)
+        return tokens.back(out)
 
 
 class _BroadcastRows(nn.Module):
@@ -252,9 +250,10 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
         if own is not None and not _by_product(own, weight, run.last - run.first):
             whole.append(run)
             continue
-        more = _more_bias(plan, run.task, bias)
+        more = None if bias is None else plan.own("bias", run.task)
         if own is not None or more is not None:
-            shares.append((own.packed if isinstance(own, RowsTensor) else None, more, run.first, run.last))
+            value = None if more is None or bias is None else more.whole(bias).float()
+            shares.append((own.packed if isinstance(own, RowsTensor) else None, value, run.first, run.last))
     if not whole:
         out = functional.linear(flat, weight, bias)
     else:
@@ -267,7 +266,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
             _write(out[a:b], flat[a:b], plan.value("weight", task, weight), own_bias)
             at = b
     if shares:
-        _add(out, flat, weight, shares)
+        _add(out, flat, weight, None if bias is None else bias.detach().float(), shares)
     return out
 
 
@@ -278,13 +277,13 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         torch.addmm(bias, x, weight.T, out=out)
 
 
-def _add(out: Tensor, x: Tensor, weight: Tensor, shares: Sequence[Share]) -> None:
+def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Sequence[Share]) -> None:
     """What tasks add, in float32."""
     if out.dtype == torch.float32:
-        products().add(out, x.contiguous(), weight.detach(), shares)
+        products().add(out, x.contiguous(), weight.detach(), bias, shares)
         return
     wide = out.float()
-    products().add(wide, x.float().contiguous(), weight.detach(), shares)
+    products().add(wide, x.float().contiguous(), weight.detach(), bias, shares)
     out.copy_(wide)
 
 
@@ -292,18 +291,7 @@ def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:
     """Whether what a task adds is quicker computed from the packed form than its layer is decoded."""
     if not isinstance(own, RowsTensor) or own.tail is not None or not products().takes(own.packed, base):
         return False
-    return own.packed.marks * (_PRODUCT + _DECODE * tokens) < _WRITE * own.packed.numel + own.packed.marks
-
-
-def _more_bias(plan: Plan, task: int, bias: Tensor | None) -> Tensor | None:
-    """What a task's bias is more than the base's; made once."""
-    own = plan.own("bias", task)
-    if own is None or bias is None:
-        return None
-    key = ("more", task)
-    if key not in plan.small:
-        plan.small[key] = (own.whole(bias).float() - bias.detach().float()).contiguous()
-    return plan.small[key]
+    return own.packed.marks * (_TOKEN * tokens - _MARK) < _WRITE * own.packed.numel
 
 
 def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tensor) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product as product_of
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,10 @@ def packed(kind: str, shape: tuple[int, int], dtype: torch.dtype, form: str | No
         if kind == "steps":
             table = rng.integers(-9, 10, count).astype(np.float32)
         table[0] = 0
-        chunks.append(LevelChunk(rng.choice(count, min(CHUNK, n - start), p=chances).astype(np.uint8), table))
+        codes = rng.choice(count, min(CHUNK, n - start), p=chances).astype(np.uint8)
+        if seed % 2:  # many rows without any
+            codes[(np.arange(start, start + len(codes)) // shape[1]) % 3 > 0] = 0
+        chunks.append(LevelChunk(codes, table))
     vector = None
     if kind == "vector":
         vector = SharedVector(codes=rng.integers(-4, 5, n).astype(np.float32), bits=32, tables=None, chunk=CHUNK)
@@ -73,6 +78,9 @@ def test_every_form_holds_the_same_values(kind: str, shape: tuple[int, int]) -> 
     for form in FORMS:
         own = packed(kind, shape, dtype, form)
         assert (own.values(0, shape[0]) == wanted).all()
+        other = packed(kind, shape, dtype, form, seed=1)
+        assert form == "codes" or shape[0] < 5 or other.held < shape[0]
+        assert (other.values(0, shape[0]) == packed(kind, shape, dtype, "codes", seed=1).values(0, shape[0])).all()
         for first in range(0, shape[0], 7):
             last = min(first + 11, shape[0])
             assert (own.values(first, last) == wanted[first:last]).all()
@@ -83,12 +91,14 @@ def test_every_form_holds_the_same_values(kind: str, shape: tuple[int, int]) -> 
 @pytest.mark.parametrize("types", types(), ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_native_rows_are_the_reference_s(kind: str, form: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+def test_native_rows_are_the_reference_s(
+    kind: str, form: str, types: tuple[torch.dtype, torch.dtype], native: str
+) -> None:
     task, model = types
     if kind == "steps" and task == torch.float32:
         pytest.skip("steps are of narrow types")
-    for shape in SHAPES:
-        own, base = packed(kind, shape, task, form), base_of(shape, model)
+    for shape, seed in product_of(SHAPES, (0, 1)):
+        own, base = packed(kind, shape, task, form, seed), base_of(shape, model)
         wanted = moved_rows(own, base, 0)
         out = torch.empty_like(base)
         products().rows(out, base, own, None)
@@ -102,7 +112,9 @@ def test_native_rows_are_the_reference_s(kind: str, form: str, types: tuple[torc
 @pytest.mark.parametrize("types", types(), ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_native_products_are_the_reference_s(kind: str, form: str, types: tuple[torch.dtype, torch.dtype]) -> None:
+def test_native_products_are_the_reference_s(
+    kind: str, form: str, types: tuple[torch.dtype, torch.dtype], native: str
+) -> None:
     """All numbers are small multiples of a power of two: every order of summing gives the same."""
     task, model = types
     if kind == "steps" and task == torch.float32:
@@ -119,7 +131,26 @@ def test_native_products_are_the_reference_s(kind: str, form: str, types: tuple[
             runs.append(((own, other, None)[n % 3], bias if n % 2 else None, at, at + count))
             at += count
         found, wanted = (torch.zeros(len(x), shape[0]) for _ in range(2))
-        products().add(found, x, base, runs)
-        ReferenceProducts().add(wanted, x, base, runs)
+        products().add(found, x, base, torch.ones(shape[0]), runs)
+        ReferenceProducts().add(wanted, x, base, torch.ones(shape[0]), runs)
         assert torch.equal(found, wanted)
         assert torch.equal(wanted[1:2], product(x[1:2], own, base))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kinds", [("signed", "binary"), ("levels", "signed")], ids=str)
+def test_a_gpu_s_products_are_the_reference_s(kinds: tuple[str, str], dtype: torch.dtype, device: torch.device) -> None:
+    """Tokens grouped by task, tasks of other tables and bits in one stack; rows and columns that fill no tile."""
+    pytest.importorskip("triton")
+    from tallstore.kernels.gpu.products import StackedCodes, add_products
+
+    shape = (37, 90)
+    tasks = [packed(kind, shape, dtype, "codes", seed) for seed, kind in enumerate(kinds)]
+    base = base_of(shape, dtype)
+    x = torch.randint(-3, 4, (21, shape[1]), generator=torch.Generator().manual_seed(2)).float()
+    wanted, found = torch.ones(21, shape[0]), torch.ones(21, shape[0], device=device)
+    runs = [(1, 0, 17), (0, 17, 20)]
+    for task, a, b in runs:
+        wanted[a:b] += product(x[a:b], tasks[task], base)
+    add_products(found, x.to(device), base.to(device), StackedCodes.of(tasks, device), runs)
+    assert torch.equal(found.cpu(), wanted)

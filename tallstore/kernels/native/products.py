@@ -18,7 +18,7 @@ from torch import Tensor
 from tallstore.kernels.native.library import Function, Library, address, bind
 from tallstore.kernels.native_types import FLOAT64, FORMS
 from tallstore.kernels.packed_rows import FORMS as PLACES
-from tallstore.kernels.packed_rows import TILE_ROWS, PackedRows
+from tallstore.kernels.packed_rows import TILE_ROWS, PackedRows, Share
 from tallstore.kernels.scratch import scratch
 
 __all__ = ["NativeProducts"]
@@ -27,12 +27,14 @@ _P, _N, _I = c_void_p, c_int64, c_int32
 _TABLE: dict[str, Function] = {
     "packed_rows": (None, (_P, _P, _I, _P, _P, _N, _N, _P, _P)),
     "token_columns": (None, (_P, _P, _N, _P, _N)),
-    "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _N, _N, _N, _N, _N, _P, _P, _P)),
+    "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _P, _N, _N, _N, _N, _P, _P, _P, _P)),
 }
 _TOKENS = 32
 _FEW = 4
 """Tokens below which they are taken one by one."""
-_SHARED = 200_000
+_FINDING = 12
+"""What it takes to find a mark, in marks times tokens."""
+_SHARED = 1_000_000
 """Marks times tokens from which on threads share the work."""
 _ORDER = np.zeros((256, 8), np.uint8)
 """Of each byte: the places of its bits that are 1, in order."""
@@ -49,7 +51,9 @@ class _Packed(Structure):
         *((name, c_int64) for name in ("rows", "width", "block", "shift")),
         ("places", c_void_p),
         ("levels", c_void_p),
-        ("place_bytes", c_int64),
+        ("gaps", c_int64),
+        ("numbers", c_void_p),
+        ("tiles", c_void_p),
         ("tables", c_void_p),
         ("index", c_void_p),
         ("vector", c_void_p),
@@ -98,26 +102,20 @@ class NativeProducts:
             values,
         )
 
-    def add(
-        self,
-        y: Tensor,
-        x: Tensor,
-        base: Tensor,
-        runs: Sequence[tuple[PackedRows | None, Tensor | None, int, int]],
-    ) -> None:
+    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
         """`ts_packed_product`."""
-        rows, width = y.shape[1], x.shape[1]
+        width = x.shape[1]
         own = (_Run * len(runs))()
         size = longest = work = 0
-        for each, (packed, bias, a, b) in zip(own, runs, strict=True):
+        for each, (packed, more, a, b) in zip(own, runs, strict=True):
             each.first, each.count, each.columns = a, b - a, -1
-            if bias is not None:
-                each.bias = bias.data_ptr()
+            if more is not None:
+                each.bias = more.data_ptr()
             longest = max(longest, b - a)
             if packed is None:
                 continue
             each.packed = addressof(self._tell(packed))
-            work += packed.marks * (b - a)
+            work += packed.marks * (b - a + _FINDING)
             if b - a >= _FEW:
                 each.columns = size
                 size += width * ((b - a) // _TOKENS * _TOKENS + -(-((b - a) % _TOKENS) // 8) * 8)
@@ -125,14 +123,22 @@ class NativeProducts:
         where = address(turned)
         if size:
             self._functions.token_columns(where, x.data_ptr(), width, own, len(own))
-        share = partial(self._share, y, x, where, base, own, longest)
-        _shared(share, rows, torch.get_num_threads() if work > _SHARED else 1)
+        share = partial(self._share, y, x, where, base, bias, own, longest)
+        _shared(share, y.shape[1], torch.get_num_threads() if work > _SHARED else 1)
 
     def _share(
-        self, y: Tensor, x: Tensor, turned: int, base: Tensor, runs: Any, longest: int, first: int, last: int
+        self,
+        y: Tensor,
+        x: Tensor,
+        turned: int,
+        base: Tensor,
+        bias: Tensor | None,
+        runs: Any,
+        longest: int,
+        first: int,
+        last: int,
     ) -> None:
         columns, values = self._room(x.shape[1])
-        sums = address(scratch("sums", longest * TILE_ROWS, np.float32))
         self._functions.packed_product(
             y.data_ptr(),
             y.stride(0),
@@ -140,15 +146,16 @@ class NativeProducts:
             turned,
             base.data_ptr(),
             FORMS[base.dtype],
+            None if bias is None else bias.data_ptr(),
             runs,
             len(runs),
-            y.shape[1],
             first,
             last,
             x.shape[1],
+            address(scratch("walks", 3 * len(runs), np.int64)),
             columns,
             values,
-            sums,
+            address(scratch("sums", longest * TILE_ROWS, np.float32)),
         )
 
     @staticmethod
@@ -165,13 +172,15 @@ class NativeProducts:
                 bits=packed.bits,
                 type=FORMS[packed.dtype],
                 steps=packed.steps,
-                rows=packed.rows,
+                rows=packed.held,
                 width=packed.width,
                 block=packed.block,
                 shift=packed.chunk.bit_length() - 1,
                 places=address(packed.places),
                 levels=address(packed.levels),
-                place_bytes=packed.place_bytes,
+                gaps=packed.gaps,
+                numbers=None if packed.numbers is None else address(packed.numbers),
+                tiles=None if packed.tiles is None else address(packed.tiles),
                 tables=address(packed.tables),
                 index=address(packed.index),
                 vector=None if vector is None else address(vector.codes),

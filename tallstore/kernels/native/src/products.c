@@ -1,16 +1,18 @@
 /* Layers of a mixed batch: what tasks add to the outputs, and their own rows, straight from packed rows. */
 #include "half.h"
 
-enum { GAPS, BITMAP, CODES };
+enum { GAPS, NIBBLES, BITMAP, CODES };
 /* Tokens side by side, and rows whose sums are kept before they are written. */
 enum { TOKENS = 32, TILE_ROWS = 16, FEW = 4 };
 
 /* `kernels.packed_rows.PackedRows`; `kernels.native.products` declares the same. */
 typedef struct {
     int32_t form, bits, type, steps; /* type: D, as forms are numbered */
-    int64_t rows, width, block, shift;   /* shift: log2 of elements a chunk */
+    int64_t rows, width, block, shift; /* rows: those that are held; shift: log2 of elements a chunk */
     const uint8_t *places, *levels;
-    int64_t place_bytes;
+    int64_t gaps;           /* how many there are, continued ones counted again */
+    const int32_t *numbers; /* of the rows that are held; NULL: all */
+    const int32_t *tiles;   /* rows that are held before each TILE_ROWS of the tensor's */
     const float *tables;
     const int64_t *index;
     const void *vector; /* or NULL */
@@ -22,7 +24,7 @@ typedef struct {
 /* A run of tokens of one task. */
 typedef struct {
     const ts_packed_rows *packed; /* NULL: only the bias */
-    const float *bias;            /* of every output, or NULL */
+    const float *bias;            /* the task's, of every output, or NULL */
     int64_t first, count, columns; /* tokens; where the run's columns begin, or below 0 */
 } ts_run;
 
@@ -33,11 +35,6 @@ typedef struct {
 
 typedef float ts_eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t ts_eight_words __attribute__((vector_size(32), aligned(4), may_alias));
-
-static inline ts_walk walk_to(const ts_packed_rows *p, int64_t block) {
-    const int64_t *entry = p->index + 3 * block;
-    return (ts_walk){entry[0], entry[1], entry[2]};
-}
 
 static inline unsigned field(const uint8_t *codes, int64_t i, int32_t bits) {
     const int64_t bit = i * bits;
@@ -78,20 +75,28 @@ static inline void put_places(int32_t *out, const uint64_t *order, unsigned bits
 #endif
 }
 
-/* Columns of a row's marks, in order. Returns how many. Up to 7 elements behind them are written too. */
+static inline __attribute__((always_inline)) int64_t
+columns_by_gaps(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t start, const bool nibbles) {
+    const int64_t most = nibbles ? 15 : 255;
+    int64_t n = 0, at = w->at, place = w->place - start;
+    while (at < p->gaps) {
+        const int64_t gap = nibbles ? (p->places[at >> 1] >> (4 * (at & 1))) & 15 : p->places[at], next = place + gap;
+        if (next >= p->width && gap != most) break;
+        columns[n] = (int32_t)next;
+        n += gap != most, place = next + (gap != most), at++;
+    }
+    w->at = at, w->place = place + start;
+    return n;
+}
+
+/* Columns of a row's marks, in order; `row` counts those that are held. Returns how many. Up to 7 elements behind them
+ * are written too. */
 static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t row) {
     const int64_t start = row * p->width, end = start + p->width;
     int64_t n = 0;
-    if (p->form == GAPS) {
-        int64_t at = w->at, place = w->place - start;
-        while (at < p->place_bytes) {
-            const int64_t gap = p->places[at], next = place + gap;
-            if (next >= p->width && gap != 255) break;
-            columns[n] = (int32_t)next;
-            n += gap != 255, place = next + (gap != 255), at++;
-        }
-        w->at = at, w->place = place + start;
-    } else {
+    if (p->form == GAPS) n = columns_by_gaps(columns, p, w, start, false);
+    else if (p->form == NIBBLES) n = columns_by_gaps(columns, p, w, start, true);
+    else
         for (int64_t at = start & ~(int64_t)7; at < end; at += 64) {
             uint64_t bits = ts_load64(p->places + (at >> 3));
             if (at < start) bits &= ~(uint64_t)0 << (start - at);
@@ -101,14 +106,12 @@ static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w,
                 n += __builtin_popcount(bits & 255);
             }
         }
-    }
     w->mark += n;
     return n;
 }
 
 /* What a row's marks, from number `mark` on, stand for. Up to 7 elements behind them are written too. */
-static void values_of(float *values, const int32_t *columns, int64_t n, const ts_packed_rows *p, int64_t row, int64_t mark) {
-    const int64_t start = row * p->width;
+static void values_of(float *values, const int32_t *columns, int64_t n, const ts_packed_rows *p, int64_t start, int64_t mark) {
     const bool alone = start >> p->shift == (start + p->width - 1) >> p->shift;
     const float *table = p->tables + (start >> p->shift << p->bits);
     if (alone && p->bits <= 1) {
@@ -128,7 +131,7 @@ static void values_of(float *values, const int32_t *columns, int64_t n, const ts
 
 /* The row's marks: columns, and what is added to the base there. Of codes: those that are not 0. */
 static int64_t marks_of(int32_t *columns, float *values, const ts_packed_rows *p, ts_walk *w, int64_t row) {
-    const int64_t start = row * p->width;
+    const int64_t start = (p->numbers ? p->numbers[row] : row) * p->width;
     int64_t n = 0;
     if (p->form == CODES) {
         for (int64_t c = 0; c < p->width; c++) {
@@ -140,7 +143,7 @@ static int64_t marks_of(int32_t *columns, float *values, const ts_packed_rows *p
     } else {
         const int64_t mark = w->mark;
         n = columns_of(columns, p, w, row);
-        values_of(values, columns, n, p, row, mark);
+        values_of(values, columns, n, p, start, mark);
     }
     if (!p->vector) return n;
     for (int64_t k = 0; k < n; k++) {
@@ -166,7 +169,31 @@ static void round_marks(float *restrict values, float *restrict before, const in
         for (int64_t k = 0; k < n; k++) values[k] = moved(before[k], values[k], p) - before[k];
 }
 
-/* Rows of a task's tensor, in the model's type: those of `index`, ascending or not, or with NULL n from `first` on.
+/* Where a row of the tensor is among those that are held, or where it would be. */
+static inline int64_t held_at(const ts_packed_rows *p, int64_t number) {
+    if (!p->numbers) return number;
+    int64_t low = 0, high = p->rows;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (p->numbers[middle] < number) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* A walk before row `row` of those that are held; `w` is before row `next`, or anywhere where that is below 0. */
+static void walk_to(ts_walk *w, const ts_packed_rows *p, int64_t next, int64_t row, int32_t *columns) {
+    if (p->form == CODES) return;
+    const int64_t block = row / p->block * p->block;
+    if (next > row || next < block) {
+        const int64_t *entry = p->index + 3 * (row / p->block);
+        *w = (ts_walk){entry[0], entry[1], entry[2]};
+        next = block;
+    }
+    for (; next < row; next++) columns_of(columns, p, w, next);
+}
+
+/* Rows of a task's tensor, in the model's type: those of `index`, in any order, or with NULL n from `first` on.
  * base: all rows; columns, values: room for a row. */
 TS_KERNEL(void, packed_rows)
 (void *out, const void *base, int32_t form, const ts_packed_rows *p, const int64_t *index, int64_t first, int64_t n,
@@ -175,15 +202,12 @@ TS_KERNEL(void, packed_rows)
     int64_t next = -1;
     ts_walk w = {0, 0, 0};
     for (int64_t k = 0; k < n; k++) {
-        const int64_t row = index ? index[k] : first + k, block = row / p->block * p->block;
-        if (next > row || next < block) {
-            next = block;
-            w = walk_to(p, row / p->block);
-        }
-        for (; p->form != CODES && next < row; next++) columns_of(columns, p, &w, next);
+        const int64_t number = index ? index[k] : first + k, row = held_at(p, number);
         char *own = (char *)out + (size_t)k * size;
-        const int64_t start = row * p->width, count = marks_of(columns, values, p, &w, row);
-        memcpy(own, (const char *)base + (size_t)start * item, size);
+        memcpy(own, (const char *)base + (size_t)number * size, size);
+        if (row >= p->rows || (p->numbers && p->numbers[row] != number)) continue;
+        walk_to(&w, p, next, row, columns);
+        const int64_t count = marks_of(columns, values, p, &w, row);
         for (int64_t j = 0; j < count; j++) {
             const float value = moved(base_at(own, columns[j], form), values[j], p);
             if (form == TS_FLOAT32) ((float *)(void *)own)[columns[j]] = value;
@@ -266,36 +290,35 @@ static void sum_row(float *sums, const ts_run *run, const float *x, const float 
     }
 }
 
-/* y += x · (θ̂ − θ0)ᵀ and bias, of runs of tokens, for the rows of blocks [first, last) of the index.
- * y: outputs `stride` apart; x: shape (tokens, width); turned: what token_columns made of it; base: θ0, of type `form`.
- * sums: room for TILE_ROWS of as many tokens as a run has; columns, values: for a row. */
+/* y += x · (θ̂ − θ0)ᵀ and what the bias is more than the base's, of runs of tokens, for outputs [first, last); `first`
+ * is a multiple of TILE_ROWS. y: outputs `stride` apart; x: shape (tokens, width); turned: what token_columns made of it;
+ * base: θ0, of type `form`. walks: room for one of each run; sums: for TILE_ROWS of as many tokens as a run has; columns:
+ * for a row; values: for two. */
 TS_KERNEL(void, packed_product)
-(float *y, int64_t stride, const float *x, const float *turned, const void *base, int32_t form, const ts_run *runs,
- int64_t count, int64_t rows, int64_t first, int64_t last, int64_t width, int32_t *columns, float *values, float *sums) {
+(float *y, int64_t stride, const float *x, const float *turned, const void *base, int32_t form, const float *bias,
+ const ts_run *runs, int64_t count, int64_t first, int64_t last, int64_t width, ts_walk *walks, int32_t *columns,
+ float *values, float *sums) {
     for (int64_t a = first; a < last; a += TILE_ROWS)
         for (int64_t r = 0; r < count; r++) {
             const ts_run *run = runs + r;
             const ts_packed_rows *p = run->packed;
-            const int64_t b = TS_MIN(TS_MIN(a + TILE_ROWS, last), rows);
-            ts_walk w = {0, 0, 0};
-            if (p) {
-                w = walk_to(p, a / p->block);
-                for (int64_t row = a / p->block * p->block; p->form != CODES && row < a; row++)
-                    columns_of(columns, p, &w, row);
-            }
-            for (int64_t row = a; row < b; row++) {
-                if (!p) {
-                    for (int64_t j = 0; j < run->count; j++) sums[j * TILE_ROWS + row - a] = 0;
-                    continue;
-                }
-                const int64_t n = marks_of(columns, values, p, &w, row);
-                if (p->steps || p->type != TS_FLOAT32) round_marks(values, values + width + 16, columns, n, p, base, row * width, form);
+            const int64_t tile = a / TILE_ROWS, size = TS_MIN(TILE_ROWS, last - a);
+            const int64_t from = !p ? 0 : p->numbers ? p->tiles[tile] : a, to = !p ? 0 : p->numbers ? p->tiles[tile + 1] : a + size;
+            if (from == to && !run->bias) continue;
+            memset(sums, 0, (size_t)run->count * TILE_ROWS * sizeof *sums);
+            if (from < to) walk_to(walks + r, p, a == first ? -1 : from, from, columns);
+            for (int64_t row = from; row < to; row++) {
+                const int64_t number = p->numbers ? p->numbers[row] : row;
+                const int64_t n = marks_of(columns, values, p, walks + r, row);
+                if (p->steps || p->type != TS_FLOAT32)
+                    round_marks(values, values + width + 16, columns, n, p, base, number * width, form);
                 for (int64_t k = n; k < n + 8; k++) columns[k] = 0, values[k] = 0;
-                sum_row(sums + (row - a), run, x, turned, width, columns, values, n);
+                sum_row(sums + (number - a), run, x, turned, width, columns, values, n);
             }
             for (int64_t j = 0; j < run->count; j++) {
-                float *to = y + (run->first + j) * stride + a;
-                for (int64_t k = 0; k < b - a; k++) to[k] += sums[j * TILE_ROWS + k] + (run->bias ? run->bias[a + k] : 0);
+                float *own = y + (run->first + j) * stride + a;
+                for (int64_t k = 0; k < size; k++) own[k] += sums[j * TILE_ROWS + k];
+                for (int64_t k = 0; run->bias && k < size; k++) own[k] += run->bias[a + k] - bias[a + k];
             }
         }
 }
