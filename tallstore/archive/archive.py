@@ -294,6 +294,11 @@ class Archive:
         path = merged_files(self._manifest.tasks[self._task(task)]).get(name)
         return None if path is None else self._file(name, path)
 
+    def same_file(self, task: str, other: str, name: str) -> bool:
+        """Whether two tasks' models have the same such file, or neither has one."""
+        one, two = (merged_files(self._manifest.tasks[self._task(each)]).get(name) for each in (task, other))
+        return one == two or self.small_file(task, name) == self.small_file(other, name)
+
     def write_subset(
         self,
         tasks: Sequence[str],

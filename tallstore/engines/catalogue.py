@@ -23,6 +23,7 @@ from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.engines.digests import hash_of
 from tallstore.engines.lazy import LazyWeight
 from tallstore.errors import CheckpointError, ModelMismatchError, NoSuchTaskError, OptionError
+from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import names_of
 from tallstore.hub.resolve import open_named
 from tallstore.stores import Access
@@ -36,6 +37,8 @@ _FREE = frozenset(
      "label2id", "use_cache", "problem_type", "_attn_implementation_autoset", "transformers_weights"}
 )  # fmt: skip
 """What two configurations may differ in and be of one engine's model."""
+_TOGETHER = 1 << 23
+"""Bytes that are decoded by one call."""
 _TOKENS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 """Files that say what a token's number means."""
 
@@ -153,7 +156,7 @@ class Catalogue:
                 raise self._mismatch(old, new, f"{name!r} is {list(a.shape)} there and {list(b.shape)} here")
         self.check_config(new, self.config(old), f"task {old!r}")
         for name in _TOKENS:
-            if self._zoo.small_file(old, name) != self._zoo.small_file(new, name):
+            if not self._zoo.same_file(old, new, name):
                 raise self._mismatch(old, new, f"they have different tokenizers ({name})")
 
     def check_config(self, task: str, config: Mapping[str, Any], whose: str) -> None:
@@ -187,17 +190,29 @@ class Catalogue:
         return [name for name in after if layer_of(name) in layers]
 
     def weights(self, task: str, names: Sequence[str], applied: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by name, decoded layer by layer; no more than one layer is in memory.
+        """Tensors by name, decoded a few layers at a time; no more are in memory.
 
         `applied` is given the hash of each, by name.
         """
         merged = self._zoo.manifest.tasks[task].adapter is not None
-        for _, group in groupby(names, layer_of):
-            state = self._zoo.state_dict(task, names=list(group), exact=self.source.exact and not merged, merged=merged)
+        for group in self._groups(task, names):
+            state = self._zoo.state_dict(task, names=group, exact=self.source.exact and not merged, merged=merged)
             for name in list(state):
                 tensor = state.pop(name)
                 applied[name] = hash_of(tensor)
                 yield name, tensor
+
+    def _groups(self, task: str, names: Sequence[str]) -> Iterator[list[str]]:
+        """Names that are decoded together: enough for all threads, and not much memory."""
+        facts = self.tensors(task)
+        group: list[str] = []
+        for _, layer in groupby(names, layer_of):
+            group += layer
+            if sum(size_of(facts[name].dtype, facts[name].shape) for name in group) >= _TOGETHER:
+                yield group
+                group = []
+        if group:
+            yield group
 
     def lazy_weights(self, task: str, names: Sequence[str], applied: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors that are decoded when an engine takes them, and of which no more is read than it takes.

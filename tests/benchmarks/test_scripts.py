@@ -38,6 +38,7 @@ QUICK = {"plan", "mask_statistics", "codec_speed"}
 
 NOT_RUN = {
     "decode": "gigabytes of synthetic checkpoints",
+    "engines": "vLLM; .ci/vllm tries the same",
     "finetune": "trains twelve models on text sets",
     "first_wait": "transformers models, and a minute of commands in fresh processes",
     "gpu": "a GPU",

@@ -26,9 +26,14 @@ NOT_RUN = {
     "README.md": {
         "On a fresh machine": "makes an environment; `.ci/run` does the same",
         "Adapters": "needs adapters that PEFT made; tests/adapters does the same",
+        "In engines": "needs transformers' models and vLLM; tests/engines does the same",
         "On the Hub": "needs the Hub; tests/hub does the same against one on this machine",
     },
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},
+    "docs/pages/engines.md": {
+        "transformers' own loader": "needs an archive of transformers' models; tests/engines does the same",
+        **dict.fromkeys(("vLLM", "Exchange the task of a running engine"), "needs vLLM; .ci/vllm does the same"),
+    },
     "docs/pages/tutorials/large.md": {"A cluster": "needs a scheduler; tests/encoder/test_engine.py has one"},
     "docs/pages/examples.md": dict.fromkeys(
         ("A service that answers for many tasks in one batch", "A callback that adds a finished fine-tune to a zoo"),
