@@ -12,6 +12,7 @@ from typing import Any
 from tallstore.archive.compare import compare
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
+from tallstore.archive.sharing import find_home, joined
 from tallstore.archive.splice import Spliced, SplicedArchive, new_config, splice
 from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
@@ -25,7 +26,6 @@ from tallstore.growing.change import Change, changing
 from tallstore.growing.companions import note_on
 from tallstore.growing.options import inherited
 from tallstore.growing.report import GrowReport, facts_of
-from tallstore.growing.sharing import find_home, joined
 from tallstore.promises.grouped import packed_beside
 
 _TOLERANCE = 1e-3

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tallstore.archive.decode import Decoder
+from tallstore.archive.sharing import chunks_of, free_path, ones_of, ones_part
 from tallstore.archive.splice import FileOfArchive as Place
 from tallstore.archive.splice import Spliced, is_free, weighed
 from tallstore.archive.subset import config_of
@@ -23,7 +24,6 @@ from tallstore.growing.base import base_of
 from tallstore.growing.change import Change, changing
 from tallstore.growing.recoding import CannotError, prune, resolve
 from tallstore.growing.report import CompactReport, facts_of
-from tallstore.growing.sharing import chunks_of, free_path, ones_of, ones_part
 
 _FEW = 3
 """Tasks of a group up to which it is tried whether they do without the vector."""
