@@ -6,15 +6,19 @@ import threading
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.reader import Reader
+from tallstore.archive.reader import Place, Reader
 from tallstore.checkpoints import Checkpoint, TensorInfo
+from tallstore.format.manifest import Manifest, Task
+from tallstore.format.part import Entry
+from tallstore.format.relatives import Relatives
 
-__all__ = ["ArchiveBase", "ArchiveTask"]
+__all__ = ["ArchiveBase", "ArchiveStart", "ArchiveTask", "StartPlan"]
 
 _RUN = 1 << 20
 """Elements that are decoded at once."""
@@ -88,3 +92,77 @@ class ArchiveTask(_Decoded):
 
     def _range(self, name: str, start: int, stop: int) -> Tensor:
         return self._decoder.pieces.elements(self._task, self.ties.get(name, name), start, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    """What one tensor of a task that is to be packed builds on."""
+
+    base: str | None
+    """The base's tensor that it comes from, if any."""
+    start: tuple[float, ...] | None = None
+    """As an entry's: None for the base itself."""
+    kept: bool = False
+    """Whether it is left as it starts: what it differs by is not coded."""
+
+
+class ArchiveStart(Checkpoint):
+    """What a task that is to be packed starts from, tensor by tensor, under its own names of them.
+
+    An encoder that is given this for a base codes what is left. Of tensors that are to stay as they start it is given
+    the task's own, so that it finds nothing to code.
+    """
+
+    def __init__(self, reader: Reader, base: Checkpoint, task: Checkpoint, relatives: Relatives) -> None:
+        manifest = reader.manifest
+        name = _free_name(manifest)
+        group = manifest.groups[0].id
+        tasks = {**manifest.tasks, name: Task(group=group, parts={"mask": ("-",)}, relatives=relatives)}
+        extended = Reader(reader.store, replace(manifest, tasks=tasks))
+        given = None if manifest.base.storage == "embed" else base
+        self.decoder, self._name = Decoder(extended, given, None), name
+        self._base, self._task = base, task
+        self._plans: Mapping[str, StartPlan] = {}
+        self._decoded: ArchiveTask | None = None
+        self.where = f"what {task.where} starts from"
+
+    def plan(self, plans: Mapping[str, StartPlan]) -> None:
+        """Settle what each tensor builds on. Those that are not named build on nothing."""
+        entries = {
+            name: Entry(
+                kind="base",
+                dtype=self._task.tensors[name].dtype,
+                shape=self._task.tensors[name].shape,
+                base=each.base,
+                start=each.start,
+            )
+            for name, each in plans.items()
+            if each.start is not None
+        }
+        self.decoder.places.assume(self._name, {name: Place("-", entry, None) for name, entry in entries.items()})
+        self._plans, self._decoded = plans, ArchiveTask(self.decoder, self._name, self.where)
+        self.tensors = {
+            name: self._task.tensors[name] if each.start is not None else self._base.tensors[str(each.base)]
+            for name, each in plans.items()
+        }
+
+    def started(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements that a tensor builds on, also of one that stays as it starts."""
+        assert self._decoded is not None
+        each = self._plans[name]
+        return (
+            self._base.read(str(each.base), start, stop)
+            if each.start is None
+            else self._decoded.read(name, start, stop)
+        )
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._task.read(name, start, stop) if self._plans[name].kept else self.started(name, start, stop)
+
+
+def _free_name(manifest: Manifest) -> str:
+    """A name that no task has."""
+    name = "-"
+    while name in manifest.tasks:
+        name += "-"
+    return name

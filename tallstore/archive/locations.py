@@ -65,6 +65,10 @@ class Places:
             self._tasks[task, part] = found
         return found
 
+    def assume(self, task: str, places: Mapping[str, Place]) -> None:
+        """Take a task's tensors for these, of which nothing is written yet."""
+        self._tasks[task, "mask"] = places
+
     def headed(self, relatives: Relatives, own: Mapping[str, Place], path: str) -> dict[str, Place]:
         """The tensors of a merge: those of one of its tasks, the head's, but for what it lists itself.
 

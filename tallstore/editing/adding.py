@@ -12,6 +12,7 @@ from typing import Any
 from tallstore.archive.compare import compare
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
+from tallstore.archive.sharing import find_home, joined
 from tallstore.archive.splice import Spliced, SplicedArchive, new_config, splice
 from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
@@ -20,7 +21,6 @@ from tallstore.editing.change import Change, changing
 from tallstore.editing.companions import note_on
 from tallstore.editing.options import inherited
 from tallstore.editing.report import GrowReport, facts_of
-from tallstore.editing.sharing import find_home, joined
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.groups import choose_groups
 from tallstore.errors import InputError, ModelMismatchError, TaskNameError

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tallstore.archive.decode import Decoder
+from tallstore.archive.sharing import chunks_of, free_path, ones_of, ones_part
 from tallstore.archive.splice import FileOfArchive as Place
 from tallstore.archive.splice import Spliced, is_free, weighed
 from tallstore.archive.subset import config_of
@@ -19,7 +20,6 @@ from tallstore.editing.base import base_of
 from tallstore.editing.change import Change, changing
 from tallstore.editing.recoding import CannotError, prune, resolve
 from tallstore.editing.report import CompactReport, facts_of
-from tallstore.editing.sharing import chunks_of, free_path, ones_of, ones_part
 from tallstore.encoder import Progress
 from tallstore.encoder.parts import PartWriter
 from tallstore.format.manifest import Group, Manifest, PartRecord, Task

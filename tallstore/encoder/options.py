@@ -40,6 +40,7 @@ _NOT_RECORDED = {
     "max_shard_size",
     "storage_options",
     "weights",
+    "relatives",
 }
 """Options that do not change what is stored, or only how it is cut into files; and what is asked of single files."""
 
@@ -99,6 +100,8 @@ class Options:
     an executor of any kind, whose workers must see inputs and output under the same paths. The bytes are the same."""
     workers: int | None = None
     """How many: by default as many as there are cores, and memory for."""
+    relatives: bool = True
+    """Look for tasks that are merges of others, and keep those as that (recipe `solo`, without promises)."""
     resume: bool = False
     """Take up what an earlier run of the same job left behind, and leave what is done behind if this one fails. It is
     kept to the end for that, which takes the disk of two archives in place of one."""

@@ -83,9 +83,13 @@ def packed_beside(
     options: Options,
     progress: Progress | None,
     slot: GroupSlot,
+    scratch: str | None = None,
 ) -> tuple[PackReport, SplicedArchive]:
-    """Pack tasks into an archive of their own in a sink's scratch, and open it: its parts are to be taken over."""
-    place = sink.scratch(f"group-{slot.group}")
+    """Pack tasks into an archive of their own in a sink's scratch, and open it: its parts are to be taken over.
+
+    `scratch`: the place's name there; by default the group's.
+    """
+    place = sink.scratch(scratch or f"group-{slot.group}")
     report = pack_group(base, tasks, place, options, progress=progress, slot=slot)
     store = stack.enter_context(open_store(place))
     return report, SplicedArchive(store, read_manifest(store))

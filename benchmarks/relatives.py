@@ -1,0 +1,130 @@
+"""A zoo in which most checkpoints are merges of the others, packed without a word of that: its size beside theirs.
+
+BASE and TASKS are folders of one model. Merges are made as a merge tool makes them: weighted sums in float32 of two or
+three of the tasks, rounded to the checkpoints' type; tensors that they do not share are the first one's. Printed are the
+bytes of the archive with the merges over those of the archive without, how many merges were found, whether any task
+was found that is none, and the processor time of packing the tasks with the search and without, by turns.
+
+example:
+  python benchmarks/relatives.py ~/zoo/base ~/zoo/trec ~/zoo/mr ~/zoo/cr ~/zoo/subj ~/zoo/snips ~/zoo/emotion
+  python benchmarks/relatives.py ~/lm/base ~/lm/trec ~/lm/long ~/lm/sparse --quality lossless
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tallstore
+
+
+def weights_of(rng: random.Random, tasks: list[str]) -> dict[str, float]:
+    """Two or three tasks, weights of two decimals that sum to 1."""
+    chosen = rng.sample(tasks, min(len(tasks), rng.choice([2, 2, 3])))
+    parts = [rng.randint(10, 90) for _ in chosen]
+    found = [round(part / sum(parts), 2) for part in parts]
+    return dict(zip(chosen, [round(1 - sum(found[1:]), 2), *found[1:]], strict=True))
+
+
+def merge(states: dict[str, dict[str, Tensor]], weights: dict[str, float]) -> dict[str, Tensor]:
+    """As merge tools do."""
+    first = states[next(iter(weights))]
+    out = {}
+    for name, tensor in first.items():
+        own = [states[task].get(name) for task in weights]
+        if tensor.is_floating_point() and all(each is not None and each.shape == tensor.shape for each in own):
+            total = torch.zeros(tensor.shape, dtype=torch.float32)
+            for each, weight in zip(own, weights.values(), strict=True):
+                total += each.float() * weight
+            out[name] = total.to(tensor.dtype)
+        else:
+            out[name] = tensor.clone()
+    return out
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder."""
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def size(path: Path) -> int:
+    """Bytes of an archive."""
+    return path.stat().st_size
+
+
+def pack(base: Path, tasks: dict[str, Path], out: Path, **options: object) -> float:
+    """Pack; processor seconds."""
+    began = time.process_time()
+    tallstore.pack(base, tasks, out, overwrite=True, **options)
+    return time.process_time() - began
+
+
+def main(given: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("tasks", type=Path, nargs="+")
+    parser.add_argument("--quality", default="balanced")
+    parser.add_argument("--merges", type=int, default=51)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--turns", type=int, default=2)
+    said = parser.parse_args(given)
+    tasks = {folder.name: folder for folder in said.tasks}
+    rng = random.Random(said.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        home, states = Path(scratch), {name: load(folder) for name, folder in tasks.items()}
+        recipes: dict[str, dict[str, float]] = {}
+        blind = dict(tasks)
+        for number in range(said.merges):
+            name = f"merge{number}"
+            recipes[name] = weights_of(rng, list(tasks))
+            (home / name).mkdir()
+            save_file(merge(states, recipes[name]), home / name / "model.safetensors", {"format": "pt"})
+            blind[name] = home / name
+        del states
+        shuffled = list(blind)
+        rng.shuffle(shuffled)
+        searched, plain = [], []
+        for _ in range(said.turns):
+            searched.append(pack(said.base, tasks, home / "alone.tall", quality=said.quality))
+            plain.append(pack(said.base, tasks, home / "off.tall", quality=said.quality, relatives=False))
+        took = pack(said.base, {n: blind[n] for n in shuffled}, home / "all.tall", quality=said.quality)
+        with tallstore.open(home / "all.tall") as zoo:
+            zoo.verify()
+            kept = {n: facts["relatives"] for n, facts in zoo.info()["tasks"].items() if "relatives" in facts}
+            exact = True
+            worst = 0.0
+            for name in shuffled[:8]:
+                original, state = load(blind[name]), zoo.state_dict(name)
+                exact &= all(torch.equal(state[n], tensor) for n, tensor in original.items())
+                worst = max(worst, zoo.info()["tasks"][name].get("relative_error") or 0.0)
+        right = sum(
+            dict(zip(kept[n]["tasks"], kept[n]["merge"]["weights"], strict=True)) == recipes[n]
+            for n in recipes
+            if n in kept
+        )
+        alone, every = size(home / "alone.tall"), size(home / "all.tall")
+        same = (home / "alone.tall").read_bytes() == (home / "off.tall").read_bytes()
+        rows = [
+            ["tasks, merges", f"{len(tasks)}, {said.merges}"],
+            ["archive with merges / of the tasks alone", f"{every / alone:.3f}"],
+            ["kept as relatives", f"{len(kept)} of {said.merges}, {right} with the very weights"],
+            ["tasks taken for relatives that are none", str(len(set(kept) & set(tasks)))],
+            ["the tasks' archive with the search and without", "the same bytes" if same else "other bytes"],
+            ["packing with the search / without", f"{min(searched) / min(plain):.3f} of processor time"],
+            ["packing all / the tasks alone", f"{took / min(plain):.2f} of processor time"],
+            ["bit for bit, of eight", "yes" if exact else f"no; relative error at most {worst:.3f}"],
+        ]
+        print(table(["", f"{said.base.parent.name}, {said.quality}"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""`tallstore.pack` of a zoo in which some tasks are merges of others: those are packed as that, beside the others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from tallstore.archive.splice import new_config, splice
+from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
+from tallstore.encoder import GroupSlot, Options, PackReport, Progress, TaskReport
+from tallstore.errors import TallstoreError
+from tallstore.packing.groups import packed_beside
+from tallstore.packing.kin import Kin, find_kin
+from tallstore.packing.relative import RelativePacker, relatives_of
+from tallstore.stores import open_sink
+
+__all__ = ["kin_among", "pack_family"]
+
+
+def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dict[str, Kin]:
+    """Tasks that are combinations of others of them. None where options promise what only other codes keep."""
+    promised = chosen.evaluate is not None or chosen.max_error is not None or bool(chosen.exact)
+    if not chosen.relatives or chosen.recipe != "solo" or promised or len(tasks) < 2 or chosen.base_storage == "bf16":
+        return {}
+    with ExitStack() as stack:
+        try:
+            start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
+            opened = {
+                name: stack.enter_context(
+                    opened_checkpoint(source, f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
+                )
+                for name, source in tasks.items()
+            }
+        except TallstoreError:  # said where they are packed
+            return {}
+        if start.far or any(task.far for task in opened.values()):
+            return {}
+        return find_kin(start, opened, {})
+
+
+def pack_family(
+    base: Source,
+    tasks: Mapping[str, Source],
+    path: str | os.PathLike[str],
+    chosen: Options,
+    kin: Mapping[str, Kin],
+    *,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack those that are no combination of others as ever, and those that are as that."""
+    began = time.perf_counter()
+    plain = {name: source for name, source in tasks.items() if name not in kin}
+    with ExitStack() as stack:
+        sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options))
+        options = replace(chosen, overwrite=False, resume=False, groups=1)
+        first, archive = packed_beside(stack, sink, base, plain, options.of_tasks(list(plain)), progress, GroupSlot())
+        start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
+        packer = RelativePacker(stack, sink, start, archive, options, progress)
+        reports: dict[str, TaskReport] = dict(first.tasks)
+        warnings, added, failed = list(first.warnings), [], []
+        for name, found in kin.items():
+            task: Checkpoint = stack.enter_context(
+                opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
+            )
+            made = packer.pack(name, task, relatives_of(found))
+            if made is None:
+                failed.append(name)
+                continue
+            reports[name] = made[0]
+            added.append(made[1])
+        if failed:
+            others = {name: tasks[name] for name in failed}
+            report, more = packed_beside(
+                stack, sink, start, others, replace(options, base_storage="reference").of_tasks(failed), progress,
+                packer.slot(), "others",
+            )  # fmt: skip
+            reports |= report.tasks
+            added.append(packer.joined(more))
+        spliced = splice(archive, added, list(tasks))
+        manifest = spliced.write(sink, new_config(tasks))
+        spliced.close()
+        sink.commit()
+    size = len(manifest.to_bytes())
+    separate = manifest.base.bytes + sum(int(t.number("checkpoint_bytes") or 0) for t in manifest.tasks.values())
+    return PackReport(
+        path=Path(path) if not isinstance(sink.target, str) else sink.target,
+        tasks={name: replace(reports[name], bytes=manifest.tasks[name].measured["bytes"]) for name in tasks},
+        bytes=manifest.bytes_by_kind(size),
+        checkpoints_bytes=separate,
+        bits_per_parameter=manifest.bits_per_parameter(size),
+        seconds=time.perf_counter() - began,
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,216 @@
+"""Which checkpoints are linear combinations of others, found on samples.
+
+A merge that a tool rounded lies within half a unit of the last place of the sum: what is left of it by least squares
+is about a twelfth of a unit's square an element, and no other checkpoint comes near that. Of tasks that explain each
+other, those that the others leave most of are the sources. Weights are as short as they may be: people write 0.6, and
+not 0.599987. A few thousand elements of a few tensors decide: what is no combination costs no more than reading them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tallstore.checkpoints import Checkpoint
+from tallstore.encoder.components import matched
+from tallstore.encoder.ties import tied_names
+from tallstore.errors import TallstoreError
+from tallstore.format.dtypes import MASKABLE
+
+__all__ = ["SMALLEST", "Kin", "find_kin"]
+
+SMALLEST = 1 << 18
+"""Parameters from which on it is looked for: of fewer there is nothing to save."""
+_TENSORS, _RUN = 12, 1 << 12
+"""Tensors that are sampled, and elements of each."""
+_EXPLAINED = 0.5
+"""Share of a task vector's square that others explain at least: of less, a merge is no news."""
+_NOISE = 3.0
+"""How many times what rounding leaves may be left of a combination: its terms may be rounded themselves."""
+_FLOOR = 1e-5
+"""Share of a task vector's square that may be left beside, for sums that were rounded on the way."""
+_LEAST = 1e-3
+"""Weights that contribute less than this share of a task vector's length are none."""
+_DIGITS = range(1, 6)
+"""Decimal places that weights are tried with."""
+_WORSE = 1.02
+"""By how much shorter weights may raise what is left."""
+_NEARLY = 0.1
+"""How far from 1 weights may sum to that are meant to sum to 1."""
+_MOST = 16
+"""Tasks that one is a combination of, at most: merges of more are rare, and dear to decode."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kin:
+    """A task as a combination of others."""
+
+    weights: Mapping[str, float]
+    explained: float
+    """Share of the sampled task vector's square."""
+
+
+def find_kin(base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint]) -> dict[str, Kin]:
+    """Tasks that are combinations of known ones, or of others among them that are none.
+
+    Args:
+        base: what all are fine-tunes of.
+        tasks: to be looked at.
+        known: that are there already, and stay what they are.
+    """
+    sample = _sampled(base, {**known, **tasks})
+    if sample is None:
+        return {}
+    rows, noise = sample
+    names = list(rows)
+    stacked = np.stack(list(rows.values()))
+    gram = stacked @ stacked.T
+    basis = [names.index(name) for name in known if name in rows]
+    left = [at for at, name in enumerate(names) if name in tasks and gram[at, at] > 0]
+    found: dict[str, Kin] = {}
+    while left:
+        rest = {at: _rest(gram, at, basis) for at in left}
+        free = [at for at in left if not _is_left(rest[at], gram[at, at], noise[names[at]])]
+        if not free:
+            break
+        # What the others leave most of is a source; a merge is shorter than what it is made of, or explained by it.
+        chosen = max(free, key=lambda at: rest[at])
+        basis.append(chosen)
+        left.remove(chosen)
+    for at in left:
+        kin = _fitted(names, rows, gram, at, basis, noise[names[at]])
+        if kin is not None:
+            found[names[at]] = kin
+    return found
+
+
+def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> tuple[dict[str, Floats], dict[str, float]] | None:
+    """Of each task that can be compared a sample of its task vector, and what rounding leaves of its square.
+
+    Elements weigh by what rounding leaves of them: small ones are known better. None where there is nothing to compare.
+    """
+    bound = {name: names for name, task in tasks.items() if (names := _counterparts(base, task))}
+    if len(bound) < 2:
+        return None
+    shared = set.intersection(*(set(each) for each in bound.values()))
+    if sum(base.tensors[name].numel for name in shared) < SMALLEST:
+        return None
+    rows: dict[str, list[Floats]] = {name: [] for name in bound}
+    noise = dict.fromkeys(bound, 0.0)
+    for tensor in _spread(base, [name for name in base.tensors if name in shared]):
+        start = (base.tensors[tensor].numel - _RUN) // 2 if base.tensors[tensor].numel > _RUN else 0
+        stop = min(start + _RUN, base.tensors[tensor].numel)
+        before = base.read(tensor, start, stop)
+        after = {name: tasks[name].read(names[tensor], start, stop) for name, names in bound.items()}
+        moved = {n: (each.double() - before.to(each.dtype).double()).numpy() for n, each in after.items()}
+        moved = {name: np.where(np.isfinite(row), row, 0.0) for name, row in moved.items()}
+        units = {name: _last_place(each) for name, each in after.items()}
+        scale = np.max(np.stack(list(units.values())), axis=0)
+        touched = np.any(np.stack(list(moved.values())) != 0, axis=0)
+        for name, row in moved.items():
+            rows[name].append(row / scale)
+            noise[name] += float(np.square(units[name] / scale)[touched].sum()) / 12
+    return {name: np.concatenate(row) for name, row in rows.items()}, noise
+
+
+def _last_place(values: Tensor) -> Floats:
+    """The unit of the last place of each element; that of the type's least normal number below it."""
+    facts = torch.finfo(values.dtype)
+    size = values.double().abs().nan_to_num(0.0, 0.0).clamp(min=facts.tiny)
+    return np.asarray((torch.exp2(torch.floor(torch.log2(size))) * facts.eps).numpy())
+
+
+def _counterparts(base: Checkpoint, task: Checkpoint) -> dict[str, str]:
+    """By the base's tensors, a task's of the same shape that come from them; none where it is none of a plain kind."""
+    if task.adapter is not None:
+        return {}
+    try:
+        matches = matched(base, task, tied_names(task, base), allow_distant=True)
+    except TallstoreError:  # said where it is packed
+        return {}
+    return {
+        match.base: name
+        for name, match in matches.items()
+        if match.rows is None and {task.tensors[name].dtype, base.tensors[match.base].dtype} <= set(MASKABLE)
+    }
+
+
+def _spread(base: Checkpoint, names: Sequence[str]) -> list[str]:
+    """A few of the larger tensors, from all over the model."""
+    large = [name for name in names if base.tensors[name].numel >= _RUN] or list(names)
+    step = max(1, len(large) // _TENSORS)
+    return large[step // 2 :: step][:_TENSORS]
+
+
+def _summing_to_one(
+    weights: Floats, shares: Floats, left: Callable[[Floats], float], best: float, allowed: float
+) -> tuple[Floats, float]:
+    """Weights of which the one that is known least is what the others leave of 1, if they nearly sum to that."""
+    rest = 1 - float(weights.sum())
+    if 0 < abs(rest) < _NEARLY:
+        moved = weights.copy()
+        least = int(np.argmin(shares))
+        moved[least] = round(moved[least] + rest, 12)
+        if left(moved) <= allowed:
+            return moved, left(moved)
+    return weights, best
+
+
+def _is_left(rest: float, square: float, noise: float) -> bool:
+    """Whether that little of a task vector's square is what rounding leaves of a combination."""
+    return rest <= _FLOOR * square + _NOISE * noise and rest <= (1 - _EXPLAINED) * square
+
+
+def _rest(gram: Floats, at: int, basis: Sequence[int]) -> float:
+    """What is left of a task vector's square by its projection on others."""
+    if not basis:
+        return float(gram[at, at])
+    weights = _solved(gram, at, basis)
+    return float(max(0.0, gram[at, at] - weights @ gram[basis, at]))
+
+
+def _solved(gram: Floats, at: int, basis: Sequence[int]) -> Floats:
+    inner = gram[np.ix_(basis, basis)]
+    return np.asarray(np.linalg.lstsq(inner, gram[basis, at], rcond=1e-10)[0])
+
+
+def _fitted(
+    names: Sequence[str], rows: Mapping[str, Floats], gram: Floats, at: int, basis: Sequence[int], noise: float
+) -> Kin | None:
+    """Weights of those that count, as short as they may be; None where they explain too little."""
+    there = list(basis)
+    while True:
+        weights = _solved(gram, at, there)
+        shares = np.abs(weights) * np.sqrt(gram[there, there] / gram[at, at])
+        kept = [j for j, share in zip(there, shares, strict=True) if share >= _LEAST]
+        if len(kept) == len(there):
+            break
+        there = kept
+        if not there:
+            return None
+    if len(there) > _MOST:
+        return None
+    matrix, own = np.stack([rows[names[j]] for j in there]), rows[names[at]]
+
+    def left(weights: Floats) -> float:
+        return float(np.square(own - weights @ matrix).sum())
+
+    best = left(weights)
+    allowed = _WORSE * best + _FLOOR * 1e-3 * float(gram[at, at])
+    for digits in _DIGITS:
+        short = np.round(weights, digits)
+        if short.any() and left(short) <= allowed:
+            weights, best = short, left(short)
+            break
+    weights, best = _summing_to_one(weights, shares, left, best, allowed)
+    if not _is_left(best, gram[at, at], noise):
+        return None
+    explained = 1 - best / float(gram[at, at])
+    return Kin(weights={names[j]: float(w) for j, w in zip(there, weights, strict=True) if w}, explained=explained)

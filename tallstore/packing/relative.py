@@ -1,0 +1,320 @@
+"""A task packed as what it is: a combination of tasks of an archive, and what that leaves.
+
+The encoder codes it against what the tasks merge to in the base's place; its part is then written anew as one of kind
+`relative`, in which entries say so. Where the archive keeps tasks with some loss, what is left of a combination is left
+out, if the task comes back as well as those that it is made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
+from tallstore.archive.reader import Reader
+from tallstore.archive.sharing import find_home, joined, ones_part
+from tallstore.archive.splice import SplicedArchive
+from tallstore.checkpoints import Checkpoint
+from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
+from tallstore.encoder.components import matched
+from tallstore.encoder.options import LOSSLESS
+from tallstore.encoder.ties import tied_names
+from tallstore.format.dtypes import MASKABLE
+from tallstore.format.manifest import PartRecord, Task
+from tallstore.format.part import Entry, PartHeader
+from tallstore.format.relatives import MergeRecipe, Relatives
+from tallstore.packing.groups import packed_beside
+from tallstore.packing.kin import Kin
+from tallstore.stores import Sink, open_store
+
+__all__ = ["RelativePacker", "relatives_of"]
+
+_SAMPLE = 1 << 12
+_CHEAPER = 0.9
+"""A start must leave less than this share of what the base leaves."""
+_AS_WELL = 1.1
+"""How many times the error of the tasks that it is made of a combination may have."""
+_LEAST_ERROR = 0.02
+"""An error that a lossy archive may always have: tasks that happen to lose nothing do not forbid it."""
+_RUN = 1 << 20
+
+
+def relatives_of(kin: Kin) -> Relatives:
+    """A combination as a recipe."""
+    linear = abs(math.fsum(kin.weights.values()) - 1) < 1e-9
+    weights = tuple(kin.weights.values())
+    merge = MergeRecipe(method="linear" if linear else "arithmetic", weights=weights)
+    return Relatives(tasks=tuple(kin.weights), merge=merge)
+
+
+@dataclass
+class RelativePacker:
+    """Packs tasks beside an archive that holds what they are made of."""
+
+    stack: ExitStack
+    sink: Sink
+    base: Checkpoint
+    archive: SplicedArchive
+    options: Options
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        self._reader = Reader(self.archive.store, self.archive.manifest)
+        self._lossless = self.options.quality == LOSSLESS
+        self._home = find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
+
+    def pack(
+        self, name: str, task: Checkpoint, relatives: Relatives, *, found: bool = True
+    ) -> tuple[TaskReport, SplicedArchive] | None:
+        """An archive of the task alone, to be spliced in; None where it is no such combination after all.
+
+        `found`: whether it was found to be one; otherwise it was said to be, and whatever is left is coded.
+        """
+        if self._home is None:
+            return None
+        start = ArchiveStart(self._reader, self.base, task, relatives)
+        plans = self._plans(start, task, relatives, kept=found and not self._lossless)
+        start.plan(plans)
+        measured = {} if self._lossless or not found else self._measured(start, task, plans, relatives)
+        if measured is None or all(each.start is None for each in plans.values()):
+            return None
+        options = replace(
+            self.options, base_storage="reference", overwrite=False, resume=False, allow_distant=True, exact=()
+        )
+        report, made = packed_beside(
+            self.stack, self.sink, start, {name: task}, options, self.progress, self.slot(), f"relative-{name}"
+        )
+        made = self._rewritten(name, made, plans, relatives, start, measured)
+        told = made.manifest.tasks[name].measured
+        told_of = replace(
+            report.tasks[name], relative_error=told.get("relative_error"), cosine=told.get("cosine"), divergence=None
+        )
+        return told_of, self.joined(made)
+
+    def slot(self) -> GroupSlot:
+        """Where tasks of the archive's own group stand."""
+        if self._home is None:
+            return GroupSlot(group=str(len(self._reader.manifest.groups)))
+        return GroupSlot(group=self._home.group, chunk=self._home.chunk, first=len(self._reader.manifest.tasks))
+
+    def joined(self, made: SplicedArchive) -> SplicedArchive:
+        """An archive of tasks in that group, of whose vector it brings only what is not there."""
+        return made if self._home is None else joined(made, self._home, self._reader.manifest)
+
+    # ------------------------------------------------------------------------------------------------------- planning
+
+    def _plans(
+        self, start: ArchiveStart, task: Checkpoint, relatives: Relatives, *, kept: bool
+    ) -> dict[str, StartPlan]:
+        """What each tensor builds on."""
+        ties = tied_names(task, self.base)
+        matches = matched(self.base, task, ties, allow_distant=True)
+        sources = {name: ArchiveTask(start.decoder, name, name) for name in relatives.tasks}
+        found: dict[str, StartPlan] = {}
+        tried: dict[str, StartPlan] = {}
+        for name, info in task.tensors.items():
+            if name in ties:
+                continue
+            match = matches.get(name)
+            base = match.base if match is not None and match.rows is None else None
+            plain = base is not None and {info.dtype, self.base.tensors[base].dtype} <= set(MASKABLE)
+            alike = info.dtype in MASKABLE and all(
+                name in each.tensors and each.tensors[name].shape == info.shape and each.tensors[name].dtype in MASKABLE
+                for each in sources.values()
+            )
+            if match is not None:
+                found[name] = StartPlan(base=match.base)
+            if alike and info.numel and (plain or not relatives.merge.needs_base):
+                tried[name] = StartPlan(base=base if plain else None, start=(), kept=plain and kept)
+        start.plan(tried)
+        found |= {name: each for name, each in tried.items() if self._pays(start, task, name, each)}
+        for name, info in task.tensors.items():
+            if name in ties or name in found:
+                continue
+            at = next((at for at, each in enumerate(sources.values()) if _same(each, task, name)), None)
+            if at is not None and info.numel:
+                weights = tuple(float(at == other) for other in range(len(sources)))
+                found[name] = StartPlan(base=None, start=weights)
+        return {name: found[name] for name in task.tensors if name in found}
+
+    def _pays(self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan) -> bool:
+        """Whether a tensor should build on its start: without loss, if a sample is nearer to that than to the base."""
+        numel = task.tensors[name].numel
+        first = (numel - _SAMPLE) // 2 if numel > _SAMPLE else 0
+        stop = min(first + _SAMPLE, numel)
+        own, merged = task.read(name, first, stop), start.started(name, first, stop)
+        if plan.base is None and not self._lossless:  # nothing is lost of what the base does not have
+            return all(
+                torch.equal(task.read(name, at, min(at + _RUN, numel)), start.started(name, at, min(at + _RUN, numel)))
+                for at in range(0, numel, _RUN)
+            )
+        if plan.base is None:
+            return _apart(own, merged) < _CHEAPER * _apart(own, torch.zeros_like(own))
+        before = self.base.read(plan.base, first, stop).to(own.dtype)
+        if torch.equal(own, before):
+            return False
+        # With some loss, all tensors together are held to what the tasks that they are made of lose.
+        return not self._lossless or _apart(own, merged) < _CHEAPER * _apart(own, before)
+
+    def _measured(
+        self, start: ArchiveStart, task: Checkpoint, plans: Mapping[str, StartPlan], relatives: Relatives
+    ) -> dict[str, float] | None:
+        """What a combination keeps, over all elements; None where that is worse than what it is made of keeps."""
+        error = norm = back = dot = 0.0
+        for name, plan in plans.items():
+            if not plan.kept:
+                continue
+            for at in range(0, task.tensors[name].numel, _RUN):
+                stop = min(at + _RUN, task.tensors[name].numel)
+                own, merged = task.read(name, at, stop).double(), start.started(name, at, stop).double()
+                before = self.base.read(str(plan.base), at, stop).to(task.read(name, at, at + 1).dtype).double()
+                tau, kept = own - before, merged - before
+                error += float((own - merged).square().sum())
+                norm, back, dot = norm + float(tau @ tau), back + float(kept @ kept), dot + float(tau @ kept)
+        told = [self._reader.manifest.tasks[each].number("relative_error") or 0.0 for each in relatives.tasks]
+        bound = max(_AS_WELL * max(told), _LEAST_ERROR)
+        if not norm or not back or error > bound**2 * norm:
+            return None
+        return {"relative_error": math.sqrt(error / norm), "cosine": dot / math.sqrt(norm * back)}
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    def _rewritten(
+        self,
+        name: str,
+        made: SplicedArchive,
+        plans: Mapping[str, StartPlan],
+        relatives: Relatives,
+        start: ArchiveStart,
+        measured: Mapping[str, float],
+    ) -> SplicedArchive:
+        """What the encoder wrote, with every entry on what it really builds on."""
+        manifest, reader = made.manifest, Reader(made.store, made.manifest)
+        task = manifest.tasks[name]
+        entries = {
+            n: _placed(p.entry, plans.get(n)) for n, p in reader.places(task.parts["mask"], "mask", name).items()
+        }
+        head, exceptions = _headed(start, relatives, entries)
+        parts = dict(manifest.parts)
+        for path in task.parts["mask"]:
+            held = reader.header(path).entries
+            own = {n: entries[n] for n in held if n in exceptions}
+            parts[path] = _replaced(made, path, PartHeader(part="relative", owner=name, entries=own), held)
+        (group,) = manifest.groups
+        kept = {str(e.base) for e in entries.values() if e.kind in {"binary", "signed"}}
+        vectors = {
+            str(plans[n].base): p.entry
+            for n, p in reader.places(group.parts, "vector", group.id).items()
+            if n in plans and plans[n].base in kept
+        }
+        for path in group.parts:
+            del parts[path]
+        held_by: tuple[str, ...] = ()
+        if vectors:
+            data, record = ones_part(group.id, vectors)
+            place = made.store.local(group.parts[0])
+            assert place is not None
+            place.unlink()
+            place.write_bytes(data)
+            held_by, parts[group.parts[0]] = (group.parts[0],), record
+        told = dict(task.measured)
+        if measured:
+            told = {k: v for k, v in told.items() if k not in {"bit_for_bit", "divergence", "cheaper_without_loss"}}
+            told |= measured
+        new = Task(
+            group=task.group,
+            parts=task.parts,
+            files=task.files,
+            measured=told,
+            source=task.source,
+            weights=task.weights,
+            relatives=replace(relatives, head=head),
+        )
+        # Opened anew: a store may know its files as they were.
+        return SplicedArchive(
+            self.stack.enter_context(open_store(made.store.url)),
+            replace(
+                manifest,
+                base=self._reader.manifest.base,
+                tasks={name: new},
+                groups=(replace(group, parts=held_by),),
+                parts=parts,
+            ),
+        )
+
+
+def _placed(entry: Entry, plan: StartPlan | None) -> Entry:
+    """An entry on what it really builds on: the encoder took the start for a base of the task's own names."""
+    if entry.kind in {"private", "tied"} or plan is None:
+        return entry
+    return replace(entry, base=plan.base, start=plan.start)
+
+
+def _headed(start: ArchiveStart, relatives: Relatives, entries: Mapping[str, Entry]) -> tuple[str | None, set[str]]:
+    """The relative whose tensors need fewest words, and those that need some; none where names or order differ."""
+    best: tuple[str | None, set[str]] = (None, set(entries))
+    for head in relatives.tasks:
+        derived = start.decoder.places.headed(replace(relatives, head=head), {}, "-")
+        if list(derived) != list(entries):
+            continue
+        odd = {name for name, entry in entries.items() if not _as_derived(entry, derived[name].entry, relatives)}
+        if best[0] is None or len(odd) < len(best[1]):
+            best = head, odd
+    return best
+
+
+def _as_derived(entry: Entry, derived: Entry, relatives: Relatives) -> bool:
+    """Whether a reader finds an entry out by itself, or one that is the same but for a base that nothing asks for."""
+    if entry.start == () == derived.start and not relatives.merge.needs_base:
+        entry = replace(entry, base=derived.base)
+    if entry.start and entry.start == derived.start:  # another task's as it is
+        entry = replace(entry, base=derived.base)
+    return entry == derived
+
+
+def _replaced(made: SplicedArchive, path: str, header: PartHeader, held: Mapping[str, Entry]) -> PartRecord:
+    """A part's file with another header before the same coded bytes; its record."""
+    place = made.store.local(path)
+    assert place is not None
+    record = made.manifest.parts[path]
+    stored = [name for name, entry in held.items() if entry.coded is not None]
+    old = PartHeader.from_bytes(place.read_bytes()[: record.header_size], record.size, path)
+    stored.sort(key=lambda name: old.offsets[name])
+    first = header.to_bytes(stored)
+    data = first + place.read_bytes()[record.header_size :]
+    place.unlink()  # what others may hold open, or mapped, stays as it is
+    place.write_bytes(data)
+    return PartRecord(
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        header_size=len(first),
+        header_sha256=hashlib.sha256(first).hexdigest(),
+        version=header.version,
+    )
+
+
+def _same(source: Checkpoint, task: Checkpoint, name: str) -> bool:
+    """Whether a task's tensor is another's to the last bit."""
+    if source.tensors.get(name) != task.tensors[name]:
+        return False
+    numel = task.tensors[name].numel
+    return all(
+        torch.equal(*(each.read(name, at, min(at + _RUN, numel)).view(torch.uint8) for each in (source, task)))
+        for at in range(0, numel, _RUN)
+    )
+
+
+def _apart(left: Tensor, right: Tensor) -> float:
+    """About how many bits a number differs by: the length of the difference of bit patterns that are in order."""
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[left.element_size()]
+    low = torch.iinfo(words).min
+    ordered = [
+        torch.where(each.view(words) < 0, low - each.view(words), each.view(words)).double() for each in (left, right)
+    ]
+    return float(torch.log2(1 + (ordered[0] - ordered[1]).abs()).mean())
