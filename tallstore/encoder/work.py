@@ -428,7 +428,8 @@ def _encode(
     ]
     coded = encode_chunk(found.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
     rounded = base.dtype != found.base.dtype
-    coded = remeasure(coded, rows, base, rounded=rounded, vector=tools.vector, mask=tools.mask)
+    codecs = (tools.vector, tools.mask)
+    coded = remeasure(coded, rows, base, rounded=rounded, codecs=codecs, recipe=tools.recipe)
     made = iter(zip(coded.rows, rows, strict=True))
     return coded.vector, [
         _outcome(item, user, look, *next(made), base, tools) if look is not None and look.usable else look

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple, TypeVar, overload
 
@@ -31,6 +31,7 @@ __all__ = [
     "BINS",
     "EDGES",
     "ENTRY_BITS",
+    "NARROW",
     "SHIFT",
     "Choices",
     "Floats",
@@ -76,6 +77,8 @@ _FEWEST = 8
 """Marks below which a choice is not offered."""
 _REACH = 7.5
 """No level begins beyond so many root mean squares."""
+NARROW = 2
+"""Bytes that types of few bits have at most."""
 ENTRY_BITS = 8 * 380
 """What the header spends on a tensor."""
 _CODER = 1.035
@@ -136,13 +139,20 @@ class Magnitudes:
     first: int = 0
     base_energy: float = 0.0
     """Σ θ0² where τ ≠ 0."""
+    still: float = 0.0
+    """Parameters that did not move, in a type of few bits: they lie scattered, and marks tell which did."""
     _sums: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
     """`moved` and `energy`, once one of them was asked for, and until they change."""
+
+    def of(self, n: int, *, narrow: bool) -> Magnitudes:
+        """The same of n parameters, not scaled yet."""
+        return replace(self, still=n - float(self.counts.sum())) if narrow else self
 
     def add(self, other: Magnitudes) -> None:
         """Add another run of the same tensor."""
         self._sums = None
         self.base_energy += other.base_energy
+        self.still += other.still
         if not len(self.counts):
             self.counts, self.first = other.counts.copy(), other.first
             return
@@ -168,6 +178,7 @@ class Magnitudes:
             self._sums = None
             self.counts *= weight
             self.base_energy *= weight
+            self.still *= weight
 
     def _moved_and_energy(self) -> tuple[float, float]:
         if self._sums is None:
@@ -186,6 +197,11 @@ class Magnitudes:
         return self._moved_and_energy()[0]
 
     @property
+    def among(self) -> float:
+        """Parameters that marks are among."""
+        return self.moved + self.still
+
+    @property
     def rms(self) -> float:
         """Root mean square of those."""
         moved = self.moved
@@ -202,17 +218,17 @@ class Magnitudes:
         return self.moved * math.sqrt(self.change)
 
 
-def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
-    """Count |τ|, shape (N,), beside the base's values."""
+def magnitudes(tau: Singles, base: Singles, *, narrow: bool = False) -> Magnitudes:
+    """Count |τ|, shape (N,), beside the base's values. `narrow`: of a type of few bits."""
     if encode.available():
-        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS))
+        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS)).of(len(tau), narrow=narrow)
     bins = (np.abs(tau).view(np.uint32) >> SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
     moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-    return Magnitudes(counts[first:last].copy(), first, float(base_energy))
+    return Magnitudes(counts[first:last].copy(), first, float(base_energy)).of(len(tau), narrow=narrow)
 
 
 def _added(values: Floats) -> Floats:
@@ -307,7 +323,7 @@ def choices(found: Magnitudes, kappa: float = 1.0) -> Choices:
         return Choices(_OFFERED[:0], np.zeros(0), np.zeros(0))
     if native.available():
         order, bits, harm = native.offers(
-            found.counts, found.middle, found.edges, found.moved, found.energy, kappa, _ALL
+            found.counts, found.middle, found.edges, found.among, found.energy, found.rms, kappa, _ALL
         )
         return Choices(_OFFERED[order], bits[order], harm[order])
     offered = _hard(found, kappa)
@@ -326,7 +342,7 @@ def prices(found: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Floats]
     `bounds`: of each choice, ascending, at most 127.
     """
     if native.available() and bounds:
-        return native.price(found.counts, found.middle, found.edges, found.moved, found.energy, bounds, _CODER, _LEVEL)
+        return native.price(found.counts, found.middle, found.edges, found.among, found.energy, bounds, _CODER, _LEVEL)
     each = [_price(found, own) for own in bounds]
     return np.array([bits for bits, _ in each]), np.array([harm for _, harm in each])
 
@@ -337,7 +353,7 @@ def _price(found: Magnitudes, bounds: Floats) -> tuple[float, float]:
     total_upto = np.concatenate([[0.0], np.cumsum(found.counts * found.middle)])
     counts, totals = np.diff(upto[at]), np.diff(total_upto[at])
     kept = float(_added(totals * totals / np.maximum(counts, 1e-300)))
-    _, cost = _cost(counts[None], found.moved)
+    _, cost = _cost(counts[None], found.among)
     bits = float(cost[0]) * _CODER + _LEVEL * len(bounds)
     return bits, max(found.energy / kept - 1, 0.0) if kept > 0 else math.inf
 
@@ -382,10 +398,9 @@ Offered = tuple[Floats, Floats]
 
 def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
     bounds = _HARD_BOUNDS[rows]
-    counted, moved, energy = found.counts, found.moved, found.energy
-    rms = math.sqrt(energy / moved)
+    counted, among, energy, rms = found.counts, found.among, found.energy, found.rms
     if native.available():
-        return native.hard(counted, found.middle, found.edges, bounds, moved, energy, rms, kappa, _FEWEST)
+        return native.hard(counted, found.middle, found.edges, bounds, among, energy, rms, kappa, _FEWEST)
     tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((counted * found.middle)[::-1])[::-1], [0.0]])
     at = np.searchsorted(found.edges, bounds * rms)
@@ -394,7 +409,7 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
     totals = tail_total[at[:, :-1]] - tail_total[at[:, 1:]]
     several = np.isfinite(bounds[:, 1])
     kept = _added(totals * totals / np.maximum(counts, 1e-300))
-    marks, cost = _cost(counts, moved)
+    marks, cost = _cost(counts, among)
     offered = (marks >= _FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
     harm = kappa * np.maximum(energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
     return cost, np.where(offered, harm, np.inf)
@@ -402,14 +417,14 @@ def _hard(found: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered
 
 def _dithered(found: Magnitudes, kappa: float) -> Offered:
     """The same of choices with dither: first those with one level."""
-    c, x, moved = found.counts, found.middle / found.rms, found.moved
+    c, x, among = found.counts, found.middle / found.rms, found.among
     if native.available():
-        return native.dithered(c, x, _LOW, _SLOPE, _RATE, _LEVELS, moved, kappa, _FEWEST)
+        return native.dithered(c, x, _LOW, _SLOPE, _RATE, _LEVELS, among, kappa, _FEWEST)
     cx, energy = c * x, float(_added(c * x * x))
     c, x, cx = c[:, None], x[:, None], cx[:, None]
     mean = np.clip((x - _LOW) * _SLOPE, 0.0, 1.0)
     marks, along, biased = _rows_added(mean * c), _rows_added(mean * cx), _rows_added(mean * mean * c)
-    _, cost = _cost(marks[:, None], moved)
+    _, cost = _cost(marks[:, None], among)
     offered = (marks >= _FEWEST) & (along > 0)
     harm = np.where(offered, _spoiled(energy, along, marks, biased, kappa), np.inf)
     ramped = cost, harm
@@ -421,7 +436,7 @@ def _dithered(found: Magnitudes, kappa: float) -> Offered:
     shares = np.stack([(1.0 - np.abs(mean - (level + 1))) * c, (1.0 - (mean - level)) * c])
     added = np.bincount(np.stack([cell + 1, cell]).reshape(-1), shares.reshape(-1), (_LEVELS + 2) * len(_RATE))
     counts = added.astype(np.float64, copy=False).reshape(len(_RATE), -1)[:, 1 : _LEVELS + 1]
-    marks, cost = _cost(counts, moved)
+    marks, cost = _cost(counts, among)
     offered = (marks >= _FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
     square = _added(counts * np.square(np.arange(1.0, _LEVELS + 1)))
     harm = np.where(offered, _spoiled(energy, along, square, biased, kappa), np.inf)
@@ -435,14 +450,14 @@ def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa
     return found
 
 
-def _cost(counts: Floats, moved: float) -> tuple[Floats, Floats]:
+def _cost(counts: Floats, among: float) -> tuple[Floats, Floats]:
     """Marks, and their entropy and signs in bits, from how many parameters there are at each level.
 
     `counts`: shape (choices, levels). What is returned: shape (choices,).
     """
     marks = _added(counts)
-    every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
-    return marks, marks - _added(every * log2(np.where(every > 0, every / moved, 1.0)))
+    every = np.concatenate([counts, np.maximum(among - marks, 0.0)[:, None]], axis=1)
+    return marks, marks - _added(every * log2(np.where(every > 0, every / among, 1.0)))
 
 
 def _hull(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
