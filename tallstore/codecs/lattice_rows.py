@@ -18,7 +18,7 @@ from tallstore.kernels.lattice import LARGEST, Prepared, Rows
 from tallstore.kernels.lattice_choices import FINEST, MOST_ROWS
 from tallstore.kernels.lattice_fast import along_rows, project
 
-__all__ = ["COEFFICIENT_BITS", "directed"]
+__all__ = ["COEFFICIENT_BITS", "affordable", "directed"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,20 +34,27 @@ _SPREAD = 3
 """The largest integer of a direction stands for so many root mean squares."""
 
 
-def directed(prepared: Prepared, rows: Rows) -> Rows:
+def affordable(rows: int, width: int) -> int:
+    """How many directions a matrix may have: none, one, or a power of two of them."""
+    rank = _RANK
+    while rank and rank * COEFFICIENT_BITS * (rows + width) > _DEAR * rows * width:
+        rank //= 2
+    return rank if rows >= 2 * rank else 0
+
+
+def directed(prepared: Prepared, rows: Rows, rank: int | None = None) -> Rows:
     """The same rows with directions, or as they are where none would pay.
 
     Args:
         prepared: the steps of a chunk.
         rows: its segments, without directions; their width is not 0.
+        rank: how many directions; by default as many as the chunk may have.
     """
     n = len(prepared.symbols)
     skipped = rows.first % rows.width
     whole = (n - skipped) // rows.width
-    rank = _RANK
-    while rank and rank * COEFFICIENT_BITS * (whole + rows.width) > _DEAR * n:
-        rank //= 2
-    if not rank or whole < 2 * rank:
+    rank = affordable(whole, rows.width) if rank is None else rank
+    if not rank or not whole:
         return rows
     matrix = prepared.symbols[skipped : skipped + whole * rows.width].reshape(whole, rows.width)
     some = np.ascontiguousarray(matrix[:: -(-whole // MOST_ROWS)])

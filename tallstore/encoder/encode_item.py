@@ -145,7 +145,8 @@ def _encode(
     ]
     coded = encode_chunk(chunk.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
     rounded = base.dtype != chunk.base.dtype
-    coded = remeasure(coded, rows, base, rounded=rounded, vector=tools.vector, mask=tools.mask)
+    codecs = (tools.vector, tools.mask)
+    coded = remeasure(coded, rows, base, rounded=rounded, codecs=codecs, recipe=tools.recipe)
     made = iter(zip(coded.rows, rows, strict=True))
     return coded.vector, [
         _outcome(item, user, look, *next(made), base, tools) if look is not None and look.usable else look

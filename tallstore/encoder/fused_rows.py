@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from torch import Tensor
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import Made
-from tallstore.encoder.metrics import N_SUMS, scaled
+from tallstore.encoder.metrics import N_SUMS, scaled, settled
 from tallstore.encoder.quantize import encode
 from tallstore.kernels import reference
 from tallstore.kernels.native import encode as native
@@ -107,7 +108,7 @@ def counted(row: native.NativeRow, cut: Sequence[npt.NDArray[np.int64]], base: S
         tally = native.tally_row(seen, row, runs, base.values[done:end], SHIFT, BINS)
         if tally is None:
             return Fallback.CUT_OFF
-        magnitudes.append(Magnitudes(*tally))
+        magnitudes.append(Magnitudes(*tally).of(end - done, narrow=row.form != FLOAT32))
         done = end
     return magnitudes if seen.largest <= reach(base.kind) else Fallback.OUT_OF_REACH
 
@@ -174,7 +175,11 @@ def marked(
     elif not 0 <= scale < math.inf:
         return Fallback.SCALE
     else:
-        sums = (*native.measure_marks(words, base.values, packed, scale, row.form), on)
+
+        def measure(size: float) -> tuple[float, ...]:
+            return *native.measure_marks(words, base.values, packed, size, row.form), on
+
+        scale, sums = settled(measure, partial(recipe.scale, task), scale)
     return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, sums), seen.differs
 
 

@@ -28,19 +28,20 @@ def may_be_lossless(dtype: str) -> bool:
     return TORCH[dtype] in _FEW
 
 
-def lossless_bits(weights: Tensor, base: Tensor, elements: int) -> float | None:
+def lossless_bits(weights: Tensor, base: Tensor, elements: int, length: int = 0) -> float | None:
     """Bits that coding a tensor against the base takes; None where the type has too many bits for that to be little.
 
     Args:
         weights: θt, flat: a sample of it.
         base: θ0 in its place, of any type.
         elements: of the tensor.
+        length: of the runs that the sample is made of: rows, or their beginnings.
     """
     if base.dtype != weights.dtype or weights.dtype not in _FEW or not weights.numel():
         return None
     word = np.dtype(f"<u{weights.element_size()}")
     sample = as_bytes(weights).view(word), as_bytes(base).view(word)
-    return elements * estimate(_FEW[weights.dtype], *sample, elements)
+    return elements * estimate(_FEW[weights.dtype], *sample, elements, length)
 
 
 class Lossless(Recipe):

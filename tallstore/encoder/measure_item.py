@@ -68,7 +68,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
         results.append(statistic.measure_rows(user.task, item.name, measured))
         if tools.origin is tools.base and may_be_lossless(tools.tasks[user.task].tensors[user.name].dtype):
             own = _read_rows(tools.tasks[user.task], user.name, runs)
-            if (bits := lossless_bits(own, before[count], user.covered)) is not None:
+            if (bits := lossless_bits(own, before[count], user.covered, columns)) is not None:
                 results.append(statistic.measure_lossless(user.task, item.name, bits))
     return results
 

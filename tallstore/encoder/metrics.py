@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,43 @@ from tallstore.kernels.native import encode
 
 _DIGITS = 6
 """Significant digits that are recorded: sums of floats may differ in the last ones between machines."""
+
+
+_NEARLY = 1 / 512
+"""A scale that is off by no more is right: of what one chunk keeps, chance moves more."""
+_FAR = 1e6
+"""A scale that is off by more is not looked for."""
+_TURNS = 4
+"""Scales that are tried."""
+
+
+def settled(
+    measure: Callable[[float], tuple[float, ...]], wanted: Callable[[tuple[float, ...]], float], scale: float = 1.0
+) -> tuple[float, tuple[float, ...]]:
+    """A scale that is right of what a decoder rounds, and what is kept at it.
+
+    A type of few bits rounds a step of less than half a unit to nothing, and one of a little more to a whole one. These
+    mostly are the fine-tune's own units, so that what is rounded leans towards it, and a scale that is right of numbers
+    that nobody rounds is too large.
+
+    Args:
+        measure: a scale, a float32, to what is kept at it: see `sums`.
+        wanted: that to the factor by which its scale is off, 1 where it is right.
+        scale: to begin with.
+    """
+    found = measure(scale)
+    factor, power = wanted(found), 1
+    for _ in range(_TURNS):
+        other = float(np.float32(scale * factor**power)) if 0 < factor < _FAR else 0.0
+        if abs(factor - 1) <= _NEARLY or not 0 < other < math.inf:
+            break
+        again = measure(other)
+        then = wanted(again)
+        if abs(then - 1) < abs(factor - 1):
+            scale, found, factor, power = other, again, then, 1
+        else:  # what is kept is no smooth function of the scale
+            power *= 2
+    return scale, found
 
 
 @dataclass

@@ -5,6 +5,7 @@ The native library makes it in few passes; without it, numpy does. The same bits
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,16 @@ import torch
 
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
-from tallstore.encoder.metrics import agreement
+from tallstore.encoder.metrics import agreement, settled
 from tallstore.kernels.native import encode as native
-from tallstore.kernels.native_types import FLOAT32
+from tallstore.kernels.native_types import FLOAT32, NARROW
 from tallstore.recipes.dither import uniform, unmixed
 from tallstore.recipes.histogram import add_up
 from tallstore.recipes.quantizers import Quantizer
 
 __all__ = ["Leveled", "encode"]
 
+_TYPES = {form: dtype for dtype, form in NARROW.items()}
 _CODECS = (Codebook("q4", 16), Codebook("q5", 32), Codebook("q8", 256))
 
 
@@ -67,15 +69,31 @@ def encode(
         start: where in the tensor the chunk begins.
         seed: of the dither, if there is any.
         memory: shape (n,): indices go into it.
-        base: θ0, shape (n,): for kernels that measure what a decoder rounds, of a narrow row.
+        base: θ0, shape (n,), of a narrow row: what a decoder rounds is measured, and the scale settled by it.
         form: of the row: see `kernels.native_types`.
     """
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
     numbers, totals, norm = _sort(indices, tau, levels, start, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
+    if form == FLOAT32:
+        sums = _measure(tau, table, indices, base, form)
+    else:
+
+        def measure(scale: float) -> tuple[float, ...]:
+            return _measure(tau, table * np.float32(scale), indices, base, form)
+
+        scale, sums = settled(measure, partial(_off, levels.least and not levels.width))
+        table = table * np.float32(scale)
     codec = codec_of(len(levels.bounds))
-    data = codec.encode_indices(table, indices, numbers)
-    return Leveled(codec.id, data, table, indices, _measure(tau, table, indices, base, form))
+    return Leveled(codec.id, codec.encode_indices(table, indices, numbers), table, indices, sums)
+
+
+def _off(least: bool, sums: tuple[float, ...]) -> float:
+    """By which factor the scale is off."""
+    _, norm, kept, dot, _ = sums
+    if least:
+        return dot / kept if kept > 0 else 1.0
+    return norm / dot if dot > 0 else 1.0
 
 
 def _sort(
@@ -120,4 +138,8 @@ def _table(levels: Quantizer, numbers: list[int], totals: list[float], norm: flo
 def _measure(tau: Floats, table: Floats, indices: Bytes, base: Floats | None, form: int) -> tuple[float, ...]:
     if native.available():
         return native.measure_levels(tau, base, indices, table, form)
-    return agreement(torch.from_numpy(tau), torch.from_numpy(table[indices]))
+    step = torch.from_numpy(table[indices])
+    if form != FLOAT32 and base is not None:
+        start = torch.from_numpy(base)
+        step = (start + step).to(_TYPES[form]).to(torch.float32) - start
+    return agreement(torch.from_numpy(tau), step)

@@ -2,7 +2,8 @@
 
 Marks are chosen in float32 and against the base as it was given. Two things come between them and the reader: a base
 that is stored with fewer bits, and a task whose own type has fewer, so that θ̂ is rounded to it. Both are in the error
-that is recorded, and that a promise is about: ‖θ̂ − θt‖ / ‖θt − θ0‖, with the θ0 that the archive has.
+that is recorded, and that a promise is about: ‖θ̂ − θt‖ / ‖θt − θ0‖, with the θ0 that the archive has. Scales of marks
+are settled by what is kept of the second (see `quality.settled`).
 
 Rows that go `straight` measure the second by themselves, to the same bits.
 """
@@ -11,50 +12,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore import codecs
+from tallstore.codecs import VECTOR
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
-from tallstore.encoder.metrics import agreement
+from tallstore.encoder.metrics import agreement, settled
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode as native
-from tallstore.kernels.native_types import BFLOAT16, FLOAT16
+from tallstore.kernels.native_types import NARROW
 from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
+from tallstore.recipes.base import Recipe
 from tallstore.tensors import as_bytes
 
 __all__ = ["remeasure"]
 
-_NARROW = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-
 
 def remeasure(
-    coded: CodedChunk, rows: Sequence[TaskRow], base: Tensor, *, rounded: bool, vector: VectorCodec, mask: MaskCodec
+    coded: CodedChunk,
+    rows: Sequence[TaskRow],
+    base: Tensor,
+    *,
+    rounded: bool,
+    codecs: tuple[VectorCodec, MaskCodec],
+    recipe: Recipe,
 ) -> CodedChunk:
-    """The same coded chunk, its sums measured anew where they must be.
+    """The same coded chunk, its sums measured anew where they must be, and scales of marks settled by them.
 
     Args:
         coded: of `encode_chunk`.
         rows: what it was made of.
         base: θ0, flat, n elements, as it is stored.
         rounded: whether that is not the base that it was made against.
-        vector: codec of v.
-        mask: codec of the masks.
+        codecs: of v, and of the masks.
+        recipe: which scale is right.
     """
-    if not any(rounded or row.weights.dtype in _NARROW for row in rows):
+    if not any(rounded or row.weights.dtype in NARROW for row in rows):
         return coded
+    vector, mask = codecs
     shared = None if vector.id == "ones" else vector.decode(coded.vector, len(base))
-    again = [
-        replace(made, sums=_sums(made, row.weights, base[: len(row.weights)], shared, mask))
-        if rounded or row.weights.dtype in _NARROW
-        else made
-        for made, row in zip(coded.rows, rows, strict=True)
-    ]
-    return replace(coded, rows=tuple(again))
+
+    def again(made: Made, row: TaskRow) -> Made:
+        if not rounded and row.weights.dtype not in NARROW:
+            return made
+        start = base[: len(row.weights)]
+
+        def measure(scale: float) -> tuple[float, ...]:
+            return _sums(replace(made, scale=scale), row.weights, start, shared, mask)
+
+        # Of what is exact too, lost bits are those of the scale that was chosen.
+        as_it_is = rounded or made.kind == "delta" or recipe.shared or row.exact or base.dtype != row.weights.dtype
+        if as_it_is:
+            return replace(made, sums=measure(made.scale))
+        scale, sums = settled(measure, partial(recipe.scale, row.task), made.scale)
+        return replace(made, scale=scale, sums=sums)
+
+    return replace(coded, rows=tuple(again(made, row) for made, row in zip(coded.rows, rows, strict=True)))
 
 
 def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
@@ -62,7 +80,7 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
     steps: Steps
     backend = decoding()
     if made.kind == "delta":
-        values = codecs.VECTOR[made.codec].decode(made.data, n)
+        values = VECTOR[made.codec].decode(made.data, n)
         on = int(np.count_nonzero(values))
         steps = backend.values(values, weights.dtype)
     elif shared is None and backend.by_gaps and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
@@ -72,8 +90,8 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
         steps = backend.mask(packed, made.kind, n, made.scale, weights.dtype, None if shared is None else shared[:n])
     steps.begin()(decoded, base)
-    if weights.dtype == base.dtype and weights.dtype in _NARROW and native.available():
+    if weights.dtype == base.dtype and weights.dtype in NARROW and native.available():
         own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
-        return *native.agree_rows(own, before, after, _NARROW[weights.dtype]), float(on)
+        return *native.agree_rows(own, before, after, NARROW[weights.dtype]), float(on)
     measured = agreement(task_vector(base, weights), task_vector(base, decoded))
     return *measured[:-1], float(on)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tallstore.codecs.base import Bytes
 from tallstore.kernels import reference
 from tallstore.recipes.base import Tile
+from tallstore.recipes.histogram import NARROW_BYTES
 
 __all__ = ["STATISTIC_TILE", "TILE", "ChunkChoice", "TaskRow", "spans", "task_vector", "tile_type", "tiles"]
 
@@ -83,4 +84,5 @@ def _tile(base: Tensor, rows: Sequence[TaskRow], a: int, b: int, tensor: str, fi
         tau = weights - start.to(kind)
     else:
         tau = torch.stack([task_vector(start, row.weights[a:b]).to(kind) for row in here])
-    return Tile(tuple(row.task for row in here), start.to(kind), weights, tau, tensor, first + a)
+    narrow = tuple(row.weights.dtype.itemsize <= NARROW_BYTES for row in here)
+    return Tile(tuple(row.task for row in here), start.to(kind), weights, tau, tensor, first + a, narrow=narrow)

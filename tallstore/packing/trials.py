@@ -108,6 +108,7 @@ class _Trials:
             if (
                 self.options.recipe == "solo"
                 and self.options.kappa is None
+                and not self.options.exact  # which has that scale
                 and any(self._far(packed, n) for n in broken)
             ):
                 # The least error at the same bytes: cheaper than any stronger form.
@@ -131,7 +132,6 @@ class _Trials:
         trial = replace(
             options,
             base_storage="bf16" if self._rounded else "reference",
-            exact=(),
             overwrite=False,
             evaluate=None,
             min_retention=None,

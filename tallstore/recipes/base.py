@@ -47,6 +47,8 @@ class Tile:
     """Where in the tensor the run begins."""
     weight: float = 1.0
     """How many parameters each one stands for, where a statistic is given a sample."""
+    narrow: tuple[bool, ...] = ()
+    """Of each row whether its type has few bits, so that much of it stays where it was; of none, where it is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,14 @@ order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from tallstore.kernels.native import encode
 
-__all__ = ["BINS", "EDGES", "SHIFT", "Floats", "Magnitudes", "add_up", "added", "magnitudes"]
+__all__ = ["BINS", "EDGES", "NARROW_BYTES", "SHIFT", "Floats", "Magnitudes", "add_up", "added", "magnitudes"]
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -28,6 +28,8 @@ _WORDS = np.minimum(np.arange(BINS, dtype=np.uint32), _FINITE - 1) << SHIFT
 EDGES = _WORDS.view(np.float32).astype(np.float64)
 _MIDDLE = (EDGES * (1 + 2.0**-6)).astype(np.float64)
 """Lower edge and middle of each bin."""
+NARROW_BYTES = 2
+"""Bytes that types of few bits have at most."""
 
 
 @dataclass
@@ -39,13 +41,20 @@ class Magnitudes:
     first: int = 0
     base_energy: float = 0.0
     """Σ θ0² where τ ≠ 0."""
+    still: float = 0.0
+    """Parameters that did not move, in a type of few bits: they lie scattered, and marks tell which did."""
     _sums: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
     """`moved` and `energy`, once one of them was asked for, and until they change."""
+
+    def of(self, n: int, *, narrow: bool) -> Magnitudes:
+        """The same of n parameters, not scaled yet."""
+        return replace(self, still=n - float(self.counts.sum())) if narrow else self
 
     def add(self, other: Magnitudes) -> None:
         """Add another run of the same tensor."""
         self._sums = None
         self.base_energy += other.base_energy
+        self.still += other.still
         if not len(self.counts):
             self.counts, self.first = other.counts.copy(), other.first
             return
@@ -71,6 +80,7 @@ class Magnitudes:
             self._sums = None
             self.counts *= weight
             self.base_energy *= weight
+            self.still *= weight
 
     def _moved_and_energy(self) -> tuple[float, float]:
         if self._sums is None:
@@ -89,6 +99,11 @@ class Magnitudes:
         return self._moved_and_energy()[0]
 
     @property
+    def among(self) -> float:
+        """Parameters that marks are among."""
+        return self.moved + self.still
+
+    @property
     def rms(self) -> float:
         """Root mean square of those."""
         moved = self.moved
@@ -105,17 +120,17 @@ class Magnitudes:
         return self.moved * math.sqrt(self.change)
 
 
-def magnitudes(tau: Singles, base: Singles) -> Magnitudes:
-    """Count |τ|, shape (N,), beside the base's values."""
+def magnitudes(tau: Singles, base: Singles, *, narrow: bool = False) -> Magnitudes:
+    """Count |τ|, shape (N,), beside the base's values. `narrow`: of a type of few bits."""
     if encode.available():
-        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS))
+        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS)).of(len(tau), narrow=narrow)
     bins = (np.abs(tau).view(np.uint32) >> SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
     moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
     counts[0] -= len(tau) - moved
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-    return Magnitudes(counts[first:last].copy(), first, float(base_energy))
+    return Magnitudes(counts[first:last].copy(), first, float(base_energy)).of(len(tau), narrow=narrow)
 
 
 def added(values: Floats) -> Floats:

@@ -88,7 +88,14 @@ def choices(histogram: Magnitudes, kappa: float = 1.0) -> Choices:
         return Choices(OFFERED[:0], np.zeros(0), np.zeros(0))
     if native.available():
         order, bits, harm = native.offers(
-            histogram.counts, histogram.middle, histogram.edges, histogram.moved, histogram.energy, kappa, ALL
+            histogram.counts,
+            histogram.middle,
+            histogram.edges,
+            histogram.among,
+            histogram.energy,
+            histogram.rms,
+            kappa,
+            ALL,
         )
         return Choices(OFFERED[order], bits[order], harm[order])
     offered = hard(histogram, kappa)
@@ -111,7 +118,7 @@ def prices(histogram: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Flo
             histogram.counts,
             histogram.middle,
             histogram.edges,
-            histogram.moved,
+            histogram.among,
             histogram.energy,
             bounds,
             CODER,
@@ -127,7 +134,7 @@ def _price(histogram: Magnitudes, bounds: Floats) -> tuple[float, float]:
     total_upto = np.concatenate([[0.0], np.cumsum(histogram.counts * histogram.middle)])
     counts, totals = np.diff(upto[at]), np.diff(total_upto[at])
     kept = float(added(totals * totals / np.maximum(counts, 1e-300)))
-    _, cost = _cost(counts[None], histogram.moved)
+    _, cost = _cost(counts[None], histogram.among)
     bits = float(cost[0]) * CODER + LEVEL_BITS * len(bounds)
     return bits, max(histogram.energy / kept - 1, 0.0) if kept > 0 else math.inf
 
@@ -163,10 +170,9 @@ Offered = tuple[Floats, Floats]
 def hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
     """Cost and harm of choices without dither, those of `rows`."""
     bounds = HARD_BOUNDS[rows]
-    counted, moved, energy = histogram.counts, histogram.moved, histogram.energy
-    rms = math.sqrt(energy / moved)
+    counted, among, energy, rms = histogram.counts, histogram.among, histogram.energy, histogram.rms
     if native.available():
-        return native.hard(counted, histogram.middle, histogram.edges, bounds, moved, energy, rms, kappa, FEWEST)
+        return native.hard(counted, histogram.middle, histogram.edges, bounds, among, energy, rms, kappa, FEWEST)
     tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((counted * histogram.middle)[::-1])[::-1], [0.0]])
     at = np.searchsorted(histogram.edges, bounds * rms)
@@ -175,7 +181,7 @@ def hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offe
     totals = tail_total[at[:, :-1]] - tail_total[at[:, 1:]]
     several = np.isfinite(bounds[:, 1])
     kept = added(totals * totals / np.maximum(counts, 1e-300))
-    marks, cost = _cost(counts, moved)
+    marks, cost = _cost(counts, among)
     offered = (marks >= FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
     harm = kappa * np.maximum(energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
     return cost, np.where(offered, harm, np.inf)
@@ -183,14 +189,14 @@ def hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offe
 
 def dithered(histogram: Magnitudes, kappa: float) -> Offered:
     """Cost and harm of choices with dither: first those with one level."""
-    c, x, moved = histogram.counts, histogram.middle / histogram.rms, histogram.moved
+    c, x, among = histogram.counts, histogram.middle / histogram.rms, histogram.among
     if native.available():
-        return native.dithered(c, x, LOW, SLOPE, RATE, LEVELS, moved, kappa, FEWEST)
+        return native.dithered(c, x, LOW, SLOPE, RATE, LEVELS, among, kappa, FEWEST)
     cx, energy = c * x, float(added(c * x * x))
     c, x, cx = c[:, None], x[:, None], cx[:, None]
     mean = np.clip((x - LOW) * SLOPE, 0.0, 1.0)
     marks, along, biased = _rows_added(mean * c), _rows_added(mean * cx), _rows_added(mean * mean * c)
-    _, cost = _cost(marks[:, None], moved)
+    _, cost = _cost(marks[:, None], among)
     offered = (marks >= FEWEST) & (along > 0)
     harm = np.where(offered, _spoiled(energy, along, marks, biased, kappa), np.inf)
     ramped = cost, harm
@@ -202,7 +208,7 @@ def dithered(histogram: Magnitudes, kappa: float) -> Offered:
     shares = np.stack([(1.0 - np.abs(mean - (level + 1))) * c, (1.0 - (mean - level)) * c])
     shared = np.bincount(np.stack([cell + 1, cell]).reshape(-1), shares.reshape(-1), (LEVELS + 2) * len(RATE))
     counts = shared.astype(np.float64, copy=False).reshape(len(RATE), -1)[:, 1 : LEVELS + 1]
-    marks, cost = _cost(counts, moved)
+    marks, cost = _cost(counts, among)
     offered = (marks >= FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
     square = added(counts * np.square(np.arange(1.0, LEVELS + 1)))
     harm = np.where(offered, _spoiled(energy, along, square, biased, kappa), np.inf)
@@ -216,14 +222,14 @@ def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa
     return distortion
 
 
-def _cost(counts: Floats, moved: float) -> tuple[Floats, Floats]:
+def _cost(counts: Floats, among: float) -> tuple[Floats, Floats]:
     """Marks, and their entropy and signs in bits, from how many parameters there are at each level.
 
     `counts`: shape (choices, levels). What is returned: shape (choices,).
     """
     marks = added(counts)
-    every = np.concatenate([counts, np.maximum(moved - marks, 0.0)[:, None]], axis=1)
-    return marks, marks - added(every * log2(np.where(every > 0, every / moved, 1.0)))
+    every = np.concatenate([counts, np.maximum(among - marks, 0.0)[:, None]], axis=1)
+    return marks, marks - added(every * log2(np.where(every > 0, every / among, 1.0)))
 
 
 def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:

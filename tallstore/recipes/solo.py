@@ -45,7 +45,7 @@ TOLERABLE = 0.25
 """Beyond this it is said."""
 _NEARLY = 0.9
 """Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is foretold of the latter
-is rather too much, as directions in which elements moved together are not looked for."""
+is a few percent too much."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
@@ -314,10 +314,11 @@ class _Histograms(Statistic):
     def measure(self, tile: Tile) -> list[tuple[Key, Magnitudes]]:
         base = tile.base.to(torch.float32).cpu().numpy()
         rows = tile.tau.to(torch.float32).cpu().numpy()
+        narrow = tile.narrow or (False,) * len(rows)
         return [
             each
-            for task, row in zip(tile.tasks, rows, strict=True)
-            for each in self.measure_counted(task, tile.tensor, magnitudes(row, base), tile.weight)
+            for task, row, few in zip(tile.tasks, rows, narrow, strict=True)
+            for each in self.measure_counted(task, tile.tensor, magnitudes(row, base, narrow=few), tile.weight)
         ]
 
     def measure_counted(

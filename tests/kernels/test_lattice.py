@@ -262,6 +262,16 @@ def test_an_estimate_is_near_to_what_it_takes(dtype: str) -> None:
     assert found == pytest.approx(8 * len(coded) / len(base), rel=0.05)
 
 
+def test_an_estimate_knows_what_rows_have_in_common() -> None:
+    shape = (900, 400)
+    after, base = together(shape)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16", (shape[1], 0))
+    some = [each.reshape(shape)[::14].reshape(-1) for each in (after, base)]
+    wanted = 8 * len(coded) / len(base)
+    assert estimate(LATTICES["BF16"], *some, len(base), shape[1]) == pytest.approx(wanted, rel=0.06)
+    assert estimate(LATTICES["BF16"], *some, len(base)) > 1.1 * wanted
+
+
 ODD = {
     "negated": lambda base, lattice: base ^ lattice.word.type(1 << (lattice.bits - 1)),
     "every bit turned over": lambda base, lattice: ~base,

@@ -205,6 +205,20 @@ def test_exact_can_be_asked_for_all(tmp_path: Path) -> None:
             assert all(torch.equal(state[n], tasks[task][n]) for n in state)
 
 
+def test_exact_tasks_are_judged_as_they_come_back(tmp_path: Path) -> None:
+    base, tasks = zoo_of(torch.bfloat16)
+    scored: list[str] = []
+
+    def same(state: dict[str, torch.Tensor], task: str) -> float:
+        scored.append(task)
+        return 1.0 if all(torch.equal(state[name], tensor) for name, tensor in tasks[task].items()) else 0.5
+
+    options = {"exact": "all", "evaluate": same, "min_retention": 1.0, "max_error": 1e-6}
+    report = tallstore.pack(base, tasks, tmp_path / "zoo.tall", **options)
+    assert all(task.relative_error == 0 for task in report.tasks.values())
+    assert sorted(scored) == sorted(2 * list(tasks)), "the originals, and one archive: it needs no second one"
+
+
 def test_an_ordinary_pull_does_not_read_the_exact_part(tmp_path: Path) -> None:
     base, tasks = zoo_of()
     tallstore.pack(base, tasks, tmp_path / "zoo", exact="all")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_double, c_int64, c_void_p
 from functools import cache
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def hard(
     middle: Floats,
     edges: Floats,
     bounds: Floats,
-    moved: float,
+    among: float,
     energy: float,
     rms: float,
     kappa: float,
@@ -119,7 +118,7 @@ def hard(
         middle: the middle of each, shape (B,).
         edges: the lower edge of each, ascending, shape (B,).
         bounds: where levels begin, in root mean squares, shape (choices, levels); infinite where none does.
-        moved: how many parameters moved.
+        among: how many parameters marks are among.
         energy: Σ τ².
         rms: root mean square.
         kappa: how many times worse bias is than noise.
@@ -129,7 +128,7 @@ def hard(
     cost, harm = np.empty(choices), np.empty(choices)
     room = scratch("choices", 2 * len(counted) + 2 + levels, np.float64)
     histogram = _Histogram(
-        *(len(counted), address(counted), address(middle), address(edges), moved, energy, rms, kappa, fewest)
+        *(len(counted), address(counted), address(middle), address(edges), among, energy, rms, kappa, fewest)
     )
     _kernels().hard(
         *(address(cost), address(harm), byref(histogram), address(bounds), choices, levels),
@@ -145,7 +144,7 @@ def dithered(
     slope: Floats,
     rate: Floats,
     levels: int,
-    moved: float,
+    among: float,
     kappa: float,
     fewest: float,
 ) -> tuple[Floats, Floats]:
@@ -158,14 +157,14 @@ def dithered(
         slope: how much likelier they are per root mean square more, shape (R,).
         rate: levels per root mean square, shape (E,).
         levels: of each of the E.
-        moved: how many parameters moved.
+        among: how many parameters marks are among.
         kappa: how many times worse bias is than noise.
         fewest: marks below which a choice is not offered.
     """
     choices = len(low) + len(rate)
     cost, harm = np.empty(choices), np.empty(choices)
     room = scratch("choices", 3 * len(low) + levels, np.float64)
-    histogram = _Histogram(len(counted), address(counted), address(sizes), None, moved, 0.0, 0.0, kappa, fewest)
+    histogram = _Histogram(len(counted), address(counted), address(sizes), None, among, 0.0, 0.0, kappa, fewest)
     _kernels().dithered(
         *(address(cost), address(harm), byref(histogram), address(low), address(slope), len(low)),
         *(address(rate), len(rate), levels, byref(_LOGARITHM), address(room)),
@@ -181,16 +180,22 @@ def hull(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
 
 
 def offers(
-    counted: Floats, middle: Floats, edges: Floats, moved: float, energy: float, kappa: float, own: Ladders
+    counted: Floats,
+    middle: Floats,
+    edges: Floats,
+    among: float,
+    energy: float,
+    rms: float,
+    kappa: float,
+    own: Ladders,
 ) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
     """`hull` of all choices, `dithered` ones only where kappa is above 1; and the bits and harm of all."""
     hards, ramps, evens, levels = own.sizes
     count = hards + (ramps + evens if kappa > 1 else 0)
     order, bits, harm = np.empty(count, np.int64), np.empty(count), np.empty(count)
     room = scratch("choices", 3 * (len(counted) + hards + ramps + evens + levels + 1), np.float64)
-    rms = sqrt(energy / moved)
     histogram = _Histogram(
-        *(len(counted), address(counted), address(middle), address(edges), moved, energy, rms, kappa, own.fewest)
+        *(len(counted), address(counted), address(middle), address(edges), among, energy, rms, kappa, own.fewest)
     )
     kept = _kernels().offers(
         *(address(order), address(bits), address(harm), byref(histogram), byref(own.passed)),
@@ -203,7 +208,7 @@ def price(
     counted: Floats,
     middle: Floats,
     edges: Floats,
-    moved: float,
+    among: float,
     energy: float,
     bounds: Sequence[Floats],
     coder: float,
@@ -215,7 +220,7 @@ def price(
         counted: how many parameters are in each bin, shape (B,).
         middle: the middle of each, shape (B,).
         edges: the lower edge of each bin, ascending, shape (B,).
-        moved: how many parameters moved.
+        among: how many parameters marks are among.
         energy: Σ τ².
         bounds: of each choice where its levels begin, ascending, at most 127.
         coder: bits for each bit of entropy.
@@ -225,7 +230,7 @@ def price(
     ends, every = np.cumsum([len(each) for each in bounds], dtype=np.int64), np.concatenate(bounds)
     room = scratch("choices", 2 * (len(counted) + 1), np.float64)
     histogram = _Histogram(
-        *(len(counted), address(counted), address(middle), address(edges), moved, energy, 0.0, 1.0, 0.0)
+        *(len(counted), address(counted), address(middle), address(edges), among, energy, 0.0, 1.0, 0.0)
     )
     _kernels().price(
         *(address(bits), address(harm), byref(histogram), address(every), address(ends), len(ends)),
