@@ -79,6 +79,11 @@ def open_checkpoint(
         return state
     if isinstance(source, Mapping):
         return marked(choose_by_prefix(MemoryCheckpoint(source, where or "state dict"), weights))
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(
+            f"{where or 'source'}: a {type(source).__name__} is no checkpoint: give a folder or a file, a state "
+            "dict or a module; of a pipeline save the whole (save_pretrained), or give one of its components"
+        )
     try:
         if is_address(source) and not os.fspath(source).startswith("hf://"):
             checkpoint = marked(_open_far(os.fspath(source), storage_options, weights))

@@ -109,6 +109,11 @@ def _unpickle(path: Path) -> Mapping[Any, Any]:
                 state = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6: no mapping
     except Exception as error:  # a damaged pickle fails in whichever way its bytes happen to
         why = _why(error)
+        if "TorchScript" in why:
+            raise CheckpointError(
+                f"{path}: a TorchScript program and no checkpoint: save its weights, "
+                "torch.save(torch.jit.load(file).state_dict(), …), and give those"
+            ) from error
         if _SHARDED.search(why):
             raise CheckpointError(
                 f"{path}: holds parts of tensors, as a sharded training saves them ({why}): save it whole, with "

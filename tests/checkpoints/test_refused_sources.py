@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,24 @@ def test_a_state_dict_of_other_things_is_refused(state: State, message: str, tmp
     assert message in str(caught.value)
     assert str(caught.value).startswith("t (in memory): ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("role", ["base", "task"])
+def test_an_object_that_is_no_model_is_refused_by_its_kind(role: str, tmp_path: Path) -> None:
+    """A pipeline in memory, say: several modules, none of which is meant."""
+    base, task = (object(), tiny_base()) if role == "base" else (tiny_base(), object())
+    with pytest.raises(CheckpointError, match=r"a object is no checkpoint: .* one of its components"):
+        tallstore.pack(base, {"t": task}, tmp_path / "zoo.tall")  # type: ignore[arg-type,dict-item]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_is_refused_with_the_way_to_its_weights(tmp_path: Path) -> None:
+    data = {"x/data.pkl": b"", "x/constants.pkl": b"", "x/code/__torch__.py": b"", "x/version": b"6"}
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+        for name, content in data.items():
+            file.writestr(name, content)
+    with pytest.raises(CheckpointError, match=r"x\.pt: a TorchScript program .*state_dict\(\)"):
+        tallstore.pack(tiny_base(), {"t": tmp_path / "x.pt"}, tmp_path / "zoo.tall")
 
 
 def test_no_damaged_pickle_escapes_as_another_error(tmp_path: Path) -> None:
