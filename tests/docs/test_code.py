@@ -181,7 +181,7 @@ def test_every_page_is_run() -> None:
     assert with_code == {
         "index.md",
         "examples.md",
-        "serving.md",
+        "engines.md",
         "tutorials/pack.md",
         "tutorials/grow.md",
         "tutorials/serve.md",
