@@ -1,9 +1,9 @@
-"""A zoo in which most checkpoints are merges of the others, packed without a word of that: what it takes beside the others.
+"""A zoo in which most checkpoints are merges of the others, packed without a word of that.
 
 BASE and TASKS are folders of one model. Merges are made as a merge tool makes them: weighted sums in float32 of two or
-three of the tasks, rounded to the checkpoints' type; tensors that they do not share are the first one's. Printed are the
-bytes of the archive with the merges over those of the archive without, how many merges were found, whether any task was
-found that is none, and the processor time of packing the tasks with the search and without, by turns.
+three of the tasks, rounded to the checkpoints' type; tensors that they do not share are the first one's. Printed are
+the bytes of the archive with the merges over those of the archive without, how many merges were found, whether any task
+was found that is none, and the processor time of packing the tasks with the search and without, by turns.
 
 example:
   python benchmarks/relatives.py ~/zoo/base ~/zoo/trec ~/zoo/mr ~/zoo/cr ~/zoo/subj ~/zoo/snips ~/zoo/emotion

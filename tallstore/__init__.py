@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tallstore.archive import TensorFacts, VerifyReport
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
-    from tallstore.growing import CompactReport, GrowReport, add, add_merge, compact, remove
+    from tallstore.growing import CompactReport, GrowReport, add, add_merge, add_run, compact, remove
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
     from tallstore.promises import pack
     from tallstore.zoo import Zoo
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "add",
     "add_merge",
+    "add_run",
     "compact",
     "errors",
     "from_pretrained",
@@ -67,6 +68,7 @@ _WHERE = {
     "Zoo": ("tallstore.zoo", "Zoo"),
     "add": ("tallstore.growing", "add"),
     "add_merge": ("tallstore.growing", "add_merge"),
+    "add_run": ("tallstore.growing", "add_run"),
     "compact": ("tallstore.growing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),

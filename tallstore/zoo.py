@@ -58,6 +58,7 @@ class Zoo(Archive):
             device: where the tensors go.
             exact: bit for bit the original, for tasks that were packed with `exact`.
         """
+        task = self._task(task)
         self._check_exact(task, exact=exact)
         return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
 
@@ -71,6 +72,7 @@ class Zoo(Archive):
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
+        task = self._task(task)
         self._announce(task, None, exact=False)
         if self._manifest.tasks[task].adapter is not None:
             if is_peft_model(model):

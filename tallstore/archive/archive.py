@@ -23,6 +23,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.facts import TensorFacts, facts_of
+from tallstore.archive.family import step_of
 from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.needs import announce, announce_files
 from tallstore.archive.reader import Place, Reader, RenewedError, once_more
@@ -132,6 +133,7 @@ class Archive:
             MissingExtraError: `merged`, and the adapter is of a kind that PEFT itself must merge.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
+        task = self._task(task)
         if merged:
             return on_device(device, self._merged_state(task, names), f"task {task!r}")
         if component is not None:
@@ -188,6 +190,7 @@ class Archive:
         """
         if weights_format not in FORMS:
             raise OptionError(f"weights_format {weights_format!r} is unknown; there are {', '.join(FORMS)}")
+        task = self._task(task)
         part = self._part(task, component)
         check_folder(out, overwrite=overwrite, layout=part.layout)
         self._announce(task, None, exact=exact)
@@ -363,6 +366,8 @@ class Archive:
             self._store.want([Range(path, 0, self._manifest.parts[path].size) for path in parts])
 
     def _task(self, task: str) -> str:
+        if task not in self._manifest.tasks and (named := step_of(self._manifest, task)) is not None:
+            return named
         if task not in self._manifest.tasks:
             raise NoSuchTaskError(f"{self.url}: no task {task!r}; there are {names_of(self.tasks)}")
         return task

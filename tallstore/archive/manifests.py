@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from tallstore.archive.family import recipe_in_words
+from tallstore.archive.family import tree_of
 from tallstore.archive.known import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
@@ -75,13 +75,12 @@ def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
         "checkpoints_bytes": checkpoints + manifest.base.bytes,
         "notes": [note for name, task in manifest.tasks.items() for note in notes_of(name, task)],
         "options": dict(manifest.options),
+        "family": tree_of(manifest),
     }
 
 
 def notes_of(name: str, task: Task) -> Iterator[str]:
     """What there is to say of how a task is stored. What was measured is anybody's JSON: odd values say nothing."""
-    if task.relatives is not None:
-        yield f"{name}: made of other tasks: {recipe_in_words(task.relatives)}"
     if task.adapter is not None:
         yield adapter_note(name, task.adapter.type)
     tensors, plain, coded = (task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes"))

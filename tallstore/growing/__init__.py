@@ -8,5 +8,6 @@ from tallstore.growing.compacting import compact
 from tallstore.growing.merging import add_merge
 from tallstore.growing.removing import remove
 from tallstore.growing.report import CompactReport, GrowReport
+from tallstore.growing.runs import add_run
 
-__all__ = ["CompactReport", "GrowReport", "add", "add_merge", "compact", "remove"]
+__all__ = ["CompactReport", "GrowReport", "add", "add_merge", "add_run", "compact", "remove"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
 from tallstore.archive.reader import Reader
-from tallstore.archive.sharing import find_home, joined, ones_part
+from tallstore.archive.sharing import Home, find_home, joined, ones_part
 from tallstore.archive.splice import SplicedArchive
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
@@ -35,11 +35,11 @@ from tallstore.stores import Sink, open_store
 
 __all__ = ["RelativePacker", "relatives_of"]
 
-_SAMPLE = 1 << 12
+_SAMPLE, _RUNS = 1 << 10, 4
 _CHEAPER = 0.9
 """A start must leave less than this share of what the base leaves."""
-_AS_WELL = 1.1
-"""How many times the error of the tasks that it is made of a combination may have."""
+_AS_WELL = 1.25
+"""How many times the error of the tasks that it is made of a combination may have: both sides are rounded once more."""
 _LEAST_ERROR = 0.02
 """An error that a lossy archive may always have: tasks that happen to lose nothing do not forbid it."""
 _RUN = 1 << 20
@@ -63,11 +63,14 @@ class RelativePacker:
     archive: SplicedArchive
     options: Options
     progress: Progress | None = None
+    home: Home | None = None
+    """The group that tasks join, where the archive does not tell by itself."""
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.archive.store, self.archive.manifest)
         self._lossless = self.options.quality == LOSSLESS
-        self._home = find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
+        self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
+        self._seen = self._reader.manifest
 
     def pack(
         self, name: str, task: Checkpoint, relatives: Relatives, *, found: bool = True
@@ -105,7 +108,14 @@ class RelativePacker:
 
     def joined(self, made: SplicedArchive) -> SplicedArchive:
         """An archive of tasks in that group, of whose vector it brings only what is not there."""
-        return made if self._home is None else joined(made, self._home, self._reader.manifest)
+        if self._home is None:
+            return made
+        brought = joined(made, self._home, self._seen)
+        (group,) = brought.manifest.groups
+        new = Reader(brought.store, brought.manifest).places(group.parts, "vector", group.id)
+        self._home = replace(self._home, tensors=self._home.tensors | new.keys())
+        self._seen = replace(self._seen, parts={**self._seen.parts, **brought.manifest.parts})
+        return brought
 
     # ------------------------------------------------------------------------------------------------------- planning
 
@@ -146,9 +156,9 @@ class RelativePacker:
     def _pays(self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan) -> bool:
         """Whether a tensor should build on its start: without loss, if a sample is nearer to that than to the base."""
         numel = task.tensors[name].numel
-        first = (numel - _SAMPLE) // 2 if numel > _SAMPLE else 0
-        stop = min(first + _SAMPLE, numel)
-        own, merged = task.read(name, first, stop), start.started(name, first, stop)
+        runs = [(at, min(at + _SAMPLE, numel)) for at in range(0, numel, max(_SAMPLE, numel // _RUNS))]
+        own = torch.cat([task.read(name, a, b) for a, b in runs])
+        merged = torch.cat([start.started(name, a, b) for a, b in runs])
         if plan.base is None and not self._lossless:  # nothing is lost of what the base does not have
             return all(
                 torch.equal(task.read(name, at, min(at + _RUN, numel)), start.started(name, at, min(at + _RUN, numel)))
@@ -156,8 +166,12 @@ class RelativePacker:
             )
         if plan.base is None:
             return _apart(own, merged) < _CHEAPER * _apart(own, torch.zeros_like(own))
-        before = self.base.read(plan.base, first, stop).to(own.dtype)
-        if torch.equal(own, before):
+        before = torch.cat([self.base.read(plan.base, a, b) for a, b in runs]).to(own.dtype)
+        if torch.equal(own, before) and all(
+            torch.equal(task.read(name, a, b), self.base.read(plan.base, a, b).to(own.dtype))
+            for a in range(0, numel, _RUN)
+            for b in [min(a + _RUN, numel)]
+        ):
             return False
         # With some loss, all tensors together are held to what the tasks that they are made of lose.
         return not self._lossless or _apart(own, merged) < _CHEAPER * _apart(own, before)
