@@ -48,7 +48,7 @@ MAY_IMPORT = {
     },
     "report": {"archive", "errors", "format", "stores", "words"},
     "hub": {"archive", "checkpoints", "errors", "format", "stores", "tensors"},
-    "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
+    "promises": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores", "tensors"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "stores"},
     "growing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "promises", "stores"},
     "demo": {"encoder", "errors", "promises", "tensors", "zoo"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from tallstore.archive.family import recipe_in_words, tree_of
 from tallstore.report.facts import Facts
 from tallstore.report.figures import FIGURES, saving
 from tallstore.report.tables import Table, by_layer, by_pair, by_profile, by_source, by_task, by_whole
@@ -72,7 +73,23 @@ def sections(facts: Facts) -> list[Section]:
     """All of the page, in order."""
     counted = [_LAYERS, _AGREEMENT, _OVERLAP] if facts.masks is not None else [_uncounted]
     left = [_left_out] if any(_left(facts)) else []
-    return [make(facts) for make in (_bytes, _tasks, *counted, _wholes, *left, _provenance)]
+    family = [_family] if tree_of(facts.manifest) else []
+    return [make(facts) for make in (_bytes, _tasks, *family, *counted, _wholes, *left, _provenance)]
+
+
+def _family(facts: Facts) -> Section:
+    """Which tasks are made of which."""
+    made = [
+        (name, recipe_in_words(task.relatives))
+        for name, task in facts.manifest.tasks.items()
+        if task.relatives is not None
+    ]
+    more = f" {len(made) - _MOST_VALUES} more are not listed." if len(made) > _MOST_VALUES else ""
+    text = (
+        f"{len(made)} of {len(facts.tasks)} tasks are made of others: merges, kept as weights and a method, and tasks "
+        f"that are coded on another one. All others are coded against the base.{more}"
+    )
+    return Section(id="family", title="Family", text=(text,), facts=tuple(made[:_MOST_VALUES]))
 
 
 def _bytes(facts: Facts) -> Section:
