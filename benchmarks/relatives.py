@@ -1,4 +1,4 @@
-"""A zoo in which most checkpoints are merges of the others, packed without a word of that: its size beside theirs.
+"""A zoo in which most checkpoints are merges of the others, packed without a word of that.
 
 BASE and TASKS are folders of one model. Merges are made as a merge tool makes them: weighted sums in float32 of two or
 three of the tasks, rounded to the checkpoints' type; tensors that they do not share are the first one's. Printed are

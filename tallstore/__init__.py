@@ -20,7 +20,7 @@ from tallstore.engines.on_import import register_with_transformers
 if TYPE_CHECKING:
     from tallstore import errors, report
     from tallstore.archive import TensorFacts, VerifyReport
-    from tallstore.editing import CompactReport, GrowReport, add, add_merge, compact, remove
+    from tallstore.editing import CompactReport, GrowReport, add, add_merge, add_run, compact, remove
     from tallstore.encoder import Options, PackReport, TaskReport
     from tallstore.errors import TallstoreError
     from tallstore.hub import PullReport, PushReport, from_pretrained, load_processor, pull, push
@@ -43,6 +43,7 @@ __all__ = [
     "__version__",
     "add",
     "add_merge",
+    "add_run",
     "compact",
     "errors",
     "from_pretrained",
@@ -69,6 +70,7 @@ _WHERE = {
     "Zoo": ("tallstore.zoo", "Zoo"),
     "add": ("tallstore.editing", "add"),
     "add_merge": ("tallstore.editing", "add_merge"),
+    "add_run": ("tallstore.editing", "add_run"),
     "compact": ("tallstore.editing", "compact"),
     "from_pretrained": ("tallstore.hub", "from_pretrained"),
     "load_processor": ("tallstore.hub", "load_processor"),

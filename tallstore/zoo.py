@@ -59,6 +59,7 @@ class Zoo(Archive):
             ModelMismatchError: names or shapes differ. Nothing was written.
             ArchiveError: something is damaged. Nothing was written.
         """
+        task = self._task(task)
         self._announce(task, None, exact=False)
         if self._manifest.tasks[task].adapter is not None:
             if is_peft_model(model):

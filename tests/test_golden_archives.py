@@ -47,7 +47,8 @@ def test_it_is_read_to_the_same_bits(name: str) -> None:
     base = folder / "base.safetensors"
     given = base if base.is_file() else None
     with tallstore.open(folder / "zoo.tall", base=given) as zoo:
-        assert zoo.verify().tasks == zoo.tasks == tuple(decoded(folder, "decoded"))
+        assert zoo.verify().tasks == zoo.tasks
+        assert sorted(zoo.tasks) == list(decoded(folder, "decoded"))
         assert zoo.manifest.version == name.split("/", maxsplit=1)[0]
         for form, exact in (("decoded", False), ("exact", True)):
             for task, wanted in decoded(folder, form).items():

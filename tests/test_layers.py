@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "serving": {"archive", "errors", "format", "kernels", "tensors"},
     "report": {"archive", "errors", "format", "stores", "humanize"},
     "hub": {"archive", "concurrency", "checkpoints", "errors", "format", "names", "stores", "tensors"},
-    "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores"},
+    "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores", "tensors"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "serving", "stores", "tensors"},
     "engines": {"archive", "checkpoints", "errors", "format", "hub", "stores", "tensors"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},

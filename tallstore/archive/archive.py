@@ -23,6 +23,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.facts import TensorFacts, facts_of
+from tallstore.archive.family import step_of
 from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.mask_statistics import MaskStatistics, count_masks
@@ -134,6 +135,7 @@ class Archive:
             MissingExtraError: `merged`, and the adapter is of a kind that PEFT itself must merge.
             ArchiveError: something is damaged; the message names the part and the tensor. Nothing wrong is returned.
         """
+        task = self._task(task)
         if merged:
             return on_device(device, self._merged_state(task, names), f"task {task!r}")
         if component is not None:
@@ -158,6 +160,7 @@ class Archive:
             device: where the tensors go.
             exact: bit for bit the original, for tasks that were packed with `exact`.
         """
+        task = self._task(task)
         self._check_exact(task, exact=exact)
         return TaskWeights(self._decoder.pieces, task, self.url, exact=exact, device=torch.device(device))
 
@@ -212,6 +215,7 @@ class Archive:
         """
         if weights_format not in FORMS:
             raise OptionError(f"weights_format {weights_format!r} is unknown; there are {', '.join(FORMS)}")
+        task = self._task(task)
         part = self._part(task, component)
         check_folder(out, overwrite=overwrite, layout=part.layout)
         self._announce(task, None, exact=exact)
@@ -403,6 +407,8 @@ class Archive:
             self._store.prefetch([Range(path, 0, self._manifest.parts[path].size) for path in parts])
 
     def _task(self, task: str) -> str:
+        if task not in self._manifest.tasks and (named := step_of(self._manifest, task)) is not None:
+            return named
         if task not in self._manifest.tasks:
             raise NoSuchTaskError(f"{self.url}: no task {task!r}; there are {names_of(self.tasks)}")
         return task

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tallstore.archive.family import recipe_in_words
+from tallstore.archive.family import tree_of
 from tallstore.archive.refetch import read_checked
 from tallstore.archive.verified import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import ArchiveError, DamagedError, FormatError, NotAnArchiveError
@@ -91,6 +91,7 @@ def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
         "notes": [note for name, task in manifest.tasks.items() for note in notes_of(name, task)],
         "warnings": [warning for name, task in manifest.tasks.items() for warning in warnings_of(name, task)],
         "options": dict(manifest.options),
+        "family": tree_of(manifest),
     }
 
 
@@ -104,8 +105,6 @@ def warnings_of(name: str, task: Task) -> Iterator[str]:
 
 def notes_of(name: str, task: Task) -> Iterator[str]:
     """What there is to say of how a task is stored. What was measured is anybody's JSON: odd values say nothing."""
-    if task.relatives is not None:
-        yield f"{name}: made of other tasks: {recipe_in_words(task.relatives)}"
     if task.adapter is not None:
         yield adapter_note(name, task.adapter.type)
     tensors, plain, coded = (task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes"))

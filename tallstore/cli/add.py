@@ -46,6 +46,25 @@ def add(
     k: Annotated[
         int | None, typer.Option("--k", help="With --merge, of consensus: how many tasks must agree. [default: 2]")
     ] = None,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run", help="TASK is the folder of a run: checkpoint-100, checkpoint-200 …; each is added with its step."
+        ),
+    ] = False,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--parent", metavar="TASK", help="Code the new ones against this task of the archive (without loss only)."
+        ),
+    ] = None,
+    relatives: Annotated[
+        bool,
+        typer.Option(
+            "--relatives/--no-relatives",
+            help="Look for merges of tasks that are there, and for parents.",
+        ),
+    ] = True,
     refit: Annotated[
         bool,
         typer.Option(
@@ -87,6 +106,10 @@ def add(
 
       tallstore add zoo.tall runs/ new=models/new --refit
 
+      tallstore add zoo.tall --run runs/trec/
+
+      tallstore add zoo.tall trec-v2=new/trec --parent trec
+
       tallstore add zoo.tall mix --merge "0.6*trec + 0.4*mr" --head trec
     """
     asked: dict[str, Any] = {"method": method, "head": head, "topk": topk, "k": k}
@@ -122,9 +145,20 @@ def add(
             made = tallstore.add_merge(zoo, sources[0], merge, base=base, progress=progress, **mixing)
         show(made, as_json=as_json, quiet=quiet)
         return
+    if not relatives:
+        options = {**options, "relatives": False}
+    if run:
+        name, equals, folder = sources[0].partition("=")
+        if len(sources) != 1 or refit or parent is not None:
+            raise typer.BadParameter("--run takes one folder of a run, and neither --refit nor --parent")
+        where, called = (folder, name) if equals else (sources[0], None)
+        with output.progress("adding", quiet=quiet or as_json) as progress:
+            made = tallstore.add_run(zoo, where, name=called, base=base, progress=progress, **options)
+        show(made, as_json=as_json, quiet=quiet)
+        return
     tasks = tasks_from_words(sources)
     with output.progress("adding", quiet=quiet or as_json) as progress:
-        report = tallstore.add(zoo, tasks, refit=refit, base=base, progress=progress, **options)
+        report = tallstore.add(zoo, tasks, refit=refit, parent=parent, base=base, progress=progress, **options)
     show(report, as_json=as_json, quiet=quiet)
 
 

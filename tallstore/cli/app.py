@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tallstore._version import __version__
-from tallstore.cli import add, compact, demo, extract, info, merge, pack, pull, push, remove, report, serve, verify
+from tallstore.cli import add, compact, demo, extract, info, log, merge, pack, pull, push, remove, report, serve, verify
 
 app = typer.Typer(
     name="tallstore",
@@ -37,8 +37,8 @@ def _root(
 
 
 _VERBS = (
-    pack.pack, info.info, extract.extract, add.add, remove.remove, compact.compact, push.push, pull.pull, merge.merge,
-    serve.serve, verify.verify, report.report, demo.demo,
+    pack.pack, info.info, log.log, extract.extract, add.add, remove.remove, compact.compact, push.push, pull.pull,
+    merge.merge, serve.serve, verify.verify, report.report, demo.demo,
 )  # fmt: skip
 for verb in _VERBS:
     app.command()(verb)

@@ -19,6 +19,7 @@ from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_ever
 from tallstore.editing.base import base_of, check_same
 from tallstore.editing.change import Change, changing
 from tallstore.editing.companions import note_on
+from tallstore.editing.kindred import KinOfAdded
 from tallstore.editing.options import inherited
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
@@ -37,6 +38,7 @@ def add(
     tasks: Mapping[str, Source],
     *,
     refit: bool = False,
+    parent: str | Mapping[str, str] | None = None,
     base: Source | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -51,6 +53,9 @@ def add(
         tasks: name → fine-tuned model; see `tallstore.pack`.
         refit: pack everything anew, old tasks and new ones: `tasks` must hold the original of every task of the
             archive too. Each is held to what the archive knows of it.
+        parent: a task of the archive that the new ones, or those named, are coded against in place of the base: they
+            were tuned from it, or are later versions of it. Of archives without loss; there, and for merges of tasks
+            that are there, `relatives` (see `tallstore.Options`) finds it out by itself.
         base: the base, where the archive only references it. Held to the archive's hashes. An archive that holds its
             base takes from here the files beside its weights alone, such as `config.json`, for adapters: merged, they
             need them. Without it they are those that came with an earlier adapter, or of a fine-tune whose tensors have
@@ -65,6 +70,21 @@ def add(
         BaseNeededError, WrongBaseError: the referenced base was not given, or is another one.
         ArchiveError, OutputError: the archive is damaged, or cannot be written.
     """
+    return add_known(path, tasks, {}, refit=refit, parent=parent, base=base, progress=progress, **options)
+
+
+def add_known(
+    path: str | os.PathLike[str],
+    tasks: Mapping[str, Source],
+    told: Mapping[str, Mapping[str, Any]],
+    *,
+    refit: bool = False,
+    parent: str | Mapping[str, str] | None = None,
+    base: Source | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> GrowReport:
+    """`add`, with what is known of tasks besides: it is recorded with what was measured of them."""
     began = time.perf_counter()
     with changing(path) as change:
         _check_names(change.manifest, list(tasks), refit=refit)
@@ -78,7 +98,9 @@ def add(
             if refit:
                 _check_originals(change, start, tasks, progress)
             packer = Packer(change, stack, start, chosen, progress)
-            spliced = packer.refit(tasks) if refit else packer.add(tasks)
+            parents = parent if isinstance(parent, Mapping) else dict.fromkeys(tasks, parent) if parent else {}
+            spliced = packer.refit(tasks) if refit else packer.add(tasks, parents)
+            spliced = replace(spliced, manifest=_with_told(spliced.manifest, told))
             config = config_of(change.reader, list(spliced.manifest.tasks)) or new_config(spliced.manifest.tasks)
             manifest = change.commit(spliced, config, progress)
             adapters = {name: manifest.tasks[name] for name in tasks if manifest.tasks[name].adapter is not None}
@@ -120,8 +142,25 @@ class Packer:
         self._change, self._stack, self._base, self._progress = change, stack, base, progress
         self._options = replace(options, base_storage="reference", overwrite=False, resume=False)
 
-    def add(self, tasks: Mapping[str, Source]) -> Spliced:
-        """New tasks beside the old ones."""
+    def add(self, tasks: Mapping[str, Source], parents: Mapping[str, str] | None = None) -> Spliced:
+        """New tasks beside the old ones: those that are made of others as that, all others as ever."""
+        kin = KinOfAdded(self._change, self._stack, self._base, self._options, self._progress)
+        related = kin.find(tasks, parents or {})
+        archives = kin.pack_known(tasks, related)
+        self.tasks |= kin.reports
+        plain = {name: source for name, source in tasks.items() if name not in related}
+        if plain:
+            spliced_of = self._plain(plain)
+            archives += spliced_of
+            archives += kin.pack_new(tasks, related, spliced_of)
+            self.tasks |= kin.reports
+        if left := {name: source for name, source in tasks.items() if name not in self.tasks}:
+            archives += self._plain(left)
+        order = [*self._change.manifest.tasks, *tasks]
+        return splice(self._change.archive, archives, order)
+
+    def _plain(self, tasks: Mapping[str, Source]) -> list[SplicedArchive]:
+        """Tasks that are coded against the base."""
         manifest = self._change.manifest
         settled = {**manifest.options, "groups": self._options.groups, "base_storage": "reference"}
         same = _plain(self._options.recorded()) == _plain(settled)
@@ -129,14 +168,14 @@ class Packer:
         if home is not None:
             slot = GroupSlot(group=home.group, chunk=home.chunk, first=len(manifest.tasks))
             archive = self._pack(tasks, self._options, slot)
-            return splice(self._change.archive, [joined(archive, home, manifest)])
+            return [joined(archive, home, manifest)]
         archives: list[SplicedArchive] = []
         for names in self._groups(tasks):
             taken = [*manifest.groups, *(group for made in archives for group in made.manifest.groups)]
             slot = GroupSlot(group=_free_id(taken, manifest), first=len(manifest.tasks))
             made = self._pack({name: tasks[name] for name in names}, self._options.of_tasks(names), slot)
             archives.append(made if same else _with_options(made))
-        return splice(self._change.archive, archives)
+        return archives
 
     def refit(self, tasks: Mapping[str, Source]) -> Spliced:
         """Everything anew; the archive's base stays."""
@@ -164,6 +203,14 @@ class Packer:
         self.tasks |= report.tasks
         self.warnings += report.warnings
         return archive
+
+
+def _with_told(manifest: Manifest, told: Mapping[str, Mapping[str, Any]]) -> Manifest:
+    tasks = {
+        name: replace(task, measured={**task.measured, **told[name]}) if name in told else task
+        for name, task in manifest.tasks.items()
+    }
+    return replace(manifest, tasks=tasks)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,13 @@ def recoded(
     options, _ = inherited(manifest, {"recipe": "solo", "quality": "lossless", "exact": ()}, list(tasks))
     bare = _without(manifest, tasks)
     beside = replace(change, manifest=bare, reader=Reader(change.store, bare))
-    packer = Packer(beside, stack, base, replace(options, max_error=None, evaluate=None, min_retention=None), progress)
+    packer = Packer(
+        beside,
+        stack,
+        base,
+        replace(options, max_error=None, evaluate=None, min_retention=None, relatives=False),
+        progress,
+    )
     spliced = packer.add(sources)
     parts, files = dict(spliced.manifest.parts), dict(spliced.files)
     made = {

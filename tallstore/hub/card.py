@@ -54,6 +54,7 @@ def model_card(
         _summary(info, known),
         f"![what each task kept]({PICTURE})" if picture else "",
         f"## Tasks\n\n{_tasks(info['tasks'])}",
+        _family(info.get("family") or []),
         f"## Load a task\n\n{_usage(info, repo_id, folders)}",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -73,6 +74,12 @@ def _summary(info: Mapping[str, Any], base: str | None) -> str:
         f"in place of {_size(separate)} as {tasks + 1} checkpoints. {where[info['base']['storage']]} "
         f"A further task adds {_size(own)} to a download, on the average."
     )
+
+
+def _family(lines: Sequence[str]) -> str:
+    """Which tasks are made of which, as a tree; nothing where none is made of others."""
+    shown = [*lines[:_MOST], *([f"and {len(lines) - _MOST} more lines"] if len(lines) > _MOST else [])]
+    return "## Family\n\n```\n" + "\n".join(shown) + "\n```" if lines else ""
 
 
 def _counted(models: int, adapters: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tallstore.archive import Archive
+from tallstore.archive.family import step_of
 from tallstore.checkpoints import Source
 from tallstore.errors import NoSuchTaskError, NotAnArchiveError, OptionError
 from tallstore.format.manifest import names_of
@@ -44,7 +45,8 @@ def chosen_tasks(zoo: Archive, tasks: str | Sequence[str] | None) -> tuple[str, 
     """The tasks that were asked for, each once; all of them for None."""
     if tasks is None:
         return zoo.tasks
-    wanted = (tasks,) if isinstance(tasks, str) else tuple(dict.fromkeys(tasks))
+    named = [tasks] if isinstance(tasks, str) else list(tasks)
+    wanted = tuple(dict.fromkeys(step_of(zoo.manifest, name) or name for name in named))
     if not wanted:
         raise OptionError(f"{zoo.url}: no task was named; there are {names_of(zoo.tasks)}")
     for task in wanted:

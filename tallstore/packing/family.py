@@ -12,6 +12,7 @@ from pathlib import Path
 from tallstore.archive.splice import new_config, splice
 from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
 from tallstore.encoder import GroupSlot, Options, PackReport, Progress, TaskReport
+from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import TallstoreError
 from tallstore.packing.groups import packed_beside
 from tallstore.packing.kin import Kin, find_kin
@@ -39,7 +40,7 @@ def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dic
             return {}
         if start.far or any(task.far for task in opened.values()):
             return {}
-        return find_kin(start, opened, {})
+        return find_kin(start, opened, {}, parents=chosen.quality == LOSSLESS)
 
 
 def pack_family(

@@ -40,6 +40,8 @@ _DIGITS = range(1, 6)
 """Decimal places that weights are tried with."""
 _WORSE = 1.02
 """By how much shorter weights may raise what is left."""
+_NEARER = 0.75
+"""Share of what a task costs against the base that it must not exceed against a parent."""
 _NEARLY = 0.1
 """How far from 1 weights may sum to that are meant to sum to 1."""
 _MOST = 16
@@ -57,13 +59,16 @@ class Kin:
     """Share of the sampled task vector's square."""
 
 
-def find_kin(base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint]) -> dict[str, Kin]:
+def find_kin(
+    base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint], *, parents: bool = False
+) -> dict[str, Kin]:
     """Tasks that are combinations of known ones, or of others among them that are none.
 
     Args:
         base: what all are fine-tunes of.
         tasks: to be looked at.
         known: that are there already, and stay what they are.
+        parents: look too for tasks that are much nearer to another one than to the base: one weight of 1.
     """
     sample = _sampled(base, {**known, **tasks})
     if sample is None:
@@ -88,7 +93,36 @@ def find_kin(base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[s
         kin = _fitted(names, rows, gram, at, basis, noise[names[at]])
         if kin is not None:
             found[names[at]] = kin
+    if parents:
+        sources = {name for kin in found.values() for name in kin.weights}
+        found |= _children(rows, [name for name in tasks if name in rows and name not in found], known, sources)
     return found
+
+
+def _children(
+    rows: Mapping[str, Floats], tasks: Sequence[str], known: Mapping[str, Checkpoint], sources: set[str]
+) -> dict[str, Kin]:
+    """Tasks that cost much less against another one than against the base. No parent is a child: chains are short."""
+    own = {name: _cost(rows[name]) for name in tasks}
+    pairs = [
+        (own[name] - cost, name, other)
+        for name in tasks
+        if name not in sources
+        for other in dict.fromkeys([*known, *tasks])
+        if other != name and other in rows and (cost := _cost(rows[name] - rows[other])) < _NEARER * own[name]
+    ]
+    found: dict[str, Kin] = {}
+    anchors: set[str] = set()
+    for saved, name, other in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if name not in found and name not in anchors and other not in found:
+            found[name] = Kin(weights={other: 1.0}, explained=saved / own[name])
+            anchors.add(other)
+    return found
+
+
+def _cost(row: Floats) -> float:
+    """About how many bits an element takes: the length of a number of units."""
+    return float(np.log2(1 + np.abs(row)).mean())
 
 
 def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> tuple[dict[str, Floats], dict[str, float]] | None:

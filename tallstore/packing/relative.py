@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
 from tallstore.archive.reader import Reader
-from tallstore.archive.sharing import find_home, joined, ones_part
+from tallstore.archive.sharing import Home, find_home, joined, ones_part
 from tallstore.archive.splice import SplicedArchive
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
@@ -32,14 +32,15 @@ from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.packing.groups import packed_beside
 from tallstore.packing.kin import Kin
 from tallstore.stores import Sink, open_store
+from tallstore.tensors import TORCH
 
 __all__ = ["RelativePacker", "relatives_of"]
 
-_SAMPLE = 1 << 12
+_SAMPLE, _RUNS = 1 << 10, 4
 _CHEAPER = 0.9
 """A start must leave less than this share of what the base leaves."""
-_AS_WELL = 1.1
-"""How many times the error of the tasks that it is made of a combination may have."""
+_AS_WELL = 1.25
+"""How many times the error of the tasks that it is made of a combination may have: both sides are rounded once more."""
 _LEAST_ERROR = 0.02
 """An error that a lossy archive may always have: tasks that happen to lose nothing do not forbid it."""
 _RUN = 1 << 20
@@ -63,11 +64,14 @@ class RelativePacker:
     archive: SplicedArchive
     options: Options
     progress: Progress | None = None
+    home: Home | None = None
+    """The group that tasks join, where the archive does not tell by itself."""
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.archive.store, self.archive.manifest)
         self._lossless = self.options.quality == LOSSLESS
-        self._home = find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
+        self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
+        self._seen = self._reader.manifest
 
     def pack(
         self, name: str, task: Checkpoint, relatives: Relatives, *, found: bool = True
@@ -105,7 +109,14 @@ class RelativePacker:
 
     def joined(self, made: SplicedArchive) -> SplicedArchive:
         """An archive of tasks in that group, of whose vector it brings only what is not there."""
-        return made if self._home is None else joined(made, self._home, self._reader.manifest)
+        if self._home is None:
+            return made
+        brought = joined(made, self._home, self._seen)
+        (group,) = brought.manifest.groups
+        new = Reader(brought.store, brought.manifest).places(group.parts, "vector", group.id)
+        self._home = replace(self._home, tensors=self._home.tensors | new.keys())
+        self._seen = replace(self._seen, parts={**self._seen.parts, **brought.manifest.parts})
+        return brought
 
     # ------------------------------------------------------------------------------------------------------- planning
 
@@ -133,7 +144,8 @@ class RelativePacker:
             if alike and info.numel and (plain or not relatives.merge.needs_base):
                 tried[name] = StartPlan(base=base if plain else None, start=(), kept=plain and kept)
         start.plan(tried)
-        found |= {name: each for name, each in tried.items() if self._pays(start, task, name, each)}
+        chosen = {name: self._chosen(start, task, name, each) for name, each in tried.items()}
+        found |= {name: each for name, each in chosen.items() if each is not None}
         for name, info in task.tensors.items():
             if name in ties or name in found:
                 continue
@@ -143,24 +155,26 @@ class RelativePacker:
                 found[name] = StartPlan(base=None, start=weights)
         return {name: found[name] for name in task.tensors if name in found}
 
-    def _pays(self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan) -> bool:
-        """Whether a tensor should build on its start: without loss, if a sample is nearer to that than to the base."""
+    def _chosen(self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan) -> StartPlan | None:
+        """How a tensor builds on its start; None where it should not."""
+        before = None if plan.base is None else plan.base
+        dtype = TORCH[task.tensors[name].dtype]
+        if before is not None and _alike(task, name, lambda a, b: self.base.read(before, a, b).to(dtype)):
+            return None
+        if plan.kept:  # with some loss, all tensors together are held to what the tasks that they are made of lose
+            return plan
+        if _alike(task, name, lambda a, b: start.started(name, a, b)):
+            return replace(plan, kept=True)
+        if not self._lossless:  # nothing is lost of what the base does not have
+            return None
         numel = task.tensors[name].numel
-        first = (numel - _SAMPLE) // 2 if numel > _SAMPLE else 0
-        stop = min(first + _SAMPLE, numel)
-        own, merged = task.read(name, first, stop), start.started(name, first, stop)
-        if plan.base is None and not self._lossless:  # nothing is lost of what the base does not have
-            return all(
-                torch.equal(task.read(name, at, min(at + _RUN, numel)), start.started(name, at, min(at + _RUN, numel)))
-                for at in range(0, numel, _RUN)
-            )
-        if plan.base is None:
-            return _apart(own, merged) < _CHEAPER * _apart(own, torch.zeros_like(own))
-        before = self.base.read(plan.base, first, stop).to(own.dtype)
-        if torch.equal(own, before):
-            return False
-        # With some loss, all tensors together are held to what the tasks that they are made of lose.
-        return not self._lossless or _apart(own, merged) < _CHEAPER * _apart(own, before)
+        runs = [(at, min(at + _SAMPLE, numel)) for at in range(0, numel, max(_SAMPLE, numel // _RUNS))]
+        own = torch.cat([task.read(name, a, b) for a, b in runs])
+        merged = torch.cat([start.started(name, a, b) for a, b in runs])
+        other = torch.zeros_like(own)
+        if before is not None:
+            other = torch.cat([self.base.read(before, a, b) for a, b in runs]).to(own.dtype)
+        return plan if _apart(own, merged) < _CHEAPER * _apart(own, other) else None
 
     def _measured(
         self, start: ArchiveStart, task: Checkpoint, plans: Mapping[str, StartPlan], relatives: Relatives
@@ -168,7 +182,7 @@ class RelativePacker:
         """What a combination keeps, over all elements; None where that is worse than what it is made of keeps."""
         error = norm = back = dot = 0.0
         for name, plan in plans.items():
-            if not plan.kept:
+            if not plan.kept or plan.base is None:
                 continue
             for at in range(0, task.tensors[name].numel, _RUN):
                 stop = min(at + _RUN, task.tensors[name].numel)
@@ -303,11 +317,18 @@ def _same(source: Checkpoint, task: Checkpoint, name: str) -> bool:
     """Whether a task's tensor is another's to the last bit."""
     if source.tensors.get(name) != task.tensors[name]:
         return False
+    return _alike(task, name, lambda a, b: source.read(name, a, b))
+
+
+def _alike(task: Checkpoint, name: str, other: Callable[[int, int], Tensor]) -> bool:
+    """Whether a tensor is, to the last bit, what `other` gives of its elements [a, b), up to the first that is not."""
     numel = task.tensors[name].numel
-    return all(
-        torch.equal(*(each.read(name, at, min(at + _RUN, numel)).view(torch.uint8) for each in (source, task)))
-        for at in range(0, numel, _RUN)
-    )
+    for at in range(0, numel, _RUN):
+        own = task.read(name, at, min(at + _RUN, numel))
+        there = other(at, min(at + _RUN, numel))
+        if not torch.equal(own.contiguous().view(torch.uint8), there.contiguous().view(torch.uint8)):
+            return False
+    return True
 
 
 def _apart(left: Tensor, right: Tensor) -> float:

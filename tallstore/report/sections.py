@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from tallstore.archive.family import recipe_in_words, tree_of
 from tallstore.archive.manifests import notes_of, warnings_of
 from tallstore.humanize import number, share, size
 from tallstore.report.facts import Facts
@@ -74,7 +75,23 @@ def sections(facts: Facts) -> list[Section]:
     counted = [_LAYERS, _AGREEMENT, _OVERLAP] if facts.masks is not None else [_uncounted]
     told = [_told] if any(_warnings_and_notes(facts)) else []
     left = [_left_out] if any(_left(facts)) else []
-    return [make(facts) for make in (_bytes, _tasks, *told, *counted, _wholes, *left, _provenance)]
+    family = [_family] if tree_of(facts.manifest) else []
+    return [make(facts) for make in (_bytes, _tasks, *family, *told, *counted, _wholes, *left, _provenance)]
+
+
+def _family(facts: Facts) -> Section:
+    """Which tasks are made of which."""
+    made = [
+        (name, recipe_in_words(task.relatives))
+        for name, task in facts.manifest.tasks.items()
+        if task.relatives is not None
+    ]
+    more = f" {len(made) - _MOST_VALUES} more are not listed." if len(made) > _MOST_VALUES else ""
+    text = (
+        f"{len(made)} of {len(facts.tasks)} tasks are made of others: merges, kept as weights and a method, and tasks "
+        f"that are coded on another one. All others are coded against the base.{more}"
+    )
+    return Section(id="family", title="Family", text=(text,), facts=tuple(made[:_MOST_VALUES]))
 
 
 def _bytes(facts: Facts) -> Section:

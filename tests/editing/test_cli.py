@@ -51,7 +51,7 @@ def test_a_merge_is_added_shown_and_coded_anew(models: Models, capsys: pytest.Ca
     )
     assert list(json.loads(out)["added"]) == ["ties"]
     code, out, _ = run(capsys, "info", path)
-    assert "mix: made of other tasks: 0.6·a + 0.4·b (linear)" in out
+    assert "├─ mix = 0.6·a + 0.4·b (linear)" in out
     _, out, _ = run(capsys, "info", path, "--json")
     assert json.loads(out)["tasks"]["mix"]["relatives"] == {
         "tasks": ["a", "b"], "merge": {"method": "linear", "weights": [0.6, 0.4]}, "head": "a",

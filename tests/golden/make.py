@@ -23,9 +23,11 @@ from tallstore.format.version import NEWEST
 
 HERE = Path(__file__).resolve().parent
 CODES = "codes and directions"
+FAMILY = "family"
 KINDS = {
     "1.0": ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr"),
     "1.1": ("lossless", CODES),
+    "1.2": (FAMILY, f"{FAMILY} with loss"),
 }
 """By the version that they need."""
 
@@ -50,6 +52,29 @@ def write_codes(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | No
     return out, None
 
 
+def write_family(kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None]:
+    """Merges by every method, and in the archive without loss a child and its child."""
+    base = {"w": noise(40, 30, size=0.1, seed=1, dtype=torch.bfloat16), "b": noise(300, seed=2, dtype=torch.bfloat16)}
+
+    def near(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+        return {n: (t.float() + noise(*t.shape, size=0.01, seed=seed + len(n))).bfloat16() for n, t in state.items()}
+
+    tasks = {name: near(base, 10 * seed) for seed, name in enumerate("abc", 1)}
+    for rows, state in enumerate(tasks.values(), 2):
+        state["head"] = noise(rows, 30, seed=rows)
+    out = root / f"zoo{suffix}"
+    tallstore.pack(base, tasks, out, quality="balanced" if kind != FAMILY else "lossless")
+    tallstore.add_merge(out, "linear", "0.6*a + 0.4*b", head="a")
+    tallstore.add_merge(out, "arithmetic", "0.5*a + 0.5*b - 0.25*c", head="c")
+    tallstore.add_merge(out, "consensus", "a + b + c", method="consensus", k=2, head="b")
+    tallstore.add_merge(out, "ties", "a + b", method="ties", head="b")
+    tallstore.add_merge(out, "slerp", "0.3*linear + 0.7*c", method="slerp", head="c")
+    if kind == FAMILY:
+        tallstore.add(out, {"child": near(tasks["a"], 70)}, parent="a")
+        tallstore.add(out, {"grandchild": near(tasks["a"], 80)}, parent="child")
+    return out, None
+
+
 def main() -> None:
     """All kinds, and the list of hashes."""
     out = HERE / NEWEST
@@ -58,7 +83,7 @@ def main() -> None:
     for kind in KINDS[NEWEST]:
         folder = out / re.sub(r"\W+", "-", kind)
         with tempfile.TemporaryDirectory() as scratch:
-            write_one = write_codes if kind == CODES else write
+            write_one = {CODES: write_codes}.get(kind, write_family if kind.startswith(FAMILY) else write)
             archive, base = write_one(kind, Path(scratch), suffix=".tall")
             folder.mkdir(parents=True)
             shutil.copyfile(archive, folder / "zoo.tall")

@@ -1,0 +1,139 @@
+"""New tasks that are made of others: of tasks that the archive holds, or of new ones that are packed beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from tallstore.archive.checkpoint import ArchiveTask
+from tallstore.archive.decode import Decoder
+from tallstore.archive.splice import SplicedArchive
+from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
+from tallstore.editing.change import Change
+from tallstore.encoder import Options, Progress, TaskReport
+from tallstore.encoder.options import LOSSLESS
+from tallstore.errors import NoSuchTaskError, OptionError
+from tallstore.format.manifest import names_of
+from tallstore.format.relatives import Relatives
+from tallstore.packing.kin import Kin, find_kin
+from tallstore.packing.relative import RelativePacker, relatives_of
+
+__all__ = ["KinOfAdded"]
+
+_CHAIN = 3
+"""Longest chain that is made: each link is decoded for the last of it."""
+_MOST = 64
+"""Tasks of an archive that are compared with new ones: more would take longer than they save."""
+
+
+class KinOfAdded:
+    """Finds and packs those tasks of one change that are made of others."""
+
+    def __init__(
+        self, change: Change, stack: ExitStack, base: Checkpoint, options: Options, progress: Progress | None
+    ) -> None:
+        self.reports: dict[str, TaskReport] = {}
+        self._change, self._stack, self._base, self._options = change, stack, base, options
+        self._progress = progress
+        self._said: set[str] = set()
+        self._opened: dict[str, Checkpoint] = {}
+
+    def find(self, tasks: Mapping[str, Source], parents: Mapping[str, str]) -> dict[str, Relatives]:
+        """What each is made of, of those that are: as was said, or as samples tell."""
+        manifest, options = self._change.manifest, self._options
+        for name, parent in parents.items():
+            self._check(name, parent, tasks)
+        self._said = set(parents)
+        found = {name: relatives_of(Kin(weights={parent: 1.0}, explained=1.0)) for name, parent in parents.items()}
+        promised = options.evaluate is not None or options.max_error is not None or bool(options.exact)
+        rest = {name: source for name, source in tasks.items() if name not in parents}
+        if not options.relatives or options.recipe != "solo" or promised or not rest:
+            return found
+        opened = {name: self._open(name, source) for name, source in rest.items()}
+        if self._base.far or any(each.far for each in opened.values()):
+            return found
+        given = None if manifest.base.storage == "embed" else self._base
+        decoder = Decoder(self._change.reader, given, 1)
+        known = {
+            name: ArchiveTask(decoder, name, name)
+            for name, task in list(manifest.tasks.items())[-_MOST:]
+            if task.adapter is None and _depth(self._change, name) < _CHAIN
+        }
+        kin = find_kin(self._base, opened, known, parents=options.quality == LOSSLESS)
+        return found | {name: relatives_of(each) for name, each in kin.items()}
+
+    def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
+        """Those that are made of what the archive holds. What is none after all is taken out of `related`."""
+        here = self._change.manifest.tasks
+        mine = {name: each for name, each in related.items() if set(each.tasks) <= here.keys()}
+        made = self._pack(tasks, mine, self._change.archive)
+        for name in [n for n, each in related.items() if n not in self.reports and self._is_lost(each, related)]:
+            del related[name]
+        return made
+
+    def pack_new(
+        self, tasks: Mapping[str, Source], related: Mapping[str, Relatives], beside: Sequence[SplicedArchive]
+    ) -> list[SplicedArchive]:
+        """Those that are made of one of some new archives, each."""
+        made: list[SplicedArchive] = []
+        for archive in beside:
+            mine = {
+                name: each
+                for name, each in related.items()
+                if name not in self.reports and set(each.tasks) <= archive.manifest.tasks.keys()
+            }
+            made += self._pack(tasks, mine, archive)
+        return made
+
+    def _is_lost(self, relatives: Relatives, related: Mapping[str, Relatives]) -> bool:
+        """Whether what a task is made of is neither all there, nor all new and coded against the base."""
+        here = self._change.manifest.tasks.keys()
+        return any(task in here or task in related for task in relatives.tasks)
+
+    def _pack(
+        self, tasks: Mapping[str, Source], mine: Mapping[str, Relatives], archive: SplicedArchive
+    ) -> list[SplicedArchive]:
+        if not mine:
+            return []
+        packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
+        made = []
+        for name, relatives in mine.items():
+            found = packer.pack(name, self._open(name, tasks[name]), relatives, found=name not in self._said)
+            if found is not None:
+                self.reports[name] = found[0]
+                made.append(found[1])
+        return made
+
+    def _open(self, name: str, source: Source) -> Checkpoint:
+        if name not in self._opened:
+            how = {"weights": self._options.weights}
+            opened = opened_checkpoint(source, f"{name} (in memory)", self._options.storage_options, **how)
+            self._opened[name] = self._stack.enter_context(opened)
+        return self._opened[name]
+
+    def _check(self, name: str, parent: str, tasks: Mapping[str, Source]) -> None:
+        """Raise for a parent that cannot be one."""
+        manifest = self._change.manifest
+        if name not in tasks:
+            raise OptionError(f"a parent is given for {name!r}, which is not added")
+        if parent not in manifest.tasks:
+            raise NoSuchTaskError(
+                f"{self._change.path}: no task {parent!r} to be a parent; there are {names_of(list(manifest.tasks))}"
+            )
+        if manifest.tasks[parent].adapter is not None:
+            raise OptionError(f"parent {parent!r} is an adapter: models are coded against models")
+        if self._options.quality != LOSSLESS:
+            raise OptionError(
+                f"parent {parent!r}: this archive keeps tasks with some loss, which is more than a parent saves: leave "
+                "it out, or pack without loss (--quality lossless)"
+            )
+        if _depth(self._change, parent) >= _CHAIN:
+            raise OptionError(
+                f"parent {parent!r} is itself at the end of a chain of {_CHAIN}: name one of those that it is made of"
+            )
+
+
+def _depth(change: Change, task: str) -> int:
+    """How long the longest chain is that a task is the end of."""
+    relatives = change.manifest.tasks[task].relatives
+    return 0 if relatives is None else 1 + max(_depth(change, other) for other in relatives.tasks)

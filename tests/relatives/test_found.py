@@ -1,0 +1,184 @@
+"""Merges and children that are found by themselves, and tasks that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import State, assert_same, noise, same_bits
+
+import tallstore
+from tallstore.errors import NoSuchTaskError, OptionError
+
+SHAPES = {"emb.weight": (400, 256), "fc.weight": (256, 512), "out.weight": (256, 256), "norm.weight": (256,)}
+
+
+def base_of(dtype: torch.dtype) -> State:
+    return {name: noise(*shape, size=0.05, seed=n, dtype=dtype) for n, (name, shape) in enumerate(SHAPES.items())}
+
+
+def tuned(base: State, seed: int, size: float = 0.004, share: float = 1.0) -> State:
+    """A fine-tune, with a head of its own."""
+    out = {}
+    for n, (name, tensor) in enumerate(base.items()):
+        step = noise(*tensor.shape, size=size, seed=100 * seed + n)
+        if share < 1:
+            step *= (noise(*tensor.shape, seed=100 * seed + n + 50).abs() < share).float()
+        out[name] = (tensor.float() + step).to(tensor.dtype)
+    return out | {
+        "head.weight": base.get("head.weight", noise(2 + seed % 3, 256, seed=seed, dtype=base["emb.weight"].dtype))
+    }
+
+
+def summed(states: list[State], weights: list[float]) -> State:
+    """As a merge tool does it; a head that others have not is the first one's."""
+    out = {}
+    for name, tensor in states[0].items():
+        if all(state[name].shape == tensor.shape for state in states):
+            total = torch.zeros(tensor.shape)
+            for state, weight in zip(states, weights, strict=True):
+                total += state[name].float() * weight
+            out[name] = total.to(tensor.dtype)
+        else:
+            out[name] = tensor.clone()
+    return out
+
+
+def zoo_with_merges(dtype: torch.dtype) -> tuple[State, dict[str, State]]:
+    base = base_of(dtype)
+    a, b, c = (tuned(base, seed) for seed in (1, 2, 4))
+    return base, {
+        "half": summed([a, b], [0.5, 0.5]),
+        "a": a,
+        "three": summed([c, b, a], [0.25, 0.35, 0.4]),
+        "b": b,
+        "c": c,
+        "more": {
+            n: (base[n].float() + 0.7 * (a[n].float() - base[n].float())).to(dtype) if n in base else a[n] for n in a
+        },
+    }
+
+
+@pytest.mark.parametrize("quality", ["balanced", "lossless"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merges_are_found_among_tasks_in_any_order(dtype: torch.dtype, quality: str, tmp_path: Path) -> None:
+    base, tasks = zoo_with_merges(dtype)
+    alone = tallstore.pack(base, {name: tasks[name] for name in "abc"}, tmp_path / "alone.tall", quality=quality)
+    report = tallstore.pack(base, tasks, tmp_path / "zoo.tall", quality=quality)
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        zoo.verify()
+        assert zoo.tasks == tuple(tasks)
+        found = {n: task.relatives for n, task in zoo.manifest.tasks.items() if task.relatives is not None}
+        assert set(found) == {"half", "three", "more"}
+        half = found["half"]
+        assert half is not None
+        assert dict(zip(half.tasks, half.merge.weights, strict=True)) == {"a": 0.5, "b": 0.5}
+        for name, state in tasks.items():
+            decoded = zoo.state_dict(name)
+            assert list(decoded) == list(state)
+            assert same_bits(decoded["head.weight"], state["head.weight"])
+            if quality == "lossless":
+                assert_same(decoded, state)
+    assert (
+        report.bytes["total"]
+        < (1.5 if dtype == torch.float32 and quality == "lossless" else 1.1) * alone.bytes["total"]
+    )
+
+
+def test_unrelated_tasks_are_packed_to_the_same_bytes_with_the_search_and_without(tmp_path: Path) -> None:
+    base = base_of(torch.bfloat16)
+    tasks = {f"t{n}": tuned(base, n + 1, share=0.3 if n % 2 else 1.0) for n in range(8)}
+    tallstore.pack(base, tasks, tmp_path / "on.tall", quality="lossless")
+    tallstore.pack(base, tasks, tmp_path / "off.tall", quality="lossless", relatives=False)
+    assert (tmp_path / "on.tall").read_bytes() == (tmp_path / "off.tall").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["zoo", "zoo.tall"])
+def test_a_merge_of_what_is_there_is_found_when_it_is_added(form: str, tmp_path: Path) -> None:
+    base, tasks = zoo_with_merges(torch.bfloat16)
+    path = tmp_path / form
+    tallstore.pack(base, {name: tasks[name] for name in "abc"}, path, quality="lossless")
+    report = tallstore.add(path, {"half": tasks["half"], "own": tuned(base, 9)})
+    with tallstore.open(path) as zoo:
+        zoo.verify()
+        assert zoo.manifest.tasks["half"].relatives is not None
+        assert zoo.manifest.tasks["own"].relatives is None
+        assert zoo.tasks == ("a", "b", "c", "half", "own")
+        assert_same(zoo.state_dict("half"), tasks["half"])
+    assert report.added["half"].bytes < 2000
+
+
+def test_a_later_version_of_a_task_is_coded_against_it(tmp_path: Path) -> None:
+    base = base_of(torch.bfloat16)
+    first = tuned(base, 1)
+    second = tuned(first, 2, size=0.002, share=0.05)
+    path = tmp_path / "zoo.tall"
+    tallstore.pack(base, {"v1": first}, path, quality="lossless")
+    plain = tallstore.add(path, {"v2": second}, relatives=False).added["v2"].bytes
+    tallstore.remove(path, "v2")
+    report = tallstore.add(path, {"v2": second})
+    assert report.added["v2"].bytes < 0.5 * plain
+    with tallstore.open(path) as zoo:
+        zoo.verify()
+        relatives = zoo.manifest.tasks["v2"].relatives
+        assert relatives is not None
+        assert relatives.parent == "v1"
+        assert_same(zoo.state_dict("v2"), second)
+    tallstore.add(path, {"v3": tuned(second, 3, size=0.002, share=0.05)}, parent="v2", relatives=False)
+    before = {}
+    with tallstore.open(path) as zoo:
+        relatives = zoo.manifest.tasks["v3"].relatives
+        assert relatives is not None
+        assert relatives.parent == "v2"
+        before = {task: zoo.state_dict(task) for task in zoo.tasks}
+    tallstore.remove(path, "v1", recode=True)
+    with tallstore.open(path) as zoo:
+        zoo.verify()
+        assert zoo.tasks == ("v2", "v3")
+        for task in zoo.tasks:
+            assert_same(zoo.state_dict(task), before[task])
+
+
+def test_parents_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    base = base_of(torch.bfloat16)
+    tasks = {"a": tuned(base, 1)}
+    path = tmp_path / "zoo.tall"
+    tallstore.pack(base, tasks, path, quality="lossless")
+    new = {"v1": tuned(tasks["a"], 2, share=0.05)}
+    for parent, error, words in (
+        ("z", NoSuchTaskError, "no task 'z' to be a parent"),
+        ({"x": "a"}, OptionError, "'x', which is not added"),
+    ):
+        data = path.read_bytes()
+        with pytest.raises(error, match=words):
+            tallstore.add(path, new, parent=parent)
+        assert path.read_bytes() == data
+    for number in range(1, 4):
+        new = {f"v{number}": tuned(next(iter(new.values())), number, share=0.05)}
+        tallstore.add(path, new, parent="a" if number == 1 else f"v{number - 1}")
+    with pytest.raises(OptionError, match="end of a chain of 3"):
+        tallstore.add(path, {"v4": tasks["a"]}, parent="v3")
+    tallstore.pack(base, tasks, tmp_path / "lossy.tall")
+    with pytest.raises(OptionError, match="with some loss"):
+        tallstore.add(tmp_path / "lossy.tall", new, parent="a")
+
+
+def test_a_chain_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
+    base = base_of(torch.bfloat16)
+    v1 = tuned(base, 1)
+    v2 = tuned(v1, 2, share=0.05)
+    v3 = tuned(v2, 3, share=0.05)
+    path = tmp_path / "zoo"
+    tallstore.pack(base, {"v1": v1}, path, quality="lossless")
+    tallstore.add(path, {"v2": v2}, parent="v1")
+    tallstore.add(path, {"v3": v3}, parent="v2")
+    part = path / "tasks/v2/mask.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-100] ^= 1
+    part.write_bytes(data)
+    with tallstore.open(path) as zoo:
+        assert_same(zoo.state_dict("v1"), v1)
+        for task in ("v2", "v3"):
+            with pytest.raises(tallstore.errors.DamagedError, match="tasks/v2/mask"):
+                zoo.state_dict(task)
