@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -62,7 +63,7 @@ def serve(
     )
     given = list(options or [])
     words = [
-        *("-m", "vllm.entrypoints.cli.main", "serve", asked["model"]),
+        *_server(asked["model"]),
         *("--load-format", asked["load_format"]),
         *("--model-loader-extra-config", json.dumps(asked["model_loader_extra_config"])),
         *("--worker-extension-cls", asked["worker_extension_cls"]),
@@ -75,3 +76,12 @@ def serve(
         typer.echo(shlex.join([*(f"{name}={value}" for name, value in added.items()), *plain]))
         return
     os.execve(sys.executable, [sys.executable, *words, *given], {**os.environ, **added})  # noqa: S606 - vLLM itself
+
+
+def _server(model: str) -> list[str]:
+    """What starts vLLM's server. Its command line asks for the package `vllm`, and fails in the one for CPUs."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return ["-m", "vllm.entrypoints.cli.main", "serve", model]

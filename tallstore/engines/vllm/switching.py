@@ -71,8 +71,10 @@ async def switch_async(
 
     Args:
         engine: an `AsyncLLM`.
-        task, source, **how: as for `switch`.
+        task: its name.
+        source: as for `switch`.
         in_flight: `wait` lets requests end first, `abort` ends them.
+        **how: as for `switch`.
     """
     if in_flight not in IN_FLIGHT:
         raise OptionError(f"in_flight {in_flight!r} is unknown; there are {', '.join(IN_FLIGHT)}")
@@ -158,7 +160,7 @@ async def _called_async(engine: Any, method: str, arguments: tuple[Any, ...]) ->
 
 
 def _explained(error: Exception) -> EngineError:
-    if "is not implemented" in str(error) or isinstance(error, NotImplementedError):
+    if "is not implemented" in str(error) or "has no attribute 'tallstore_" in str(error):
         return EngineError(
             f"the engine's workers cannot exchange tasks: start it with worker_extension_cls={WORKER!r} "
             "(--worker-extension-cls on the command line), or by `tallstore serve`"
