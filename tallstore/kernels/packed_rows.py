@@ -204,43 +204,46 @@ def pack_rows(
         form: one of `FORMS`, in place of the smallest.
     """
     rows, width = shape
-    marked, levels, every, tables = [], [], [], []
-    start = 0
+    flags, levels, every, tables = [], [], [], []
     for each in chunks:
         on = (each.table != 0)[each.codes]
-        marked.append(np.flatnonzero(on) + start)
+        flags.append(on)
         levels.append(each.codes[on])
         every.append(each.codes)
         tables.append(each.table)
-        start += len(each.codes)
-    at = np.concatenate(marked) if marked else np.zeros(0, np.int64)
     own = np.concatenate(levels) if levels else np.zeros(0, np.uint8)
     values, own, bits = _tables(tables, own)
-    held = np.unique(at // max(width, 1))
-    numbers = held.astype(np.int32) if len(held) < _SPARSE * rows else None
-    if numbers is not None:
-        at = np.searchsorted(held, at // width) * width + at % width
-    count = rows if numbers is None else len(numbers)
-    coded = {
-        "gaps": _gaps(at, 255),
-        "nibbles": _gaps(at, 15),
-        "bitmap": np.packbits(_flags(at, count * width), bitorder="little"),
-    }
+    marked = np.concatenate(flags).reshape(rows, width) if flags else np.zeros((rows, width), bool)
+    numbers: npt.NDArray[np.int32] | None = np.flatnonzero(marked.any(1)).astype(np.int32)
+    if numbers is not None and len(numbers) < _SPARSE * rows:
+        marked = marked[numbers]
+    else:
+        numbers = None
+    at, count = np.flatnonzero(marked), len(marked)
     code_bits = next(each for each in (1, 2, 4, 8) if max(map(len, tables), default=1) <= 1 << each)
-    sizes = {"gaps": len(coded["gaps"]), "nibbles": -(-len(coded["nibbles"]) // 2), "bitmap": len(coded["bitmap"])}
-    sizes["codes"] = -(-start * code_bits // 8) - -(-len(own) * bits // 8)
+    gaps = np.diff(at, prepend=-1) - 1
+    sizes = {
+        "gaps": len(at) + int((gaps // 255).sum()),
+        "nibbles": -(-(len(at) + int((gaps // 15).sum())) // 2),
+        "bitmap": -(-count * width // 8),
+        "codes": -(-rows * width * code_bits // 8) - -(-len(own) * bits // 8),
+    }
     form = form or min(FORMS, key=lambda name: sizes[name])
     block = TILE_ROWS * max(1, _BLOCK // max(TILE_ROWS * width, 1))
     packed = _packed(own, bits) if bits else np.zeros(0, np.uint8)
-    tiles = None
+    tiles, gap_count = None, 0
     if form == "codes":
         values = np.zeros((max(len(tables), 1), 1 << code_bits), np.float32)
         for row, table in zip(values, tables, strict=False):
             row[: len(table)] = table
         numbers, bits, packed = None, code_bits, np.zeros(0, np.uint8)
         places = _packed(np.concatenate(every) if every else own, code_bits)
+    elif form == "bitmap":
+        places = np.packbits(marked.reshape(-1), bitorder="little")
     else:
-        places = _packed(coded[form], 4) if form == "nibbles" else coded[form]
+        places = _gaps(gaps, _MOST[form])
+        gap_count = len(places)
+        places = _packed(places, 4) if form == "nibbles" else places
     if numbers is not None:
         tiles = np.searchsorted(numbers, np.arange(-(-rows // TILE_ROWS) + 1) * TILE_ROWS).astype(np.int32)
     return PackedRows(
@@ -257,7 +260,7 @@ def pack_rows(
         steps=steps,
         block=block,
         index=_index(at, count, width, block, _MOST.get(form, 255)),
-        gaps=len(coded[form]) if form in _MOST else 0,
+        gaps=gap_count,
         numbers=numbers,
         tiles=tiles,
         vector=vector,
@@ -346,20 +349,10 @@ def _tables(tables: Sequence[Singles], levels: Bytes) -> tuple[Singles, Bytes, i
     return out, number[levels].astype(np.uint8), bits
 
 
-def _gaps(at: npt.NDArray[np.int64], most: int) -> Bytes:
+def _gaps(gaps: npt.NDArray[np.int64], most: int) -> Bytes:
     """Gaps of marks, one field each: `most` stands for so many zeros, and that the gap goes on."""
-    if not len(at):
-        return np.zeros(0, np.uint8)
-    gaps = np.diff(at, prepend=-1) - 1
-    ends = np.cumsum(gaps // most + 1)
-    out = np.full(int(ends[-1]), most, np.uint8)
-    out[ends - 1] = gaps % most
-    return out
-
-
-def _flags(at: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.bool_]:
-    out = np.zeros(n, bool)
-    out[at] = True
+    out = np.full(len(gaps) + int((gaps // most).sum()), most, np.uint8)
+    out[np.cumsum(gaps // most + 1) - 1] = gaps % most
     return out
 
 

@@ -131,18 +131,47 @@ class _ConvolutionRows(nn.Module):
         """Of rows of several tasks."""
         plan = self.plan
         tokens = Tokens.of(input, input.dim() - 1, plan.rows, plan.name)
-        convolve = self._conv_forward
-        out: Tensor | None = None
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         assert weight is not None
+        out = self._conv_forward(tokens.flat, weight, bias)
         for task, a, b in tokens.runs:
-            own_bias = None if bias is None else plan.value("bias", task, bias)
-            own = convolve(tokens.flat[a:b], plan.value("weight", task, weight), own_bias)
-            out = own.new_empty(len(tokens.flat), *own.shape[1:]) if out is None else out
-            out[a:b] = own
-        assert out is not None
+            own, own_bias = plan.own("weight", task), None if bias is None else plan.value("bias", task, bias)
+            places = out[0, 0].numel() * (b - a)
+            if own is None or not (self._unfolds() and _by_product(own, weight, places)):
+                if own is not None or own_bias is not bias:
+                    out[a:b] = self._conv_forward(tokens.flat[a:b], plan.value("weight", task, weight), own_bias)
+                continue
+            seen = self._unfolded(tokens.flat[a:b])
+            flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1)
+            share = (own.packed if isinstance(own, RowsTensor) else None, _wide(own_bias), 0, places)
+            _add(flat, seen, weight.flatten(1), _wide(bias), [share])
+            out[a:b] = flat.reshape(b - a, -1, flat.shape[1]).transpose(1, 2).reshape(out[a:b].shape)
         return tokens.back(out)
 
+    def _unfolds(self) -> bool:
+        """Whether its windows can be laid out as tokens."""
+        plain = self.padding_mode == "zeros" and self.groups == 1 and not isinstance(self.padding, str)
+        return plain and len(self.kernel_size) < 3
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """A window a row: shape (rows · places, elements of a window)."""
+        flat = len(self.kernel_size) == 1
+        one = (1,) if flat else ()
+        windows = functional.unfold(
+            x.unsqueeze(2) if flat else x,
+            (*one, *self.kernel_size),
+            (*one, *self.dilation),
+            (*((0,) if flat else ()), *self.padding),
+            (*one, *self.stride),
+        )
+        return windows.transpose(1, 2).reshape(-1, windows.shape[1])
+
+    padding_mode: str
+    groups: int
+    padding: tuple[int, ...] | str
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    stride: tuple[int, ...]
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -252,8 +281,8 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
             continue
         more = None if bias is None else plan.own("bias", run.task)
         if own is not None or more is not None:
-            value = None if more is None or bias is None else more.whole(bias).float()
-            shares.append((own.packed if isinstance(own, RowsTensor) else None, value, run.first, run.last))
+            value = None if more is None or bias is None else more.whole(bias)
+            shares.append((own.packed if isinstance(own, RowsTensor) else None, _wide(value), run.first, run.last))
     if not whole:
         out = functional.linear(flat, weight, bias)
     else:
@@ -266,7 +295,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
             _write(out[a:b], flat[a:b], plan.value("weight", task, weight), own_bias)
             at = b
     if shares:
-        _add(out, flat, weight, None if bias is None else bias.detach().float(), shares)
+        _add(out, flat, weight, _wide(bias), shares)
     return out
 
 
@@ -285,6 +314,10 @@ def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Se
     wide = out.float()
     products().add(wide, x.float().contiguous(), weight.detach(), bias, shares)
     out.copy_(wide)
+
+
+def _wide(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().float()
 
 
 def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:

@@ -180,15 +180,14 @@ def packed_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tor
     return pack
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(("kind", "beams"), [*((kind, 1) for kind in KINDS if kind != "raw"), ("default", 3)])
 def test_generated_tokens_are_each_task_s(
     kind: str, beams: int, packed_llama: Callable[[str, torch.dtype], Path]
 ) -> None:
     """bfloat16 in the archive, a model of float32: elements are rounded as the task's are."""
     names = ["c", "a", "b", "a"]
     ids = tokens(len(names), 6)
-    options = {"max_new_tokens": 7, "do_sample": False, "num_beams": beams}
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
     with tallstore.open(packed_llama(kind, torch.bfloat16)) as zoo:
         model = llama()
         multi = zoo.multitask(model, write_base=True)
@@ -214,7 +213,7 @@ def test_models_of_other_types(dtype: torch.dtype, packed_llama: Callable[[str, 
 def test_other_layers_follow_by_row(tmp_path: Path) -> None:
     """Convolutions, class tokens and positions that are a module's own, norms."""
     config = transformers.ViTConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, image_size=16, patch_size=4
+        hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96, image_size=16, patch_size=4
     )
 
     def vit() -> nn.Module:
@@ -232,12 +231,13 @@ def test_other_layers_follow_by_row(tmp_path: Path) -> None:
 
 
 class Mixed(nn.Module):
-    """Batch norm, attention whose parts are read and not called, a layer with weight norm, a parameter of its own."""
+    """A convolution, batch norm, attention whose parts are read and not called, a layer with weight norm, a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Embedding(96, 80)
+        self.near = nn.Conv1d(80, 80, 3, padding=1, stride=2)
         self.attention = nn.MultiheadAttention(80, 2, batch_first=True)
         self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(80, 72))
         self.norm = nn.BatchNorm1d(72)
@@ -245,7 +245,7 @@ class Mixed(nn.Module):
         self.out = nn.Linear(72, 4)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
+        x = self.near(self.embed(ids).transpose(1, 2)).transpose(1, 2)
         x, _ = self.attention(x, x, x, need_weights=False)
         return self.out(self.norm(self.normed(x).mean(1)))
 
