@@ -77,7 +77,8 @@ HOLD = """
 import os, signal, tallstore
 zoo = tallstore.open(args[0])
 zoo.state_dict("a")
-tallstore.pack(*__import__("test_held").zoo(1), args[0], overwrite=True)
+from stores.test_folder_lock import zoo
+tallstore.pack(*zoo(1), args[0], overwrite=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -15,8 +15,9 @@ import tallstore
 MOMENTS = 6
 
 PACK = """
-import tallstore, torch, test_interrupt
-tallstore.pack(*test_interrupt.zoo(), args[0], overwrite=True)
+import tallstore, torch
+from stores.test_interrupt import zoo
+tallstore.pack(*zoo(), args[0], overwrite=True)
 """
 
 EXPORT = """
