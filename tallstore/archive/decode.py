@@ -1,7 +1,8 @@
 """From a task's entries to tensors: which chunks are read and decoded, and where what they hold is put together.
 
 Every tensor is cut into jobs of one chunk each. A job reads, checks, decodes and writes its own slice of the output,
-so jobs run side by side and memory beyond the output stays at a few chunks.
+so jobs run side by side and memory beyond the output stays at a few chunks. All ways to a task's tensors (whole, in
+place, by range, for merging and switching) are here, since they share these jobs: that makes this the longest module.
 """
 
 from __future__ import annotations
