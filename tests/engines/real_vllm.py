@@ -181,6 +181,7 @@ def two_ranks(root: Path, _: dict[str, Answers]) -> None:
     """Rounding is another than with one, so the plain folder is asked with two as well."""
     from tallstore.engines.vllm import engine_options, switch
 
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # a core each, where there is one node of memory
     wanted = {}
     with engine(model=str(root / "red"), tensor_parallel_size=2) as llm:
         for task in TASKS:
@@ -191,6 +192,7 @@ def two_ranks(root: Path, _: dict[str, Answers]) -> None:
         for task in ("red", "blue", "green", "blue", "red"):
             switch(llm, task)
             assert ask(llm) == wanted[task], task
+    del os.environ["VLLM_CPU_OMP_THREADS_BIND"]
 
 
 def a_worker_that_dies(root: Path, _: dict[str, Answers]) -> None:
