@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tallstore.errors import ModelMismatchError, OptionError
+from tallstore.errors import ModelMismatchError
 from tallstore.kernels.packed_rows import Share
 from tallstore.kernels.products import products
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor
 
-__all__ = ["Plan", "kind_of", "planned"]
+__all__ = ["Plan", "by_task", "kind_of", "planned"]
 
 _TOKEN, _MARK, _WRITE = 0.045, 1.0, 0.35
 """Nanoseconds, as measured: a mark with each token; a mark that is put into a layer, more than one that is found; and
@@ -47,13 +47,7 @@ class Plan:
     @property
     def rows(self) -> BatchRows:
         """Of the batch that runs."""
-        rows = self.call.get()
-        if rows is None:
-            raise OptionError(
-                f"layer {self.name!r}: which task is each row of the batch? Say it by forward(…, tasks=[…]) or in "
-                "with model.using([…])"
-            )
-        return rows
+        return self.call.rows(self.name)
 
     def own(self, name: str, task: int) -> OwnTensor | None:
         """A task's tensor, if it is not the base's."""
@@ -142,7 +136,7 @@ class _ConvolutionRows(nn.Module):
                     out[a:b] = self._conv_forward(tokens.flat[a:b], plan.value("weight", task, weight), own_bias)
                 continue
             seen = self._unfolded(tokens.flat[a:b])
-            flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1)
+            flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1).contiguous()
             share = (own.packed if isinstance(own, RowsTensor) else None, _wide(own_bias), 0, places)
             _add(flat, seen, weight.flatten(1), _wide(bias), [share])
             out[a:b] = flat.reshape(b - a, -1, flat.shape[1]).transpose(1, 2).reshape(out[a:b].shape)
@@ -219,28 +213,7 @@ class _RowsByTask(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Of rows of several tasks: inputs and outputs that have rows first are cut and put together."""
-        rows, plan = self.plan.rows, self.plan
-        if rows.alone:
-            return self._of(rows.runs[0].task).forward(*inputs, **options)
-        lead = next((x.shape[0] for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), 0)
-        each = rows.each(lead, plan.name)
-
-        def ordered(value: Any, run: Run) -> Any:
-            if not (isinstance(value, Tensor) and value.dim() and value.shape[0] == lead):
-                return value
-            own = value.reshape(len(rows), each, *value.shape[1:])
-            own = own if rows.order is None else own[rows.order]
-            return own[run.first : run.last].reshape(-1, *value.shape[1:])
-
-        outputs = []
-        for run in rows.runs:
-            token = plan.call.begin(BatchRows((run.task,) * (run.last - run.first)))
-            try:
-                own = [ordered(value, run) for value in inputs]
-                outputs.append(self._of(run.task).forward(*own, **{n: ordered(v, run) for n, v in options.items()}))
-            finally:
-                plan.call.end(token)
-        return _joined(outputs, rows, plan.name)
+        return by_task(self.plan.call, self.plan.name, lambda task: self._of(task).forward, inputs, options)
 
     def _of(self, task: int) -> nn.Module:
         """The original module, with a task's tensors."""
@@ -251,6 +224,46 @@ class _RowsByTask(nn.Module):
             if held is not None:
                 own[name] = held.whole(_tensor(self, name))
         return _like(self, own)
+
+
+def by_task(
+    call: Call,
+    name: str,
+    of: Callable[[int], Callable[..., Any]],
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Each task's rows by themselves: inputs and outputs that have rows first are cut and put together.
+
+    Args:
+        call: the batch that runs; it is each task's alone while that is computed.
+        name: the layer's, for messages.
+        of: what computes a task's rows, by the task's number.
+        inputs: what it is given.
+        options: likewise, by name.
+    """
+    rows = call.rows(name)
+    if rows.alone:
+        return of(rows.runs[0].task)(*inputs, **options)
+    lead = next((x.shape[0] for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), 0)
+    each = rows.each(lead, name)
+
+    def ordered(value: Any, run: Run) -> Any:
+        if not (isinstance(value, Tensor) and value.dim() and value.shape[0] == lead):
+            return value
+        own = value.reshape(len(rows), each, *value.shape[1:])
+        own = own if rows.order is None else own[rows.order]
+        return own[run.first : run.last].reshape(-1, *value.shape[1:])
+
+    outputs = []
+    for run in rows.runs:
+        token = call.begin(BatchRows((run.task,) * (run.last - run.first)))
+        try:
+            own = [ordered(value, run) for value in inputs]
+            outputs.append(of(run.task)(*own, **{n: ordered(v, run) for n, v in options.items()}))
+        finally:
+            call.end(token)
+    return _joined(outputs, rows, name)
 
 
 def _between_places(index: Tensor) -> bool:
