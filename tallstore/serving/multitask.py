@@ -19,7 +19,8 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.into import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
-from tallstore.serving.layers import Plan, by_task, kind_of, planned
+from tallstore.serving.apart import by_task
+from tallstore.serving.layers import Plan, kind_of, planned
 from tallstore.serving.prepare import PreparedTensors, prepare
 from tallstore.serving.rows import BASE, BatchRows, Call
 from tallstore.serving.tensors import OwnTensor, Shelf
