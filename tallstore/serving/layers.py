@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tallstore.errors import ModelMismatchError, OptionError
+from tallstore.errors import ModelMismatchError
 from tallstore.kernels.packed_rows import Share
 from tallstore.kernels.products import products
+from tallstore.serving.apart import by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor
 
@@ -47,13 +48,7 @@ class Plan:
     @property
     def rows(self) -> BatchRows:
         """Of the batch that runs."""
-        rows = self.call.get()
-        if rows is None:
-            raise OptionError(
-                f"layer {self.name!r}: which task is each row of the batch? Say it by forward(…, tasks=[…]) or in "
-                "with model.using([…])"
-            )
-        return rows
+        return self.call.rows(self.name)
 
     def own(self, name: str, task: int) -> OwnTensor | None:
         """A task's tensor, if it is not the base's."""
@@ -142,7 +137,7 @@ class _ConvolutionRows(nn.Module):
                     out[a:b] = self._conv_forward(tokens.flat[a:b], plan.value("weight", task, weight), own_bias)
                 continue
             seen = self._unfolded(tokens.flat[a:b])
-            flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1)
+            flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1).contiguous()
             share = (own.packed if isinstance(own, RowsTensor) else None, _wide(own_bias), 0, places)
             _add(flat, seen, weight.flatten(1), _wide(bias), [share])
             out[a:b] = flat.reshape(b - a, -1, flat.shape[1]).transpose(1, 2).reshape(out[a:b].shape)
@@ -209,7 +204,7 @@ class _BroadcastRows(nn.Module):
                 own[name] = plan.value(name, rows.runs[0].task, base)
             elif (by_row := _by_row(plan, name, base, rows, inputs[0])) is not None:
                 own[name] = by_row
-        return _like(self, own).forward(*inputs, **options)
+        return like(self, own).forward(*inputs, **options)
 
 
 class _RowsByTask(nn.Module):
@@ -219,28 +214,7 @@ class _RowsByTask(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Of rows of several tasks: inputs and outputs that have rows first are cut and put together."""
-        rows, plan = self.plan.rows, self.plan
-        if rows.alone:
-            return self._of(rows.runs[0].task).forward(*inputs, **options)
-        lead = next((x.shape[0] for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), 0)
-        each = rows.each(lead, plan.name)
-
-        def ordered(value: Any, run: Run) -> Any:
-            if not (isinstance(value, Tensor) and value.dim() and value.shape[0] == lead):
-                return value
-            own = value.reshape(len(rows), each, *value.shape[1:])
-            own = own if rows.order is None else own[rows.order]
-            return own[run.first : run.last].reshape(-1, *value.shape[1:])
-
-        outputs = []
-        for run in rows.runs:
-            token = plan.call.begin(BatchRows((run.task,) * (run.last - run.first)))
-            try:
-                own = [ordered(value, run) for value in inputs]
-                outputs.append(self._of(run.task).forward(*own, **{n: ordered(v, run) for n, v in options.items()}))
-            finally:
-                plan.call.end(token)
-        return _joined(outputs, rows, plan.name)
+        return by_task(self.plan.call, self.plan.name, lambda task: self._of(task).forward, inputs, options)
 
     def _of(self, task: int) -> nn.Module:
         """The original module, with a task's tensors."""
@@ -249,8 +223,8 @@ class _RowsByTask(nn.Module):
         for name in plan.tensors:
             held = plan.own(name, task)
             if held is not None:
-                own[name] = held.whole(_tensor(self, name))
-        return _like(self, own)
+                own[name] = held.whole(tensor_of(self, name))
+        return like(self, own)
 
 
 def _between_places(index: Tensor) -> bool:
@@ -342,56 +316,6 @@ def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tens
     return own.reshape(len(own), *(1,) * (x.dim() - 1 - base.dim()), *base.shape)
 
 
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer of a module or of one inside it."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    parameter = owner._parameters.get(leaf)
-    held = owner._buffers[leaf] if parameter is None else parameter
-    assert held is not None
-    return held
-
-
-def _like(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A module in its original class with other tensors, some perhaps of modules inside it; it stays as it is."""
-    own: nn.Module = object.__new__(getattr(type(module), "original", type(module)))
-    own.__dict__.update(module.__dict__)
-    for kept in ("_parameters", "_buffers", "_modules"):
-        own.__dict__[kept] = dict(module.__dict__[kept])
-    own.__dict__.pop("plan", None)
-    inner: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        path, _, rest = name.partition(".")
-        if rest:
-            inner.setdefault(path, {})[rest] = tensor
-        else:
-            own.__dict__["_parameters" if name in own._parameters else "_buffers"][name] = tensor
-    for path, within in inner.items():
-        child = own._modules[path]
-        assert child is not None
-        own._modules[path] = _like(child, within)
-    return own
-
-
-def _joined(each_run: Sequence[Any], rows: BatchRows, name: str) -> Any:
-    """Outputs of runs as those of all rows, in the batch's order."""
-    first = each_run[0]
-    if isinstance(first, Tensor):
-        out = torch.cat(list(each_run))
-        if rows.back is None:
-            return out
-        each = rows.each(len(out), name)
-        return out.reshape(len(rows), each, *out.shape[1:])[rows.back].reshape(out.shape)
-    if isinstance(first, Mapping):
-        made = {key: _joined([each[key] for each in each_run], rows, name) for key in first}
-        return made if type(first) is dict else type(first)(**made)
-    if isinstance(first, tuple | list):
-        return type(first)(_joined(list(each), rows, name) for each in zip(*each_run, strict=True))
-    if all(each is first or each == first for each in each_run):
-        return first
-    raise ModelMismatchError(f"the layer {name!r} gives a {type(first).__name__} that cannot be put together by rows")
-
-
 def kind_of(module: nn.Module, tensors: Mapping[str, Sequence[OwnTensor | None]]) -> type[nn.Module]:
     """How a layer is computed."""
     plain = {nn.Linear: _LinearRows, nn.Embedding: _EmbeddingRows, nn.LayerNorm: _LayerNormRows}
@@ -423,8 +347,8 @@ def _broadcasts(module: nn.Module, names: Mapping[str, object]) -> bool:
     own = {name: torch.randn(2, 1, width, generator=some).to(x.dtype) for name in bases}
     try:
         with torch.no_grad():
-            together = _like(module, own).forward(x)
-            apart = [_like(module, {n: v[row, 0] for n, v in own.items()}).forward(x[row : row + 1]) for row in (0, 1)]
+            together = like(module, own).forward(x)
+            apart = [like(module, {n: v[row, 0] for n, v in own.items()}).forward(x[row : row + 1]) for row in (0, 1)]
     except Exception:  # whatever it is, this is not such a module
         return False
     return isinstance(together, Tensor) and torch.equal(together, torch.cat(apart))

@@ -19,6 +19,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.in_place import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
+from tallstore.serving.apart import by_task
 from tallstore.serving.layers import Plan, kind_of, planned
 from tallstore.serving.prepare import PreparedTensors, prepare
 from tallstore.serving.rows import BASE, BatchRows, Call
@@ -26,6 +27,8 @@ from tallstore.serving.tensors import OwnTensor, Shelf
 
 __all__ = ["MultitaskModel"]
 
+_FULL = 512
+"""Tokens of each task from which on tasks are computed one after the other."""
 _OPAQUE = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """They use the parameters of modules inside them without calling these."""
 
@@ -120,6 +123,8 @@ class MultitaskModel(nn.Module):
         """
         with self.using(tasks):
             self._check_rows(inputs, options, len(tasks))
+            if self._full(inputs, options):
+                return by_task(self._call, "the model", lambda _: self.model, inputs, options)
             return self.model(*inputs, **options)
 
     def generate(self, *inputs: Any, tasks: Sequence[str | None], **options: Any) -> Any:
@@ -143,6 +148,18 @@ class MultitaskModel(nn.Module):
                     f"the model's {name!r} was changed since the tasks were prepared: prepare them anew"
                 )
         return BatchRows(tuple(BASE if task is None else self._number[task] for task in tasks))
+
+    def _full(self, inputs: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Whether each task has so many tokens that there is nothing to share: then it is computed by itself.
+
+        What layers pass on stays in the cache. Models that keep state between calls are computed at once.
+        """
+        rows, values = self._call.rows("the model"), (*inputs, *options.values())
+        sizes = [value.numel() for value in values if isinstance(value, Tensor) and value.dim() == 2]
+        few = min((run.last - run.first for run in rows.runs), default=0)
+        keeps = getattr(self.model, "can_generate", bool)()
+        known = all(isinstance(value, Tensor | bool | None) for value in values)
+        return not keeps and known and bool(sizes) and few * max(sizes) >= _FULL * len(rows)
 
     def _used(self) -> Iterator[tuple[str, Tensor]]:
         """The base's tensors that are computed with."""

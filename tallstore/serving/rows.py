@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tallstore.errors import ModelMismatchError
+from tallstore.errors import ModelMismatchError, OptionError
 
 __all__ = ["BASE", "BatchRows", "Call", "Run", "Tokens"]
 
@@ -123,9 +123,15 @@ class Call:
     def __init__(self) -> None:
         self._rows: ContextVar[BatchRows | None] = ContextVar("rows", default=None)
 
-    def get(self) -> BatchRows | None:
-        """The rows of the batch that runs."""
-        return self._rows.get()
+    def rows(self, name: str) -> BatchRows:
+        """The rows of the batch that runs; `name`: of the layer that asks."""
+        rows = self._rows.get()
+        if rows is None:
+            raise OptionError(
+                f"layer {name!r}: which task is each row of the batch? Say it by forward(…, tasks=[…]) or in "
+                "with model.using([…])"
+            )
+        return rows
 
     def begin(self, rows: BatchRows) -> object:
         """From now on; returns what `end` takes."""

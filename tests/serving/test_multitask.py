@@ -166,6 +166,19 @@ def test_both_ways_of_a_layer_are_the_task_s(whole: bool, zoo: tallstore.Zoo, mo
     check_bert(zoo)
 
 
+def test_tasks_with_many_rows_are_computed_by_themselves(zoo: tallstore.Zoo) -> None:
+    multi = zoo.multitask(bert())
+    names = ["a", "b", "a", "c"] * 40
+    ids = tokens(len(names), 20)
+    with multi.using(names) as inner:
+        wanted = inner(input_ids=ids)
+    found = multi(input_ids=ids, attention_mask=torch.ones_like(ids), tasks=names)
+    assert type(found) is type(wanted)
+    classes = torch.tensor([CLASSES[name] for name in names])[:, None] > torch.arange(5)
+    assert (found.logits[~classes] == -torch.inf).all()
+    assert near_enough(found.logits[classes], wanted.logits[classes])
+
+
 @pytest.fixture(scope="module")
 def packed_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, torch.dtype], Path]:
     home, made = tmp_path_factory.mktemp("llama"), {}

@@ -104,6 +104,8 @@ class NativeProducts:
 
     def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
         """`ts_packed_product`."""
+        if not (y.is_contiguous() and x.is_contiguous() and base.is_contiguous()):
+            raise ValueError("kernels take contiguous tensors alone")
         width = x.shape[1]
         own = (_Run * len(runs))()
         size = longest = work = 0
