@@ -8,10 +8,12 @@ Per fine-tune, in bits per parameter of the tensors that the base has too, all o
   as there are exponents, takes at least if the tables cost nothing and rows are all alike;
 - xor: both xored, byte planes, zstd 3 (in kind what ZipLLM's BitX does); zigzag: d zigzagged, byte planes, zstd 3;
 - whole: `planes+zstd` of the fine-tune itself;
-- z4ai: its `compress_delta`, where the package is installed (PYTHONPATH).
+- z4ai: its `compress_delta`; zipnn, of the fine-tune and of both xored; reminis: a delta pack of two of its databases:
+  where these packages are installed (PYTHONPATH).
 
-Speed is in GB per processor second of one thread, the base at hand in memory; with `--archives`, whole archives are
-packed, and decoding a task with two threads is compared with a load of its safetensors file, every page touched.
+Speed is in GB per processor second of one thread, the base at hand in memory, all of them by turns; with `--archives`,
+whole archives are packed, and decoding a task with two threads is compared with a load of its safetensors file, every
+page touched. With `--plot`, a picture of bits and speeds.
 
 example:
   python benchmarks/lossless.py BASE trec=RUNS/trec sums=RUNS/sums --save lossless.json
@@ -20,7 +22,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
@@ -31,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import zstandard
 from common import describe_machine, table
+from lossless_peers import Peer, file_peers, tensor_peers
 
 import tallstore
 from tallstore.checkpoints import Checkpoint, open_checkpoint
@@ -41,17 +42,18 @@ from tallstore.kernels.lattice import LATTICES, Lattice
 from tallstore.tensors import as_bytes
 
 CHUNK = 1 << 20
-COLUMNS = ("ours", "ours / H(d|e)", "H(d)", "H(d|e)", "xor", "zigzag", "whole", "z4ai")
-PEER_TYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-"""How z4ai names types."""
+ENTROPIES = ("H(d)", "H(d|e)")
+PEERS = ("xor", "zigzag", "whole", "z4ai", "zipnn", "zipnn of xor", "reminis", "bigsmall")
+COLUMNS = ("ours", "ours / H(d|e)", *ENTROPIES, *PEERS)
 
 
 def pairs(base: Checkpoint, task: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], np.ndarray, np.ndarray]]:
     """Type, shape and bytes, of base and task, of every tensor that both have."""
     for name, info in task.tensors.items():
-        if name in task.ties or base.tensors.get(name) != info or info.dtype not in LATTICES:
+        start = name if name in base.tensors else name.partition(".")[2]  # a head's model has a prefix
+        if name in task.ties or base.tensors.get(start) != info or info.dtype not in LATTICES:
             continue
-        before, after = (as_bytes(each.read(name, 0, info.numel)) for each in (base, task))
+        before, after = as_bytes(base.read(start, 0, info.numel)), as_bytes(task.read(name, 0, info.numel))
         yield info.dtype, info.shape, before, after
 
 
@@ -68,13 +70,6 @@ def entropies(lattice: Lattice, before: np.ndarray, after: np.ndarray) -> tuple[
     keys = lattice.keys(before.view(word))
     joint = np.unique(keys << lattice.bits | d.astype(np.int64), return_counts=True)[1]
     return entropy(np.unique(d, return_counts=True)[1]), entropy(joint) - entropy(np.bincount(keys))
-
-
-def planes(words: np.ndarray) -> int:
-    """Bytes of byte planes, each coded by zstd 3."""
-    item = words.itemsize
-    split = np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)
-    return sum(len(zstandard.compress(plane, 3)) for plane in split)
 
 
 def zigzag(lattice: Lattice, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -114,36 +109,75 @@ def ours(dtype: str, shape: tuple[int, ...], before: np.ndarray, after: np.ndarr
     return size
 
 
-def measure(base: Checkpoint, task: Checkpoint, *, peers: bool) -> dict[str, Any]:
-    """Bits per parameter by name, and GB per second."""
+def theirs(name: str, peer: Peer, dtype: str, before: np.ndarray, after: np.ndarray, clock: Clock) -> int:
+    """Bytes that a peer takes. Raises AssertionError for what does not come back."""
+    coded = clock.time(f"{name} encode", lambda: peer.encode(after, before, dtype))
+    out = clock.time(f"{name} decode", lambda: peer.decode(coded, before, dtype))
+    assert np.array_equal(np.frombuffer(out, np.uint8), after), f"what {name} coded does not come back"
+    return peer.size(coded)
+
+
+def measure(base: Checkpoint, task: Checkpoint, *, others: bool) -> dict[str, Any]:
+    """Bits per parameter by name, and GB per second. `others`: of other packages too."""
     bits: dict[str, float] = {}
     clock, total, moved, read = Clock(), 0, 0, 0
-    z4ai = _optional("z4ai") if peers else None
+    peers = tensor_peers(others=others)
     for dtype, shape, before, after in pairs(base, task):
         lattice = LATTICES[dtype]
         of_d, given = entropies(lattice, before, after)
         old, new = before.view(lattice.word), after.view(lattice.word)
+        changed = zigzag(lattice, before, after).view(np.uint8)
         found = {
             "ours": 8 * ours(dtype, shape, before, after, clock),
             "H(d)": of_d,
             "H(d|e)": given,
-            "xor": 8 * planes(old ^ new),
-            "zigzag": 8 * planes(zigzag(lattice, before, after)),
+            "zigzag": 8 * peers["xor"].size(peers["xor"].encode(changed, np.zeros_like(changed), dtype)),
             "whole": 8 * len(WHOLE["planes+zstd"].encode(after, dtype)),
         }
-        if z4ai is not None:
-            found["z4ai"] = 8 * len(z4ai.compress_delta(after.tobytes(), before.tobytes(), dtype=PEER_TYPES.get(dtype)))
+        for name, peer in peers.items():
+            found[name] = 8 * theirs(name, peer, dtype, before, after, clock)
         for name, value in found.items():
             bits[name] = bits.get(name, 0.0) + value
         total, read = total + len(new), read + len(after)
         moved += int(np.count_nonzero(old != new))
     return {
         "parameters": total,
+        "bytes": read,
         "moved": moved / total,
         "bits": {name: value / total for name, value in bits.items()}
         | {"ours / H(d|e)": bits["ours"] / bits["H(d|e)"]},
         "GB/s per core": {name: read / seconds / 1e9 for name, seconds in clock.seconds.items()},
     }
+
+
+def measure_files(found: dict[str, Any], base: Path, task: Path) -> None:
+    """Add what peers make of whole files, of one each."""
+    files = [next(iter(sorted(each.glob("*.safetensors")))) for each in (base, task)]
+    for name, size, encode, decode in file_peers(*files):
+        found["bits"][name] = 8 * size / found["parameters"]
+        found["GB/s per core"] |= {f"{name} encode": found["bytes"] / encode / 1e9}
+        found["GB/s per core"] |= {f"{name} decode": found["bytes"] / decode / 1e9}
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Bits a parameter of each coding beside its encoding speed, one panel a fine-tune."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(found["tasks"]), figsize=(4.2 * len(found["tasks"]), 3.6), squeeze=False)
+    for panel, (task, one) in zip(panels[0], found["tasks"].items(), strict=True):
+        speeds = one["GB/s per core"]
+        for name in ("ours", *PEERS):
+            speed = speeds.get("encode" if name == "ours" else f"{name} encode")
+            if speed is not None and name in one["bits"]:
+                panel.scatter(speed, one["bits"][name], marker="*" if name == "ours" else "o")
+                panel.annotate(name, (speed, one["bits"][name]), textcoords="offset points", xytext=(4, 4), fontsize=8)
+        panel.axhline(one["bits"]["H(d|e)"], linestyle=":", linewidth=1)
+        panel.set(xscale="log", yscale="log", title=task, xlabel="encode, GB/s a core", ylabel="bits a parameter")
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def archives(base: Path, tasks: dict[str, Path]) -> dict[str, Any]:
@@ -182,13 +216,6 @@ def archives(base: Path, tasks: dict[str, Path]) -> dict[str, Any]:
         }
 
 
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
 def main() -> int:
     """Print a table, and perhaps write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,6 +223,7 @@ def main() -> int:
     parser.add_argument("tasks", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--no-peers", action="store_true", help="leave other packages out")
     parser.add_argument("--archives", action="store_true", help="pack whole archives and time loading, too")
+    parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--save", type=Path, metavar="JSON")
     given = parser.parse_args()
     tasks = {name: Path(path) for name, _, path in (word.partition("=") for word in given.tasks)}
@@ -204,8 +232,10 @@ def main() -> int:
     base = open_checkpoint(given.base, "base")
     for name, path in tasks.items():
         task = open_checkpoint(path, name)
-        found["tasks"][name] = measure(base, task, peers=not given.no_peers)
+        found["tasks"][name] = measure(base, task, others=not given.no_peers)
         task.close()
+        if not given.no_peers:
+            measure_files(found["tasks"][name], given.base, path)
         print(f"{name}: done", file=sys.stderr)
     if given.archives:
         found["archive"] = archives(given.base, tasks)
@@ -216,6 +246,14 @@ def main() -> int:
         for name, one in found["tasks"].items()
     ]
     print(table(["fine-tune", "moved", *COLUMNS, "encode GB/s", "decode GB/s"], rows))
+    speeds = [
+        [name, peer, f"{one['GB/s per core'][peer + 'encode']:.3f}", f"{one['GB/s per core'][peer + 'decode']:.3f}"]
+        for name, one in found["tasks"].items()
+        for peer in sorted({key[: -len("encode")] for key in one["GB/s per core"] if key.endswith("encode")})
+    ]
+    print(table(["fine-tune", "", "encode GB/s", "decode GB/s"], speeds))
+    if given.plot:
+        plot(found, given.plot)
     if "archive" in found:
         print(json.dumps(found["archive"], indent=1))
     if given.save:

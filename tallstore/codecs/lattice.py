@@ -108,7 +108,7 @@ def _steps(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], ro
     low = lowest(lattice, base)
     prepared = prepare(lattice, after, base, low)
     model = choose(prepared, low, row)
-    return written(encode(prepared, model, lanes_for(len(base))), model)
+    return written(encode(prepared, model, lanes_for(prepared.symbols)), model)
 
 
 def written(steps: LatticeSymbols, model: Model) -> bytes:

@@ -28,13 +28,20 @@ _LOOKED_AT = 128
 """About as many elements of a segment say what its shift is."""
 _SAMPLED = 1 << 12
 """About as many elements of the base say where levels begin."""
+_MANY_MOVED = 8
+"""Where one element in so many moved, what lanes cost is next to nothing."""
 _ABOVE = 1 << 11
 """One element in so many may have a larger exponent than the highest level's."""
 
 
-def lanes_for(n: int) -> int:
-    """How many lanes a chunk of n elements has: each costs 16 bits, and more are quicker."""
-    return 128 if n >= 1 << 19 else 64 if n >= 1 << 16 else 32 if n >= 1 << 12 else 8
+def lanes_for(symbols: npt.NDArray[np.int8]) -> int:
+    """How many lanes symbols, shape (n,), are coded in: each costs 16 bits, and more are quicker."""
+    n = len(symbols)
+    if n >= 1 << 19:
+        return 128
+    if n >= 1 << 16 and np.count_nonzero(symbols) * _MANY_MOVED >= n:
+        return 64
+    return 32 if n >= 1 << 12 else 8
 
 
 def choose(prepared: Prepared, low: int, row: Row) -> Model:

@@ -201,7 +201,7 @@ def test_spoilt_streams_give_the_same_answer_everywhere(dtype: str, variant: str
     low = lowest(lattice, base)
     told = reference.prepare(lattice, after, base, low)
     model = choose(told, low, (100, 0))
-    steps = reference.encode(told, model, lanes_for(3000))
+    steps = reference.encode(told, model, lanes_for(told.symbols))
     for turn in range(40):
         states, words, extra = steps.states.copy(), steps.words.copy(), steps.extra.copy()
         if turn % 4 == 0:
