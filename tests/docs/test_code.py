@@ -26,7 +26,7 @@ NOT_RUN = {
     "README.md": {
         "On a fresh machine": "makes an environment; `.ci/run` does the same",
         "Adapters": "needs adapters that PEFT made; tests/adapters does the same",
-        "In engines": "needs transformers' models and vLLM; tests/engines does the same",
+        "Serve many tasks": "needs transformers' models and vLLM; tests/serving and tests/engines do the same",
         "On the Hub": "needs the Hub; tests/hub does the same against one on this machine",
     },
     "docs/pages/index.md": {"See it work": "installs; the demo has tests of its own"},
