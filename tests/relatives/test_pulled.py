@@ -62,7 +62,7 @@ class FarStore(RecordingStore):
         super().__post_init__()
         self.wanted: list[tuple[str, int, int]] = []
 
-    def want(self, ranges: list) -> None:  # type: ignore[type-arg]
+    def prefetch(self, ranges: list) -> None:  # type: ignore[type-arg]
         self.wanted += [(r.path, r.start, r.start + r.length) for r in ranges]
 
 
