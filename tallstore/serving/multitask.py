@@ -154,7 +154,7 @@ class MultitaskModel(nn.Module):
     def _check_rows(inputs: Sequence[Any], options: Mapping[str, Any], named: int) -> None:
         first = next((x for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), None)
         if first is not None and first.shape[0] != named:
-            raise OptionError(f"{named} tasks are named, and the batch has {first.shape[0]} rows: expected one for each")
+            raise OptionError(f"{named} tasks are named, the batch has {first.shape[0]} rows: expected one for each")
 
 
 def _check_kind(model: nn.Module) -> None:

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tallstore.kernels.reference import Bytes
 from tallstore.kernels.gpu.elements import WIDE, as_elements, narrow, on_device, widen
 from tallstore.kernels.packed_rows import PackedRows
+from tallstore.kernels.reference import Bytes
 
 __all__ = ["StackedCodes", "add_products"]
 
