@@ -357,7 +357,7 @@ def test_wrong_names_are_one_error_each(zoo: tallstore.Zoo) -> None:
     multi = zoo.multitask(model, ["a", "b"])
     with pytest.raises(NoSuchTaskError, match="no task 'c'; it has a, b"):
         multi(input_ids=tokens(1), tasks=["c"])
-    with pytest.raises(OptionError, match="2 tasks are named, and the batch has 3 rows"):
+    with pytest.raises(OptionError, match="2 tasks are named, the batch has 3 rows"):
         multi(input_ids=tokens(3), tasks=["a", "b"])
     with pytest.raises(OptionError, match="expected one name for each row"):
         multi(input_ids=tokens(1), tasks="a")
