@@ -166,7 +166,7 @@ class Catalogue:
             if key not in _FREE and own.get(key) != config.get(key):
                 raise ModelMismatchError(
                     f"{self.url}: task {task!r} is another model than {whose}: its config.json says {key}: "
-                    f"{own.get(key)!r}, and {config.get(key)!r} is due; start an engine of its own for it"
+                    f"{own.get(key)!r}, expected {config.get(key)!r}; start an engine of its own for it"
                 )
 
     def config(self, task: str) -> dict[str, Any]:

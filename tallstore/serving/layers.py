@@ -23,7 +23,7 @@ from tallstore.serving.tensors import OwnTensor, RowsTensor
 
 __all__ = ["Plan", "kind_of", "planned"]
 
-_TOKEN, _MARK, _WRITE = 0.045, 1.0, 0.35
+_TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
 """Nanoseconds, as measured: a mark with each token; a mark that is put into a layer, more than one that is found; and
 an element of a layer that is written and multiplied by itself."""
 
@@ -298,7 +298,7 @@ def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:
     """Whether what a task adds is quicker computed from the packed form than its layer is decoded."""
     if not isinstance(own, RowsTensor) or own.tail is not None or not products().takes(own.packed, base):
         return False
-    return own.packed.marks * (_TOKEN * tokens - _MARK) < _WRITE * own.packed.numel
+    return own.packed.marks * (_TOKEN * tokens - _MARK) < WRITE * own.packed.numel
 
 
 def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tensor) -> Tensor | None:

@@ -138,7 +138,7 @@ class MultitaskModel(nn.Module):
 
     def _rows(self, tasks: Sequence[str | None]) -> BatchRows:
         if isinstance(tasks, str) or not len(tasks):
-            raise OptionError(f"tasks={tasks!r}: one name is due for each row of the batch, in a list")
+            raise OptionError(f"tasks={tasks!r}: expected one name for each row of the batch, in a list")
         for task in tasks:
             if task is not None and task not in self._number:
                 raise NoSuchTaskError(f"{self._url}: the model has no task {task!r}; it has {names_of(self._tasks)}")
@@ -171,7 +171,7 @@ class MultitaskModel(nn.Module):
     def _check_rows(inputs: Sequence[Any], options: Mapping[str, Any], named: int) -> None:
         first = next((x for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), None)
         if first is not None and first.shape[0] != named:
-            raise OptionError(f"{named} tasks are named, and the batch has {first.shape[0]} rows: one is due for each")
+            raise OptionError(f"{named} tasks are named, the batch has {first.shape[0]} rows: expected one for each")
 
 
 def _check_kind(model: nn.Module) -> None:

@@ -74,8 +74,8 @@ class BatchRows:
         """How many of a layer's `size` leading elements belong to each row."""
         if size % len(self.tasks):
             raise ModelMismatchError(
-                f"the layer {name!r} sees {size} rows, and {len(self.tasks)} tasks were named: one is due for each row "
-                "of the batch, and the model must have rows first in every layer"
+                f"the layer {name!r} sees {size} rows, and {len(self.tasks)} tasks were named: expected one for each "
+                "row of the batch, and the model must have rows first in every layer"
             )
         return size // len(self.tasks)
 

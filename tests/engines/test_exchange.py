@@ -301,7 +301,7 @@ def test_two_at_once(zoo: Path) -> None:
     [
         ("five", NoSuchTaskError, r"no task 'five'; there are all, one, none"),
         ("wide", ModelMismatchError, r"'model\.embed_tokens\.weight' is \[40, 16\] there and \[80, 16\] here"),
-        ("other", ModelMismatchError, r"rope_theta: 5\.0, and None is due"),
+        ("other", ModelMismatchError, r"rope_theta: 5\.0, expected None"),
         ("words", ModelMismatchError, r"different tokenizers \(vocab\.txt\)"),
     ],
 )

@@ -162,7 +162,7 @@ def test_both_ways_of_a_layer_are_the_task_s(whole: bool, zoo: tallstore.Zoo, mo
     """From the packed form, and decoded first: which is quicker depends on how many rows want it."""
     from tallstore.serving import layers
 
-    monkeypatch.setattr(layers, "_WRITE", -1e9 if whole else 1e9)
+    monkeypatch.setattr(layers, "WRITE", -1e9 if whole else 1e9)
     check_bert(zoo)
 
 
@@ -370,9 +370,9 @@ def test_wrong_names_are_one_error_each(zoo: tallstore.Zoo) -> None:
     multi = zoo.multitask(model, ["a", "b"])
     with pytest.raises(NoSuchTaskError, match="no task 'c'; it has a, b"):
         multi(input_ids=tokens(1), tasks=["c"])
-    with pytest.raises(OptionError, match="2 tasks are named, and the batch has 3 rows"):
+    with pytest.raises(OptionError, match="2 tasks are named, the batch has 3 rows"):
         multi(input_ids=tokens(3), tasks=["a", "b"])
-    with pytest.raises(OptionError, match="one name is due for each row"):
+    with pytest.raises(OptionError, match="expected one name for each row"):
         multi(input_ids=tokens(1), tasks="a")
     with pytest.raises(OptionError, match="which task is each row"):
         multi.model(input_ids=tokens(1))
