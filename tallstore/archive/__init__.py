@@ -36,15 +36,15 @@ __all__ = [
 _WHERE = {
     "Against": "verify",
     "Archive": "archive",
-    "MaskStatistics": "statistics",
-    "MergeReport": "merge",
-    "Merged": "merge",
+    "MaskStatistics": "merging.mask_statistics",
+    "MergeReport": "merging.merger",
+    "Merged": "merging.merger",
     "Switcher": "switch",
-    "TaskWeights": "weights",
+    "TaskWeights": "slices",
     "TensorFacts": "facts",
-    "TensorSlice": "weights",
+    "TensorSlice": "slices",
     "VerifyReport": "verify",
-    "WholeTensor": "wholes",
+    "WholeTensor": "whole_tensors",
     "open_archive": "archive",
 }
 

@@ -233,7 +233,8 @@ def by_reference(asked: Asked) -> Found:
             group = zoo.manifest.tasks[task].group
             found = {}
             for name, facts in zoo.tensors(task).items():
-                if facts.base is None or facts.kind == "lossless":  # which has no ingredients but its bytes
+                # What is without loss, or builds on other tasks, has no ingredients of its own.
+                if facts.base is None or facts.kind == "lossless" or facts.start is not None:
                     continue
                 pieces = _ingredients(zoo, task, group, name, facts)
                 flat = [(t if facts.rows is None else t[: facts.rows]).reshape(-1) for t in pieces]

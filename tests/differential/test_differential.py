@@ -21,7 +21,7 @@ import pytest
 import torch
 from decode_ways import WAYS, Asked, Found, Plain, as_torch, digests, due, read_plain, switched, whole_tasks
 from generated_zoos import Zoo, archives, write_archive, zoos
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from loopback import Hub, Repository, serving
 from spec.second_reader import Archive
@@ -29,6 +29,7 @@ from support import bytes_of, child_args, child_env, near, noise
 
 import tallstore
 from spec.vectors import VALID, valid
+from tallstore.errors import CheckpointError, WrongBaseError
 from tallstore.kernels.native import library
 from tallstore.kernels.native.build import library_path
 
@@ -189,7 +190,11 @@ def compare(plain_process: WithoutCompiled, server: Hub) -> Iterator[Comparison]
 @given(zoo=zoos())
 def test_packed_zoos(zoo: Zoo, compare: Comparison, small_chunks: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        compare(*zoo.write(Path(folder)))
+        try:
+            written = zoo.write(Path(folder))
+        except (WrongBaseError, CheckpointError):  # no tensor of it has a counterpart, or the base's are empty
+            reject()
+        compare(*written)
 
 
 @LIGHT

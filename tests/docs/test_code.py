@@ -182,6 +182,7 @@ def test_every_page_is_run() -> None:
         "index.md",
         "examples.md",
         "engines.md",
+        "serving.md",
         "tutorials/pack.md",
         "tutorials/grow.md",
         "tutorials/serve.md",

@@ -93,7 +93,7 @@ def _ingredients(zoo: Zoo, task: str) -> None:
         zoo.export(task, Path(folder) / "out")
         zoo.write_subset([task], Path(folder) / "sub.tall")
         with tallstore.open(Path(folder) / "sub.tall", threads=1) as smaller:
-            assert smaller.tasks == (task,)
+            assert task in smaller.tasks  # and what it is made of
 
 
 def _equal(state: dict[str, Tensor], due: dict[str, second_reader.Decoded]) -> None:
