@@ -151,6 +151,7 @@ def test_the_other_pages(
         assert known["zoo"].tasks == ("intent", "mood", "topic")
     if page == "serving.md":
         assert known["logits"].shape == (3, 5)
+        known["zoo"].close()
     if page == "tutorials/grow.md":
         assert known["report"].tasks == ("intent", "mood", "topic", "tone")
         assert capsys.readouterr().out.endswith("('intent', 'topic', 'tone')\n")
