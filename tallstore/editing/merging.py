@@ -167,13 +167,13 @@ def _report(task: Task) -> TaskReport:
 
 def _warnings(name: str, mixed: Mixture) -> tuple[str, ...]:
     """What is the head's, and what is left out."""
-    found = []
+    lines = []
     if mixed.of_head:
         first, why = next(iter(mixed.of_head.items()))
-        found.append(
+        lines.append(
             f"{name}: not merged, but {mixed.relatives.head}'s: {names_of(list(mixed.of_head))} ({first}: {why})"
         )
     if mixed.dropped:
         first, why = next(iter(mixed.dropped.items()))
-        found.append(f"{name}: left out: {names_of(list(mixed.dropped))} ({first}: {why})")
-    return tuple(found)
+        lines.append(f"{name}: left out: {names_of(list(mixed.dropped))} ({first}: {why})")
+    return tuple(lines)

@@ -41,7 +41,7 @@ class Match:
 class _Named:
     """Tensors paired by their names, and what kept others from it."""
 
-    found: dict[str, Match]
+    matches: dict[str, Match]
     misfit: str | None = None
     quantized: bool = False
 
@@ -57,7 +57,7 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
     if task.model is not None:
         # In memory: the library is at hand, and the names of files are those that its loaders know best.
         return respelled(task, base, lambda each: (_matched(base, each) + same_share(each, shapes)) / 2)
-    matches = _by_name(base, task).found
+    matches = _by_name(base, task).matches
     unused = _share_without(base, {match.base for match in matches.values()})
     if min(_share_without(task, matches), unused) <= _FEW:
         return task
@@ -66,7 +66,7 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
 
 def _matched(base: Checkpoint, task: Checkpoint) -> float:
     """Share of a task's parameters that find a counterpart by name."""
-    return 1 - _share_without(task, _by_name(base, task).found)
+    return 1 - _share_without(task, _by_name(base, task).matches)
 
 
 def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[str, Match]:
@@ -81,7 +81,7 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     """
     _check_doubles(base, task, ties)
     named = _by_name(base, task)
-    matches = named.found
+    matches = named.matches
     paired = _by_value(base, task, matches, ties)
     _settle_ties(base, task, matches, ties)
     known = {match.base for match in matches.values()}
@@ -148,7 +148,7 @@ def _by_name(base: Checkpoint, task: Checkpoint) -> _Named:
                 named.misfit = named.misfit or f"tensor {name!r} is {want} in the task and {have} in the base"
                 named.quantized = named.quantized or (info.dtype in _INTEGERS and is_float(origin))
                 continue
-            named.found[name] = Match(theirs[candidate], None if info.shape == origin.shape else common)
+            named.matches[name] = Match(theirs[candidate], None if info.shape == origin.shape else common)
             taken.add(candidate)
             break
     return named
