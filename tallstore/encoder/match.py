@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tallstore.checkpoints import Checkpoint, respelled, same_share
+from tallstore.checkpoints.addons import addon_of
 from tallstore.encoder.pairing import CLOSE, Rest, common_rows, distance, is_float, prefixes
 from tallstore.errors import CheckpointError, WrongBaseError
 from tallstore.names import bare, short_names
@@ -89,6 +90,8 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     if enough or paired or _is_close(base, task, matches):
         return matches
     lost = next(name for name in task.tensors if name not in matches)
+    if what := addon_of({name: info.shape for name, info in task.tensors.items()}):
+        raise WrongBaseError(f"{task.where}: {what}: keep the file as it is, and load it beside the task's model")
     why = named.misfit or f"the base has no tensor {lost!r}"
     raise WrongBaseError(
         f"{task.where}: {base.where} is not its base, or calls its tensors otherwise: {why}; "
