@@ -57,7 +57,8 @@ def demo(
     ]
     title = "accuracy on images that no model has seen"
     console.print()
-    console.print(output.fitted(console, title, columns, rows, ("question", "of its checkpoint", "own bytes", "not tuned")))
+    least = ("question", "of its checkpoint", "own bytes", "not tuned")
+    console.print(output.fitted(console, title, columns, rows, least))
     separate, packed = result.checkpoints_bytes, result.archive_bytes["total"]
     output.say(
         console,
