@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import child_env
+from support import child_env, examples
 
 from .base import guarded
 from .targets import TARGETS
 
-RUNS = 300
+RUNS = examples(300)
 """Executions a target, the seeds among them."""
 FOUND = Path(__file__).parent / "found"
 
