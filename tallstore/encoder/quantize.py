@@ -15,7 +15,7 @@ import torch
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.metrics import agreement, settled
-from tallstore.encoder.rounded_levels import RoundedLevels
+from tallstore.encoder.rounded_levels import Placing, RoundedLevels
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
 from tallstore.recipes.dither import uniform, unmixed
@@ -80,23 +80,17 @@ def encode(
         sums = _measure(tau, table, indices, base, form)
     else:
         assert base is not None, "of a narrow row the base is needed"
-        positive = slice(1, 1 + len(levels.bounds))
-        rounded = RoundedLevels(tau, base, form, levels.bounds[0], levels.width, start, seed)
-
-        def scaled(scale: float) -> Floats:
-            """The table at a scale, its indices in place."""
-            found: Floats = table * np.float32(scale)
-            if levels.width:
-                rounded.place(indices, found[positive])
-            return found
+        begun = RoundedLevels(tau, base, form, levels.bounds[0], levels.width, start, seed)
+        placing = Placing(begun, table[1 : 1 + len(levels.bounds)], indices) if levels.width else None
 
         def measure(scale: float) -> tuple[float, ...]:
-            return _measure(tau, scaled(scale), indices, base, form)
+            placed = indices if placing is None else placing.at(scale)
+            return _measure(tau, table * np.float32(scale), placed, base, form)
 
         scale, sums = settled(measure, partial(_off, levels.least and not levels.width))
-        table = scaled(scale)
-        if levels.width:
-            numbers = np.bincount(indices, minlength=len(table))
+        if placing is not None:
+            numbers = np.bincount(placing.at(scale), minlength=len(table))
+        table = table * np.float32(scale)
     codec = codec_of(len(levels.bounds))
     return Leveled(codec.id, codec.encode_indices(table, indices, numbers), table, indices, sums)
 

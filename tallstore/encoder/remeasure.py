@@ -24,7 +24,7 @@ from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
 from tallstore.encoder.metrics import agreement, settled
-from tallstore.encoder.rounded_levels import RoundedLevels
+from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
 from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode as native
@@ -99,16 +99,16 @@ def _drawn(
     rule, first = place
     low, width = float(np.float32(rule.limits[0])), float(np.float32(rule.widths[0]))
     tau, before = task_vector(base, row.weights).numpy(), base.to(torch.float32).numpy()
-    rounded = RoundedLevels(tau, before, NARROW[base.dtype], low, width, first, rule.seeds[0])
+    placing = Placing(RoundedLevels(tau, before, NARROW[base.dtype], low, width, first, rule.seeds[0]), ONES)
     packed = np.empty(reference.packed_size(made.kind, len(tau)), np.uint8)
 
     def measure(scale: float) -> tuple[float, ...]:
-        on = rounded.mark(packed, scale)
+        on = placing.marks_at(packed, scale)
         steps = decoding().mask(packed, made.kind, len(tau), scale, base.dtype, None)
         return _kept(steps, row.weights, base, on)
 
     scale, sums = settled(measure, wanted, made.scale)
-    rounded.mark(packed, scale)
+    placing.marks_at(packed, scale)
     return replace(made, scale=scale, sums=sums, data=mask.encode_packed(packed, made.kind, len(tau)))
 
 

@@ -24,13 +24,16 @@ from tallstore.kernels.native_types import NARROW
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.dither import uniform, unmixed
 
-__all__ = ["RoundedLevels"]
+__all__ = ["ONES", "Placing", "RoundedLevels"]
+
+ONES = np.ones(1, np.float32)
+"""The values of marks over v = 1."""
 
 _TYPES = {form: dtype for dtype, form in NARROW.items()}
 
 
 class RoundedLevels(NamedTuple):
-    """A chunk's parameters, and how levels begin."""
+    """A chunk's parameters, and where levels begin."""
 
     tau: Floats
     """τ, shape (n,)."""
@@ -72,16 +75,32 @@ class RoundedLevels(NamedTuple):
         indices[magnitude == 0] = 0
         indices[(self.tau < 0) & (indices > 0)] += len(values)
 
-    def mark(self, packed: Bytes, scale: float) -> float:
-        """Signed marks at a scale over v = 1, packed, shape (bytes of n symbols,), which is set; how many there are."""
-        symbols = scratch("symbols", len(self.tau), np.uint8)
-        self.place(symbols, np.array([scale], np.float32))
-        packed[:] = reference.pack(symbols, "signed")
-        return float(np.count_nonzero(symbols))
-
     def _moved_by(self, value: float) -> Floats:
         """How far a decoder moves each parameter towards its τ."""
         base = torch.from_numpy(self.base)
         step = torch.from_numpy(np.copysign(np.float32(value), self.tau))
         moved: Floats = ((base + step).to(_TYPES[self.form]).to(torch.float32) - base).abs().numpy()
         return moved
+
+
+class Placing:
+    """A chunk's levels at one scale after the other."""
+
+    def __init__(self, levels: RoundedLevels, values: Floats, indices: Bytes | None = None) -> None:
+        """`values`: of the levels at scale 1; `indices`: memory for them, shape (n,), if there is any."""
+        self._levels, self._values = levels, values
+        self._indices = scratch("symbols", len(levels.tau), np.uint8) if indices is None else indices
+        self._scale = 0.0
+
+    def at(self, scale: float) -> Bytes:
+        """Indices at a scale, a float32 above 0; good until the next."""
+        if scale != self._scale:
+            self._levels.place(self._indices, self._values * np.float32(scale))
+            self._scale = scale
+        return self._indices
+
+    def marks_at(self, packed: Bytes, scale: float) -> float:
+        """The same of one level over v = 1, as signed marks, packed, which is set; how many there are."""
+        symbols = self.at(scale)
+        packed[:] = reference.pack(symbols, "signed")
+        return float(np.count_nonzero(symbols))

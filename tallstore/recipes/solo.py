@@ -46,6 +46,8 @@ TOLERABLE = 0.25
 _NEARLY = 0.9
 """Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is foretold of the latter
 is a few percent too much."""
+_WITHOUT_LOSS = -1
+"""The ladder of losing nothing: a choice among others, where it is known what it takes."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
@@ -141,7 +143,11 @@ class Solo(Recipe):
     def _without_loss(self, tensors: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> frozenset[Key]:
         """Tensors that take about as little without loss; all of a task's that can, where they do together."""
         nearly = _NEARLY if self.bits is None else 1.0  # what is within a budget stays there
-        cheap = {key for key, choice in chosen.items() if choice.bits >= nearly * tensors[key].lossless_bits}
+        cheap = {
+            key
+            for key, choice in chosen.items()
+            if choice.ladder == _WITHOUT_LOSS or choice.bits >= nearly * tensors[key].lossless_bits
+        }
         by_task: dict[int, list[Key]] = {}
         for key in chosen:
             if math.isfinite(tensors[key].lossless_bits):
@@ -362,6 +368,8 @@ class _Histograms(Statistic):
             offers = join(offers, finer, ladders())
         if not len(offers):
             offers = Choices.only(_signs(histogram))
+        if math.isfinite(lossless_bits):
+            offers = join(offers, ([], np.array([lossless_bits]), np.zeros(1)), _WITHOUT_LOSS)
         return _Tensor(
             offers=offers,
             steps=tuple(finer[0]),

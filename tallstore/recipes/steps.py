@@ -64,8 +64,8 @@ def join(offered: Choices, stepped: Steps, first: int) -> Choices:
 
     The ladder of a step is its place among the steps, counted from `first` on.
     """
-    levels, bits, harm = stepped
-    ladders = np.concatenate([offered.ladders, first + np.arange(len(levels))]).astype(np.intp)
+    _, bits, harm = stepped
+    ladders = np.concatenate([offered.ladders, first + np.arange(len(bits))]).astype(np.intp)
     bits, harm = np.concatenate([offered.bits, bits]), np.concatenate([offered.harm, harm])
     best = hull_of(bits, harm)
     return Choices(ladders[best], bits[best], harm[best])
