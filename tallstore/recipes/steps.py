@@ -16,7 +16,7 @@ from tallstore.recipes.histogram import EDGES, Floats, Magnitudes
 from tallstore.recipes.quantizers import Quantizer
 from tallstore.recipes.rate_distortion import Choices, hull_of, prices
 
-__all__ = ["MOST", "Steps", "join", "steps"]
+__all__ = ["MOST", "Steps", "biased", "join", "steps"]
 
 Steps = tuple[list[Quantizer], Floats, Floats]
 """Levels, and the bits and the harm of each."""
@@ -50,6 +50,14 @@ def steps(histogram: Magnitudes) -> Steps:
     bounds = [each for each in bounds if len(each) <= MOST]
     levels = [Quantizer(tuple(each.tolist())) for each in bounds]
     return levels, *prices(histogram, bounds)
+
+
+def biased(stepped: Steps, histogram: Magnitudes, kappa: float) -> Steps:
+    """The same, κ being what it is: what lies below the first level is left out alike, which is bias and no noise."""
+    levels, bits, harm = stepped
+    upto = np.concatenate([[0.0], np.cumsum(histogram.counts * np.square(histogram.middle))])
+    below = upto[np.searchsorted(histogram.edges, [each.bounds[0] for each in levels])] if levels else np.zeros(0)
+    return levels, bits, harm + (kappa - 1) * below / histogram.energy if levels else harm
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
