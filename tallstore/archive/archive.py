@@ -357,8 +357,7 @@ class Archive:
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
         self._check_exact(task, exact=exact)
-        decode = self._decoder.exact_tensors if exact else self._decoder.tensors
-        return partial(self._retry_after_refetch, partial(decode, task))
+        return partial(self._retry_after_refetch, partial(self._decoder.tensors, task, exact=exact))
 
     def _check_exact(self, task: str, *, exact: bool) -> None:
         facts = self._manifest.tasks[self._task(task)]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def info(
-    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    zoo: Annotated[
+        str,
+        typer.Argument(metavar="ZOO", help="The archive: a .tall file, a folder, or an address such as hf://user/zoo."),
+    ],
     masks: Annotated[
         bool, typer.Option("--masks", help="Count which parameters the tasks use, alone and together.")
     ] = False,
