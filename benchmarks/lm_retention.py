@@ -1,37 +1,42 @@
 """What each setting keeps of a zoo of bf16 language models, and what it costs.
 
-ZOO is what `lm_zoo.py` makes. Each setting is packed once; every task is decoded from it and scored beside its
-original: greedy answers that are exactly right, KL(original ‖ decoded) in nats per answer token of the task and per
-token of text that the task never saw, each with its standard error, and the perplexity on that text. Bits are of the
-task's own bytes per parameter of the task.
+ZOO is what `lm_zoo.py` makes. Every task is packed in each setting, decoded and scored beside its original: greedy
+answers that are exactly right, KL(original ‖ decoded) in nats per answer token of the task and per token of text that
+the task never saw, each with its standard error, and the perplexity on that text. Bits are of the task's weights alone
+and of all its bytes, tokenizer and all, per parameter; a setting is a quality, `default`, or a number of bits, and `@4`
+behind it sets κ. `--save` keeps what is measured, and what is kept there is not measured again.
 
 example:
-  python benchmarks/lm_retention.py ~/lm ~/data --out lm.json --settings small balanced high lossless
+  python benchmarks/lm_retention.py ~/lm ~/data --save lm.json --settings small default high lossless 0.4 0.8
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import describe_machine, table
-from lm_zoo import TUNES, accuracy, divergence, text_divergence
+from lm_zoo import TUNES, answers, continuations, divergence
 
 import tallstore
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedCache:
+class Decoded:
     """One task in one setting."""
 
     setting: str
     task: str
     bits: float
+    """Of the weights; `bits_in_all`: of everything that the task alone has."""
+    bits_in_all: float
     accuracy: float
     original: float
     kl_task: float
@@ -42,7 +47,8 @@ class DecodedCache:
 
     @property
     def retention(self) -> float:
-        return self.accuracy / self.original if self.original else float("nan")
+        """Its share of the original's accuracy."""
+        return self.accuracy / self.original if self.original else math.nan
 
 
 def texts_of(data: Path, most: int) -> list[str]:
@@ -51,77 +57,90 @@ def texts_of(data: Path, most: int) -> list[str]:
     return [line.partition("\t")[2][:300] for line in lines][:most]
 
 
-def measure(zoo: Path, data: Path, setting: str, tasks: list[str], examples: int) -> list[DecodedCache]:
-    """Pack with one setting and score every task."""
+def options_of(setting: str) -> dict[str, Any]:
+    """Arguments of `tallstore.pack`."""
+    word, _, kappa = setting.partition("@")
+    options: dict[str, Any] = {"bits": float(word)} if word[0].isdigit() else {"quality": word}
+    if word == "default":
+        options = {}
+    return options | ({"kappa": float(kappa)} if kappa else {})
+
+
+def decoded(zoo: Path, task: str, setting: str) -> tuple[Any, float, float]:
+    """A task as a setting leaves it, in float32; bits a parameter of its weights, and in all."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as place:
+        archive = Path(place) / "zoo.tall"
+        tallstore.pack(zoo / "base", {task: zoo / task}, archive, base_storage="reference", **options_of(setting))
+        with tallstore.open(archive, base=zoo / "base") as opened:
+            model = AutoModelForCausalLM.from_pretrained(zoo / task, dtype=torch.bfloat16).eval()
+            opened.load_into(model, task)
+            own, parts = opened.manifest.tasks[task], opened.manifest.parts
+    weights = sum(parts[path].size for paths in own.parts.values() for path in paths)
+    parameters = own.measured["parameters"]
+    return model.float(), 8 * weights / parameters, 8 * own.measured["bytes"] / parameters
+
+
+def measure(zoo: Path, data: Path, task: str, settings: list[str], examples: int) -> Iterator[Decoded]:
+    """Score one task in every setting."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(zoo / "base")
-    texts = texts_of(data, examples // 2)
-    options: dict[str, Any] = {"bits": float(setting)} if setting[0].isdigit() else {"quality": setting}
-    if setting == "default":
-        options = {}
-    found = []
-    with tempfile.TemporaryDirectory() as place:
-        archive = Path(place) / "zoo.tall"
-        tallstore.pack(zoo / "base", {task: zoo / task for task in tasks}, archive, **options)
-        with tallstore.open(archive) as opened:
-            for task in tasks:
-                original = AutoModelForCausalLM.from_pretrained(zoo / task, dtype=torch.float32).eval()
-                decoded = AutoModelForCausalLM.from_pretrained(zoo / task, dtype=torch.bfloat16).eval()
-                opened.load_into(decoded, task)
-                decoded = decoded.float()
-                rows = TUNES[task].examples(data, "score", examples)
-                kl, kl_error = divergence(decoded, original, tokenizer, rows)
-                text, text_error, perplexity = text_divergence(decoded, original, tokenizer, texts)
-                measured = opened.manifest.tasks[task].measured
-                found.append(
-                    DecodedCache(
-                        setting=setting,
-                        task=task,
-                        bits=8 * measured["bytes"] / measured["parameters"],
-                        accuracy=accuracy(decoded, tokenizer, rows),
-                        original=accuracy(original, tokenizer, rows),
-                        kl_task=kl,
-                        kl_task_error=kl_error,
-                        kl_text=text,
-                        kl_text_error=text_error,
-                        perplexity=perplexity,
-                    )
-                )
-                print(json.dumps(asdict(found[-1])), flush=True)
-    return found
+    rows, texts = TUNES[task].examples(data, "score", examples), texts_of(data, max(1, examples // 4))
+    model = AutoModelForCausalLM.from_pretrained(zoo / task, dtype=torch.float32).eval()
+    original, due = answers(model, tokenizer, rows)
+    told, _ = continuations(model, tokenizer, texts)
+    for setting in settings:
+        model, bits, bits_in_all = decoded(zoo, task, setting)
+        own, right = answers(model, tokenizer, rows)
+        kl, kl_error = divergence(own, original)
+        own, perplexity = continuations(model, tokenizer, texts)
+        text, text_error = divergence(own, told)
+        yield Decoded(
+            setting=setting,
+            task=task,
+            bits=bits,
+            bits_in_all=bits_in_all,
+            accuracy=right,
+            original=due,
+            kl_task=kl,
+            kl_task_error=kl_error,
+            kl_text=text,
+            kl_text_error=text_error,
+            perplexity=perplexity,
+        )
 
 
 def main() -> None:
+    """Measure what is not yet, and print a table of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--settings", nargs="+", default=["small", "balanced", "high", "lossless"])
+    parser.add_argument("--settings", nargs="+", default=["small", "default", "high", "lossless"])
     parser.add_argument("--tasks", nargs="+", choices=list(TUNES))
     parser.add_argument("--examples", type=int, default=300)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--save", type=Path, metavar="JSON")
     given = parser.parse_args()
-    tasks = given.tasks or [task for task in TUNES if (given.zoo / task).exists()]
-    found = [
-        each for setting in given.settings for each in measure(given.zoo, given.data, setting, tasks, given.examples)
-    ]
-    if given.out:
-        given.out.write_text(
-            json.dumps({"machine": describe_machine(), "rows": [asdict(each) for each in found]}, indent=1)
-        )
-    head = ["setting, task", "bits", "kept", "KL task", "±", "KL text", "±", "perplexity"]
+    kept = json.loads(given.save.read_text()) if given.save and given.save.exists() else {"rows": []}
+    scored = [Decoded(**each) for each in kept["rows"]]
+    for task in given.tasks or [task for task in TUNES if (given.zoo / task).exists()]:
+        known = {each.setting for each in scored if each.task == task}
+        wanted = [setting for setting in given.settings if setting not in known]
+        for each in measure(given.zoo, given.data, task, wanted, given.examples) if wanted else ():
+            scored.append(each)
+            print(json.dumps(asdict(each)), flush=True)
+            if given.save:
+                rows = [asdict(each) for each in scored]
+                given.save.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1))
+    head = ["task", "setting", "bits", "in all", "kept", "KL task", "±", "KL text", "±", "perplexity"]
     rows = [
         [
-            f"{each.setting}, {each.task}",
-            f"{each.bits:.3f}",
-            f"{each.retention:.1%}",
-            f"{each.kl_task:.5f}",
-            f"{each.kl_task_error:.5f}",
-            f"{each.kl_text:.5f}",
-            f"{each.kl_text_error:.5f}",
+            *(each.task, each.setting, f"{each.bits:.3f}", f"{each.bits_in_all:.3f}", f"{each.retention:.1%}"),
+            *(f"{each.kl_task:.5f}", f"{each.kl_task_error:.5f}", f"{each.kl_text:.5f}", f"{each.kl_text_error:.5f}"),
             f"{each.perplexity:.2f}",
         ]
-        for each in found
+        for each in sorted(scored, key=lambda each: (each.task, each.bits))
     ]
     print(table(head, rows))
 

@@ -155,44 +155,39 @@ def changed(base: Path, task: Path) -> float:
 
 
 @torch.inference_mode()
-def accuracy(model: Any, tokenizer: Any, rows: Sequence[Example]) -> float:
-    """The share of answers that greedy decoding gives exactly."""
+def answers(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[list[torch.Tensor], float]:
+    """Log-probabilities at each answer's tokens, shape (tokens, vocabulary), and the share of answers that greedy
+    decoding gives exactly."""
+    found: dict[int, torch.Tensor] = {}
     right = 0
-    for start in range(0, len(rows), 32):
-        ids, mask, labels = batch(tokenizer, rows[start : start + 32])
-        got, want = model(input_ids=ids, attention_mask=mask).logits[:, :-1].argmax(-1), labels[:, 1:]
-        right += int(((got == want) | (want == -100)).all(-1).sum())
-    return right / len(rows)
-
-
-@torch.inference_mode()
-def divergence(model: Any, reference: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[float, float]:
-    """KL(reference ‖ model) per answer token in nats: the mean and its standard error."""
-    found: list[torch.Tensor] = []
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     for start in range(0, len(rows), 16):
-        ids, mask, labels = batch(tokenizer, rows[start : start + 16])
-        at = labels[:, 1:] != -100
-        right, own = (
-            m(input_ids=ids, attention_mask=mask).logits[:, :-1][at].log_softmax(-1) for m in (reference, model)
-        )
-        found.append((right.exp() * (right - own)).sum(-1))
-    each = torch.cat(found)
-    return float(each.mean()), float(each.std() / math.sqrt(len(each)))
+        own = by_length[start : start + 16]
+        ids, mask, labels = batch(tokenizer, [rows[i] for i in own])
+        hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+        for i, each, want in zip(own, hidden, labels[:, 1:], strict=True):
+            at = want != -100
+            found[i] = model.lm_head(each[at]).log_softmax(-1)
+            right += bool((found[i].argmax(-1) == want[at]).all())
+    return [found[i] for i in range(len(rows))], right / len(rows)
 
 
 @torch.inference_mode()
-def text_divergence(model: Any, reference: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[float, float, float]:
-    """Of text that the task never saw: KL per token, its standard error, and the model's perplexity."""
-    found: list[torch.Tensor] = []
-    loss, count = 0.0, 0
+def continuations(model: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[list[torch.Tensor], float]:
+    """Log-probabilities at each text's tokens but the last, and the perplexity of all."""
+    found, loss, count = [], 0.0, 0
     for text in texts:
         ids = tokenizer(text, return_tensors="pt").input_ids
-        right, own = (m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (reference, model))
-        found.append((right.exp() * (right - own)).sum(-1))
-        loss -= float(own.gather(1, ids[0, 1:, None]).sum())
+        found.append(model(input_ids=ids).logits[0, :-1].log_softmax(-1))
+        loss -= float(found[-1].gather(1, ids[0, 1:, None]).sum())
         count += ids.shape[1] - 1
-    each = torch.cat(found)
-    return float(each.mean()), float(each.std() / math.sqrt(len(each))), math.exp(loss / count)
+    return found, math.exp(loss / count)
+
+
+def divergence(own: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """KL(reference ‖ own) per token in nats: the mean and its standard error."""
+    each = torch.cat([(b.exp() * (b - a)).sum(-1) for a, b in zip(own, reference, strict=True)])
+    return float(each.mean()), float(each.std() / math.sqrt(len(each)))
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,52 @@ def test_what_is_kept_is_about_as_large_as_what_changed(bits: float, tmp_path: P
         state = zoo.state_dict("t")
     for name, start in base.items():
         tau, kept = (each[name].double() - start.double() for each in (task, state))
-        assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.06)
+        assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("bits", [0.8, 1.0])
+def test_units_of_weights_of_every_size_are_kept_alike(bits: float, tmp_path: Path) -> None:
+    """A hard threshold would leave out all steps of a unit of small weights, and take all of larger ones."""
+    base, task = tuned()
+    with packed(base, {"t": task}, tmp_path / "zoo", bits=bits) as zoo:
+        state = zoo.state_dict("t")
+    start, tau, kept = (torch.cat([each[name].double().reshape(-1) for name in base]) for each in (base, task, state))
+    tau, kept = tau - start, kept - start
+    sizes, counts = tau[tau != 0].abs().unique(return_counts=True)
+    for size in sizes[counts >= 1000]:
+        same = tau.abs() == size
+        assert float((kept * tau.sign())[same].mean() / size) == pytest.approx(1, abs=0.08)
+
+
+def test_more_bits_never_diverge_more_and_no_less_than_nothing_costs_more(tmp_path: Path) -> None:
+    """Half of what was tuned is one direction, along which inputs lie: what errs everywhere alike shows in outputs."""
+    base, _ = tuned()
+    generator = torch.Generator().manual_seed(1)
+    up, along = torch.randn(SHAPE[0], 1, generator=generator), torch.randn(1, SHAPE[1], generator=generator)
+    task = {
+        name: (each.float() + 8e-5 * (torch.randn(SHAPE, generator=generator) + 0.5 * up * along)).bfloat16()
+        for name, each in base.items()
+    }
+    inputs = along + torch.randn(128, SHAPE[1], generator=generator)
+
+    def divergence(state: Mapping[str, torch.Tensor]) -> float:
+        off, moved = (
+            sum(float((inputs @ (one[name].float() - task[name].float()).T).square().sum()) for name in base)
+            for one in (state, base)
+        )
+        return (off / moved) ** 0.5
+
+    def measured(**options: Any) -> tuple[float, float]:
+        folder = tmp_path / "-".join(map(str, options.values()))
+        with packed(base, {"t": task}, folder, **options) as zoo:
+            return zoo.manifest.bits_per_parameter(0), divergence(zoo.state_dict("t"))
+
+    settings = [measured(quality=name) for name in ("small", "balanced", "high", "lossless")]
+    budgets = [measured(bits=bits) for bits in (0.1, 0.2, 0.4, 0.8, 1.4, 3.0)]
+    for each in (settings, budgets):
+        assert each == sorted(each, key=lambda pair: (pair[0], -pair[1]))
+    assert settings[-1][1] == budgets[-1][1] == 0
+    assert max(bits for bits, _ in settings + budgets) <= settings[-1][0]
 
 
 @pytest.mark.parametrize(

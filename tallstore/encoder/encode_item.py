@@ -146,7 +146,9 @@ def _encode(
     coded = encode_chunk(chunk.base, rows, tools.recipe, tools.vector, tools.mask, tools.device, item.name, item.start)
     rounded = base.dtype != chunk.base.dtype
     codecs = (tools.vector, tools.mask)
-    coded = remeasure(coded, rows, base, rounded=rounded, codecs=codecs, recipe=tools.recipe)
+    coded = remeasure(
+        *(coded, rows, base), rounded=rounded, codecs=codecs, recipe=tools.recipe, tensor=item.name, first=item.start
+    )
     made = iter(zip(coded.rows, rows, strict=True))
     return coded.vector, [
         _outcome(item, user, look, *next(made), base, tools) if look is not None and look.usable else look

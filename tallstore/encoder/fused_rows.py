@@ -26,6 +26,7 @@ from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import Made
 from tallstore.encoder.metrics import N_SUMS, scaled, settled
 from tallstore.encoder.quantize import encode
+from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
 from tallstore.kernels import reference
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
@@ -175,11 +176,19 @@ def marked(
     elif not 0 <= scale < math.inf:
         return Fallback.SCALE
     else:
+        placing = None
+        if width and scale:
+            tau = scratch("tau", n, np.float32)
+            native.subtract(tau, seen, native.NativeRow(row.form, data=words), np.array([[0, n]]), base.values)
+            placing = Placing(RoundedLevels(tau, base.values, row.form, low, width, start, rule.seeds[0]), ONES)
 
         def measure(size: float) -> tuple[float, ...]:
-            return *native.measure_marks(words, base.values, packed, size, row.form), on
+            marks = on if placing is None else placing.marks_at(packed, size)
+            return *native.measure_marks(words, base.values, packed, size, row.form), marks
 
         scale, sums = settled(measure, partial(recipe.scale, task), scale)
+        if placing is not None:
+            placing.marks_at(packed, scale)
     return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, sums), seen.differs
 
 

@@ -15,6 +15,7 @@ import torch
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.metrics import agreement, settled
+from tallstore.encoder.rounded_levels import Placing, RoundedLevels
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
 from tallstore.recipes.dither import uniform, unmixed
@@ -78,11 +79,17 @@ def encode(
     if form == FLOAT32:
         sums = _measure(tau, table, indices, base, form)
     else:
+        assert base is not None, "of a narrow row the base is needed"
+        begun = RoundedLevels(tau, base, form, levels.bounds[0], levels.width, start, seed)
+        placing = Placing(begun, table[1 : 1 + len(levels.bounds)], indices) if levels.width else None
 
         def measure(scale: float) -> tuple[float, ...]:
-            return _measure(tau, table * np.float32(scale), indices, base, form)
+            placed = indices if placing is None else placing.at(scale)
+            return _measure(tau, table * np.float32(scale), placed, base, form)
 
         scale, sums = settled(measure, partial(_off, levels.least and not levels.width))
+        if placing is not None:
+            numbers = np.bincount(placing.at(scale), minlength=len(table))
         table = table * np.float32(scale)
     codec = codec_of(len(levels.bounds))
     return Leveled(codec.id, codec.encode_indices(table, indices, numbers), table, indices, sums)

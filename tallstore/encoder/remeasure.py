@@ -10,7 +10,8 @@ Rows that go `straight` measure the second by themselves, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,11 +21,15 @@ from torch import Tensor
 
 from tallstore.codecs import VECTOR
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
+from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
 from tallstore.encoder.metrics import agreement, settled
+from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
+from tallstore.kernels import reference
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.rules import Rule
 from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
 from tallstore.recipes.base import Recipe
@@ -41,6 +46,8 @@ def remeasure(
     rounded: bool,
     codecs: tuple[VectorCodec, MaskCodec],
     recipe: Recipe,
+    tensor: str = "",
+    first: int = 0,
 ) -> CodedChunk:
     """The same coded chunk, its sums measured anew where they must be, and scales of marks settled by them.
 
@@ -51,6 +58,8 @@ def remeasure(
         rounded: whether that is not the base that it was made against.
         codecs: of v, and of the masks.
         recipe: which scale is right.
+        tensor: the base's name of the tensor.
+        first: where in it the chunk begins.
     """
     if not any(rounded or row.weights.dtype in NARROW for row in rows):
         return coded
@@ -69,14 +78,42 @@ def remeasure(
         as_it_is = rounded or made.kind == "delta" or recipe.shared or row.exact or base.dtype != row.weights.dtype
         if as_it_is:
             return replace(made, sums=measure(made.scale))
+        rule = recipe.rule([row.task], tensor)
+        if rule is not None and is_by_sign(rule, vector) and rule.widths[0] and 0 < made.scale < math.inf:
+            return _drawn(made, row, start, (rule, first), mask, partial(recipe.scale, row.task))
         scale, sums = settled(measure, partial(recipe.scale, row.task), made.scale)
         return replace(made, scale=scale, sums=sums)
 
     return replace(coded, rows=tuple(again(made, row) for made, row in zip(coded.rows, rows, strict=True)))
 
 
+def _drawn(
+    made: Made,
+    row: TaskRow,
+    base: Tensor,
+    place: tuple[Rule, int],
+    mask: MaskCodec,
+    wanted: Callable[[tuple[float, ...]], float],
+) -> Made:
+    """Marks that were drawn in float32, drawn anew by what a decoder returns of them, and their scale with them."""
+    rule, first = place
+    low, width = float(np.float32(rule.limits[0])), float(np.float32(rule.widths[0]))
+    tau, before = task_vector(base, row.weights).numpy(), base.to(torch.float32).numpy()
+    placing = Placing(RoundedLevels(tau, before, NARROW[base.dtype], low, width, first, rule.seeds[0]), ONES)
+    packed = np.empty(reference.packed_size(made.kind, len(tau)), np.uint8)
+
+    def measure(scale: float) -> tuple[float, ...]:
+        on = placing.marks_at(packed, scale)
+        steps = decoding().mask(packed, made.kind, len(tau), scale, base.dtype, None)
+        return _kept(steps, row.weights, base, on)
+
+    scale, sums = settled(measure, wanted, made.scale)
+    placing.marks_at(packed, scale)
+    return replace(made, scale=scale, sums=sums, data=mask.encode_packed(packed, made.kind, len(tau)))
+
+
 def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
-    n, decoded = len(weights), torch.empty_like(weights)
+    n = len(weights)
     steps: Steps
     backend = decoding()
     if made.kind == "delta":
@@ -89,9 +126,14 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
         packed = mask.decode_packed(made.data, made.kind, n)
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
         steps = backend.mask(packed, made.kind, n, made.scale, weights.dtype, None if shared is None else shared[:n])
+    return _kept(steps, weights, base, float(on))
+
+
+def _kept(steps: Steps, weights: Tensor, base: Tensor, on: float) -> tuple[float, ...]:
+    decoded = torch.empty_like(weights)
     steps.begin()(decoded, base)
     if weights.dtype == base.dtype and weights.dtype in NARROW and native.available():
         own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
-        return *native.agree_rows(own, before, after, NARROW[weights.dtype]), float(on)
+        return *native.agree_rows(own, before, after, NARROW[weights.dtype]), on
     measured = agreement(task_vector(base, weights), task_vector(base, decoded))
-    return *measured[:-1], float(on)
+    return *measured[:-1], on

@@ -43,12 +43,14 @@ class Magnitudes:
     """Σ θ0² where τ ≠ 0."""
     still: float = 0.0
     """Parameters that did not move, in a type of few bits: they lie scattered, and marks tell which did."""
+    narrow: bool = False
+    """Whether they are of a type of few bits."""
     _sums: tuple[float, float] | None = field(default=None, init=False, repr=False, compare=False)
     """`moved` and `energy`, once one of them was asked for, and until they change."""
 
     def of(self, n: int, *, narrow: bool) -> Magnitudes:
         """The same of n parameters, not scaled yet."""
-        return replace(self, still=n - float(self.counts.sum())) if narrow else self
+        return replace(self, still=n - float(self.counts.sum()), narrow=True) if narrow else self
 
     def add(self, other: Magnitudes) -> None:
         """Add another run of the same tensor."""

@@ -32,7 +32,7 @@ from tallstore.recipes.divergence import TensorShare, predicted_divergence, read
 from tallstore.recipes.histogram import Magnitudes, magnitudes
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
-from tallstore.recipes.steps import Steps, join, steps
+from tallstore.recipes.steps import Steps, biased, join, steps
 
 __all__ = ["LEVELS", "TOLERABLE", "Solo"]
 
@@ -46,10 +46,16 @@ TOLERABLE = 0.25
 _NEARLY = 0.9
 """Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is predicted of the latter
 is a few percent too much."""
+_WITHOUT_LOSS = -1
+"""The ladder of losing nothing: a choice among others, where it is known what it takes."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
 on. That keeps it near what diverges least: see `benchmarks/README.md`."""
+_KAPPA_NARROW = 19.0
+"""In types of few bits at least this, whatever the rate: there many magnitudes are equal, a unit in the last place of
+weights of one size, and what leaves them out, or takes them all, errs for each of them in the same way. Marks with
+dither are right of them all and cost no more, for the type has nothing between two units (see `rounded_levels`)."""
 _KAPPA_SLOPE = 540.0
 """Where a divergence is, κ in squares of it."""
 _FINE = 8192
@@ -88,6 +94,8 @@ class Solo(Recipe):
         usual = _kappa(bits) if bits is not None else min(_KAPPA_MOST, max(1.0, _KAPPA_SLOPE * divergence**2))
         # The least error at the bytes of the level: those are what the usual weight takes.
         self.kappa = usual if kappa is None or (self.least and bits is None) else kappa
+        self.narrow_kappa = max(self.kappa, _KAPPA_NARROW) if kappa is None else self.kappa
+        """Of tensors in a type of few bits."""
         self.bits, self.divergence = bits, divergence
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
@@ -141,7 +149,11 @@ class Solo(Recipe):
     def _without_loss(self, tensors: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> frozenset[Key]:
         """Tensors that take about as little without loss; all of a task's that can, where they do together."""
         nearly = _NEARLY if self.bits is None else 1.0  # what is within a budget stays there
-        cheap = {key for key, choice in chosen.items() if choice.bits >= nearly * tensors[key].lossless_bits}
+        cheap = {
+            key
+            for key, choice in chosen.items()
+            if choice.ladder == _WITHOUT_LOSS or choice.bits >= nearly * tensors[key].lossless_bits
+        }
         by_task: dict[int, list[Key]] = {}
         for key in chosen:
             if math.isfinite(tensors[key].lossless_bits):
@@ -355,13 +367,16 @@ class _Histograms(Statistic):
     def _tensor(self, tensor: str, histogram: Magnitudes, coherent: float, lossless_bits: float) -> _Tensor:
         recipe = self._recipe
         small = histogram.moved < _FINE and (recipe.bits is not None or recipe.vector_like(tensor))
-        offers = choices(histogram, recipe.kappa)
+        kappa = recipe.narrow_kappa if histogram.narrow else recipe.kappa
+        offers = choices(histogram, kappa)
         finer: Steps = ([], np.zeros(0), np.zeros(0))
         if recipe.bits is None:
             finer = steps(histogram)
-            offers = join(offers, finer, ladders())
+            offers = join(offers, biased(finer, histogram, kappa) if histogram.narrow else finer, ladders())
         if not len(offers):
             offers = Choices.only(_signs(histogram))
+        if math.isfinite(lossless_bits):
+            offers = join(offers, ([], np.array([lossless_bits]), np.zeros(1)), _WITHOUT_LOSS)
         return _Tensor(
             offers=offers,
             steps=tuple(finer[0]),

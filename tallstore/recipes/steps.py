@@ -16,7 +16,7 @@ from tallstore.recipes.histogram import EDGES, Floats, Magnitudes
 from tallstore.recipes.quantizers import Quantizer
 from tallstore.recipes.rate_distortion import Choices, hull_of, prices
 
-__all__ = ["MOST", "Steps", "join", "steps"]
+__all__ = ["MOST", "Steps", "biased", "join", "steps"]
 
 Steps = tuple[list[Quantizer], Floats, Floats]
 """Levels, and the bits and the harm of each."""
@@ -52,6 +52,14 @@ def steps(histogram: Magnitudes) -> Steps:
     return levels, *prices(histogram, bounds)
 
 
+def biased(stepped: Steps, histogram: Magnitudes, kappa: float) -> Steps:
+    """The same, κ being what it is: what lies below the first level is left out alike, which is bias and no noise."""
+    levels, bits, harm = stepped
+    upto = np.concatenate([[0.0], np.cumsum(histogram.counts * np.square(histogram.middle))])
+    below = upto[np.searchsorted(histogram.edges, [each.bounds[0] for each in levels])] if levels else np.zeros(0)
+    return levels, bits, harm + (kappa - 1) * below / histogram.energy if levels else harm
+
+
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     """Sorted, each once; `np.unique` would import `numpy.ma` in the middle of a run."""
     ordered: NDArray[Any] = np.sort(values)
@@ -64,8 +72,8 @@ def join(offered: Choices, stepped: Steps, first: int) -> Choices:
 
     The ladder of a step is its place among the steps, counted from `first` on.
     """
-    levels, bits, harm = stepped
-    ladders = np.concatenate([offered.ladders, first + np.arange(len(levels))]).astype(np.intp)
+    _, bits, harm = stepped
+    ladders = np.concatenate([offered.ladders, first + np.arange(len(bits))]).astype(np.intp)
     bits, harm = np.concatenate([offered.bits, bits]), np.concatenate([offered.harm, harm])
     best = hull_of(bits, harm)
     return Choices(ladders[best], bits[best], harm[best])

@@ -37,6 +37,7 @@ RUNS = {
 QUICK = {"plan", "mask_statistics", "codec_speed"}
 
 NOT_RUN = {
+    "conv_retention": "fetches a package's weights and tunes three networks",
     "decode": "gigabytes of synthetic checkpoints",
     "engines": "vLLM; .ci/vllm tries the same",
     "finetune": "trains twelve models on text sets",

@@ -76,7 +76,8 @@ def always(base: Tensor, weights: Tensor, recipe: Solo, start: int, *, exact: bo
     """What the general way makes of a row."""
     rows, vector, mask = [TaskRow(2, weights, exact=exact)], codecs.VECTOR["ones"], codecs.MASK["adaptive"]
     coded = encode_chunk(base, rows, recipe, vector, mask, torch.device("cpu"), "w", start)
-    return remeasure(coded, rows, base, rounded=False, codecs=(vector, mask), recipe=recipe).rows[0]
+    made = remeasure(*(coded, rows, base), rounded=False, codecs=(vector, mask), recipe=recipe, tensor="w", first=start)
+    return made.rows[0]
 
 
 def without_kernels(base: Tensor, weights: Tensor, recipe: Solo, start: int) -> Made:

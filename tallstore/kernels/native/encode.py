@@ -35,6 +35,7 @@ __all__ = [
     "norms",
     "pack_indices",
     "packed_to_gaps",
+    "place_rounded",
     "split",
     "subtract",
     "tally",
@@ -64,6 +65,7 @@ _TABLE: dict[str, Function] = {
     "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
     "pack_indices": (None, (_P, _P, _N, _P, _I)),
     "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
+    "place_rounded": (None, (_P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I)),
     "split": (None, (_P, _P, _N, _I, _I)),
     "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
     "tally": (_N, (_P, _P, _P, _P, _P, _N, _I, _P, _N, _P)),
@@ -270,6 +272,25 @@ def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: i
         *(address(bounds), len(bounds), width, first, _room(len(tau))),
     )
     return numbers, totals, float(norm)
+
+
+def place_rounded(
+    indices: Bytes, tau: Singles, base: Singles, values: Singles, shape: tuple[float, float, float, int], form: int
+) -> None:
+    """Levels with dither by what a decoder returns: `encoder.rounded_levels` has the reference.
+
+    Args:
+        indices: shape (n,); set, numbered as those of `levels`.
+        tau: τ, shape (n,).
+        base: θ0, shape (n,): finite numbers of the row's type.
+        values: what levels add, ascending, at most 127.
+        shape: where levels begin, low, width and k there; the unmixed place of the first parameter, modulo 2^32.
+        form: BFLOAT16 or FLOAT16.
+    """
+    values = np.ascontiguousarray(values, np.float32)
+    _kernels().place_rounded(
+        *(address(indices), address(tau), address(base), len(tau), address(values), len(values), *shape, form)
+    )
 
 
 def subtract(tau: Singles, seen: Seen, row: NativeRow, runs: Integers, base: Singles) -> bool:

@@ -69,6 +69,48 @@ TS_KERNEL(double, levels)
     return ts_add_blocks(room, ts_blocks(n));
 }
 
+/* Levels with dither by what a decoder returns: see `encoder.rounded_levels`. A tile of at most TS_BLOCK elements.
+ *   low, width: of a level's beginning, relative; factor: k */
+static inline void place_rounded(uint8_t *restrict indices, const float *restrict tau, const float *restrict base, int64_t m,
+                                 const float *values, int32_t count, float low, float width, float factor, uint32_t first,
+                                 int32_t form) {
+    float share[TS_BLOCK], before[TS_BLOCK], after[TS_BLOCK];
+    uint16_t words[TS_BLOCK];
+    int32_t cell[TS_BLOCK];
+    for (int64_t k = 0; k < m; k++) share[k] = ts_uniform(first + (uint32_t)k) * width + low;
+    for (int64_t k = 0; k < m; k++) before[k] = 0, cell[k] = 0;
+    for (int32_t j = 0; j < count; j++) {
+        const uint32_t value = ts_bits(values[j]);
+        for (int64_t k = 0; k < m; k++) after[k] = base[k] + ts_float(value | (ts_bits(tau[k]) & 0x80000000u));
+        ts_narrow(words, after, m, form);
+        ts_widen(after, words, m, form);
+        for (int64_t k = 0; k < m; k++) {
+            const float size = ts_float(ts_bits(tau[k]) & 0x7FFFFFFFu), moved = ts_float(ts_bits(after[k] - base[k]) & 0x7FFFFFFFu);
+            const float least = (before[k] + share[k] * (moved - before[k])) * factor;
+            cell[k] = (size >= least) & (moved > before[k]) ? j + 1 : cell[k];
+            before[k] = moved;
+        }
+    }
+    for (int64_t k = 0; k < m; k++) {
+        const int32_t here = tau[k] != 0 ? cell[k] : 0;
+        indices[k] = (uint8_t)((tau[k] < 0) & (here > 0) ? here + count : here);
+    }
+}
+
+/* Indices of n elements, as `levels` numbers them. values: what levels add, `count` of them; base: finite numbers of type
+ * `form`. */
+TS_KERNEL(void, place_rounded)
+(uint8_t *indices, const float *tau, const float *base, int64_t n, const float *values, int32_t count, float low, float width,
+ float factor, uint32_t first, int32_t form) {
+    for (int64_t a = 0; a < n; a += TS_BLOCK) {
+        const int64_t m = TS_MIN(n - a, TS_BLOCK);
+        int32_t moved = 0;
+        for (int64_t k = 0; k < m; k++) moved |= tau[a + k] != 0;
+        if (moved) place_rounded(indices + a, tau + a, base + a, m, values, count, low, width, factor, first + (uint32_t)a, form);
+        else memset(indices + a, 0, (size_t)m);
+    }
+}
+
 /* τ = θt − θ0 of runs of a row, one behind the other; runs[2k], runs[2k + 1]: a run's first element and the one behind
  * its last. Returns how many elements could be read. */
 TS_KERNEL(int64_t, subtract)

@@ -1,0 +1,106 @@
+"""Levels with dither in a type of few bits, chosen by what a decoder returns and not by what it adds.
+
+A decoder rounds θ0 + v to the task's type, so that a level v moves one parameter by more than v, another by less or not
+at all. With δ_i what level i moves this very parameter by (δ_0 = 0), level i + 1 is taken in place of level i where
+
+    |τ| ≥ (δ_i + g·(δ_{i+1} − δ_i)) · k,    g = (u·width + low) / top,    k = top / v_1,    top = width + 2·low
+
+with u of `recipes.dither`: as far as g is uniform in [0, 1), what is returned is |τ| / k on the average for every
+parameter by itself, wherever the type's values lie (dither between the points of a lattice). k makes up for magnitudes
+beyond the last level, as scales do. Of levels that a parameter is moved by alike, the first is taken.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tallstore.codecs.base import Bytes, Floats
+from tallstore.kernels import reference
+from tallstore.kernels.native import encode as native
+from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.scratch import scratch
+from tallstore.recipes.dither import uniform, unmixed
+
+__all__ = ["ONES", "Placing", "RoundedLevels"]
+
+ONES = np.ones(1, np.float32)
+"""The values of marks over v = 1."""
+
+_TYPES = {form: dtype for dtype, form in NARROW.items()}
+
+
+class RoundedLevels(NamedTuple):
+    """A chunk's parameters, and where levels begin."""
+
+    tau: Floats
+    """τ, shape (n,)."""
+    base: Floats
+    """θ0, shape (n,): finite numbers of the row's type."""
+    form: int
+    """The row's type: one of `native_types.NARROW`."""
+    low: float
+    width: float
+    """Where the first level begins: from `low` to `low` + `width`, above 0."""
+    start: int
+    """Where in the tensor the chunk begins."""
+    seed: int
+
+    def place(self, indices: Bytes, values: Floats) -> None:
+        """Choose levels: 0, then each of +, then each of −.
+
+        Args:
+            indices: shape (n,); set.
+            values: what levels add, ascending, above 0, float32, shape (L,), at most 127.
+        """
+        low, width = np.float32(self.low), np.float32(self.width)
+        with np.errstate(all="ignore"):  # a scale that overflows marks nothing
+            top = width + 2 * low
+            low, width, factor = low / top, width / top, top / values[0]
+        if native.available():
+            shape = (float(low), float(width), float(factor), unmixed(self.start, self.seed))
+            native.place_rounded(indices, self.tau, self.base, values, shape, self.form)
+            return
+        magnitude, indices[:] = np.abs(self.tau), 0
+        share = uniform(self.start, len(self.tau), self.seed) * width + low
+        before = np.zeros_like(magnitude)
+        for level, value in enumerate(values.tolist(), 1):
+            after = self._moved_by(value)
+            with np.errstate(all="ignore"):
+                least = (before + share * (after - before)) * factor
+                indices[(magnitude >= least) & (after > before)] = level
+            before = after
+        indices[magnitude == 0] = 0
+        indices[(self.tau < 0) & (indices > 0)] += len(values)
+
+    def _moved_by(self, value: float) -> Floats:
+        """How far a decoder moves each parameter towards its τ."""
+        base = torch.from_numpy(self.base)
+        step = torch.from_numpy(np.copysign(np.float32(value), self.tau))
+        moved: Floats = ((base + step).to(_TYPES[self.form]).to(torch.float32) - base).abs().numpy()
+        return moved
+
+
+class Placing:
+    """A chunk's levels at one scale after the other."""
+
+    def __init__(self, levels: RoundedLevels, values: Floats, indices: Bytes | None = None) -> None:
+        """`values`: of the levels at scale 1; `indices`: memory for them, shape (n,), if there is any."""
+        self._levels, self._values = levels, values
+        self._indices = scratch("symbols", len(levels.tau), np.uint8) if indices is None else indices
+        self._scale = 0.0
+
+    def at(self, scale: float) -> Bytes:
+        """Indices at a scale, a float32 above 0; good until the next."""
+        if scale != self._scale:
+            self._levels.place(self._indices, self._values * np.float32(scale))
+            self._scale = scale
+        return self._indices
+
+    def marks_at(self, packed: Bytes, scale: float) -> float:
+        """The same of one level over v = 1, as signed marks, packed, which is set; how many there are."""
+        symbols = self.at(scale)
+        packed[:] = reference.pack(symbols, "signed")
+        return float(np.count_nonzero(symbols))

@@ -1,0 +1,122 @@
+"""Levels with dither in types of few bits: right on the average in what a decoder returns, parameter by parameter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import examples, without_kernels
+
+from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
+from tallstore.kernels import reference
+from tallstore.kernels.native import encode as native
+from tallstore.kernels.native_types import BFLOAT16, FLOAT16
+
+DRAWS = 4000
+TYPES = {BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
+
+
+def rounded(values: np.ndarray, form: int) -> np.ndarray:
+    return torch.from_numpy(values).to(TYPES[form]).float().numpy()
+
+
+def mean_returned(
+    base: float, tau: float, values: list[float], width: float, low: float = 0.0
+) -> tuple[float, set[float]]:
+    """What a decoder returns more than the base, on the average of many parameters that are alike; and what at all."""
+    bases, taus = (np.full(DRAWS, each, np.float32) for each in (base, tau))
+    indices, steps = np.empty(DRAWS, np.uint8), np.array(values, np.float32)
+    RoundedLevels(taus, bases, BFLOAT16, low, width, 3, 11).place(indices, steps)
+    table = np.concatenate([np.zeros(1, np.float32), steps, -steps])
+    returned = rounded(bases + table[indices], BFLOAT16) - bases
+    return float(returned.mean()), set(returned.tolist())
+
+
+@pytest.mark.parametrize(
+    ("step", "units"),
+    [(0.6, 1), (1.0, 1), (1.3, 1), (1.8, 2), (2.4, 2), (7.7, 8)],
+    ids=["up to a unit", "a unit", "down to a unit", "up to two", "down to two", "many"],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_marks_are_right_on_the_average_of_what_is_returned(step: float, units: int, sign: int) -> None:
+    unit = 2.0**-7  # of the numbers from 1 to 2
+    mean, returned = mean_returned(1.5, sign * 0.5 * unit, [step * unit], step * unit)
+    assert returned == {0.0, sign * units * unit}
+    # k is 1: the scale is the width. Three standard errors.
+    assert mean == pytest.approx(sign * 0.5 * unit, abs=3 * units * unit / 2 / np.sqrt(DRAWS))
+
+
+def test_a_unit_that_a_mark_returns_exactly_is_always_marked() -> None:
+    """As a number it would be marked at one in 1.3, and be returned whole: 0.77 of it on the average."""
+    assert mean_returned(1.5, 2.0**-7, [1.3 * 2.0**-7], 1.3 * 2.0**-7) == (2.0**-7, {2.0**-7})
+
+
+def test_marks_that_a_decoder_rounds_to_nothing_are_not_made() -> None:
+    indices = np.full(100, 7, np.uint8)
+    tau, base = (np.full(100, each, np.float32) for each in (2.0**-7, 1.5))
+    RoundedLevels(tau, base, BFLOAT16, 0.0, 1e-3, 0, 0).place(indices, np.array([1e-3], np.float32))
+    assert not indices.any()
+
+
+def test_where_marks_begin_is_relative_to_what_is_returned() -> None:
+    """From 0.25 to 0.75 of the width they get certain; returned are two units, so from half a unit to one and a half."""
+    unit = 2.0**-7
+    for size, share in ((0.4, 0.0), (1.0, 0.5), (1.6, 1.0)):
+        mean, _ = mean_returned(1.5, size * unit, [1.8 * unit], 0.9 * unit, 0.45 * unit)
+        assert mean == pytest.approx(2 * unit * share, abs=0.05 * unit)
+
+
+def test_between_several_levels_what_is_returned_is_right_too() -> None:
+    unit = 2.0**-7
+    values = [0.7 * unit * i for i in range(1, 8)]  # returned: 1, 1, 2, 3, 4, 4, 5 units
+    for size in (0.3, 1.5, 2.5, 3.2, 4.7):
+        mean, returned = mean_returned(1.5, size * unit, values, 0.7 * unit)
+        assert mean == pytest.approx(size * unit, abs=0.03 * unit)
+        assert returned <= {np.floor(size) * unit, np.ceil(size) * unit}
+
+
+def test_of_levels_that_return_the_same_the_first_is_taken() -> None:
+    indices, unit = np.empty(DRAWS, np.uint8), 2.0**-7
+    tau, base = np.full(DRAWS, -2 * unit, np.float32), np.full(DRAWS, 1.5, np.float32)
+    values = np.array([0.7 * unit * i for i in range(1, 8)], np.float32)
+    RoundedLevels(tau, base, BFLOAT16, 0.0, 0.7 * unit, 0, 5).place(indices, values)
+    assert set(indices.tolist()) <= {7 + 1, 7 + 3}  # never the second, which returns a unit as the first does
+
+
+def test_a_scale_is_asked_for_again_without_being_placed_again() -> None:
+    tau, base = np.full(50, 2.0**-7, np.float32), np.full(50, 1.5, np.float32)
+    placing = Placing(RoundedLevels(tau, base, BFLOAT16, 0.0, 2.0**-6, 0, 0), ONES)
+    packed = np.zeros(13, np.uint8)
+    marks = placing.marks_at(packed, 2.0**-6)
+    again = packed.copy()
+    assert placing.marks_at(packed, 2.0**-9) == 0
+    assert placing.marks_at(packed, 2.0**-6) == marks
+    assert np.array_equal(packed, again)
+    assert np.count_nonzero(reference.unpack(packed, "signed", 50)) == marks > 0
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the native library")
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    st.sampled_from([1, 3, 1023, 1025, 4099]),
+    st.sampled_from([BFLOAT16, FLOAT16]),
+    st.sampled_from([1, 2, 7]),
+    st.sampled_from([1e-30, 1e-3, 0.02, 3.0, 1e30]),
+    st.sampled_from([0.0, 0.15]),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_native_library_places_alike(n: int, form: int, count: int, width: float, foot: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = rounded(rng.standard_normal(n).astype(np.float32), form)
+    steps = rng.standard_normal(n) * 2.0 ** rng.integers(-20, 2, n) * rng.integers(0, 2, n)
+    tau = rounded((base + steps).astype(np.float32), form) - base
+    levels = RoundedLevels(tau, base, form, foot * width, (1 - 2 * foot) * width, seed % 1000, seed)
+    values = (np.arange(1, count + 1) * width * 1.1).astype(np.float32)
+    found, due = np.empty(n, np.uint8), np.empty(n, np.uint8)
+    levels.place(found, values)
+    with pytest.MonkeyPatch.context() as patch:
+        without_kernels(patch)
+        levels.place(due, values)
+    assert np.array_equal(found, due)
