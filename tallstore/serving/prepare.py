@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless
 from tallstore.errors import ModelMismatchError
 from tallstore.kernels import reference
-from tallstore.kernels.packed_rows import LevelChunk, SharedVector, pack_rows, unpacked
+from tallstore.kernels.packed_rows import SharedVector
+from tallstore.kernels.row_packing import LevelChunk, pack_rows, unpacked
 from tallstore.serving.tensors import DecodedTensor, OwnTensor, RowsTensor, Shelf, StoredTensor
 from tallstore.tensors import TORCH
 
@@ -27,7 +29,10 @@ _SMALL = 4096
 """Elements up to which a tensor is stored decoded, whatever its shape."""
 _NARROW = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """Types whose steps are counted, and integers of their size."""
-_MOST_STEPS = 255
+_FEW_STEPS = 256
+"""Different steps that bytes can tell."""
+_SPARSE = 1 / 8
+"""Share of elements that move up to which more are told in two bytes each."""
 
 
 @dataclass
@@ -228,26 +233,35 @@ def _levels(packed: PackedTensor, n: int, base: Tensor | None) -> Iterator[Level
 
 
 def _steps(packed: CodedLossless, base: Tensor) -> Iterator[LevelChunk] | None:
-    """Units in the last place by which elements differ; None where there are more than bytes can tell."""
+    """Units in the last place by which elements differ; None where they take less memory as they are coded."""
     word = _NARROW[base.dtype]
     chunks: list[tuple[Tensor, Tensor]] = []
-    used: set[int] = {0}
+    used, marks = {0}, 0
     for a in range(0, len(base), packed.chunk):
         before = base[a : a + packed.chunk]
         after = torch.empty_like(before)
         packed.apply(after, before, a)
         moved = _ordered(after.view(word)) - _ordered(before.view(word))
-        ways, places = torch.unique(moved, return_inverse=True)
-        used |= set(ways.tolist())
-        if len(used) > _MOST_STEPS:
+        places = torch.nonzero(moved).reshape(-1)
+        used |= set(torch.unique(moved[places]).tolist())
+        marks += len(places)
+        if len(used) > _FEW_STEPS and marks > _SPARSE * len(base):
             return None
-        chunks.append((ways, places))
+        chunks.append((places, moved[places]))
     every = torch.tensor([0, *sorted(used - {0})])
-    number = {int(step): at for at, step in enumerate(every)}
     table = every.numpy().astype(np.float32)
-    return (
-        LevelChunk(np.array([number[int(w)] for w in ways], np.uint8)[places.numpy()], table) for ways, places in chunks
-    )
+    order = torch.tensor(sorted(used))
+    number = torch.where(order < 0, torch.arange(1, len(order) + 1), torch.arange(len(order)))
+    number[order == 0] = 0
+    sizes = (min(packed.chunk, len(base) - a) for a in range(0, len(base), packed.chunk))
+    kind: type[np.unsignedinteger[Any]] = np.uint8 if len(used) <= _FEW_STEPS else np.uint16
+
+    def chunk(size: int, places: Tensor, moved: Tensor) -> LevelChunk:
+        codes = np.zeros(size, kind)
+        codes[places.numpy()] = number[torch.searchsorted(order, moved.long())].numpy()
+        return LevelChunk(codes, table)
+
+    return (chunk(size, places, moved) for size, (places, moved) in zip(sizes, chunks, strict=True))
 
 
 def _ordered(words: Tensor) -> Tensor:
