@@ -43,7 +43,6 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "archive/in_place": ("archive/test_verified.py", "test_transformers.py"),
     "archive/indexing": ("archive/test_slices.py",),
     "archive/locations": ("archive/test_damage.py", "spec/test_vectors.py"),
-    "archive/manifests": ("test_large_manifest.py", "kernels/test_library.py"),
     "archive/memory_guard": ("test_memory.py", "trust/test_attacks.py"),
     "archive/merging/*": ("archive_merge/test_merged.py", "archive_merge/test_mask_statistics.py"),
     "archive/mixing": ("relatives/test_merges.py", "relatives/test_expression.py"),

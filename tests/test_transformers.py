@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import BERT, GPT2, VIT, tune
 from support import assert_same, bytes_of, same_bits, slots
 
 import tallstore
@@ -16,33 +17,7 @@ from tallstore.errors import DamagedError, ModelMismatchError
 from tallstore.stores import open_store
 
 transformers = pytest.importorskip("transformers")
-
-BERT = {
-    "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 24,
-}  # fmt: skip
-GPT2 = {"vocab_size": 70, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 2}
-VIT = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 16,
-    "patch_size": 4,
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quiet() -> Iterator[None]:
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.set_verbosity(before)
-
-
-def tune(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def load(kind: Any, folder: Path) -> torch.nn.Module:

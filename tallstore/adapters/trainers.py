@@ -255,8 +255,8 @@ def _loader(loaders: Any, config_of: Callable[[str], Mapping[str, Any] | None]) 
     pipeline = str((config_of("model_index.json") or {}).get("_class_name"))
     facts = config_of("transformer/config.json") or config_of("config.json") or {}
     model = re.sub(r"Transformer\w*Model$", "", str(facts.get("_class_name")))
-    if found := getattr(loaders, f"{model}LoraLoaderMixin", None):
-        return found, {"return_alphas": True}
+    if loader := getattr(loaders, f"{model}LoraLoaderMixin", None):
+        return loader, {"return_alphas": True}
     if re.fullmatch(r"[A-Za-z0-9]{1,64}Pipeline", pipeline) and "transformer" in (config_of("model_index.json") or {}):
         return getattr(import_module("diffusers"), pipeline), {"return_alphas": True}
     facts = config_of("unet/config.json") or config_of("config.json") or {}

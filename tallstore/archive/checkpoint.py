@@ -48,14 +48,14 @@ class _Decoded(Checkpoint):
 
     def _run(self, name: str, first: int, end: int) -> Tensor:
         with self._lock:
-            found = self._held.get((name, first))
-        if found is None:
-            found = self._range(name, first, end)
+            rows = self._held.get((name, first))
+        if rows is None:
+            rows = self._range(name, first, end)
             with self._lock:
-                self._held[name, first] = found
+                self._held[name, first] = rows
                 while len(self._held) > _HELD:
                     self._held.popitem(last=False)
-        return found
+        return rows
 
 
 class ArchiveBase(_Decoded):

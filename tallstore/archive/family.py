@@ -32,13 +32,13 @@ def _how(merge: MergeRecipe) -> str:
 
 def runs_of(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
     """By the name of a training run, its checkpoints in order of their steps, as far as tasks' records tell."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for name, task in manifest.tasks.items():
         run, step = task.measured.get("run"), task.number("run", "step")
         if isinstance(run, Mapping) and isinstance(run.get("name"), str) and step is not None:
             row = {"step": int(step), **_row(name, task), "score": task.number("run", "score")}
-            found.setdefault(run["name"], []).append(row)
-    return {name: sorted(rows, key=lambda row: int(row["step"])) for name, rows in found.items()}
+            runs.setdefault(run["name"], []).append(row)
+    return {name: sorted(rows, key=lambda row: int(row["step"])) for name, rows in runs.items()}
 
 
 def step_of(manifest: Manifest, word: str) -> str | None:
@@ -50,16 +50,16 @@ def step_of(manifest: Manifest, word: str) -> str | None:
 
 def ancestry(manifest: Manifest, task: str) -> list[dict[str, Any]]:
     """A task and all that it is made of, with how many generations lie between."""
-    found: dict[str, int] = {}
+    generations: dict[str, int] = {}
     waiting = [(task, 0)]
     while waiting:
         name, generation = waiting.pop(0)
-        if name in found:
+        if name in generations:
             continue
-        found[name] = generation
+        generations[name] = generation
         relatives = manifest.tasks[name].relatives
         waiting += [(other, generation + 1) for other in (relatives.tasks if relatives is not None else ())]
-    return [{"generation": generation, **_row(name, manifest.tasks[name])} for name, generation in found.items()]
+    return [{"generation": generation, **_row(name, manifest.tasks[name])} for name, generation in generations.items()]
 
 
 def tree_of(manifest: Manifest) -> list[str]:

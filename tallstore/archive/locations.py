@@ -55,15 +55,15 @@ class Places:
 
     def task(self, task: str, part: str = "mask") -> Mapping[str, Place]:
         """A task's tensors in its parts of one kind, in the checkpoint's order."""
-        found = self._tasks.get((task, part))
-        if found is None:
+        stored = self._tasks.get((task, part))
+        if stored is None:
             facts = self._manifest.tasks[task]
             relatives = facts.relatives if part == "mask" else None
-            found = self._reader.places(facts.parts.get(part, ()), part if relatives is None else "relative", task)
+            stored = self._reader.places(facts.parts.get(part, ()), part if relatives is None else "relative", task)
             if relatives is not None and relatives.head is not None:
-                found = self.headed(relatives, found, facts.parts["mask"][0])
-            self._tasks[task, part] = found
-        return found
+                stored = self.headed(relatives, stored, facts.parts["mask"][0])
+            self._tasks[task, part] = stored
+        return stored
 
     def assume(self, task: str, places: Mapping[str, Place]) -> None:
         """Take a task's tensors for these, of which nothing is written yet."""
@@ -77,13 +77,13 @@ class Places:
         assert relatives.head is not None
         like = self.task(relatives.head)
         taken = {place.entry.base for place in like.values()}
-        found = {}
+        merged = {}
         for name, place in like.items():
             entry = place.entry
             if name not in own and entry.kind != "tied":
                 entry = self._merged(relatives, name, entry, taken)
-            found[name] = own[name] if name in own else Place(path, entry, None)
-        return {**found, **own}
+            merged[name] = own[name] if name in own else Place(path, entry, None)
+        return {**merged, **own}
 
     def _merged(self, relatives: Relatives, name: str, entry: Entry, taken: set[str | None]) -> Entry:
         """An entry that builds on the task's recipe, or where tensors cannot be merged on the head's."""
@@ -202,20 +202,20 @@ class Places:
             if name not in self.task(relative):
                 raise FormatError(f"{where}: builds on task {relative!r}, which has no such tensor")
             members.append((at, relative, self.source(relative, name)))
-        found = StartOf(merge, tuple(members))
+        start = StartOf(merge, tuple(members))
         if not members:
             raise FormatError(f"{where}: builds on nothing: every weight is 0")
         for _, relative, source in members:
             other = self.task(relative)[source].entry
             if not _fits(entry, other.shape):
                 raise FormatError(f"{where}: shape {list(entry.shape or ())} is not that of task {relative!r}")
-            if not {entry.dtype, other.dtype} <= set(MASKABLE) and not (found.copied and entry.dtype == other.dtype):
+            if not {entry.dtype, other.dtype} <= set(MASKABLE) and not (start.copied and entry.dtype == other.dtype):
                 raise FormatError(f"{where}: {entry.dtype} does not come from {other.dtype} of task {relative!r}")
         if merge.needs_base and (
             entry.base is None or self._manifest.base.tensors[self.base_of(task, name)].dtype not in MASKABLE
         ):
             raise FormatError(f"{where}: is merged by differences from the base, which has nothing in its place")
-        return found
+        return start
 
     def bases(self, task: str, name: str) -> Iterator[str]:
         """The base's tensors that a tensor of its own is decoded from."""

@@ -13,7 +13,7 @@ from tallstore.archive.verified import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import ArchiveError, DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.adapter import adapter_note
-from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact
+from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact, names_of
 from tallstore.humanize import size
 from tallstore.stores import Store
 
@@ -89,18 +89,22 @@ def summary(store: Store, manifest: Manifest) -> dict[str, Any]:
         "bits_per_parameter": manifest.bits_per_parameter(length),
         "checkpoints_bytes": checkpoints + manifest.base.bytes,
         "notes": [note for name, task in manifest.tasks.items() for note in notes_of(name, task)],
-        "warnings": [warning for name, task in manifest.tasks.items() for warning in warnings_of(name, task)],
+        "warnings": list(warnings_of(manifest)),
         "options": dict(manifest.options),
         "family": tree_of(manifest),
     }
 
 
-def warnings_of(name: str, task: Task) -> Iterator[str]:
-    """What its packer warned of a task. Anybody may have written it: what is no sentence says nothing."""
-    warnings = task.measured.get("warnings")
-    for warning in warnings if isinstance(warnings, list) else ():
-        if isinstance(warning, str):
-            yield f"{name}: {warning}"
+def warnings_of(manifest: Manifest) -> Iterator[str]:
+    """What packers warned of tasks, each sentence once. Anybody may have written it: what is none says nothing."""
+    tasks: dict[str, list[str]] = {}
+    for name, task in manifest.tasks.items():
+        warnings = task.measured.get("warnings")
+        for warning in warnings if isinstance(warnings, list) else ():
+            if isinstance(warning, str):
+                tasks.setdefault(warning, []).append(name)
+    for warning, names in tasks.items():
+        yield f"{names_of(names)}: {warning}"
 
 
 def notes_of(name: str, task: Task) -> Iterator[str]:

@@ -200,8 +200,8 @@ def _gather(decoder: Decoder, lineups: Mapping[str, Lineup], statistics: Sequenc
         return [tile for _, _, tile in vectors.tiles(lineup, start, stop)]
 
     for statistic in statistics:
-        for found in ahead(decoder.threads, summed, tiles):
-            for tile in found:
+        for run in ahead(decoder.threads, summed, tiles):
+            for tile in run:
                 statistic.update(tile)
         statistic.finish()
 
@@ -209,7 +209,7 @@ def _gather(decoder: Decoder, lineups: Mapping[str, Lineup], statistics: Sequenc
 def _entries(decoder: Decoder, lineups: Mapping[str, Lineup], relatives: Relatives) -> dict[str, Place]:
     """What a reader would not find out by itself: the base's name of a tensor, and what must not be merged."""
     assert relatives.head is not None
-    found: dict[str, Place] = {}
+    rows: dict[str, Place] = {}
     taken = decoder.places.headed(relatives, {}, "")
     alone = tuple(float(task == relatives.head) for task in relatives.tasks)
     bases = {m.name: base for base, each in lineups.items() for m in each.members if m.task == relatives.head}
@@ -218,12 +218,12 @@ def _entries(decoder: Decoder, lineups: Mapping[str, Lineup], relatives: Relativ
         if entry.kind == "tied":
             continue
         if entry.start == () and not _finite(decoder, relatives, name):
-            found[name] = Place("", _like(entry, entry.base, alone), None)
+            rows[name] = Place("", _like(entry, entry.base, alone), None)
         elif entry.start and relatives.merge.needs_base and entry.base is None and name in bases:
             others = [decoder.places.own(task, name) for task in relatives.tasks]
             if all(each is not None and each.shape == entry.shape and each.dtype in MASKABLE for each in others):
-                found[name] = Place("", _like(entry, bases[name], ()), None)
-    return found
+                rows[name] = Place("", _like(entry, bases[name], ()), None)
+    return rows
 
 
 def _like(entry: Entry, base: str | None, start: tuple[float, ...]) -> Entry:

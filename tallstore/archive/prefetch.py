@@ -23,13 +23,13 @@ def parts_of(manifest: Manifest, task: str, *, exact: bool = False, base: bool =
         base: with the archive's own base, if it has one.
     """
     groups = {group.id: group.parts for group in manifest.groups}
-    found: dict[str, None] = {}
+    members: dict[str, None] = {}
     for name in with_relatives(lambda name: manifest.tasks[name].relatives, [task]):
         kinds = ("mask", "private", "exact") if exact and name == task else ("mask", "private")
         facts = manifest.tasks[name]
-        found |= dict.fromkeys(path for kind in kinds for path in facts.parts.get(kind, ()))
-        found |= dict.fromkeys(groups[facts.group])
-    return [*found, *(manifest.base.parts if base else ())]
+        members |= dict.fromkeys(path for kind in kinds for path in facts.parts.get(kind, ()))
+        members |= dict.fromkeys(groups[facts.group])
+    return [*members, *(manifest.base.parts if base else ())]
 
 
 def chain_of(manifest: Manifest, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -71,17 +71,17 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
 
 def _downwards(manifest: Manifest, task: str) -> list[str]:
     """A task and all that it is made of, each before those that it is made of itself."""
-    found: dict[str, None] = {}
+    ordered: dict[str, None] = {}
 
     def visit(name: str) -> None:
         relatives = manifest.tasks[name].relatives
         for other in relatives.tasks if relatives is not None else ():
-            if other not in found:
+            if other not in ordered:
                 visit(other)
-        found[name] = None
+        ordered[name] = None
 
     visit(task)
-    return list(reversed(found))
+    return list(reversed(ordered))
 
 
 def announce_files(reader: Reader, task: str) -> None:

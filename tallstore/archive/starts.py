@@ -48,11 +48,11 @@ class Starts:
 
     def pieces(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[DecodedPiece]:
         """The pieces of a tensor that has a start, as far as that covers it, that elements [start, stop) lie in."""
-        place, found = self._places.task(task)[name], self._places.start_of(task, name)
+        place, ground = self._places.task(task)[name], self._places.start_of(task, name)
         span, total = self._span(task, name), place.entry.covered
         for at in range(start // span * span, stop, span):
             end = min(at + span, total)
-            yield DecodedPiece(at, end, partial(self._fill, task, name, found, at, exact=exact))
+            yield DecodedPiece(at, end, partial(self._fill, task, name, ground, at, exact=exact))
 
     def _span(self, task: str, name: str) -> int:
         """Elements of a span: a power of two, and a whole number of chunks of each tensor that it is made of."""
@@ -66,11 +66,11 @@ class Starts:
             sizes + [self._span(other, source) for _, other, source in self._places.start_of(task, name).members]
         )
 
-    def _fill(self, task: str, name: str, found: StartOf, at: int, out: Tensor, *, exact: bool) -> None:
+    def _fill(self, task: str, name: str, ground: StartOf, at: int, out: Tensor, *, exact: bool) -> None:
         """One span: what it builds on, and what is coded of it."""
         place = self._places.task(task)[name]
         entry = place.entry
-        self._start(found, entry.base, at, out)
+        self._start(ground, entry.base, at, out)
         if entry.coded is not None:
             size, vector = entry.coded.chunk, self._places.vector_of(task, name)
             for index in range(at // size, -(-(at + len(out)) // size)):
@@ -85,18 +85,18 @@ class Starts:
             for index in range(at // size, -(-(at + len(out)) // size)):
                 self._chunks.restore(lost, index, name, out[index * size - at : (index + 1) * size - at])
 
-    def _start(self, found: StartOf, base: str | None, at: int, out: Tensor) -> None:
+    def _start(self, ground: StartOf, base: str | None, at: int, out: Tensor) -> None:
         stop = at + len(out)
-        if found.copied:
-            _, task, source = found.members[0]
+        if ground.copied:
+            _, task, source = ground.members[0]
             out.copy_(self._read(task, source, at, stop))
             return
         kind = wide(out.dtype)
-        rows = [self._read(task, source, at, stop).to(kind) for _, task, source in found.members]
+        rows = [self._read(task, source, at, stop).to(kind) for _, task, source in ground.members]
         before = None
-        if found.merge.needs_base:
+        if ground.merge.needs_base:
             assert base is not None
             given = empty(self._base.facts(base).dtype, len(out))
             self._base.fill(base, at, stop, given)
             before = given.to(kind)
-        out.copy_(merged(found.merge, [place for place, _, _ in found.members], rows, before))
+        out.copy_(merged(ground.merge, [place for place, _, _ in ground.members], rows, before))

@@ -122,10 +122,10 @@ def _config(zoo: Archive, task: str) -> dict[str, Any] | None:
     """The task's configuration, if it is one of transformers' models. Parsed as transformers does."""
     data = zoo.small_file(task, CONFIG)
     try:
-        found = None if data is None else json.loads(data)
+        config = None if data is None else json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("architectures") else None
+    return config if isinstance(config, dict) and config.get("architectures") else None
 
 
 def _dtype(zoo: Archive, task: str) -> str:

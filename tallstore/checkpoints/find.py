@@ -194,6 +194,7 @@ def _open_shards(index: Path, where: str, weights: str | None, open_files: _Open
         if not shard.is_file():
             raise CheckpointError(f"{shard}: missing, and {index.name} names it")
     checkpoint = open_files(shards, where, weights)
+    checkpoint.layout = ()
     if lost := next((name for name in table if name not in checkpoint.tensors), None):
         raise CheckpointError(f"{index}: names tensor {lost!r}, which no shard holds")
     return checkpoint
@@ -302,7 +303,7 @@ def _layout(component: Component, part: Checkpoint, *, alone: bool) -> WeightsFi
         metadata=dict(metadata) or dict(PLAIN),
     )
     if not known:
-        key = getattr(part, "key", "")
+        key = part.layout[0].key if part.layout else ""
         out = replace(out, saved=f"{component.folder}{files.files[0].name}", key=key)
     return out
 

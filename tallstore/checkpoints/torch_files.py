@@ -20,7 +20,9 @@ from tallstore.checkpoints.base import Checkpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.nested import left_out, sets_of, tree_of
 from tallstore.checkpoints.sets import ALL, MAIN, choose_by_prefix, named_set
-from tallstore.errors import CheckpointError
+from tallstore.errors import CheckpointError, FormatError
+from tallstore.format.layout import WeightsFile
+from tallstore.format.names import check_path
 
 __all__ = ["is_torch_file", "open_torch"]
 
@@ -63,14 +65,7 @@ def open_torch(paths: Sequence[Path], where: str, weights: str | None = None) ->
     return checkpoint
 
 
-class _TorchCheckpoint(MemoryCheckpoint):
-    """What torch.load gave back."""
-
-    key: str = ""
-    """The key that holds them."""
-
-
-def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> _TorchCheckpoint:
+def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> MemoryCheckpoint:
     state: dict[str, Any] = {}
     left: dict[str, str] = {}
     sets: list[str] = []
@@ -94,9 +89,19 @@ def _load(paths: Sequence[Path], where: str, weights: str | None = None) -> _Tor
         sets += [name for name in named_sets if name not in (key, *sets)]
         left |= dict.fromkeys((f"{path.name}: {name}" for name in rest), "no tensor")
         left |= {f"{path.name}: {name}": why for name, why in left_out(tree, list(named_sets), key).items()}
-    out = _TorchCheckpoint(state, where, (partial(_load, weights=weights), paths))
-    out.left_out, out.sets, out.chosen, out.key = left, tuple(sets), chosen, key
+    out = MemoryCheckpoint(state, where, (partial(_load, weights=weights), paths))
+    out.left_out, out.sets, out.chosen = left, tuple(sets), chosen
+    if key:
+        out.layout = (WeightsFile(path="model.safetensors", saved=_saved_as(paths[0]), key=key),)
     return out
+
+
+def _saved_as(path: Path) -> str:
+    """What such a file is called when it is written again: what it was, where an archive can hold that name."""
+    try:
+        return check_path(path.name)
+    except FormatError:
+        return f"pytorch_model{path.suffix}"
 
 
 def _unpickle(path: Path) -> Mapping[Any, Any]:

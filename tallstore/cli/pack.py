@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from tallstore.cli.zoofile import from_words
 from tallstore.errors import OptionError
 
 if TYPE_CHECKING:
-    from tallstore.encoder import PackReport
+    pass
 
 _WORK = "How to work"
 # Said here and not read from the tables, so that --help needs no torch; a test compares.
@@ -133,7 +132,7 @@ def pack(
         output.print_json(report.to_json())
         return
     console = output.console()
-    for warning in (*report.warnings, *_swapped(report)):
+    for warning in report.warnings:
         typer.echo(f"tallstore: warning: {warning}", err=True)
     for note in report.notes:
         typer.echo(f"tallstore: note: {note}", err=True)
@@ -143,13 +142,3 @@ def pack(
 
             show(console, zoo.info(), zoo.manifest, str(report.path), notes=False)
         console.print(f"packed in {report.seconds:.1f} s")
-
-
-def _swapped(report: PackReport) -> Iterator[str]:
-    """Tasks that lack tensors of the base and have none of their own, as if base and task had changed places."""
-    for name, task in report.tasks.items():
-        if task.missing and not any("no such tensor" in why for why in task.private.values()):
-            yield (
-                f"task {name!r} lacks tensors of the base ({task.missing[0]!r}) and has none of its own: are base and "
-                "task swapped? The base comes first"
-            )

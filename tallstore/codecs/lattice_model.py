@@ -71,8 +71,8 @@ def _rows(prepared: Prepared, row: Row, rank: int | None = None) -> Rows:
     width, first = _segments(row, len(prepared.levels))
     if not width:
         return undirected()
-    found = shifts(count_segments(prepared, width, first, max(1, width // _LOOKED_AT)))
-    return directed(prepared, undirected(width, first, found - found.min()), rank)
+    row_shifts = shifts(count_segments(prepared, width, first, max(1, width // _LOOKED_AT)))
+    return directed(prepared, undirected(width, first, row_shifts - row_shifts.min()), rank)
 
 
 def undirected(width: int = 0, first: int = 0, shifts: npt.NDArray[np.uint8] | None = None) -> Rows:

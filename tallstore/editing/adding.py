@@ -100,17 +100,19 @@ def add_known(
             packer = Packer(change, stack, start, chosen, progress)
             parents = parent if isinstance(parent, Mapping) else dict.fromkeys(tasks, parent) if parent else {}
             spliced = packer.refit(tasks) if refit else packer.add(tasks, parents)
-            spliced = replace(spliced, manifest=_with_told(spliced.manifest, told))
+            adapters = {n: spliced.manifest.tasks[n] for n in tasks if spliced.manifest.tasks[n].adapter is not None}
+            notes = note_on(start, adapters)
+            manifest = _with_told(spliced.manifest, told)
+            manifest = manifest.warned(dict.fromkeys(tasks, warnings)).warned(dict.fromkeys(adapters, notes))
+            spliced = replace(spliced, manifest=manifest)
             config = config_of(change.reader, list(spliced.manifest.tasks)) or new_config(spliced.manifest.tasks)
             manifest = change.commit(spliced, config, progress)
-            adapters = {name: manifest.tasks[name] for name in tasks if manifest.tasks[name].adapter is not None}
-            packer.warnings += note_on(start, adapters)
     return GrowReport(
         **facts_of(change.path, change.manifest, manifest, time.perf_counter() - began),
         added={
             name: replace(report, bytes=manifest.tasks[name].measured["bytes"]) for name, report in packer.tasks.items()
         },
-        warnings=(*warnings, *packer.warnings),
+        warnings=(*warnings, *packer.warnings, *notes),
     )
 
 

@@ -20,18 +20,18 @@ def parse_merge(text: str | Mapping[str, float]) -> dict[str, float]:
 
     A task without a weight has the weight 1, or −1 behind a minus. Raises OptionError for what is no sum of tasks.
     """
-    found = dict(_terms(text)) if isinstance(text, str) else dict(text)
-    if not found:
+    weights = dict(_terms(text)) if isinstance(text, str) else dict(text)
+    if not weights:
         raise OptionError(f"a merge of no tasks: {_HOW}")
-    for task, weight in found.items():
+    for task, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise OptionError(f"the weight of task {task!r} is {weight!r}, which is no finite number")
-    return {task: float(weight) for task, weight in found.items()}
+    return {task: float(weight) for task, weight in weights.items()}
 
 
 def _terms(text: str) -> list[tuple[str, float]]:
     sign, at = 1.0, 0
-    found: list[tuple[str, float]] = []
+    pairs: list[tuple[str, float]] = []
     text = text.strip()
     if text.startswith("-"):
         sign, text = -1.0, text[1:].lstrip()
@@ -42,11 +42,11 @@ def _terms(text: str) -> list[tuple[str, float]]:
             between = _BETWEEN.search(text, between.end())
         term = text[at : between.start() if between is not None else len(text)]
         task, weight = _term(term, text)
-        if task in dict(found):
+        if task in dict(pairs):
             raise OptionError(f"merge {text!r} names task {task!r} twice")
-        found.append((task, sign * weight))
+        pairs.append((task, sign * weight))
         if between is None:
-            return found
+            return pairs
         sign, at = -1.0 if "-" in between[0] else 1.0, between.end()
 
 

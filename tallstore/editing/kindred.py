@@ -44,14 +44,14 @@ class KinOfAdded:
         for name, parent in parents.items():
             self._check(name, parent, tasks)
         self._said = set(parents)
-        found = {name: relatives_of(Kin(weights={parent: 1.0}, explained=1.0)) for name, parent in parents.items()}
+        said = {name: relatives_of(Kin(weights={parent: 1.0}, explained=1.0)) for name, parent in parents.items()}
         promised = options.evaluate is not None or options.max_error is not None or bool(options.exact)
         rest = {name: source for name, source in tasks.items() if name not in parents}
         if not options.relatives or options.recipe != "solo" or promised or not rest:
-            return found
+            return said
         opened = {name: self._open(name, source) for name, source in rest.items()}
         if self._base.far or any(each.far for each in opened.values()):
-            return found
+            return said
         given = None if manifest.base.storage == "embed" else self._base
         decoder = Decoder(self._change.reader, given, 1)
         known = {
@@ -60,7 +60,7 @@ class KinOfAdded:
             if task.adapter is None and _depth(self._change, name) < _CHAIN
         }
         kin = find_kin(self._base, opened, known, parents=options.quality == LOSSLESS)
-        return found | {name: relatives_of(each) for name, each in kin.items()}
+        return said | {name: relatives_of(each) for name, each in kin.items()}
 
     def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
         """Those that are made of what the archive holds. What is none after all is taken out of `related`."""
@@ -98,10 +98,10 @@ class KinOfAdded:
         packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
         made = []
         for name, relatives in mine.items():
-            found = packer.pack(name, self._open(name, tasks[name]), relatives, found=name not in self._said)
-            if found is not None:
-                self.reports[name] = found[0]
-                made.append(found[1])
+            packed = packer.pack(name, self._open(name, tasks[name]), relatives, searched=name not in self._said)
+            if packed is not None:
+                self.reports[name] = packed[0]
+                made.append(packed[1])
         return made
 
     def _open(self, name: str, source: Source) -> Checkpoint:

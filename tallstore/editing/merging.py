@@ -97,13 +97,14 @@ def add_merge(
         held = {kept: kept for kept in manifest.parts} | _apart_files(name, task)
         task = replace(task, files={file: _place(name, task, file, path) for file, path in task.files.items()})
         parts = {now: manifest.parts[before] for now, before in held.items()} | {where: record}
-        new = _with_task(manifest, name, weighed(task, parts), parts)
+        warnings = _warnings(mixed)
+        new = _with_task(manifest, name, weighed(task, parts), parts).warned({name: warnings})
         spliced = Spliced(new, {now: FileOfArchive(change.store, before) for now, before in held.items()})
         written = change.commit(spliced, config_of(change.reader, list(new.tasks)) or new_config(new.tasks), progress)
     return GrowReport(
         **facts_of(change.path, manifest, written, time.perf_counter() - began),
         added={name: _report(written.tasks[name])},
-        warnings=_warnings(name, mixed),
+        warnings=tuple(f"{name}: {warning}" for warning in warnings),
     )
 
 
@@ -165,15 +166,13 @@ def _report(task: Task) -> TaskReport:
     )
 
 
-def _warnings(name: str, mixed: Mixture) -> tuple[str, ...]:
+def _warnings(mixed: Mixture) -> tuple[str, ...]:
     """What is the head's, and what is left out."""
-    found = []
+    lines = []
     if mixed.of_head:
         first, why = next(iter(mixed.of_head.items()))
-        found.append(
-            f"{name}: not merged, but {mixed.relatives.head}'s: {names_of(list(mixed.of_head))} ({first}: {why})"
-        )
+        lines.append(f"not merged, but {mixed.relatives.head}'s: {names_of(list(mixed.of_head))} ({first}: {why})")
     if mixed.dropped:
         first, why = next(iter(mixed.dropped.items()))
-        found.append(f"{name}: left out: {names_of(list(mixed.dropped))} ({first}: {why})")
-    return tuple(found)
+        lines.append(f"left out: {names_of(list(mixed.dropped))} ({first}: {why})")
+    return tuple(lines)

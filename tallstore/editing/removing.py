@@ -88,8 +88,8 @@ def remove(
 
 
 def _relatives(manifest: Manifest, task: str) -> tuple[str, ...]:
-    found = manifest.tasks[task].relatives
-    return () if found is None else found.tasks
+    related = manifest.tasks[task].relatives
+    return () if related is None else related.tasks
 
 
 def _without(manifest: Manifest, left: Sequence[str], config: bytes) -> Manifest:

@@ -53,10 +53,10 @@ def add_run(
     from tallstore.stores import open_store
 
     called = name or Path(folder).resolve().name
-    found = checkpoints_of(Path(folder))
+    checkpoints = checkpoints_of(Path(folder))
     with open_store(path) as store:
         there = read_manifest(store).tasks
-    new = {step: each for step, each in found.items() if f"{called}-{step}" not in there}
+    new = {step: each for step, each in checkpoints.items() if f"{called}-{step}" not in there}
     if not new:
         raise InputError(f"{folder}: every checkpoint of it is in the archive already: there is nothing to add")
     tasks: dict[str, Source] = {f"{called}-{step}": each for step, each in new.items()}
@@ -72,18 +72,18 @@ def checkpoints_of(folder: Path) -> dict[int, Path]:
         below = [each for each in folder.iterdir() if each.is_dir()]
     except OSError as error:
         raise InputError(f"{folder}: no such folder of a run, or one that cannot be read ({error.strerror})") from error
-    found: dict[int, Path] = {}
+    by_step: dict[int, Path] = {}
     for each in sorted(below):
         match = _FOLDER.fullmatch(each.name)
         if match is None:
             continue
         step = int(match[1])
-        if step in found:
-            raise InputError(f"{folder}: {found[step].name} and {each.name} are of one step: take one of them away")
-        found[step] = each
-    if not found:
+        if step in by_step:
+            raise InputError(f"{folder}: {by_step[step].name} and {each.name} are of one step: take one of them away")
+        by_step[step] = each
+    if not by_step:
         raise InputError(f"{folder}: holds no checkpoint-<step>: name the folder that the trainer wrote to")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_step.items()))
 
 
 def _score(folder: Path, step: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tallstore.checkpoints import Checkpoint, respelled, same_share
+from tallstore.checkpoints.addons import addon_of
 from tallstore.encoder.pairing import CLOSE, Rest, common_rows, distance, is_float, prefixes
 from tallstore.errors import CheckpointError, WrongBaseError
 from tallstore.names import bare, short_names
@@ -41,7 +42,7 @@ class Match:
 class _Named:
     """Tensors paired by their names, and what kept others from it."""
 
-    found: dict[str, Match]
+    matches: dict[str, Match]
     misfit: str | None = None
     quantized: bool = False
 
@@ -57,7 +58,7 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
     if task.model is not None:
         # In memory: the library is at hand, and the names of files are those that its loaders know best.
         return respelled(task, base, lambda each: (_matched(base, each) + same_share(each, shapes)) / 2)
-    matches = _by_name(base, task).found
+    matches = _by_name(base, task).matches
     unused = _share_without(base, {match.base for match in matches.values()})
     if min(_share_without(task, matches), unused) <= _FEW:
         return task
@@ -66,7 +67,7 @@ def spelled_as(base: Checkpoint, task: Checkpoint) -> Checkpoint:
 
 def _matched(base: Checkpoint, task: Checkpoint) -> float:
     """Share of a task's parameters that find a counterpart by name."""
-    return 1 - _share_without(task, _by_name(base, task).found)
+    return 1 - _share_without(task, _by_name(base, task).matches)
 
 
 def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[str, Match]:
@@ -81,7 +82,7 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     """
     _check_doubles(base, task, ties)
     named = _by_name(base, task)
-    matches = named.found
+    matches = named.matches
     paired = _by_value(base, task, matches, ties)
     _settle_ties(base, task, matches, ties)
     known = {match.base for match in matches.values()}
@@ -89,6 +90,8 @@ def match(base: Checkpoint, task: Checkpoint, ties: Mapping[str, str]) -> dict[s
     if enough or paired or _is_close(base, task, matches):
         return matches
     lost = next(name for name in task.tensors if name not in matches)
+    if what := addon_of({name: info.shape for name, info in task.tensors.items()}):
+        raise WrongBaseError(f"{task.where}: {what}: keep the file as it is, and load it beside the task's model")
     why = named.misfit or f"the base has no tensor {lost!r}"
     raise WrongBaseError(
         f"{task.where}: {base.where} is not its base, or calls its tensors otherwise: {why}; "
@@ -148,7 +151,7 @@ def _by_name(base: Checkpoint, task: Checkpoint) -> _Named:
                 named.misfit = named.misfit or f"tensor {name!r} is {want} in the task and {have} in the base"
                 named.quantized = named.quantized or (info.dtype in _INTEGERS and is_float(origin))
                 continue
-            named.found[name] = Match(theirs[candidate], None if info.shape == origin.shape else common)
+            named.matches[name] = Match(theirs[candidate], None if info.shape == origin.shape else common)
             taken.add(candidate)
             break
     return named

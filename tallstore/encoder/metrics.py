@@ -39,8 +39,8 @@ def settled(
         wanted: that to the factor by which its scale is off, 1 where it is right.
         scale: to begin with.
     """
-    found = measure(scale)
-    factor, power = wanted(found), 1
+    measured = measure(scale)
+    factor, power = wanted(measured), 1
     for _ in range(_TURNS):
         other = float(np.float32(scale * factor**power)) if 0 < factor < _FAR else 0.0
         if abs(factor - 1) <= _NEARLY or not 0 < other < math.inf:
@@ -48,10 +48,10 @@ def settled(
         again = measure(other)
         then = wanted(again)
         if abs(then - 1) < abs(factor - 1):
-            scale, found, factor, power = other, again, then, 1
+            scale, measured, factor, power = other, again, then, 1
         else:  # what is kept is no smooth function of the scale
             power *= 2
-    return scale, found
+    return scale, measured
 
 
 @dataclass

@@ -57,6 +57,7 @@ def encode(
     forms: Mapping[tuple[int, str], str] | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
     slot: GroupSlot = GroupSlot(),  # noqa: B008 - frozen
+    warnings: Mapping[str, Sequence[str]] | None = None,
 ) -> PackedArchive:
     """Write one archive, once, with one set of choices. `tallstore.pack` is this and the promises around it.
 
@@ -69,6 +70,7 @@ def encode(
         forms: (task index, base tensor) → a stronger form than the recipe's: a vector codec, or `whole`.
         scores: by task, what an evaluator said of it; recorded.
         slot: where the tasks will stand, if this archive is to become a part of a larger one.
+        warnings: by task, what whoever asks for this archive has to say of it; recorded.
     """
     began = time.perf_counter()
     names = check_task_names(list(tasks))
@@ -121,15 +123,16 @@ def encode(
         )
         stream = Stream(job)
         stream.run(writers, engine)
-        manifest, warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        warnings = (*journal.warnings, *warnings)
+        manifest, own_warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
+        manifest = manifest.warned(dict.fromkeys(names, journal.warnings)).warned(warnings or {})
+        own_warnings = (*journal.warnings, *own_warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()
     seconds = time.perf_counter() - began
     divergences = [stream.divergence(index) for index in range(len(names))]
     report = _report(
-        sink.target, manifest, len(data), start, opened, planned, warnings, seconds, stream.taken_up, divergences
+        sink.target, manifest, len(data), start, opened, planned, own_warnings, seconds, stream.taken_up, divergences
     )
     return PackedArchive(report, stream.by_tensor)
 

@@ -106,7 +106,7 @@ class Rest:
     base_names: dict[str, str]
     """Name to compare by → the base's own."""
     task_names: dict[str, str]
-    found: dict[str, str] = field(default_factory=dict)
+    pairs: dict[str, str] = field(default_factory=dict)
     """The task's own name → the base's own."""
 
     def pair(self) -> dict[str, str]:
@@ -115,7 +115,7 @@ class Rest:
             if not self._by_prefix():
                 break
         self._by_structure()
-        return self.found
+        return self.pairs
 
     def _by_prefix(self) -> bool:
         """Take the pair of prefixes that the most names differ by, if values bear it out."""
@@ -158,7 +158,7 @@ class Rest:
     def _take(self, pairs: Sequence[tuple[str, str]]) -> None:
         for name, other in pairs:
             if name in self.task_names and other in self.base_names:
-                self.found[self.task_names.pop(name)] = self.base_names.pop(other)
+                self.pairs[self.task_names.pop(name)] = self.base_names.pop(other)
 
     def _distance(self, pairs: Sequence[tuple[str, str]]) -> float:
         return distance(self.base, self.task, [(self.task_names[a], self.base_names[b]) for a, b in pairs])

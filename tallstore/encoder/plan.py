@@ -174,6 +174,11 @@ def _note_unmatched(planned: EncodePlan, base: Checkpoint, task: Checkpoint) -> 
             f"{100 * share:.3g} % of its parameters find no counterpart in the base and are stored whole "
             f"({names_of(shown)}){unused}"
         )
+    elif planned.missing[-1] and not names:
+        planned.warnings[-1].append(
+            f"lacks tensors of the base ({names_of(list(planned.missing[-1]))}) and has none of its own: are base and "
+            "task swapped? The base comes first"
+        )
 
 
 def _user(

@@ -173,12 +173,12 @@ class Catalogue:
         """A task's `config.json`."""
         data = self._zoo.small_file(task, "config.json")
         try:
-            found = None if data is None else json.loads(data)
+            described = None if data is None else json.loads(data)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            described = None
+        if not isinstance(described, dict):
             raise CheckpointError(f"{self.url}: task {task!r}: holds no config.json: no engine can load it")
-        return found
+        return described
 
     def differing(self, old: str | None, new: str) -> list[str]:
         """Names of the tensors to give an engine that has the old task: all tensors of each layer that differs."""
@@ -242,8 +242,8 @@ def _note(applied: dict[str, str], name: str, ranges: object, tensor: Tensor) ->
 
 def layer_of(name: str) -> str:
     """The layer that a tensor belongs to, so that no engine fuses tensors of two."""
-    found = _LAYER.match(name)
-    return found[0] if found is not None else name.rpartition(".")[0]
+    layer = _LAYER.match(name)
+    return layer[0] if layer is not None else name.rpartition(".")[0]
 
 
 def _same(one: TensorFacts, other: TensorFacts) -> bool:

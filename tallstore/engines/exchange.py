@@ -210,8 +210,8 @@ class Exchange:
             if given.count != len(names):
                 raise EngineError(f"task {task!r}: the engine took {given.count} of {len(names)} tensors")
         known = self._known.setdefault((catalogue.source, task), {})
-        for name, found in applied.items():
-            if known.setdefault(name, found) != found:
+        for name, digest in applied.items():
+            if known.setdefault(name, digest) != digest:
                 raise EngineError(f"task {task!r}: {name} is not what it was at its last turn: it was not applied")
         return applied
 

@@ -51,9 +51,9 @@ class LazyWeight(Tensor):
 
     def read(self) -> Tensor:
         """The tensor itself."""
-        found = self._stored[tuple(slice(start, stop) for start, stop in self._ranges)]
-        self._note(self._ranges, found)
-        return found
+        value = self._stored[tuple(slice(start, stop) for start, stop in self._ranges)]
+        self._note(self._ranges, value)
+        return value
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override] # a tensor's own has words for its contents
         return f"LazyWeight(shape={list(self.shape)}, dtype={self.dtype})"

@@ -66,8 +66,8 @@ class ArchiveQuantizer(HfQuantizer):
         said: Any = self.quantization_config
         scratch = tempfile.TemporaryDirectory(prefix="tallstore-")
         weakref.finalize(model, scratch.cleanup)  # offloaded weights are read from it as long as the model lives
-        found = _place(Path(checkpoint_files[0]).parent, said.archive)
-        with open_named(found.archive, Access(cache_dir=found.cache), revision=found.commit, base=said.base) as zoo:
+        place = _place(Path(checkpoint_files[0]).parent, said.archive)
+        with open_named(place.archive, Access(cache_dir=place.cache), revision=place.commit, base=said.base) as zoo:
             checkpoint_files[:] = [str(_decoded(zoo, said, Path(scratch.name) / "decoded"))]
         return model
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tallstore.errors import DamagedError, FormatError, TaskNameError
@@ -183,6 +183,16 @@ class Manifest:
             words |= {"task.data"} if any(map(is_data_name, task.files)) else set()
         parts = {record.version for record in self.parts.values()}
         object.__setattr__(self, "version", newest((self.version, needed(words), *parts)))
+
+    def warned(self, sentences: Mapping[str, Sequence[str]]) -> Manifest:
+        """With sentences added to those that whoever uses a task should know; tasks that are not there have none."""
+        tasks = dict(self.tasks)
+        for name in sentences.keys() & tasks.keys():
+            if sentences[name]:
+                measured = tasks[name].measured
+                told = {**measured, "warnings": [*measured.get("warnings", ()), *sentences[name]]}
+                tasks[name] = replace(tasks[name], measured=told)
+        return replace(self, tasks=tasks)
 
     def bytes_by_kind(self, manifest_bytes: int) -> dict[str, int]:
         """Bytes on disk: base, vector, masks, private, exact, files, manifest, total."""

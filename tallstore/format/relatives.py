@@ -140,14 +140,14 @@ def check_relatives(relatives: Mapping[str, Relatives], names: Iterable[str], wh
         where: for messages.
     """
     known = set(names)
-    for task, found in relatives.items():
-        if missing := next((name for name in found.tasks if name not in known), None):
+    for task, related in relatives.items():
+        if missing := next((name for name in related.tasks if name not in known), None):
             raise FormatError(f"{where}: task {task!r} is made of {missing!r}, which is not there")
     depth, work = dict.fromkeys(known, 0), dict.fromkeys(known, 1)
-    waiting = {task: len(found.tasks) for task, found in relatives.items()}
+    waiting = {task: len(related.tasks) for task, related in relatives.items()}
     needed_by: dict[str, list[str]] = {}
-    for task, found in relatives.items():
-        for name in found.tasks:
+    for task, related in relatives.items():
+        for name in related.tasks:
             needed_by.setdefault(name, []).append(task)
     ready = deque(name for name in known if name not in waiting)
     while ready:
@@ -174,6 +174,6 @@ def with_relatives(relatives: Callable[[str], Relatives | None], tasks: Iterable
         task = waiting.popleft()
         if task not in needed:
             needed[task] = None
-            found = relatives(task)
-            waiting += found.tasks if found is not None else ()
+            related = relatives(task)
+            waiting += related.tasks if related is not None else ()
     return list(needed)

@@ -22,7 +22,7 @@ _BESIDE = "generation_config.json"
 
 def thin_models(zoo: Archive) -> dict[str, bytes]:
     """The files of every task that transformers can load: path in the repository → bytes."""
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     for task in zoo.tasks:
         if why_not_thin(zoo, task) is not None:
             continue
@@ -30,8 +30,8 @@ def thin_models(zoo: Archive) -> dict[str, bytes]:
         beside = zoo.small_file(task, _BESIDE)
         if beside is not None:
             files[_BESIDE] = beside
-        found |= {f"{FOLDER}/{task}/{name}": data for name, data in files.items()}
-    return found
+        members |= {f"{FOLDER}/{task}/{name}": data for name, data in files.items()}
+    return members
 
 
 def is_thin_model(path: str, manifest: Manifest) -> bool:

@@ -50,17 +50,17 @@ def shifts(counts: Counts) -> Bytes:
     `counts`: elements by segment, level and class, at most 2^13 in a segment: shape (S, LEVELS, CLASSES).
     """
     flat = counts.reshape(len(counts), -1).astype(np.float64)  # products and sums of whole numbers, exact
-    found = np.full(len(counts), MOST_SHIFT // 2)
+    chosen = np.full(len(counts), MOST_SHIFT // 2)
     for _ in range(ROUNDS):
-        inside = np.stack([found == shift for shift in range(MOST_SHIFT + 1)]).astype(np.float64) @ flat
+        inside = np.stack([chosen == shift for shift in range(MOST_SHIFT + 1)]).astype(np.float64) @ flat
         inside = inside.reshape(MOST_SHIFT + 1, LEVELS, CLASSES)
         total = np.zeros((LEVELS + MOST_SHIFT, CLASSES))
         for shift, each in enumerate(inside):
             total[shift : shift + LEVELS] += each
         bits = _class_costs(total.astype(np.int64))
         costs = np.stack([bits[shift : shift + LEVELS].reshape(-1) for shift in range(MOST_SHIFT + 1)], axis=1)
-        found = (flat @ costs.astype(np.float64)).argmin(1)
-    return found.astype(np.uint8)
+        chosen = (flat @ costs.astype(np.float64)).argmin(1)
+    return chosen.astype(np.uint8)
 
 
 def along(begin: Integers, symbols: npt.NDArray[np.int8], turns: int) -> Integers:
@@ -72,11 +72,11 @@ def along(begin: Integers, symbols: npt.NDArray[np.int8], turns: int) -> Integer
         turns: how often rows and columns are taken for each other.
     """
     matrix = np.sign(symbols).astype(np.float64)
-    found = begin.T
+    down = begin.T
     for _ in range(turns):
-        across = _apart((matrix @ found.astype(np.float64)).astype(np.int64))
-        found = _apart((matrix.T @ across.astype(np.float64)).astype(np.int64))
-    return np.ascontiguousarray(found.T)
+        across = _apart((matrix @ down.astype(np.float64)).astype(np.int64))
+        down = _apart((matrix.T @ across.astype(np.float64)).astype(np.int64))
+    return np.ascontiguousarray(down.T)
 
 
 def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
@@ -126,8 +126,8 @@ def _logs(counts: Integers) -> Integers:
     """Bits of information of one in so many, in parts of a bit; 0 counts as 1."""
     counts = np.maximum(counts, 1)
     octave = np.frexp(counts.astype(np.float64))[1].astype(np.int64) - 1
-    found: Integers = POINT * octave + LOGS[(counts << _FINE >> octave) & ((1 << _FINE) - 1)]
-    return found
+    logs: Integers = POINT * octave + LOGS[(counts << _FINE >> octave) & ((1 << _FINE) - 1)]
+    return logs
 
 
 def _class_costs(counts: Integers) -> Integers:
@@ -137,8 +137,8 @@ def _class_costs(counts: Integers) -> Integers:
     if len(there):  # contexts that hardly occur are taken for the nearest that does
         counts = counts[there[np.abs(np.arange(len(counts))[:, None] - there).argmin(1)]]
     smooth = 2 * counts + 1
-    found: Integers = _logs(smooth.sum(1, keepdims=True)) - _logs(smooth) >> 6
-    return found
+    costs: Integers = _logs(smooth.sum(1, keepdims=True)) - _logs(smooth) >> 6
+    return costs
 
 
 def _cost(counts: Integers, *, signed: bool) -> int:
@@ -160,8 +160,8 @@ def _weights(counts: Integers, *, signed: bool) -> Bytes:
     weights = np.where(there, 1 + np.searchsorted(_MIDDLE, share), 0).astype(np.uint8)
 
     def short() -> npt.NDArray[np.bool_]:
-        found = frequencies(weights, BITS) if signed else frequencies(both_signs(weights), BITS)[:, ::2]
-        return there & (found < 1)
+        coded = frequencies(weights, BITS) if signed else frequencies(both_signs(weights), BITS)[:, ::2]
+        return there & (coded < 1)
 
     while (few := short()).any():
         weights += few

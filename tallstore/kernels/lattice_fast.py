@@ -130,9 +130,9 @@ def shifts(counts: Counts) -> Bytes:
     native = _native()
     if native is None:
         return lattice_choices.shifts(counts)
-    found, counts = np.empty(len(counts), np.uint8), np.ascontiguousarray(counts, np.int16)
-    native.lattice_shifts(*_addresses(found, counts), len(counts), lattice_choices.ROUNDS, address(LOGS))
-    return found
+    chosen, counts = np.empty(len(counts), np.uint8), np.ascontiguousarray(counts, np.int16)
+    native.lattice_shifts(*_addresses(chosen, counts), len(counts), lattice_choices.ROUNDS, address(LOGS))
+    return chosen
 
 
 def along_rows(begin: Integers, symbols: npt.NDArray[np.int8], turns: int) -> Integers:
@@ -140,11 +140,11 @@ def along_rows(begin: Integers, symbols: npt.NDArray[np.int8], turns: int) -> In
     native = _native()
     if native is None:
         return lattice_choices.along(begin, symbols, turns)
-    found, rank, longest = begin.astype(np.int8), len(begin), max(symbols.shape)
+    vectors, rank, longest = begin.astype(np.int8), len(begin), max(symbols.shape)
     across, signs = np.empty((rank, len(symbols)), np.int8), np.array(symbols, order="C")  # a copy: they are used up
     sums, each = np.empty(rank * longest, np.int32), np.empty(longest, np.float64)
-    native.lattice_along(*_addresses(found, signs), *symbols.shape, rank, turns, *_addresses(across, sums, each))
-    return found.astype(np.int64)
+    native.lattice_along(*_addresses(vectors, signs), *symbols.shape, rank, turns, *_addresses(across, sums, each))
+    return vectors.astype(np.int64)
 
 
 def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
@@ -155,7 +155,7 @@ def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
     counts = np.array(counts, np.int64, order="C")  # a copy: they are used up
     table, weights = np.empty(len(counts), np.uint8), np.empty(counts.size, np.uint8)
     cost, kinds = c_int64(), c_int32()
-    found = native.lattice_tables(
+    number = native.lattice_tables(
         *_addresses(table, weights),
         byref(cost),
         address(counts),
@@ -165,7 +165,7 @@ def tables(counts: Integers, *, signed: bool) -> tuple[Bytes, Bytes, int]:
         address(LOGS),
         byref(kinds),
     )
-    return table, weights[: found * kinds.value].reshape(found, -1), cost.value
+    return table, weights[: number * kinds.value].reshape(number, -1), cost.value
 
 
 def project(prepared: Prepared, rows: Rows) -> Integers:

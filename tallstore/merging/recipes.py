@@ -77,13 +77,13 @@ def _elected(merge: StoredMerge, moved: Sequence[Tensor], weights: Sequence[Tens
     total = _sum([row.clone() for row in kept])
     positive = total >= 0 if merge.sign > 0 else total > 0
     won = [torch.where(positive, row > 0, row < 0) for row in kept]
-    found = _sum([torch.where(on, row * w, 0) for on, row, w in zip(won, kept, weights, strict=True)])
+    summed = _sum([torch.where(on, row * w, 0) for on, row, w in zip(won, kept, weights, strict=True)])
     if not merge.average:
-        return found
+        return summed
     count = torch.zeros(len(total), dtype=torch.int32)
     for on in won:
         count += on
-    return found / count.clamp_(min=1).to(found.dtype)
+    return summed / count.clamp_(min=1).to(summed.dtype)
 
 
 def _sum(rows: Sequence[Tensor]) -> Tensor:

@@ -63,11 +63,11 @@ def pack_family(
         packer = RelativePacker(stack, sink, start, archive, options, progress)
         reports: dict[str, TaskReport] = dict(first.tasks)
         warnings, added, failed = list(first.warnings), [], []
-        for name, found in kin.items():
+        for name, kinship in kin.items():
             task: Checkpoint = stack.enter_context(
                 opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
             )
-            made = packer.pack(name, task, relatives_of(found))
+            made = packer.pack(name, task, relatives_of(kinship))
             if made is None:
                 failed.append(name)
                 continue

@@ -33,8 +33,7 @@ def pack_groups(
     """`tallstore.pack` with `groups`. The base is read once more for each group; memory is the largest group's."""
     began = time.perf_counter()
     if chosen.recipe == "solo":
-        report = pack_group(base, tasks, path, replace(chosen, groups=1), progress=progress)
-        return replace(report, warnings=(ALONE, *report.warnings))
+        return pack_group(base, tasks, path, replace(chosen, groups=1), progress=progress, warning=ALONE)
     groups = choose_groups(base, tasks, chosen, progress=progress).groups
     if len(groups) == 1:
         return pack_group(base, tasks, path, chosen, progress=progress)

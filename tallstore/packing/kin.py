@@ -79,7 +79,7 @@ def find_kin(
     gram = stacked @ stacked.T
     basis = [names.index(name) for name in known if name in rows]
     left = [at for at, name in enumerate(names) if name in tasks and gram[at, at] > 0]
-    found: dict[str, Kin] = {}
+    related: dict[str, Kin] = {}
     while left:
         rest = {at: _rest(gram, at, basis) for at in left}
         free = [at for at in left if not _is_left(rest[at], gram[at, at], noise[names[at]])]
@@ -92,11 +92,11 @@ def find_kin(
     for at in left:
         kin = _fitted(names, rows, gram, at, basis, noise[names[at]])
         if kin is not None:
-            found[names[at]] = kin
+            related[names[at]] = kin
     if parents:
-        sources = {name for kin in found.values() for name in kin.weights}
-        found |= _children(rows, [name for name in tasks if name in rows and name not in found], known, sources)
-    return found
+        sources = {name for kin in related.values() for name in kin.weights}
+        related |= _children(rows, [name for name in tasks if name in rows and name not in related], known, sources)
+    return related
 
 
 def _children(
@@ -111,13 +111,13 @@ def _children(
         for other in dict.fromkeys([*known, *tasks])
         if other != name and other in rows and (cost := _cost(rows[name] - rows[other])) < _NEARER * own[name]
     ]
-    found: dict[str, Kin] = {}
+    children: dict[str, Kin] = {}
     anchors: set[str] = set()
     for saved, name, other in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-        if name not in found and name not in anchors and other not in found:
-            found[name] = Kin(weights={other: 1.0}, explained=saved / own[name])
+        if name not in children and name not in anchors and other not in children:
+            children[name] = Kin(weights={other: 1.0}, explained=saved / own[name])
             anchors.add(other)
-    return found
+    return children
 
 
 def _cost(row: Floats) -> float:

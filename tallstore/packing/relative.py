@@ -74,18 +74,18 @@ class RelativePacker:
         self._seen = self._reader.manifest
 
     def pack(
-        self, name: str, task: Checkpoint, relatives: Relatives, *, found: bool = True
+        self, name: str, task: Checkpoint, relatives: Relatives, *, searched: bool = True
     ) -> tuple[TaskReport, SplicedArchive] | None:
         """An archive of the task alone, to be spliced in; None where it is no such combination after all.
 
-        `found`: whether it was found to be one; otherwise it was said to be, and whatever is left is coded.
+        `searched`: whether a search found it to be one; otherwise it was said to be, and whatever is left is coded.
         """
         if self._home is None:
             return None
         start = ArchiveStart(self._reader, self.base, task, relatives)
-        plans = self._plans(start, task, relatives, kept=found and not self._lossless)
+        plans = self._plans(start, task, relatives, kept=searched and not self._lossless)
         start.plan(plans)
-        measured = {} if self._lossless or not found else self._measured(start, task, plans, relatives)
+        measured = {} if self._lossless or not searched else self._measured(start, task, plans, relatives)
         if measured is None or all(each.start is None for each in plans.values()):
             return None
         options = replace(
@@ -127,7 +127,7 @@ class RelativePacker:
         ties = tied_names(task, self.base)
         matches = matched(self.base, task, ties, allow_distant=True)
         sources = {name: ArchiveTask(start.decoder, name, name) for name in relatives.tasks}
-        found: dict[str, StartPlan] = {}
+        plans: dict[str, StartPlan] = {}
         tried: dict[str, StartPlan] = {}
         for name, info in task.tensors.items():
             if name in ties:
@@ -140,20 +140,20 @@ class RelativePacker:
                 for each in sources.values()
             )
             if match is not None:
-                found[name] = StartPlan(base=match.base)
+                plans[name] = StartPlan(base=match.base)
             if alike and info.numel and (plain or not relatives.merge.needs_base):
                 tried[name] = StartPlan(base=base if plain else None, start=(), kept=plain and kept)
         start.plan(tried)
         chosen = {name: self._chosen(start, task, name, each) for name, each in tried.items()}
-        found |= {name: each for name, each in chosen.items() if each is not None}
+        plans |= {name: each for name, each in chosen.items() if each is not None}
         for name, info in task.tensors.items():
-            if name in ties or name in found:
+            if name in ties or name in plans:
                 continue
             at = next((at for at, each in enumerate(sources.values()) if _same(each, task, name)), None)
             if at is not None and info.numel:
                 weights = tuple(float(at == other) for other in range(len(sources)))
-                found[name] = StartPlan(base=None, start=weights)
-        return {name: found[name] for name in task.tensors if name in found}
+                plans[name] = StartPlan(base=None, start=weights)
+        return {name: plans[name] for name in task.tensors if name in plans}
 
     def _chosen(self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan) -> StartPlan | None:
         """How a tensor builds on its start; None where it should not."""

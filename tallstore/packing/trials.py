@@ -32,16 +32,33 @@ def pack_group(
     *,
     progress: Progress | None = None,
     slot: GroupSlot = GroupSlot(),  # noqa: B008 - frozen
+    warning: str | None = None,
 ) -> PackReport:
-    """Pack tasks that share one vector, and keep what was promised of them; `slot`: see `encoder.encode`."""
+    """Pack tasks that share one vector, and keep what was promised of them; `slot`: see `encoder.encode`.
+
+    `warning`: of the tasks as they are asked for; reported and recorded.
+    """
+    asked = (warning,) if warning is not None else ()
     if chosen.evaluate is None and chosen.max_error is None:
-        return encode(base, tasks, path, chosen, progress=progress, slot=slot).report
+        packed = encode(base, tasks, path, chosen, progress=progress, slot=slot, warnings=dict.fromkeys(tasks, asked))
+        return replace(packed.report, warnings=(*asked, *packed.report.warnings))
     with tempfile.TemporaryDirectory(prefix="tallstore-") as scratch:
         trials = _Trials(base, tasks, chosen, Path(scratch), progress, slot)
         trials.choose_lambda()
         forms, scores = trials.meet_targets()
-    packed = encode(base, tasks, path, trials.options, progress=progress, forms=forms, scores=scores, slot=slot)
-    return replace(packed.report, warnings=(*trials.warnings, *packed.report.warnings))
+    packed = encode(
+        base,
+        tasks,
+        path,
+        trials.options,
+        progress=progress,
+        forms=forms,
+        scores=scores,
+        slot=slot,
+        warnings={name: (*asked, *trials.unscored.get(name, ())) for name in tasks},
+    )
+    unscored = [f"task {name!r} {why}" for name, told in trials.unscored.items() for why in told]
+    return replace(packed.report, warnings=(*asked, *unscored, *packed.report.warnings))
 
 
 @dataclass
@@ -56,7 +73,8 @@ class _Trials:
     slot: GroupSlot
     originals: dict[str, float] = field(default_factory=dict)
     """Scores of the original checkpoints; an adapter's is that of the model that it makes."""
-    warnings: list[str] = field(default_factory=list)
+    unscored: dict[str, list[str]] = field(default_factory=dict)
+    """Tasks that no score is of, and why."""
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +85,7 @@ class _Trials:
                 try:
                     state = _original(self.base, self.tasks[name], name, self.options)
                 except OptionError as error:  # an adapter that makes no model
-                    self.warnings.append(f"task {name!r} is not scored: {error}")
+                    self.unscored[name] = [f"is not scored: {error}"]
                 else:
                     self.originals[name] = score(self.score, state, name)
                     if self.options.min_retention is not None and self.originals[name] < 0:

@@ -174,10 +174,11 @@ def _told(facts: Facts) -> Section:
 
 
 def _warnings_and_notes(facts: Facts) -> Iterator[tuple[str, str]]:
-    for kind, told in (("warning", warnings_of), ("note", notes_of)):
-        for name, task in facts.manifest.tasks.items():
-            for sentence in told(name, task):
-                yield kind, _shown(sentence)
+    for warning in warnings_of(facts.manifest):
+        yield "warning", _shown(warning)
+    for name, task in facts.manifest.tasks.items():
+        for note in notes_of(name, task):
+            yield "note", _shown(note)
 
 
 def _left_out(facts: Facts) -> Section:

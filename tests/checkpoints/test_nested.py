@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import assert_same
 from torch import Tensor
 
 import tallstore
@@ -116,3 +117,21 @@ def test_one_name_twice_and_endless_keys_are_refused(tmp_path: Path) -> None:
     torch.save(inner, tmp_path / "deep.pt")
     with pytest.raises(CheckpointError, match=r"deep\.pt: mappings in mappings"):
         open_checkpoint(tmp_path / "deep.pt")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"ema": weights("a", "b", seed=9)}, {"epoch": 3}], ids=["alone", "a copy", "a number"]
+)
+@pytest.mark.parametrize("name", ["run 7.pt", "model.pth"])
+def test_a_lone_file_comes_back_as_torchs_own_under_its_name_and_key(
+    name: str, more: Mapping[str, Any], tmp_path: Path
+) -> None:
+    base = weights("a", "b")
+    tuned = {key: tensor + 0.01 * weights("x", seed=5)["x"] for key, tensor in base.items()}
+    torch.save({"state_dict": tuned, **more}, tmp_path / name)
+    tallstore.pack(base, {"t": tmp_path / name}, tmp_path / "zoo.tall", quality="lossless")
+    with tallstore.open(tmp_path / "zoo.tall") as zoo:
+        back = zoo.export("t", tmp_path / "back", weights_format="torch")
+    content = torch.load(back / name, weights_only=True)
+    assert list(content) == ["state_dict"]
+    assert_same(content["state_dict"], tuned)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from loopback import serving
 from safetensors.torch import save_file
+from small_models import BERT, WORDS, tune
 from support import Forks, assert_same, bytes_of
 
 import tallstore
@@ -24,30 +24,9 @@ from tallstore.errors import (
 )
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
-SMALL = {
-    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 24,
-}  # fmt: skip
 ADAPTER = "adapter_model.safetensors"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quiet() -> Iterator[None]:
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.set_verbosity(before)
-
-
-def tuned(model: Any, seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += (0.01 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype)
-    return model.eval()
 
 
 def fork_of(base: Any, kind: Any, config: Any, seed: int) -> Any:
@@ -56,7 +35,7 @@ def fork_of(base: Any, kind: Any, config: Any, seed: int) -> Any:
     model = kind(config)
     body = model if type(base) is kind else getattr(model, model.base_model_prefix)
     body.load_state_dict(base.state_dict(), strict=False)
-    return tuned(model, seed)
+    return tune(model, seed)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +43,17 @@ def zoos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`bert/zoo.tall` (classifiers), `gpt/zoo` (bf16, tied, sharded) and `moe/zoo.tall` (experts that are merged)."""
     root = tmp_path_factory.mktemp("zoos")
     torch.manual_seed(0)
-    bert = transformers.BertModel(transformers.BertConfig(**SMALL))
+    bert = transformers.BertModel(transformers.BertConfig(**BERT))
     bert.save_pretrained(root / "bert" / "base")
     for seed, task in enumerate(("one", "two"), 1):
-        config = transformers.BertConfig(**SMALL, num_labels=2 + seed)
+        config = transformers.BertConfig(**BERT, num_labels=2 + seed)
         folder = root / "bert" / task
         fork_of(bert, transformers.BertForSequenceClassification, config, seed).save_pretrained(folder)
         (folder / "words.txt").write_text("\n".join(WORDS))
         transformers.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
     gpt_config = transformers.GPT2Config(vocab_size=70, n_positions=32, n_embd=24, n_layer=2, n_head=2)
     gpt = transformers.GPT2LMHeadModel(gpt_config).to(torch.bfloat16)
-    moe_config = transformers.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=3)
+    moe_config = transformers.MixtralConfig(**BERT, num_key_value_heads=2, num_local_experts=3)
     moe = transformers.MixtralForCausalLM(moe_config)
     for name, base, config in (("gpt", gpt, gpt_config), ("moe", moe, moe_config)):
         base.save_pretrained(root / name / "base")

@@ -10,9 +10,8 @@ import huggingface_hub
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Hub, Repository
-from safetensors.torch import save
-from support import Forks, assert_same, bytes_of, slots, tiny_zoo
+from loopback import Hub
+from support import assert_same, slots, tiny_zoo
 
 import tallstore
 from tallstore.checkpoints.hash_cache import HashCache
@@ -53,18 +52,9 @@ def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path) -> None:
     seals.save()
 
 
-def test_a_base_in_the_cache_is_sealed_and_its_damage_found_all_the_same(
-    hub: Hub, tmp_path: Path, forks: Forks
-) -> None:
-    base, tasks = tiny_zoo(2)
-    for name, state in {"base": base, **tasks}.items():
-        hub.repos[f"user/{name}"] = Repository()
-        hub.repos[f"user/{name}"].add("main", {"model.safetensors": save(state)}, name)
-    code = 'import tallstore; tallstore.pack("user/base", {"a": "user/a", "b": "user/b"}, args[0], base_storage="reference")'
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    assert forks.run(code, str(tmp_path / "small"), env=env)[0] == 0
-    hub.repos["user/small"] = Repository()
-    hub.repos["user/small"].add("main", bytes_of(tmp_path / "small"), "small")
+@pytest.mark.usefixtures("referencing")
+def test_a_base_in_the_cache_is_sealed_and_its_damage_found_all_the_same(hub: Hub, tmp_path: Path) -> None:
+    base, _ = tiny_zoo(2)
     cache = tmp_path / "cache"
     where = {"endpoint": hub.url, "cache_dir": cache}
     with tallstore.open("hf://user/small", **where) as opened:

@@ -26,35 +26,19 @@ def put(target: str | Path, files: Mapping[str, bytes]) -> None:
         sink.commit()
 
 
-class TestFolder(StoreContract):
+@pytest.mark.parametrize("name", ["zoo", "zoo.tall"])
+@pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "by position"])
+class TestOnDisk(StoreContract):
+    """A folder and a file."""
+
+    @pytest.fixture(autouse=True)
+    def _named(self, name: str, mapped: bool) -> None:
+        self._name, self._mapped = name, mapped
+
     @contextmanager
     def opened(self, files: Mapping[str, bytes], folder: Path) -> Iterator[Store]:
-        put(folder / "zoo", files)
-        with open_store(folder / "zoo") as store:
-            yield store
-
-
-class TestFolderByPosition(StoreContract):
-    @contextmanager
-    def opened(self, files: Mapping[str, bytes], folder: Path) -> Iterator[Store]:
-        put(folder / "zoo", files)
-        with open_store(folder / "zoo", mapped=False) as store:
-            yield store
-
-
-class TestFile(StoreContract):
-    @contextmanager
-    def opened(self, files: Mapping[str, bytes], folder: Path) -> Iterator[Store]:
-        put(folder / "zoo.tall", files)
-        with open_store(folder / "zoo.tall") as store:
-            yield store
-
-
-class TestFileByPosition(StoreContract):
-    @contextmanager
-    def opened(self, files: Mapping[str, bytes], folder: Path) -> Iterator[Store]:
-        put(folder / "zoo.tall", files)
-        with open_store(folder / "zoo.tall", mapped=False) as store:
+        put(folder / self._name, files)
+        with open_store(folder / self._name, mapped=self._mapped) as store:
             yield store
 
 

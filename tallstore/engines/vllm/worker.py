@@ -63,8 +63,8 @@ class _WorkerModel:
         """The model's configuration, as far as it is known without an archive."""
         from transformers import PretrainedConfig
 
-        found, _ = PretrainedConfig.get_config_dict(str(self._worker.vllm_config.model_config.model))
-        return dict(found)
+        described, _ = PretrainedConfig.get_config_dict(str(self._worker.vllm_config.model_config.model))
+        return dict(described)
 
     @property
     def refused(self) -> str | None:
