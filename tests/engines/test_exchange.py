@@ -113,6 +113,9 @@ class Served:
             return catalogue.lazy_weights(task, names, applied)
         return ahead(catalogue.weights(task, names, applied))
 
+    def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
+        return names
+
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         layers: dict[str, dict[str, Tensor]] = {}
         self.reloads.append([])
