@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError
-from tallstore.kernels.packed_rows import Share
+from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import products
 from tallstore.serving.apart import by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
@@ -23,6 +23,8 @@ from tallstore.serving.tensors import OwnTensor, RowsTensor
 
 __all__ = ["Plan", "kind_of", "planned"]
 
+_FEW_ON_DEVICE = 128
+"""Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
 _TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
 """Nanoseconds, as measured: a mark with each token; a mark that is put into a layer, more than one that is found; and
 an element of a layer that is written and multiplied by itself."""
@@ -83,7 +85,7 @@ class _TurnedLinearRows(nn.Module):
         """Of rows of several tasks."""
         plan = self.plan
         tokens = Tokens.of(x, 1, plan.rows, plan.name)
-        out = torch.empty(len(tokens.flat), self.weight.shape[1], dtype=x.dtype)
+        out = x.new_empty(len(tokens.flat), self.weight.shape[1])
         for task, a, b in tokens.runs:
             weight, bias = plan.value("weight", task, self.weight), plan.value("bias", task, self.bias)
             torch.addmm(bias, tokens.flat[a:b], weight, out=out[a:b])
@@ -104,7 +106,7 @@ class _EmbeddingRows(nn.Embedding):
                 f"the layer {plan.name!r} is looked up by pairs of places, and not by row: this model cannot compute "
                 "rows of several tasks at once; give each task a call of its own"
             )
-        out = torch.empty(len(tokens.flat), weight.shape[1], dtype=weight.dtype)
+        out = weight.new_empty(len(tokens.flat), weight.shape[1])
         for task, a, b in tokens.runs:
             own = plan.own("weight", task)
             if own is None:
@@ -240,13 +242,13 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
     sizes = [own.shape[0] for own in plan.tensors.get("weight", ()) if own is not None]
     outputs = max(sizes, default=len(weight))
     if any(size != len(weight) for size in sizes):
-        out = torch.full((len(flat), outputs), -torch.inf, dtype=flat.dtype)
+        out = flat.new_full((len(flat), outputs), -torch.inf)
         for task, a, b in tokens.runs:
             own_weight = plan.value("weight", task, weight)
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
-    shares: list[Share] = []
+    shares: list[tuple[Any, Tensor | None, int, int]] = []
     whole: list[Run] = []
     for run in tokens.runs:
         own = plan.own("weight", run.task)
@@ -260,7 +262,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
     if not whole:
         out = functional.linear(flat, weight, bias)
     else:
-        out = torch.empty(len(flat), outputs, dtype=flat.dtype)
+        out = flat.new_empty(len(flat), outputs)
         at = 0
         for task, a, b in (*whole, Run(BASE, len(flat), len(flat))):
             if a > at:
@@ -280,13 +282,13 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         torch.addmm(bias, x, weight.T, out=out)
 
 
-def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Sequence[Share]) -> None:
+def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Sequence[Any]) -> None:
     """What tasks add, in float32."""
     if out.dtype == torch.float32:
-        products().add(out, x.contiguous(), weight.detach(), bias, shares)
+        products(out.device.type).add(out, x.contiguous(), weight.detach(), bias, shares)
         return
     wide = out.float()
-    products().add(wide, x.float().contiguous(), weight.detach(), bias, shares)
+    products(out.device.type).add(wide, x.float().contiguous(), weight.detach(), bias, shares)
     out.copy_(wide)
 
 
@@ -296,8 +298,11 @@ def _wide(bias: Tensor | None) -> Tensor | None:
 
 def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:
     """Whether what a task adds is quicker computed from the packed form than its layer is decoded."""
-    if not isinstance(own, RowsTensor) or own.tail is not None or not products().takes(own.packed, base):
+    backend = products(base.device.type)
+    if not isinstance(own, RowsTensor) or own.tail is not None or not backend.takes(own.packed, base):
         return False
+    if isinstance(own.packed, DeviceRows):
+        return tokens <= _FEW_ON_DEVICE
     return own.packed.marks * (_TOKEN * tokens - _MARK) < WRITE * own.packed.numel
 
 

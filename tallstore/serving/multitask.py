@@ -82,10 +82,9 @@ class MultitaskModel(nn.Module):
             for part in own.memory:
                 size = part.numel() * part.element_size() if isinstance(part, Tensor) else part.nbytes
                 held[part.data_ptr() if isinstance(part, Tensor) else id(part)] = size
-        vectors = sum(vector.nbytes for vector in self._prepared.vectors.values())
         plans = (module.__dict__.get("plan") for module in self.model.modules())
         tables = sum(plan.nbytes for plan in plans if isinstance(plan, Plan))
-        return sum(held.values()) + vectors + tables + self._shelf.nbytes
+        return sum(held.values()) + self._prepared.vector_bytes + tables + self._shelf.nbytes
 
     @contextmanager
     def using(self, tasks: Sequence[str | None]) -> Iterator[nn.Module]:
@@ -186,9 +185,9 @@ def _check_kind(model: nn.Module) -> None:
         if "forward" in module.__dict__:
             raise ModelMismatchError(f"the model's {name!r} has another forward (a hook of accelerate, perhaps)")
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and tensor.device.type != "cpu":
+            if tensor is not None and tensor.is_meta:
                 raise ModelMismatchError(
-                    f"the model's {name!r} is on {tensor.device}: mixed batches are computed on cpu"
+                    f"the model's {name!r} has no memory (device meta): a mixed batch needs all of a model in memory"
                 )
 
 

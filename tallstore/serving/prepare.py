@@ -18,7 +18,9 @@ from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless
 from tallstore.errors import ModelMismatchError
 from tallstore.kernels import reference
+from tallstore.kernels.device_rows import DeviceVector
 from tallstore.kernels.packed_rows import SharedVector
+from tallstore.kernels.products import form_for, placed
 from tallstore.kernels.row_packing import LevelChunk, pack_rows, unpacked
 from tallstore.serving.tensors import DecodedTensor, OwnTensor, RowsTensor, Shelf, StoredTensor
 from tallstore.tensors import TORCH
@@ -45,6 +47,14 @@ class PreparedTensors:
     """The model's tensors that must hold the base's → the base's names of them."""
     vectors: dict[tuple[str, str], SharedVector] = field(default_factory=dict)
     """Multi-task vectors by group and base tensor."""
+    on_device: dict[int, DeviceVector] = field(default_factory=dict)
+    """The same on the model's device, by the identity of those, where that is not the processor."""
+
+    @property
+    def vector_bytes(self) -> int:
+        """Memory of the vectors."""
+        here = sum(each.nbytes for each in self.vectors.values())
+        return here + sum(each.nbytes for each in self.on_device.values())
 
 
 def prepare(
@@ -144,13 +154,13 @@ class _Preparing:
         levels = _chunks(packed, entry.covered, dtype, base, alone=vector is None)
         if levels is None and not _holds(own.dtype, decoder.base_dtype(str(entry.base))):
             return DecodedTensor(shape, decoded, self.shelf)
-        if levels is None:
+        form = form_for(own.device)
+        if levels is None or (form is not None and isinstance(packed, CodedLossless)):
             applied = partial(_applied, packed, dtype, tail)
             return DecodedTensor(shape, applied, self.shelf, tuple(packed.tensors))
         steps = isinstance(packed, CodedLossless)
-        return RowsTensor(
-            shape, pack_rows(levels, (rows, width), dtype, packed.chunk, steps=steps, vector=vector), tail
-        )
+        made = pack_rows(levels, (rows, width), dtype, packed.chunk, steps=steps, vector=vector, form=form)
+        return RowsTensor(shape, placed(made, own.device, self.out.on_device), tail)
 
     def _rounds(self, base: str, dtype: torch.dtype) -> bool:
         """Whether elements that a task does not move are not the model's all the same: they are rounded to its type."""
@@ -172,7 +182,7 @@ class _Preparing:
 
     def _decoded(self, name: str, own: Tensor) -> Tensor:
         """A tensor in the type of the model's."""
-        return self.decoder.tensors(self.task, [name])[name].to(own.dtype)
+        return self.decoder.tensors(self.task, [name])[name].to(own.device, own.dtype)
 
     def _of_parts(self, names: Sequence[str], own: Tensor) -> DecodedTensor:
         """A tensor of the model that several of the task's are parts of, or that lies in memory in another way."""
@@ -192,7 +202,7 @@ class _Preparing:
     def _converted(self, name: str, own: Tensor) -> Tensor:
         """A tensor that the library makes of several of the task's."""
         made = self.binding.convert(self.decoder.tensors(self.task, self.binding.converted))
-        return made[name].to(own.dtype)
+        return made[name].to(own.device, own.dtype)
 
 
 def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
@@ -286,7 +296,7 @@ def _check_base(
     """Raise unless the model holds the base's elements, in its own type, wherever tasks add to them; or write them."""
     for name, base in bases.items():
         held = own[name].detach().view(-1)
-        wanted = decoder.base_tensor(base).reshape(-1)[: len(held)].to(held.dtype)
+        wanted = decoder.base_tensor(base).reshape(-1)[: len(held)].to(held.device, held.dtype)
         if torch.equal(held[: len(wanted)], wanted):
             continue
         if not write:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tallstore.kernels.device_rows import DeviceProducts, DeviceRows, DeviceVector
 from tallstore.kernels.packed_rows import FORMS, PackedRows, SharedVector, moved_rows, product
 from tallstore.kernels.products import ReferenceProducts, products
 from tallstore.kernels.row_packing import LevelChunk, pack_rows
@@ -166,20 +167,59 @@ def test_native_products_are_the_reference_s(
         assert torch.equal(wanted[1:2], product(x[1:2], own, base))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kinds", [("signed", "binary"), ("levels", "signed")], ids=str)
-def test_a_gpu_s_products_are_the_reference_s(kinds: tuple[str, str], dtype: torch.dtype, device: torch.device) -> None:
-    """Tokens grouped by task, tasks of other tables and bits in one stack; rows and columns that fill no tile."""
-    pytest.importorskip("triton")
-    from tallstore.kernels.gpu.products import StackedCodes, add_products
+DEVICE_KINDS = [kind for kind in KINDS if kind not in STEPS]
 
+
+def on_device(own: PackedRows, device: torch.device) -> DeviceRows:
+    vector = None if own.vector is None else DeviceVector.of(own.vector, device)
+    return DeviceRows.of(own, device, vector)
+
+
+@pytest.mark.parametrize("types", types(), ids=str)
+@pytest.mark.parametrize("kind", DEVICE_KINDS)
+def test_rows_on_a_device_are_the_reference_s(
+    kind: str, types: tuple[torch.dtype, torch.dtype], device: torch.device
+) -> None:
+    task, model = types
+    for shape in SHAPES:
+        own, base = packed(kind, shape, task, "codes"), base_of(shape, model)
+        wanted, index = moved_rows(own, base, 0), torch.tensor([0, shape[0] - 1, 0])
+        out = torch.empty_like(base, device=device)
+        DeviceProducts().rows(out, base.to(device), on_device(own, device), None)
+        assert torch.equal(out.cpu(), wanted)
+        few = torch.empty(3, shape[1], dtype=model, device=device)
+        DeviceProducts().rows(few, base.to(device), on_device(own, device), index)
+        assert torch.equal(few.cpu(), wanted[index])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "kinds", [("signed", "binary"), ("levels", "vector codes"), ("many levels", "signed")], ids=str
+)
+def test_a_device_s_products_are_the_reference_s(
+    kinds: tuple[str, str], name: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Tokens grouped by task, tasks of other tables, bits and chunks in one batch; rows and columns that fill no tile.
+
+    All numbers are small multiples of a power of two: every order of summing gives the same.
+    """
+    backend = DeviceProducts()
+    if name == "triton":
+        pytest.importorskip("triton")
+        from tallstore.kernels.gpu.products import TritonProducts
+
+        backend = TritonProducts()
     shape = (37, 90)
     tasks = [packed(kind, shape, dtype, "codes", seed) for seed, kind in enumerate(kinds)]
-    base = base_of(shape, dtype)
-    x = torch.randint(-3, 4, (21, shape[1]), generator=torch.Generator().manual_seed(2)).float()
-    wanted, found = torch.ones(21, shape[0]), torch.ones(21, shape[0], device=device)
-    runs = [(1, 0, 17), (0, 17, 20)]
-    for task, a, b in runs:
-        wanted[a:b] += product(x[a:b], tasks[task], base)
-    add_products(found, x.to(device), base.to(device), StackedCodes.of(tasks, device), runs)
+    base, bias = base_of(shape, dtype), torch.arange(37).float()
+    x = torch.randint(-3, 4, (23, shape[1]), generator=torch.Generator().manual_seed(2)).float()
+    wanted, found = torch.ones(23, shape[0]), torch.ones(23, shape[0], device=device)
+    runs = [(tasks[1], None, 0, 17), (tasks[0], bias, 17, 20), (None, bias, 21, 23)]
+    ReferenceProducts().add(wanted, x, base, torch.ones(37), runs)
+    own = [
+        (None if rows is None else on_device(rows, device), None if b is None else b.to(device), *tokens)
+        for rows, b, *tokens in runs
+    ]
+    backend.add(found, x.to(device), base.to(device), torch.ones(37, device=device), own)
     assert torch.equal(found.cpu(), wanted)

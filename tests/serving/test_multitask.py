@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tallstore
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
+from tallstore.kernels import products
 
 transformers = pytest.importorskip("transformers")
 
@@ -164,6 +165,21 @@ def test_both_ways_of_a_layer_are_the_task_s(whole: bool, zoo: tallstore.Zoo, mo
 
     monkeypatch.setattr(layers, "WRITE", -1e9 if whole else 1e9)
     check_bert(zoo)
+
+
+@pytest.mark.parametrize("kind", ["default", "shared q8", "without loss"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_so_it_is_on_other_devices(
+    backend: str, kind: str, packed_bert: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their ways of computing, on the processor: Triton's kernels are interpreted."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("kernels are compiled: they take no memory of the processor")
+    monkeypatch.setattr(products, "backend_of", lambda _: backend)
+    with tallstore.open(packed_bert(kind)) as found:
+        check_bert(found)
 
 
 def test_tasks_with_many_rows_are_computed_by_themselves(zoo: tallstore.Zoo) -> None:
