@@ -19,7 +19,7 @@ from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import products
 from tallstore.serving.apart import by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
-from tallstore.serving.tensors import OwnTensor, RowsTensor
+from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
 __all__ = ["Plan", "kind_of", "planned"]
 
@@ -37,15 +37,16 @@ class Plan:
     name: str
     """Its dotted name in the model."""
     call: Call
-    tensors: Mapping[str, Sequence[OwnTensor | None]]
+    tensors: Mapping[str, list[OwnTensor | None]]
     """By the names of its parameters and buffers, of those that any task has otherwise: each task's."""
-    small: dict[tuple[str, str | int], Tensor] = field(default_factory=dict)
-    """What is made once of small tensors."""
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    """Of small tensors: the base's, and behind it each task's. Tasks' own are parts of it from then on."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of what was made."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.small.values())
+        """Memory of what was made, without what tasks hold."""
+        of_base = {name: 1 + sum(own is None for own in self.tensors[name]) for name in self.tables}
+        return sum(n * self.tables[name][0].numel() * self.tables[name].element_size() for name, n in of_base.items())
 
     @property
     def rows(self) -> BatchRows:
@@ -312,12 +313,14 @@ def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tens
         return None
     if name not in plan.tensors:
         return base
-    if ("table", name) not in plan.small:
+    if name not in plan.tables:
         every = [base.detach(), *(plan.value(name, t, base).detach() for t in range(len(plan.tensors[name])))]
-        plan.small["table", name] = torch.stack(every)
+        plan.tables[name] = torch.stack(every)
+        own_rows = zip(plan.tensors[name], plan.tables[name][1:], strict=True)
+        plan.tensors[name][:] = [own and StoredTensor(row) for own, row in own_rows]
     each = 1 if x.shape[0] == 1 < len(rows) else rows.each(x.shape[0], plan.name)
     numbers = rows.numbers + 1 if each == 1 else (rows.numbers + 1).repeat_interleave(each)
-    own = plan.small["table", name][numbers]
+    own = plan.tables[name][numbers]
     return own.reshape(len(own), *(1,) * (x.dim() - 1 - base.dim()), *base.shape)
 
 

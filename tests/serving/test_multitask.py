@@ -378,7 +378,8 @@ def test_what_stays_packed_is_small(kind: str, packed_llama: Callable[[str, torc
         assert before < 2 * zoo.info()["bytes"]["masks"] + 6 * small
         for _ in range(3):
             multi(input_ids=tokens(3), tasks=["a", "b", "c"])
-        assert multi.resident_bytes <= before + 20_000
+        norms = 5 * 64 * 2  # of the base, beside those of tasks: they are looked up together
+        assert multi.resident_bytes <= before + 20_000 + norms
 
 
 def test_wrong_names_are_one_error_each(zoo: tallstore.Zoo) -> None:
