@@ -17,11 +17,11 @@ from torch.nn import functional
 from tallstore.errors import ModelMismatchError
 from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import products
-from tallstore.serving.apart import by_task, like, tensor_of
+from tallstore.serving.apart import PlacesRows, by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
-__all__ = ["Plan", "kind_of", "planned"]
+__all__ = ["Plan", "kind_of", "planned", "rows_of_places"]
 
 _FEW_ON_DEVICE = 128
 """Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
@@ -366,6 +366,12 @@ def planned(module: nn.Module, plan: Plan, kind: type[nn.Module]) -> None:
     """Put a module, one of our own copy of a model, into the class that computes it."""
     object.__setattr__(module, "__class__", _class_of((type(module), kind)))
     module.__dict__["plan"] = plan
+
+
+def rows_of_places(module: nn.Module, name: str, call: Call) -> None:
+    """The same for attention that has `compute_bias`."""
+    object.__setattr__(module, "__class__", _class_of((type(module), PlacesRows)))
+    module.__dict__.update(call=call, places_name=name)
 
 
 _CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}

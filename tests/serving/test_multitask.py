@@ -430,23 +430,86 @@ def test_models_without_rows_first_are_refused(zoo: tallstore.Zoo, tmp_path: Pat
     tallstore.pack(model.state_dict(), {"a": tuned(lambda: model, 1).state_dict()}, tmp_path / "z.tall")
     with tallstore.open(tmp_path / "z.tall") as other, pytest.raises(ModelMismatchError, match="rows second"):
         other.multitask(model)
-    config = transformers.T5Config(
-        vocab_size=96, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4, relative_attention_num_buckets=32
-    )
 
-    def t5() -> nn.Module:
-        torch.manual_seed(0)
-        return transformers.T5EncoderModel(config).eval()
 
-    tasks = {name: tuned(t5, n, size=0.1) for n, name in enumerate("ab", 1)}
-    tallstore.pack(t5().state_dict(), states(tasks), tmp_path / "t5.tall")
-    with tallstore.open(tmp_path / "t5.tall") as other:
-        multi = other.multitask(t5())
-        ids = tokens(2, 8)
-        with pytest.raises(ModelMismatchError, match="pairs of places"):
-            multi(input_ids=ids, tasks=["a", "b"])
-        found = multi(input_ids=ids, tasks=["b", "b"]).last_hidden_state
-        model = t5()
-        other.load_into(model, "b")
-        with torch.no_grad():
-            assert near_enough(found, model(input_ids=ids).last_hidden_state)
+T5 = {
+    "vocab_size": 96,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 32,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+}
+
+
+def t5(kind: str = "T5ForConditionalGeneration") -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(transformers, kind)(getattr(transformers, kind.split("5", 1)[0] + "5Config")(**T5)).eval()
+
+
+@pytest.mark.parametrize("kind", ["T5ForConditionalGeneration", "UMT5ForConditionalGeneration"])
+def test_encoders_with_decoders_and_biases_between_places(kind: str, tmp_path: Path) -> None:
+    """Biases between places are one for all rows in such models, and each task's here; also for beams."""
+    models = {name: tuned(t5, n, kind, size=0.1) for n, name in enumerate("ab", 1)}
+    tallstore.pack(t5(kind).state_dict(), states(models), tmp_path / "t5.tall", quality="high")
+    ids, names = tokens(4, 8), ["b", "a", None, "b"]
+    with tallstore.open(tmp_path / "t5.tall") as zoo:
+        multi = zoo.multitask(t5(kind))
+        logits = multi(input_ids=ids, decoder_input_ids=ids[:, :3], tasks=names).logits
+        how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+        written = {beams: multi.generate(ids, tasks=names, num_beams=beams, **how) for beams in (1, 2)}
+        for row, name in enumerate(names):
+            model, own = t5(kind), ids[row : row + 1]
+            if name is not None:
+                zoo.load_into(model, name)
+            with torch.no_grad():
+                wanted = model(input_ids=own, decoder_input_ids=own[:, :3]).logits
+            assert near_enough(logits[row], wanted[0])
+            for beams, found in written.items():
+                assert torch.equal(found[row], model.generate(own, num_beams=beams, **how)[0])
+
+
+class Places(nn.Module):
+    """A table that is looked up by pairs of places, in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(16, 8), nn.Linear(8, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        return self.out(x[:, :, None] + self.table(places[:, None] - places + 8))
+
+
+class Tied(nn.Module):
+    """A head that is the table itself, not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(96, 64), nn.LayerNorm(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.table.weight.dtype == torch.float32  # what a tensor is may be asked
+        return self.norm(self.table(x)) @ self.table.weight.T
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Places, "by pairs of places"), (Tied, "computes with its 'table.weight' outside")]
+)
+def test_what_rows_cannot_be_told_apart_in_is_refused(kind: type[nn.Module], message: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = kind()
+    tasks = {}
+    for n, name in enumerate("ab", 1):
+        tasks[name] = {key: near(tensor, seed=10 * n, size=0.1) for key, tensor in base.state_dict().items()}
+    tallstore.pack(base.state_dict(), tasks, tmp_path / "z.tall")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        multi = zoo.multitask(base)
+        x = torch.randn(2, 4, 8) if kind is Places else tokens(2)
+        for _ in range(2):
+            with pytest.raises(ModelMismatchError, match=message):
+                multi(x, tasks=["a", "b"])
