@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tallstore.engines.catalogue import Catalogue
 from tallstore.engines.exchange import Exchange
-from tallstore.engines.straight import StraightLayers
+from tallstore.engines.straight import StraightLayers, WrittenParameter
 from tallstore.engines.vllm.plugin import check_vllm
 
 __all__ = ["TaskWorker"]
@@ -49,14 +49,12 @@ class _WorkerModel:
     """A worker's model, as an exchange sees it."""
 
     def __init__(self, worker: TaskWorker) -> None:
-        from tallstore.engines.vllm.layers import finish, is_plain, straight_is_safe
         from tallstore.engines.vllm.loader import LOADED, WRITTEN
 
         check_vllm()
         self._worker = worker
         self.loaded = LOADED.get(self.module)
-        written = WRITTEN.get(self.module, ()) if straight_is_safe(self.module) else ()
-        self._straight = StraightLayers(self.module, written, is_plain, finish)
+        self._straight = _straight(self.module, WRITTEN.get(self.module, ()))
 
     @property
     def module(self) -> nn.Module:
@@ -115,6 +113,15 @@ class _WorkerModel:
 
         with set_current_vllm_config(config):
             finalize_layerwise_reload(self.module, config.model_config)
+
+
+def _straight(model: nn.Module, written: tuple[WrittenParameter, ...]) -> StraightLayers:
+    """The layers that are written straight: none with a vLLM that has other layers than those known here."""
+    try:
+        from tallstore.engines.vllm.layers import finish, is_plain, straight_is_safe
+    except ImportError:
+        return StraightLayers(model, (), lambda _: False, lambda _: None)
+    return StraightLayers(model, written if straight_is_safe(model) else (), is_plain, finish)
 
 
 def _exchange(worker: TaskWorker) -> Exchange:
