@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import near, without_kernels
+from support import near, noise, without_kernels
 from torch import Tensor, nn
 
 import tallstore
@@ -326,6 +326,46 @@ def test_vocabularies_that_grew_and_base_of_another_type(tmp_path: Path) -> None
     with tallstore.open(tmp_path / "y.tall") as zoo:
         found = zoo.multitask(bert())(input_ids=tokens(1), tasks=["narrow"]).logits
         assert near_enough(found, own_logits(zoo, "narrow", bert, input_ids=tokens(1)))
+
+
+@pytest.mark.parametrize("quality", ["balanced", "lossless"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_copies_and_merges_of_other_tasks(dtype: torch.dtype, quality: str, tmp_path: Path) -> None:
+    """What is kept as a recipe of other tasks, or as what a task differs from another, is not the base's."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(400, 256), nn.Linear(256, 512), nn.LayerNorm(512))
+        model[0].weight.data *= 0.05
+        return model.to(dtype)
+
+    def moved(state: dict[str, Tensor], seed: int, share: float = 1.0) -> dict[str, Tensor]:
+        steps = {n: noise(*t.shape, size=0.004, seed=10 * seed + i) for i, (n, t) in enumerate(state.items())}
+        few = {n: torch.rand(t.shape, generator=torch.Generator().manual_seed(1)) < share for n, t in state.items()}
+        return {n: torch.where(few[n], t.float() + steps[n], t.float()).to(dtype) for n, t in state.items()}
+
+    base = make().state_dict()
+    a, b = moved(base, 1), moved(base, 2)
+    tallstore.pack(base, {"a": a, "b": b}, tmp_path / "z.tall", quality=quality)
+    how = {"parent": "a"} if quality == "lossless" else {}
+    tallstore.add(tmp_path / "z.tall", {"later": moved(a, 3, share=0.02)}, **how)
+    tallstore.add_merge(tmp_path / "z.tall", "half", "0.5*a + 0.5*b")
+    tallstore.add_merge(tmp_path / "z.tall", "copy", "1.0*a")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        related = {name for name, task in zoo.manifest.tasks.items() if task.relatives is not None}
+        assert related == {"half", "copy", *(["later"] if how else [])}
+        names, ids = ["half", "copy", "a", None, "b", "later", "copy"], torch.arange(7 * 11).reshape(7, 11) * 5 % 400
+        multi = zoo.multitask(make().float(), decoded_bytes=0)
+        found = multi(ids, tasks=names)
+        for row, name in enumerate(names):
+            model = make().float()
+            if name is not None:
+                zoo.load_into(model, name)
+            with torch.no_grad():
+                wanted = model(ids[row : row + 1])[0]
+            assert near_enough(found[row], wanted)
+        without = zoo.multitask(make().float(), ["a", "b", "half", "later"], decoded_bytes=0)
+        assert multi.resident_bytes == without.resident_bytes
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
