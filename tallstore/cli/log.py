@@ -12,13 +12,16 @@ from tallstore.stores import Access, open_any
 
 
 def log(
-    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    zoo: Annotated[
+        str,
+        typer.Argument(metavar="ZOO", help="The archive: a .tall file, a folder, or an address such as hf://user/zoo."),
+    ],
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or a task.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
 ) -> None:
-    """Show a run's checkpoints: step, what each is coded against and takes, and its score, if the trainer said one.
+    """Show a run's checkpoints: step, what each is coded against, its size, and its score if the trainer recorded one.
 
-    Of a task that belongs to no run: what it is made of, generation by generation.
+    For a task that belongs to no run: which tasks it is made of, generation by generation.
 
     Examples:
 
