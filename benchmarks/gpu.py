@@ -1,5 +1,8 @@
 """Kernels on a GPU beside a plain copy on the same card: decoding and switching a 7B model, encoding 8 and 20 tasks.
 
+Mixed batches of 8 tasks, too: the linear layers of the same model for some tokens of each, base and differences, beside
+the same by decoding each task's layer and multiplying by it.
+
 The floor is measured in the same run: bytes that must move, over the bandwidth that `Tensor.copy_` reaches. A share of
 100 % means: as fast as that copy would move as many bytes. The model has the tensors of Llama 2 7B, in bfloat16
 (`--layers` makes it smaller); encoding works on tensors of `--elements` parameters. Each row is the median of
@@ -21,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from common import MIB, describe_machine, table
@@ -50,7 +54,8 @@ def main() -> int:
     floor = copy_floor(arguments.repeat)
     print(f"copy: {floor.rate / 1e12:.3f} TB/s read and written (quartiles {floor.spread('rate')})\n")
     print(decoding(arguments.layers, arguments.repeat, floor.rate), "\n")
-    print(encoding(arguments.elements * 1_000_000, arguments.repeat, floor.rate))
+    print(encoding(arguments.elements * 1_000_000, arguments.repeat, floor.rate), "\n")
+    print(mixing(min(arguments.layers, 4), arguments.repeat, floor.rate))
     return 0
 
 
@@ -204,6 +209,55 @@ def encoding(n: int, repeat: int, floor: float) -> str:
                 label = f"{name}, T = {count}, {str(dtype).removeprefix('torch.')}"
                 rows.append(timed(run, moved, repeat).row(label, floor))
     return f"Encoding {n / 1e6:.0f} M parameters\n\n" + table(HEAD, rows)
+
+
+def mixing(layers: int, repeat: int, floor: float) -> str:
+    """Mixed batches: what must move is the base once, and the codes of every task."""
+    from tallstore.kernels.gpu.decode import apply_packed_mask
+    from tallstore.kernels.gpu.products import TritonProducts
+
+    sizes = [*[(WIDTH, WIDTH)] * 4, (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)] * layers
+    bases = [torch.randn(*shape, dtype=torch.bfloat16, device=DEVICE) for shape in sizes]
+    outs = [torch.empty_like(base) for base in bases]
+    count, products, rows = TASKS[0], TritonProducts(), []
+    tasks = [[signed_rows(base) for _ in range(count)] for base in bases]
+    codes = sum(each.nbytes for layer in tasks for each in layer)
+
+    for tokens in (1, 8, 32):
+        inputs = {n: torch.randn(count * tokens, n, dtype=torch.bfloat16, device=DEVICE) for n in (WIDTH, INNER)}
+
+        def mixed(tokens: int = tokens, inputs: dict[int, Tensor] = inputs) -> None:
+            for base, own in zip(bases, tasks, strict=True):
+                x = inputs[base.shape[1]]
+                out = torch.nn.functional.linear(x, base).float()
+                runs = [(each, None, n * tokens, (n + 1) * tokens) for n, each in enumerate(own)]
+                products.add(out, x.float(), base, None, runs)
+
+        def apart(tokens: int = tokens, inputs: dict[int, Tensor] = inputs) -> None:
+            for base, out, own in zip(bases, outs, tasks, strict=True):
+                x = inputs[base.shape[1]]
+                for n, each in enumerate(own):
+                    scales = each.tables[:, 1].contiguous()
+                    apply_packed_mask(out.view(-1), base.view(-1), each.codes, "signed", scales, CHUNK)
+                    torch.nn.functional.linear(x[n * tokens : (n + 1) * tokens], out)
+
+        moved = sum(map(size, bases)) + codes
+        rows.append(timed(mixed, moved, repeat).row(f"mixed, {tokens} tokens a task", floor))
+        rows.append(timed(apart, moved, repeat).row(f"task after task, {tokens} tokens", floor))
+    return f"Linear layers of {layers} blocks, {count} tasks, bfloat16, signed codes\n\n" + table(HEAD, rows)
+
+
+def signed_rows(base: Tensor) -> Any:
+    """A task's difference: symbols 0, 1 and 2 with a scale a chunk."""
+    from tallstore.kernels.device_rows import DeviceRows
+
+    code = torch.randint(256, (packed_size("signed", base.numel()) + 8,), dtype=torch.uint8, device=base.device)
+    scale = torch.rand(-(-base.numel() // CHUNK), 1, device=base.device) * 0.01
+    tables = torch.cat([torch.zeros_like(scale), scale, -scale, torch.zeros_like(scale)], 1)
+    return DeviceRows(
+        codes=code & ~((code & 0x55) << 1), tables=tables, bits=2, chunk=CHUNK, rows=base.shape[0],
+        width=base.shape[1], dtype=base.dtype, marks=base.numel() * 2 // 3,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "kernels/native_types": ("kernels/test_fill.py",),
     "kernels/packed": ("kernels/test_tiled.py",),
     "kernels/packed_rows": ("kernels/test_products.py", "serving/test_multitask.py"),
+    "kernels/device_rows": ("kernels/test_products.py",),
+    "kernels/row_packing": ("kernels/test_products.py",),
     "kernels/pairs": ("kernels/test_fill.py",),
     "kernels/reference": ("kernels/test_tiled.py", "test_roundtrip.py"),
     "kernels/rules": ("kernels/test_encode.py",),

@@ -24,6 +24,7 @@ from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.facts import TensorFacts, facts_of
 from tallstore.archive.family import step_of
+from tallstore.archive.in_place import decode_into
 from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.mask_statistics import MaskStatistics, count_masks
@@ -148,6 +149,23 @@ class Archive:
         self._announce(task, chosen, exact=exact)
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return on_device(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
+
+    def decode_into(self, task: str, out: Mapping[str, Tensor]) -> None:
+        """Decode tensors of a task into memory that is given, by name.
+
+        Args:
+            task: its name.
+            out: contiguous CPU tensors of the tensors' shapes and types.
+
+        Raises:
+            NoSuchTaskError, NoSuchTensorError: with the names that there are.
+            ModelMismatchError: the memory is of another kind; nothing was written.
+            ArchiveError: something is damaged; tensors may have been written in part.
+        """
+        task = self._task(task)
+        names = [self._known(task, name) for name in out]
+        self._announce(task, names, exact=False)
+        self._retry_after_refetch(decode_into, self._decoder, task, out, self.url)
 
     def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
         """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.

@@ -18,7 +18,7 @@ from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.steps import Steps
-from tallstore.tensors import TORCH, empty
+from tallstore.tensors import TORCH, as_bytes, empty
 
 __all__ = ["BaseElements", "base_needed"]
 
@@ -112,7 +112,7 @@ class BaseElements:
                 if here.data_ptr() != out[first:stop].data_ptr():
                     out[first:stop] = here
         else:
-            out.copy_(self.tensor(name)[a:b])
+            _copy(out, self.tensor(name)[a:b])
 
     def converted(self, name: str, a: int, out: Tensor, given: Tensor | None = None) -> None:
         """Elements from `a` on, as many as `out` has, converted to its type.
@@ -120,7 +120,7 @@ class BaseElements:
         `given`: the whole tensor, where it was given.
         """
         if given is not None:
-            out.copy_(given[a : a + len(out)])
+            _copy(out, given[a : a + len(out)])
             return
         dtype = self.facts(name).dtype
         part = out if out.dtype == TORCH[dtype] else empty(dtype, len(out))
@@ -190,6 +190,14 @@ class BaseElements:
                 continue
             self._chunks.whole(place, index, name, piece)
             yield low - a, high - a, piece[low - start : high - start]
+
+
+def _copy(out: Tensor, values: Tensor) -> None:
+    """Copy elements by this thread alone: torch would start a team of threads for each of those that decode."""
+    if out.dtype == values.dtype and out.is_contiguous() and values.is_contiguous():
+        as_bytes(out)[...] = as_bytes(values)
+    else:
+        out.copy_(values)
 
 
 def base_needed(url: str, manifest: Manifest) -> str:

@@ -114,6 +114,12 @@ class Decoder:
         self._run(jobs)
         return kept
 
+    def fill(self, task: str, out: Mapping[str, Tensor]) -> None:
+        """Decode tensors of a task into flat, contiguous CPU tensors of their types, some perhaps before one fails."""
+        for name in out:
+            self._check(task, self._places.source(task, name))
+        self.write(task, out)
+
     def write(self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps] = _NOTHING) -> None:
         """Decode tensors of a task into flat, contiguous CPU tensors of their types."""
         jobs: list[Job] = []

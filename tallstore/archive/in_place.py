@@ -13,7 +13,7 @@ from tallstore.archive.reader import Place
 from tallstore.errors import ModelMismatchError
 from tallstore.tensors import TORCH
 
-__all__ = ["check_overlaps", "converted", "load_into", "touched", "version_of"]
+__all__ = ["check_overlaps", "converted", "decode_into", "load_into", "touched", "version_of"]
 
 
 def touched(tensors: Iterable[Tensor]) -> None:
@@ -51,6 +51,22 @@ def load_into(decoder: Decoder, model: nn.Module, task: str) -> None:
         for name, value in made.items():
             own[name].copy_(value)
     touched(own[name] for name in dict.fromkeys(binding.owners[name] for name in straight))
+
+
+def decode_into(decoder: Decoder, task: str, out: Mapping[str, Tensor], url: str) -> None:
+    """Decode tensors of a task into memory that is given: contiguous, on the CPU, of their shapes and types.
+
+    Nothing is written where one of them does not fit; where something is damaged, others may have been.
+    """
+    places, shapes = decoder.task(task), shapes_of(decoder.task(task))
+    for name, tensor in out.items():
+        place = places[decoder.places.source(task, name)]
+        if not _takes(tensor, tensor, place) or tuple(tensor.shape) != shapes[name]:
+            raise ModelMismatchError(
+                f"{url}: task {task!r}: {name!r} is {place.entry.dtype} {list(shapes[name])}, which the memory given "
+                f"({tensor.dtype} {list(tensor.shape)} on {tensor.device}) is not"
+            )
+    decoder.fill(task, {name: tensor.detach().view(-1) for name, tensor in out.items()})
 
 
 def check_overlaps(decoder: Decoder, task: str, binding: Binding) -> set[str]:

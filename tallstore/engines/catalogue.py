@@ -202,6 +202,16 @@ class Catalogue:
                 applied[name] = hash_of(tensor)
                 yield name, tensor
 
+    def fill(self, task: str, out: Mapping[str, Tensor]) -> None:
+        """Decode tensors of a task into memory that is given: contiguous CPU tensors of their shapes and types."""
+        merged = self._zoo.manifest.tasks[task].adapter is not None
+        if merged or self.source.exact:
+            state = self._zoo.state_dict(task, names=list(out), exact=self.source.exact and not merged, merged=merged)
+            for name, tensor in out.items():
+                tensor.copy_(state[name])
+            return
+        self._zoo.decode_into(task, out)
+
     def _groups(self, task: str, names: Sequence[str]) -> Iterator[list[str]]:
         """Names that are decoded together: enough for all threads, and not much memory."""
         facts = self.tensors(task)

@@ -46,6 +46,9 @@ class EngineModel(Protocol):
     ) -> Iterator[tuple[str, Tensor]]:
         """Tensors of a task for this worker; `applied` is given their hashes."""
 
+    def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
+        """Write what can be written without the engine's own way; the names that are left for that."""
+
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         """Write tensors by their checkpoint's names; with None those that the engine was started with."""
 
@@ -204,11 +207,12 @@ class Exchange:
     def _write(self, catalogue: Catalogue, task: str, names: Sequence[str]) -> dict[str, str]:
         """Give the model tensors; their hashes."""
         applied: dict[str, str] = {}
-        if names:
-            given = _Counted(self._model.weights(catalogue, task, list(names), applied))
+        others = self._model.straight(catalogue, task, list(names), applied)
+        if others:
+            given = _Counted(self._model.weights(catalogue, task, others, applied))
             self._model.reload(iter(given))
-            if given.count != len(names):
-                raise EngineError(f"task {task!r}: the engine took {given.count} of {len(names)} tensors")
+            if given.count != len(others):
+                raise EngineError(f"task {task!r}: the engine took {given.count} of {len(others)} tensors")
         known = self._known.setdefault((catalogue.source, task), {})
         for name, digest in applied.items():
             if known.setdefault(name, digest) != digest:

@@ -1,10 +1,10 @@
 """A task's difference in one tensor, packed so that its rows can be walked: what mixed batches are computed from.
 
-A mark is an element that the task moves. Only rows with marks are held where many have none. Marks are found by one of
-four forms, whichever takes the fewest bytes:
+A mark is an element that the task moves. Only rows with marks are held where that is less. Marks are found by one of
+three forms, whichever takes the fewest bytes:
 
-    gaps     the zeros before each mark: bytes 255 (255 zeros more), then one below 255
-    nibbles  the same in fields of 4 bits, the first in the low half: 15, and below
+    gaps     the zeros before each mark, in fields of 3 to 12 bits, the first in the lowest: a field of ones stands for
+             as many zeros as it says, and that the gap goes on
     bitmap   a bit an element, least significant first
     codes    every element's level, also of those that do not move
 
@@ -16,7 +16,6 @@ The functions here are the reference: native and Triton kernels equal them, prod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,32 +25,22 @@ import torch
 from torch import Tensor
 
 from tallstore.kernels import reference
-from tallstore.kernels.pairs import NIBBLES, Singles
+from tallstore.kernels.pairs import Singles
 from tallstore.kernels.reference import Bytes
 
 __all__ = [
     "FORMS",
     "TILE_ROWS",
-    "LevelChunk",
     "PackedRows",
     "SharedVector",
+    "fields_of",
     "moved_rows",
-    "pack_rows",
     "product",
-    "unpacked",
 ]
 
-FORMS = ("gaps", "nibbles", "bitmap", "codes")
-_SPARE = 8
-"""Bytes of zero behind packed ones: kernels load whole words."""
-_BLOCK = 8192
-"""Elements between two entries of the index, about: it takes a fortieth of a bit an element."""
+FORMS = ("gaps", "bitmap", "codes")
 TILE_ROWS = 16
 """What the rows between two entries are a multiple of: so many are computed side by side."""
-_MOST = {"gaps": 255, "nibbles": 15}
-"""What a field holds where its gap goes on."""
-_SPARSE = 0.8
-"""Share of rows with marks below which the others are not held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +64,7 @@ class SharedVector:
         if self.tables is None:
             return np.asarray(self.codes[start:stop], np.float32)
         at = np.arange(start, stop)
-        return self.tables[at // self.chunk, _fields(self.codes, self.bits, at)]
+        return self.tables[at // self.chunk, fields_of(self.codes, self.bits, at)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,9 +82,9 @@ class PackedRows:
     levels: Bytes
     """Of each mark, in order, `bits` each, least significant first; empty for codes, and for 0 bits."""
     bits: int
-    """Of a level: 0, 1, 2, 4 or 8."""
+    """Of a level: 0, 1, 2, 4 or 8; of steps also 16: then it is the step itself, modulo 2^16."""
     tables: Singles
-    """What levels stand for, a row a chunk: float32, shape (chunks, 2^bits)."""
+    """What levels stand for, a row a chunk: float32, shape (chunks, 2^bits); of 16 bits there are none."""
     chunk: int
     """Elements a chunk: a power of two."""
     marks: int
@@ -108,6 +97,8 @@ class PackedRows:
     """Shape (blocks, 3): gaps, marks, and the element behind the last mark, before each block of rows that are held."""
     gaps: int = 0
     """How many gaps there are; continued ones count again."""
+    gap_bits: int = 8
+    """Of a gap."""
     numbers: npt.NDArray[np.int32] | None = None
     """Of the rows that are held, in order; None: all are."""
     tiles: npt.NDArray[np.int32] | None = None
@@ -136,17 +127,24 @@ class PackedRows:
         out = np.zeros((last - first, self.width), np.float32)
         if self.form == "codes":
             at = np.arange(first * self.width, last * self.width)
-            out.reshape(-1)[:] = self.tables[at // self.chunk, _fields(self.places, self.bits, at)]
+            out.reshape(-1)[:] = self.tables[at // self.chunk, fields_of(self.places, self.bits, at)]
         else:
             numbers = np.arange(self.rows) if self.numbers is None else self.numbers
             a, b = np.searchsorted(numbers, [first, last])
             at, mark = self._marked(int(a) * self.width, int(b) * self.width)
-            level = _fields(self.levels, self.bits, np.arange(mark, mark + len(at))) if self.bits else 0
             own = numbers[at // self.width].astype(np.int64) * self.width + at % self.width
-            out.reshape(-1)[own - first * self.width] = self.tables[own // self.chunk, level]
+            out.reshape(-1)[own - first * self.width] = self._values(own, mark)
         if self.vector is not None:
             out *= self.vector.values(first * self.width, last * self.width).reshape(out.shape)
         return out
+
+    def _values(self, own: npt.NDArray[np.int64], mark: int) -> Singles:
+        """What marks at elements, the first of them number `mark`, stand for."""
+        if self.bits == 16:
+            return self.levels[: 2 * (mark + len(own))].view(np.int16)[mark:].astype(np.float32)
+        level = fields_of(self.levels, self.bits, np.arange(mark, mark + len(own))) if self.bits else 0
+        values: Singles = self.tables[own // self.chunk, level]
+        return values
 
     def _marked(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], int]:
         """Elements in [start, stop) of held rows that move, and how many marks lie before. `start` begins a row."""
@@ -159,8 +157,8 @@ class PackedRows:
             at = np.flatnonzero(bits) + begin // 8 * 8
             at = at[(at >= begin) & (at < stop)]
         else:
-            own, most = np.arange(gap, self.gaps), _MOST[self.form]
-            gaps = _fields(self.places, 4 if self.form == "nibbles" else 8, own)
+            most = (1 << self.gap_bits) - 1
+            gaps = fields_of(self.places, self.gap_bits, np.arange(gap, self.gaps))
             ends = np.flatnonzero(gaps != most)
             at = np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(len(ends)) + place
             at = at[: np.searchsorted(at, stop)]
@@ -170,101 +168,6 @@ class PackedRows:
 
 Share = tuple[PackedRows | None, Tensor | None, int, int]
 """What a task adds to a layer's weight, its bias if that is not the base's, and the tokens [a, b) that it is for."""
-
-
-@dataclass(frozen=True)
-class LevelChunk:
-    """One chunk's elements as levels."""
-
-    codes: Bytes
-    """Shape (n,): an index into the table for each element."""
-    table: Singles
-    """float32, shape (K,): K is 3 for signed symbols, 2 for binary ones, up to 256 else."""
-
-
-def pack_rows(
-    chunks: Iterable[LevelChunk],
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-    chunk: int,
-    *,
-    steps: bool = False,
-    vector: SharedVector | None = None,
-    form: str | None = None,
-) -> PackedRows:
-    """Pack a tensor's levels, chunk by chunk, in the form that takes the fewest bytes.
-
-    Args:
-        chunks: all elements, in order; each but the last has `chunk` elements.
-        shape: rows and width.
-        dtype: the task's type D.
-        chunk: elements a chunk: a power of two, at least 8.
-        steps: see `PackedRows.steps`.
-        vector: what levels are factors of.
-        form: one of `FORMS`, in place of the smallest.
-    """
-    rows, width = shape
-    flags, levels, every, tables = [], [], [], []
-    for each in chunks:
-        on = (each.table != 0)[each.codes]
-        flags.append(on)
-        levels.append(each.codes[on])
-        every.append(each.codes)
-        tables.append(each.table)
-    own = np.concatenate(levels) if levels else np.zeros(0, np.uint8)
-    values, own, bits = _tables(tables, own)
-    marked = np.concatenate(flags).reshape(rows, width) if flags else np.zeros((rows, width), bool)
-    numbers: npt.NDArray[np.int32] | None = np.flatnonzero(marked.any(1)).astype(np.int32)
-    if numbers is not None and len(numbers) < _SPARSE * rows:
-        marked = marked[numbers]
-    else:
-        numbers = None
-    at, count = np.flatnonzero(marked), len(marked)
-    code_bits = next(each for each in (1, 2, 4, 8) if max(map(len, tables), default=1) <= 1 << each)
-    gaps = np.diff(at, prepend=-1) - 1
-    sizes = {
-        "gaps": len(at) + int((gaps // 255).sum()),
-        "nibbles": -(-(len(at) + int((gaps // 15).sum())) // 2),
-        "bitmap": -(-count * width // 8),
-        "codes": -(-rows * width * code_bits // 8) - -(-len(own) * bits // 8),
-    }
-    form = form or min(FORMS, key=lambda name: sizes[name])
-    block = TILE_ROWS * max(1, _BLOCK // max(TILE_ROWS * width, 1))
-    packed = _packed(own, bits) if bits else np.zeros(0, np.uint8)
-    tiles, gap_count = None, 0
-    if form == "codes":
-        values = np.zeros((max(len(tables), 1), 1 << code_bits), np.float32)
-        for row, table in zip(values, tables, strict=False):
-            row[: len(table)] = table
-        numbers, bits, packed = None, code_bits, np.zeros(0, np.uint8)
-        places = _packed(np.concatenate(every) if every else own, code_bits)
-    elif form == "bitmap":
-        places = np.packbits(marked.reshape(-1), bitorder="little")
-    else:
-        places = _gaps(gaps, _MOST[form])
-        gap_count = len(places)
-        places = _packed(places, 4) if form == "nibbles" else places
-    if numbers is not None:
-        tiles = np.searchsorted(numbers, np.arange(-(-rows // TILE_ROWS) + 1) * TILE_ROWS).astype(np.int32)
-    return PackedRows(
-        form=form,
-        rows=rows,
-        width=width,
-        dtype=dtype,
-        places=_spared(places),
-        levels=_spared(packed) if len(packed) else packed,
-        bits=bits,
-        tables=values,
-        chunk=chunk,
-        marks=len(at),
-        steps=steps,
-        block=block,
-        index=_index(at, count, width, block, _MOST.get(form, 255)),
-        gaps=gap_count,
-        numbers=numbers,
-        tiles=tiles,
-        vector=vector,
-    )
 
 
 def moved_rows(packed: PackedRows, base: Tensor, first: int) -> Tensor:
@@ -309,69 +212,15 @@ def _stepped(start: Tensor, steps: Tensor) -> Tensor:
     word = {2: torch.int16, 4: torch.int32}[start.element_size()]
     low = (1 << (bits - 1)) - 1
     own = start.view(word).to(torch.int64)
-    own = torch.where(own < 0, own ^ low, own) + steps
-    own = torch.where(own < 0, own ^ low, own)
-    return own.to(word).view(start.dtype)
+    own = (torch.where(own < 0, own ^ low, own) + steps).to(word)
+    return torch.where(own < 0, own ^ low, own).view(start.dtype)
 
 
-def _fields(codes: Bytes, bits: int, at: npt.NDArray[np.int64]) -> Bytes:
-    """Fields of so many bits, by number."""
-    if bits == 8:
-        return codes[at]
-    shifted: Bytes = codes[at * bits // 8] >> (at * bits % 8).astype(np.uint8)
-    return shifted & np.uint8((1 << bits) - 1)
-
-
-def _packed(fields: Bytes, bits: int) -> Bytes:
-    """Fields of so many bits, packed, the first in the lowest bits."""
-    if bits == 8:
-        return fields
-    each = 8 // bits
-    padded = np.zeros(-(-len(fields) // each) * each, np.uint8)
-    padded[: len(fields)] = fields
-    four = padded.reshape(-1, each) << (np.arange(each, dtype=np.uint8) * bits)
-    out: Bytes = np.bitwise_or.reduce(four, axis=1).astype(np.uint8)
-    return out
-
-
-def _tables(tables: Sequence[Singles], levels: Bytes) -> tuple[Singles, Bytes, int]:
-    """Tables of the levels that marks have, the marks' levels in them, and bits of a level."""
-    used = np.zeros(256, bool)
-    used[levels] = True
-    number = np.cumsum(used) - 1
-    count = max(int(used.sum()), 1)
-    bits = next(each for each in (0, 1, 2, 4, 8) if count <= 1 << each)
-    full = np.zeros((max(len(tables), 1), 256), np.float32)
-    for row, table in zip(full, tables, strict=False):
-        row[: len(table)] = table
-    out = np.zeros((len(full), 1 << bits), np.float32)
-    out[:, : int(used.sum())] = full[:, used]
-    return out, number[levels].astype(np.uint8), bits
-
-
-def _gaps(gaps: npt.NDArray[np.int64], most: int) -> Bytes:
-    """Gaps of marks, one field each: `most` stands for so many zeros, and that the gap goes on."""
-    out = np.full(len(gaps) + int((gaps // most).sum()), most, np.uint8)
-    out[np.cumsum(gaps // most + 1) - 1] = gaps % most
-    return out
-
-
-def _index(at: npt.NDArray[np.int64], rows: int, width: int, block: int, most: int) -> npt.NDArray[np.int64]:
-    """See `PackedRows.index`."""
-    starts = np.arange(0, max(rows, 1), block, dtype=np.int64) * width
-    marks = np.searchsorted(at, starts)
-    ends = np.cumsum((np.diff(at, prepend=-1) - 1) // most + 1) if len(at) else np.zeros(0, np.int64)
-    before = np.maximum(marks - 1, 0)
-    some = marks > 0
-    gap, place = np.zeros_like(starts), np.zeros_like(starts)
-    gap[some], place[some] = ends[before[some]], at[before[some]] + 1
-    return np.ascontiguousarray(np.stack([gap, marks, place], axis=1))
-
-
-def _spared(data: Bytes) -> Bytes:
-    return np.concatenate([data, np.zeros(_SPARE, np.uint8)])
-
-
-def unpacked(packed: Bytes, bits: int, n: int) -> Bytes:
-    """n indices, one a byte (8 bits) or two (4), as one a byte."""
-    return packed[:n] if bits == 8 else NIBBLES[packed].astype(np.uint8).reshape(-1)[:n]
+def fields_of(codes: Bytes, bits: int, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Fields of so many bits, at most 12, by number. Two bytes behind the last one's first are read."""
+    byte = at * bits // 8
+    word = codes[byte].astype(np.int32)
+    if 8 % bits:
+        word |= codes[byte + 1].astype(np.int32) << 8 | codes[byte + 2].astype(np.int32) << 16
+    fields: npt.NDArray[np.int32] = word >> (at * bits % 8).astype(np.int32) & (1 << bits) - 1
+    return fields

@@ -1,45 +1,52 @@
 """Layers of a mixed batch from packed rows: one table of backends, and the choice between them.
 
-The reference is torch, and the truth: it decodes a layer's rows and multiplies. The native library (CPU) and Triton
-(CUDA) walk the packed rows; their sums are in another order, so that results differ by float rounding.
+The reference is torch, and the truth: it decodes a layer's rows and multiplies. On the processor the native library
+walks the packed rows; on a GPU of CUDA Triton's kernels look codes up, and on any other device torch does. Their sums
+are in another order, so that results differ by float rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from tallstore.kernels.device_rows import DeviceProducts, DeviceRows, DeviceVector
 from tallstore.kernels.native import library
 from tallstore.kernels.native.products import NativeProducts
 from tallstore.kernels.packed_rows import PackedRows, Share, moved_rows, product
 
-__all__ = ["Products", "ReferenceProducts", "products", "write_rows"]
+__all__ = ["Products", "ReferenceProducts", "Rows", "backend_of", "form_for", "placed", "products", "write_rows"]
+
+Rows = PackedRows | DeviceRows
+"""What a task adds to a tensor: the second where the model is not on the processor."""
 
 
 class Products(Protocol):
     """What a backend does for layers of a mixed batch."""
 
     name: str
-    """reference or native."""
+    """reference, native, torch or triton."""
 
-    def takes(self, packed: PackedRows, base: Tensor) -> bool:
+    def takes(self, packed: Any, base: Tensor) -> bool:
         """Whether there is anything faster than the reference for these."""
 
-    def rows(self, out: Tensor, base: Tensor, packed: PackedRows, index: Tensor | None, first: int = 0) -> None:
+    def rows(self, out: Tensor, base: Tensor, packed: Any, index: Tensor | None, first: int = 0) -> None:
         """Write a task's rows.
 
         Args:
             out: shape (n, width), the model's type, contiguous.
             base: θ0, shape (rows, width), of the same type.
-            packed: what the task adds.
+            packed: what the task adds: `PackedRows` on the processor, else `DeviceRows`.
             index: int64, shape (n,): which rows; None: those from `first` on.
             first: the first row's number.
         """
 
-    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
+    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Any]) -> None:
         """Add to a layer's outputs what tasks add: x · (θ̂ − θ0)ᵀ, and what their biases are more than the base's.
 
         Args:
@@ -77,21 +84,56 @@ class ReferenceProducts:
                 y[a:b] += own - bias
 
 
-def products() -> Products:
-    """The backend in use on the CPU: see `native.library` for what decides."""
-    chosen = library.chosen()
-    return _REFERENCE if chosen is None else _native(chosen)
+def backend_of(device: str) -> str:
+    """What computes for models on a device, by its type: cpu, triton or torch."""
+    if device == "cpu":
+        return "cpu"
+    return "triton" if device == "cuda" and find_spec("triton") is not None else "torch"
 
 
-def write_rows(out: Tensor, base: Tensor, packed: PackedRows, index: Tensor | None = None, first: int = 0) -> None:
+def products(device: str = "cpu") -> Products:
+    """The backend in use for a device; on the CPU see `native.library` for what decides."""
+    backend = backend_of(device)
+    if backend == "cpu":
+        chosen = library.chosen()
+        return _REFERENCE if chosen is None else _native(chosen)
+    return _triton() if backend == "triton" else _TORCH
+
+
+def placed(packed: PackedRows, device: torch.device, vectors: dict[int, DeviceVector]) -> Rows:
+    """Rows where a model on a device is computed from. vectors: those that are there, by their identity."""
+    if backend_of(device.type) == "cpu":
+        return packed
+    vector = packed.vector
+    if vector is not None and id(vector) not in vectors:
+        vectors[id(vector)] = DeviceVector.of(vector, device)
+    return DeviceRows.of(packed, device, None if vector is None else vectors[id(vector)])
+
+
+def form_for(device: torch.device) -> str | None:
+    """The form that rows must have for a device; None where any will do."""
+    return None if backend_of(device.type) == "cpu" else "codes"
+
+
+def write_rows(out: Tensor, base: Tensor, packed: Rows, index: Tensor | None = None, first: int = 0) -> None:
     """`Products.rows`, by the reference where the backend does not take these."""
+    if isinstance(packed, DeviceRows):
+        _TORCH.rows(out, base, packed, index, first)
+        return
     backend = products()
     (backend if backend.takes(packed, base) else _REFERENCE).rows(out, base, packed, index, first)
 
 
-_REFERENCE = ReferenceProducts()
+_REFERENCE, _TORCH = ReferenceProducts(), DeviceProducts()
 
 
 @cache
 def _native(chosen: library.Library) -> NativeProducts:
     return NativeProducts(chosen)
+
+
+@cache
+def _triton() -> Products:
+    from tallstore.kernels.gpu.products import TritonProducts
+
+    return TritonProducts()

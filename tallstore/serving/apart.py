@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tallstore.errors import ModelMismatchError
 from tallstore.serving.rows import BatchRows, Call, Run
 
-__all__ = ["by_task", "like", "tensor_of"]
+__all__ = ["PlacesRows", "by_task", "like", "tensor_of"]
 
 
 def by_task(
@@ -71,6 +72,49 @@ def _joined(each_run: Sequence[Any], rows: BatchRows, name: str) -> Any:
     if all(each is first or each == first for each in each_run):
         return first
     raise ModelMismatchError(f"the layer {name!r} gives a {type(first).__name__} that cannot be put together by rows")
+
+
+_each: ContextVar[int] = ContextVar("each", default=1)
+"""Of each row of the batch, how many an attention sees: beams."""
+
+
+class PlacesRows(nn.Module):
+    """Attention with biases between places, which a method `compute_bias` makes of a table, one for all rows (T5)."""
+
+    call: Call
+    places_name: str
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """As it is."""
+        rows = self.call.rows(self.places_name)
+        lead = next((x.shape[0] for x in (*inputs, *options.values()) if isinstance(x, Tensor) and x.dim()), len(rows))
+        token = _each.set(1 if rows.alone else rows.each(lead, self.places_name))
+        try:
+            return super().forward(*inputs, **options)
+        finally:
+            _each.reset(token)
+
+    def compute_bias(self, *inputs: Any, **options: Any) -> Tensor:
+        """Of every row: shape (rows, heads, places, places)."""
+        compute: Callable[..., Tensor] = getattr(super(), "compute_bias")  # noqa: B009 - the model's own
+        rows = self.call.rows(self.places_name)
+        if rows.alone:
+            return compute(*inputs, **options)
+        own = []
+        for run in rows.runs:
+            token = self.call.begin(BatchRows((run.task,)))
+            try:
+                bias = compute(*inputs, **options)
+            finally:
+                self.call.end(token)
+            if bias.dim() != 4 or bias.shape[0] != 1:
+                raise ModelMismatchError(
+                    f"the layer {self.places_name!r} makes one bias for all rows, of shape {list(bias.shape)}: this "
+                    "model cannot compute rows of several tasks at once; give each task a call of its own"
+                )
+            own.append(bias.expand(run.last - run.first, *bias.shape[1:]))
+        every = torch.cat(own)
+        return (every if rows.back is None else every[rows.back]).repeat_interleave(_each.get(), 0)
 
 
 def like(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

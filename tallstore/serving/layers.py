@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError
-from tallstore.kernels.packed_rows import Share
+from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import products
-from tallstore.serving.apart import by_task, like, tensor_of
+from tallstore.serving.apart import PlacesRows, by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
-from tallstore.serving.tensors import OwnTensor, RowsTensor
+from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
-__all__ = ["Plan", "kind_of", "planned"]
+__all__ = ["Plan", "kind_of", "planned", "rows_of_places"]
 
+_FEW_ON_DEVICE = 128
+"""Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
 _TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
 """Nanoseconds, as measured: a mark with each token; a mark that is put into a layer, more than one that is found; and
 an element of a layer that is written and multiplied by itself."""
@@ -35,15 +37,16 @@ class Plan:
     name: str
     """Its dotted name in the model."""
     call: Call
-    tensors: Mapping[str, Sequence[OwnTensor | None]]
+    tensors: Mapping[str, list[OwnTensor | None]]
     """By the names of its parameters and buffers, of those that any task has otherwise: each task's."""
-    small: dict[tuple[str, str | int], Tensor] = field(default_factory=dict)
-    """What is made once of small tensors."""
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    """Of small tensors: the base's, and behind it each task's. Tasks' own are parts of it from then on."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of what was made."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.small.values())
+        """Memory of what was made, without what tasks hold."""
+        of_base = {name: 1 + sum(own is None for own in self.tensors[name]) for name in self.tables}
+        return sum(n * self.tables[name][0].numel() * self.tables[name].element_size() for name, n in of_base.items())
 
     @property
     def rows(self) -> BatchRows:
@@ -83,7 +86,7 @@ class _TurnedLinearRows(nn.Module):
         """Of rows of several tasks."""
         plan = self.plan
         tokens = Tokens.of(x, 1, plan.rows, plan.name)
-        out = torch.empty(len(tokens.flat), self.weight.shape[1], dtype=x.dtype)
+        out = x.new_empty(len(tokens.flat), self.weight.shape[1])
         for task, a, b in tokens.runs:
             weight, bias = plan.value("weight", task, self.weight), plan.value("bias", task, self.bias)
             torch.addmm(bias, tokens.flat[a:b], weight, out=out[a:b])
@@ -104,7 +107,7 @@ class _EmbeddingRows(nn.Embedding):
                 f"the layer {plan.name!r} is looked up by pairs of places, and not by row: this model cannot compute "
                 "rows of several tasks at once; give each task a call of its own"
             )
-        out = torch.empty(len(tokens.flat), weight.shape[1], dtype=weight.dtype)
+        out = weight.new_empty(len(tokens.flat), weight.shape[1])
         for task, a, b in tokens.runs:
             own = plan.own("weight", task)
             if own is None:
@@ -240,13 +243,13 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
     sizes = [own.shape[0] for own in plan.tensors.get("weight", ()) if own is not None]
     outputs = max(sizes, default=len(weight))
     if any(size != len(weight) for size in sizes):
-        out = torch.full((len(flat), outputs), -torch.inf, dtype=flat.dtype)
+        out = flat.new_full((len(flat), outputs), -torch.inf)
         for task, a, b in tokens.runs:
             own_weight = plan.value("weight", task, weight)
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
-    shares: list[Share] = []
+    shares: list[tuple[Any, Tensor | None, int, int]] = []
     whole: list[Run] = []
     for run in tokens.runs:
         own = plan.own("weight", run.task)
@@ -260,7 +263,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
     if not whole:
         out = functional.linear(flat, weight, bias)
     else:
-        out = torch.empty(len(flat), outputs, dtype=flat.dtype)
+        out = flat.new_empty(len(flat), outputs)
         at = 0
         for task, a, b in (*whole, Run(BASE, len(flat), len(flat))):
             if a > at:
@@ -280,13 +283,13 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         torch.addmm(bias, x, weight.T, out=out)
 
 
-def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Sequence[Share]) -> None:
+def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Sequence[Any]) -> None:
     """What tasks add, in float32."""
     if out.dtype == torch.float32:
-        products().add(out, x.contiguous(), weight.detach(), bias, shares)
+        products(out.device.type).add(out, x.contiguous(), weight.detach(), bias, shares)
         return
     wide = out.float()
-    products().add(wide, x.float().contiguous(), weight.detach(), bias, shares)
+    products(out.device.type).add(wide, x.float().contiguous(), weight.detach(), bias, shares)
     out.copy_(wide)
 
 
@@ -296,8 +299,11 @@ def _wide(bias: Tensor | None) -> Tensor | None:
 
 def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:
     """Whether what a task adds is quicker computed from the packed form than its layer is decoded."""
-    if not isinstance(own, RowsTensor) or own.tail is not None or not products().takes(own.packed, base):
+    backend = products(base.device.type)
+    if not isinstance(own, RowsTensor) or own.tail is not None or not backend.takes(own.packed, base):
         return False
+    if isinstance(own.packed, DeviceRows):
+        return tokens <= _FEW_ON_DEVICE
     return own.packed.marks * (_TOKEN * tokens - _MARK) < WRITE * own.packed.numel
 
 
@@ -307,12 +313,14 @@ def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tens
         return None
     if name not in plan.tensors:
         return base
-    if ("table", name) not in plan.small:
+    if name not in plan.tables:
         every = [base.detach(), *(plan.value(name, t, base).detach() for t in range(len(plan.tensors[name])))]
-        plan.small["table", name] = torch.stack(every)
+        plan.tables[name] = torch.stack(every)
+        own_rows = zip(plan.tensors[name], plan.tables[name][1:], strict=True)
+        plan.tensors[name][:] = [own and StoredTensor(row) for own, row in own_rows]
     each = 1 if x.shape[0] == 1 < len(rows) else rows.each(x.shape[0], plan.name)
     numbers = rows.numbers + 1 if each == 1 else (rows.numbers + 1).repeat_interleave(each)
-    own = plan.small["table", name][numbers]
+    own = plan.tables[name][numbers]
     return own.reshape(len(own), *(1,) * (x.dim() - 1 - base.dim()), *base.shape)
 
 
@@ -358,6 +366,12 @@ def planned(module: nn.Module, plan: Plan, kind: type[nn.Module]) -> None:
     """Put a module, one of our own copy of a model, into the class that computes it."""
     object.__setattr__(module, "__class__", _class_of((type(module), kind)))
     module.__dict__["plan"] = plan
+
+
+def rows_of_places(module: nn.Module, name: str, call: Call) -> None:
+    """The same for attention that has `compute_bias`."""
+    object.__setattr__(module, "__class__", _class_of((type(module), PlacesRows)))
+    module.__dict__.update(call=call, places_name=name)
 
 
 _CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}

@@ -20,10 +20,11 @@ from tallstore.archive.in_place import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.serving.apart import by_task
-from tallstore.serving.layers import Plan, kind_of, planned
+from tallstore.serving.layers import Plan, kind_of, planned, rows_of_places
 from tallstore.serving.prepare import PreparedTensors, prepare
 from tallstore.serving.rows import BASE, BatchRows, Call
 from tallstore.serving.tensors import OwnTensor, Shelf
+from tallstore.serving.watch import watched
 
 __all__ = ["MultitaskModel"]
 
@@ -59,8 +60,13 @@ class MultitaskModel(nn.Module):
         self._call, self._shelf = Call(), Shelf(decoded_bytes)
         self._prepared = prepare(decoder, model, tasks, self._shelf, url, write=write)
         self.model = _copied(model)
-        for name, module, tensors in _layers(self.model, self._prepared):
+        self._layers = _layers(self.model, self._prepared)
+        for name, module, tensors in self._layers:
             planned(module, Plan(name, self._call, tensors), kind_of(module, tensors))
+        for name, module in self.model.named_modules():
+            if hasattr(type(module), "compute_bias"):
+                rows_of_places(module, name, self._call)
+        self._seen_once = False
         self._seen = [(name, tensor, version_of(tensor), tensor.data_ptr()) for name, tensor in self._used()]
         self.train(model.training)
 
@@ -82,10 +88,9 @@ class MultitaskModel(nn.Module):
             for part in own.memory:
                 size = part.numel() * part.element_size() if isinstance(part, Tensor) else part.nbytes
                 held[part.data_ptr() if isinstance(part, Tensor) else id(part)] = size
-        vectors = sum(vector.nbytes for vector in self._prepared.vectors.values())
         plans = (module.__dict__.get("plan") for module in self.model.modules())
         tables = sum(plan.nbytes for plan in plans if isinstance(plan, Plan))
-        return sum(held.values()) + vectors + tables + self._shelf.nbytes
+        return sum(held.values()) + self._prepared.vector_bytes + tables + self._shelf.nbytes
 
     @contextmanager
     def using(self, tasks: Sequence[str | None]) -> Iterator[nn.Module]:
@@ -123,9 +128,10 @@ class MultitaskModel(nn.Module):
         """
         with self.using(tasks):
             self._check_rows(inputs, options, len(tasks))
-            if self._full(inputs, options):
-                return by_task(self._call, "the model", lambda _: self.model, inputs, options)
-            return self.model(*inputs, **options)
+            with self._watched():
+                if self._full(inputs, options):
+                    return by_task(self._call, "the model", lambda _: self.model, inputs, options)
+                return self.model(*inputs, **options)
 
     def generate(self, *inputs: Any, tasks: Sequence[str | None], **options: Any) -> Any:
         """The same of the model's own `generate`, as transformers' models have it: `tasks` names each prompt's task.
@@ -134,7 +140,23 @@ class MultitaskModel(nn.Module):
         """
         with self.using(tasks):
             self._check_rows(inputs, options, len(tasks))
-            return self.model.generate(*inputs, **options)  # type: ignore[operator]
+            with self._watched():
+                return self.model.generate(*inputs, **options)  # type: ignore[operator]
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """In the first call, raise for parameters that something other than their layers computed with."""
+        if self._seen_once:
+            yield
+            return
+        with watched({name: module for name, module, _ in self._layers}) as found:
+            yield
+        if found:
+            raise ModelMismatchError(
+                f"the model computes with its {', '.join(map(repr, sorted(found)[:3]))} outside the layer's own call: "
+                "every row would get the base's; have it call the layer, or give each task a model of its own"
+            )
+        self._seen_once = True
 
     def _rows(self, tasks: Sequence[str | None]) -> BatchRows:
         if isinstance(tasks, str) or not len(tasks):
@@ -186,9 +208,9 @@ def _check_kind(model: nn.Module) -> None:
         if "forward" in module.__dict__:
             raise ModelMismatchError(f"the model's {name!r} has another forward (a hook of accelerate, perhaps)")
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and tensor.device.type != "cpu":
+            if tensor is not None and tensor.is_meta:
                 raise ModelMismatchError(
-                    f"the model's {name!r} is on {tensor.device}: mixed batches are computed on cpu"
+                    f"the model's {name!r} has no memory (device meta): a mixed batch needs all of a model in memory"
                 )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +19,25 @@ from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless
 from tallstore.errors import ModelMismatchError
 from tallstore.kernels import reference
-from tallstore.kernels.packed_rows import LevelChunk, SharedVector, pack_rows, unpacked
+from tallstore.kernels.device_rows import DeviceVector
+from tallstore.kernels.packed_rows import SharedVector
+from tallstore.kernels.products import form_for, placed
+from tallstore.kernels.row_packing import LevelChunk, pack_rows, unpacked
 from tallstore.serving.tensors import DecodedTensor, OwnTensor, RowsTensor, Shelf, StoredTensor
 from tallstore.tensors import TORCH
 
 __all__ = ["PreparedTensors", "prepare"]
 
+_CHUNK = 1 << 20
+"""Elements that are compared with the base's at once."""
 _SMALL = 4096
 """Elements up to which a tensor is stored decoded, whatever its shape."""
 _NARROW = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """Types whose steps are counted, and integers of their size."""
-_MOST_STEPS = 255
+_FEW_STEPS = 256
+"""Different steps that bytes can tell."""
+_SPARSE = 1 / 8
+"""Share of elements that move up to which more are told in two bytes each."""
 
 
 @dataclass
@@ -38,8 +48,18 @@ class PreparedTensors:
     """By the identity of the model's tensor: for each task; None for the base's."""
     bases: dict[str, str] = field(default_factory=dict)
     """The model's tensors that must hold the base's → the base's names of them."""
+    made: dict[tuple[str, str, str], OwnTensor | None] = field(default_factory=dict)
+    """By task, its tensor, and the model's: what was made, which copies of that task's share."""
     vectors: dict[tuple[str, str], SharedVector] = field(default_factory=dict)
     """Multi-task vectors by group and base tensor."""
+    on_device: dict[int, DeviceVector] = field(default_factory=dict)
+    """The same on the model's device, by the identity of those, where that is not the processor."""
+
+    @property
+    def vector_bytes(self) -> int:
+        """Memory of the vectors."""
+        here = sum(each.nbytes for each in self.vectors.values())
+        return here + sum(each.nbytes for each in self.on_device.values())
 
 
 def prepare(
@@ -65,7 +85,7 @@ def prepare(
     adapters = {task for task, is_one in tasks.items() if is_one}
     for task in tasks:
         places = decoder.task(task)
-        free = [name for name, place in places.items() if place.entry.kind == "private"]
+        free = [n for n, place in places.items() if place.entry.kind == "private" or place.entry.start is not None]
         bindings[task] = bind(model, shapes_of(places), task, free, partly=True)
         decoder.check(task)
     for number, task in enumerate(tasks):
@@ -100,15 +120,20 @@ class _Preparing:
             owner = binding.owners[name]
             source = str(places[name].entry.to) if places[name].entry.kind == "tied" else name
             entry = places[source].entry
-            free = entry.kind == "private"
+            free = entry.kind == "private" or entry.start is not None
             if not own[owner].is_contiguous() or not (free or binding.views[name].shape == own[owner].shape):
                 parts.setdefault(owner, []).append(name)
                 continue
-            if entry.base is not None:
-                self.out.bases[owner] = str(entry.base)
-            plain = entry.kind == "base" and entry.covered == entry.numel
-            if not plain or self._rounds(str(entry.base), TORCH[str(entry.dtype)]):
-                yield owner, self._tensor(source, own[owner])
+            task, origin = self._origin(source)
+            from_base = self.decoder.task(task)[origin].entry.base
+            if from_base is not None:
+                self.out.bases[owner] = str(from_base)
+            key = (task, origin, owner)
+            if key not in self.out.made:
+                self.out.made[key] = replace(self, task=task)._tensor(origin, own[owner])
+            made = self.out.made[key]
+            if made is not None:
+                yield owner, made
         for owner, names in parts.items():
             yield owner, self._of_parts(names, own[owner])
         if binding.groups:
@@ -116,11 +141,30 @@ class _Preparing:
             for name in (binding.targets[target] for group in binding.groups for target in group.targets):
                 yield name, DecodedTensor(tuple(own[name].shape), partial(self._converted, name), self.shelf)
 
-    def _tensor(self, name: str, own: Tensor) -> OwnTensor:
-        """One of the task's tensors, in the smallest form that can be computed from."""
+    def _origin(self, name: str) -> tuple[str, str]:
+        """Whose tensor one of the task's is: another task's, where it is that one's as it is."""
+        task = self.task
+        while not self.made:
+            entry = self.decoder.task(task)[name].entry
+            if entry.start is None or entry.coded is not None:
+                break
+            ground = self.decoder.places.start_of(task, name)
+            _, relative, source = ground.members[0]
+            other = self.decoder.task(relative)[source].entry
+            if not ground.copied or (other.dtype, other.shape) != (entry.dtype, entry.shape):
+                break
+            task, name = relative, source
+        return task, name
+
+    def _tensor(self, name: str, own: Tensor) -> OwnTensor | None:
+        """One of the task's tensors, in the smallest form that can be computed from; None for the base's."""
         decoder, entry = self.decoder, self.decoder.task(self.task)[name].entry
         shape, dtype = tuple(entry.shape or ()), TORCH[str(entry.dtype)]
         decoded = partial(self._decoded, name)
+        if entry.start is not None:
+            return self._of_relatives(name, own)
+        if entry.kind == "base" and entry.covered == entry.numel and not self._rounds(str(entry.base), dtype):
+            return None
         if entry.kind == "private" and self.made:
             return DecodedTensor(shape, decoded, self.shelf)
         if entry.kind == "private" or len(shape) < 2 or entry.numel <= _SMALL:
@@ -139,13 +183,30 @@ class _Preparing:
         levels = _chunks(packed, entry.covered, dtype, base, alone=vector is None)
         if levels is None and not _holds(own.dtype, decoder.base_dtype(str(entry.base))):
             return DecodedTensor(shape, decoded, self.shelf)
-        if levels is None:
+        form = form_for(own.device)
+        if levels is None or (form is not None and isinstance(packed, CodedLossless)):
             applied = partial(_applied, packed, dtype, tail)
             return DecodedTensor(shape, applied, self.shelf, tuple(packed.tensors))
         steps = isinstance(packed, CodedLossless)
-        return RowsTensor(
-            shape, pack_rows(levels, (rows, width), dtype, packed.chunk, steps=steps, vector=vector), tail
-        )
+        made = pack_rows(levels, (rows, width), dtype, packed.chunk, steps=steps, vector=vector, form=form)
+        return RowsTensor(shape, placed(made, own.device, self.out.on_device), tail)
+
+    def _of_relatives(self, name: str, own: Tensor) -> OwnTensor:
+        """One that builds on other tasks' tensors: by how far its elements are from the base's, where they can tell."""
+        decoder, entry = self.decoder, self.decoder.task(self.task)[name].entry
+        shape, dtype = tuple(entry.shape or ()), TORCH[str(entry.dtype)]
+        decoded = partial(self._decoded, name)
+        if len(shape) < 2 or entry.numel <= _SMALL:
+            return StoredTensor(decoded(own))
+        counted = dtype in _NARROW and entry.base is not None and entry.covered == entry.numel
+        if counted and decoder.base_dtype(str(entry.base)) == dtype and form_for(own.device) is None:
+            after, size = decoder.tensors(self.task, [name])[name].reshape(-1), _CHUNK
+            levels = _steps(
+                lambda a, before: after[a : a + len(before)], self._base(str(entry.base), len(after), dtype), size
+            )
+            if levels is not None:
+                return RowsTensor(shape, pack_rows(levels, _matrix(shape), dtype, size, steps=True))
+        return DecodedTensor(shape, decoded, self.shelf)
 
     def _rounds(self, base: str, dtype: torch.dtype) -> bool:
         """Whether elements that a task does not move are not the model's all the same: they are rounded to its type."""
@@ -167,7 +228,7 @@ class _Preparing:
 
     def _decoded(self, name: str, own: Tensor) -> Tensor:
         """A tensor in the type of the model's."""
-        return self.decoder.tensors(self.task, [name])[name].to(own.dtype)
+        return self.decoder.tensors(self.task, [name])[name].to(own.device, own.dtype)
 
     def _of_parts(self, names: Sequence[str], own: Tensor) -> DecodedTensor:
         """A tensor of the model that several of the task's are parts of, or that lies in memory in another way."""
@@ -187,7 +248,7 @@ class _Preparing:
     def _converted(self, name: str, own: Tensor) -> Tensor:
         """A tensor that the library makes of several of the task's."""
         made = self.binding.convert(self.decoder.tensors(self.task, self.binding.converted))
-        return made[name].to(own.dtype)
+        return made[name].to(own.device, own.dtype)
 
 
 def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
@@ -201,7 +262,7 @@ def _chunks(
 ) -> Iterator[LevelChunk] | None:
     """Levels of every element, chunk by chunk; None where they are no levels. alone: no vector is needed."""
     if isinstance(packed, CodedLossless):
-        return _steps(packed, base()) if dtype in _NARROW else None
+        return _steps(partial(_after, packed), base(), packed.chunk) if dtype in _NARROW else None
     if packed.kind == "values" or dtype not in {torch.float32, torch.float64, *_NARROW}:
         return None
     return _levels(packed, n, base() if dtype in _NARROW and alone else None)
@@ -227,27 +288,52 @@ def _levels(packed: PackedTensor, n: int, base: Tensor | None) -> Iterator[Level
         yield LevelChunk(levels, table)
 
 
-def _steps(packed: CodedLossless, base: Tensor) -> Iterator[LevelChunk] | None:
-    """Units in the last place by which elements differ; None where there are more than bytes can tell."""
+def _after(packed: CodedLossless, a: int, before: Tensor) -> Tensor:
+    """A task's elements from `a` on, given the base's."""
+    after = torch.empty_like(before)
+    packed.apply(after, before, a)
+    return after
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows, and elements of each."""
+    return shape[0], math.prod(shape[1:])
+
+
+def _steps(after: Callable[[int, Tensor], Tensor], base: Tensor, size: int) -> Iterator[LevelChunk] | None:
+    """Units in the last place by which elements differ; None where they take less memory as they are coded.
+
+    Args:
+        after: a task's elements from a place on, given the base's there.
+        base: shape (n,).
+        size: elements a chunk.
+    """
     word = _NARROW[base.dtype]
     chunks: list[tuple[Tensor, Tensor]] = []
-    used: set[int] = {0}
-    for a in range(0, len(base), packed.chunk):
-        before = base[a : a + packed.chunk]
-        after = torch.empty_like(before)
-        packed.apply(after, before, a)
-        moved = _ordered(after.view(word)) - _ordered(before.view(word))
-        ways, places = torch.unique(moved, return_inverse=True)
-        used |= set(ways.tolist())
-        if len(used) > _MOST_STEPS:
+    used, marks = {0}, 0
+    for a in range(0, len(base), size):
+        before = base[a : a + size]
+        moved = _ordered(after(a, before).view(word)) - _ordered(before.view(word))
+        places = torch.nonzero(moved).reshape(-1)
+        used |= set(torch.unique(moved[places]).tolist())
+        marks += len(places)
+        if len(used) > _FEW_STEPS and marks > _SPARSE * len(base):
             return None
-        chunks.append((ways, places))
+        chunks.append((places, moved[places]))
     every = torch.tensor([0, *sorted(used - {0})])
-    number = {int(step): at for at, step in enumerate(every)}
     table = every.numpy().astype(np.float32)
-    return (
-        LevelChunk(np.array([number[int(w)] for w in ways], np.uint8)[places.numpy()], table) for ways, places in chunks
-    )
+    order = torch.tensor(sorted(used))
+    number = torch.where(order < 0, torch.arange(1, len(order) + 1), torch.arange(len(order)))
+    number[order == 0] = 0
+    sizes = (min(size, len(base) - a) for a in range(0, len(base), size))
+    kind: type[np.unsignedinteger[Any]] = np.uint8 if len(used) <= _FEW_STEPS else np.uint16
+
+    def chunk(size: int, places: Tensor, moved: Tensor) -> LevelChunk:
+        codes = np.zeros(size, kind)
+        codes[places.numpy()] = number[torch.searchsorted(order, moved.long())].numpy()
+        return LevelChunk(codes, table)
+
+    return (chunk(size, places, moved) for size, (places, moved) in zip(sizes, chunks, strict=True))
 
 
 def _ordered(words: Tensor) -> Tensor:
@@ -272,7 +358,7 @@ def _check_base(
     """Raise unless the model holds the base's elements, in its own type, wherever tasks add to them; or write them."""
     for name, base in bases.items():
         held = own[name].detach().view(-1)
-        wanted = decoder.base_tensor(base).reshape(-1)[: len(held)].to(held.dtype)
+        wanted = decoder.base_tensor(base).reshape(-1)[: len(held)].to(held.device, held.dtype)
         if torch.equal(held[: len(wanted)], wanted):
             continue
         if not write:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tallstore.kernels.packed_rows import PackedRows
-from tallstore.kernels.products import write_rows
+from tallstore.kernels.products import Rows, write_rows
 
 __all__ = ["DecodedTensor", "OwnTensor", "RowsTensor", "Shelf", "StoredTensor"]
 
@@ -28,7 +27,7 @@ class OwnTensor(ABC):
 
     @property
     @abstractmethod
-    def memory(self) -> tuple[Tensor | PackedRows, ...]:
+    def memory(self) -> tuple[Tensor | Rows, ...]:
         """What is held for it."""
 
     @abstractmethod
@@ -64,16 +63,16 @@ class RowsTensor(OwnTensor):
     """Packed: the leading rows as what is added to the base's, the others as they are."""
 
     shape: tuple[int, ...]
-    packed: PackedRows
+    packed: Rows
     tail: Tensor | None = None
     """The rows behind, in the model's type: shape (n, …)."""
 
     @property
-    def memory(self) -> tuple[Tensor | PackedRows, ...]:
+    def memory(self) -> tuple[Tensor | Rows, ...]:
         return (self.packed,) if self.tail is None else (self.packed, self.tail)
 
     def whole(self, base: Tensor) -> Tensor:
-        out = torch.empty(self.shape, dtype=base.dtype)
+        out = torch.empty(self.shape, dtype=base.dtype, device=base.device)
         flat, covered = out.view(self.shape[0], -1), self.packed.rows
         write_rows(flat[:covered], _flat(base)[:covered], self.packed)
         if self.tail is not None:
@@ -83,7 +82,7 @@ class RowsTensor(OwnTensor):
     def rows(self, base: Tensor, index: Tensor) -> Tensor:
         covered = self.packed.rows
         inside = index if self.tail is None else index.clamp(max=covered - 1)
-        out = torch.empty(len(index), *self.shape[1:], dtype=base.dtype)
+        out = torch.empty(len(index), *self.shape[1:], dtype=base.dtype, device=base.device)
         write_rows(out.view(len(index), -1), _flat(base), self.packed, inside)
         if self.tail is not None:
             behind = index >= covered

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +203,9 @@ def a_worker_that_dies(root: Path, _: dict[str, Answers]) -> None:
 
     with engine(**engine_options(root / "zoo.tall", "red")) as llm:
         for each in psutil.Process().children(recursive=True):
-            if "EngineCore" in " ".join(each.cmdline()) or "spawn_main" in " ".join(each.cmdline()):
-                each.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # one that ended, of an engine before this one
+                if "EngineCore" in " ".join(each.cmdline()) or "spawn_main" in " ".join(each.cmdline()):
+                    each.send_signal(signal.SIGKILL)
         try:
             switch(llm, "blue")
         except EngineError as error:

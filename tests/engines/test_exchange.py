@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,9 @@ class Served:
         if self.ranks > 1:
             return catalogue.lazy_weights(task, names, applied)
         return ahead(catalogue.weights(task, names, applied))
+
+    def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
+        return names
 
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         layers: dict[str, dict[str, Tensor]] = {}
@@ -357,6 +361,41 @@ def test_an_engine_that_was_started_plainly_and_another_archive(zoo: Path, tmp_p
     assert engine.ranks[0].holds(STATES["one"])
 
 
+class Silent(Engine):
+    """An engine in a process of its own that was killed: its answer never comes."""
+
+    def __init__(self, *ranks: Served) -> None:
+        super().__init__(*ranks)
+        self.engine_core = SimpleNamespace(resources=SimpleNamespace(engine_dead=False))
+        self.ended, self.silent = threading.Event(), False
+
+    def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+        if self.silent:
+            self.engine_core.resources.engine_dead = True
+            self.ended.wait(60)
+        return super().collective_rpc(method, args)
+
+
+def test_the_end_of_an_engine_is_noticed_though_it_never_answers(zoo: Path) -> None:
+    engine = Silent(Served(zoo, "all"))
+    assert switch(engine, "one")["task"] == "one"
+    with pytest.raises(NoSuchTaskError):
+        switch(engine, "five")
+    engine.silent = True
+    with pytest.raises(EngineError, match="the engine died, a worker with it"):
+        switch(engine, "all")
+    engine.ended.set()
+
+    async def without_answer() -> None:
+        engine = Asynchronous(Served(zoo, "all"))
+        engine.stuck = asyncio.Event()
+        with pytest.raises(EngineError, match="the engine died"):
+            await switch_async(engine, "one")
+        engine.stuck.set()
+
+    asyncio.run(without_answer())
+
+
 class Asynchronous(Engine):
     """What `switch_async` needs of vLLM's `AsyncLLM`."""
 
@@ -365,9 +404,13 @@ class Asynchronous(Engine):
     def __init__(self, *ranks: Served) -> None:
         super().__init__(*ranks)
         self.said: list[str] = []
+        self.stuck: asyncio.Event | None = None
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> Any:  # type: ignore[override]
         await asyncio.sleep(0)
+        if self.stuck is not None:
+            self.errored = True
+            await self.stuck.wait()
         return super().collective_rpc(method, args)
 
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import near, without_kernels
+from support import near, noise, without_kernels
 from torch import Tensor, nn
 
 import tallstore
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
+from tallstore.kernels import products
 
 transformers = pytest.importorskip("transformers")
 
@@ -166,6 +167,21 @@ def test_both_ways_of_a_layer_are_the_task_s(whole: bool, zoo: tallstore.Zoo, mo
     check_bert(zoo)
 
 
+@pytest.mark.parametrize("kind", ["default", "shared q8", "without loss"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_so_it_is_on_other_devices(
+    backend: str, kind: str, packed_bert: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their ways of computing, on the processor: Triton's kernels are interpreted."""
+    if backend == "triton":
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("kernels are compiled: they take no memory of the processor")
+    monkeypatch.setattr(products, "backend_of", lambda _: backend)
+    with tallstore.open(packed_bert(kind)) as found:
+        check_bert(found)
+
+
 def test_tasks_with_many_rows_are_computed_by_themselves(zoo: tallstore.Zoo) -> None:
     multi = zoo.multitask(bert())
     names = ["a", "b", "a", "c"] * 40
@@ -312,6 +328,46 @@ def test_vocabularies_that_grew_and_base_of_another_type(tmp_path: Path) -> None
         assert near_enough(found, own_logits(zoo, "narrow", bert, input_ids=tokens(1)))
 
 
+@pytest.mark.parametrize("quality", ["balanced", "lossless"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_copies_and_merges_of_other_tasks(dtype: torch.dtype, quality: str, tmp_path: Path) -> None:
+    """What is kept as a recipe of other tasks, or as what a task differs from another, is not the base's."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(400, 256), nn.Linear(256, 512), nn.LayerNorm(512))
+        model[0].weight.data *= 0.05
+        return model.to(dtype)
+
+    def moved(state: dict[str, Tensor], seed: int, share: float = 1.0) -> dict[str, Tensor]:
+        steps = {n: noise(*t.shape, size=0.004, seed=10 * seed + i) for i, (n, t) in enumerate(state.items())}
+        few = {n: torch.rand(t.shape, generator=torch.Generator().manual_seed(1)) < share for n, t in state.items()}
+        return {n: torch.where(few[n], t.float() + steps[n], t.float()).to(dtype) for n, t in state.items()}
+
+    base = make().state_dict()
+    a, b = moved(base, 1), moved(base, 2)
+    tallstore.pack(base, {"a": a, "b": b}, tmp_path / "z.tall", quality=quality)
+    how = {"parent": "a"} if quality == "lossless" else {}
+    tallstore.add(tmp_path / "z.tall", {"later": moved(a, 3, share=0.02)}, **how)
+    tallstore.add_merge(tmp_path / "z.tall", "half", "0.5*a + 0.5*b")
+    tallstore.add_merge(tmp_path / "z.tall", "copy", "1.0*a")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        related = {name for name, task in zoo.manifest.tasks.items() if task.relatives is not None}
+        assert related == {"half", "copy", *(["later"] if how else [])}
+        names, ids = ["half", "copy", "a", None, "b", "later", "copy"], torch.arange(7 * 11).reshape(7, 11) * 5 % 400
+        multi = zoo.multitask(make().float(), decoded_bytes=0)
+        found = multi(ids, tasks=names)
+        for row, name in enumerate(names):
+            model = make().float()
+            if name is not None:
+                zoo.load_into(model, name)
+            with torch.no_grad():
+                wanted = model(ids[row : row + 1])[0]
+            assert near_enough(found[row], wanted)
+        without = zoo.multitask(make().float(), ["a", "b", "half", "later"], decoded_bytes=0)
+        assert multi.resident_bytes == without.resident_bytes
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_are_tasks(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
@@ -362,7 +418,8 @@ def test_what_stays_packed_is_small(kind: str, packed_llama: Callable[[str, torc
         assert before < 2 * zoo.info()["bytes"]["masks"] + 6 * small
         for _ in range(3):
             multi(input_ids=tokens(3), tasks=["a", "b", "c"])
-        assert multi.resident_bytes <= before + 20_000
+        norms = 5 * 64 * 2  # of the base, beside those of tasks: they are looked up together
+        assert multi.resident_bytes <= before + 20_000 + norms
 
 
 def test_wrong_names_are_one_error_each(zoo: tallstore.Zoo) -> None:
@@ -413,23 +470,86 @@ def test_models_without_rows_first_are_refused(zoo: tallstore.Zoo, tmp_path: Pat
     tallstore.pack(model.state_dict(), {"a": tuned(lambda: model, 1).state_dict()}, tmp_path / "z.tall")
     with tallstore.open(tmp_path / "z.tall") as other, pytest.raises(ModelMismatchError, match="rows second"):
         other.multitask(model)
-    config = transformers.T5Config(
-        vocab_size=96, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4, relative_attention_num_buckets=32
-    )
 
-    def t5() -> nn.Module:
-        torch.manual_seed(0)
-        return transformers.T5EncoderModel(config).eval()
 
-    tasks = {name: tuned(t5, n, size=0.1) for n, name in enumerate("ab", 1)}
-    tallstore.pack(t5().state_dict(), states(tasks), tmp_path / "t5.tall")
-    with tallstore.open(tmp_path / "t5.tall") as other:
-        multi = other.multitask(t5())
-        ids = tokens(2, 8)
-        with pytest.raises(ModelMismatchError, match="pairs of places"):
-            multi(input_ids=ids, tasks=["a", "b"])
-        found = multi(input_ids=ids, tasks=["b", "b"]).last_hidden_state
-        model = t5()
-        other.load_into(model, "b")
-        with torch.no_grad():
-            assert near_enough(found, model(input_ids=ids).last_hidden_state)
+T5 = {
+    "vocab_size": 96,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 32,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+}
+
+
+def t5(kind: str = "T5ForConditionalGeneration") -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(transformers, kind)(getattr(transformers, kind.split("5", 1)[0] + "5Config")(**T5)).eval()
+
+
+@pytest.mark.parametrize("kind", ["T5ForConditionalGeneration", "UMT5ForConditionalGeneration"])
+def test_encoders_with_decoders_and_biases_between_places(kind: str, tmp_path: Path) -> None:
+    """Biases between places are one for all rows in such models, and each task's here; also for beams."""
+    models = {name: tuned(t5, n, kind, size=0.1) for n, name in enumerate("ab", 1)}
+    tallstore.pack(t5(kind).state_dict(), states(models), tmp_path / "t5.tall", quality="high")
+    ids, names = tokens(4, 8), ["b", "a", None, "b"]
+    with tallstore.open(tmp_path / "t5.tall") as zoo:
+        multi = zoo.multitask(t5(kind))
+        logits = multi(input_ids=ids, decoder_input_ids=ids[:, :3], tasks=names).logits
+        how = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+        written = {beams: multi.generate(ids, tasks=names, num_beams=beams, **how) for beams in (1, 2)}
+        for row, name in enumerate(names):
+            model, own = t5(kind), ids[row : row + 1]
+            if name is not None:
+                zoo.load_into(model, name)
+            with torch.no_grad():
+                wanted = model(input_ids=own, decoder_input_ids=own[:, :3]).logits
+            assert near_enough(logits[row], wanted[0])
+            for beams, found in written.items():
+                assert torch.equal(found[row], model.generate(own, num_beams=beams, **how)[0])
+
+
+class Places(nn.Module):
+    """A table that is looked up by pairs of places, in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(16, 8), nn.Linear(8, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        return self.out(x[:, :, None] + self.table(places[:, None] - places + 8))
+
+
+class Tied(nn.Module):
+    """A head that is the table itself, not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(96, 64), nn.LayerNorm(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.table.weight.dtype == torch.float32  # what a tensor is may be asked
+        return self.norm(self.table(x)) @ self.table.weight.T
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Places, "by pairs of places"), (Tied, "computes with its 'table.weight' outside")]
+)
+def test_what_rows_cannot_be_told_apart_in_is_refused(kind: type[nn.Module], message: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = kind()
+    tasks = {}
+    for n, name in enumerate("ab", 1):
+        tasks[name] = {key: near(tensor, seed=10 * n, size=0.1) for key, tensor in base.state_dict().items()}
+    tallstore.pack(base.state_dict(), tasks, tmp_path / "z.tall")
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        multi = zoo.multitask(base)
+        x = torch.randn(2, 4, 8) if kind is Places else tokens(2)
+        for _ in range(2):
+            with pytest.raises(ModelMismatchError, match=message):
+                multi(x, tasks=["a", "b"])

@@ -12,12 +12,15 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from tallstore.engines.ahead import ahead
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
+from tallstore.engines.straight import WrittenParameter, written_parameters
 from tallstore.errors import ModelMismatchError
 
-__all__ = ["LOADED", "ArchiveLoader", "given_weights"]
+__all__ = ["LOADED", "WRITTEN", "ArchiveLoader", "given_weights"]
 
 LOADED: WeakKeyDictionary[nn.Module, Loaded] = WeakKeyDictionary()
 """Of each model that was loaded in this process, what it was loaded from."""
+WRITTEN: WeakKeyDictionary[nn.Module, tuple[WrittenParameter, ...]] = WeakKeyDictionary()
+"""Of each such model whose task can be exchanged, the parameters that hold a checkpoint's tensors as they are."""
 
 
 class ArchiveLoader(BaseModelLoader):
@@ -48,6 +51,10 @@ class ArchiveLoader(BaseModelLoader):
             if own:
                 raise ModelMismatchError(f"{catalogue.url}: task {task!r} has no weights for the model's {min(own)!r}")
         LOADED[model] = Loaded(catalogue=catalogue, task=task, applied=applied)
+        if config.worker_extension_cls:
+            shapes = {name: facts.shape for name, facts in catalogue.tensors(task).items()}
+            fused = getattr(model, "packed_modules_mapping", {})
+            WRITTEN[model] = written_parameters(model, applied, shapes, fused)
 
     def get_all_weights(self, model_config: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]:  # noqa: ARG002
         """What vLLM's own `reload_weights` asks for: the task's tensors, anew."""

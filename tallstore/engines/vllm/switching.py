@@ -8,8 +8,12 @@ task. What was computed with the old weights (prefix, encoder and multi-modal ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -22,6 +26,9 @@ __all__ = ["IN_FLIGHT", "serving", "switch", "switch_async"]
 
 IN_FLIGHT = ("wait", "abort")
 """What becomes of requests that are in flight in an asynchronous engine: they end first, or are aborted."""
+_DEAD = "the engine died, a worker with it: nothing serves any more; start it again"
+_LOOK = 0.5
+"""Seconds between two looks whether the engine is there."""
 _busy: WeakSet[Any] = WeakSet()
 """Asynchronous engines in which an exchange is under way."""
 
@@ -146,17 +153,49 @@ class _Steps:
 
 
 def _called(engine: Any, method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """What all workers answer. Where the engine runs in processes of its own, its end is noticed.
+
+    vLLM waits for the answer of a process that was killed as long as for one that works.
+    """
+    core = getattr(getattr(engine, "llm_engine", engine), "engine_core", None)
+    resources = getattr(core, "resources", None)
+    ask = partial(engine.collective_rpc, method, args=arguments)
     try:
-        return list(engine.collective_rpc(method, args=arguments))
+        if resources is None:
+            return list(ask())
+        answers: Future[Any] = Future()
+        threading.Thread(target=_into, args=(answers, ask), name="tallstore-switch", daemon=True).start()
+        while not answers.done() and not resources.engine_dead:
+            with contextlib.suppress(TimeoutError):
+                answers.result(_LOOK)
+        if answers.done():
+            return list(answers.result())
     except Exception as error:
         raise _explained(error) from error
+    raise EngineError(_DEAD)
 
 
 async def _called_async(engine: Any, method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """The same."""
+    asked = asyncio.ensure_future(engine.collective_rpc(method, args=arguments))
     try:
-        return list(await engine.collective_rpc(method, args=arguments))
+        while not asked.done() and not getattr(engine, "errored", False):
+            await asyncio.wait([asked], timeout=_LOOK)
+        if asked.done():
+            return list(asked.result())
     except Exception as error:
         raise _explained(error) from error
+    finally:
+        asked.cancel()
+    raise EngineError(_DEAD)
+
+
+def _into(answers: Future[Any], ask: Callable[[], Any]) -> None:
+    """Ask, and put what comes of it into a future."""
+    try:
+        answers.set_result(ask())
+    except BaseException as error:  # handed over
+        answers.set_exception(error)
 
 
 def _explained(error: Exception) -> EngineError:
@@ -167,7 +206,7 @@ def _explained(error: Exception) -> EngineError:
         )
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if kinds & {"EngineDeadError", "EngineGenerateError"}:
-        return EngineError("the engine died, a worker with it: nothing serves any more; start it again")
+        return EngineError(_DEAD)
     return EngineError(f"the engine's workers could not be asked ({type(error).__name__}: {error})")
 
 

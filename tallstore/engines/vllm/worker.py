@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tallstore.engines.catalogue import Catalogue
 from tallstore.engines.exchange import Exchange
+from tallstore.engines.straight import StraightLayers, WrittenParameter
 from tallstore.engines.vllm.plugin import check_vllm
 
 __all__ = ["TaskWorker"]
@@ -47,11 +49,12 @@ class _WorkerModel:
     """A worker's model, as an exchange sees it."""
 
     def __init__(self, worker: TaskWorker) -> None:
-        from tallstore.engines.vllm.loader import LOADED
+        from tallstore.engines.vllm.loader import LOADED, WRITTEN
 
         check_vllm()
         self._worker = worker
         self.loaded = LOADED.get(self.module)
+        self._straight = _straight(self.module, WRITTEN.get(self.module, ()))
 
     @property
     def module(self) -> nn.Module:
@@ -86,6 +89,13 @@ class _WorkerModel:
 
         return given_weights(catalogue, task, names, self._worker.vllm_config.parallel_config, applied)
 
+    def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
+        """Write what plain layers hold; the names that are left."""
+        from vllm.config import set_current_vllm_config
+
+        with set_current_vllm_config(self._worker.vllm_config), torch.no_grad():
+            return self._straight.write(catalogue, task, names, applied)
+
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         """Write tensors, or with None those that the engine was started with."""
         from tallstore.engines.vllm.quiet import without_partial_warnings
@@ -103,6 +113,15 @@ class _WorkerModel:
 
         with set_current_vllm_config(config):
             finalize_layerwise_reload(self.module, config.model_config)
+
+
+def _straight(model: nn.Module, written: tuple[WrittenParameter, ...]) -> StraightLayers:
+    """The layers that are written straight: none with a vLLM that has other layers than those known here."""
+    try:
+        from tallstore.engines.vllm.layers import finish, is_plain, straight_is_safe
+    except ImportError:
+        return StraightLayers(model, (), lambda _: False, lambda _: None)
+    return StraightLayers(model, written if straight_is_safe(model) else (), is_plain, finish)
 
 
 def _exchange(worker: TaskWorker) -> Exchange:

@@ -46,6 +46,12 @@ static inline float ts_float(uint32_t bits) {
     return value;
 }
 
+static inline uint32_t ts_load32(const uint8_t *data) {
+    uint32_t word;
+    memcpy(&word, data, sizeof word);
+    return word;
+}
+
 static inline uint64_t ts_load64(const uint8_t *data) { /* little-endian, as every machine that this is built for is */
     uint64_t word;
     memcpy(&word, data, sizeof word);

@@ -1,7 +1,7 @@
 /* Layers of a mixed batch: what tasks add to the outputs, and their own rows, straight from packed rows. */
 #include "half.h"
 
-enum { GAPS, NIBBLES, BITMAP, CODES };
+enum { GAPS, BITMAP, CODES };
 /* Tokens side by side, and rows whose sums are kept before they are written. */
 enum { TOKENS = 32, TILE_ROWS = 16, FEW = 4 };
 
@@ -10,7 +10,7 @@ typedef struct {
     int32_t form, bits, type, steps; /* type: D, as forms are numbered */
     int64_t rows, width, block, shift; /* rows: those that are held; shift: log2 of elements a chunk */
     const uint8_t *places, *levels;
-    int64_t gaps;           /* how many there are, continued ones counted again */
+    int64_t gaps, gap_bits; /* how many there are, continued ones counted again; bits of one */
     const int32_t *numbers; /* of the rows that are held; NULL: all */
     const int32_t *tiles;   /* rows that are held before each TILE_ROWS of the tensor's */
     const float *tables;
@@ -75,17 +75,16 @@ static inline void put_places(int32_t *out, const uint64_t *order, unsigned bits
 #endif
 }
 
-static inline __attribute__((always_inline)) int64_t
-columns_by_gaps(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t start, const bool nibbles) {
-    const int64_t most = nibbles ? 15 : 255;
-    int64_t n = 0, at = w->at, place = w->place - start;
-    while (at < p->gaps) {
-        const int64_t gap = nibbles ? (p->places[at >> 1] >> (4 * (at & 1))) & 15 : p->places[at], next = place + gap;
+static int64_t columns_by_gaps(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t start) {
+    const int64_t bits = p->gap_bits, most = ((int64_t)1 << bits) - 1, end = p->gaps * bits;
+    int64_t n = 0, at = w->at * bits, place = w->place - start;
+    while (at < end) {
+        const int64_t gap = (int64_t)(ts_load32(p->places + (at >> 3)) >> (at & 7)) & most, next = place + gap;
         if (next >= p->width && gap != most) break;
         columns[n] = (int32_t)next;
-        n += gap != most, place = next + (gap != most), at++;
+        n += gap != most, place = next + (gap != most), at += bits;
     }
-    w->at = at, w->place = place + start;
+    w->at = at / bits, w->place = place + start;
     return n;
 }
 
@@ -94,8 +93,7 @@ columns_by_gaps(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t s
 static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w, int64_t row) {
     const int64_t start = row * p->width, end = start + p->width;
     int64_t n = 0;
-    if (p->form == GAPS) n = columns_by_gaps(columns, p, w, start, false);
-    else if (p->form == NIBBLES) n = columns_by_gaps(columns, p, w, start, true);
+    if (p->form == GAPS) n = columns_by_gaps(columns, p, w, start);
     else
         for (int64_t at = start & ~(int64_t)7; at < end; at += 64) {
             uint64_t bits = ts_load64(p->places + (at >> 3));
@@ -112,6 +110,14 @@ static int64_t columns_of(int32_t *columns, const ts_packed_rows *p, ts_walk *w,
 
 /* What a row's marks, from number `mark` on, stand for. Up to 7 elements behind them are written too. */
 static void values_of(float *values, const int32_t *columns, int64_t n, const ts_packed_rows *p, int64_t start, int64_t mark) {
+    if (p->bits == 16) { /* steps */
+        for (int64_t k = 0; k < n; k++) {
+            int16_t step;
+            memcpy(&step, p->levels + 2 * (mark + k), sizeof step);
+            values[k] = step;
+        }
+        return;
+    }
     const bool alone = start >> p->shift == (start + p->width - 1) >> p->shift;
     const float *table = p->tables + (start >> p->shift << p->bits);
     if (alone && p->bits <= 1) {
