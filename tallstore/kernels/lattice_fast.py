@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ __all__ = [
     "tables",
 ]
 
+_Kind = TypeVar("_Kind", bound=np.generic)
 _P, _I, _L = c_void_p, c_int32, c_int64
 KERNELS: Mapping[str, Function] = {
     "lattice_prepare": (_L, (_P, _P, _P, _P, _P, _L, _I, _I, _I, _I)),
@@ -102,13 +103,25 @@ def _addresses(*arrays: npt.NDArray[Any]) -> list[int]:
     return [address(array) for array in arrays]
 
 
+_KEPT = 1 << 21
+"""Elements up to which this thread's memory is used again: the system takes as long to hand out pages as kernels take
+to fill them."""
+
+
+def _memory(name: str, n: int, kind: type[_Kind], each: int = 1) -> npt.NDArray[_Kind]:
+    """Room for `each` numbers of every of n elements, and a few more; it holds anything."""
+    size = each * n + 8
+    return scratch(f"lattice {name}", size, kind) if n <= _KEPT else np.empty(size, kind)
+
+
 def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
-    """See `lattice.prepare`."""
+    """See `lattice.prepare`; what is given is good until this thread prepares the next."""
     native, n = _native(), len(base)
     if native is None:
         return reference.prepare(lattice, after, base, low)
     after, base = np.ascontiguousarray(after), np.ascontiguousarray(base)
-    symbols, levels, extra = np.empty(n, np.int8), np.empty(n, np.uint8), np.empty(4 * n + 8, np.uint8)
+    symbols, levels = _memory("symbols", n, np.int8)[:n], _memory("levels", n, np.uint8)[:n]
+    extra = _memory("open bits", n, np.uint8, 4)
     used = native.lattice_prepare(
         *_addresses(symbols, levels, extra, after, base), n, lattice.bits, lattice.shift, lattice.mask, low
     )
@@ -191,11 +204,11 @@ def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
 
 
 def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
-    """See `lattice.encode`."""
+    """See `lattice.encode`; words are good until this thread encodes the next."""
     native, n = _native(), len(prepared.levels)
     if native is None:
         return reference.encode(prepared, model, lanes)
-    words, states = np.empty(n + 4, np.uint16), np.empty(lanes, np.uint32)
+    words, states = _memory("words", n, np.uint16)[: n + 4], np.empty(lanes, np.uint32)
     used = native.lattice_encode(
         *_addresses(words, states, prepared.symbols, prepared.levels),
         n,
