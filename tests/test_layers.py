@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "hub": {"archive", "concurrency", "checkpoints", "errors", "format", "names", "stores", "tensors"},
     "packing": {"archive", "checkpoints", "encoder", "errors", "evaluator", "format", "recipes", "stores", "tensors"},
     "zoo": {"adapters", "archive", "checkpoints", "errors", "format", "hub", "report", "serving", "stores", "tensors"},
-    "engines": {"archive", "checkpoints", "errors", "format", "hub", "stores", "tensors"},
+    "engines": {"archive", "checkpoints", "concurrency", "errors", "format", "hub", "stores", "tensors"},
     "editing": {"archive", "checkpoints", "codecs", "encoder", "errors", "format", "hub", "packing", "stores"},
     "demo": {"encoder", "errors", "packing", "tensors", "zoo"},
     "testing": {"checkpoints", "codecs", "concurrency", "errors", "format", "kernels", "stores", "tensors"},

@@ -64,6 +64,11 @@ class BaseElements:
         place = self._places.base(name)
         return coded(place).codec == RAW or self._chunks.whole_is_verified(place)
 
+    @property
+    def resident(self) -> bool:
+        """Whether the base was given, is in memory, and needs no check: to read a tensor takes nothing."""
+        return self._given is not None and self._given.resident
+
     def checks(self, name: str) -> list[Job]:
         """Jobs that read a tensor and check it, and decode nothing."""
         if not self.embedded:

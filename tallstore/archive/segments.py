@@ -102,6 +102,9 @@ class SegmentWriter:
             write = partial(self.write, plan, segment, part, fill=fill, steps=steps(segment))
             late = plan.on_base and not embedded and segment.how is not How.WHOLE
             (over_base if late else jobs).append(write)
+        if over_base and self._base.resident:
+            given = self._base.tensor(str(plan.base))
+            return [*jobs, *(partial(write, given=given) for write in over_base)]
         return [*jobs, partial(self._over_base, str(plan.base), over_base)] if over_base else jobs
 
     def base_jobs(self, segments: Iterable[Segment], name: str, out: Tensor) -> list[Job]:

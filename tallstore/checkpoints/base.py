@@ -50,6 +50,8 @@ class Checkpoint(ABC):
     """Tensors that share all their memory with an earlier one: name → that one's name."""
     far = False
     """Whether every read is a request to another machine."""
+    resident = False
+    """Whether it is in memory and was checked: to read a tensor takes nothing."""
     files: Mapping[str, Path] = {}
     """Files that belong to the model beside its weights: name in the model's folder → where it lies."""
     left_out: Mapping[str, str] = {}

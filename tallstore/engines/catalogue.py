@@ -99,6 +99,8 @@ class Loaded:
 class _ResidentBase(MemoryCheckpoint):
     """A base that was checked when it was read, and that nobody else can write to."""
 
+    resident = True
+
     def matches(self, data: Tensor, sha256: str) -> bool:  # noqa: ARG002 - checked already
         return True
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
+from tallstore.concurrency import run_all
 from tallstore.tensors import as_bytes
 
-__all__ = ["digest_of", "hash_of", "hash_of_all"]
+__all__ = ["digest_of", "hash_of", "hash_of_all", "hashes_of"]
 
+_LARGE = 1 << 18
+"""Bytes from which on a tensor is worth a thread's turn."""
 _RUN = 1 << 24
 """Elements that a device sums at once."""
 
@@ -24,19 +29,31 @@ def digest_of(module: nn.Module) -> str:
     place: what leaves the device is a few numbers.
     """
     digest = xxhash.xxh3_128()
-    seen: dict[tuple[int, int, tuple[int, ...]], str] = {}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
+    state = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    held = {name: tensor for name, tensor in state.items() if tensor.numel() and not tensor.is_meta}
+    keys = {name: (tensor.data_ptr(), tensor.numel(), tensor.stride()) for name, tensor in held.items()}
+    first = {key: name for name, key in reversed(keys.items())}
+    hashes = hashes_of({name: held[name] for name in first.values()})
+    for name, tensor in state.items():
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        if not tensor.numel() or tensor.is_meta:
-            continue
-        key = (tensor.data_ptr(), tensor.numel(), tensor.stride())
-        if key not in seen:
-            seen[key] = hash_of(tensor)
-        digest.update(seen[key].encode())
+        if name in held:
+            digest.update(hashes[first[keys[name]]].encode())
     return digest.hexdigest()
+
+
+def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The hash of each tensor, by name; large ones side by side."""
+    large = [name for name, tensor in tensors.items() if tensor.nbytes >= _LARGE]
+    hashes = {name: hash_of(tensor) for name, tensor in tensors.items() if tensor.nbytes < _LARGE}
+
+    def hash_one(name: str) -> None:
+        hashes[name] = hash_of(tensors[name])
+
+    run_all([partial(hash_one, name) for name in large], os.cpu_count() or 1, "tallstore-hash")
+    return {name: hashes[name] for name in tensors}
 
 
 def hash_of_all(hashes: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.engines.catalogue import Catalogue
-from tallstore.engines.digests import hash_of
+from tallstore.engines.digests import hash_of, hashes_of
 from tallstore.tensors import TORCH
 
 __all__ = ["Part", "StraightLayers", "WrittenParameter", "written_parameters"]
@@ -191,7 +191,7 @@ class StraightLayers:
             out |= {part.name: here[part.first : part.last] for part in each.parts}
             targets.append((each, held, here))
         catalogue.fill(task, out)
-        applied |= {name: hash_of(tensor) for name, tensor in out.items()}
+        applied |= hashes_of(out)
         modules = dict.fromkeys(path for each in group for path, _ in each.owners)
         for each, held, here in targets:
             if not held.numel():
