@@ -21,7 +21,7 @@ from tallstore.archive.indexing import select
 from tallstore.archive.locations import Places, coded
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.reader import Place
-from tallstore.archive.starts import DecodedPiece, Starts
+from tallstore.archive.starts import DecodedPiece, HeldPieces, Starts
 from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
@@ -41,6 +41,10 @@ class Pieces:
         self._starts = Starts(places, chunks, base, self.elements)
         self.run = run
         """Runs jobs side by side."""
+
+    def hold(self, held: HeldPieces) -> None:
+        """Keep what tensors that build on others' decode of those, for whoever builds on the same."""
+        self._starts = Starts(self.places, self._chunks, self._base, held.reading(self.elements))
 
     def of(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[DecodedPiece]:
         """The pieces of a tensor of its own that elements [start, stop) lie in."""

@@ -96,13 +96,10 @@ class KinOfAdded:
         if not mine:
             return []
         packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
-        made = []
-        for name, relatives in mine.items():
-            packed = packer.pack(name, self._open(name, tasks[name]), relatives, searched=name not in self._said)
-            if packed is not None:
-                self.reports[name] = packed[0]
-                made.append(packed[1])
-        return made
+        opened = {name: self._open(name, tasks[name]) for name in mine}
+        made = packer.pack(opened, mine, said=self._said)
+        self.reports |= {name: each[0] for name, each in made.items()}
+        return [each[1] for each in made.values()]
 
     def _open(self, name: str, source: Source) -> Checkpoint:
         if name not in self._opened:

@@ -62,18 +62,17 @@ def pack_family(
         start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
         packer = RelativePacker(stack, sink, start, archive, options, progress)
         reports: dict[str, TaskReport] = dict(first.tasks)
-        warnings, added, failed = list(first.warnings), [], []
-        for name, kinship in kin.items():
-            task: Checkpoint = stack.enter_context(
+        warnings, added = list(first.warnings), []
+        opened: dict[str, Checkpoint] = {
+            name: stack.enter_context(
                 opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
             )
-            made = packer.pack(name, task, relatives_of(kinship))
-            if made is None:
-                failed.append(name)
-                continue
-            reports[name] = made[0]
-            added.append(made[1])
-        if failed:
+            for name in kin
+        }
+        made = packer.pack(opened, {name: relatives_of(each) for name, each in kin.items()})
+        reports |= {name: each[0] for name, each in made.items()}
+        added += [each[1] for each in made.values()]
+        if failed := [name for name in kin if name not in made]:
             others = {name: tasks[name] for name in failed}
             report, more = packed_beside(
                 stack, sink, start, others, replace(options, base_storage="reference").of_tasks(failed), progress,
