@@ -64,8 +64,10 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
             for each in asked.get(name, {})
             if (source := _own(kinds["mask"], each)) in kinds["mask"] and kinds["mask"][source].entry.start is not None
         ]
-        for other in relatives.tasks if relatives is not None else ():
-            asked.setdefault(other, {}).update(dict.fromkeys(built))
+        for at, other in enumerate(relatives.tasks if relatives is not None else ()):
+            starts = {source: kinds["mask"][source].entry.start for source in built}
+            counted = [source for source, start in starts.items() if not start or start[at]]
+            asked.setdefault(other, {}).update(dict.fromkeys(counted))
     reader.store.prefetch(list(ranges))
 
 
