@@ -173,8 +173,11 @@ class ArchiveStart(Checkpoint):
         )
 
     def once(self, name: str, start: int, stop: int) -> Tensor:
-        """The same of a tensor that starts from other tasks', for who does not come back to it."""
+        """The same, for who does not come back to it."""
         assert self._decoded is not None
+        each = self._plans[name]
+        if each.start is None:
+            return self._base.read(str(each.base), start, stop)
         return self._decoded.once(name, start, stop)
 
     def fingerprint(self) -> str:

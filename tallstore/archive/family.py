@@ -39,7 +39,8 @@ def runs_of(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
     for name, task in manifest.tasks.items():
         run, step = task.measured.get("run"), task.number("run", "step")
         if isinstance(run, Mapping) and isinstance(run.get("name"), str) and step is not None:
-            row = {"step": int(step), **_row(name, task), "score": task.number("run", "score")}
+            distances = {key: task.number("run", key) for key in ("moved", "moved_from_base")}
+            row = {"step": int(step), **_row(name, task), **distances, "score": task.number("run", "score")}
             runs.setdefault(run["name"], []).append(row)
     return {name: sorted(rows, key=lambda row: int(row["step"])) for name, rows in runs.items()}
 

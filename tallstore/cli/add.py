@@ -54,17 +54,9 @@ def add(
     ] = False,
     parent: Annotated[
         str | None,
-        typer.Option(
-            "--parent", metavar="TASK", help="Code the new ones against this task of the archive (without loss only)."
-        ),
+        typer.Option("--parent", metavar="TASK", help="Code the new ones against this task of the archive."),
     ] = None,
-    relatives: Annotated[
-        bool,
-        typer.Option(
-            "--relatives/--no-relatives",
-            help="Look for merges of tasks that are there, and for parents.",
-        ),
-    ] = True,
+    relatives: encoding.Relatives = True,
     refit: Annotated[
         bool,
         typer.Option(

@@ -84,6 +84,13 @@ Weights = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 AllowDistant = Annotated[bool, typer.Option("--allow-distant", help="Take a base that looks like an unrelated model.")]
+Relatives = Annotated[
+    bool,
+    typer.Option(
+        "--relatives/--no-relatives",
+        help="Look for merges of other tasks, for parents, and for tensors that several tasks have alike.",
+    ),
+]
 
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tallstore.editing.base import base_of, check_same
 from tallstore.editing.change import Change, changing
 from tallstore.editing.companions import note_on
 from tallstore.editing.kindred import KinOfAdded
+from tallstore.editing.moved import with_distances
 from tallstore.editing.options import inherited
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
@@ -101,6 +102,7 @@ def add_known(
             _check_names(change.manifest, list(tasks), refit=refit)
             if refit:
                 _check_originals(change, start, tasks, progress)
+            told = with_distances(change, start, tasks, told) if told else told
             packer = Packer(change, stack, start, chosen, progress)
             parents = parent if isinstance(parent, Mapping) else dict.fromkeys(tasks, parent) if parent else {}
             spliced = packer.refit(tasks) if refit else packer.add(tasks, parents)

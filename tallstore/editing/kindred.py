@@ -59,7 +59,9 @@ class KinOfAdded:
             for name, task in list(manifest.tasks.items())[-_MOST:]
             if task.adapter is None and _depth(self._change, name) < _CHAIN
         }
-        kin = find_kin(self._base, opened, known, parents=options.quality == LOSSLESS)
+        # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
+        parents_of = [*known, *opened] if options.quality == LOSSLESS else ()
+        kin = find_kin(self._base, opened, known, parents=parents_of)
         return said | {name: relatives_of(each) for name, each in kin.items()}
 
     def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
@@ -119,11 +121,6 @@ class KinOfAdded:
             )
         if manifest.tasks[parent].adapter is not None:
             raise OptionError(f"parent {parent!r} is an adapter: models are coded against models")
-        if self._options.quality != LOSSLESS:
-            raise OptionError(
-                f"parent {parent!r}: this archive keeps tasks with some loss, which is more than a parent saves: leave "
-                "it out, or pack without loss (--quality lossless)"
-            )
         if _depth(self._change, parent) >= _CHAIN:
             raise OptionError(
                 f"parent {parent!r} is itself at the end of a chain of {_CHAIN}: name one of those that it is made of"

@@ -45,7 +45,7 @@ def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dic
             return None
         if start.far or any(task.far for task in opened.values()):
             return None
-        kin = find_kin(start, opened, {}, parents=chosen.quality == LOSSLESS)
+        kin = find_kin(start, opened, {}, parents=tuple(opened) if chosen.quality == LOSSLESS else ())
         return kin if kin or any_alike(start, opened) else None
 
 

@@ -50,12 +50,14 @@ class Kept:
 def kept_of(base: Checkpoint, combinations: Sequence[Combination]) -> dict[str, Kept | None]:
     """What is kept of each in the tensors that stay as they start; None where that cannot be said.
 
+    Of those that somebody said are made of others: what their starts keep, in all tensors.
+
     That is where nothing moved, in the original or in what is kept of it.
     """
     users: dict[str, list[tuple[Combination, str]]] = defaultdict(list)
     for each in combinations:
         for name, plan in each.plans.items():
-            if plan.kept and plan.base is not None:
+            if plan.base is not None and (plan.kept or not each.searched):
                 users[plan.base].append((each, name))
     sums = {each.name: torch.zeros(4, dtype=torch.float64) for each in combinations}
     for tensor, here in users.items():

@@ -88,14 +88,13 @@ class RelativePacker:
         combined = [
             self._combined(name, tasks[name], each, searched=name not in said) for name, each in relatives.items()
         ]
-        looked_at = [each for each in combined if each.searched and not self._lossless]
-        kept = kept_of(self.base, looked_at)
+        kept = {} if self._lossless else kept_of(self.base, combined)
         made = {}
         for each in combined:
             if all(plan.start is None for plan in each.plans.values()):
                 continue
-            if each.name not in kept:
-                made[each.name] = self._packed(each, None)
+            if not each.searched or self._lossless:
+                made[each.name] = self._packed(each, kept.get(each.name))
             elif self._comes_back(kept[each.name], each.relatives):
                 made[each.name] = self._packed(each, kept[each.name])
         return made
@@ -121,8 +120,7 @@ class RelativePacker:
         report, made = packed_beside(
             self.stack, self.sink, each.start, {each.name: each.task}, options, self.progress, slot, scratch
         )
-        measured = {} if kept is None else {"relative_error": kept.relative_error, "cosine": kept.cosine}
-        made = self._rewritten(each, made, measured)
+        made = self._rewritten(each, made, _measured(each, kept, made.manifest.tasks[each.name]))
         told = made.manifest.tasks[each.name].measured
         told_of = replace(
             report.tasks[each.name],
@@ -196,7 +194,7 @@ class RelativePacker:
             return plan
         if _alike(task, name, lambda a, b: start.started(name, a, b)):
             return replace(plan, kept=True)
-        if not self._lossless:  # nothing is lost of what the base does not have
+        if not self._lossless and before is None:  # nothing is lost of what the base does not have
             return None
         numel = task.tensors[name].numel
         runs = [(at, min(at + _SAMPLE, numel)) for at in range(0, numel, max(_SAMPLE, numel // _RUNS))]
@@ -209,7 +207,7 @@ class RelativePacker:
 
     # -------------------------------------------------------------------------------------------------------- writing
 
-    def _rewritten(self, each: Combination, made: SplicedArchive, measured: Mapping[str, float]) -> SplicedArchive:
+    def _rewritten(self, each: Combination, made: SplicedArchive, told: Mapping[str, float | None]) -> SplicedArchive:
         """What the encoder wrote, with every entry on what it really builds on."""
         name, plans, relatives = each.name, each.plans, each.relatives
         manifest, reader = made.manifest, Reader(made.store, made.manifest)
@@ -240,15 +238,17 @@ class RelativePacker:
             place.unlink()
             place.write_bytes(data)
             held_by, parts[group.parts[0]] = (group.parts[0],), record
-        told = dict(task.measured)
-        if measured:
-            told = {k: v for k, v in told.items() if k not in {"bit_for_bit", "divergence", "cheaper_without_loss"}}
-            told |= measured
+        measured = dict(task.measured)
+        if told:
+            measured = {
+                k: v for k, v in measured.items() if k not in {"bit_for_bit", "divergence", "cheaper_without_loss"}
+            }
+            measured |= told
         new = Task(
             group=task.group,
             parts=task.parts,
             files=task.files,
-            measured=told,
+            measured=measured,
             source=task.source,
             weights=task.weights,
             relatives=replace(relatives, head=head),
@@ -264,6 +264,16 @@ class RelativePacker:
                 parts=parts,
             ),
         )
+
+
+def _measured(each: Combination, kept: Kept | None, task: Task) -> dict[str, float | None]:
+    """What is said of a task in place of what the encoder measured, which took what it starts from for the base."""
+    if kept is None:
+        return {}
+    if each.searched:
+        return {"relative_error": kept.relative_error, "cosine": kept.cosine}
+    error = task.number("relative_error")  # of what the start misses
+    return {"relative_error": None if error is None else error * kept.relative_error, "cosine": None}
 
 
 def _placed(entry: Entry, plan: StartPlan | None) -> Entry:
