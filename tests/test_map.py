@@ -52,7 +52,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "archive/resident*": ("archive/test_switch.py",),
     "archive/sharing": ("editing/test_groups.py", "editing/test_adding.py"),
     "archive/splice": ("editing/test_groups.py", "packing/test_targets.py"),
-    "archive/shared_tensors": ("relatives/test_shared.py",),
+    "archive/shared_tensors": ("relatives/test_shared.py", "relatives/test_found.py"),
     "archive/starts": ("relatives/test_merges.py", "relatives/test_family.py"),
     "archive/subset": ("hub/test_pulling.py",),
     "archive/thin": ("engines/test_transformers.py",),

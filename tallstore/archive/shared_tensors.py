@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.splice import SplicedArchive, weighed
@@ -29,6 +30,14 @@ _CODED = frozenset({"binary", "signed", "delta", "lossless"})
 _Key = tuple[str, str, Entry]
 
 
+class Referring(NamedTuple):
+    """Tasks that refer to others' tensors: their records, their new parts with those's records, and parts that go."""
+
+    tasks: Mapping[str, Task]
+    parts: Mapping[str, tuple[bytes, PartRecord]]
+    gone: tuple[str, ...]
+
+
 class SharedTensors:
     """Coded tensors of tasks, each with the first task that has it."""
 
@@ -45,29 +54,47 @@ class SharedTensors:
             self._know(name, manifest.tasks[name], reader, {})
 
     def share(self, archive: SplicedArchive, reopen: Callable[[Store], Store]) -> SplicedArchive:
-        """An archive of new tasks without the bytes that known tasks, or earlier ones of its own, have.
+        """An archive of new tasks, on this machine and its caller's, without what known ones or earlier ones have.
 
         `reopen`: opens a store anew, whose files are others now.
         """
-        manifest, reader = archive.manifest, Reader(archive.store, archive.manifest)
-        taken: dict[str, dict[str, str]] = {}
-        for name, task in manifest.tasks.items():
-            own = self._taken(name, task, reader)
-            self._depths[name] = 1 + max(self._depths[o] for o in own.values()) if own else _depth(manifest, name)
-            self._know(name, task, reader, own)
-            if own:
-                taken[name] = own
-        if not taken:
+        written = self.shared(archive)
+        if not written.tasks:
             return archive
-        tasks, parts = dict(manifest.tasks), dict(manifest.parts)
-        for name, own in taken.items():
-            records, gone = _without(archive, reader, name, tasks[name], own)
-            tasks[name] = _referring(tasks[name], own, gone)
-            parts = {path: record for path, record in {**parts, **records}.items() if path not in gone}
-            tasks[name] = weighed(tasks[name], parts)
+        manifest = archive.manifest
+        for path in (*written.parts, *written.gone):
+            file = archive.store.local(path)
+            assert file is not None
+            file.unlink()  # what others may hold open, or mapped, stays as it is
+            if path in written.parts:
+                file.write_bytes(written.parts[path][0])
+        parts = {path: record for path, record in manifest.parts.items() if path not in written.gone}
+        parts |= {path: record for path, (_, record) in written.parts.items()}
+        tasks = {**manifest.tasks, **{name: weighed(task, parts) for name, task in written.tasks.items()}}
+        archive.store.close()  # who holds a folder keeps it from being removed
         made = SplicedArchive(reopen(archive.store), replace(manifest, tasks=tasks, parts=parts))
         self._readers |= dict.fromkeys(tasks, Reader(made.store, made.manifest))
         return made
+
+    def shared(self, archive: SplicedArchive) -> Referring:
+        """What is to be written of an archive's tasks so that those refer to what known ones, or earlier ones, have."""
+        manifest, reader = archive.manifest, Reader(archive.store, archive.manifest)
+        needed = {other for task in manifest.tasks.values() if task.relatives for other in task.relatives.tasks}
+        tasks: dict[str, Task] = {}
+        parts: dict[str, tuple[bytes, PartRecord]] = {}
+        gone: list[str] = []
+        for name, task in manifest.tasks.items():
+            self._depths[name] = _depth(manifest, name)
+            # What others are made of stays as it is: their chains would become longer.
+            own = {} if name in needed else self._taken(name, task, reader)
+            if own:
+                self._depths[name] = 1 + max(self._depths[other] for other in own.values())
+                written, removed = _without(reader, name, task, own)
+                tasks[name] = _referring(task, own, removed)
+                parts |= written
+                gone += removed
+            self._know(name, task, reader, own)
+        return Referring(tasks, parts, tuple(gone))
 
     def _know(self, name: str, task: Task, reader: Reader, but: Mapping[str, str]) -> None:
         if "exact" in task.parts or task.adapter is not None or self._depths[name] > _DEEPEST:
@@ -130,11 +157,11 @@ def _referring(task: Task, taken: Mapping[str, str], removed: Sequence[str]) -> 
 
 
 def _without(
-    archive: SplicedArchive, reader: Reader, name: str, task: Task, taken: Mapping[str, str]
-) -> tuple[dict[str, PartRecord], list[str]]:
-    """A task's parts written anew without these tensors' bytes: records of those that are left, paths of those gone."""
+    reader: Reader, name: str, task: Task, taken: Mapping[str, str]
+) -> tuple[dict[str, tuple[bytes, PartRecord]], list[str]]:
+    """A task's parts without these tensors' bytes, by path, and paths of parts that have no others."""
     others = list(dict.fromkeys(taken.values()))
-    records: dict[str, PartRecord] = {}
+    written: dict[str, tuple[bytes, PartRecord]] = {}
     gone: list[str] = []
     headers = {path: reader.header(path) for kind in ("mask", "private") for path in task.parts.get(kind, ())}
     for path, header in headers.items():
@@ -156,16 +183,12 @@ def _without(
             for n in header.offsets
             if n in entries and entries[n].coded is not None
         }
-        file = archive.store.local(path)
-        assert file is not None
-        file.unlink()  # what others may hold open, or mapped, stays as it is
         if not entries:
             gone.append(path)
             continue
         part = "private" if header.part == "private" else "relative"
-        data, records[path] = part_of(PartHeader(part=part, owner=name, entries=entries), coded)
-        file.write_bytes(data)
-    return records, gone
+        written[path] = part_of(PartHeader(part=part, owner=name, entries=entries), coded)
+    return written, gone
 
 
 def part_of(header: PartHeader, coded: Mapping[str, bytes]) -> tuple[bytes, PartRecord]:

@@ -253,7 +253,8 @@ class RelativePacker:
             weights=task.weights,
             relatives=replace(relatives, head=head),
         )
-        # Opened anew: a store may know its files as they were.
+        # Opened anew: a store may know its files as they were. Closed: who holds a folder keeps it from being removed.
+        made.store.close()
         return SplicedArchive(
             self.stack.enter_context(open_store(made.store.url)),
             replace(

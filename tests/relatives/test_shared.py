@@ -132,3 +132,14 @@ def test_whoever_goes_the_others_keep_it(form: str, tmp_path: Path) -> None:
     tallstore.remove(path, ["t3"])
     tallstore.remove(path, ["t1"])
     check(path, tasks, owner="t2")
+
+
+@pytest.mark.parametrize("form", ["zoo", "zoo.tall"])
+def test_compacting_finds_it(form: str, tmp_path: Path) -> None:
+    base, tasks = zoo()
+    path = tmp_path / form
+    apart = tallstore.pack(base, tasks, path, quality="lossless", relatives=False)
+    report = tallstore.compact(path)
+    assert report.bytes["total"] < apart.bytes["total"] - 100_000
+    check(path, tasks)
+    assert tallstore.compact(path).bytes_new == 0
