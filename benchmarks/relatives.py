@@ -23,6 +23,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]
             step = name.rpartition("-")[2]
             original = load(run / f"checkpoint-{step}")
             assert all(torch.equal(chain.state_dict(name)[n], t) for n, t in original.items()), name
-            times = [[fastest(lambda z=z: z.state_dict(name), 1) for z in (chain, apart)] for _ in range(3)]
+            times = [[fastest(partial(z.state_dict, name), 1) for z in (chain, apart)] for _ in range(3)]
             slower.append(min(t[0] for t in times) / min(t[1] for t in times))
             parts = [name, *(relatives.tasks if relatives is not None else ())]
             own = sum(int(chain.manifest.tasks[each].measured["bytes"]) for each in parts)
@@ -126,11 +127,8 @@ def open_many(home: Path) -> float:
     facts = json.loads((path / "tall.json").read_text())
     first = facts["tasks"]["task0"]
     for number in range(1, 1000):
-        parent = {
-            "tasks": [f"task{number - 1}"],
-            "merge": {"method": "linear", "weights": [1]},
-            "head": f"task{number - 1}",
-        }
+        other = f"task{number - 1}"
+        parent = {"tasks": [other], "merge": {"method": "linear", "weights": [1]}, "head": other}
         facts["tasks"][f"task{number}"] = {**first, **({"relatives": parent} if number % 4 else {})}
     facts["version"] = "1.2"
 
