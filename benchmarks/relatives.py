@@ -8,14 +8,22 @@ was found that is none, and the processor time of packing the tasks with the sea
 example:
   python benchmarks/relatives.py ~/zoo/base ~/zoo/trec ~/zoo/mr ~/zoo/cr ~/zoo/subj ~/zoo/snips ~/zoo/emotion
   python benchmarks/relatives.py ~/lm/base ~/lm/trec ~/lm/long ~/lm/sparse --quality lossless
+  python benchmarks/relatives.py ~/lm/base ~/lm/trec --run ~/runs/trec
+
+With `--run FOLDER`, a run's checkpoints beside the task are measured in its place, without loss: their bytes over those
+of each coded against the base; decoding and what a pull of each takes over the parts of its chain; and opening and
+listing 1,000 tasks in chains.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tallstore
+from tallstore.format.manifest import Manifest
 
 
 def weights_of(rng: random.Random, tasks: list[str]) -> dict[str, float]:
@@ -67,6 +76,68 @@ def pack(base: Path, tasks: dict[str, Path], out: Path, **options: object) -> fl
     return time.process_time() - began
 
 
+def fastest(work: Callable[[], object], turns: int = 3) -> float:
+    """Seconds of the quickest of some turns."""
+    times = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]]:
+    """A run's checkpoints in an archive of one task."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, options in (("chain", {}), ("apart", {"relatives": False})):
+        path = home / f"{name}.tall"
+        tallstore.pack(base, {"other": task}, path, quality="lossless", overwrite=True)
+        report = tallstore.add_run(path, run, name="run", **options)
+        sizes[name] = {step: each.bytes for step, each in report.added.items()}
+    with tallstore.open(home / "chain.tall") as chain, tallstore.open(home / "apart.tall") as apart:
+        chain.verify()
+        made = {name: facts.relatives for name, facts in chain.manifest.tasks.items() if name != "other"}
+        slower, pulled = [], []
+        for name, relatives in made.items():
+            step = name.rpartition("-")[2]
+            original = load(run / f"checkpoint-{step}")
+            assert all(torch.equal(chain.state_dict(name)[n], t) for n, t in original.items()), name
+            times = [[fastest(partial(z.state_dict, name), 1) for z in (chain, apart)] for _ in range(3)]
+            slower.append(min(t[0] for t in times) / min(t[1] for t in times))
+            parts = [name, *(relatives.tasks if relatives is not None else ())]
+            own = sum(int(chain.manifest.tasks[each].measured["bytes"]) for each in parts)
+            chain.write_subset([name], home / "part.tall", overwrite=True)
+            sent = size(home / "part.tall") - sum(chain.manifest.parts[p].size for p in chain.manifest.base.parts)
+            pulled.append(sent / own)
+    return [
+        ["checkpoints of the run", str(len(made))],
+        ["coded against another one", str(sum(each is not None for each in made.values()))],
+        ["bytes / each against the base", f"{sum(sizes['chain'].values()) / sum(sizes['apart'].values()):.3f}"],
+        ["decoding one / without a parent, at most", f"{max(slower):.2f}"],
+        ["a pull of one, without the base / the parts of its chain, at most", f"{max(pulled):.4f}"],
+        ["opening and listing 1,000 tasks in chains", f"{1000 * open_many(home):.0f} ms"],
+    ]
+
+
+def open_many(home: Path) -> float:
+    """Seconds to open an archive of 1,000 tasks in chains of up to four, and to list them: of a manifest alone."""
+    base = {"w": torch.randn(64, 64)}
+    path = home / "many"
+    tallstore.pack(base, {"task0": {"w": base["w"] + 0.1}}, path, quality="lossless")
+    facts = json.loads((path / "tall.json").read_text())
+    first = facts["tasks"]["task0"]
+    for number in range(1, 1000):
+        other = f"task{number - 1}"
+        parent = {"tasks": [other], "merge": {"method": "linear", "weights": [1]}, "head": other}
+        facts["tasks"][f"task{number}"] = {**first, **({"relatives": parent} if number % 4 else {})}
+    facts["version"] = "1.2"
+
+    def listed() -> int:
+        return len(Manifest.from_bytes(json.dumps(facts).encode()).tasks)
+
+    return fastest(listed, 5)
+
+
 def main(given: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +147,13 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--merges", type=int, default=51)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--run", type=Path)
     said = parser.parse_args(given)
+    if said.run is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = measure_run(said.base, said.tasks[0], said.run, Path(scratch))
+        print(table(["", "a run, lossless"], rows))
+        return
     tasks = {folder.name: folder for folder in said.tasks}
     rng = random.Random(said.seed)
     with tempfile.TemporaryDirectory() as scratch:

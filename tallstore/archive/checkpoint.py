@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tallstore.archive.decode import Decoder
+from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.reader import Place, Reader
 from tallstore.checkpoints import Checkpoint, TensorInfo
 from tallstore.format.manifest import Manifest, Task
@@ -45,6 +47,10 @@ class _Decoded(Checkpoint):
         if end - first > _RUN:
             return self._range(name, start, stop)
         return self._run(name, first, end)[start - first : stop - first]
+
+    def once(self, name: str, start: int, stop: int) -> Tensor:
+        """The same of elements that nobody comes back to: nothing of them is kept."""
+        return self._range(name, start, stop)
 
     def _run(self, name: str, first: int, end: int) -> Tensor:
         with self._lock:
@@ -113,14 +119,24 @@ class ArchiveStart(Checkpoint):
     the task's own, so that it finds nothing to code.
     """
 
-    def __init__(self, reader: Reader, base: Checkpoint, task: Checkpoint, relatives: Relatives) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        base: Checkpoint,
+        task: Checkpoint,
+        relatives: Relatives,
+        held: HeldPieces | None = None,
+    ) -> None:
+        """`held`: what several tasks that start from the same ones decode of those, each piece once."""
         manifest = reader.manifest
         name = _free_name(manifest)
         group = manifest.groups[0].id
         tasks = {**manifest.tasks, name: Task(group=group, parts={"mask": ("-",)}, relatives=relatives)}
         extended = Reader(reader.store, replace(manifest, tasks=tasks))
         given = None if manifest.base.storage == "embed" else base
-        self.decoder, self._name = Decoder(extended, given, None), name
+        self.decoder, self._name, self._parts = Decoder(extended, given, None), name, manifest.parts
+        if held is not None:
+            self.decoder.pieces.hold(held)
         self._base, self._task = base, task
         self._plans: Mapping[str, StartPlan] = {}
         self._decoded: ArchiveTask | None = None
@@ -155,6 +171,19 @@ class ArchiveStart(Checkpoint):
             if each.start is None
             else self._decoded.read(name, start, stop)
         )
+
+    def once(self, name: str, start: int, stop: int) -> Tensor:
+        """The same, for who does not come back to it."""
+        assert self._decoded is not None
+        each = self._plans[name]
+        if each.start is None:
+            return self._base.read(str(each.base), start, stop)
+        return self._decoded.once(name, start, stop)
+
+    def fingerprint(self) -> str:
+        parts = sorted((path, record.sha256) for path, record in self._parts.items())
+        said = repr((parts, self._task.fingerprint(), sorted(self._plans.items())))
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         return self._task.read(name, start, stop) if self._plans[name].kept else self.started(name, start, stop)

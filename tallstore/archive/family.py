@@ -18,6 +18,9 @@ def recipe_in_words(relatives: Relatives) -> str:
     """`0.6·trec + 0.4·mr (linear)`; of a task with a parent, `on trec`."""
     if relatives.parent is not None:
         return f"on {relatives.parent}"
+    if relatives.shares:
+        more = f" and {len(relatives.tasks) - _MOST} more" if len(relatives.tasks) > _MOST else ""
+        return f"with tensors of {', '.join(relatives.tasks[:_MOST])}{more}"
     terms = ""
     for task, weight in list(zip(relatives.tasks, relatives.merge.weights, strict=True))[:_MOST]:
         sign = ("−" if weight < 0 else "") if not terms else (" − " if weight < 0 else " + ")
@@ -36,7 +39,8 @@ def runs_of(manifest: Manifest) -> dict[str, list[dict[str, Any]]]:
     for name, task in manifest.tasks.items():
         run, step = task.measured.get("run"), task.number("run", "step")
         if isinstance(run, Mapping) and isinstance(run.get("name"), str) and step is not None:
-            row = {"step": int(step), **_row(name, task), "score": task.number("run", "score")}
+            distances = {key: task.number("run", key) for key in ("moved", "moved_from_base")}
+            row = {"step": int(step), **_row(name, task), **distances, "score": task.number("run", "score")}
             runs.setdefault(run["name"], []).append(row)
     return {name: sorted(rows, key=lambda row: int(row["step"])) for name, rows in runs.items()}
 
@@ -69,14 +73,17 @@ def tree_of(manifest: Manifest) -> list[str]:
     children: dict[str | None, list[str]] = {}
     for name, task in manifest.tasks.items():
         relatives = task.relatives
-        children.setdefault(None if relatives is None else relatives.parent or "", []).append(name)
+        apart = relatives is None or relatives.shares
+        children.setdefault(None if apart or relatives is None else relatives.parent or "", []).append(name)
     merges = list(children.pop("", []))
     lines = ["base"]
 
     def put(names: list[str], indent: str) -> None:
         for number, name in enumerate(names):
             last = number + 1 == len(names)
-            lines.append(f"{indent}{'└─' if last else '├─'} {name}")
+            related = manifest.tasks[name].relatives
+            shared = f" ({recipe_in_words(related)})" if related is not None and related.shares else ""
+            lines.append(f"{indent}{'└─' if last else '├─'} {name}{shared}")
             put(children.get(name, []), indent + ("   " if last else "│  "))
 
     put(children.get(None, []), "")

@@ -54,17 +54,14 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
     asked: dict[str, dict[str, None]] = {task: dict.fromkeys(places.task(task) if names is None else names)}
     ranges: dict[Range, None] = {}
     for name in _downwards(manifest, task):
-        built: dict[str, None] = {}
         for each in asked.get(name, {}):
             with suppress(FormatError):
                 tensor = plan.of(name, places.source(name, each), exact=exact and name == task)
                 theirs = plan.base(tensor.base)
                 for segment in tensor.segments():
                     ranges |= dict.fromkeys(chunk.range for chunk in tensor.chunks(segment, theirs))
-                built |= dict.fromkeys([tensor.name] if tensor.start is not None else ())
-        relatives = manifest.tasks[name].relatives
-        for other in relatives.tasks if relatives is not None else ():
-            asked.setdefault(other, {}).update(built)
+                for _, other, source in tensor.start.members if tensor.start is not None else ():
+                    asked.setdefault(other, {})[source] = None
     reader.store.prefetch(list(ranges))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tallstore.archive.base_tensors import BaseElements, Filler, Job
 from tallstore.archive.chunk_reader import ChunkReader
+from tallstore.archive.held_pieces import Read
 from tallstore.archive.read_plan import How, Segment, TensorPlan, chunks_of
 from tallstore.kernels.reference import wide
 from tallstore.kernels.steps import Steps
@@ -18,15 +19,14 @@ from tallstore.tensors import empty
 
 __all__ = ["SegmentWriter"]
 
-Read = Callable[[str, str, int, int], Tensor]
-"""Decodes elements [start, stop) of a tensor of a task: (task, name, start, stop)."""
-
 
 class SegmentWriter:
     """Of one archive. Safe to use from several threads."""
 
     def __init__(self, chunks: ChunkReader, base: BaseElements, read: Read) -> None:
-        self._chunks, self._base, self._read = chunks, base, read
+        self._chunks, self._base = chunks, base
+        self.read = read
+        """Decodes what tensors of other tasks are built on."""
 
     def write(
         self,
@@ -129,10 +129,10 @@ class SegmentWriter:
         stop = start + len(out)
         if plan.start.copied:
             _, task, source = plan.start.members[0]
-            out.copy_(self._read(task, source, start, stop))
+            out.copy_(self.read(task, source, start, stop))
             return
         kind = wide(out.dtype)
-        rows = [self._read(task, source, start, stop).to(kind) for _, task, source in plan.start.members]
+        rows = [self.read(task, source, start, stop).to(kind) for _, task, source in plan.start.members]
         before = None
         if plan.base is not None:
             elements = empty(self._base.facts(plan.base).dtype, len(out))

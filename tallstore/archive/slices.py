@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tallstore.archive.base_tensors import BaseElements, Job
 from tallstore.archive.chunk_reader import ChunkReader
+from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.indexing import select
 from tallstore.archive.locations import Places
 from tallstore.archive.memory_guard import room_for
@@ -51,6 +52,10 @@ class Pieces:
         self.writer = SegmentWriter(chunks, base, self.elements)
         self.run = run
         """Runs jobs side by side."""
+
+    def hold(self, held: HeldPieces) -> None:
+        """Keep what tensors that build on others' decode of those, for whoever builds on the same."""
+        self.writer.read = held.reading(self.elements)
 
     def of(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[DecodedPiece]:
         """The pieces of a tensor of its own that elements [start, stop) lie in."""

@@ -61,16 +61,10 @@ def add(
         typer.Option(
             "--parent",
             metavar="TASK",
-            help="Code new tasks against this task of the archive instead of the base. Needs --quality lossless.",
+            help="Code new tasks against this task of the archive instead of the base.",
         ),
     ] = None,
-    relatives: Annotated[
-        bool,
-        typer.Option(
-            "--relatives/--no-relatives",
-            help="Look whether new tasks are merges of tasks of the archive, or later versions of one.",
-        ),
-    ] = True,
+    relatives: encoding.Relatives = True,
     refit: Annotated[
         bool,
         typer.Option("--refit", help="Pack all tasks again, together: give the originals of the archive's tasks too."),

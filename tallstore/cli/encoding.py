@@ -114,6 +114,13 @@ Device = Annotated[
 AllowDistant = Annotated[
     bool, typer.Option("--allow-distant", help="Accept a base that looks like an unrelated model.")
 ]
+Relatives = Annotated[
+    bool,
+    typer.Option(
+        "--relatives/--no-relatives",
+        help="Look for merges of other tasks, later versions of one, and tensors that several tasks have alike.",
+    ),
+]
 
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,10 @@ def log(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or a task.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
 ) -> None:
-    """Show a run's checkpoints: step, what each is coded against, its size, and its score if the trainer recorded one.
+    """Show a run's checkpoints: step, what each is coded against, its size, how far it moved, and its score if known.
+
+    Distances are from the step before and from the base: norms of differences over that of the base's weights. A score
+    is the trainer's, if it recorded one.
 
     For a task that belongs to no run: which tasks it is made of, generation by generation.
 
@@ -45,13 +48,15 @@ def log(
     console = output.console()
     scored = any(row.get("score") is not None for row in rows)
     columns = [("step" if steps is not None else "generation", True), ("task", False), ("made of", False)]
-    columns += [("own bytes", True), *([("score", True)] if scored else [])]
+    moved = [("moved", "moved"), ("from the base", "moved_from_base")] if steps is not None else []
+    columns += [("own bytes", True), *((title, True) for title, _ in moved), *([("score", True)] if scored else [])]
     cells = [
         [
             str(row["step"] if steps is not None else row["generation"]),
             str(row["task"]),
             str(row["made_of"] or "the base"),
             output.size(row["bytes"]) if row["bytes"] is not None else output.number(None),
+            *(output.number(row.get(key), 3) for _, key in moved),
             *([output.number(row.get("score"), 4)] if scored else []),
         ]
         for row in rows

@@ -84,6 +84,7 @@ def pack(
     weights: encoding.Weights = None,
     device: encoding.Device = None,
     allow_distant: encoding.AllowDistant = False,
+    relatives: encoding.Relatives = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar, no table.")] = False,
@@ -123,7 +124,7 @@ def pack(
         "allow_distant": allow_distant,
         "overwrite": overwrite,
     }
-    options = {**job.options, **encoding.options_of(given)}
+    options = {**job.options, **encoding.options_of(given), **({} if relatives else {"relatives": False})}
     target = out or job.output
     if target is None:
         raise OptionError("no output was given: add -o zoo.tall")

@@ -12,6 +12,7 @@ from typing import Any
 from tallstore.archive.compare import compare
 from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
+from tallstore.archive.shared_tensors import SharedTensors
 from tallstore.archive.sharing import find_home, joined
 from tallstore.archive.splice import Spliced, SplicedArchive, new_config, splice
 from tallstore.archive.subset import config_of
@@ -20,6 +21,7 @@ from tallstore.editing.base import base_of, check_same
 from tallstore.editing.change import Change, changing
 from tallstore.editing.companions import note_on
 from tallstore.editing.kindred import KinOfAdded
+from tallstore.editing.moved import with_distances
 from tallstore.editing.options import inherited
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
@@ -28,7 +30,10 @@ from tallstore.errors import InputError, ModelMismatchError, TaskNameError
 from tallstore.format.manifest import Group, Manifest, names_of
 from tallstore.format.names import check_task_names
 from tallstore.packing.groups import packed_beside
+from tallstore.stores import open_store
 
+_KNOWN = 64
+"""Tasks of an archive whose tensors are looked for among new ones."""
 _TOLERANCE = 1e-3
 """Relative difference of two errors that are the same up to the order of additions and the digits recorded."""
 
@@ -97,6 +102,7 @@ def add_known(
             _check_names(change.manifest, list(tasks), refit=refit)
             if refit:
                 _check_originals(change, start, tasks, progress)
+            told = with_distances(change, start, tasks, told) if told else told
             packer = Packer(change, stack, start, chosen, progress)
             parents = parent if isinstance(parent, Mapping) else dict.fromkeys(tasks, parent) if parent else {}
             spliced = packer.refit(tasks) if refit else packer.add(tasks, parents)
@@ -162,7 +168,15 @@ class Packer:
         return splice(self._change.archive, archives, order)
 
     def _plain(self, tasks: Mapping[str, Source]) -> list[SplicedArchive]:
-        """Tasks that are coded against the base."""
+        """Tasks that are coded against the base; tensors that others have too are those."""
+        packed = self._packed(tasks)
+        if not self._options.relatives or self._options.recipe != "solo":
+            return packed
+        shared = SharedTensors()
+        shared.know(self._change.archive, list(self._change.manifest.tasks)[-_KNOWN:])
+        return [shared.share(each, lambda store: self._stack.enter_context(open_store(store.url))) for each in packed]
+
+    def _packed(self, tasks: Mapping[str, Source]) -> list[SplicedArchive]:
         manifest = self._change.manifest
         settled = {**manifest.options, "groups": self._options.groups, "base_storage": "reference"}
         same = _plain(self._options.recorded()) == _plain(settled)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tallstore.archive.decode import Decoder
+from tallstore.archive.shared_tensors import SharedTensors
 from tallstore.archive.sharing import chunks_of, free_path, ones_of, ones_part
 from tallstore.archive.splice import FileOfArchive as Place
 from tallstore.archive.splice import Spliced, is_free, weighed
@@ -25,6 +26,8 @@ from tallstore.encoder.parts import PartWriter
 from tallstore.format.manifest import Group, Manifest, PartRecord, Task
 from tallstore.format.part import Entry
 
+_OF_ONE = frozenset({"solo", "lossless"})
+"""Recipes that share no vector."""
 _FEW = 3
 """Tasks of a group up to which it is tried whether they do without the vector."""
 _PAYS = 0.99
@@ -41,7 +44,7 @@ def compact(
     - Groups that share nothing (recipe `solo`) become one.
     - A vector loses the values that no task uses any more; where few tasks are left, each takes along what it uses
       of it, if that is less, and the vector goes.
-    - Small files that several tasks have alike are stored once.
+    - Small files that several tasks have alike are stored once; so are tensors, where groups share nothing.
 
     Groups with vectors are never merged: a vector for the tasks of both can only be chosen from their originals
     (`add` with `refit`).
@@ -77,8 +80,9 @@ def compact(
                     progress(f"group {group.id}", number + 1, len(change.manifest.groups))
             merged = _merge(change, work)
             shared = _share_files(work)
+            once = () if merged or any(done.values()) else _share_tensors(change, work)
             manifest = change.manifest
-            if merged or shared or any(done.values()):
+            if merged or shared or once or any(done.values()):
                 spliced = Spliced(work.manifest(manifest), work.files)
                 manifest = change.commit(spliced, config_of(change.reader, list(manifest.tasks)), progress)
     return CompactReport(
@@ -218,6 +222,23 @@ def _merge(change: Change, work: _Work) -> list[str]:
             work.parts[path] = record
             work.groups[home] = replace(work.groups[home], parts=(path,))
     return gone
+
+
+def _share_tensors(change: Change, work: _Work) -> tuple[str, ...]:
+    """Tensors that several tasks have alike once; the tasks that refer to others now.
+
+    Of parts as they were: not in one go with groups that become others.
+    """
+    if any(group.recipe.get("id") not in _OF_ONE for group in change.manifest.groups):
+        return ()
+    referring = SharedTensors().shared(change.archive)
+    for name, task in referring.tasks.items():
+        work.tasks[name] = replace(task, files=work.tasks[name].files)
+    work.drop(*referring.gone, *referring.parts)
+    for path, (data, record) in referring.parts.items():
+        change.sink.put(path, [data], len(data))
+        work.parts[path] = record
+    return tuple(referring.tasks)
 
 
 def _share_files(work: _Work) -> list[str]:

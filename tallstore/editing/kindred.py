@@ -59,7 +59,9 @@ class KinOfAdded:
             for name, task in list(manifest.tasks.items())[-_MOST:]
             if task.adapter is None and _depth(self._change, name) < _CHAIN
         }
-        kin = find_kin(self._base, opened, known, parents=options.quality == LOSSLESS)
+        # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
+        parents_of = [*known, *opened] if options.quality == LOSSLESS else ()
+        kin = find_kin(self._base, opened, known, parents=parents_of)
         return said | {name: relatives_of(each) for name, each in kin.items()}
 
     def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
@@ -96,13 +98,10 @@ class KinOfAdded:
         if not mine:
             return []
         packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
-        made = []
-        for name, relatives in mine.items():
-            packed = packer.pack(name, self._open(name, tasks[name]), relatives, searched=name not in self._said)
-            if packed is not None:
-                self.reports[name] = packed[0]
-                made.append(packed[1])
-        return made
+        opened = {name: self._open(name, tasks[name]) for name in mine}
+        made = packer.pack(opened, mine, said=self._said)
+        self.reports |= {name: each[0] for name, each in made.items()}
+        return [each[1] for each in made.values()]
 
     def _open(self, name: str, source: Source) -> Checkpoint:
         if name not in self._opened:
@@ -122,11 +121,6 @@ class KinOfAdded:
             )
         if manifest.tasks[parent].adapter is not None:
             raise OptionError(f"parent {parent!r} is an adapter: models are coded against models")
-        if self._options.quality != LOSSLESS:
-            raise OptionError(
-                f"parent {parent!r}: this archive keeps tasks with some loss, which is more than a parent saves: leave "
-                "it out, or pack without loss (--quality lossless)"
-            )
         if _depth(self._change, parent) >= _CHAIN:
             raise OptionError(
                 f"parent {parent!r} is itself at the end of a chain of {_CHAIN}: name one of those that it is made of"

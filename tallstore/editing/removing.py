@@ -12,6 +12,7 @@ from tallstore.archive.splice import FileOfArchive, Spliced
 from tallstore.archive.subset import CONFIG, config_of, smaller
 from tallstore.checkpoints import Source
 from tallstore.editing.change import changing
+from tallstore.editing.handover import handed_over, only_shares
 from tallstore.editing.orphans import recoded
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import Progress
@@ -33,7 +34,8 @@ def remove(
     that other tasks share stays as it was made, with the removed task among those it was made for; `compact` takes out
     of it what no other task uses. All other parts stay, byte for byte.
 
-    A task that others are made of is refused, unless these go too, or are coded anew.
+    A task that others are made of is refused, unless these go too, or are coded anew. Tensors that others merely have
+    alike stay: the first of those takes them over, byte for byte.
 
     Args:
         path: the archive, a folder or a `.tall` file. It is replaced in one step, or stays as it was.
@@ -62,6 +64,8 @@ def remove(
                 f"{change.path}: an archive has at least one task, and none would be left: delete it instead"
             )
         made_of = [name for name in left if not gone.keys().isdisjoint(_relatives(manifest, name))]
+        sharing = [name for name in made_of if only_shares(manifest, name)]
+        made_of = [name for name in made_of if name not in sharing]
         if made_of and not recode:
             raise InputError(
                 f"{change.path}: {names_of(made_of)} {'is' if len(made_of) == 1 else 'are'} made of "
@@ -74,6 +78,8 @@ def remove(
                 if made_of
                 else Spliced(manifest, {part: FileOfArchive(change.store, part) for part in manifest.parts})
             )
+            if sharing:
+                full = handed_over(full, change.reader, gone, change.sink)
             config = config_of(change.reader, left)
             new = _without(full.manifest, left, config)
             spliced = Spliced(new, {part: full.files[part] for part in new.parts if part in full.files})

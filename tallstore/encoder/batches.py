@@ -85,11 +85,12 @@ def items(base: Checkpoint, plan: EncodePlan, name: str, chunk: int) -> Iterator
 
 def cut(base: Checkpoint, plan: EncodePlan, chunk: int) -> list[Batch]:
     """Everything that is done to base tensors and what comes from them, in the order in which it is put together."""
-    total = sum(-(-info.numel // chunk) for info in base.tensors.values())
+    infos = {name: base.tensors[name] for name in plan.read_of(base)}
+    total = sum(-(-info.numel // chunk) for info in infos.values())
     most = chunk * min(max(total // _MANY, 1), _MOST)
 
     def jobs() -> Iterator[tuple[Job, int]]:
-        for name, info in base.tensors.items():
+        for name, info in infos.items():
             for item in items(base, plan, name, chunk):
                 yield item, item.stop - item.start
             if info.numel > chunk:

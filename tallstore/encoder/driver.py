@@ -63,6 +63,8 @@ class GroupSlot:
     """Elements a chunk, where a vector that is there already has settled that."""
     first: int = 0
     """How many tasks are there before them."""
+    settled: frozenset[str] = frozenset()
+    """Tensors of theirs that are the base's of the same name, as the caller knows: no one reads them."""
 
 
 def chunk_elements(n_tasks: int) -> int:
@@ -146,7 +148,7 @@ class Stream:
         self.gather_statistics(engine)
         self._done = 0
         done = self._results(engine, "coded", cut(self.base, self.plan, self.chunk))
-        for name in self.base.tensors:
+        for name in self.plan.read_of(self.base):
             self._tensor(name, done, writers)
         self._wholes(engine, writers)
         for index in range(len(self.tasks)):
@@ -175,7 +177,7 @@ class Stream:
         return "" if self.cheaper[index].all else self.recipe.warning(index)
 
     def gather_statistics(self, engine: Engine) -> None:
-        tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.base.tensors]
+        tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.plan.read_of(self.base)]
         for number, statistic in enumerate(self.recipe.statistics(len(self.tasks)), 1):
             self._done = 0
             # Else one item a batch: what a statistic measures may be as large as what it reads.
@@ -399,7 +401,8 @@ class Stream:
             self._progress(text, self._done, self._total)
 
     def _bytes_to_read(self) -> int:
-        own = sum(info.numel * ITEM_BYTES[info.dtype] for info in self.base.tensors.values())
+        infos = [self.base.tensors[name] for name in self.plan.read_of(self.base)]
+        own = sum(info.numel * ITEM_BYTES[info.dtype] for info in infos)
         users: Iterable[User] = (user for users in self.plan.users.values() for user in users if user.masked)
         return own + sum(u.covered * ITEM_BYTES[self.tasks[u.task].tensors[u.name].dtype] for u in users)
 

@@ -109,7 +109,8 @@ class Options:
     workers: int | None = None
     """How many: by default as many as there are cores, and memory for."""
     relatives: bool = True
-    """Look for tasks that are merges of others, and keep those as that (recipe `solo`, without promises)."""
+    """Look for tasks that are merges of others, and keep those as that; for tasks that others are nearer to than to the
+    base; and for tensors that several tasks have alike, to store them once (recipe `solo`, without promises)."""
     resume: bool = False
     """Take up what an earlier run of the same job left behind, and leave what is done behind if this one fails. It is
     kept to the end for that, which takes the disk of two archives in place of one."""

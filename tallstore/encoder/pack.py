@@ -93,7 +93,7 @@ def encode(
         }
         opened = {name: spelled_as(start, task) for name, task in opened.items()}
         lossless = frozenset(range(len(names))) if chosen.quality == LOSSLESS else frozenset()
-        planned = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless)
+        planned = plan(start, opened, allow_distant=chosen.allow_distant, lossless=lossless, settled=slot.settled)
         recipe = chosen.make_recipe(names)
         chunk = slot.chunk or chunk_elements(len(names))
         most = parse_size(chosen.max_shard_size, "max_shard_size")
@@ -105,7 +105,7 @@ def encode(
             "forms": sorted((forms or {}).items()),
             "exact": exact,
             "chunk": chunk,
-            "slot": [slot.group, slot.first],
+            "slot": [slot.group, slot.first, *sorted(slot.settled)],
         }
         journal = Journal(sink, start, opened, choices)
         job = PackJob(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tallstore.adapters import TRAINERS, check_base, check_trainer, sorted_tensors
@@ -73,6 +73,12 @@ class EncodePlan:
     """Tensors that are the same as an earlier one, and are stored once: name → that one's name."""
     base_ties: dict[str, str] = field(default_factory=dict)
     """The same of the base."""
+    settled: frozenset[str] = frozenset()
+    """Tensors of the base that nobody reads: see `plan`."""
+
+    def read_of(self, base: Checkpoint) -> Iterator[str]:
+        """The base's tensors that the pass goes over, in its order."""
+        return (name for name in base.tensors if name not in self.settled)
 
 
 def plan(
@@ -81,10 +87,16 @@ def plan(
     *,
     allow_distant: bool,
     lossless: frozenset[int] = frozenset(),
+    settled: frozenset[str] = frozenset(),
 ) -> EncodePlan:
     """Match every task with the base.
 
-    `lossless`: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
+    Args:
+        base: what they are fine-tunes of.
+        tasks: by name.
+        allow_distant: whether what does not look like the base's is taken all the same.
+        lossless: tasks that are coded without loss: tensors of any type are then coded against the base's of that type.
+        settled: tensors of every task that are the base's of the same name, as the caller knows: they are not read.
 
     Raises:
         WrongBaseError: they do not belong together.
@@ -95,7 +107,7 @@ def plan(
             f"{base.where}: an adapter in place of the base: the base comes first; name the model that the adapter was "
             "trained on"
         )
-    planned = EncodePlan(users={name: [] for name in base.tensors}, base_ties=tied_names(base))
+    planned = EncodePlan(users={name: [] for name in base.tensors}, base_ties=tied_names(base), settled=settled)
     for index, task in enumerate(tasks.values()):
         if task.adapter is not None:
             _plan_adapter(planned, base, task, allow_distant=allow_distant)
@@ -108,6 +120,9 @@ def plan(
         planned.quantized.append(quantized)
         for name in task.tensors:
             if name in ties:
+                continue
+            if name in settled:
+                planned.unmoved[index][name] = name
                 continue
             if name not in matches or (matches[name].rows is not None and task.tensors[name].dtype in PACKED):
                 planned.private[index][name] = Whole(Why(Reason.UNMATCHED))

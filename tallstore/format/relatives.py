@@ -95,6 +95,11 @@ class Relatives:
         alone = len(self.tasks) == 1 and self.merge.method == "linear" and self.merge.weights == (1.0,)
         return self.tasks[0] if alone else None
 
+    @property
+    def shares(self) -> bool:
+        """Whether the task is coded as any other, and only has tensors that others have too: every weight is 0."""
+        return self.merge.method == "linear" and not any(self.merge.weights)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
         head = {} if self.head is None else {"head": self.head}

@@ -9,24 +9,29 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from tallstore.archive.shared_tensors import SharedTensors
 from tallstore.archive.splice import new_config, splice
 from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
 from tallstore.encoder import GroupSlot, Options, PackReport, Progress, TaskReport
 from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import TallstoreError
+from tallstore.packing.alike import any_alike
 from tallstore.packing.groups import packed_beside
 from tallstore.packing.kin import Kin, find_kin
 from tallstore.packing.relative import RelativePacker, relatives_of
-from tallstore.stores import open_sink
+from tallstore.stores import open_sink, open_store
 
 __all__ = ["kin_among", "pack_family"]
 
 
-def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dict[str, Kin]:
-    """Tasks that are combinations of others of them. None where options promise what only other codes keep."""
+def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dict[str, Kin] | None:
+    """Tasks that are combinations of others of them; None where nothing is, and no tensor is that of two of them.
+
+    So it is where options promise what only other codes keep.
+    """
     promised = chosen.evaluate is not None or chosen.max_error is not None or bool(chosen.exact)
     if not chosen.relatives or chosen.recipe != "solo" or promised or len(tasks) < 2 or chosen.base_storage == "bf16":
-        return {}
+        return None
     with ExitStack() as stack:
         try:
             start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
@@ -37,10 +42,11 @@ def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dic
                 for name, source in tasks.items()
             }
         except TallstoreError:  # said where they are packed
-            return {}
+            return None
         if start.far or any(task.far for task in opened.values()):
-            return {}
-        return find_kin(start, opened, {}, parents=chosen.quality == LOSSLESS)
+            return None
+        kin = find_kin(start, opened, {}, parents=tuple(opened) if chosen.quality == LOSSLESS else ())
+        return kin if kin or any_alike(start, opened) else None
 
 
 def pack_family(
@@ -59,21 +65,21 @@ def pack_family(
         sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options))
         options = replace(chosen, overwrite=False, resume=False, groups=1)
         first, archive = packed_beside(stack, sink, base, plain, options.of_tasks(list(plain)), progress, GroupSlot())
+        archive = SharedTensors().share(archive, lambda store: stack.enter_context(open_store(store.url)))
         start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
         packer = RelativePacker(stack, sink, start, archive, options, progress)
         reports: dict[str, TaskReport] = dict(first.tasks)
-        warnings, added, failed = list(first.warnings), [], []
-        for name, kinship in kin.items():
-            task: Checkpoint = stack.enter_context(
+        warnings, added = list(first.warnings), []
+        opened: dict[str, Checkpoint] = {
+            name: stack.enter_context(
                 opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
             )
-            made = packer.pack(name, task, relatives_of(kinship))
-            if made is None:
-                failed.append(name)
-                continue
-            reports[name] = made[0]
-            added.append(made[1])
-        if failed:
+            for name in kin
+        }
+        made = packer.pack(opened, {name: relatives_of(each) for name, each in kin.items()})
+        reports |= {name: each[0] for name, each in made.items()}
+        added += [each[1] for each in made.values()]
+        if failed := [name for name in kin if name not in made]:
             others = {name: tasks[name] for name in failed}
             report, more = packed_beside(
                 stack, sink, start, others, replace(options, base_storage="reference").of_tasks(failed), progress,

@@ -8,7 +8,7 @@ not 0.599987. A few thousand elements of a few tensors decide: what is no combin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +60,7 @@ class Kin:
 
 
 def find_kin(
-    base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint], *, parents: bool = False
+    base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint], *, parents: Collection[str] = ()
 ) -> dict[str, Kin]:
     """Tasks that are combinations of known ones, or of others among them that are none.
 
@@ -68,7 +68,7 @@ def find_kin(
         base: what all are fine-tunes of.
         tasks: to be looked at.
         known: that are there already, and stay what they are.
-        parents: look too for tasks that are much nearer to another one than to the base: one weight of 1.
+        parents: look too for tasks that are much nearer to one of these than to the base: one weight of 1.
     """
     sample = _sampled(base, {**known, **tasks})
     if sample is None:
@@ -95,12 +95,13 @@ def find_kin(
             related[names[at]] = kin
     if parents:
         sources = {name for kin in related.values() for name in kin.weights}
-        related |= _children(rows, [name for name in tasks if name in rows and name not in related], known, sources)
+        others = [name for name in tasks if name in rows and name not in related]
+        related |= _children(rows, others, [name for name in parents if name not in related], sources)
     return related
 
 
 def _children(
-    rows: Mapping[str, Floats], tasks: Sequence[str], known: Mapping[str, Checkpoint], sources: set[str]
+    rows: Mapping[str, Floats], tasks: Sequence[str], parents: Collection[str], sources: set[str]
 ) -> dict[str, Kin]:
     """Tasks that cost much less against another one than against the base. No parent is a child: chains are short."""
     own = {name: _cost(rows[name]) for name in tasks}
@@ -108,7 +109,7 @@ def _children(
         (own[name] - cost, name, other)
         for name in tasks
         if name not in sources
-        for other in dict.fromkeys([*known, *tasks])
+        for other in dict.fromkeys(parents)
         if other != name and other in rows and (cost := _cost(rows[name] - rows[other])) < _NEARER * own[name]
     ]
     children: dict[str, Kin] = {}

@@ -50,7 +50,7 @@ def pack(
     check_target(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options)
     with with_every_set(tasks, chosen.weights, chosen.storage_options) as every:
         check_task_names(list(every))
-        if kin := kin_among(base, every, chosen):
+        if (kin := kin_among(base, every, chosen)) is not None:
             return pack_family(base, every, path, chosen, kin, progress=progress)
         if chosen.groups == 1:
             return pack_group(base, every, path, chosen, progress=progress)

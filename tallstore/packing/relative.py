@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
+from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.reader import Reader
 from tallstore.archive.sharing import Home, find_home, joined, ones_part
 from tallstore.archive.splice import SplicedArchive
@@ -25,12 +26,14 @@ from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.components import matched
 from tallstore.encoder.options import LOSSLESS
 from tallstore.encoder.ties import tied_names
-from tallstore.format.dtypes import MASKABLE
+from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import PartRecord, Task
 from tallstore.format.part import Entry, PartHeader
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.packing.groups import packed_beside
+from tallstore.packing.kept import Combination, Kept, kept_of
 from tallstore.packing.kin import Kin
+from tallstore.recipes.histogram import NARROW_BYTES
 from tallstore.stores import Sink, open_store
 from tallstore.tensors import TORCH
 
@@ -39,8 +42,9 @@ __all__ = ["RelativePacker", "relatives_of"]
 _SAMPLE, _RUNS = 1 << 10, 4
 _CHEAPER = 0.9
 """A start must leave less than this share of what the base leaves."""
-_AS_WELL = 1.25
-"""How many times the error of the tasks that it is made of a combination may have: both sides are rounded once more."""
+_AS_WELL, _ROUNDED_AS_WELL = 1.25, 1.5
+"""How many times the error of the tasks that it is made of a combination may have: both sides are rounded once more,
+which in types of few bits is no small part of what is lost."""
 _LEAST_ERROR = 0.02
 """An error that a lossy archive may always have: tasks that happen to lose nothing do not forbid it."""
 _RUN = 1 << 20
@@ -72,32 +76,61 @@ class RelativePacker:
         self._lossless = self.options.quality == LOSSLESS
         self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
         self._seen = self._reader.manifest
+        self._pieces = HeldPieces()
 
     def pack(
-        self, name: str, task: Checkpoint, relatives: Relatives, *, searched: bool = True
-    ) -> tuple[TaskReport, SplicedArchive] | None:
-        """An archive of the task alone, to be spliced in; None where it is no such combination after all.
+        self, tasks: Mapping[str, Checkpoint], relatives: Mapping[str, Relatives], *, said: Collection[str] = ()
+    ) -> dict[str, tuple[TaskReport, SplicedArchive]]:
+        """An archive of each task alone, to be spliced in. Those that are no such combinations after all are left out.
 
-        `searched`: whether a search found it to be one; otherwise it was said to be, and whatever is left is coded.
+        `said`: tasks that somebody said are: whatever is left of them is coded. All others were found to be.
         """
         if self._home is None:
-            return None
-        start = ArchiveStart(self._reader, self.base, task, relatives)
+            return {}
+        combined = [
+            self._combined(name, tasks[name], each, searched=name not in said) for name, each in relatives.items()
+        ]
+        kept = {} if self._lossless else kept_of(self.base, combined)
+        made = {}
+        for each in combined:
+            if all(plan.start is None for plan in each.plans.values()):
+                continue
+            if not each.searched or self._lossless:
+                made[each.name] = self._packed(each, kept.get(each.name))
+            elif self._comes_back(kept[each.name], each):
+                made[each.name] = self._packed(each, kept[each.name])
+        return made
+
+    def _combined(self, name: str, task: Checkpoint, relatives: Relatives, *, searched: bool) -> Combination:
+        start = ArchiveStart(self._reader, self.base, task, relatives, self._pieces)
         plans = self._plans(start, task, relatives, kept=searched and not self._lossless)
         start.plan(plans)
-        measured = {} if self._lossless or not searched else self._measured(start, task, plans, relatives)
-        if measured is None or all(each.start is None for each in plans.values()):
-            return None
+        return Combination(name=name, task=task, relatives=relatives, start=start, plans=plans, searched=searched)
+
+    def _comes_back(self, kept: Kept | None, combined: Combination) -> bool:
+        """Whether a combination of which nothing is coded keeps as much as what it is made of."""
+        told = [self._reader.manifest.tasks[each].number("relative_error") or 0.0 for each in combined.relatives.tasks]
+        rounded = any(ITEM_BYTES[info.dtype] <= NARROW_BYTES for info in combined.task.tensors.values())
+        most = max((_ROUNDED_AS_WELL if rounded else _AS_WELL) * max(told), _LEAST_ERROR)
+        return kept is not None and kept.relative_error <= most
+
+    def _packed(self, each: Combination, kept: Kept | None) -> tuple[TaskReport, SplicedArchive]:
+        """Coded by the encoder, but for tensors that stay as they start; `kept`: what was measured of those."""
         options = replace(
             self.options, base_storage="reference", overwrite=False, resume=False, allow_distant=True, exact=()
         )
+        slot = replace(self.slot(), settled=frozenset(n for n, plan in each.plans.items() if plan.kept))
+        scratch = f"relative-{each.name}"
         report, made = packed_beside(
-            self.stack, self.sink, start, {name: task}, options, self.progress, self.slot(), f"relative-{name}"
+            self.stack, self.sink, each.start, {each.name: each.task}, options, self.progress, slot, scratch
         )
-        made = self._rewritten(name, made, plans, relatives, start, measured)
-        told = made.manifest.tasks[name].measured
+        made = self._rewritten(each, made, _measured(each, kept, made.manifest.tasks[each.name]))
+        told = made.manifest.tasks[each.name].measured
         told_of = replace(
-            report.tasks[name], relative_error=told.get("relative_error"), cosine=told.get("cosine"), divergence=None
+            report.tasks[each.name],
+            relative_error=told.get("relative_error"),
+            cosine=told.get("cosine"),
+            divergence=None,
         )
         return told_of, self.joined(made)
 
@@ -165,7 +198,7 @@ class RelativePacker:
             return plan
         if _alike(task, name, lambda a, b: start.started(name, a, b)):
             return replace(plan, kept=True)
-        if not self._lossless:  # nothing is lost of what the base does not have
+        if not self._lossless and before is None:  # nothing is lost of what the base does not have
             return None
         numel = task.tensors[name].numel
         runs = [(at, min(at + _SAMPLE, numel)) for at in range(0, numel, max(_SAMPLE, numel // _RUNS))]
@@ -176,45 +209,17 @@ class RelativePacker:
             other = torch.cat([self.base.read(before, a, b) for a, b in runs]).to(own.dtype)
         return plan if _apart(own, merged) < _CHEAPER * _apart(own, other) else None
 
-    def _measured(
-        self, start: ArchiveStart, task: Checkpoint, plans: Mapping[str, StartPlan], relatives: Relatives
-    ) -> dict[str, float] | None:
-        """What a combination keeps, over all elements; None where that is worse than what it is made of keeps."""
-        error = norm = back = dot = 0.0
-        for name, plan in plans.items():
-            if not plan.kept or plan.base is None:
-                continue
-            for at in range(0, task.tensors[name].numel, _RUN):
-                stop = min(at + _RUN, task.tensors[name].numel)
-                own, merged = task.read(name, at, stop).double(), start.started(name, at, stop).double()
-                before = self.base.read(str(plan.base), at, stop).to(task.read(name, at, at + 1).dtype).double()
-                tau, kept = own - before, merged - before
-                error += float((own - merged).square().sum())
-                norm, back, dot = norm + float(tau @ tau), back + float(kept @ kept), dot + float(tau @ kept)
-        told = [self._reader.manifest.tasks[each].number("relative_error") or 0.0 for each in relatives.tasks]
-        bound = max(_AS_WELL * max(told), _LEAST_ERROR)
-        if not norm or not back or error > bound**2 * norm:
-            return None
-        return {"relative_error": math.sqrt(error / norm), "cosine": dot / math.sqrt(norm * back)}
-
     # -------------------------------------------------------------------------------------------------------- writing
 
-    def _rewritten(
-        self,
-        name: str,
-        made: SplicedArchive,
-        plans: Mapping[str, StartPlan],
-        relatives: Relatives,
-        start: ArchiveStart,
-        measured: Mapping[str, float],
-    ) -> SplicedArchive:
+    def _rewritten(self, each: Combination, made: SplicedArchive, told: Mapping[str, float | None]) -> SplicedArchive:
         """What the encoder wrote, with every entry on what it really builds on."""
+        name, plans, relatives = each.name, each.plans, each.relatives
         manifest, reader = made.manifest, Reader(made.store, made.manifest)
         task = manifest.tasks[name]
         entries = {
             n: _placed(p.entry, plans.get(n)) for n, p in reader.places(task.parts["mask"], "mask", name).items()
         }
-        head, exceptions = _headed(start, relatives, entries)
+        head, exceptions = _headed(each.start, relatives, entries)
         parts = dict(manifest.parts)
         for path in task.parts["mask"]:
             held = reader.header(path).entries
@@ -237,20 +242,23 @@ class RelativePacker:
             place.unlink()
             place.write_bytes(data)
             held_by, parts[group.parts[0]] = (group.parts[0],), record
-        told = dict(task.measured)
-        if measured:
-            told = {k: v for k, v in told.items() if k not in {"bit_for_bit", "divergence", "cheaper_without_loss"}}
-            told |= measured
+        measured = dict(task.measured)
+        if told:
+            measured = {
+                k: v for k, v in measured.items() if k not in {"bit_for_bit", "divergence", "cheaper_without_loss"}
+            }
+            measured |= told
         new = Task(
             group=task.group,
             parts=task.parts,
             files=task.files,
-            measured=told,
+            measured=measured,
             source=task.source,
             weights=task.weights,
             relatives=replace(relatives, head=head),
         )
-        # Opened anew: a store may know its files as they were.
+        # Opened anew: a store may know its files as they were. Closed: who holds a folder keeps it from being removed.
+        made.store.close()
         return SplicedArchive(
             self.stack.enter_context(open_store(made.store.url)),
             replace(
@@ -261,6 +269,16 @@ class RelativePacker:
                 parts=parts,
             ),
         )
+
+
+def _measured(each: Combination, kept: Kept | None, task: Task) -> dict[str, float | None]:
+    """What is said of a task in place of what the encoder measured, which took what it starts from for the base."""
+    if kept is None:
+        return {}
+    if each.searched:
+        return {"relative_error": kept.relative_error, "cosine": kept.cosine}
+    error = task.number("relative_error")  # of what the start misses
+    return {"relative_error": None if error is None else error * kept.relative_error, "cosine": None}
 
 
 def _placed(entry: Entry, plan: StartPlan | None) -> Entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,27 @@ def make(path: Path) -> None:
     tallstore.remove(path, "0")
 
 
-def duration(forks: Forks, job: str, path: Path) -> float:
+ADD_MERGE = """
+import tallstore
+tallstore.add_merge(args[0], "mix", "0.5*a + 0.5*b")
+"""
+HAND_OVER = """
+import tallstore
+tallstore.remove(args[0], "a", recode=True)
+"""
+
+
+def make_family(path: Path) -> None:
+    """A task that shares a tensor with another, and a merge of both."""
+    base = {f"layer{i}": noise(50, 500, seed=i) for i in range(4)}
+    tasks = {task: {name: near(w, seed) for name, w in base.items()} for seed, task in ((21, "a"), (22, "b"))}
+    for state in tasks.values():
+        state["tower"] = noise(100, 300, seed=9)
+    tallstore.pack(base, tasks, path, quality="lossless", overwrite=True)
+    tallstore.add_merge(path, "half", "0.5*a + 0.5*b")
+
+
+def duration(forks: Forks, job: str, path: Path, make: Callable[[Path], None]) -> float:
     """How long a change takes that is left alone: the shorter of two runs, the first of which imports."""
     taken = []
     for _ in range(2):
@@ -54,12 +75,18 @@ def duration(forks: Forks, job: str, path: Path) -> float:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("job", [ADD, REMOVE, COMPACT], ids=["add", "remove", "compact"])
-def test_a_change_that_is_stopped_at_any_moment(form: str, job: str, tmp_path: Path, forks: Forks) -> None:
+@pytest.mark.parametrize(
+    ("job", "make"),
+    [(ADD, make), (REMOVE, make), (COMPACT, make), (ADD_MERGE, make_family), (HAND_OVER, make_family)],
+    ids=["add", "remove", "compact", "add a merge", "remove a parent"],
+)
+def test_a_change_that_is_stopped_at_any_moment(
+    form: str, job: str, make: Callable[[Path], None], tmp_path: Path, forks: Forks
+) -> None:
     path = tmp_path / form
     make(path)
     old = bytes_of(tmp_path)
-    length = duration(forks, job, path)
+    length = duration(forks, job, path, make)
     whole = bytes_of(tmp_path)
     assert whole != old
     rng = random.Random(len(job))

@@ -88,6 +88,15 @@ def test_the_command_line_shows_and_extracts_a_step(
     _, out, _ = call("log", zoo, "trec", "--json")
     steps = json.loads(out)["steps"]
     assert [row["step"] for row in steps] == list(STEPS)
+    base, states = base_of(torch.bfloat16), run
+    of_base = torch.cat([t.double().flatten() for t in base.values()]).norm()
+
+    def apart(left: State, right: State) -> float:
+        return float(torch.cat([(left[n].double() - right[n].double()).flatten() for n in base]).norm() / of_base)
+
+    assert steps[5]["moved"] == pytest.approx(apart(states[STEPS[5]], states[STEPS[4]]), rel=1e-3)
+    assert steps[5]["moved_from_base"] == pytest.approx(apart(states[STEPS[5]], base), rel=1e-3)
+    assert steps[0]["moved"] is None
     assert steps[5]["score"] == 0.3
     assert call("extract", zoo, "trec@600", "-o", tmp_path / "out", "-q")[0] == 0
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), dict(sorted(run[600].items())))
