@@ -32,7 +32,7 @@ import tallstore
 from tallstore.checkpoints import Checkpoint, TensorInfo
 
 CHILD = "--child"
-WIDTH, INNER, WORDS = 4096, 11008, 32000
+WORDS = 32000
 POOL = (1 << 22) + 7
 """Elements that are drawn: their number divides no tensor's size."""
 TENSOR = ((1 << 31) + (1 << 20) + 5, 1)
@@ -77,15 +77,15 @@ def noise(seed: int) -> torch.Tensor:
     return torch.randn(POOL, generator=torch.Generator().manual_seed(seed))
 
 
-def shapes(size: float) -> dict[str, tuple[int, ...]]:
+def shapes(size: float, width: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes that take about so many bytes as bf16."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, WIDTH)}
-    layer = 0
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, width)}
+    inner, layer = 43 * width // 16, 0
     while layer < 1 or 2 * sum(a * b for a, b in found.values()) < size:
         name = f"model.layers.{layer}"
-        found |= {f"{name}.self_attn.{each}_proj.weight": (WIDTH, WIDTH) for each in "qkvo"}
-        found |= {f"{name}.mlp.{each}_proj.weight": (INNER, WIDTH) for each in ("gate", "up")}
-        found[f"{name}.mlp.down_proj.weight"] = (WIDTH, INNER)
+        found |= {f"{name}.self_attn.{each}_proj.weight": (width, width) for each in "qkvo"}
+        found |= {f"{name}.mlp.{each}_proj.weight": (inner, width) for each in ("gate", "up")}
+        found[f"{name}.mlp.down_proj.weight"] = (width, inner)
         layer += 1
     return found
 
@@ -118,7 +118,7 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    made = shapes(arguments.gigabytes * 1e9)
+    made = shapes(arguments.gigabytes * 1e9, arguments.width)
     size = 2 * sum(a * b for a, b in made.values())
     read = size * (arguments.tasks + 1)
     archive = arguments.folder / "zoo.tall"
@@ -192,6 +192,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, help="where the archive goes")
     parser.add_argument("--gigabytes", type=float, default=8.0, help="of a checkpoint (default: 8)")
+    parser.add_argument("--width", type=int, default=4096, help="of the decoder (default: 4096)")
     parser.add_argument("--tasks", type=int, default=4, help="(default: 4)")
     parser.add_argument("--engine", nargs="+", default=["threads"], help="one or more (default: threads)")
     parser.add_argument("--workers", type=int, nargs="+", default=[2], help="one or more numbers (default: 2)")

@@ -100,14 +100,11 @@ class MergedDecoder(Decoder):
                 self._merged[task] = _MergedTask(self._plain, self._reader, task)
             return self._merged[task]
 
-    def tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
+    def tensors(self, task: str, names: Iterable[str], *, exact: bool = False) -> dict[str, Tensor]:
         merged = self._adapter(task)
         if merged is None:
-            return self._plain.tensors(task, names)
+            return self._plain.tensors(task, names, exact=exact)
         return {name: merged.tensor(self._plain, name) for name in names}
-
-    def exact_tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
-        return self.tensors(task, names) if self._adapter(task) else self._plain.exact_tensors(task, names)
 
     def base_cannot_fail(self, task: str) -> bool:
         """Never of an adapter: its tensors are made whole, before any is written."""

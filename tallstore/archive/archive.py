@@ -357,13 +357,14 @@ class Archive:
 
     def _decode(self, task: str, *, exact: bool) -> Callable[[list[str]], dict[str, Tensor]]:
         self._check_exact(task, exact=exact)
-        decode = self._decoder.exact_tensors if exact else self._decoder.tensors
-        return partial(self._retry_after_refetch, partial(decode, task))
+        return partial(self._retry_after_refetch, partial(self._decoder.tensors, task, exact=exact))
 
     def _check_exact(self, task: str, *, exact: bool) -> None:
         facts = self._manifest.tasks[self._task(task)]
         if exact and "exact" not in facts.parts and not facts.bit_for_bit:
-            raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
+            raise OptionError(
+                f"{self.url}: task {task!r} was not packed with exact (--exact): only its lossy weights are stored"
+            )
         self._task(task)
 
     def _part(self, task: str, component: str | None) -> FolderView:

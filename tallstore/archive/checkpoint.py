@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tallstore.archive.decode import Decoder
+from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.reader import Place, Reader
-from tallstore.archive.starts import HeldPieces
 from tallstore.checkpoints import Checkpoint, TensorInfo
 from tallstore.format.manifest import Manifest, Task
 from tallstore.format.part import Entry

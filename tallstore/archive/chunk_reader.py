@@ -141,16 +141,18 @@ class ChunkReader(Codes):
         """The same run by run: see `whole_bytes`."""
         return self.whole_bytes(place, index, name, as_bytes(out))
 
-    def restore(self, place: Place, index: int, name: str, out: Tensor) -> None:
-        """Undo what masks lost in one chunk, by a task's exact part."""
+    def restore(self, place: Place, index: int, name: str, out: Tensor, first: int = 0) -> None:
+        """Undo what masks lost in one chunk, or in elements of it from `first` on, by a task's exact part."""
         dtype, item = str(place.entry.dtype), out.element_size()
         if ITEM_BYTES[dtype] != item:
             raise FormatError(
                 f"{self._reader.where(place.path)}: tensor {name!r}: differences of {dtype} do not fit it"
             )
-        stored = empty(dtype, len(out))
+        size = coded(place).chunk
+        stored = empty(dtype, min(size, place.entry.covered - index * size))
         self.whole(place, index, name, stored)
-        as_bytes(out)[:] = reference.undo_difference(as_bytes(stored), as_bytes(out), item)
+        lost = as_bytes(stored[first : first + len(out)])
+        as_bytes(out)[:] = reference.undo_difference(lost, as_bytes(out), item)
 
     def lossless(self, place: Place, index: int, name: str, out: Tensor) -> None:
         """Turn the base's elements of one chunk, in the task's type, into the task's; in place."""

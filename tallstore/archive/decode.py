@@ -22,6 +22,7 @@ from tallstore.archive.base_tensors import BaseElements, Job
 from tallstore.archive.chunk_reader import ChunkReader
 from tallstore.archive.locations import ONES, Places, coded
 from tallstore.archive.memory_guard import bytes_of, room_for
+from tallstore.archive.read_plan import How, Segment, TensorPlan
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless
@@ -32,7 +33,6 @@ from tallstore.concurrency import run_all
 from tallstore.errors import NoSuchTensorError
 from tallstore.kernels import reference
 from tallstore.kernels.steps import Run, Steps
-from tallstore.kernels.tiled import DecodedSteps
 from tallstore.tensors import TORCH, empties, empty, shape_of
 
 __all__ = ["Decoder", "Job"]
@@ -56,6 +56,7 @@ class Decoder:
         self.task = self._places.task
         self.vectors = self._places.vectors
         self.pieces = Pieces(self._places, self._chunks, self._base, self._run)
+        self._plan, self._writer = self.pieces.plan, self.pieces.writer
 
     def base_ties(self) -> dict[str, str]:
         """The base's tensors that share the memory of another one → that one."""
@@ -78,8 +79,11 @@ class Decoder:
 
     # ------------------------------------------------------------------------------------------- weights of a task
 
-    def tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Decode tensors of a task: fresh CPU tensors, tied ones sharing memory."""
+    def tensors(self, task: str, names: Iterable[str], *, exact: bool = False) -> dict[str, Tensor]:
+        """Decode tensors of a task: fresh CPU tensors, tied ones sharing memory.
+
+        `exact`: bit for bit what was packed: what masks lost is put back from the task's exact part.
+        """
         places = self.task(task)
         sources = {name: self._places.source(task, name) for name in names}
         own = dict.fromkeys(sources.values())
@@ -87,22 +91,10 @@ class Decoder:
             self._check(task, name)
         with room_for(bytes_of(places[name] for name in own), f"{self._reader.store.url}: task {task!r}"):
             out = empties({name: (str(places[name].entry.dtype), places[name].entry.numel) for name in own})
-        self._run([job for name, flat in out.items() for job in self._jobs(task, name, flat)])
+        plans = {name: self._plan.of(task, name, exact=exact) for name in own}
+        self._run([job for name, flat in out.items() for job in self._writer.jobs(plans[name], flat)])
         shaped = {name: flat.reshape(_shape(places[name])) for name, flat in out.items()}
         return {name: shaped[source] for name, source in sources.items()}
-
-    def exact_tensors(self, task: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """The same, bit for bit what was packed: what the masks lost is put back from the task's exact part."""
-        out = self.tensors(task, names)
-        jobs: list[Job] = []
-        for name, tensor in {self._places.source(task, name): tensor for name, tensor in out.items()}.items():
-            entry = self.task(task)[name].entry
-            merged = entry.start is not None and name in self._places.task(task, "exact")
-            if entry.kind in {*reference.SYMBOL_BITS, "delta"} or merged:
-                place = self._places.exact(task, name)
-                jobs += self._exact_jobs(place, name, tensor.reshape(-1)[: entry.covered])
-        self._run(jobs)
-        return out
 
     def base_cannot_fail(self, task: str) -> bool:
         """Whether what a task takes from the base cannot fail to decode once it was checked."""
@@ -118,19 +110,17 @@ class Decoder:
         jobs: list[Job] = []
         for name in dict.fromkeys(self._places.source(task, name) for name in names):
             self._check(task, name)
-            jobs += self._checks(task, name, kept)
+            jobs += self._checks(self._plan.of(task, name), kept)
         self._run(jobs)
         return kept
 
     def write(self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps] = _NOTHING) -> None:
         """Decode tensors of a task into flat, contiguous CPU tensors of their types."""
-        self._run(
-            [
-                job
-                for name, flat in out.items()
-                for job in self._jobs(task, self._places.source(task, name), flat, prepared)
-            ]
-        )
+        jobs: list[Job] = []
+        for name, flat in out.items():
+            plan = self._plan.of(task, self._places.source(task, name))
+            jobs += self._writer.jobs(plan, flat, partial(_prepared, prepared, plan.name))
+        self._run(jobs)
 
     def check(self, task: str) -> None:
         """Raise for any entry of a task that does not fit the archive, without reading coded bytes.
@@ -153,117 +143,21 @@ class Decoder:
         for base in self._places.bases(task, name):
             self._base.check(base)
 
-    def _checks(self, task: str, name: str, kept: dict[tuple[str, int], Steps]) -> list[Job]:
+    def _checks(self, plan: TensorPlan, kept: dict[tuple[str, int], Steps]) -> list[Job]:
         """Jobs that read and check everything that a tensor needs, and keep what they decoded."""
-        place = self.task(task)[name]
-        entry = place.entry
-        jobs: list[Job] = []
-        if entry.kind == "private" or entry.covered < entry.numel:
-            jobs.append(partial(self._chunks.check, self._places.private(task, name), name))
-        if entry.base is None:
-            return jobs
-        jobs += self._base.checks(entry.base)
-        if entry.kind == "base":
-            return jobs
-        vector = self._places.vector_of(task, name)
+        jobs: list[Job] = self._base.checks(str(plan.base)) if plan.on_base else []
 
-        def steps(index: int) -> None:
-            if entry.kind == "lossless":
-                decoded: Steps = DecodedSteps(self._lossless_chunk(place, index, name))
-            else:
-                decoded = self._chunks.steps(place, vector, index, name)
+        def steps(segment: Segment) -> None:
+            decoded = self._writer.steps(plan, segment)
             if sum(each.nbytes for each in list(kept.values())) < _KEPT:
-                kept[name, index] = decoded
+                kept[plan.name, segment.number] = decoded
 
-        unknown = (i for i in range(len(coded(place).chunks)) if not self._chunks.steps_are_verified(place, vector, i))
-        return jobs + [partial(steps, index) for index in unknown]
-
-    def _jobs(
-        self, task: str, name: str, out: Tensor, prepared: Mapping[tuple[str, int], Steps] = _NOTHING
-    ) -> list[Job]:
-        """Jobs that write a tensor that was checked; one that is not tied."""
-        entry = self.task(task)[name].entry
-        if entry.start is not None:
-            pieces = self.pieces.of(task, name, 0, entry.numel, exact=False)
-            return [partial(fill, out[a:b]) for a, b, fill in pieces]
-        if entry.base is None:
-            return self._whole_jobs(self._places.private(task, name), name, out)
-        whole = entry.covered == entry.numel
-        head, tail = (out, out[:0]) if whole else (out[: entry.covered], out[entry.covered :])
-        jobs = self._base_jobs(entry.base, head) if entry.kind == "base" else self._moved(task, name, head, prepared)
-        return jobs + (self._whole_jobs(self._places.private(task, name), name, tail) if tail.numel() else [])
-
-    def _whole_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
-        size = coded(place).chunk
-        return [
-            partial(self._chunks.whole, place, index, name, out[index * size : (index + 1) * size])
-            for index in range(len(coded(place).chunks))
-        ]
-
-    def _moved(self, task: str, name: str, out: Tensor, prepared: Mapping[tuple[str, int], Steps]) -> list[Job]:
-        """Jobs that write what comes from the base and has moved."""
-        place = self.task(task)[name]
-        base, vector, size = str(place.entry.base), self._places.vector_of(task, name), coded(place).chunk
-        fill = self._base.filler(base, size, out)
-
-        def lossless(index: int, given: Tensor | None = None) -> None:
-            a, steps = index * size, prepared.get((name, index))
-            part = out[a : a + size]
-            if steps is not None:
-                steps.begin()(part, part)
-                return
-            if given is not None or fill is None or not fill(index):
-                self._base.converted(base, a, part, given)
-            self._chunks.lossless(place, index, name, part)
-
-        def job(index: int, given: Tensor | None = None) -> None:
-            if place.entry.kind == "lossless":
-                lossless(index, given)
-                return
-            steps = prepared.get((name, index)) or self._chunks.steps(place, vector, index, name)
-            if fill is None or not fill(index, steps):
-                a = index * size
-                self._base.apply(base, a, out[a : a + size], steps, given)
-
-        indices = range(len(coded(place).chunks))
-        if self._base.embedded:
-            return [partial(job, index) for index in indices]
-
-        def all_at_once() -> None:
-            start = self._base.tensor(base)
-            for index in indices:
-                job(index, start)
-
-        return [all_at_once]
-
-    def _lossless_chunk(self, place: Place, index: int, name: str) -> Tensor:
-        """A chunk of a tensor that is coded against the base's without loss."""
-        size = coded(place).chunk
-        out = empty(str(place.entry.dtype), min(size, place.entry.covered - index * size))
-        self._base.converted(str(place.entry.base), index * size, out)
-        self._chunks.lossless(place, index, name, out)
-        return out
-
-    def _base_jobs(self, name: str, out: Tensor) -> list[Job]:
-        """Jobs that write the leading elements of a base tensor, as many as `out` has, rounded to its type."""
-        size = self._base.span(name)
-        fill = self._base.filler(name, size, out)
-
-        def job(a: int, b: int) -> None:
-            if fill is not None and fill(a // size):
-                return
-            self._base.converted(name, a, out[a:b])
-
-        total = out.numel()
-        return [partial(job, a, min(a + size, total)) for a in range(0, total, size)]
-
-    def _exact_jobs(self, place: Place, name: str, out: Tensor) -> list[Job]:
-        size = coded(place).chunk
-
-        def job(index: int) -> None:
-            self._chunks.restore(place, index, name, out[index * size : (index + 1) * size])
-
-        return [partial(job, index) for index in range(len(coded(place).chunks))]
+        for segment in plan.segments():
+            if segment.how in {How.WHOLE, How.START}:
+                jobs.append(partial(self._writer.check, plan, segment))
+            elif segment.how is not How.BASE and not self._writer.are_verified(plan, segment):
+                jobs.append(partial(steps, segment))
+        return jobs
 
     # ------------------------------------------------------------------------------------------------ whole tensors
 
@@ -280,7 +174,9 @@ class Decoder:
             self._base.check(name)
             facts_by_name[name] = self._base.facts(name)
         out = empties({name: (facts.dtype, facts.numel) for name, facts in facts_by_name.items()})
-        self._run([job for name, flat in out.items() for job in self._base_jobs(name, flat)])
+        self._run(
+            [job for name, flat in out.items() for job in self._writer.base_jobs(self._plan.of_base(name), name, flat)]
+        )
         return {
             name: flat.reshape(shape_of(facts_by_name[name].dtype, facts_by_name[name].shape))
             for name, flat in out.items()
@@ -330,8 +226,7 @@ class Decoder:
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
         if entry.kind == "lossless":
-            for index, _ in runs:
-                self._lossless_chunk(place, index, name)
+            self.pieces.elements(task, name, 0, entry.covered)  # checked before it is believed
             return self._chunks.coded_lossless(place, name)
         if entry.kind in reference.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
@@ -444,19 +339,8 @@ class Decoder:
         return out
 
     def own_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a tensor of a task; `start` begins a chunk of one stored whole or without loss."""
-        entry = self.task(task)[name].entry
-        if entry.kind in {"lossless", "private"} and entry.start is None:
-            return (self.lossless_range if entry.kind == "lossless" else self.private_range)(task, name, start, stop)
+        """Elements [start, stop) of a tensor of a task."""
         return self.pieces.elements(task, name, start, stop)
-
-    def lossless_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a tensor coded against the base's without loss; `start` begins a chunk."""
-        place = self.task(task)[name]
-        size = coded(place).chunk
-        return torch.cat([self._lossless_chunk(place, at // size, name) for at in range(start, stop, size)])[
-            : stop - start
-        ]
 
     def base_range(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a base tensor."""
@@ -474,6 +358,10 @@ class Decoder:
 
     def _run(self, jobs: list[Job]) -> None:
         run_all(jobs, self._threads, "tallstore-decode")
+
+
+def _prepared(prepared: Mapping[tuple[str, int], Steps], name: str, segment: Segment) -> Steps | None:
+    return prepared.get((name, segment.number)) if segment.how in {How.STEPS, How.LOSSLESS} else None
 
 
 def _shape(place: Place) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tallstore.archive.reader import Place, Reader
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import MASKABLE
-from tallstore.format.manifest import Manifest
+from tallstore.format.manifest import BaseTensor, Manifest
 from tallstore.format.part import CodedRanges, Entry
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.kernels import reference
@@ -111,6 +111,10 @@ class Places:
             parts = next(g.parts for g in self._manifest.groups if g.id == group)
             places = self._vectors[group] = self._reader.places(parts, "vector", group)
         return places
+
+    def base_facts(self, name: str) -> BaseTensor:
+        """What the manifest says of a base tensor."""
+        return self._manifest.base.tensors[name]
 
     def base(self, name: str) -> Place:
         """A tensor of the embedded base, or the one that it shares its bytes with."""

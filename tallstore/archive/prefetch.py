@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from tallstore.archive.locations import Places
-from tallstore.archive.reader import Place, Reader
+from tallstore.archive.read_plan import ReadPlan
+from tallstore.archive.reader import Reader
+from tallstore.errors import FormatError
 from tallstore.format.manifest import Manifest
 from tallstore.format.relatives import with_relatives
 from tallstore.stores import Range
-
-ByName = Mapping[str, Place]
 
 
 def parts_of(manifest: Manifest, task: str, *, exact: bool = False, base: bool = True) -> list[str]:
@@ -49,25 +50,18 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
     if not reader.store.ranged:
         return  # whole files are there now
     places = Places(reader)
-    theirs = reader.places(manifest.base.parts, "base", "") if base else {}
-    wanted = dict.fromkeys(places.task(task) if names is None else names)
-    asked: dict[str, dict[str, None]] = {task: wanted}
+    plan = ReadPlan(places, embedded=base)
+    asked: dict[str, dict[str, None]] = {task: dict.fromkeys(places.task(task) if names is None else names)}
     ranges: dict[Range, None] = {}
     for name in _downwards(manifest, task):
-        kinds = {kind: places.task(name, kind) for kind in ("mask", "private")}
-        kinds |= {"vector": places.vectors(manifest.tasks[name].group), "base": theirs}
-        kinds["exact"] = places.task(name, "exact") if exact and name == task else {}
-        ranges |= dict.fromkeys(_ranges(kinds, asked.get(name, {})))
-        relatives = manifest.tasks[name].relatives
-        built = [
-            source
-            for each in asked.get(name, {})
-            if (source := _own(kinds["mask"], each)) in kinds["mask"] and kinds["mask"][source].entry.start is not None
-        ]
-        for at, other in enumerate(relatives.tasks if relatives is not None else ()):
-            starts = {source: kinds["mask"][source].entry.start for source in built}
-            counted = [source for source, start in starts.items() if not start or start[at]]
-            asked.setdefault(other, {}).update(dict.fromkeys(counted))
+        for each in asked.get(name, {}):
+            with suppress(FormatError):
+                tensor = plan.of(name, places.source(name, each), exact=exact and name == task)
+                theirs = plan.base(tensor.base)
+                for segment in tensor.segments():
+                    ranges |= dict.fromkeys(chunk.range for chunk in tensor.chunks(segment, theirs))
+                for _, other, source in tensor.start.members if tensor.start is not None else ():
+                    asked.setdefault(other, {})[source] = None
     reader.store.prefetch(list(ranges))
 
 
@@ -91,40 +85,3 @@ def announce_files(reader: Reader, task: str) -> None:
     manifest = reader.manifest
     paths = manifest.tasks[task].files.values()
     reader.store.prefetch([Range(path, 0, manifest.parts[path].size) for path in paths])
-
-
-def _ranges(kinds: Mapping[str, ByName], names: Iterable[str]) -> Iterator[Range]:
-    for each in names:
-        name = _own(kinds["mask"], each)
-        place = kinds["mask"].get(name)
-        if place is None:
-            continue
-        entry = place.entry
-        covered = entry.covered if entry.base is not None or entry.start is not None else 0
-        yield from _chunks(place, covered)
-        if entry.kind in {"binary", "signed"}:
-            yield from _chunks(kinds["vector"].get(str(entry.base)), covered)
-        if entry.base is not None:
-            yield from _chunks(kinds["base"].get(_own(kinds["base"], entry.base)), covered)
-        if covered < entry.numel or (entry.base is None and entry.start is None):
-            yield from _chunks(kinds["private"].get(name))
-        yield from _chunks(kinds["exact"].get(name))
-
-
-def _own(places: ByName, name: str) -> str:
-    """The tensor whose bytes a tied one shares."""
-    place = places.get(name)
-    return str(place.entry.to) if place is not None and place.entry.kind == "tied" else name
-
-
-def _chunks(place: Place | None, elements: int | None = None) -> Iterator[Range]:
-    """The ranges of a tensor's leading chunks: those that so many elements lie in, or all, with what pads them."""
-    if place is None or place.entry.coded is None or place.offset is None:
-        return
-    coded = place.entry.coded
-    count = place.entry.covered if elements is None else min(elements, place.entry.covered)
-    at, chunks = place.offset, coded.chunks[: -(-count // coded.chunk)]
-    for index, (length, _) in enumerate(chunks):
-        last = index + 1 == len(coded.chunks)
-        yield Range(place.path, at, length + (coded.padded - coded.size if last else 0))
-        at += length

@@ -10,25 +10,35 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from tallstore.archive.base_tensors import BaseElements, Job
 from tallstore.archive.chunk_reader import ChunkReader
+from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.indexing import select
-from tallstore.archive.locations import Places, coded
+from tallstore.archive.locations import Places
 from tallstore.archive.memory_guard import room_for
-from tallstore.archive.reader import Place
-from tallstore.archive.starts import DecodedPiece, HeldPieces, Starts
+from tallstore.archive.read_plan import How, ReadPlan, Segment, TensorPlan
+from tallstore.archive.segments import SegmentWriter
 from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import reference
 from tallstore.tensors import empty, shape_of, usual_defaults
 
-__all__ = ["Pieces", "TaskWeights", "TensorSlice"]
+__all__ = ["DecodedPiece", "Pieces", "TaskWeights", "TensorSlice"]
+
+
+class DecodedPiece(NamedTuple):
+    """Elements of a tensor that are decoded together."""
+
+    start: int
+    stop: int
+    fill: Callable[[Tensor], object]
+    """Writes them into a flat tensor of theirs."""
 
 
 class Pieces:
@@ -38,28 +48,26 @@ class Pieces:
         self, places: Places, chunks: ChunkReader, base: BaseElements, run: Callable[[list[Job]], None]
     ) -> None:
         self.places, self._chunks, self._base = places, chunks, base
-        self._starts = Starts(places, chunks, base, self.elements)
+        self.plan = ReadPlan(places, embedded=base.embedded)
+        self.writer = SegmentWriter(chunks, base, self.elements)
         self.run = run
         """Runs jobs side by side."""
 
     def hold(self, held: HeldPieces) -> None:
         """Keep what tensors that build on others' decode of those, for whoever builds on the same."""
-        self._starts = Starts(self.places, self._chunks, self._base, held.reading(self.elements))
+        self.writer = SegmentWriter(self._chunks, self._base, held.reading(self.elements))
 
     def of(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[DecodedPiece]:
         """The pieces of a tensor of its own that elements [start, stop) lie in."""
-        self.places.check(task, name)
-        entry = self.places.task(task)[name].entry
-        covered = 0 if entry.base is None and entry.start is None else entry.covered
-        if entry.start is not None and start < covered:
-            yield from self._starts.pieces(task, name, start, min(stop, covered), exact=exact)
-        elif entry.base is not None and start < covered:
-            head = self._copied if entry.kind == "base" else self._moved
-            yield from head(task, name, start, min(stop, covered), exact)
-        if stop > covered and covered < entry.numel:
-            place = self.places.private(task, name)
-            for index, a, b in _chunks(place, max(start - covered, 0), stop - covered):
-                yield DecodedPiece(a + covered, b + covered, partial(self._chunks.whole, place, index, name))
+        plan = self.plan.of(task, name, exact=exact)
+        # A base that was given is read a tensor at a time: once for all pieces.
+        late = plan.on_base and not self._base.embedded
+        given = lru_cache(1)(partial(self._base.tensor, str(plan.base))) if late else _nothing
+        for segment in plan.segments(start, stop):
+            yield DecodedPiece(segment.start, segment.stop, partial(self._fill, plan, segment, given))
+
+    def _fill(self, plan: TensorPlan, segment: Segment, given: Callable[[], Tensor | None], out: Tensor) -> None:
+        self.writer.write(plan, segment, out, given=None if segment.how is How.WHOLE else given())
 
     def elements(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor of its own, decoded in this thread, one piece after the other."""
@@ -73,45 +81,9 @@ class Pieces:
             out[low - start : high - start] = whole[low - a : high - a]
         return out
 
-    def _copied(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[DecodedPiece]:  # noqa: ARG002 - always
-        """Of a tensor that is the base's."""
-        entry = self.places.task(task)[name].entry
-        base = str(entry.base)
-        size = self._base.span(base)
 
-        def fill(a: int, out: Tensor) -> None:
-            self._base.converted(base, a, out)
-
-        for at in range(start // size * size, stop, size):
-            a, b = at, min(at + size, entry.covered)
-            yield DecodedPiece(a, b, partial(fill, a))
-
-    def _moved(self, task: str, name: str, start: int, stop: int, exact: bool) -> Iterator[DecodedPiece]:
-        """Of a tensor that comes from the base and has moved."""
-        place = self.places.task(task)[name]
-        base, vector = str(place.entry.base), self.places.vector_of(task, name)
-        lost = self.places.exact(task, name) if exact else None
-        given = None if self._base.embedded else lru_cache(1)(partial(self._base.tensor, base))
-
-        def fill(index: int, a: int, out: Tensor) -> None:
-            if place.entry.kind == "lossless":
-                self._base.converted(base, a, out, None if given is None else given())
-                self._chunks.lossless(place, index, name, out)
-                return
-            steps = self._chunks.steps(place, vector, index, name)
-            self._base.apply(base, a, out, steps, None if given is None else given())
-            if lost is not None:
-                self._chunks.restore(lost, index, name, out)
-
-        for index, a, b in _chunks(place, start, stop):
-            yield DecodedPiece(a, b, partial(fill, index, a))
-
-
-def _chunks(place: Place, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """The chunks that elements [start, stop) lie in: index, first element, the one behind the last."""
-    size, total = coded(place).chunk, place.entry.covered
-    for index in range(start // size, -(-stop // size)):
-        yield index, index * size, min((index + 1) * size, total)
+def _nothing() -> None:
+    """No base was given."""
 
 
 class TensorSlice:

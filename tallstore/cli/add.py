@@ -27,46 +27,48 @@ def add(
         typer.Option(
             "--merge",
             metavar="TASKS",
-            help="Add a merge of tasks that are there, as a recipe: TASK is its name, and this its terms: "
-            '"0.6*trec + 0.4*mr".',
+            help="Add a merge of tasks of the archive, stored as a recipe. TASK is its name; give here what is "
+            'merged, such as "0.6*trec + 0.4*mr".',
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
             help="With --merge: linear, arithmetic, consensus, ties or slerp. "
-            "[default: linear where weights sum to 1, else arithmetic]"
+            "By default linear if the weights sum to 1, else arithmetic."
         ),
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option("--head", help="With --merge: the task whose head, configuration and tokenizer it has."),
+        typer.Option("--head", help="With --merge: the task whose head, configuration and tokenizer the merge takes."),
     ] = None,
-    topk: Annotated[float | None, typer.Option(help="With --merge, of ties: percentage kept. [default: 20]")] = None,
+    topk: Annotated[
+        float | None, typer.Option(help="With --method ties: percentage of each update that is kept (20 by default).")
+    ] = None,
     k: Annotated[
-        int | None, typer.Option("--k", help="With --merge, of consensus: how many tasks must agree. [default: 2]")
+        int | None,
+        typer.Option("--k", help="With --method consensus: how many tasks must use a weight (2 by default)."),
     ] = None,
     run: Annotated[
         bool,
         typer.Option(
-            "--run", help="TASK is the folder of a run: checkpoint-100, checkpoint-200 …; each is added with its step."
+            "--run",
+            help="TASK is the folder of a run: its checkpoint-100, checkpoint-200 … are added with their steps.",
         ),
     ] = False,
     parent: Annotated[
         str | None,
-        typer.Option("--parent", metavar="TASK", help="Code the new ones against this task of the archive."),
+        typer.Option("--parent", metavar="TASK", help="Code new tasks against this one of the archive, not the base."),
     ] = None,
     relatives: encoding.Relatives = True,
     refit: Annotated[
         bool,
-        typer.Option(
-            "--refit", help="Pack everything anew: the originals of all tasks of the archive must be among those given."
-        ),
+        typer.Option("--refit", help="Pack all tasks again, together: give the originals of the archive's tasks too."),
     ] = False,
     base: Annotated[
         str | None,
         typer.Option(
-            help="The base: where the archive only references it; for its configuration, where adapters are added."
+            help="The base, if the archive only references it, or to read its configuration when adapters are added."
         ),
     ] = None,
     recipe: encoding.Recipe = None,
@@ -88,9 +90,9 @@ def add(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar, no words.")] = False,
 ) -> None:
-    """Add fine-tuned models to an archive. What it holds stays, byte for byte; a push then sends what is new.
+    """Add fine-tuned models to an archive. What it holds stays, byte for byte; a later push sends only what is new.
 
-    The base is taken from the archive. Options are by default those that the archive was packed with.
+    The base is taken from the archive. Options default to those that the archive was packed with.
 
     Examples:
 

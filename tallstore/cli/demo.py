@@ -41,8 +41,8 @@ def demo(
             output.share(task.accuracy_base),
             output.share(task.accuracy_before),
             output.share(task.accuracy_after),
-            output.number(task.relative_error),
             output.size(task.archive_bytes),
+            output.share(task.archive_bytes / task.checkpoint_bytes),
         ]
         for task in result.tasks
     ]
@@ -52,12 +52,13 @@ def demo(
         ("not tuned", True),
         ("original", True),
         ("from the archive", True),
-        ("error", True),
         ("own bytes", True),
+        ("of its checkpoint", True),
     ]
     title = "accuracy on images that no model has seen"
     console.print()
-    console.print(output.fitted(console, title, columns, rows, ("question", "error", "own bytes", "not tuned")))
+    least = ("question", "of its checkpoint", "own bytes", "not tuned")
+    console.print(output.fitted(console, title, columns, rows, least))
     separate, packed = result.checkpoints_bytes, result.archive_bytes["total"]
     output.say(
         console,

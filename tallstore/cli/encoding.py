@@ -17,39 +17,60 @@ VECTORS = "f32, bf16, q8, q5, q4"
 MASKS = "bits, bits+zstd, adaptive"
 
 Recipe = Annotated[
-    str | None, typer.Option(help=f"How vector and masks are chosen: {RECIPES}.", rich_help_panel=_ENCODING)
+    str | None,
+    typer.Option(
+        help=f"How tasks are coded: {RECIPES}. solo, the default, codes each by itself; the others share a vector.",
+        rich_help_panel=_ENCODING,
+    ),
 ]
 Lam = Annotated[
-    float | None, typer.Option("--lambda", help="λ, for the recipes that have one.", rich_help_panel=_ENCODING)
+    float | None,
+    typer.Option(
+        "--lambda",
+        help="λ of the masks, for the recipes tall, ties and mean; chosen for each task if not given.",
+        rich_help_panel=_ENCODING,
+    ),
 ]
 Quality = Annotated[
     str | None,
-    typer.Option(help="small, balanced (the default), high or lossless (bit for bit).", rich_help_panel=_ENCODING),
+    typer.Option(
+        help="How close outputs stay to the original's: small, balanced (the default), high or lossless (bit for bit).",
+        rich_help_panel=_ENCODING,
+    ),
 ]
 Bits = Annotated[
-    float | None, typer.Option(help="Bits a parameter and task, all but the base in it.", rich_help_panel=_ENCODING)
+    float | None,
+    typer.Option(
+        help="In place of --quality: bits to spend per parameter and task, the base not counted (solo).",
+        rich_help_panel=_ENCODING,
+    ),
 ]
 Kappa = Annotated[
     float | None,
     typer.Option(
-        help="How many times worse bias is than noise: 1 for the least relative error.", rich_help_panel=_ENCODING
+        help="How much more bias counts than random error (solo). 1 gives the least relative error.",
+        rich_help_panel=_ENCODING,
     ),
 ]
 Groups = Annotated[
     str | None,
     typer.Option(
         metavar="N|auto",
-        help="Vectors that tasks share; auto: so many that the error is that of one for 8 tasks. Not of solo.",
+        help="How many shared vectors to make; auto: enough to keep the error that one vector has for 8 tasks. "
+        "Without effect on solo, which shares none.",
         rich_help_panel=_ENCODING,
     ),
 ]
 Vector = Annotated[
-    str | None, typer.Option(help=f"Codec of the multi-task vector: {VECTORS}.", rich_help_panel=_ENCODING)
+    str | None, typer.Option(help=f"Codec of the shared vector, not for solo: {VECTORS}.", rich_help_panel=_ENCODING)
 ]
 Mask = Annotated[str | None, typer.Option(help=f"Codec of the masks: {MASKS}.", rich_help_panel=_ENCODING)]
 BaseCodec = Annotated[
     str | None,
-    typer.Option(help="Codec of whole tensors, the base's among them: raw, planes+zstd.", rich_help_panel=_ENCODING),
+    typer.Option(
+        help="Codec of the base and of tensors stored whole: planes+zstd (the default) or raw.",
+        rich_help_panel=_ENCODING,
+    ),
 ]
 Evaluate = Annotated[
     str | None,
@@ -60,18 +81,22 @@ Evaluate = Annotated[
     ),
 ]
 MaxError = Annotated[
-    float | None, typer.Option(help="Relative error that no task may exceed.", rich_help_panel=_PROMISES)
+    float | None,
+    typer.Option(help="Largest relative error, ‖τ̂−τ‖/‖τ‖, that any task may have.", rich_help_panel=_PROMISES),
 ]
 MinRetention = Annotated[
     float | None,
-    typer.Option(help="Share of its original's score that every task must keep.", rich_help_panel=_PROMISES),
+    typer.Option(
+        help="Share of its original's score that every task must keep, such as 0.99. Needs --evaluate.",
+        rich_help_panel=_PROMISES,
+    ),
 ]
 Exact = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TASK|all",
-        help="Store what is lost, so that extract --exact gives the task back bit for bit; bf16, f16 and f8 "
-        "once, without loss, where that is smaller. May be repeated.",
+        help="Also store what the lossy coding loses, so that extract --exact gives the task back bit for bit. "
+        "bf16, f16 and f8 tensors are stored losslessly instead where that is smaller. May be repeated.",
         rich_help_panel=_PROMISES,
     ),
 ]
@@ -79,16 +104,21 @@ Weights = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|all",
-        help="Which weights, where a file holds several sets (ema) or a folder variants (fp16); all: each as a task.",
+        help="Which weights to take, where a file holds several sets (ema) or a folder several variants (fp16); all: "
+        "each as a task of its own.",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-AllowDistant = Annotated[bool, typer.Option("--allow-distant", help="Take a base that looks like an unrelated model.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, …")
+]
+AllowDistant = Annotated[
+    bool, typer.Option("--allow-distant", help="Accept a base that looks like an unrelated model.")
+]
 Relatives = Annotated[
     bool,
     typer.Option(
         "--relatives/--no-relatives",
-        help="Look for merges of other tasks, for parents, and for tensors that several tasks have alike.",
+        help="Look for merges of other tasks, later versions of one, and tensors that several tasks have alike.",
     ),
 ]
 

@@ -12,36 +12,52 @@ from tallstore.errors import OptionError
 
 
 def extract(
-    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    zoo: Annotated[
+        str,
+        typer.Argument(metavar="ZOO", help="The archive: a .tall file, a folder, or an address such as hf://user/zoo."),
+    ],
     tasks: Annotated[
-        list[str] | None, typer.Argument(metavar="[TASK]…", help="Which tasks.", autocompletion=complete.tasks)
+        list[str] | None, typer.Argument(metavar="[TASK]…", help="The tasks to extract.", autocompletion=complete.tasks)
     ] = None,
     out: Annotated[
         str,
-        typer.Option("-o", "--output", help="The folder to write; with several tasks, one folder in it for each."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder to write. With several tasks, or without -o, each gets a folder of its name.",
+        ),
     ] = ".",
     every: Annotated[bool, typer.Option("--all", help="Every task of the archive.")] = False,
     base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Bit for bit the original weights, where the zoo was packed with --exact.")
+        bool,
+        typer.Option("--exact", help="The original weights, bit for bit. The task must have been packed with --exact."),
     ] = False,
     component: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="One component alone, such as unet, as a folder of its own.")
+        str | None, typer.Option(metavar="FOLDER", help="Extract only this component of a pipeline, such as unet.")
     ] = None,
     weights_format: Annotated[
-        str, typer.Option(metavar="safetensors|torch", help="torch writes files of torch.save, as they were named.")
+        str,
+        typer.Option(
+            metavar="safetensors|torch",
+            help="The format of weights files; torch: as torch.save writes them, under their original names.",
+        ),
     ] = "safetensors",
     merged: Annotated[
-        bool, typer.Option("--merged", help="Of an adapter, the whole model: its base with the adapter merged into it.")
+        bool,
+        typer.Option("--merged", help="For an adapter: write the whole model, the base with the adapter merged in."),
     ] = False,
     thin: Annotated[
         bool,
-        typer.Option("--thin", help="No weights: a folder that transformers loads from the archive, with tallstore."),
+        typer.Option(
+            "--thin",
+            help="Write a folder without weights, which transformers loads from the archive through tallstore.",
+        ),
     ] = False,
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Larger weights become several files and an index.")
+        str, typer.Option(metavar="SIZE", help="Split larger weights into several files with an index.")
     ] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Write a task's model as a folder that transformers and other stock loaders open.

@@ -23,7 +23,12 @@ CACHE_DIR = Annotated[
     str | None, typer.Option(help="The Hub's cache, in place of HF_HUB_CACHE.", rich_help_panel=_PANEL)
 ]
 LOCAL_FILES_ONLY = Annotated[
-    bool, typer.Option("--local-files-only", help="Take from the cache, or fail.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option(
+        "--local-files-only",
+        help="Use only what is in the cache; fail if something is missing.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 

@@ -12,7 +12,10 @@ from tallstore.stores import Access, open_any
 
 
 def log(
-    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="The archive: a .tall file or a folder.")],
+    zoo: Annotated[
+        str,
+        typer.Argument(metavar="ZOO", help="The archive: a .tall file, a folder, or an address such as hf://user/zoo."),
+    ],
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, or a task.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the steps as JSON.")] = False,
 ) -> None:
@@ -21,7 +24,7 @@ def log(
     Distances are from the step before and from the base: norms of differences over that of the base's weights. A score
     is the trainer's, if it said one.
 
-    Of a task that belongs to no run: what it is made of, generation by generation.
+    For a task that belongs to no run: which tasks it is made of, generation by generation.
 
     Examples:
 

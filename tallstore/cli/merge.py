@@ -25,11 +25,13 @@ def merge(
     method: Annotated[str, typer.Option(help="consensus, arithmetic or ties.")] = "consensus",
     k: Annotated[
         int | None,
-        typer.Option("--k", help="Of consensus: keep what at least so many tasks use. 0 keeps all. [default: 2]"),
+        typer.Option("--k", help="Of consensus: keep what at least so many tasks use. 0 keeps all. 2 by default."),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="α: how far to go. Chosen if it is not given.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="α, the factor on the merged update. Chosen if it is not given.")
+    ] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Merge these tasks; may be given several times. [default: all]")
+        list[str] | None, typer.Option("--task", help="Merge these tasks; may be given several times. All by default.")
     ] = None,
     head: Annotated[
         str | None, typer.Option("--head", help="Give the model this task's head, configuration and tokenizer.")

@@ -45,7 +45,9 @@ def pack(
     base_storage: Annotated[
         str | None,
         typer.Option(
-            help="embed keeps the base; bf16 rounds it; reference identifies it.", rich_help_panel="How to encode"
+            help="embed (the default) stores the base; bf16 stores it rounded to bfloat16; reference stores only its "
+            "hash, and readers must be given the base.",
+            rich_help_panel="How to encode",
         ),
     ] = None,
     base_codec: encoding.BaseCodec = None,
@@ -56,29 +58,34 @@ def pack(
     engine: Annotated[
         str | None,
         typer.Option(
-            help=f"Who does the work: {_ENGINES}; dask:ADDRESS is a cluster's scheduler.", rich_help_panel=_WORK
+            help=f"What the work runs on: {_ENGINES}; dask:ADDRESS names a cluster's scheduler.", rich_help_panel=_WORK
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="How many work at a time; as many as cores by default.", rich_help_panel=_WORK)
+        int | None,
+        typer.Option(
+            help="How many threads or processes; by default one for each core, as memory allows.", rich_help_panel=_WORK
+        ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Take up what an earlier run of this job left; leave what is done if this one fails.",
+            help="Continue an earlier, interrupted run of the same job; keep finished work if this run fails.",
             rich_help_panel=_WORK,
         ),
     ] = False,
     max_shard_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="The largest part of the archive: 5GB by default.", rich_help_panel=_WORK),
+        typer.Option(
+            metavar="SIZE", help="Largest size of a weights file in the archive: 5GB by default.", rich_help_panel=_WORK
+        ),
     ] = None,
     weights: encoding.Weights = None,
     device: encoding.Device = None,
     allow_distant: encoding.AllowDistant = False,
     relatives: encoding.Relatives = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an archive that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing archive.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar, no table.")] = False,
 ) -> None:

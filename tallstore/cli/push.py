@@ -21,7 +21,7 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Make a pull request.")] = False,
     license: Annotated[str | None, typer.Option(help="For the model card: apache-2.0, mit, …")] = None,
     picture: Annotated[
-        bool, typer.Option("--picture/--no-picture", help="Draw the model card's picture (needs tallstore[report]).")
+        bool, typer.Option("--picture/--no-picture", help="Draw the model card's picture (needs tallstore\\[report]).")
     ] = True,
     token: TOKEN = None,
     endpoint: ENDPOINT = None,

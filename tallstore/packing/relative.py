@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
+from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.reader import Reader
 from tallstore.archive.sharing import Home, find_home, joined, ones_part
 from tallstore.archive.splice import SplicedArchive
-from tallstore.archive.starts import HeldPieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.components import matched

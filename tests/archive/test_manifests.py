@@ -19,18 +19,6 @@ def _of_groups(path: Path) -> tuple[str, ...]:
     return tallstore.pack(*tiny_zoo(2), path, recipe="solo", groups=2).warnings
 
 
-def _of_an_earlier_run(path: Path) -> tuple[str, ...]:
-    base, tasks = tiny_zoo(2)
-
-    def stop(_: str, done: int, total: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tallstore.pack(base, tasks, path, resume=True, workers=1, progress=stop)
-    return tallstore.pack(base, tasks, path, resume=True, workers=1, bits=4.0).warnings
-
-
 def _of_an_unscored_task(path: Path) -> tuple[str, ...]:
     base, tasks = tiny_zoo(2)
     tallstore.pack(base, {"a": tasks["a"]}, path, evaluate=lambda state, task: 1.0, min_retention=0.9)
@@ -56,7 +44,6 @@ def _of_a_foreign_tensor(path: Path) -> tuple[str, ...]:
 
 RUNS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "groups of a recipe that has none": _of_groups,
-    "what an earlier run left": _of_an_earlier_run,
     "a promise without an evaluator": _of_an_unscored_task,
     "base and task swapped": _of_swapped_places,
     "a merge's head": _of_a_head,

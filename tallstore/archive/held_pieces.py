@@ -1,0 +1,43 @@
+"""Pieces of tasks that others build on, decoded once for several archives that hold the same tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from torch import Tensor
+
+from tallstore.archive.segments import Read
+
+__all__ = ["HeldPieces"]
+
+
+class HeldPieces:
+    """The last pieces of tasks that were decoded to build on, for several archives of the same tasks. Thread-safe."""
+
+    def __init__(self, most: int = 1 << 27) -> None:
+        """`most`: bytes that are held."""
+        self._most, self._bytes = most, 0
+        self._held: OrderedDict[tuple[str, str, int, int], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def reading(self, read: Read) -> Read:
+        """The same, from what is held where it is; what it gives is the caller's own."""
+
+        def reads(task: str, name: str, start: int, stop: int) -> Tensor:
+            key = task, name, start, stop
+            with self._lock:
+                piece = self._held.pop(key, None)
+                if piece is not None:
+                    self._held[key] = piece
+                    return piece.clone()
+            piece = read(task, name, start, stop)
+            with self._lock:
+                if key not in self._held:
+                    self._held[key] = piece
+                    self._bytes += piece.nbytes
+                while self._bytes > self._most:
+                    self._bytes -= self._held.popitem(last=False)[1].nbytes
+            return piece.clone()
+
+        return reads
