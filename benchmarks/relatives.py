@@ -101,7 +101,8 @@ def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]
         for name, relatives in made.items():
             step = name.rpartition("-")[2]
             original = load(run / f"checkpoint-{step}")
-            assert all(torch.equal(chain.state_dict(name)[n], t) for n, t in original.items()), name
+            state = chain.state_dict(name)
+            assert all(torch.equal(state[n], tensor) for n, tensor in original.items()), name
             times = [[fastest(partial(z.state_dict, name), 1) for z in (chain, apart)] for _ in range(3)]
             slower.append(min(t[0] for t in times) / min(t[1] for t in times))
             parts = [name, *(relatives.tasks if relatives is not None else ())]

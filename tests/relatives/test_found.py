@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from spec.second_reader import Archive
 from support import State, assert_same, noise, same_bits
 
 import tallstore
 from tallstore.errors import NoSuchTaskError, OptionError
+from tallstore.tensors import as_bytes
 
 SHAPES = {"emb.weight": (400, 256), "fc.weight": (256, 512), "out.weight": (256, 256), "norm.weight": (256,)}
 
@@ -166,6 +168,9 @@ def test_with_some_loss_children_build_on_what_their_parents_decode_to(tmp_path:
     assert plain.relative_error is not None
     assert v2.relative_error <= plain.relative_error
     assert lost["v3"] <= lost["v1"]  # nothing adds up
+    with tallstore.open(path) as zoo:
+        for name, (_, _, data) in Archive(path).decode("v3").items():
+            assert as_bytes(zoo.state_dict("v3")[name].contiguous()).tobytes() == data
     before = lost["v2"]
     tallstore.remove(path, "v1", recode=True)
     with tallstore.open(path) as zoo:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from spec.second_reader import Archive
 from support import State, assert_same, noise
 
 import tallstore
 from relatives.test_found import base_of, tuned
+from tallstore.tensors import as_bytes
 
 
 def zoo(dtype: torch.dtype = torch.bfloat16) -> tuple[State, dict[str, State]]:
@@ -22,10 +24,14 @@ def zoo(dtype: torch.dtype = torch.bfloat16) -> tuple[State, dict[str, State]]:
 
 
 def check(path: Path, tasks: dict[str, State], owner: str = "t0") -> None:
+    second = Archive(path)
     with tallstore.open(path) as opened:
         opened.verify()
         for name in opened.tasks:
             assert_same(opened.state_dict(name), tasks[name])
+            assert {n: as_bytes(t.contiguous()).tobytes() for n, t in opened.state_dict(name).items()} == {
+                n: data for n, (_, _, data) in second.decode(name).items()
+            }
         facts = opened.manifest.tasks
         assert facts[owner].relatives is None
         if "t2" in facts and owner != "t2":
