@@ -1,4 +1,4 @@
-"""Types of few bits, with loss: what is foretold is what it takes, and scales are right of what a decoder rounds."""
+"""Types of few bits, with loss: what is predicted is what it takes, and scales are right of what a decoder rounds."""
 
 from __future__ import annotations
 

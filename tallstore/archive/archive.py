@@ -362,7 +362,9 @@ class Archive:
     def _check_exact(self, task: str, *, exact: bool) -> None:
         facts = self._manifest.tasks[self._task(task)]
         if exact and "exact" not in facts.parts and not facts.bit_for_bit:
-            raise OptionError(f"{self.url}: task {task!r} was not packed with exact: only its masked weights are here")
+            raise OptionError(
+                f"{self.url}: task {task!r} was not packed with exact (--exact): only its lossy weights are stored"
+            )
         self._task(task)
 
     def _part(self, task: str, component: str | None) -> FolderView:

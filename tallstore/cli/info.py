@@ -63,13 +63,13 @@ _COLUMNS = {
     "density": ("changed", True),
     "relative_error": ("error ‖τ̂−τ‖/‖τ‖", True),
     "cosine": ("cosine", True),
-    "divergence": ("outputs off", True),
+    "divergence": ("divergence", True),
     "lambda": ("λ", True),
     "original": ("score", True),
     "decoded": ("score kept", True),
     "bytes": ("own bytes", True),
     "share": ("of its checkpoint", True),
-    "exact_bytes": ("to be exact", True),
+    "exact_bytes": ("exact layer", True),
 }
 _ALWAYS = {"density", "relative_error", "cosine", "bytes", "share"}
 _EXPENDABLE = tuple(
@@ -146,5 +146,5 @@ def _saving(facts: dict[str, Any]) -> str:
     count, times = len(facts["tasks"]) + 1, output.number(separate / total, 1)
     return (
         f"\n{output.size(total)} instead of {output.size(separate)} as {count} checkpoints: 1/{times}; "
-        f"{output.number(facts['bits_per_parameter'], 2)} bits a parameter and task beside the base"
+        f"{output.number(facts['bits_per_parameter'], 2)} bits per parameter and task, the base not counted"
     )

@@ -37,7 +37,10 @@ def _profile(statistics: MaskStatistics) -> object:
         rows.append((f"{_MOST_ROWS}…{len(statistics.tasks)}", sum(rest.values())))
     else:
         rows = [(str(n), share) for n, share in shares.items()]
-    notes = {"0": "catastrophic: consensus drops them at k = 1", "1": "selfish: at k = 2"}
+    notes = {
+        "0": "no task: 'catastrophic', dropped by merging with consensus at k = 1",
+        "1": "one task: 'selfish', dropped at k = 2",
+    }
     most = max(share for _, share in rows)
     return output.table(
         f"parameters by how many of {len(statistics.tasks)} tasks use them, of {statistics.agreement.parameters:,}",

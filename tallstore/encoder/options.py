@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields, replace
@@ -29,6 +30,13 @@ LOSSLESS = "lossless"
 BASE_STORAGES = (*STORAGES, "bf16")
 """What `base_storage` may be: a place, or the archive itself with fewer bits."""
 
+_SAID = {
+    "lam": "lam (--lambda)",
+    "bits": "bits (--bits)",
+    "divergence": "quality (--quality)",
+    "kappa": "kappa (--kappa)",
+}
+"""What a recipe's options are called by users."""
 _NOT_RECORDED = {
     "device",
     "overwrite",
@@ -186,7 +194,12 @@ class Options:
         # What the masks lose is stored too, and the least error is the least to store.
         kappa = 1.0 if self.exact and self.kappa is None and self.recipe == "solo" else self.kappa
         given = {"lam": lam, "bits": self.bits, "divergence": divergence, "kappa": kappa}
-        return make_recipe(self.recipe, **{name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        takes = inspect.signature(RECIPES[self.recipe]).parameters
+        if unknown := [said for name, said in _SAID.items() if name in given and name not in takes]:
+            has = ", ".join(said for name, said in _SAID.items() if name in takes) or "none of these options"
+            raise OptionError(f"recipe {self.recipe!r} takes no {unknown[0]}; it takes {has}")
+        return make_recipe(self.recipe, **given)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Options:

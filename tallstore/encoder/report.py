@@ -27,7 +27,7 @@ class TaskReport:
     cosine: float | None
     """Between τ̂ and τ."""
     divergence: float | None
-    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are (recipe `solo`)."""
+    """How far outputs are predicted to be from the fine-tune's, in units of how far the base's are (recipe `solo`)."""
     density: float
     """Share of parameters whose mask is on."""
     parameters: int

@@ -1,4 +1,4 @@
-"""How far the outputs of a decoded task will be from its fine-tune's, foretold without data.
+"""How far the outputs of a decoded task will be from its fine-tune's, predicted without data.
 
 Noise that has h times the energy of τ (the harm of `allocation`: bias counts κ-fold) changes a unit's output by √h of
 what τ changes there where inputs have nothing to do with τ, and by √(h/G) for inputs that lie as its rows do: see

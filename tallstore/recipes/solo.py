@@ -44,7 +44,7 @@ name. See `benchmarks/README.md`."""
 TOLERABLE = 0.25
 """Beyond this it is said."""
 _NEARLY = 0.9
-"""Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is foretold of the latter
+"""Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is predicted of the latter
 is a few percent too much."""
 _WITHOUT_LOSS = -1
 """The ladder of losing nothing: a choice among others, where it is known what it takes."""
@@ -70,7 +70,7 @@ _MOST_FIXED = 0.5
 class Solo(Recipe):
     """Signs above a threshold, or a few levels, by task and tensor.
 
-    As precise as it takes for outputs to come within `divergence` of the fine-tune's, foretold; or what diverges least
+    As precise as it takes for outputs to come within `divergence` of the fine-tune's, predicted; or what diverges least
     within `bits` for every parameter, moved or not, with all but the base in it. `kappa` says how many times worse than
     noise it is to be wrong in the same way for equal |τ|: 1 makes the least squared error, more lets marks be drawn at
     random.
@@ -131,7 +131,7 @@ class Solo(Recipe):
         else:
             budget = self.bits * self._zoo.parameters - self._zoo.fixed_bits - ENTRY_BITS * len(tensors)
             chosen = self._within(tensors, budget)
-        # Checked before anything is foretold: what loses nothing does no harm.
+        # Checked before anything is predicted: what loses nothing does no harm.
         self._lossless = self._without_loss(tensors, chosen)
         chosen |= {key: chosen[key]._replace(bits=tensors[key].lossless_bits, harm=0.0) for key in self._lossless}
         self._predicted = {task: predicted_divergence(self._parts(own, chosen)) for task, own in by_task.items()}
@@ -199,7 +199,7 @@ class Solo(Recipe):
         if share <= TOLERABLE:
             return ""
         why = "" if self.bits is None else f", at bits={self.bits:g}; bits={self._tolerable_bits:.2g} would do"
-        return f"outputs are foretold to diverge {share:.2g} of the base's distance, more than {TOLERABLE}{why}"
+        return f"outputs are predicted to diverge {share:.2g} of the base's distance, more than {TOLERABLE}{why}"
 
     def lossless(self) -> Collection[Key]:
         """Tensors for which the precision that was chosen costs at least what losing nothing does."""
@@ -264,7 +264,7 @@ class Solo(Recipe):
 
 
 def _to(tensors: Mapping[Key, _Tensor], divergence: float) -> dict[Key, PrecisionChoice]:
-    """For the tensors of one task the fewest bits with which its outputs are foretold to come within a divergence."""
+    """For the tensors of one task the fewest bits with which its outputs are predicted to come within a divergence."""
     most = divergence**2 * task_gain(tensor.part for tensor in tensors.values())
     offers = {
         key: Choices.only(tensor.fixed)

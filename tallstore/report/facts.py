@@ -29,7 +29,7 @@ class TaskFacts:
     error: float | None
     cosine: float | None
     divergence: float | None
-    """How far outputs are foretold to be from the fine-tune's, in units of how far the base's are."""
+    """How far outputs are predicted to be from the fine-tune's, in units of how far the base's are."""
     density: float | None
     original: float | None
     decoded: float | None
@@ -77,7 +77,7 @@ class Facts:
     separate: int
     """Bytes of base and tasks as checkpoints."""
     bits: float
-    """Bits a parameter and task, beside the base."""
+    """Bits per parameter and task; the base is not counted."""
     wholes: tuple[WholeRow, ...] = ()
     masks: MaskStatistics | None = None
 

@@ -59,7 +59,7 @@ def tiles(facts: Facts) -> list[StatTile]:
     shown = [
         StatTile(what="archive", value=size(facts.total), note=f"instead of {size(facts.separate)}"),
         StatTile(what="size", value=saving(facts), note=f"of {len(facts.tasks) + 1} checkpoints"),
-        StatTile(what="bits", value=number(facts.bits, 2), note="a parameter and task, beside the base"),
+        StatTile(what="bits", value=number(facts.bits, 2), note="per parameter and task, the base not counted"),
     ]
     if facts.retention is not None and worst is not None:
         note = f"at worst {share(worst.retention)}: {worst.name}"

@@ -70,11 +70,11 @@ _TASK_COLUMNS: dict[str, tuple[Callable[[TaskFacts], float | None], Callable[[fl
     "decoded": (lambda t: t.decoded, lambda v: number(v, 4), False),
     "error": (lambda t: t.error, number, True),
     "cosine": (lambda t: t.cosine, number, False),
-    "outputs off": (lambda t: t.divergence, number, True),
+    "divergence": (lambda t: t.divergence, number, True),
     "changed": (lambda t: t.density, share, True),
     "own bytes": (lambda t: t.own, size, False),
     "of its checkpoint": (lambda t: t.own / t.checkpoint if t.checkpoint else None, share, False),
-    "to be exact": (lambda t: t.exact or None, size, False),
+    "exact layer": (lambda t: t.exact or None, size, False),
 }
 
 

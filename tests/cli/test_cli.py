@@ -122,7 +122,7 @@ def test_info_prints_a_table_or_json(zoo: Path, capsys: pytest.CaptureFixture[st
     code, out, _ = run(capsys, "info", zoo)
     assert code == 0
     assert re.search(r"mr .* %", out)
-    assert "bits a parameter and task" in out
+    assert "bits per parameter and task" in out
     code, out, _ = run(capsys, "info", zoo, "--json")
     facts = json.loads(out)
     assert {"version", "tasks", "bytes"} <= set(facts)
@@ -188,7 +188,10 @@ WRONG = {
     "bad name": (("pack", "base", "m*r=runs/mr", "-o", "z.tall"), "use letters, digits"),
     "path as name": (("pack", "base", "../mr=runs/mr", "-o", "z.tall"), "use letters, digits"),
     "unknown recipe": (("pack", "base", "runs", "-o", "z.tall", "--recipe", "magic"), "there are solo, fit"),
-    "lambda without one": (("pack", "base", "runs", "-o", "z.tall", "--lambda", "0.4"), "has no option"),
+    "lambda without one": (
+        ("pack", "base", "runs", "-o", "z.tall", "--lambda", "0.4"),
+        "takes no lam (--lambda); it takes bits",
+    ),
     "retention without evaluator": (("pack", "base", "runs", "-o", "z.tall", "--min-retention", "0.9"), "--evaluate"),
     "no evaluator there": (("pack", "base", "runs", "-o", "z.tall", "--evaluate", "nomodule:f"), "cannot import"),
     "no device": (("pack", "base", "runs", "-o", "z.tall", "--device", "warp:9"), "use 'cpu' or 'auto'"),

@@ -217,7 +217,7 @@ def test_an_evaluator_sees_what_the_checkpoint_held(tmp_path: Path, zoo: tuple[S
         ({"bits": -1}, "bits -1"),
         ({"bits": float("nan")}, "bits nan"),
         ({"quality": "huge"}, "'huge' is unknown; there are small, balanced, high"),
-        ({"recipe": "fit", "bits": 1.0}, "no option 'bits'"),
+        ({"recipe": "fit", "bits": 1.0}, "takes no bits (--bits)"),
         ({"vector": "q4"}, "recipe 'solo' shares no vector"),
         ({"recipe": "tall", "lam": {"nobody": 0.4}}, "lam: no task 'nobody'"),
     ],

@@ -1,4 +1,4 @@
-"""Outputs come as near to the fine-tune's as is foretold, whatever the shapes; what bits forbid is said."""
+"""Outputs come as near to the fine-tune's as is predicted, whatever the shapes; what bits forbid is said."""
 
 from __future__ import annotations
 
