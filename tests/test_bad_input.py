@@ -97,7 +97,7 @@ def test_no_task_at_all_is_refused(tmp_path: Path) -> None:
         ({"colour": "blue"}, "no such option: colour; there are"),
         ({"recipe": "tall", "lam": -1.0}, "λ must be a positive number"),
         ({"recipe": "tall", "lam": float("nan")}, "λ must be a positive number"),
-        ({"recipe": "fit", "lam": 0.4}, "no option 'lam'"),
+        ({"recipe": "fit", "lam": 0.4}, "takes no lam (--lambda)"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.recipes.base import Recipe, ZooFacts
+from tallstore.stores import Sink
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements of a chunk; fewer where many tasks would not fit into memory."""
@@ -65,6 +66,8 @@ class GroupSlot:
     """How many tasks are there before them."""
     settled: frozenset[str] = frozenset()
     """Tensors of theirs that are the base's of the same name, as the caller knows: no one reads them."""
+    work: Sink | None = None
+    """The larger archive's sink, beside which what is done stays where the job fails and may be resumed."""
 
 
 def chunk_elements(n_tasks: int) -> int:

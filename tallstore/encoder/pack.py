@@ -78,7 +78,12 @@ def encode(
         raise InputError("no task was given: name at least one fine-tuned model")
     with ExitStack() as stack:
         sink = stack.enter_context(
-            open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
+            open_sink(
+                path,
+                overwrite=chosen.overwrite,
+                resume=chosen.resume and slot.work is None,
+                storage_options=chosen.storage_options,
+            )
         )
         # Before the checkpoints: workers of its own get ready while those are looked at.
         engine = stack.enter_context(open_engine(chosen.engine, chosen.workers, in_memory(len(names))))
@@ -107,7 +112,7 @@ def encode(
             "chunk": chunk,
             "slot": [slot.group, slot.first, *sorted(slot.settled)],
         }
-        journal = Journal(sink, start, opened, choices)
+        journal = Journal(slot.work or sink, start, opened, choices)
         job = PackJob(
             base=start,
             tasks=list(opened.values()),

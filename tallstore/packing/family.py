@@ -62,9 +62,12 @@ def pack_family(
     began = time.perf_counter()
     plain = {name: source for name, source in tasks.items() if name not in kin}
     with ExitStack() as stack:
-        sink = stack.enter_context(open_sink(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options))
+        sink = stack.enter_context(
+            open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
+        )
         options = replace(chosen, overwrite=False, resume=False, groups=1)
-        first, archive = packed_beside(stack, sink, base, plain, options.of_tasks(list(plain)), progress, GroupSlot())
+        alone = replace(options.of_tasks(list(plain)), resume=chosen.resume)
+        first, archive = packed_beside(stack, sink, base, plain, alone, progress, GroupSlot())
         archive = SharedTensors().share(archive, lambda store: stack.enter_context(open_store(store.url)))
         start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
         packer = RelativePacker(stack, sink, start, archive, options, progress)
@@ -101,4 +104,5 @@ def pack_family(
         bits_per_parameter=manifest.bits_per_parameter(size),
         seconds=time.perf_counter() - began,
         warnings=tuple(warnings),
+        taken_up=first.taken_up,
     )

@@ -86,9 +86,10 @@ def packed_beside(
 ) -> tuple[PackReport, SplicedArchive]:
     """Pack tasks into an archive of their own in a sink's scratch, and open it: its parts are to be taken over.
 
-    `scratch`: the place's name there; by default the group's.
+    `scratch`: the place's name there; by default the group's. With `resume`, what is done stays where it is resumed.
     """
     place = sink.scratch(scratch or f"group-{slot.group}")
+    slot = replace(slot, work=sink if options.resume else None)
     report = pack_group(base, tasks, place, options, progress=progress, slot=slot)
     store = stack.enter_context(open_store(place))
     return report, SplicedArchive(store, read_manifest(store))

@@ -32,12 +32,12 @@ def zoo_with_heads(dtype: torch.dtype = torch.float32) -> tuple[State, dict[str,
 
 
 def tau(zoo: Zoo, task: str, name: str, original: torch.Tensor) -> np.ndarray:
-    """The decoded task vector of one tensor, flat; `original` is needed where it is stored whole."""
+    """The decoded task vector of one tensor, flat; `original` is needed where it comes back bit for bit."""
     facts = zoo.tensors(task)[name]
     base_name = name.removeprefix("body.")
     base = zoo.base(base_name)
     wide = np.float64 if base.dtype == torch.float64 else np.float32
-    if facts.kind == "private":
+    if facts.kind in {"private", "lossless"}:
         return to_numpy(original).astype(wide) - to_numpy(base.to(original.dtype)).astype(wide)
     if facts.kind == "base":
         return np.zeros(base.numel(), wide)

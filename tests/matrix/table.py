@@ -10,19 +10,19 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "pages" / "checkpoints.md"
 ALWAYS = ("pack, extract", "folder", "add", "merge", "verify", "lossless")
 HEAD = """# Which checkpoints, and what can be done with them
 
-Every row is a kind of checkpoint that is made small by the library that writes it, in the tests, and goes through every
-column: packed with a base, extracted and opened by its own library; its folder's other files given back; written into a
-model in memory; switched; loaded as a transformers model; added to an archive; merged; verified against its original; and
-packed without loss, where it comes back bit for bit. A dash says that the column is for other kinds:
+For every row the tests make a small checkpoint of that kind, with the library that writes it, and try every column: it
+is packed with a base, extracted and opened by its own library; its folder's other files are given back; it is written
+into a model in memory; switched to; loaded as a transformers model; added to an archive; merged; verified against its
+original; and packed without loss, where it comes back bit for bit. A dash means that the column does not apply:
 
 - `load_into` and `switcher` write to one `nn.Module`; a pipeline is several, and each is taken by
   `zoo.state_dict(task, component=NAME)`.
 - `from_pretrained` is for transformers models; others are extracted and loaded by their own library.
-- Codes of quantized checkpoints are packed without loss and come back to the bit; sums of them mean nothing, so that merging
-  is refused. Here are the layouts that libraries save; models that torchao and compressed-tensors made go through
+- Quantized checkpoints are packed without loss and come back bit for bit. Sums of their codes mean nothing, so merging
+  is refused. The table has the layouts that libraries save; models that torchao and compressed-tensors made go through
   packing, extracting and their stock loaders in tests of their own.
-- merging is of models: an adapter is merged into its base (`extract --merged`), as it is where it is written into a
-  model, switched to, or loaded by `from_pretrained`.
+- Merging is for models. An adapter is merged into its base instead: by `extract --merged`, and wherever it is written
+  into a model, switched to, or loaded by `from_pretrained`.
 
 """
 

@@ -75,8 +75,8 @@ def test_a_reader_that_was_forgotten_lets_go(tmp_path: Path) -> None:
 
 HOLD = """
 import os, signal, tallstore
-zoo = tallstore.open(args[0])
-zoo.state_dict("a")
+held = tallstore.open(args[0])
+held.state_dict("a")
 from stores.test_folder_lock import zoo
 tallstore.pack(*zoo(1), args[0], overwrite=True)
 os.kill(os.getpid(), signal.SIGKILL)
