@@ -92,11 +92,18 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the scratch folder and all in it, and the target's parents if they were made for nothing."""
+        try:
+            self._discard()
+        except BaseException:  # interrupted: it is done all the same, and the interrupt goes on
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 self._clear()
                 # The lock goes last: whoever waits for it finds nothing that is still being removed.
-                (self.folder / _LOCK).unlink()
+                (self.folder / _LOCK).unlink(missing_ok=True)
                 self.folder.rmdir()
             self._lock.close()
             self._lock = None
@@ -211,7 +218,7 @@ def _locked(folder: Path) -> IO[bytes] | None:
                 return handle
         except FileNotFoundError:
             pass
-        except OSError:
+        except BaseException:  # an interrupt, too
             with contextlib.suppress(OSError):
                 (folder / _LOCK).unlink()
                 folder.rmdir()
