@@ -50,7 +50,7 @@ def _can_be_had(requirement: str) -> bool:
         return True
     words = [*_PIP, "--dry-run", "--no-deps", "--ignore-installed", "--only-binary=:all:", requirement]
     try:
-        done = subprocess.run([sys.executable, *words], capture_output=True, check=False, timeout=300)  # noqa: S603
+        done = subprocess.run([sys.executable, *words], capture_output=True, check=False, timeout=300)  # noqa: S603 - pip of this Python
     except subprocess.TimeoutExpired:
         return False
     return not done.returncode

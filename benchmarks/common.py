@@ -142,7 +142,7 @@ class _Sampler:
 
     def look(self) -> None:
         """Take what there is now into account. What fails with the system's error is left out."""
-        raise NotImplementedError
+        raise NotImplementedError  # each sampler looks at something else
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -334,5 +334,5 @@ class _Merger:
 def _convolved(a: Tensor, b: Tensor, weight: Tensor, scaling: float) -> Tensor:
     if tuple(weight.shape[2:4]) == (1, 1):
         product: Any = b.squeeze(3).squeeze(2) @ a.squeeze(3).squeeze(2)
-        return product.unsqueeze(2).unsqueeze(3) * scaling  # type: ignore[no-any-return]
+        return product.unsqueeze(2).unsqueeze(3) * scaling  # type: ignore[no-any-return]  # torch says Any
     return _CONVOLUTIONS[weight.ndim](a.transpose(0, 1), b).transpose(0, 1) * scaling

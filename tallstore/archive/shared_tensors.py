@@ -195,7 +195,12 @@ def part_of(header: PartHeader, coded: Mapping[str, bytes]) -> tuple[bytes, Part
     """A part's file, of its tensors' coded bytes in the order that they are to lie in; its record."""
     first = header.to_bytes(list(coded))
     data = first + b"".join(each + bytes(-len(each) % limits.BLOB_ALIGNMENT) for each in coded.values())
-    return data, PartRecord(
+    return data, record_of(header, first, data)
+
+
+def record_of(header: PartHeader, first: bytes, data: bytes) -> PartRecord:
+    """A part's record: of its header, that as bytes, and the whole file."""
+    return PartRecord(
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         header_size=len(first),

@@ -292,7 +292,7 @@ class Switcher:
             for slot in state.slots:
                 if slot.target is None:
                     assert slot.base is not None or slot.tail is not None
-                    device = (slot.tail if slot.base is None else slot.base).device  # type: ignore[union-attr]
+                    device = (slot.tail if slot.base is None else slot.base).device  # type: ignore[union-attr]  # one is there
                     target = apart[slot.name] = torch.empty(slot.shape, dtype=slot.dtype, device=device)
                 else:
                     target = self._target(slot, slot.target, own)

@@ -7,7 +7,6 @@ out, if the task comes back as well as those that it is made of.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from torch import Tensor
 from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
 from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.reader import Reader
+from tallstore.archive.shared_tensors import record_of
 from tallstore.archive.sharing import Home, find_home, joined, ones_part
 from tallstore.archive.splice import SplicedArchive
 from tallstore.checkpoints import Checkpoint
@@ -322,13 +322,7 @@ def _replaced(made: SplicedArchive, path: str, header: PartHeader, held: Mapping
     data = first + place.read_bytes()[record.header_size :]
     place.unlink()  # what others may hold open, or mapped, stays as it is
     place.write_bytes(data)
-    return PartRecord(
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        header_size=len(first),
-        header_sha256=hashlib.sha256(first).hexdigest(),
-        version=header.version,
-    )
+    return record_of(header, first, data)
 
 
 def _same(source: Checkpoint, task: Checkpoint, name: str) -> bool:

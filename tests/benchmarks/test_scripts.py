@@ -28,6 +28,7 @@ RUNS = {
     "mask_contexts": "{archive}",
     "exactness": "{zoo}",
     "lossless": "{zoo}/base mr={zoo}/mr --no-peers",
+    "other_names": "{zoo}/base {zoo}/mr",
     "relatives": "{zoo}/base {zoo}/mr {zoo}/trec --merges 1 --turns 1",
     "pack_memory": "{out} --tasks 1 --layers 1 --scale 0.02 --delete",
     "regress": "--rounds 1 --size 64 --most 1e9",
