@@ -17,7 +17,7 @@ from tallstore.archive.archive import Archive
 from tallstore.archive.compare import compare
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import export_folder
-from tallstore.archive.in_place import load_into
+from tallstore.archive.load_into import load_into
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.merger import Evaluator, Merged, MergeOptions, Merger, MergeReport
 from tallstore.archive.switch import Switcher

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.adapters import MergedDecoder, adapter_files, check_merged, file_as_json, merged_files
+from tallstore.archive.ancestry import step_of
 from tallstore.archive.components import FolderView, components_of, layout_by_names, part_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.devices import on_device
 from tallstore.archive.export import FORMS, SHARD, check_folder, export_folder
 from tallstore.archive.facts import TensorFacts, facts_of
-from tallstore.archive.family import step_of
-from tallstore.archive.in_place import decode_into
+from tallstore.archive.load_into import decode_into
 from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.mask_statistics import MaskStatistics, count_masks

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.held_pieces import HeldPieces
+from tallstore.archive.piece_cache import PieceCache
 from tallstore.archive.reader import Place, Reader
 from tallstore.checkpoints import Checkpoint, TensorInfo
 from tallstore.format.manifest import Manifest, Task
@@ -125,7 +125,7 @@ class ArchiveStart(Checkpoint):
         base: Checkpoint,
         task: Checkpoint,
         relatives: Relatives,
-        held: HeldPieces | None = None,
+        held: PieceCache | None = None,
     ) -> None:
         """`held`: what several tasks that start from the same ones decode of those, each piece once."""
         manifest = reader.manifest

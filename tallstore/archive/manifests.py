@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tallstore.archive.family import tree_of
+from tallstore.archive.ancestry import tree_of
 from tallstore.archive.refetch import read_checked
 from tallstore.archive.verified import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import ArchiveError, DamagedError, FormatError, NotAnArchiveError

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tallstore.archive.base_tensors import BaseElements, Filler, Job
 from tallstore.archive.chunk_reader import ChunkReader
-from tallstore.archive.held_pieces import Read
+from tallstore.archive.piece_cache import Read
 from tallstore.archive.read_plan import How, Segment, TensorPlan, chunks_of
 from tallstore.kernels.reference import wide
 from tallstore.kernels.steps import Steps

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tallstore.archive.base_tensors import BaseElements, Job
 from tallstore.archive.chunk_reader import ChunkReader
-from tallstore.archive.held_pieces import HeldPieces
 from tallstore.archive.indexing import select
 from tallstore.archive.locations import Places
 from tallstore.archive.memory_guard import room_for
+from tallstore.archive.piece_cache import PieceCache
 from tallstore.archive.read_plan import How, ReadPlan, Segment, TensorPlan
 from tallstore.archive.segments import SegmentWriter
 from tallstore.errors import NoSuchTensorError
@@ -53,7 +53,7 @@ class Pieces:
         self.run = run
         """Runs jobs side by side."""
 
-    def hold(self, held: HeldPieces) -> None:
+    def hold(self, held: PieceCache) -> None:
         """Keep what tensors that build on others' decode of those, for whoever builds on the same."""
         self.writer.read = held.reading(self.elements)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
 from tallstore.archive.decode import Decoder, Job
-from tallstore.archive.in_place import check_overlaps, converted, touched, version_of
+from tallstore.archive.load_into import check_overlaps, converted, touched, version_of
 from tallstore.archive.merging.alignment import line_up
 from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless

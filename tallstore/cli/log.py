@@ -32,7 +32,7 @@ def log(
 
       tallstore extract zoo.tall trec@600 -o trec-600/
     """
-    from tallstore.archive.family import ancestry, runs_of
+    from tallstore.archive.ancestry import ancestry, runs_of
     from tallstore.archive.manifests import read_manifest
 
     with open_any(zoo, access=Access()) as store:

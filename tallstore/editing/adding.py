@@ -17,11 +17,11 @@ from tallstore.archive.sharing import find_home, joined
 from tallstore.archive.splice import Spliced, SplicedArchive, new_config, splice
 from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
+from tallstore.editing.adding_relatives import AddedRelatives
 from tallstore.editing.base import base_of, check_same
 from tallstore.editing.change import Change, changing
 from tallstore.editing.companions import note_on
-from tallstore.editing.kindred import KinOfAdded
-from tallstore.editing.moved import with_distances
+from tallstore.editing.distances import with_distances
 from tallstore.editing.options import inherited
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
@@ -152,16 +152,16 @@ class Packer:
 
     def add(self, tasks: Mapping[str, Source], parents: Mapping[str, str] | None = None) -> Spliced:
         """New tasks beside the old ones: those that are made of others as that, all others as ever."""
-        kin = KinOfAdded(self._change, self._stack, self._base, self._options, self._progress)
-        related = kin.find(tasks, parents or {})
-        archives = kin.pack_known(tasks, related)
-        self.tasks |= kin.reports
+        relatives = AddedRelatives(self._change, self._stack, self._base, self._options, self._progress)
+        related = relatives.find(tasks, parents or {})
+        archives = relatives.pack_known(tasks, related)
+        self.tasks |= relatives.reports
         plain = {name: source for name, source in tasks.items() if name not in related}
         if plain:
             spliced_of = self._plain(plain)
             archives += spliced_of
-            archives += kin.pack_new(tasks, related, spliced_of)
-            self.tasks |= kin.reports
+            archives += relatives.pack_new(tasks, related, spliced_of)
+            self.tasks |= relatives.reports
         if left := {name: source for name, source in tasks.items() if name not in self.tasks}:
             archives += self._plain(left)
         order = [*self._change.manifest.tasks, *tasks]

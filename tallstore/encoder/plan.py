@@ -11,7 +11,7 @@ from tallstore.checkpoints.quantized import Quantized, find_quantized
 from tallstore.encoder.components import matched
 from tallstore.encoder.match import Match
 from tallstore.encoder.reasons import Reason, Why
-from tallstore.encoder.ties import tied_names
+from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import CheckpointError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE, PACKED
 from tallstore.format.manifest import names_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tallstore.archive import Archive
-from tallstore.archive.family import step_of
+from tallstore.archive.ancestry import step_of
 from tallstore.checkpoints import Source
 from tallstore.errors import NoSuchTaskError, NotAnArchiveError, OptionError
 from tallstore.format.manifest import names_of

@@ -10,8 +10,8 @@ from tallstore.checkpoints import Source, with_every_set
 from tallstore.encoder import Options, PackReport, Progress
 from tallstore.errors import InputError
 from tallstore.format.names import check_task_names
-from tallstore.packing.family import kin_among, pack_family
 from tallstore.packing.groups import pack_groups
+from tallstore.packing.pack_with_merges import combinations_among, pack_with_merges
 from tallstore.packing.trials import pack_group
 from tallstore.stores import check_target
 
@@ -50,8 +50,8 @@ def pack(
     check_target(path, overwrite=chosen.overwrite, storage_options=chosen.storage_options)
     with with_every_set(tasks, chosen.weights, chosen.storage_options) as every:
         check_task_names(list(every))
-        if (kin := kin_among(base, every, chosen)) is not None:
-            return pack_family(base, every, path, chosen, kin, progress=progress)
+        if (combinations := combinations_among(base, every, chosen)) is not None:
+            return pack_with_merges(base, every, path, chosen, combinations, progress=progress)
         if chosen.groups == 1:
             return pack_group(base, every, path, chosen, progress=progress)
         return pack_groups(base, every, path, chosen, progress=progress)

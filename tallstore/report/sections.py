@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from tallstore.archive.family import recipe_in_words, tree_of
+from tallstore.archive.ancestry import recipe_in_words, tree_of
 from tallstore.archive.manifests import notes_of, warnings_of
 from tallstore.humanize import number, share, size
 from tallstore.report.facts import Facts

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tallstore.archive.decode import Decoder
-from tallstore.archive.in_place import version_of
+from tallstore.archive.load_into import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.serving.apart import by_task

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
 from tallstore.archive.decode import Decoder
-from tallstore.archive.in_place import check_overlaps, converted, touched
+from tallstore.archive.load_into import check_overlaps, converted, touched
 from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_lossless import CodedLossless
 from tallstore.errors import ModelMismatchError

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support import State, assert_same, noise, write_folder
 
 import tallstore
-from tallstore.archive.family import tree_of
+from tallstore.archive.ancestry import tree_of
 from tallstore.cli import main
 from tallstore.errors import InputError, NoSuchTaskError
 

@@ -15,16 +15,16 @@ from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
 from tallstore.encoder import GroupSlot, Options, PackReport, Progress, TaskReport
 from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import TallstoreError
-from tallstore.packing.alike import any_alike
+from tallstore.packing.equal_tensors import any_alike
+from tallstore.packing.find_combinations import LinearFit, find_combinations
 from tallstore.packing.groups import packed_beside
-from tallstore.packing.kin import Kin, find_kin
-from tallstore.packing.relative import RelativePacker, relatives_of
+from tallstore.packing.relative_packer import RelativePacker, relatives_of
 from tallstore.stores import open_sink, open_store
 
-__all__ = ["kin_among", "pack_family"]
+__all__ = ["combinations_among", "pack_with_merges"]
 
 
-def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dict[str, Kin] | None:
+def combinations_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dict[str, LinearFit] | None:
     """Tasks that are combinations of others of them; None where nothing is, and no tensor is that of two of them.
 
     So it is where options promise what only other codes keep.
@@ -45,22 +45,22 @@ def kin_among(base: Source, tasks: Mapping[str, Source], chosen: Options) -> dic
             return None
         if start.far or any(task.far for task in opened.values()):
             return None
-        kin = find_kin(start, opened, {}, parents=tuple(opened) if chosen.quality == LOSSLESS else ())
-        return kin if kin or any_alike(start, opened) else None
+        combinations = find_combinations(start, opened, {}, parents=tuple(opened) if chosen.quality == LOSSLESS else ())
+        return combinations if combinations or any_alike(start, opened) else None
 
 
-def pack_family(
+def pack_with_merges(
     base: Source,
     tasks: Mapping[str, Source],
     path: str | os.PathLike[str],
     chosen: Options,
-    kin: Mapping[str, Kin],
+    combinations: Mapping[str, LinearFit],
     *,
     progress: Progress | None = None,
 ) -> PackReport:
     """Pack those that are no combination of others as ever, and those that are as that."""
     began = time.perf_counter()
-    plain = {name: source for name, source in tasks.items() if name not in kin}
+    plain = {name: source for name, source in tasks.items() if name not in combinations}
     with ExitStack() as stack:
         sink = stack.enter_context(
             open_sink(path, overwrite=chosen.overwrite, resume=chosen.resume, storage_options=chosen.storage_options)
@@ -77,12 +77,12 @@ def pack_family(
             name: stack.enter_context(
                 opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
             )
-            for name in kin
+            for name in combinations
         }
-        made = packer.pack(opened, {name: relatives_of(each) for name, each in kin.items()})
+        made = packer.pack(opened, {name: relatives_of(each) for name, each in combinations.items()})
         reports |= {name: each[0] for name, each in made.items()}
         added += [each[1] for each in made.values()]
-        if failed := [name for name in kin if name not in made]:
+        if failed := [name for name in combinations if name not in made]:
             others = {name: tasks[name] for name in failed}
             report, more = packed_beside(
                 stack, sink, start, others, replace(options, base_storage="reference").of_tasks(failed), progress,

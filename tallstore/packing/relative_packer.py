@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tallstore.archive.checkpoint import ArchiveStart, ArchiveTask, StartPlan
-from tallstore.archive.held_pieces import HeldPieces
+from tallstore.archive.piece_cache import PieceCache
 from tallstore.archive.reader import Reader
 from tallstore.archive.shared_tensors import record_of
 from tallstore.archive.sharing import Home, find_home, joined, ones_part
@@ -25,14 +25,14 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.components import matched
 from tallstore.encoder.options import LOSSLESS
-from tallstore.encoder.ties import tied_names
+from tallstore.encoder.tied_weights import tied_names
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import PartRecord, Task
 from tallstore.format.part import Entry, PartHeader
 from tallstore.format.relatives import MergeRecipe, Relatives
+from tallstore.packing.find_combinations import LinearFit
 from tallstore.packing.groups import packed_beside
-from tallstore.packing.kept import Combination, Kept, kept_of
-from tallstore.packing.kin import Kin
+from tallstore.packing.uncoded import Combination, Kept, kept_of
 from tallstore.recipes.histogram import NARROW_BYTES
 from tallstore.stores import Sink, open_store
 from tallstore.tensors import TORCH
@@ -50,12 +50,12 @@ _LEAST_ERROR = 0.02
 _RUN = 1 << 20
 
 
-def relatives_of(kin: Kin) -> Relatives:
+def relatives_of(fit: LinearFit) -> Relatives:
     """A combination as a recipe."""
-    linear = abs(math.fsum(kin.weights.values()) - 1) < 1e-9
-    weights = tuple(kin.weights.values())
+    linear = abs(math.fsum(fit.weights.values()) - 1) < 1e-9
+    weights = tuple(fit.weights.values())
     merge = MergeRecipe(method="linear" if linear else "arithmetic", weights=weights)
-    return Relatives(tasks=tuple(kin.weights), merge=merge)
+    return Relatives(tasks=tuple(fit.weights), merge=merge)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class RelativePacker:
         self._lossless = self.options.quality == LOSSLESS
         self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
         self._seen = self._reader.manifest
-        self._pieces = HeldPieces()
+        self._pieces = PieceCache()
 
     def pack(
         self, tasks: Mapping[str, Checkpoint], relatives: Mapping[str, Relatives], *, said: Collection[str] = ()

@@ -15,10 +15,10 @@ from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.format.relatives import Relatives
-from tallstore.packing.kin import Kin, find_kin
-from tallstore.packing.relative import RelativePacker, relatives_of
+from tallstore.packing.find_combinations import LinearFit, find_combinations
+from tallstore.packing.relative_packer import RelativePacker, relatives_of
 
-__all__ = ["KinOfAdded"]
+__all__ = ["AddedRelatives"]
 
 _CHAIN = 3
 """Longest chain that is made: each link is decoded for the last of it."""
@@ -26,7 +26,7 @@ _MOST = 64
 """Tasks of an archive that are compared with new ones: more would take longer than they save."""
 
 
-class KinOfAdded:
+class AddedRelatives:
     """Finds and packs those tasks of one change that are made of others."""
 
     def __init__(
@@ -44,7 +44,7 @@ class KinOfAdded:
         for name, parent in parents.items():
             self._check(name, parent, tasks)
         self._said = set(parents)
-        said = {name: relatives_of(Kin(weights={parent: 1.0}, explained=1.0)) for name, parent in parents.items()}
+        said = {name: relatives_of(LinearFit(weights={parent: 1.0}, explained=1.0)) for name, parent in parents.items()}
         promised = options.evaluate is not None or options.max_error is not None or bool(options.exact)
         rest = {name: source for name, source in tasks.items() if name not in parents}
         if not options.relatives or options.recipe != "solo" or promised or not rest:
@@ -61,8 +61,8 @@ class KinOfAdded:
         }
         # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
         parents_of = [*known, *opened] if options.quality == LOSSLESS else ()
-        kin = find_kin(self._base, opened, known, parents=parents_of)
-        return said | {name: relatives_of(each) for name, each in kin.items()}
+        combinations = find_combinations(self._base, opened, known, parents=parents_of)
+        return said | {name: relatives_of(each) for name, each in combinations.items()}
 
     def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
         """Those that are made of what the archive holds. What is none after all is taken out of `related`."""

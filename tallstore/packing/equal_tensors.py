@@ -8,7 +8,7 @@ import numpy as np
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.components import matched
-from tallstore.encoder.ties import tied_names
+from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import size_of
 from tallstore.tensors import as_bytes

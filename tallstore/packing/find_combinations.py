@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.components import matched
-from tallstore.encoder.ties import tied_names
+from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import MASKABLE
 
-__all__ = ["SMALLEST", "Kin", "find_kin"]
+__all__ = ["SMALLEST", "LinearFit", "find_combinations"]
 
 SMALLEST = 1 << 18
 """Parameters from which on it is looked for: of fewer there is nothing to save."""
@@ -51,7 +51,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kin:
+class LinearFit:
     """A task as a combination of others."""
 
     weights: Mapping[str, float]
@@ -59,9 +59,9 @@ class Kin:
     """Share of the sampled task vector's square."""
 
 
-def find_kin(
+def find_combinations(
     base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint], *, parents: Collection[str] = ()
-) -> dict[str, Kin]:
+) -> dict[str, LinearFit]:
     """Tasks that are combinations of known ones, or of others among them that are none.
 
     Args:
@@ -79,7 +79,7 @@ def find_kin(
     gram = stacked @ stacked.T
     basis = [names.index(name) for name in known if name in rows]
     left = [at for at, name in enumerate(names) if name in tasks and gram[at, at] > 0]
-    related: dict[str, Kin] = {}
+    related: dict[str, LinearFit] = {}
     while left:
         rest = {at: _rest(gram, at, basis) for at in left}
         free = [at for at in left if not _is_left(rest[at], gram[at, at], noise[names[at]])]
@@ -90,11 +90,11 @@ def find_kin(
         basis.append(chosen)
         left.remove(chosen)
     for at in left:
-        kin = _fitted(names, rows, gram, at, basis, noise[names[at]])
-        if kin is not None:
-            related[names[at]] = kin
+        combination = _fitted(names, rows, gram, at, basis, noise[names[at]])
+        if combination is not None:
+            related[names[at]] = combination
     if parents:
-        sources = {name for kin in related.values() for name in kin.weights}
+        sources = {name for combination in related.values() for name in combination.weights}
         others = [name for name in tasks if name in rows and name not in related]
         related |= _children(rows, others, [name for name in parents if name not in related], sources)
     return related
@@ -102,7 +102,7 @@ def find_kin(
 
 def _children(
     rows: Mapping[str, Floats], tasks: Sequence[str], parents: Collection[str], sources: set[str]
-) -> dict[str, Kin]:
+) -> dict[str, LinearFit]:
     """Tasks that cost much less against another one than against the base. No parent is a child: chains are short."""
     own = {name: _cost(rows[name]) for name in tasks}
     pairs = [
@@ -112,11 +112,11 @@ def _children(
         for other in dict.fromkeys(parents)
         if other != name and other in rows and (cost := _cost(rows[name] - rows[other])) < _NEARER * own[name]
     ]
-    children: dict[str, Kin] = {}
+    children: dict[str, LinearFit] = {}
     anchors: set[str] = set()
     for saved, name, other in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
         if name not in children and name not in anchors and other not in children:
-            children[name] = Kin(weights={other: 1.0}, explained=saved / own[name])
+            children[name] = LinearFit(weights={other: 1.0}, explained=saved / own[name])
             anchors.add(other)
     return children
 
@@ -218,7 +218,7 @@ def _solved(gram: Floats, at: int, basis: Sequence[int]) -> Floats:
 
 def _fitted(
     names: Sequence[str], rows: Mapping[str, Floats], gram: Floats, at: int, basis: Sequence[int], noise: float
-) -> Kin | None:
+) -> LinearFit | None:
     """Weights of those that count, as short as they may be; None where they explain too little."""
     there = list(basis)
     while True:
@@ -248,4 +248,6 @@ def _fitted(
     if not _is_left(best, gram[at, at], noise):
         return None
     explained = 1 - best / float(gram[at, at])
-    return Kin(weights={names[j]: float(w) for j, w in zip(there, weights, strict=True) if w}, explained=explained)
+    return LinearFit(
+        weights={names[j]: float(w) for j, w in zip(there, weights, strict=True) if w}, explained=explained
+    )

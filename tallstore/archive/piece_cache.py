@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["HeldPieces", "Read"]
+__all__ = ["PieceCache", "Read"]
 
 Read = Callable[[str, str, int, int], Tensor]
 """Decodes elements [start, stop) of a tensor of a task: (task, name, start, stop)."""
 
 
-class HeldPieces:
+class PieceCache:
     """The last pieces of tasks that were decoded to build on, for several archives of the same tasks. Thread-safe."""
 
     def __init__(self, most: int = 1 << 27) -> None:
