@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "format": {"errors"},
     "kernels": {"errors"},
     "humanize": {"errors"},
+    "notes": {"humanize"},
     "names": {"errors"},
     "evaluator": {"errors"},
     "tensors": {"format", "memory"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
             "recipes",
             "stores",
         ),
-        *("tensors", "humanize"),
+        *("tensors", "humanize", "notes"),
     },
     "archive": {
         *(
@@ -59,7 +60,7 @@ MAY_IMPORT = {
             "names",
             "recipes",
         ),
-        *("stores", "tensors", "humanize"),
+        *("stores", "tensors", "humanize", "notes"),
     },
     "serving": {"archive", "errors", "format", "kernels", "tensors"},
     "report": {"archive", "errors", "format", "stores", "humanize"},

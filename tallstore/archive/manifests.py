@@ -12,9 +12,8 @@ from tallstore.archive.refetch import read_checked
 from tallstore.archive.verified import MANIFEST_MOST, MANIFESTS
 from tallstore.errors import ArchiveError, DamagedError, FormatError, NotAnArchiveError
 from tallstore.format import limits
-from tallstore.format.adapter import adapter_note
 from tallstore.format.manifest import MANIFEST, Manifest, Task, is_intact, names_of
-from tallstore.humanize import size
+from tallstore.notes import adapter_note, cheaper_note, lossless_note
 from tallstore.stores import Store
 
 __all__ = ["PARTS", "notes_of", "read_manifest", "summary", "warnings_of"]
@@ -114,9 +113,7 @@ def notes_of(name: str, task: Task) -> Iterator[str]:
     tensors, plain, coded = (task.number("without_loss", key) for key in ("tensors", "bytes", "coded_bytes"))
     if tensors is not None and plain is not None and coded is not None:
         form = task.measured["without_loss"].get("form")
-        what = f"of a quantized checkpoint ({form})" if isinstance(form, str) else "of types that no mask fits"
-        count = f"{tensors:.0f} tensor{'' if tensors == 1 else 's'}"
-        yield f"{name}: {count} {what}, packed without loss: {size(plain)} → {size(coded)}"
+        yield lossless_note(name, tensors, plain, coded, form if isinstance(form, str) else None)
     tensors, of = (task.number("cheaper_without_loss", key) for key in ("tensors", "of"))
     if tensors is not None and of is not None:
-        yield f"{name}: {tensors:.0f} of {of:.0f} tensors bit for bit, since that is cheaper"
+        yield cheaper_note(name, tensors, of)

@@ -23,8 +23,8 @@ from tallstore.format.manifest import Manifest, names_of
 from tallstore.format.part import Entry
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.merging.base import MergeStatistic, MergeTile
+from tallstore.recipes.election import Majority
 from tallstore.recipes.statistics import Trim
-from tallstore.recipes.ties import Majority
 
 __all__ = ["MIXES", "Mixture", "mix"]
 

@@ -14,7 +14,7 @@ from tallstore.archive.read_plan import How, Segment, TensorPlan, chunks_of
 from tallstore.kernels.reference import wide
 from tallstore.kernels.steps import Steps
 from tallstore.kernels.tiled import DecodedSteps
-from tallstore.merging.recipes import merged
+from tallstore.merging.stored_merge import merged
 from tallstore.tensors import empty
 
 __all__ = ["SegmentWriter"]

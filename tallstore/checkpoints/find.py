@@ -28,7 +28,7 @@ from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
 from tallstore.checkpoints.sets import ALL, choose_by_prefix
 from tallstore.checkpoints.torch_files import is_torch_file, open_torch
-from tallstore.checkpoints.weights_files import PICKLES, SAFE, read_index
+from tallstore.checkpoints.weights_files import PICKLES, SAFE, check_shards_there, read_index
 from tallstore.errors import CheckpointError
 from tallstore.format.layout import PLAIN, WeightsFile
 from tallstore.stores import is_address
@@ -190,9 +190,7 @@ def _open_files(paths: Sequence[Path], where: str, weights: str | None) -> Check
 def _open_shards(index: Path, where: str, weights: str | None, open_files: _Open = _open_files) -> Checkpoint:
     """The shards that an index names, each of its tensors among them."""
     table, shards = read_index(index)
-    for shard in shards:
-        if not shard.is_file():
-            raise CheckpointError(f"{shard}: missing, and {index.name} names it")
+    check_shards_there(shards, index)
     checkpoint = open_files(shards, where, weights)
     checkpoint.layout = ()
     if lost := next((name for name in table if name not in checkpoint.tensors), None):

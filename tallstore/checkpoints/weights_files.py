@@ -12,7 +12,7 @@ from tallstore.checkpoints.torch_files import is_torch_file
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format.names import check_path
 
-__all__ = ["PICKLES", "SAFE", "Weights", "list_weights", "order", "read_index"]
+__all__ = ["PICKLES", "SAFE", "Weights", "check_shards_there", "list_weights", "order", "read_index"]
 
 SAFE = ".safetensors"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -116,6 +116,13 @@ def read_index(index: Path) -> tuple[Mapping[str, str], list[Path]]:
     return table, [index.parent / name for name in names]
 
 
+def check_shards_there(shards: Sequence[Path], index: Path) -> None:
+    """Raise CheckpointError unless every shard that an index names is a file."""
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{shard}: missing, and {index.name} names it")
+
+
 def _by_index(index: Path) -> Weights | None:
     match = _INDEX.fullmatch(index.name) or _LATE_INDEX.fullmatch(index.name)
     known = match is not None and _NAME.fullmatch(f"{match['stem']}{SAFE}") is not None
@@ -125,9 +132,7 @@ def _by_index(index: Path) -> Weights | None:
         if known:
             raise
         return None
-    for shard in shards:
-        if not shard.is_file():
-            raise CheckpointError(f"{shard}: missing, and {index.name} names it")
+    check_shards_there(shards, index)
     _check_shards(shards, index.name, index)
     whole = _SHARD.sub("", shards[0].name)
     return _named(whole, tuple(shards), index)

@@ -113,10 +113,6 @@ class Cheaper:
         """Whether no tensor lost anything for that reason."""
         return 0 < self.tensors == self.of
 
-    def note_of(self, name: str) -> str:
-        """What is said of a task of that name."""
-        return f"{name}: {self.tensors} of {self.of} tensors bit for bit, since that is cheaper"
-
 
 N_SUMS = 5
 """What `sums` measures: squared error, squared norm of τ, squared norm of what is kept, their product, count of on."""

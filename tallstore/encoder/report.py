@@ -9,8 +9,8 @@ from typing import Any
 
 from tallstore.encoder.metrics import Cheaper
 from tallstore.encoder.reasons import Reason, Why
-from tallstore.encoder.without_loss import WithoutLoss, note_of
-from tallstore.format.adapter import adapter_note
+from tallstore.encoder.without_loss import WithoutLoss
+from tallstore.notes import adapter_note, cheaper_note, lossless_note
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with: what is being done, how much of it is done, and how much there is."""
@@ -70,10 +70,16 @@ def sentence(why: Why) -> str:
 
 def notes_on(tasks: Mapping[str, TaskReport]) -> tuple[str, ...]:
     """What is good to know of tasks that were packed: nothing to act on."""
-    counts = ((name, task.without_loss) for name, task in tasks.items())
-    cheaper = tuple(task.cheaper.note_of(name) for name, task in tasks.items() if task.cheaper is not None)
-    adapters = tuple(adapter_note(name, task.adapter) for name, task in tasks.items() if task.adapter is not None)
-    return (*(note_of(name, told) for name, told in counts if told is not None), *cheaper, *adapters)
+    lossless = (
+        lossless_note(name, told.tensors, told.bytes, told.coded_bytes, told.form)
+        for name, task in tasks.items()
+        if (told := task.without_loss) is not None
+    )
+    cheaper = (
+        cheaper_note(name, each.tensors, each.of) for name, task in tasks.items() if (each := task.cheaper) is not None
+    )
+    adapters = (adapter_note(name, task.adapter) for name, task in tasks.items() if task.adapter is not None)
+    return (*lossless, *cheaper, *adapters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from tallstore.checkpoints import Checkpoint
 from tallstore.checkpoints.quantized import Quantized
 from tallstore.format.dtypes import MASKABLE, size_of
-from tallstore.humanize import size
 
-__all__ = ["WithoutLoss", "count_without_loss", "note_of", "warnings_of"]
+__all__ = ["WithoutLoss", "count_without_loss", "warnings_of"]
 
 _TOLD = 0.01
 """Share of a checkpoint's bytes from which on tensors of other types than floats are spoken of."""
@@ -68,13 +67,6 @@ def count_without_loss(
         coded_bytes=sum(coded.get(name, 0) + whole.get(name, 0) for name in names),
         strange=sum(name not in at_home and infos[name].numel > 1 for name in names),
     )
-
-
-def note_of(name: str, counts: WithoutLoss) -> str:
-    """What is said of a task of that name."""
-    count = f"{counts.tensors} tensor{'s' if counts.tensors > 1 else ''}"
-    what = "of types that no mask fits" if counts.form is None else f"of a quantized checkpoint ({counts.form})"
-    return f"{name}: {count} {what}, packed without loss: {size(counts.bytes)} → {size(counts.coded_bytes)}"
 
 
 def warnings_of(counts: WithoutLoss) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from tallstore.errors import FormatError
 from tallstore.format.names import check_path
 
-__all__ = ["CONFIG", "WEIGHTS", "Adapter", "adapter_note"]
+__all__ = ["CONFIG", "WEIGHTS", "Adapter"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter's folder, as PEFT calls them."""
@@ -40,8 +40,3 @@ class Adapter:
         if not isinstance(prefix, str) or (prefix and (prefix[-1] != "/" or check_path(prefix[:-1]) != prefix[:-1])):
             raise FormatError(f"{where}: base_files {prefix!r} is no folder with a slash behind it")
         return cls(type=value["type"], base_files=prefix)
-
-
-def adapter_note(name: str, kind: str) -> str:
-    """What is said of a task of that name that is an adapter of that type."""
-    return f"{name}: an adapter ({kind}), kept bit for bit; extract --merged makes the model of it and the base"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tallstore.merging.base import MergeStatistic, MergeTile, Method, checked_alpha
-from tallstore.recipes.ties import Election, Merge
+from tallstore.recipes.election import TOPK, Election, Merge
 
 __all__ = ["TiesMerge"]
 
@@ -18,7 +18,7 @@ class TiesMerge(Method):
     id = "ties"
     approximate = True
 
-    def __init__(self, alpha: float = 1.0, topk: float = 20, merge: Merge = "sum") -> None:
+    def __init__(self, alpha: float = 1.0, topk: float = TOPK, merge: Merge = "sum") -> None:
         self._alpha = checked_alpha(alpha)
         self._election = Election(topk, merge)
 

@@ -1,7 +1,7 @@
 """How far the outputs of a decoded task will be from its fine-tune's, predicted without data.
 
-Noise that has h times the energy of τ (the harm of `allocation`: bias counts κ-fold) changes a unit's output by √h of
-what τ changes there where inputs have nothing to do with τ, and by √(h/G) for inputs that lie as its rows do: see
+Noise that has h times the energy of τ (the harm of `rate_distortion`: bias counts κ-fold) changes a unit's output by √h
+of what τ changes there where inputs have nothing to do with τ, and by √(h/G) for inputs that lie as its rows do: see
 `coherence`. Over a model, noise of different tensors adds up as energies do. What fine-tuning changed is made to one
 end, and adds up as amplitudes do as far as it is coherent. With c² = ‖τ‖²/‖θ0‖² of a tensor, a task's gain is
 

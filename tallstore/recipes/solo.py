@@ -38,7 +38,7 @@ __all__ = ["LEVELS", "TOLERABLE", "Solo"]
 
 Key = tuple[int, str]
 """A task and a base tensor."""
-LEVELS = {"small": 0.19, "balanced": 0.078, "high": 0.035}
+LEVELS = {"small": 0.19, "balanced": 0.078, "high": 0.048}
 """How far outputs may be from the fine-tune's, in units of how far the base's are, as `divergence` foretells it: by
 name. See `benchmarks/README.md`."""
 TOLERABLE = 0.25
@@ -58,6 +58,8 @@ weights of one size, and what leaves them out, or takes them all, errs for each 
 dither are right of them all and cost no more, for the type has nothing between two units (see `rounded_levels`)."""
 _KAPPA_SLOPE = 540.0
 """Where a divergence is, κ in squares of it."""
+_KAPPA_LEAST = 3.28
+"""And at least this, which the default has: below, finer settings diverge more than coarser ones."""
 _FINE = 8192
 """Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much.
 Where no bits are given these are vectors alone."""
@@ -91,7 +93,7 @@ class Solo(Recipe):
             raise OptionError(f"kappa {kappa} is not a weight (1 or more)")
         self.least = kappa == 1
         """Whether the scale is that of least squares."""
-        usual = _kappa(bits) if bits is not None else min(_KAPPA_MOST, max(1.0, _KAPPA_SLOPE * divergence**2))
+        usual = _kappa(bits) if bits is not None else min(_KAPPA_MOST, max(_KAPPA_LEAST, _KAPPA_SLOPE * divergence**2))
         # The least error at the bytes of the level: those are what the usual weight takes.
         self.kappa = usual if kappa is None or (self.least and bits is None) else kappa
         self.narrow_kappa = max(self.kappa, _KAPPA_NARROW) if kappa is None else self.kappa

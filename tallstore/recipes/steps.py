@@ -1,4 +1,4 @@
-"""Levels as fine as it takes, for tensors that need more than the ladders of `allocation` have: up to 127 of each sign.
+"""Levels as fine as it takes, for tensors that need more than the ladders of `quantizers` have: up to 127 of each sign.
 
 Evenly spaced ones, since their indices are entropy-coded (Gish and Pierce 1968), as many as reach to the largest
 magnitude; or, where magnitudes are few, as in types of few bits of which few elements moved, one for each of them.

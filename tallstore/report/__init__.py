@@ -7,7 +7,7 @@ with tallstore.open("zoo.tall") as zoo:
 
 from __future__ import annotations
 
-from tallstore.report.card import card_picture
+from tallstore.report.card_picture import card_picture
 from tallstore.report.write import write_report
 
 __all__ = ["card_picture", "write_report"]

@@ -14,7 +14,7 @@ from tallstore.concurrency import Background
 from tallstore.errors import DamagedError, FormatError, UnreachableError
 from tallstore.format.manifest import PartRecord
 from tallstore.stores.base import Range, Store
-from tallstore.stores.read_plan import Block, BlockPlan, Bytes
+from tallstore.stores.blocks import Block, BlockPlan, Bytes
 from tallstore.stores.zip_directory import LOCAL, find_data, read_directory
 
 TIMEOUT = 30.0

@@ -17,8 +17,8 @@ from support import assert_same, bytes_of, child, examples, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
-from tallstore.stores import Range, read_plan, remote
-from tallstore.stores.read_plan import Block, BlockPlan
+from tallstore.stores import Range, blocks, remote
+from tallstore.stores.blocks import Block, BlockPlan
 from tallstore.stores.remote import FarFolder, Files, TransientError
 
 Span = tuple[int, int]
@@ -191,8 +191,8 @@ def test_ranges_that_touch_are_joined(form: str, packed: Path, server: Hub) -> N
 def test_a_long_part_is_read_in_blocks_several_at_a_time(
     packed: Path, server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_plan, "BLOCK", 8192)
-    monkeypatch.setattr(read_plan, "HELD", 20_000)
+    monkeypatch.setattr(blocks, "BLOCK", 8192)
+    monkeypatch.setattr(blocks, "HELD", 20_000)
     url, how = address(server, "web")
     with tallstore.open(packed) as local, tallstore.open(url, **how) as zoo:
         assert_same(zoo.state_dict("a"), local.state_dict("a"))
@@ -355,8 +355,8 @@ class Counted(Files):
 @settings(deadline=None, max_examples=examples(60))
 @given(planned=RANGES, again=RANGES, block=st.sampled_from([1, 50, 10_000]), held=st.sampled_from([0, 100, 10_000]))
 def test_a_plan_gives_the_right_bytes_and_no_others(planned: Any, again: Any, block: int, held: int) -> None:
-    before = read_plan.BLOCK, read_plan.HELD
-    read_plan.BLOCK, read_plan.HELD = block, held
+    before = blocks.BLOCK, blocks.HELD
+    blocks.BLOCK, blocks.HELD = block, held
     files = Counted()
     try:
         with FarFolder(files) as store:
@@ -365,7 +365,7 @@ def test_a_plan_gives_the_right_bytes_and_no_others(planned: Any, again: Any, bl
                 for path, start, length in ranges:
                     assert bytes(store.read(path, start, length)) == files.data[path][start : start + length]
     finally:
-        read_plan.BLOCK, read_plan.HELD = before
+        blocks.BLOCK, blocks.HELD = before
     asked = {(path, at) for path, start, length in [*planned, *again] for at in range(start, start + length)}
     got = [(path, at) for path, start, stop in files.read_of for at in range(start, stop)]
     assert set(got) <= asked

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.merging.alignment import DECODED, Lineup, Member, line_up
+from tallstore.archive.merging.cut_ties import with_cut_ties
 from tallstore.archive.merging.layout import MergedTensor, Outline, Outlines
 from tallstore.archive.merging.method import choose
-from tallstore.archive.merging.tied_weights import with_cut_ties
 from tallstore.archive.merging.tiles import TILE, Gaps, Rows, TaskVectorReader, Work, ahead
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE

@@ -190,7 +190,7 @@ def _elect(rows, T: tl.constexpr):
 
 @triton.jit
 def _disjoint(rows, MEAN: tl.constexpr, MAJORITY: tl.constexpr, T: tl.constexpr, W: tl.constexpr):
-    """As `recipes.ties.disjoint_merge`."""
+    """As `recipes.election.disjoint_merge`."""
     total = _sum(rows, T)
     zero = tl.zeros_like(total)
     if MAJORITY:
