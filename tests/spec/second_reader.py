@@ -415,12 +415,12 @@ def chosen(symbols: np.ndarray, zero: bytes, other: bytes, dtype: str) -> bytes:
 
 def restored(decoded: bytes, coded: bytes, size: int) -> bytes:
     """codecs/difference.md"""
-    out = b""
+    out = bytearray()
     for at in range(0, len(coded), size):
         z = int.from_bytes(coded[at : at + size], "little")
         d = z // 2 if z % 2 == 0 else -(z // 2) - 1
         out += ((int.from_bytes(decoded[at : at + size], "little") + d) % (1 << 8 * size)).to_bytes(size, "little")
-    return out + decoded[len(coded) :]
+    return bytes(out) + decoded[len(coded) :]
 
 
 def summed(rows: list[np.ndarray]) -> np.ndarray:
