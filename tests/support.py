@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -257,6 +259,25 @@ def child(
     return subprocess.run(
         child_args(code, *args), env=child_env(env), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A folder of all workers, and what is made there by whichever worker needs it first."""
+
+    folder: Path
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """`folder/name`, made if it is not there yet; others wait meanwhile."""
+        path = self.folder / name
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                partial = self.folder / f"{name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                make(partial)
+                partial.rename(path)
+        return path
 
 
 @dataclass
