@@ -333,6 +333,8 @@ torch.set_num_threads(1)
 import tallstore, support
 for name in tallstore.__all__:
     getattr(tallstore, name)  # loaded when first named: here, once, and not in every job
+# What the Hub's client needs; itself it reads the job's environment when it is imported.
+import anyio._backends._asyncio, filelock, fsspec.implementations.local, httpcore, httpx, jinja2, loopback, rich.progress, tqdm.auto, typer, yaml
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 for line in sys.stdin:
