@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from spec.second_reader import decode_vector
+from spec.second_codecs import decode_vector
 from torch import Tensor
 
 import tallstore
