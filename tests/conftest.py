@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import FORKS, Forks, child_args, child_env, quick_compiler
+from support import FORKS, Forks, Shared, child_args, child_env, quick_compiler
 
 # The Hub's client reads these when it is imported. No test sees the user's token or cache, or leaves this machine.
 _HOME = tempfile.mkdtemp(prefix="tallstore-tests-")
@@ -36,6 +37,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def few_objects() -> Iterator[None]:
+    """Collecting garbage looks at what these tests make alone: all that libraries hold takes it a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +87,15 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A C compiler for builds of the native library that are looked at, not waited for."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """What takes long to make, made once for all workers."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiler"  # one for all workers
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
-    return quick_compiler(folder)
+    return Shared(folder)
+
+
+@pytest.fixture(scope="session")
+def compiler(shared: Shared) -> str:
+    """A C compiler for builds of the native library that are looked at, not waited for."""
+    return quick_compiler(shared.folder)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -75,14 +76,21 @@ def threads_on_one_zoo(path: Path, tasks: dict[str, State], threads: int, rounds
             return sum(pool.map(work, range(threads)))
 
 
+def fresh() -> ForkServerContext:
+    """Processes of their own, of one that has imported what takes seconds and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "tallstore.zoo", "tallstore.encoder.pack"])
+    return context
+
+
 def _process(path: Path, tasks: dict[str, State], threads: int, rounds: int) -> None:
     threads_on_one_zoo(path, tasks, threads, rounds)
 
 
 def processes(path: Path, tasks: dict[str, State], count: int, threads: int, rounds: int) -> int:
     """The same in so many processes at once, of so many threads each."""
-    spawn = multiprocessing.get_context("spawn")
-    running = [spawn.Process(target=_process, args=(path, tasks, threads, rounds)) for _ in range(count)]
+    context = fresh()
+    running = [context.Process(target=_process, args=(path, tasks, threads, rounds)) for _ in range(count)]
     for process in running:
         process.start()
     for process in running:
@@ -104,9 +112,9 @@ def replaced_while_read(path: Path, readers: int, times: int, size: int = 6_000)
     """
     generations = [put(path, 1, size), put(path, 0, size)]
     generations.reverse()
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    writer = spawn.Process(target=_replace, args=(path, times, size, ready))
+    context = fresh()
+    ready = context.Event()
+    writer = context.Process(target=_replace, args=(path, times, size, ready))
 
     def read(_: int) -> int:
         done = 0

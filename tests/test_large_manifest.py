@@ -69,7 +69,7 @@ def test_the_manifest_of_a_large_zoo_is_below_a_megabyte() -> None:
 
 
 def test_headers_of_many_tasks_take_little_more_memory_than_their_bytes(tmp_path: Path, small_chunks: int) -> None:
-    base = {f"layers.{n}.weight": noise(64, 80, seed=n) for n in range(120)}
+    base = {f"layers.{n}.weight": noise(64, 80, seed=n) for n in range(60)}
     tallstore.pack(
         base,
         {f"t{s}": {name: near(tensor, s) for name, tensor in base.items()} for s in range(6)},
@@ -87,5 +87,5 @@ def test_headers_of_many_tasks_take_little_more_memory_than_their_bytes(tmp_path
             held = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        assert stored > 100_000
+        assert stored > 50_000
         assert held < 2 * stored, f"{held} bytes held for headers of {stored}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import load
+import pytest
+
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 def test_threads_decode_one_archive(target: Path) -> None:

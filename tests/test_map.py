@@ -50,7 +50,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "archive/read_plan": ("differential/test_differential.py", "archive/test_slices.py", "hub/test_far.py"),
     "archive/prefetch": ("hub/test_far.py", "hub/test_pulling.py"),
     "archive/reader": ("archive/test_damage.py",),
-    "archive/refetch": ("hub/test_pulling.py", "hub/test_tall_file.py"),
+    "archive/refetch": ("hub/test_pulling_damaged.py", "hub/test_tall_file.py"),
     "archive/resident*": ("archive/test_switch.py",),
     "archive/sharing": ("editing/test_groups.py", "editing/test_adding.py"),
     "archive/splice": ("editing/test_groups.py", "packing/test_targets.py"),
@@ -153,7 +153,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "report/*": ("report/test_page.py", "report/test_browser.py"),
     # Each row of a mixed batch is what its task gives alone.
-    "serving/*": ("serving/test_multitask.py",),
+    "serving/*": ("serving/test_multitask.py", "serving/test_multitask_calls.py"),
     "stores/base": ("stores/test_every_store.py",),
     "stores/find": ("stores/test_every_store.py", "hub/test_hub_cli.py"),
     "stores/fsspec_*": ("hub/test_far_output.py", "hub/test_far.py"),

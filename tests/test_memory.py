@@ -19,7 +19,10 @@ from support import examples, near, noise, packed
 from tallstore import memory
 from tallstore.memory import blocks, release
 
-pytestmark = pytest.mark.skipif(not memory._IS_THERE, reason="this system has no such memory")
+pytestmark = [
+    pytest.mark.usefixtures("few_objects"),
+    pytest.mark.skipif(not memory._IS_THERE, reason="this system has no such memory"),
+]
 
 MIB = 1 << 20
 SIZES = st.lists(st.sampled_from([100, 4 * MIB - 1, 4 * MIB, 5 * MIB, 6 * MIB, 9 * MIB]), min_size=1, max_size=3)

@@ -17,7 +17,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, Shared
 
 from tallstore.kernels.native.build import find_compiler, library_path, sum_path
 
@@ -54,14 +54,17 @@ def run(words: Sequence[str | Path], cwd: Path | None = None, **env: str) -> str
 
 
 @pytest.fixture(scope="module")
-def built(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(compiler: str, shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both artifacts. A build puts the library into the checkout too: it is made in a copy, so that no test runs a slow one."""
-    out, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("checkout")
-    for name in (*PARTS, *(path.name for path in ROOT.iterdir() if path.is_file())):
-        whole = ROOT / name
-        shutil.copytree(whole, copy / name, ignore=LEFT_OUT) if whole.is_dir() else shutil.copy(whole, copy)
-    run([sys.executable, "-m", "hatchling", "build", "-d", out], cwd=copy, CC=compiler)
-    return out
+
+    def make(out: Path) -> None:
+        copy = tmp_path_factory.mktemp("checkout")
+        for name in (*PARTS, *(path.name for path in ROOT.iterdir() if path.is_file())):
+            whole = ROOT / name
+            shutil.copytree(whole, copy / name, ignore=LEFT_OUT) if whole.is_dir() else shutil.copy(whole, copy)
+        run([sys.executable, "-m", "hatchling", "build", "-d", out], cwd=copy, CC=compiler)
+
+    return shared.once("dist", make)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from making import (
     invalid_containers,
     invalid_lossless,
     invalid_manifests,
+    invalid_parts,
     invalid_relatives,
     valid,
     valid_archives,
@@ -86,7 +87,14 @@ def write_sums(root: Path) -> None:
 if __name__ == "__main__":
     for part in ("valid", "invalid"):
         shutil.rmtree(HERE / part, ignore_errors=True)
-    for module in (invalid_manifests, invalid_containers, invalid_codes, invalid_lossless, invalid_relatives):
+    for module in (
+        invalid_manifests,
+        invalid_containers,
+        invalid_parts,
+        invalid_codes,
+        invalid_lossless,
+        invalid_relatives,
+    ):
         module.make()
     write_valid(HERE / "valid")
     write_invalid(HERE / "invalid")

@@ -6,7 +6,7 @@
 
 Prints a line a target: executions, coverage (edges of tallstore's own code), the corpus, seconds, memory, findings. A
 finding's input is kept, with its traceback, under --findings.
-Where atheris is not installed, the same targets and mutators run without the guidance of coverage.
+Where atheris is not installed, or with --blind, the same targets and mutators run without the guidance of coverage.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from . import blind
 from .base import ROOT, Target, guarded
@@ -56,11 +57,20 @@ class Outcome:
         )
 
 
-def instrumented() -> dict[str, Target]:
-    """The targets, with tallstore's own code instrumented where atheris is installed."""
+def guide() -> Any:
+    """atheris, or None where it is not installed or not wanted."""
+    if "--blind" in sys.argv:
+        return None
     try:
         import atheris
     except ImportError:
+        return None
+    return atheris
+
+
+def instrumented() -> dict[str, Target]:
+    """The targets, with tallstore's own code instrumented where coverage guides."""
+    if (atheris := guide()) is None:
         from .targets import TARGETS
 
         return dict(TARGETS)
@@ -90,9 +100,7 @@ def _fuzz(name: str, target: Target, flags: Sequence[str], log: int) -> None:
     """Never returns: the fuzzer ends the process, with 0 if it found nothing."""
     os.dup2(log, 1)
     os.dup2(log, 2)
-    try:
-        import atheris
-    except ImportError:
+    if (atheris := guide()) is None:
         blind.fuzz(target, flags)
         os._exit(0)
 
@@ -185,6 +193,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--corpus", help="a folder to begin from and to add to")
     parser.add_argument("--findings", default=str(ROOT / ".cache" / "fuzz"), help="where findings are kept")
+    parser.add_argument("--blind", action="store_true", help="without the guidance of coverage")
     parser.add_argument("--input", help="run one input, and let its error show")
     parser.add_argument("--list", action="store_true", help="name the targets")
     args = parser.parse_args()

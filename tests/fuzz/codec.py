@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from spec.second_numbers import BYTES
 
-from spec import second_reader
+from spec import second_codecs
 from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
@@ -31,7 +32,7 @@ from .base import Plain, Target
 HEAD = 4
 KINDS = tuple(reference.SYMBOL_BITS)
 DTYPES = tuple(ITEM_BYTES)
-FLOATS = tuple(dtype for dtype in LATTICES if dtype in second_reader.BYTES)
+FLOATS = tuple(dtype for dtype in LATTICES if dtype in BYTES)
 _MANY = 1
 """Flag: n counts 64 elements."""
 _SLOW = 1 << 13
@@ -103,19 +104,19 @@ def _frame(_: str, data: bytes, which: int, n: int) -> bytes:
 
 def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
     if family == "vector":
-        return second_reader.decode_vector(data, n, id_).tobytes()
+        return second_codecs.decode_vector(data, n, id_).tobytes()
     if family == "whole":
-        decode = {"raw": second_reader.decode_raw, "planes+zstd": second_reader.decode_planes}[id_]
+        decode = {"raw": second_codecs.decode_raw, "planes+zstd": second_codecs.decode_planes}[id_]
         return bytes(decode(data, n, DTYPES[which % len(DTYPES)]))
     if family == "lossless":
         dtype = FLOATS[which % len(FLOATS)]
-        return second_reader.decode_lattice(data, _base(dtype, n).tobytes(), dtype)
+        return second_codecs.decode_lattice(data, _base(dtype, n).tobytes(), dtype)
     if family == "frame":
-        return second_reader.unframe(data, n)
+        return second_codecs.unframe(data, n)
     named: Mapping[str, Callable[[bytes, int, str], Any]] = {
-        "bits": second_reader.decode_bits,
-        "bits+zstd": second_reader.decode_bits_zstd,
-        "adaptive": second_reader.decode_adaptive,
+        "bits": second_codecs.decode_bits,
+        "bits+zstd": second_codecs.decode_bits_zstd,
+        "adaptive": second_codecs.decode_adaptive,
     }
     return bytes(named[id_](data, n, KINDS[which % len(KINDS)]).tobytes())
 

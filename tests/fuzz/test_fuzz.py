@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from support import child_env, examples
 from .base import guarded
 from .targets import TARGETS
 
-RUNS = examples(300)
+RUNS = examples(900)
 """Executions a target, the seeds among them."""
+GUIDED = () if os.environ.get("TALLSTORE_THOROUGH") else ("--blind",)
+"""Without coverage's guidance in daily runs: it takes longer to instrument the package than to try so few inputs."""
 FOUND = Path(__file__).parent / "found"
 
 
 def test_every_target_for_a_while(tmp_path: Path) -> None:
-    how = [sys.executable, "-m", "fuzz", "--runs", str(RUNS), "--findings", str(tmp_path)]
+    how = [sys.executable, "-m", "fuzz", *GUIDED, "--runs", str(RUNS), "--findings", str(tmp_path)]
     env = child_env({})
     done = subprocess.run(how, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

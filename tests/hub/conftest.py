@@ -106,3 +106,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
     out, err = capsys.readouterr()
     code = stop.value.code
     return (code if isinstance(code, int) else 0), out, err
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
-from support import child
+from support import Shared, child
 
 pytest.importorskip("triton")
 
@@ -89,11 +90,14 @@ print(json.dumps(compiled))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache = str(tmp_path_factory.mktemp("triton"))
-    done = child(LAUNCH, env={"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}, timeout=240)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout)
+def compiled(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    def make(path: Path) -> None:
+        cache = str(tmp_path_factory.mktemp("triton"))
+        done = child(LAUNCH, env={"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}, timeout=240)
+        assert done.returncode == 0, done.stderr
+        path.write_text(done.stdout)
+
+    found: dict[str, str] = json.loads(shared.once("ptx.json", make).read_text())
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tallstore.recipes.ordered_sum import sum_rows
 pytestmark = pytest.mark.usefixtures("native")
 
 
+@cache
 def rows_of(tasks: int, n: int, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(tasks * n)
     rows = torch.randn(tasks, n, generator=generator, dtype=dtype)

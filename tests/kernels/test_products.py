@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product as product_of
 
 import numpy as np
@@ -26,6 +27,7 @@ def forms(kind: str) -> tuple[str, ...]:
     return tuple(form for form in FORMS if kind != "many steps" or form != "codes")
 
 
+@cache
 def packed(kind: str, shape: tuple[int, int], dtype: torch.dtype, form: str | None, seed: int = 0) -> PackedRows:
     rng = np.random.default_rng(seed)
     n = shape[0] * shape[1]

@@ -32,8 +32,8 @@ def values(rng: np.random.Generator, n: int, dtype: torch.dtype, *, finite: bool
     out = torch.from_numpy(plain).to(dtype)
     odd = [0.0, -0.0, 1.0, 1.0 + 2**-9, 1e-40, -1e-45, 6e-8, 65504.0, 3e38]
     odd += [] if finite else [float("inf"), -float("inf")]
-    for at in rng.integers(0, n, n // 7):
-        out[at] = odd[rng.integers(len(odd))]
+    at = torch.from_numpy(rng.permutation(n)[: n // 7])
+    out[at] = torch.tensor(odd, dtype=torch.float64).to(dtype)[torch.from_numpy(rng.integers(len(odd), size=n // 7))]
     if not finite and n > 20 and rng.integers(2):
         out[rng.integers(n)] = float("nan")
         if dtype == torch.float32:
@@ -188,14 +188,8 @@ def test_every_float16_is_added_to_as_by_the_reference(scale: float) -> None:
 def gaps_of(symbols: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Gaps and signs as the format has them, written down one by one."""
     gaps: list[int] = []
-    signs: list[int] = []
-    zeros = 0
-    for symbol in symbols:
-        if not symbol:
-            zeros += 1
-            continue
+    marks = np.flatnonzero(symbols)
+    for zeros in (np.diff(marks, prepend=-1) - 1).tolist():
         gaps += [255] * (zeros // 255) + [zeros % 255]
-        signs.append(int(symbol == 2))
-        zeros = 0
-    packed = np.packbits(np.array(signs, np.uint8), bitorder="little") if kind == "signed" else np.empty(0, np.uint8)
+    packed = np.packbits(symbols[marks] == 2, bitorder="little") if kind == "signed" else np.empty(0, np.uint8)
     return np.array(gaps, np.uint8), packed

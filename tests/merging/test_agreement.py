@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from tallstore.merging import Agreement, count_agreement, used_bits
 
@@ -31,7 +32,7 @@ def same(a: Agreement, b: Agreement) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in Agreement.__dataclass_fields__)
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(1, 20), st.integers(0, 300), st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.5, 0.97]))
 def test_counts_are_those_of_unpacked_masks(n_tasks: int, n: int, seed: int, density: float) -> None:
     masks = np.random.default_rng(seed).random((n_tasks, n)) < density
@@ -77,7 +78,7 @@ def test_shares_of_nothing_are_zero() -> None:
     assert (nothing.catastrophic, nothing.selfish) == (0, 0)
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=40))
 def test_signed_masks_count_as_used(symbols: list[int]) -> None:
     marks = np.array([*symbols, *[0] * (-len(symbols) % 4)], np.uint8).reshape(-1, 4)

@@ -63,11 +63,16 @@ def test_it_puts_tensors_into_the_files_that_extract_writes(tmp_path: Path) -> N
 
 
 def test_it_knows_neither_tallstore_nor_torch() -> None:
-    tree = ast.parse(Path(__file__).with_name("second_reader.py").read_text(encoding="utf-8"))
-    imported = {
-        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    }
-    imported |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    parts = ("second_reader", "second_codecs", "second_numbers")
+    nodes = [
+        node
+        for part in parts
+        for node in ast.walk(ast.parse(Path(__file__).with_name(f"{part}.py").read_text(encoding="utf-8")))
+    ]
+    imported = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in froms if node.level} == set(parts[1:]), "of its neighbours its own parts alone"
+    imported |= {str(node.module).split(".")[0] for node in froms if not node.level}
     assert imported <= {
         "__future__", "collections", "hashlib", "json", "math", "pathlib", "re", "struct", "typing", "zipfile",
         "numpy", "safetensors", "xxhash", "zstandard",
