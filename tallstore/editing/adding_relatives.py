@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from tallstore.archive.checkpoint import ArchiveTask
 from tallstore.archive.decode import Decoder
-from tallstore.archive.splice import SplicedArchive
+from tallstore.archive.splice import SplicedArchive, joined_archive
 from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
 from tallstore.editing.change import Change
 from tallstore.encoder import Options, Progress, TaskReport
@@ -16,12 +16,11 @@ from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.format.relatives import Relatives
 from tallstore.packing.find_combinations import LinearFit, find_combinations
+from tallstore.packing.parents import CHAIN
 from tallstore.packing.relative_packer import RelativePacker, relatives_of
 
 __all__ = ["AddedRelatives"]
 
-_CHAIN = 3
-"""Longest chain that is made: each link is decoded for the last of it."""
 _MOST = 64
 """Tasks of an archive that are compared with new ones: more would take longer than they save."""
 
@@ -57,49 +56,27 @@ class AddedRelatives:
         known = {
             name: ArchiveTask(decoder, name, name)
             for name, task in list(manifest.tasks.items())[-_MOST:]
-            if task.adapter is None and _depth(self._change, name) < _CHAIN
+            if task.adapter is None and _depth(self._change, name) < CHAIN
         }
         # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
-        parents_of = [*known, *opened] if options.quality == LOSSLESS else ()
+        parents_of = None
+        if options.quality == LOSSLESS:
+            parents_of = {name: _depth(self._change, name) for name in known} | dict.fromkeys(opened, 0)
         combinations = find_combinations(self._base, opened, known, parents=parents_of)
         return said | {name: relatives_of(each) for name, each in combinations.items()}
 
-    def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
-        """Those that are made of what the archive holds. What is none after all is taken out of `related`."""
-        here = self._change.manifest.tasks
-        mine = {name: each for name, each in related.items() if set(each.tasks) <= here.keys()}
-        made = self._pack(tasks, mine, self._change.archive)
-        for name in [n for n, each in related.items() if n not in self.reports and self._is_lost(each, related)]:
-            del related[name]
-        return made
-
-    def pack_new(
+    def pack(
         self, tasks: Mapping[str, Source], related: Mapping[str, Relatives], beside: Sequence[SplicedArchive]
     ) -> list[SplicedArchive]:
-        """Those that are made of one of some new archives, each."""
-        made: list[SplicedArchive] = []
-        for archive in beside:
-            mine = {
-                name: each
-                for name, each in related.items()
-                if name not in self.reports and set(each.tasks) <= archive.manifest.tasks.keys()
-            }
-            made += self._pack(tasks, mine, archive)
-        return made
+        """Those that are made of what the archive holds, of new ones that were packed beside it, or of each other.
 
-    def _is_lost(self, relatives: Relatives, related: Mapping[str, Relatives]) -> bool:
-        """Whether what a task is made of is neither all there, nor all new and coded against the base."""
-        here = self._change.manifest.tasks.keys()
-        return any(task in here or task in related for task in relatives.tasks)
-
-    def _pack(
-        self, tasks: Mapping[str, Source], mine: Mapping[str, Relatives], archive: SplicedArchive
-    ) -> list[SplicedArchive]:
-        if not mine:
+        What is none after all is left out.
+        """
+        if not related:
             return []
+        archive = joined_archive(self._change.archive, beside)
         packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
-        opened = {name: self._open(name, tasks[name]) for name in mine}
-        made = packer.pack(opened, mine, said=self._said)
+        made = packer.pack({name: self._open(name, tasks[name]) for name in related}, related, said=self._said)
         self.reports |= {name: each[0] for name, each in made.items()}
         return [each[1] for each in made.values()]
 
@@ -121,9 +98,9 @@ class AddedRelatives:
             )
         if manifest.tasks[parent].adapter is not None:
             raise OptionError(f"parent {parent!r} is an adapter: models are coded against models")
-        if _depth(self._change, parent) >= _CHAIN:
+        if _depth(self._change, parent) >= CHAIN:
             raise OptionError(
-                f"parent {parent!r} is itself at the end of a chain of {_CHAIN}: name one of those that it is made of"
+                f"parent {parent!r} is itself at the end of a chain of {CHAIN}: name one of those that it is made of"
             )
 
 
