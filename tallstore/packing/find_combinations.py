@@ -23,7 +23,7 @@ from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.packing.parents import choose_parents
 
-__all__ = ["SMALLEST", "LinearFit", "find_combinations"]
+__all__ = ["SMALLEST", "LinearFit", "find_combinations", "find_parents"]
 
 SMALLEST = 1 << 18
 """Parameters from which on it is looked for: of fewer there is nothing to save."""
@@ -111,6 +111,25 @@ def find_combinations(
             for name, (other, explained) in choose_parents(rows, others, depths).items()
         }
     return related
+
+
+def find_parents(
+    base: Checkpoint, tasks: Mapping[str, Checkpoint], depths: Mapping[str, int], children: Sequence[str]
+) -> dict[str, str]:
+    """For tasks that are nearer to another one than to the base, the nearest, by a sample; see `choose_parents`.
+
+    Args:
+        base: what all are fine-tunes of.
+        tasks: all of them.
+        depths: of those that may become parents, how long the chain is that they are the end of.
+        children: that may get a parent, or another one.
+    """
+    sample = _sampled(base, tasks)
+    if sample is None:
+        return {}
+    known = {name: depth for name, depth in depths.items() if name in sample.rows}
+    chosen = choose_parents(sample.rows, [name for name in children if name in sample.rows], known)
+    return {name: other for name, (other, _) in chosen.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
