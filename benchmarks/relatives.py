@@ -9,10 +9,15 @@ example:
   python benchmarks/relatives.py ~/zoo/base ~/zoo/trec ~/zoo/mr ~/zoo/cr ~/zoo/subj ~/zoo/snips ~/zoo/emotion
   python benchmarks/relatives.py ~/lm/base ~/lm/trec ~/lm/long ~/lm/sparse --quality lossless
   python benchmarks/relatives.py ~/lm/base ~/lm/trec --run ~/runs/trec
+  python benchmarks/relatives.py ~/zoo/base ~/zoo/* --unrelated 20
 
 With `--run FOLDER`, a run's checkpoints beside the task are measured in its place, without loss: their bytes over those
 of each coded against the base; decoding and what a pull of each takes over the parts of its chain; and opening and
 listing 1,000 tasks in chains.
+
+With `--unrelated N`, made tasks are put beside the real ones until there are N: the base, and a real task's vector with
+random signs, tensor by tensor, so that sizes and sparsity are a tune's and directions are nobody's. Printed is how many
+of the N the search takes for relatives, with some loss and without.
 """
 
 from __future__ import annotations
@@ -32,7 +37,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tallstore
+from tallstore.archive.ancestry import ancestry
+from tallstore.encoder import Options
 from tallstore.format.manifest import Manifest
+from tallstore.packing.pack_with_merges import combinations_among
 
 
 def weights_of(rng: random.Random, tasks: list[str]) -> dict[str, float]:
@@ -86,26 +94,61 @@ def fastest(work: Callable[[], object], turns: int = 3) -> float:
     return min(times)
 
 
+def processor_time(work: Callable[[], object]) -> float:
+    """Seconds of processor time."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def made_task(state: dict[str, Tensor], base: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The base and a task's vector with other signs."""
+    draw = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, tensor in state.items():
+        out[name] = tensor
+        own = name if name in base else name.partition(".")[2]  # a prefix of the task's own
+        if tensor.is_floating_point() and own in base and base[own].shape == tensor.shape:
+            sign = 1.0 - 2.0 * torch.randint(2, tensor.shape, generator=draw)
+            out[name] = (base[own].float() + sign * (tensor.float() - base[own].float())).to(tensor.dtype)
+    return out
+
+
+def measure_unrelated(base: Path, tasks: dict[str, Path], number: int) -> list[list[str]]:
+    """What the search takes for relatives among tasks that are none."""
+    start, names = load(base), list(tasks)
+    made = {f"made{n}": made_task(load(tasks[names[n % len(names)]]), start, n) for n in range(number - len(names))}
+    rows = [["tasks, made ones among them", f"{len(tasks) + len(made)}, {len(made)}"]]
+    for quality in ("balanced", "lossless"):
+        taken = combinations_among(base, {**tasks, **made}, Options(quality=quality)) or {}
+        rows.append([f"taken for relatives, {quality}", str(len(taken))])
+    return rows
+
+
 def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]]:
     """A run's checkpoints in an archive of one task."""
     sizes: dict[str, dict[str, int]] = {}
+    took: dict[str, float] = {}
     for name, options in (("chain", {}), ("apart", {"relatives": False})):
         path = home / f"{name}.tall"
         tallstore.pack(base, {"other": task}, path, quality="lossless", overwrite=True)
+        began = time.process_time()
         report = tallstore.add_run(path, run, name="run", **options)
+        took[name] = time.process_time() - began
         sizes[name] = {step: each.bytes for step, each in report.added.items()}
     with tallstore.open(home / "chain.tall") as chain, tallstore.open(home / "apart.tall") as apart:
         chain.verify()
         made = {name: facts.relatives for name, facts in chain.manifest.tasks.items() if name != "other"}
-        slower, pulled = [], []
-        for name, relatives in made.items():
+        slower, pulled, lengths = [], [], []
+        for name in made:
             step = name.rpartition("-")[2]
             original = load(run / f"checkpoint-{step}")
             state = chain.state_dict(name)
             assert all(torch.equal(state[n], tensor) for n, tensor in original.items()), name
-            times = [[fastest(partial(z.state_dict, name), 1) for z in (chain, apart)] for _ in range(3)]
+            times = [[processor_time(partial(z.state_dict, name)) for z in (chain, apart)] for _ in range(2)]
             slower.append(min(t[0] for t in times) / min(t[1] for t in times))
-            parts = [name, *(relatives.tasks if relatives is not None else ())]
+            parts = [str(row["task"]) for row in ancestry(chain.manifest, name)]
+            lengths.append(len(parts) - 1)
             own = sum(int(chain.manifest.tasks[each].measured["bytes"]) for each in parts)
             chain.write_subset([name], home / "part.tall", overwrite=True)
             sent = size(home / "part.tall") - sum(chain.manifest.parts[p].size for p in chain.manifest.base.parts)
@@ -113,8 +156,10 @@ def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]
     return [
         ["checkpoints of the run", str(len(made))],
         ["coded against another one", str(sum(each is not None for each in made.values()))],
+        ["longest chain", str(max(lengths))],
+        ["adding the run / each against the base", f"{took['chain'] / took['apart']:.2f} of processor time"],
         ["bytes / each against the base", f"{sum(sizes['chain'].values()) / sum(sizes['apart'].values()):.3f}"],
-        ["decoding one / without a parent, at most", f"{max(slower):.2f}"],
+        ["decoding one / without a parent, at most", f"{max(slower):.2f} of processor time"],
         ["a pull of one, without the base / the parts of its chain, at most", f"{max(pulled):.4f}"],
         ["opening and listing 1,000 tasks in chains", f"{1000 * open_many(home):.0f} ms"],
     ]
@@ -149,7 +194,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--unrelated", type=int)
     said = parser.parse_args(given)
+    if said.unrelated is not None:
+        rows = measure_unrelated(said.base, {folder.name: folder for folder in said.tasks}, said.unrelated)
+        print(table(["", "unrelated tasks"], rows))
+        return
     if said.run is not None:
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure_run(said.base, said.tasks[0], said.run, Path(scratch))
