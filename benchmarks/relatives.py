@@ -23,11 +23,11 @@ of the N the search takes for relatives, with some loss and without.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,7 @@ import tallstore
 from tallstore.archive.ancestry import ancestry
 from tallstore.encoder import Options
 from tallstore.format.manifest import Manifest
+from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.packing.pack_with_merges import combinations_among
 
 
@@ -166,22 +167,32 @@ def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]
 
 
 def open_many(home: Path) -> float:
-    """Seconds to open an archive of 1,000 tasks in chains of up to four, and to list them: of a manifest alone."""
+    """Seconds to open an archive of 1,000 tasks in chains of up to four, and to list them."""
     base = {"w": torch.randn(64, 64)}
     path = home / "many"
     tallstore.pack(base, {"task0": {"w": base["w"] + 0.1}}, path, quality="lossless")
-    facts = json.loads((path / "tall.json").read_text())
-    first = facts["tasks"]["task0"]
+    facts = Manifest.from_bytes((path / "tall.json").read_bytes())
+    first, parts = facts.tasks["task0"], dict(facts.parts)
+    tasks = {"task0": first}
     for number in range(1, 1000):
+        own = {kind: tuple(p.replace("task0/", f"task{number}/") for p in each) for kind, each in first.parts.items()}
+        for kind, each in own.items():
+            parts |= {new: facts.parts[old] for new, old in zip(each, first.parts[kind], strict=True)}
         other = f"task{number - 1}"
-        parent = {"tasks": [other], "merge": {"method": "linear", "weights": [1]}, "head": other}
-        facts["tasks"][f"task{number}"] = {**first, **({"relatives": parent} if number % 4 else {})}
-    facts["version"] = "1.2"
+        parent = Relatives(tasks=(other,), merge=MergeRecipe(method="linear", weights=(1.0,)), head=other)
+        tasks[f"task{number}"] = replace(first, parts=own, relatives=parent if number % 4 else None)
+    (group,) = facts.groups
+    many = replace(facts, tasks=tasks, parts=parts, groups=(replace(group, tasks=tuple(tasks)),))
 
     def listed() -> int:
-        return len(Manifest.from_bytes(json.dumps(facts).encode()).tasks)
+        with tallstore.open(path) as zoo:
+            return len(zoo.tasks)
 
-    return fastest(listed, 5)
+    times = []
+    for turn in range(5):  # each another archive: what was opened before is known
+        (path / "tall.json").write_bytes(replace(many, writer=f"turn {turn}").to_bytes())
+        times.append(fastest(listed, 1))
+    return min(times)
 
 
 def main(given: list[str] | None = None) -> None:
