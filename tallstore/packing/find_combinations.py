@@ -139,7 +139,7 @@ class _Sample:
     rows: Mapping[str, Floats]
     noise: Mapping[str, float]
     """What rounding leaves of the square of each."""
-    runs: Sequence[_Run]
+    runs: Sequence[_SampledRun]
 
     def differ(self, task: str, row: Floats) -> int | None:
         """In how many elements a task differs from a row, once that is rounded to its type; None where it is long."""
@@ -154,7 +154,7 @@ class _Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class _SampledRun:
     """Elements of one tensor: of the base, the unit of each, and the tasks' own."""
 
     before: Floats
@@ -172,7 +172,7 @@ def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> _Sample | Non
         return None
     rows: dict[str, list[Floats]] = {name: [] for name in bound}
     noise = dict.fromkeys(bound, 0.0)
-    runs: list[_Run] = []
+    runs: list[_SampledRun] = []
     for tensor in _spread(base, [name for name in base.tensors if name in shared]):
         start = (base.tensors[tensor].numel - _RUN) // 2 if base.tensors[tensor].numel > _RUN else 0
         stop = min(start + _RUN, base.tensors[tensor].numel)
@@ -186,7 +186,7 @@ def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> _Sample | Non
         for name, row in moved.items():
             rows[name].append(row / scale)
             noise[name] += float(np.square(units[name] / scale)[touched].sum()) / 12
-        runs.append(_Run(before=before.double().numpy(), scale=scale, after=after))
+        runs.append(_SampledRun(before=before.double().numpy(), scale=scale, after=after))
     return _Sample(rows={name: np.concatenate(row) for name, row in rows.items()}, noise=noise, runs=runs)
 
 
