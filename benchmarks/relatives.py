@@ -9,20 +9,25 @@ example:
   python benchmarks/relatives.py ~/zoo/base ~/zoo/trec ~/zoo/mr ~/zoo/cr ~/zoo/subj ~/zoo/snips ~/zoo/emotion
   python benchmarks/relatives.py ~/lm/base ~/lm/trec ~/lm/long ~/lm/sparse --quality lossless
   python benchmarks/relatives.py ~/lm/base ~/lm/trec --run ~/runs/trec
+  python benchmarks/relatives.py ~/zoo/base ~/zoo/* --unrelated 20
 
 With `--run FOLDER`, a run's checkpoints beside the task are measured in its place, without loss: their bytes over those
 of each coded against the base; decoding and what a pull of each takes over the parts of its chain; and opening and
 listing 1,000 tasks in chains.
+
+With `--unrelated N`, made tasks are put beside the real ones until there are N: the base, and a real task's vector with
+random signs, tensor by tensor, so that sizes and sparsity are a tune's and directions are nobody's. Printed is how many
+of the N the search takes for relatives, with some loss and without.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +37,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tallstore
+from tallstore.archive.ancestry import ancestry
+from tallstore.encoder import Options
 from tallstore.format.manifest import Manifest
+from tallstore.format.relatives import MergeRecipe, Relatives
+from tallstore.packing.pack_with_merges import combinations_among
 
 
 def weights_of(rng: random.Random, tasks: list[str]) -> dict[str, float]:
@@ -76,36 +85,61 @@ def pack(base: Path, tasks: dict[str, Path], out: Path, **options: object) -> fl
     return time.process_time() - began
 
 
-def fastest(work: Callable[[], object], turns: int = 3) -> float:
-    """Seconds of the quickest of some turns."""
-    times = []
-    for _ in range(turns):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def processor_time(work: Callable[[], object]) -> float:
+    """Seconds of processor time."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def made_task(state: dict[str, Tensor], base: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """The base and a task's vector with other signs."""
+    draw = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, tensor in state.items():
+        out[name] = tensor
+        own = name if name in base else name.partition(".")[2]  # a prefix of the task's own
+        if tensor.is_floating_point() and own in base and base[own].shape == tensor.shape:
+            sign = 1.0 - 2.0 * torch.randint(2, tensor.shape, generator=draw)
+            out[name] = (base[own].float() + sign * (tensor.float() - base[own].float())).to(tensor.dtype)
+    return out
+
+
+def measure_unrelated(base: Path, tasks: dict[str, Path], number: int) -> list[list[str]]:
+    """What the search takes for relatives among tasks that are none."""
+    start, names = load(base), list(tasks)
+    made = {f"made{n}": made_task(load(tasks[names[n % len(names)]]), start, n) for n in range(number - len(names))}
+    rows = [["tasks, made ones among them", f"{len(tasks) + len(made)}, {len(made)}"]]
+    for quality in ("balanced", "lossless"):
+        taken = combinations_among(base, {**tasks, **made}, Options(quality=quality)) or {}
+        rows.append([f"taken for relatives, {quality}", str(len(taken))])
+    return rows
 
 
 def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]]:
     """A run's checkpoints in an archive of one task."""
     sizes: dict[str, dict[str, int]] = {}
+    took: dict[str, float] = {}
     for name, options in (("chain", {}), ("apart", {"relatives": False})):
         path = home / f"{name}.tall"
         tallstore.pack(base, {"other": task}, path, quality="lossless", overwrite=True)
+        began = time.process_time()
         report = tallstore.add_run(path, run, name="run", **options)
+        took[name] = time.process_time() - began
         sizes[name] = {step: each.bytes for step, each in report.added.items()}
     with tallstore.open(home / "chain.tall") as chain, tallstore.open(home / "apart.tall") as apart:
         chain.verify()
         made = {name: facts.relatives for name, facts in chain.manifest.tasks.items() if name != "other"}
-        slower, pulled = [], []
-        for name, relatives in made.items():
+        slower, pulled, lengths = [], [], []
+        for name in made:
             step = name.rpartition("-")[2]
             original = load(run / f"checkpoint-{step}")
             state = chain.state_dict(name)
             assert all(torch.equal(state[n], tensor) for n, tensor in original.items()), name
-            times = [[fastest(partial(z.state_dict, name), 1) for z in (chain, apart)] for _ in range(3)]
+            times = [[processor_time(partial(z.state_dict, name)) for z in (chain, apart)] for _ in range(2)]
             slower.append(min(t[0] for t in times) / min(t[1] for t in times))
-            parts = [name, *(relatives.tasks if relatives is not None else ())]
+            parts = [str(row["task"]) for row in ancestry(chain.manifest, name)]
+            lengths.append(len(parts) - 1)
             own = sum(int(chain.manifest.tasks[each].measured["bytes"]) for each in parts)
             chain.write_subset([name], home / "part.tall", overwrite=True)
             sent = size(home / "part.tall") - sum(chain.manifest.parts[p].size for p in chain.manifest.base.parts)
@@ -113,30 +147,42 @@ def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]
     return [
         ["checkpoints of the run", str(len(made))],
         ["coded against another one", str(sum(each is not None for each in made.values()))],
+        ["longest chain", str(max(lengths))],
+        ["adding the run / each against the base", f"{took['chain'] / took['apart']:.2f} of processor time"],
         ["bytes / each against the base", f"{sum(sizes['chain'].values()) / sum(sizes['apart'].values()):.3f}"],
-        ["decoding one / without a parent, at most", f"{max(slower):.2f}"],
+        ["decoding one / without a parent, at most", f"{max(slower):.2f} of processor time"],
         ["a pull of one, without the base / the parts of its chain, at most", f"{max(pulled):.4f}"],
-        ["opening and listing 1,000 tasks in chains", f"{1000 * open_many(home):.0f} ms"],
+        ["opening and listing 1,000 tasks in chains", f"{1000 * open_many(home):.0f} ms of processor time"],
     ]
 
 
 def open_many(home: Path) -> float:
-    """Seconds to open an archive of 1,000 tasks in chains of up to four, and to list them: of a manifest alone."""
+    """Processor seconds to open an archive of 1,000 tasks in chains of up to four, and to list them."""
     base = {"w": torch.randn(64, 64)}
     path = home / "many"
     tallstore.pack(base, {"task0": {"w": base["w"] + 0.1}}, path, quality="lossless")
-    facts = json.loads((path / "tall.json").read_text())
-    first = facts["tasks"]["task0"]
+    facts = Manifest.from_bytes((path / "tall.json").read_bytes())
+    first, parts = facts.tasks["task0"], dict(facts.parts)
+    tasks = {"task0": first}
     for number in range(1, 1000):
+        own = {kind: tuple(p.replace("task0/", f"task{number}/") for p in each) for kind, each in first.parts.items()}
+        for kind, each in own.items():
+            parts |= {new: facts.parts[old] for new, old in zip(each, first.parts[kind], strict=True)}
         other = f"task{number - 1}"
-        parent = {"tasks": [other], "merge": {"method": "linear", "weights": [1]}, "head": other}
-        facts["tasks"][f"task{number}"] = {**first, **({"relatives": parent} if number % 4 else {})}
-    facts["version"] = "1.2"
+        parent = Relatives(tasks=(other,), merge=MergeRecipe(method="linear", weights=(1.0,)), head=other)
+        tasks[f"task{number}"] = replace(first, parts=own, relatives=parent if number % 4 else None)
+    (group,) = facts.groups
+    many = replace(facts, tasks=tasks, parts=parts, groups=(replace(group, tasks=tuple(tasks)),))
 
     def listed() -> int:
-        return len(Manifest.from_bytes(json.dumps(facts).encode()).tasks)
+        with tallstore.open(path) as zoo:
+            return len(zoo.tasks)
 
-    return fastest(listed, 5)
+    times = []
+    for turn in range(5):  # each another archive: what was opened before is known
+        (path / "tall.json").write_bytes(replace(many, writer=f"turn {turn}").to_bytes())
+        times.append(processor_time(listed))
+    return min(times)
 
 
 def main(given: list[str] | None = None) -> None:
@@ -149,7 +195,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--unrelated", type=int)
     said = parser.parse_args(given)
+    if said.unrelated is not None:
+        rows = measure_unrelated(said.base, {folder.name: folder for folder in said.tasks}, said.unrelated)
+        print(table(["", "unrelated tasks"], rows))
+        return
     if said.run is not None:
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure_run(said.base, said.tasks[0], said.run, Path(scratch))

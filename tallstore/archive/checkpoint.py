@@ -87,6 +87,8 @@ class ArchiveBase(_Decoded):
 class ArchiveTask(_Decoded):
     """A task as its archive gives it back; the files beside its weights stay where they are."""
 
+    ties_are_all = True  # a writer looked for them
+
     def __init__(self, decoder: Decoder, task: str, where: str) -> None:
         super().__init__()
         places = decoder.task(task)

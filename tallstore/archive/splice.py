@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from tallstore._version import WRITER
 from tallstore.archive.subset import CONFIG, with_config
+from tallstore.errors import DamagedError
 from tallstore.format import strict_json
 from tallstore.format.manifest import MANIFEST, Group, Manifest, PartRecord, Task
 from tallstore.format.version import VERSION, newest
@@ -29,6 +31,45 @@ class SplicedArchive(NamedTuple):
 
     store: Store
     manifest: Manifest
+
+
+class JoinedStore(Store):
+    """Files of several archives as those of one, before it is written. They stay open when it is closed."""
+
+    def __init__(self, url: str, files: Mapping[str, FileOfArchive]) -> None:
+        self.url, self._files = url, files
+
+    def paths(self) -> list[str]:
+        return list(self._files)
+
+    def size(self, path: str) -> int:
+        store, own = self._of(path)
+        return store.size(own)
+
+    def read(self, path: str, start: int, length: int) -> memoryview:
+        store, own = self._of(path)
+        return store.read(own, start, length)
+
+    def read_into(self, path: str, start: int, out: memoryview) -> None:
+        store, own = self._of(path)
+        store.read_into(own, start, out)
+
+    def handle(self, path: str, start: int, length: int) -> tuple[int, int] | None:
+        store, own = self._of(path)
+        return store.handle(own, start, length)
+
+    def local(self, path: str) -> Path | None:
+        store, own = self._of(path)
+        return store.local(own)
+
+    def state(self, path: str) -> Hashable:
+        store, own = self._of(path)
+        return store.state(own)
+
+    def _of(self, path: str) -> FileOfArchive:
+        if path not in self._files:
+            raise DamagedError(f"{self.url}: {path} is not there")
+        return self._files[path]
 
 
 @dataclass(frozen=True)
@@ -97,6 +138,12 @@ def splice(kept: SplicedArchive, added: Sequence[SplicedArchive], order: Sequenc
         version=newest((kept.manifest.version, *(archive.manifest.version for archive in added))),
     )
     return Spliced(manifest, files)
+
+
+def joined_archive(kept: SplicedArchive, added: Sequence[SplicedArchive]) -> SplicedArchive:
+    """The same, to read from before it is written."""
+    joined = splice(kept, added)
+    return SplicedArchive(JoinedStore(kept.store.url, joined.files), joined.manifest)
 
 
 def _joined(there: Group | None, new: Group) -> Group:

@@ -48,6 +48,8 @@ class Checkpoint(ABC):
     """Every tensor, in the checkpoint's own order."""
     ties: Mapping[str, str] = {}
     """Tensors that share all their memory with an earlier one: name → that one's name."""
+    ties_are_all: bool = False
+    """Whether `ties` names those too that are another one's equal, so that nobody needs to look for them."""
     far = False
     """Whether every read is a request to another machine."""
     resident = False

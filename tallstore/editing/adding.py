@@ -14,7 +14,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Reader
 from tallstore.archive.shared_tensors import SharedTensors
 from tallstore.archive.sharing import find_home, joined
-from tallstore.archive.splice import Spliced, SplicedArchive, new_config, splice
+from tallstore.archive.splice import Spliced, SplicedArchive, joined_archive, new_config, splice
 from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Checkpoint, Source, open_checkpoint, with_every_set
 from tallstore.editing.adding_relatives import AddedRelatives
@@ -154,37 +154,34 @@ class Packer:
         """New tasks beside the old ones: those that are made of others as that, all others as ever."""
         relatives = AddedRelatives(self._change, self._stack, self._base, self._options, self._progress)
         related = relatives.find(tasks, parents or {})
-        archives = relatives.pack_known(tasks, related)
-        self.tasks |= relatives.reports
         plain = {name: source for name, source in tasks.items() if name not in related}
-        if plain:
-            spliced_of = self._plain(plain)
-            archives += spliced_of
-            archives += relatives.pack_new(tasks, related, spliced_of)
-            self.tasks |= relatives.reports
+        archives = self._plain(plain) if plain else []
+        archives += relatives.pack(tasks, related, archives)
+        self.tasks |= relatives.reports
         if left := {name: source for name, source in tasks.items() if name not in self.tasks}:
-            archives += self._plain(left)
+            archives += self._plain(left, archives)
         order = [*self._change.manifest.tasks, *tasks]
         return splice(self._change.archive, archives, order)
 
-    def _plain(self, tasks: Mapping[str, Source]) -> list[SplicedArchive]:
-        """Tasks that are coded against the base; tensors that others have too are those."""
-        packed = self._packed(tasks)
+    def _plain(self, tasks: Mapping[str, Source], beside: Sequence[SplicedArchive] = ()) -> list[SplicedArchive]:
+        """Tasks that are coded against the base, after some; tensors that others have too are those."""
+        packed = self._packed(tasks, beside)
         if not self._options.relatives or self._options.recipe != "solo":
             return packed
         shared = SharedTensors()
         shared.know(self._change.archive, list(self._change.manifest.tasks)[-_KNOWN:])
         return [shared.share(each, lambda store: self._stack.enter_context(open_store(store.url))) for each in packed]
 
-    def _packed(self, tasks: Mapping[str, Source]) -> list[SplicedArchive]:
-        manifest = self._change.manifest
+    def _packed(self, tasks: Mapping[str, Source], beside: Sequence[SplicedArchive]) -> list[SplicedArchive]:
+        archive = joined_archive(self._change.archive, beside)
+        manifest, reader = archive.manifest, Reader(archive.store, archive.manifest)
         settled = {**manifest.options, "groups": self._options.groups, "base_storage": "reference"}
         same = _plain(self._options.recorded()) == _plain(settled)
-        home = find_home(self._change.reader, self._options.recipe) if same else None
+        home = find_home(reader, self._options.recipe) if same else None
         if home is not None:
             slot = GroupSlot(group=home.group, chunk=home.chunk, first=len(manifest.tasks))
-            archive = self._pack(tasks, self._options, slot)
-            return [joined(archive, home, manifest)]
+            made = self._pack(tasks, self._options, slot, f"group-{home.group}-{len(beside)}")
+            return [joined(made, home, manifest)]
         archives: list[SplicedArchive] = []
         for names in self._groups(tasks):
             taken = [*manifest.groups, *(group for made in archives for group in made.manifest.groups)]
@@ -212,9 +209,11 @@ class Packer:
             return [list(tasks)]
         return choose_groups(self._base, tasks, self._options, progress=self._progress).groups
 
-    def _pack(self, tasks: Mapping[str, Source], options: Options, slot: GroupSlot) -> SplicedArchive:
+    def _pack(
+        self, tasks: Mapping[str, Source], options: Options, slot: GroupSlot, scratch: str | None = None
+    ) -> SplicedArchive:
         sink = self._change.sink
-        report, archive = packed_beside(self._stack, sink, self._base, tasks, options, self._progress, slot)
+        report, archive = packed_beside(self._stack, sink, self._base, tasks, options, self._progress, slot, scratch)
         check_same(self._base, archive.manifest, self._change.reader)
         self.tasks |= report.tasks
         self.warnings += report.warnings

@@ -7,21 +7,20 @@ from contextlib import ExitStack
 
 from tallstore.archive.checkpoint import ArchiveTask
 from tallstore.archive.decode import Decoder
-from tallstore.archive.splice import SplicedArchive
+from tallstore.archive.splice import SplicedArchive, joined_archive
 from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
 from tallstore.editing.change import Change
 from tallstore.encoder import Options, Progress, TaskReport
 from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import NoSuchTaskError, OptionError
-from tallstore.format.manifest import names_of
+from tallstore.format.manifest import Manifest, names_of
 from tallstore.format.relatives import Relatives
 from tallstore.packing.find_combinations import LinearFit, find_combinations
+from tallstore.packing.parents import CHAIN
 from tallstore.packing.relative_packer import RelativePacker, relatives_of
 
-__all__ = ["AddedRelatives"]
+__all__ = ["AddedRelatives", "depth_of"]
 
-_CHAIN = 3
-"""Longest chain that is made: each link is decoded for the last of it."""
 _MOST = 64
 """Tasks of an archive that are compared with new ones: more would take longer than they save."""
 
@@ -42,7 +41,7 @@ class AddedRelatives:
         """What each is made of, of those that are: as was said, or as samples tell."""
         manifest, options = self._change.manifest, self._options
         for name, parent in parents.items():
-            self._check(name, parent, tasks)
+            self._check(name, parent, parents, tasks)
         self._said = set(parents)
         said = {name: relatives_of(LinearFit(weights={parent: 1.0}, explained=1.0)) for name, parent in parents.items()}
         promised = options.evaluate is not None or options.max_error is not None or bool(options.exact)
@@ -57,49 +56,27 @@ class AddedRelatives:
         known = {
             name: ArchiveTask(decoder, name, name)
             for name, task in list(manifest.tasks.items())[-_MOST:]
-            if task.adapter is None and _depth(self._change, name) < _CHAIN
+            if task.adapter is None and depth_of(self._change.manifest, name) < CHAIN
         }
         # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
-        parents_of = [*known, *opened] if options.quality == LOSSLESS else ()
+        parents_of = None
+        if options.quality == LOSSLESS:
+            parents_of = {name: depth_of(self._change.manifest, name) for name in known} | dict.fromkeys(opened, 0)
         combinations = find_combinations(self._base, opened, known, parents=parents_of)
         return said | {name: relatives_of(each) for name, each in combinations.items()}
 
-    def pack_known(self, tasks: Mapping[str, Source], related: dict[str, Relatives]) -> list[SplicedArchive]:
-        """Those that are made of what the archive holds. What is none after all is taken out of `related`."""
-        here = self._change.manifest.tasks
-        mine = {name: each for name, each in related.items() if set(each.tasks) <= here.keys()}
-        made = self._pack(tasks, mine, self._change.archive)
-        for name in [n for n, each in related.items() if n not in self.reports and self._is_lost(each, related)]:
-            del related[name]
-        return made
-
-    def pack_new(
+    def pack(
         self, tasks: Mapping[str, Source], related: Mapping[str, Relatives], beside: Sequence[SplicedArchive]
     ) -> list[SplicedArchive]:
-        """Those that are made of one of some new archives, each."""
-        made: list[SplicedArchive] = []
-        for archive in beside:
-            mine = {
-                name: each
-                for name, each in related.items()
-                if name not in self.reports and set(each.tasks) <= archive.manifest.tasks.keys()
-            }
-            made += self._pack(tasks, mine, archive)
-        return made
+        """Those that are made of what the archive holds, of new ones that were packed beside it, or of each other.
 
-    def _is_lost(self, relatives: Relatives, related: Mapping[str, Relatives]) -> bool:
-        """Whether what a task is made of is neither all there, nor all new and coded against the base."""
-        here = self._change.manifest.tasks.keys()
-        return any(task in here or task in related for task in relatives.tasks)
-
-    def _pack(
-        self, tasks: Mapping[str, Source], mine: Mapping[str, Relatives], archive: SplicedArchive
-    ) -> list[SplicedArchive]:
-        if not mine:
+        What is none after all is left out.
+        """
+        if not related:
             return []
+        archive = joined_archive(self._change.archive, beside)
         packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
-        opened = {name: self._open(name, tasks[name]) for name in mine}
-        made = packer.pack(opened, mine, said=self._said)
+        made = packer.pack({name: self._open(name, tasks[name]) for name in related}, related, said=self._said)
         self.reports |= {name: each[0] for name, each in made.items()}
         return [each[1] for each in made.values()]
 
@@ -110,24 +87,30 @@ class AddedRelatives:
             self._opened[name] = self._stack.enter_context(opened)
         return self._opened[name]
 
-    def _check(self, name: str, parent: str, tasks: Mapping[str, Source]) -> None:
+    def _check(self, name: str, parent: str, parents: Mapping[str, str], tasks: Mapping[str, Source]) -> None:
         """Raise for a parent that cannot be one."""
         manifest = self._change.manifest
         if name not in tasks:
             raise OptionError(f"a parent is given for {name!r}, which is not added")
-        if parent not in manifest.tasks:
+        if parent not in manifest.tasks and parent not in tasks:
             raise NoSuchTaskError(
                 f"{self._change.path}: no task {parent!r} to be a parent; there are {names_of(list(manifest.tasks))}"
             )
-        if manifest.tasks[parent].adapter is not None:
+        if parent in manifest.tasks and manifest.tasks[parent].adapter is not None:
             raise OptionError(f"parent {parent!r} is an adapter: models are coded against models")
-        if _depth(self._change, parent) >= _CHAIN:
+        above = [name]
+        while parents.get(above[-1]):
+            if (other := parents[above[-1]]) in above:
+                raise OptionError(f"parents {names_of([*above, other])} go round in a circle")
+            above.append(other)
+        known = depth_of(self._change.manifest, above[-1]) if above[-1] in manifest.tasks else 0
+        if len(above) - 2 + known >= CHAIN:
             raise OptionError(
-                f"parent {parent!r} is itself at the end of a chain of {_CHAIN}: name one of those that it is made of"
+                f"parent {parent!r} is itself at the end of a chain of {CHAIN}: name one of those that it is made of"
             )
 
 
-def _depth(change: Change, task: str) -> int:
+def depth_of(manifest: Manifest, task: str) -> int:
     """How long the longest chain is that a task is the end of."""
-    relatives = change.manifest.tasks[task].relatives
-    return 0 if relatives is None else 1 + max(_depth(change, other) for other in relatives.tasks)
+    relatives = manifest.tasks[task].relatives
+    return 0 if relatives is None else 1 + max(depth_of(manifest, other) for other in relatives.tasks)

@@ -20,8 +20,10 @@ from tallstore.checkpoints import Source
 from tallstore.editing.base import base_of
 from tallstore.editing.change import Change, changing
 from tallstore.editing.recoding import CannotError, prune, resolve
+from tallstore.editing.reparenting import reparented
 from tallstore.editing.report import CompactReport, facts_of
 from tallstore.encoder import Progress
+from tallstore.encoder.options import LOSSLESS
 from tallstore.encoder.parts import PartWriter
 from tallstore.format.manifest import Group, Manifest, PartRecord, Task
 from tallstore.format.part import Entry
@@ -37,7 +39,11 @@ _IDLE = 0.01
 
 
 def compact(
-    path: str | os.PathLike[str], *, base: Source | None = None, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    base: Source | None = None,
+    parents: bool = True,
+    progress: Progress | None = None,
 ) -> CompactReport:
     """Rewrite what no longer pays in an archive that tasks were added to and removed from. Every decoded bit stays.
 
@@ -45,13 +51,16 @@ def compact(
     - A vector loses the values that no task uses any more; where few tasks are left, each takes along what it uses
       of it, if that is less, and the vector goes.
     - Small files that several tasks have alike are stored once; so are tensors, where groups share nothing.
+    - In an archive without loss, a task that another one explains better than what it is coded against now is coded
+      against that one, where that takes fewer bytes. Tasks with some loss, and those that others are made of, stay.
 
     Groups with vectors are never merged: a vector for the tasks of both can only be chosen from their originals
     (`add` with `refit`).
 
     Args:
         path: the archive, a folder or a `.tall` file. It is replaced in one step, or stays as it was.
-        base: where the archive only references it: needed to do without a vector, and only for that.
+        base: where the archive only references it: needed to do without a vector, and to find parents.
+        parents: whether to look for better parents: what is coded anew takes as long as packing it.
         progress: called now and then with a text, how much is done, and of how much.
 
     Returns:
@@ -85,14 +94,32 @@ def compact(
             if merged or shared or once or any(done.values()):
                 spliced = Spliced(work.manifest(manifest), work.files)
                 manifest = change.commit(spliced, config_of(change.reader, list(manifest.tasks)), progress)
+    moved: dict[str, str] = {}
+    if parents:
+        manifest, moved = _with_parents(path, manifest, base, progress)
     return CompactReport(
         **_facts(change, manifest, time.perf_counter() - began),
+        reparented=moved,
         merged=tuple(merged),
         pruned=tuple(done["pruned"]),
         resolved=tuple(done["resolved"]),
         shared=tuple(shared),
         warnings=tuple(warnings),
     )
+
+
+def _with_parents(
+    path: str | os.PathLike[str], manifest: Manifest, base: Source | None, progress: Progress | None
+) -> tuple[Manifest, dict[str, str]]:
+    """A change of its own, of what is there by now: the archive's manifest after it, and the new parents."""
+    if manifest.options.get("quality") != LOSSLESS:
+        return manifest, {}
+    with changing(path) as change, ExitStack() as stack:
+        made = reparented(change, stack, base, progress)
+        if made is None:
+            return manifest, {}
+        spliced, moved = made
+        return change.commit(spliced, config_of(change.reader, list(manifest.tasks)), progress), moved
 
 
 def _facts(change: Change, manifest: Manifest, seconds: float) -> dict[str, Any]:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tallstore.archive.checkpoint import ArchiveTask
 from tallstore.archive.decode import Decoder
-from tallstore.checkpoints import Checkpoint, Source, opened_checkpoint
+from tallstore.checkpoints import Checkpoint, Source, TensorInfo, opened_checkpoint
 from tallstore.editing.change import Change
 from tallstore.format.dtypes import MASKABLE
 
 __all__ = ["with_distances"]
 
-_RUN = 1 << 18
+_RUN = 1 << 20
+_BLOCK = 1 << 15
+"""Elements that are computed with at a time: few enough to stay in the cache."""
 _DIGITS = 4
+
+
+class _Pair(NamedTuple):
+    """Two checkpoints whose distance is asked for: for whom, as what, and of which two; the base is named ''."""
+
+    task: str
+    key: str
+    first: str
+    second: str
 
 
 def with_distances(
@@ -36,22 +49,25 @@ def with_distances(
     out = {name: dict(facts) for name, facts in told.items()}
     steps: dict[str, Any] = {name: facts["run"] for name, facts in told.items()}
     known: dict[str, Any] = {name: task.measured.get("run") for name, task in change.manifest.tasks.items()}
+    pairs: list[_Pair] = []
     for name, run in steps.items():
+        pairs.append(_Pair(name, "moved_from_base", "", name))
         of_run = {o: r["step"] for o, r in {**known, **steps}.items() if _is_of(r, run["name"])}
-        earlier = {other: step for other, step in of_run.items() if step < run["step"]}
-        with opened_checkpoint(tasks[name], f"{name} (in memory)") as task:
-            moved = {"moved_from_base": _apart(base, base, task)}
-            if earlier:
-                last = max(earlier, key=lambda other: earlier[other])
-                if last in tasks:
-                    with opened_checkpoint(tasks[last], f"{last} (in memory)") as there:
-                        moved["moved"] = _apart(base, there, task)
-                else:
-                    given = None if change.manifest.base.storage == "embed" else base
-                    moved["moved"] = _apart(base, ArchiveTask(Decoder(change.reader, given, 1), last, last), task)
-        finite = {key: float(f"{value:.{_DIGITS}g}") for key, value in moved.items() if math.isfinite(value)}
-        out[name]["run"] = {**run, **finite}
-    return out
+        if earlier := {other: step for other, step in of_run.items() if step < run["step"]}:
+            pairs.append(_Pair(name, "moved", max(earlier, key=lambda other: earlier[other]), name))
+    moved: dict[str, dict[str, float]] = {name: dict(run) for name, run in steps.items()}
+    with ExitStack() as stack:
+        given = None if change.manifest.base.storage == "embed" else base
+        there: dict[str, Checkpoint] = {"": base}
+        for name in {name for pair in pairs for name in (pair.first, pair.second)} - {""}:
+            if name in tasks:
+                there[name] = stack.enter_context(opened_checkpoint(tasks[name], f"{name} (in memory)"))
+            else:
+                there[name] = ArchiveTask(Decoder(change.reader, given, 1), name, name)
+        for pair, apart in zip(pairs, _apart(base, there, pairs), strict=True):
+            if math.isfinite(apart):
+                moved[pair.task][pair.key] = float(f"{apart:.{_DIGITS}g}")
+    return {name: {**facts, "run": moved[name]} for name, facts in out.items()}
 
 
 def _is_of(run: object, name: object) -> bool:
@@ -59,17 +75,43 @@ def _is_of(run: object, name: object) -> bool:
     return isinstance(run, Mapping) and run.get("name") == name and type(run.get("step")) is int
 
 
-def _apart(base: Checkpoint, first: Checkpoint, second: Checkpoint) -> float:
-    """Norm of the difference of two checkpoints over that of the base; NaN where nothing can be compared."""
-    square = of_base = 0.0
+def _apart(base: Checkpoint, there: Mapping[str, Checkpoint], pairs: Sequence[_Pair]) -> list[float]:
+    """Norm of the difference of each pair over that of the base; NaN where nothing can be compared.
+
+    All pairs at once: every checkpoint is read, and what is in the archive decoded, once.
+    """
+    squares, of_base = [0.0] * len(pairs), [0.0] * len(pairs)
     for name, info in base.tensors.items():
-        others = [each.tensors[name] for each in (first, second) if name in each.tensors]
-        alike = all(other.shape == info.shape and other.dtype in MASKABLE for other in others)
-        if len(others) < 2 or not alike or info.dtype not in MASKABLE or name in base.ties:
+        if info.dtype not in MASKABLE or name in base.ties:
             continue
-        for at in range(0, info.numel, _RUN):
-            stop = min(at + _RUN, info.numel)
-            start = base.read(name, at, stop).double()
-            lost = second.read(name, at, stop).to(torch.float64) - first.read(name, at, stop).to(torch.float64)
-            square, of_base = square + float(lost @ lost), of_base + float(start @ start)
-    return math.sqrt(square / of_base) if of_base else math.nan
+        alike = {each for each, opened in there.items() if _is_alike(opened.tensors.get(name), info)}
+        users = [at for at, pair in enumerate(pairs) if {pair.first, pair.second} <= alike]
+        needed = {"", *(each for at in users for each in pairs[at][2:])} if users else set()
+        for start in range(0, info.numel, _RUN):
+            stop = min(start + _RUN, info.numel)
+            rows = {each: _wide(there[each].read(name, start, stop)) for each in needed}
+            for at in users:
+                squares[at] += _square(rows[pairs[at].second], rows[pairs[at].first])
+            size = _square(rows[""]) if users else 0.0
+            for at in users:
+                of_base[at] += size
+    return [math.sqrt(square / size) if size else math.nan for square, size in zip(squares, of_base, strict=True)]
+
+
+def _is_alike(info: TensorInfo | None, other: TensorInfo) -> bool:
+    return info is not None and info.shape == other.shape and info.dtype in MASKABLE
+
+
+def _wide(row: Tensor) -> Tensor:
+    return row if row.dtype == torch.float64 else row.float()
+
+
+def _square(row: Tensor, other: Tensor | None = None) -> float:
+    """The square of a row, or of its difference from another one."""
+    total = 0.0
+    for at in range(0, len(row), _BLOCK):
+        block = row[at : at + _BLOCK]
+        if other is not None:
+            block = block - other[at : at + _BLOCK]
+        total += float(block @ block)
+    return total

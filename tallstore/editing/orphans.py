@@ -1,8 +1,11 @@
-"""Tasks that lose what they are made of, coded against the base from what they decode to: every bit of them stays."""
+"""Tasks coded anew from what they decode to, since they lose what they are made of or have a nearer parent.
+
+Every bit of them stays.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -26,9 +29,14 @@ _OF_PACKING = ("relative_error", "cosine", "density", "divergence", "bit_for_bit
 
 
 def recoded(
-    change: Change, stack: ExitStack, tasks: Sequence[str], given: Source | None, progress: Progress | None
+    change: Change,
+    stack: ExitStack,
+    tasks: Sequence[str],
+    given: Source | None,
+    progress: Progress | None,
+    parents: Mapping[str, str] | None = None,
 ) -> Spliced:
-    """The archive with some of its tasks coded without loss against the base, all others as they are."""
+    """The archive with some of its tasks coded without loss against the base, or a parent, all others as they are."""
     manifest = change.manifest
     base = base_of(change.reader, given)
     stack.callback(base.close)
@@ -47,7 +55,7 @@ def recoded(
         replace(options, max_error=None, evaluate=None, min_retention=None, relatives=False),
         progress,
     )
-    spliced = packer.add(sources)
+    spliced = packer.add(sources, parents)
     parts, files = dict(spliced.manifest.parts), dict(spliced.files)
     made = {
         task: _as_before(task, manifest.tasks[task], spliced.manifest.tasks[task], change.store, parts, files)
@@ -81,5 +89,5 @@ def _as_before(
     measured = {key: value for key, value in new.measured.items() if key not in _OF_PACKING} | {
         key: value for key, value in old.measured.items() if key in _OF_PACKING or key not in new.measured
     }
-    told = replace(old, group=new.group, parts=new.parts, files=where, measured=measured, relatives=None)
+    told = replace(old, group=new.group, parts=new.parts, files=where, measured=measured, relatives=new.relatives)
     return weighed(told, parts)

@@ -57,11 +57,13 @@ class CompactReport(GrowReport):
     """Groups whose vector went: its tasks hold what they used of it."""
     shared: tuple[str, ...] = ()
     """Small files that several tasks had, and share now."""
+    reparented: Mapping[str, str] = field(default_factory=dict)
+    """Tasks that are coded against another one now than before → which."""
 
     @property
     def changed(self) -> bool:
         """Whether anything paid."""
-        return bool(self.merged or self.pruned or self.resolved or self.shared)
+        return bool(self.merged or self.pruned or self.resolved or self.shared or self.reparented)
 
 
 def facts_of(path: Path, old: Manifest, new: Manifest, seconds: float) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def tied_names(checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[s
         base: tensors that are equal to those of the same names in it are not compared.
     """
     ties = dict(checkpoint.ties)
+    if checkpoint.ties_are_all:
+        return ties
     for names in _of_one_kind(checkpoint, ties):
         firsts: dict[bytes, list[str]] = {}
         for name in names:

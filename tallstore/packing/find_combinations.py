@@ -8,7 +8,7 @@ not 0.599987. A few thousand elements of a few tensors decide: what is no combin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,9 @@ from tallstore.encoder.components import matched
 from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import MASKABLE
+from tallstore.packing.parents import choose_parents
 
-__all__ = ["SMALLEST", "LinearFit", "find_combinations"]
+__all__ = ["SMALLEST", "LinearFit", "find_combinations", "find_parents"]
 
 SMALLEST = 1 << 18
 """Parameters from which on it is looked for: of fewer there is nothing to save."""
@@ -40,8 +41,11 @@ _DIGITS = range(1, 6)
 """Decimal places that weights are tried with."""
 _WORSE = 1.02
 """By how much shorter weights may raise what is left."""
-_NEARER = 0.75
-"""Share of what a task costs against the base that it must not exceed against a parent."""
+_FEWER = 0.75
+"""Share of the elements in which a task of a short type differs from the nearest of those that it would be merged of,
+in which it may differ from what they are merged to: of steps less than a unit long, rounding hides all else."""
+_SHORT = 2
+"""Bytes of an element of a type whose roundings are compared."""
 _NEARLY = 0.1
 """How far from 1 weights may sum to that are meant to sum to 1."""
 _MOST = 16
@@ -60,7 +64,11 @@ class LinearFit:
 
 
 def find_combinations(
-    base: Checkpoint, tasks: Mapping[str, Checkpoint], known: Mapping[str, Checkpoint], *, parents: Collection[str] = ()
+    base: Checkpoint,
+    tasks: Mapping[str, Checkpoint],
+    known: Mapping[str, Checkpoint],
+    *,
+    parents: Mapping[str, int] | None = None,
 ) -> dict[str, LinearFit]:
     """Tasks that are combinations of known ones, or of others among them that are none.
 
@@ -68,12 +76,13 @@ def find_combinations(
         base: what all are fine-tunes of.
         tasks: to be looked at.
         known: that are there already, and stay what they are.
-        parents: look too for tasks that are much nearer to one of these than to the base: one weight of 1.
+        parents: look too for tasks that are nearer to one of these than to the base: one weight of 1. Of each, how
+            long the chain is already that it is the end of.
     """
     sample = _sampled(base, {**known, **tasks})
     if sample is None:
         return {}
-    rows, noise = sample
+    rows, noise = sample.rows, sample.noise
     names = list(rows)
     stacked = np.stack(list(rows.values()))
     gram = stacked @ stacked.T
@@ -84,53 +93,77 @@ def find_combinations(
         rest = {at: _rest(gram, at, basis) for at in left}
         free = [at for at in left if not _is_left(rest[at], gram[at, at], noise[names[at]])]
         if not free:
+            fits = {at: _fitted(sample, gram, at, basis) for at in left}
+            related = {names[at]: fit for at, fit in fits.items() if fit is not None}
+            free = [at for at, fit in fits.items() if fit is None]
+        if not free:
             break
         # What the others leave most of is a source; a merge is shorter than what it is made of, or explained by it.
         chosen = max(free, key=lambda at: rest[at])
         basis.append(chosen)
         left.remove(chosen)
-    for at in left:
-        combination = _fitted(names, rows, gram, at, basis, noise[names[at]])
-        if combination is not None:
-            related[names[at]] = combination
     if parents:
         sources = {name for combination in related.values() for name in combination.weights}
-        others = [name for name in tasks if name in rows and name not in related]
-        related |= _children(rows, others, [name for name in parents if name not in related], sources)
+        others = [name for name in tasks if name in rows and name not in related and name not in sources]
+        depths = {name: depth for name, depth in parents.items() if name in rows and name not in related}
+        related |= {
+            name: LinearFit(weights={other: 1.0}, explained=explained)
+            for name, (other, explained) in choose_parents(rows, others, depths).items()
+        }
     return related
 
 
-def _children(
-    rows: Mapping[str, Floats], tasks: Sequence[str], parents: Collection[str], sources: set[str]
-) -> dict[str, LinearFit]:
-    """Tasks that cost much less against another one than against the base. No parent is a child: chains are short."""
-    own = {name: _cost(rows[name]) for name in tasks}
-    pairs = [
-        (own[name] - cost, name, other)
-        for name in tasks
-        if name not in sources
-        for other in dict.fromkeys(parents)
-        if other != name and other in rows and (cost := _cost(rows[name] - rows[other])) < _NEARER * own[name]
-    ]
-    children: dict[str, LinearFit] = {}
-    anchors: set[str] = set()
-    for saved, name, other in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-        if name not in children and name not in anchors and other not in children:
-            children[name] = LinearFit(weights={other: 1.0}, explained=saved / own[name])
-            anchors.add(other)
-    return children
+def find_parents(
+    base: Checkpoint, tasks: Mapping[str, Checkpoint], depths: Mapping[str, int], children: Sequence[str]
+) -> dict[str, str]:
+    """For tasks that are nearer to another one than to the base, the nearest, by a sample; see `choose_parents`.
 
-
-def _cost(row: Floats) -> float:
-    """About how many bits an element takes: the length of a number of units."""
-    return float(np.log2(1 + np.abs(row)).mean())
-
-
-def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> tuple[dict[str, Floats], dict[str, float]] | None:
-    """Of each task that can be compared a sample of its task vector, and what rounding leaves of its square.
-
-    Elements weigh by what rounding leaves of them: small ones are known better. None where there is nothing to compare.
+    Args:
+        base: what all are fine-tunes of.
+        tasks: all of them.
+        depths: of those that may become parents, how long the chain is that they are the end of.
+        children: that may get a parent, or another one.
     """
+    sample = _sampled(base, tasks)
+    if sample is None:
+        return {}
+    known = {name: depth for name, depth in depths.items() if name in sample.rows}
+    chosen = choose_parents(sample.rows, [name for name in children if name in sample.rows], known)
+    return {name: other for name, (other, _) in chosen.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """A sample of task vectors, in units of what rounding leaves: small elements are known better, and weigh more."""
+
+    rows: Mapping[str, Floats]
+    noise: Mapping[str, float]
+    """What rounding leaves of the square of each."""
+    runs: Sequence[_SampledRun]
+
+    def differ(self, task: str, row: Floats) -> int | None:
+        """In how many elements a task differs from a row, once that is rounded to its type; None where it is long."""
+        total = at = 0
+        for run in self.runs:
+            after, stop = run.after[task], at + len(run.before)
+            if after.element_size() > _SHORT:
+                return None
+            there = torch.from_numpy(run.before + row[at:stop] * run.scale).to(after.dtype)
+            total, at = total + int((there != after).sum()), stop
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SampledRun:
+    """Elements of one tensor: of the base, the unit of each, and the tasks' own."""
+
+    before: Floats
+    scale: Floats
+    after: Mapping[str, Tensor]
+
+
+def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> _Sample | None:
+    """A sample of each task that can be compared; None where there is nothing to compare."""
     bound = {name: names for name, task in tasks.items() if (names := _counterparts(base, task))}
     if len(bound) < 2:
         return None
@@ -139,6 +172,7 @@ def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> tuple[dict[st
         return None
     rows: dict[str, list[Floats]] = {name: [] for name in bound}
     noise = dict.fromkeys(bound, 0.0)
+    runs: list[_SampledRun] = []
     for tensor in _spread(base, [name for name in base.tensors if name in shared]):
         start = (base.tensors[tensor].numel - _RUN) // 2 if base.tensors[tensor].numel > _RUN else 0
         stop = min(start + _RUN, base.tensors[tensor].numel)
@@ -152,7 +186,8 @@ def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> tuple[dict[st
         for name, row in moved.items():
             rows[name].append(row / scale)
             noise[name] += float(np.square(units[name] / scale)[touched].sum()) / 12
-    return {name: np.concatenate(row) for name, row in rows.items()}, noise
+        runs.append(_SampledRun(before=before.double().numpy(), scale=scale, after=after))
+    return _Sample(rows={name: np.concatenate(row) for name, row in rows.items()}, noise=noise, runs=runs)
 
 
 def _last_place(values: Tensor) -> Floats:
@@ -216,11 +251,9 @@ def _solved(gram: Floats, at: int, basis: Sequence[int]) -> Floats:
     return np.asarray(np.linalg.lstsq(inner, gram[basis, at], rcond=1e-10)[0])
 
 
-def _fitted(
-    names: Sequence[str], rows: Mapping[str, Floats], gram: Floats, at: int, basis: Sequence[int], noise: float
-) -> LinearFit | None:
+def _fitted(sample: _Sample, gram: Floats, at: int, basis: Sequence[int]) -> LinearFit | None:
     """Weights of those that count, as short as they may be; None where they explain too little."""
-    there = list(basis)
+    there, rows, names = list(basis), sample.rows, list(sample.rows)
     while True:
         weights = _solved(gram, at, there)
         shares = np.abs(weights) * np.sqrt(gram[there, there] / gram[at, at])
@@ -245,7 +278,11 @@ def _fitted(
             weights, best = short, left(short)
             break
     weights, best = _summing_to_one(weights, shares, left, best, allowed)
-    if not _is_left(best, gram[at, at], noise):
+    if not _is_left(best, gram[at, at], sample.noise[names[at]]):
+        return None
+    differ = sample.differ(names[at], weights @ matrix)
+    nearest = [sample.differ(names[at], row) or 0 for row in (np.zeros_like(own), *matrix)]
+    if differ is not None and differ > _FEWER * min(nearest):
         return None
     explained = 1 - best / float(gram[at, at])
     return LinearFit(

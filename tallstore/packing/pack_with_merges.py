@@ -45,7 +45,8 @@ def combinations_among(base: Source, tasks: Mapping[str, Source], chosen: Option
             return None
         if start.far or any(task.far for task in opened.values()):
             return None
-        combinations = find_combinations(start, opened, {}, parents=tuple(opened) if chosen.quality == LOSSLESS else ())
+        parents = dict.fromkeys(opened, 0) if chosen.quality == LOSSLESS else None
+        combinations = find_combinations(start, opened, {}, parents=parents)
         return combinations if combinations or any_alike(start, opened) else None
 
 

@@ -8,7 +8,7 @@ out, if the task comes back as well as those that it is made of.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ from tallstore.archive.piece_cache import PieceCache
 from tallstore.archive.reader import Reader
 from tallstore.archive.shared_tensors import record_of
 from tallstore.archive.sharing import Home, find_home, joined, ones_part
-from tallstore.archive.splice import SplicedArchive
+from tallstore.archive.splice import SplicedArchive, joined_archive
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.components import matched
@@ -83,10 +83,28 @@ class RelativePacker:
     ) -> dict[str, tuple[TaskReport, SplicedArchive]]:
         """An archive of each task alone, to be spliced in. Those that are no such combinations after all are left out.
 
+        Tasks may be made of each other: what others are made of is packed first.
+
         `said`: tasks that somebody said are: whatever is left of them is coded. All others were found to be.
         """
-        if self._home is None:
-            return {}
+        made: dict[str, tuple[TaskReport, SplicedArchive]] = {}
+        left = dict(relatives) if self._home is not None else {}
+        while ready := {n: each for n, each in left.items() if set(each.tasks) <= self._reader.manifest.tasks.keys()}:
+            left = {name: each for name, each in left.items() if name not in ready}
+            new = self._ready(tasks, ready, said)
+            made |= new
+            if left and new:
+                self._build_on([archive for _, archive in new.values()])
+        return made
+
+    def _build_on(self, made: Sequence[SplicedArchive]) -> None:
+        """Let tasks be made of these too."""
+        self._reader = Reader(*joined_archive(SplicedArchive(self._reader.store, self._reader.manifest), made))
+
+    def _ready(
+        self, tasks: Mapping[str, Checkpoint], relatives: Mapping[str, Relatives], said: Collection[str]
+    ) -> dict[str, tuple[TaskReport, SplicedArchive]]:
+        """Of tasks that are made of what is there."""
         combined = [
             self._combined(name, tasks[name], each, searched=name not in said) for name, each in relatives.items()
         ]

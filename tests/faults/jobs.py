@@ -67,6 +67,17 @@ def merged(root: Path, out: Path, **_: Any) -> None:
         opened.export_merged(out, "consensus", heads="a", overwrite=True)
 
 
+def write_parents(target: Path) -> None:
+    """An archive without loss, for tasks that build on others."""
+    tallstore.pack(*zoo(1), target, quality="lossless")
+
+
+def child(root: Path, out: Path, **_: Any) -> None:
+    """A task that is coded against another one."""
+    with suppress(tallstore.errors.TaskNameError):  # of an attempt before
+        tallstore.add(out, {"c": zoo(2)[1]["a"]}, parent="a")
+
+
 def subset(root: Path, out: Path, **_: Any) -> None:
     with tallstore.open(root / INPUTS / "zoo.tall", threads=1) as opened:
         opened.write_subset(["b"], out, overwrite=True)
@@ -131,6 +142,8 @@ JOBS: Mapping[str, Job] = {
     "export": Job(export, "model"),
     "export-over": Job(export, "model", write_older_model),
     "merge": Job(merged, "model"),
+    "child-folder": Job(child, "zoo", write_parents),
+    "child-file": Job(child, "zoo.tall", write_parents),
     "subset-folder": Job(subset, "zoo"),
     "subset-over-file": Job(subset, "zoo.tall", write_older),
     "pull-model": Job(pull, "model", hub=True),

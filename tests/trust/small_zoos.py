@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "emr": {"recipe": "emr", "exact": "all"},
     "lossless": {"quality": "lossless"},
     "tall": {"recipe": "tall", "vector": "bf16"},
+    "family": {"quality": "lossless"},
 }
 
 
@@ -66,4 +67,9 @@ def write(kind: str, root: Path, *, suffix: str = "", seed: int = 0) -> tuple[Pa
     out = root / f"zoo{seed}{suffix}"
     with small_chunks():
         tallstore.pack(root / "base.safetensors", folders, out, allow_distant=True, **KINDS[kind])
+        if kind == "family":  # a chain of two, and a merge with its end
+            for number, (child, parent) in enumerate((("child", "a"), ("grandchild", "child"))):
+                own = {n: near(t, number) if n in base else t for n, t in tasks["a"].items()}
+                tallstore.add(out, {child: own}, parent=parent, allow_distant=True)
+            tallstore.add_merge(out, "mix", "0.5*grandchild + 0.5*b", head="b")
     return out, root / "base.safetensors" if KINDS[kind].get("base_storage") == "reference" else None
