@@ -249,17 +249,7 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
-    shares: list[tuple[Any, Tensor | None, int, int]] = []
-    whole: list[Run] = []
-    for run in tokens.runs:
-        own = plan.own("weight", run.task)
-        if own is not None and not _by_product(own, weight, run.last - run.first):
-            whole.append(run)
-            continue
-        more = None if bias is None else plan.own("bias", run.task)
-        if own is not None or more is not None:
-            value = None if more is None or bias is None else more.whole(bias)
-            shares.append((own.packed if isinstance(own, RowsTensor) else None, _wide(value), run.first, run.last))
+    shares, whole = _shares(plan, tokens, weight, bias)
     if not whole:
         return outputs(flat, weight, bias, shares) if shares else functional.linear(flat, weight, bias)
     out = flat.new_empty(len(flat), width)
@@ -273,6 +263,32 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
     if shares:
         add(out, flat, weight, _wide(bias), shares)
     return out
+
+
+def _shares(
+    plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None
+) -> tuple[list[tuple[Any, Tensor | None, int, int]], list[Run]]:
+    """What tasks add to a layer's outputs, for `kernels.products`; and the runs whose layers are decoded instead.
+
+    It is the same in every step of a generation, and is made in the first.
+    """
+    key = (plan, len(tokens.flat))
+    made: tuple[list[tuple[Any, Tensor | None, int, int]], list[Run]] | None = tokens.rows.made.get(key)
+    if made is not None:
+        return made
+    shares: list[tuple[Any, Tensor | None, int, int]] = []
+    whole: list[Run] = []
+    for run in tokens.runs:
+        own = plan.own("weight", run.task)
+        if own is not None and not _by_product(own, weight, run.last - run.first):
+            whole.append(run)
+            continue
+        more = None if bias is None else plan.own("bias", run.task)
+        if own is not None or more is not None:
+            value = None if more is None or bias is None else more.whole(bias)
+            shares.append((own.packed if isinstance(own, RowsTensor) else None, _wide(value), run.first, run.last))
+    tokens.rows.made[key] = shares, whole
+    return shares, whole
 
 
 def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
