@@ -14,13 +14,25 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tallstore.kernels.device_rows import DeviceProducts, DeviceRows, DeviceVector
 from tallstore.kernels.native import library
 from tallstore.kernels.native.products import NativeProducts
 from tallstore.kernels.packed_rows import PackedRows, Share, moved_rows, product
 
-__all__ = ["Products", "ReferenceProducts", "Rows", "backend_of", "form_for", "placed", "products", "write_rows"]
+__all__ = [
+    "Products",
+    "ReferenceProducts",
+    "Rows",
+    "add",
+    "backend_of",
+    "form_for",
+    "outputs",
+    "placed",
+    "products",
+    "write_rows",
+]
 
 Rows = PackedRows | DeviceRows
 """What a task adds to a tensor: the second where the model is not on the processor."""
@@ -122,6 +134,39 @@ def write_rows(out: Tensor, base: Tensor, packed: Rows, index: Tensor | None = N
         return
     backend = products()
     (backend if backend.takes(packed, base) else _REFERENCE).rows(out, base, packed, index, first)
+
+
+def outputs(x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Any]) -> Tensor:
+    """A linear layer's outputs of rows of several tasks: x · θ0ᵀ + bias, and what tasks add to it.
+
+    Args:
+        x: shape (tokens, width), the model's type.
+        base: θ0, shape (rows, width), of the same type.
+        bias: the base's, shape (rows,), or None.
+        runs: as for `Products.add`.
+
+    Returns:
+        shape (tokens, rows), the type of x. What tasks add is computed in float32.
+    """
+    backend, wide_bias = products(x.device.type), None if bias is None else bias.detach().float()
+    if isinstance(backend, NativeProducts) and backend.at_once(x, base):
+        y = x.new_empty(len(x), len(base), dtype=torch.float32)
+        backend.add(y, x.float().contiguous(), base.detach(), wide_bias, runs, whole=True)
+        return y.to(x.dtype)
+    y = functional.linear(x, base, bias)
+    add(y, x, base, wide_bias, runs)
+    return y
+
+
+def add(y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Any]) -> None:
+    """`Products.add` for x and y of any type, in float32."""
+    backend = products(y.device.type)
+    if y.dtype == torch.float32:
+        backend.add(y, x.contiguous(), base.detach(), bias, runs)
+        return
+    wide = y.float()
+    backend.add(wide, x.float().contiguous(), base.detach(), bias, runs)
+    y.copy_(wide)
 
 
 _REFERENCE, _TORCH = ReferenceProducts(), DeviceProducts()

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError
 from tallstore.kernels.device_rows import DeviceRows
-from tallstore.kernels.products import products
+from tallstore.kernels.products import add, outputs, products
 from tallstore.serving.apart import PlacesRows, by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
@@ -142,7 +142,7 @@ class _ConvolutionRows(nn.Module):
             seen = self._unfolded(tokens.flat[a:b])
             flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1).contiguous()
             share = (own.packed if isinstance(own, RowsTensor) else None, _wide(own_bias), 0, places)
-            _add(flat, seen, weight.flatten(1), _wide(bias), [share])
+            add(flat, seen, weight.flatten(1), _wide(bias), [share])
             out[a:b] = flat.reshape(b - a, -1, flat.shape[1]).transpose(1, 2).reshape(out[a:b].shape)
         return tokens.back(out)
 
@@ -241,14 +241,41 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
     """Outputs of a linear layer: shape (tokens, outputs)."""
     flat = tokens.flat
     sizes = [own.shape[0] for own in plan.tensors.get("weight", ()) if own is not None]
-    outputs = max(sizes, default=len(weight))
+    width = max(sizes, default=len(weight))
     if any(size != len(weight) for size in sizes):
-        out = flat.new_full((len(flat), outputs), -torch.inf)
+        out = flat.new_full((len(flat), width), -torch.inf)
         for task, a, b in tokens.runs:
             own_weight = plan.value("weight", task, weight)
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
+    shares, whole = _shares(plan, tokens, weight, bias)
+    if not whole:
+        return outputs(flat, weight, bias, shares) if shares else functional.linear(flat, weight, bias)
+    out = flat.new_empty(len(flat), width)
+    at = 0
+    for task, a, b in (*whole, Run(BASE, len(flat), len(flat))):
+        if a > at:
+            _write(out[at:a], flat[at:a], weight, bias)
+        own_bias = None if bias is None else plan.value("bias", task, bias)
+        _write(out[a:b], flat[a:b], plan.value("weight", task, weight), own_bias)
+        at = b
+    if shares:
+        add(out, flat, weight, _wide(bias), shares)
+    return out
+
+
+def _shares(
+    plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None
+) -> tuple[list[tuple[Any, Tensor | None, int, int]], list[Run]]:
+    """What tasks add to a layer's outputs, for `kernels.products`; and the runs whose layers are decoded instead.
+
+    It is the same in every step of a generation, and is made in the first.
+    """
+    key = (plan, len(tokens.flat))
+    made: tuple[list[tuple[Any, Tensor | None, int, int]], list[Run]] | None = tokens.rows.made.get(key)
+    if made is not None:
+        return made
     shares: list[tuple[Any, Tensor | None, int, int]] = []
     whole: list[Run] = []
     for run in tokens.runs:
@@ -260,20 +287,8 @@ def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> 
         if own is not None or more is not None:
             value = None if more is None or bias is None else more.whole(bias)
             shares.append((own.packed if isinstance(own, RowsTensor) else None, _wide(value), run.first, run.last))
-    if not whole:
-        out = functional.linear(flat, weight, bias)
-    else:
-        out = flat.new_empty(len(flat), outputs)
-        at = 0
-        for task, a, b in (*whole, Run(BASE, len(flat), len(flat))):
-            if a > at:
-                _write(out[at:a], flat[at:a], weight, bias)
-            own_bias = None if bias is None else plan.value("bias", task, bias)
-            _write(out[a:b], flat[a:b], plan.value("weight", task, weight), own_bias)
-            at = b
-    if shares:
-        _add(out, flat, weight, _wide(bias), shares)
-    return out
+    tokens.rows.made[key] = shares, whole
+    return shares, whole
 
 
 def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -281,16 +296,6 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         torch.mm(x, weight.T, out=out)
     else:
         torch.addmm(bias, x, weight.T, out=out)
-
-
-def _add(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shares: Sequence[Any]) -> None:
-    """What tasks add, in float32."""
-    if out.dtype == torch.float32:
-        products(out.device.type).add(out, x.contiguous(), weight.detach(), bias, shares)
-        return
-    wide = out.float()
-    products(out.device.type).add(wide, x.float().contiguous(), weight.detach(), bias, shares)
-    out.copy_(wide)
 
 
 def _wide(bias: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class BatchRows:
     """Its inverse."""
     runs: tuple[Run, ...] = field(init=False)
     """Of ordered rows."""
+    made: dict[Any, Any] = field(init=False, default_factory=dict)
+    """What layers made for these rows, and use again while the call lasts."""
 
     def __post_init__(self) -> None:
         first: dict[int, int] = {}

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tallstore.kernels.device_rows import DeviceProducts, DeviceRows, DeviceVector
+from tallstore.kernels.native.products import NativeProducts
 from tallstore.kernels.packed_rows import FORMS, PackedRows, SharedVector, moved_rows, product
-from tallstore.kernels.products import ReferenceProducts, products
+from tallstore.kernels.products import ReferenceProducts, outputs, products
 from tallstore.kernels.row_packing import LevelChunk, pack_rows
 
 CHUNK = 1024
@@ -167,6 +168,13 @@ def test_native_products_are_the_reference_s(
         ReferenceProducts().add(wanted, x, base, torch.ones(shape[0]), runs)
         assert torch.equal(found, wanted)
         assert torch.equal(wanted[1:2], product(x[1:2], own, base))
+        few = torch.full((13, shape[0]), torch.nan)
+        backend = products()
+        assert isinstance(backend, NativeProducts)
+        backend.add(few, x[:13], base, torch.ones(shape[0]), runs[:4], whole=True)
+        assert torch.equal(few, wanted[:13] + x[:13] @ base.float().T + 1)
+        y = outputs(x[:13].to(model), base, torch.ones(shape[0], dtype=model), runs[:4])
+        assert torch.equal(y, few.to(model))
 
 
 DEVICE_KINDS = [kind for kind in KINDS if kind not in STEPS]

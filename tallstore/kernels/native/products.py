@@ -27,9 +27,12 @@ _P, _N, _I = c_void_p, c_int64, c_int32
 _TABLE: dict[str, Function] = {
     "packed_rows": (None, (_P, _P, _I, _P, _P, _N, _N, _P, _P)),
     "token_columns": (None, (_P, _P, _N, _P, _N)),
-    "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _P, _N, _N, _N, _N, _P, _P, _P, _P)),
+    "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _P, _N, _N, _N, _N, _N, _P, _P, _P, _P)),
 }
-_TOKENS = 32
+_TOKENS, _TOGETHER = 32, 512
+"""As `src/products.c` has them."""
+_ONCE = 16
+"""Tokens up to which the base's outputs are computed tile by tile with what tasks add: the base is read once then."""
 _FEW = 4
 """Tokens below which they are taken one by one."""
 _FINDING = 12
@@ -90,7 +93,7 @@ class NativeProducts:
 
     def rows(self, out: Tensor, base: Tensor, packed: PackedRows, index: Tensor | None, first: int = 0) -> None:
         """`ts_packed_rows`."""
-        columns, values = self._room(packed.width)
+        places, values = self._room(packed.width)
         self._functions.packed_rows(
             out.data_ptr(),
             base.data_ptr(),
@@ -99,12 +102,19 @@ class NativeProducts:
             None if index is None else index.data_ptr(),
             first,
             len(out),
-            columns,
+            places,
             values,
         )
 
-    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
-        """`ts_packed_product`."""
+    def at_once(self, x: Tensor, base: Tensor) -> bool:
+        """Whether `add` is better given the base's outputs to compute too."""
+        same = x.dtype == base.dtype and base.dtype != torch.float64 and base.dtype in FORMS
+        return same and len(x) <= _ONCE and base.is_contiguous()
+
+    def add(
+        self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share], *, whole: bool = False
+    ) -> None:
+        """`ts_packed_product`. whole: y, which may hold anything, is given the base's outputs too."""
         if not (y.is_contiguous() and x.is_contiguous() and base.is_contiguous()):
             raise ValueError("kernels take contiguous tensors alone")
         width = x.shape[1]
@@ -126,7 +136,8 @@ class NativeProducts:
         where = address(turned)
         if size:
             self._functions.token_columns(where, x.data_ptr(), width, own, len(own))
-        share = partial(self._share, y, x, where, base, bias, own, longest)
+        share = partial(self._share, y, x, where, base, bias, own, longest, len(x) if whole else 0)
+        work += base.numel() if whole else 0
         _shared(share, y.shape[1], torch.get_num_threads() if work > _SHARED else 1)
 
     def _share(
@@ -138,10 +149,11 @@ class NativeProducts:
         bias: Tensor | None,
         runs: Any,
         longest: int,
+        tokens: int,
         first: int,
         last: int,
     ) -> None:
-        columns, values = self._room(x.shape[1])
+        places, values = self._room(x.shape[1])
         self._functions.packed_product(
             y.data_ptr(),
             y.stride(0),
@@ -152,18 +164,20 @@ class NativeProducts:
             None if bias is None else bias.data_ptr(),
             runs,
             len(runs),
+            tokens,
             first,
             last,
             x.shape[1],
             address(scratch("walks", 3 * len(runs), np.int64)),
-            columns,
+            places,
             values,
             address(scratch("sums", longest * TILE_ROWS, np.float32)),
         )
 
     @staticmethod
     def _room(width: int) -> tuple[int, int]:
-        return address(scratch("at", width + 16, np.int32)), address(scratch("values", 2 * (width + 16), np.float32))
+        size = _TOGETHER + width + 16
+        return address(scratch("at", size, np.int32)), address(scratch("values", 2 * size, np.float32))
 
     def _tell(self, packed: PackedRows) -> _Packed:
         """What the kernels are told of packed rows; made once."""
