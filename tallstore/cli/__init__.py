@@ -10,8 +10,8 @@ from tallstore.errors import TallstoreError
 __all__ = ["main"]
 
 _OBJECTS = 50_000
-"""Objects that are made until garbage is looked for: importing torch makes a million that stay, and looking through them
-again and again took a tenth of a second and more of every command."""
+"""Objects that are made until garbage is looked for: importing torch makes a million that stay, and looking through
+them again and again took a tenth of a second and more of every command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
