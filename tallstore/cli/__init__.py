@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from tallstore.errors import TallstoreError
 
 __all__ = ["main"]
 
+_OBJECTS = 50_000
+"""Objects that are made until garbage is looked for: importing torch makes a million that stay, and looking through
+them again and again took a tenth of a second and more of every command."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
+    gc.set_threshold(_OBJECTS)
     from tallstore.cli import output, plain
     from tallstore.cli.app import app
     from tallstore.cli.hub import keep_to_lines

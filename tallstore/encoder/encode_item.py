@@ -63,7 +63,7 @@ def do(item: Item, tools: Tools) -> Done:
         if user not in outcomes:
             outcomes[user], read_bytes = _without_loss(item, user, base, tools)
             size += read_bytes
-    alike = tuple(same_bits(base, tools.tasks[u.task].read(u.name, item.start, item.stop)) for u in item.alike)
+    alike = tuple(same_bits(base, gather_runs(tools.tasks[u.task], u.name, [item], "row")) for u in item.alike)
     only = len(base) == tools.base.tensors[item.name].numel
     sha256 = hashlib.sha256(raw.data).hexdigest() if only else ""
     coded_base = tools.whole.encode_pieces(raw, tools.base.tensors[item.name].dtype) if tools.embed else None

@@ -28,4 +28,10 @@ def largest_of(values: Tensor) -> float:
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two flat tensors of one type are equal in every bit (−0 is not 0, a NaN is itself)."""
-    return np.array_equal(as_bytes(left.contiguous()), as_bytes(right.contiguous()))
+    one, two = as_bytes(left.contiguous()), as_bytes(right.contiguous())
+    if native.available() and len(one) == len(two) and len(one) % _WORD.itemsize == 0 and len(one):
+        return native.look(one.view(_WORD), two.view(_WORD))[0]
+    return np.array_equal(one, two)
+
+
+_WORD = np.dtype("<u4")

@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.components import matched
+from tallstore.encoder.row_bits import same_bits
 from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import size_of
-from tallstore.tensors import as_bytes
+from tallstore.tensors import as_bytes, empty
 
 __all__ = ["any_alike"]
 
 _LEAST = 1 << 14
 """Bytes of a tensor from which on it is looked for."""
 _SAMPLE, _PLACES = 64, 32
-_RUN = 1 << 20
+_RUN = 1 << 17
+"""Elements that are compared at a time: they stay in the cache."""
 
 
 def any_alike(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> bool:
     """Whether a tensor of one task is, to the last bit, another task's of the same name and not the base's."""
-    first: dict[tuple[object, ...], str] = {}
-    for name, task in tasks.items():
-        if task.adapter is not None:
-            continue
-        for tensor, info in task.tensors.items():
-            if tensor in task.ties or size_of(info.dtype, info.shape) < _LEAST:
-                continue
-            key = tensor, info.dtype, info.shape, _sample(task, tensor)
-            other = first.setdefault(key, name)
-            if other == name or not _equal(task, tensor, tasks[other], tensor):
-                continue
-            if not _is_the_bases(base, task, tensor):
-                return True
-    return False
+    groups: dict[tuple[object, ...], list[Checkpoint]] = {}
+    for task in tasks.values():
+        for tensor, info in task.tensors.items() if task.adapter is None else ():
+            if tensor not in task.ties and size_of(info.dtype, info.shape) >= _LEAST:
+                groups.setdefault((tensor, info.dtype, info.shape, _sample(task, tensor)), []).append(task)
+    return any(_others_than_the_base(base, str(key[0]), group) for key, group in groups.items() if len(group) > 1)
 
 
-def _is_the_bases(base: Checkpoint, task: Checkpoint, tensor: str) -> bool:
+def _others_than_the_base(base: Checkpoint, tensor: str, tasks: Sequence[Checkpoint]) -> bool:
+    """Whether a later one of these tasks has the first one's tensor, and the base has it not.
+
+    All are read side by side, each once: mostly they are the base's, in full.
+    """
+    places = [_in_base(base, task, tensor) for task in tasks[1:]]
+    in_base = [there for there in dict.fromkeys(places) if there is not None]
+    named = [*((task, tensor) for task in tasks[1:]), *((base, there) for there in in_base)]
+    equal = _equal_ones(tasks[0], tensor, named)
+    bases = {there for number, there in enumerate(in_base, len(places)) if number in equal}
+    return any(number in equal and there not in bases for number, there in enumerate(places))
+
+
+def _in_base(base: Checkpoint, task: Checkpoint, tensor: str) -> str | None:
+    """The base's tensor that a task's may be; None where there is none of its type and shape."""
     there = tensor
     if tensor not in base.tensors:
         try:
             matches = matched(base, task, tied_names(task, base), allow_distant=True)
         except TallstoreError:  # said where it is packed
-            return False
+            return None
         if tensor not in matches:
-            return False
+            return None
         there = matches[tensor].base
-    return base.tensors[there] == task.tensors[tensor] and _equal(task, tensor, base, there)
+    return there if base.tensors[there] == task.tensors[tensor] else None
 
 
 def _sample(task: Checkpoint, tensor: str) -> bytes:
@@ -57,10 +63,21 @@ def _sample(task: Checkpoint, tensor: str) -> bytes:
     return as_bytes(task.read(tensor, middle - min(middle, _SAMPLE), middle + min(middle, _SAMPLE))).tobytes()
 
 
-def _equal(left: Checkpoint, first: str, right: Checkpoint, second: str) -> bool:
-    """Whether two tensors are, to the last bit; what differs mostly does so in one of a few places."""
-    numel = left.tensors[first].numel
+def _equal_ones(first: Checkpoint, tensor: str, others: Sequence[tuple[Checkpoint, str]]) -> set[int]:
+    """Which of the others are the first one's to the last bit; what differs mostly does so in one of a few places."""
+    numel, dtype = first.tensors[tensor].numel, first.tensors[tensor].dtype
     places = [(at, min(at + _SAMPLE, numel)) for at in range(0, numel, max(_SAMPLE, numel // _PLACES))]
     runs = [(at, min(at + _RUN, numel)) for at in range(0, numel, _RUN)]
-    pairs = ((as_bytes(left.read(first, a, b)), as_bytes(right.read(second, a, b))) for a, b in (*places, *runs))
-    return all(np.array_equal(one, two) for one, two in pairs)
+    one, two = (empty(dtype, min(numel, _RUN)) for _ in range(2))
+    equal = set(range(len(others)))
+    for start, stop in (*places, *runs):
+        if not equal:
+            break
+        own, other = one[: stop - start], two[: stop - start]
+        first.read_into(tensor, start, own)
+        for number in sorted(equal):
+            checkpoint, name = others[number]
+            checkpoint.read_into(name, start, other)
+            if not same_bits(own, other):
+                equal.discard(number)
+    return equal
