@@ -216,3 +216,37 @@ def test_a_chain_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
         for task in ("v2", "v3"):
             with pytest.raises(tallstore.errors.DamagedError, match="tasks/v2/mask"):
                 zoo.state_dict(task)
+
+
+def test_parents_may_come_with_their_children_and_not_in_a_circle(tmp_path: Path) -> None:
+    base = {"emb.weight": noise(64, 64, dtype=torch.bfloat16)}
+    tasks = {"a": tuned(base, 1)}
+    tasks["b"] = tuned(tasks["a"], 2, share=0.05)
+    tasks["c"] = tuned(tasks["b"], 3, share=0.05)
+    path = tmp_path / "zoo.tall"
+    tallstore.pack(base, {"first": tuned(base, 9)}, path, quality="lossless")
+    data = path.read_bytes()
+    with pytest.raises(OptionError, match="a, b, a go round in a circle"):
+        tallstore.add(path, tasks, parent={"a": "b", "b": "a"})
+    assert path.read_bytes() == data
+    tallstore.add(path, tasks, parent={"c": "b", "b": "a"})
+    with tallstore.open(path) as zoo:
+        assert [zoo.manifest.tasks[name].relatives is None for name in "abc"] == [True, False, False]
+        for name, state in tasks.items():
+            assert_same(zoo.state_dict(name), state)
+
+
+def test_a_step_between_two_others_is_no_merge_of_them(tmp_path: Path) -> None:
+    base = {n: t for n, t in base_of(torch.bfloat16).items() if n != "norm.weight"}
+    states = [base]
+    for step in range(3):  # few weights move, by less than rounding hides
+        moved = {n: (t.float() * (1 + 0.004 * (noise(*t.shape, seed=step) > 1.3))).bfloat16() for n, t in base.items()}
+        last = states[-1]
+        states.append({n: torch.where(moved[n] != base[n], moved[n], last[n]) for n in base})
+    tallstore.pack(base, {f"s{n}": state for n, state in enumerate(states[1:])}, tmp_path / "zoo", quality="lossless")
+    with tallstore.open(tmp_path / "zoo") as zoo:
+        made = [task.relatives for task in zoo.manifest.tasks.values() if task.relatives is not None]
+        assert made
+        assert all(each.parent is not None for each in made)
+        for n, state in enumerate(states[1:]):
+            assert_same(zoo.state_dict(f"s{n}"), state)
