@@ -25,9 +25,15 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1,localhost",
 }
 os.environ.pop("HF_TOKEN", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes: as here, small tensors gain nothing from threads
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter, which is decided when triton is imported, by whichever test is first.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_configure() -> None:
+    """Looking for garbage in all that libraries and tests hold takes a second each time: it is done more rarely."""
+    gc.set_threshold(50_000, 50, 50)
 
 
 @pytest.fixture(autouse=True, scope="session")
