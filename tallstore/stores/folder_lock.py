@@ -92,8 +92,17 @@ def _release(handle: int, root: Path) -> None:
     with contextlib.suppress(OSError):  # where the disk fails, the next writer removes it
         aside = staging_folder(root) / _held_name(handle)
     os.close(handle)  # first: a process that was forked may still hold it by the same lock
+    if aside is not None:
+        try:
+            _clear(aside)
+        except KeyboardInterrupt:  # nobody would come back for it
+            _clear(aside)
+            raise
+
+
+def _clear(aside: Path) -> None:
     with contextlib.suppress(OSError):
-        if aside is not None and aside.is_dir():
+        if aside.is_dir():
             remove_unless_held(aside)
             aside.parent.rmdir()
 

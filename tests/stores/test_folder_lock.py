@@ -92,6 +92,26 @@ def test_a_reader_that_was_killed_leaves_its_folder_to_the_next_writer(tmp_path:
     assert not (tmp_path / ".zoo.partial").exists()
 
 
+def test_a_reader_that_is_interrupted_as_it_lets_go_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "zoo", 0)
+    opened = tallstore.open(tmp_path / "zoo")
+    put(tmp_path / "zoo", 1)
+    remove, interrupts = shutil.rmtree, [KeyboardInterrupt()]
+
+    def interrupted(folder: Path) -> None:
+        if interrupts:
+            next(folder.iterdir()).rename(tmp_path / "elsewhere")
+            raise interrupts.pop()
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened.close()
+    assert not (tmp_path / ".zoo.partial").exists()
+
+
 def test_a_forked_process_keeps_the_folder_too(tmp_path: Path) -> None:
     path = tmp_path / "zoo"
     _, tasks = put(path, 0)
