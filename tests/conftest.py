@@ -31,6 +31,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With `-n` alone, each worker takes neighbours: what a file's tests share, and the libraries it needs, load once."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
+
+
 def pytest_configure() -> None:
     """Looking for garbage in all that libraries and tests hold takes a second each time: it is done more rarely."""
     gc.set_threshold(50_000, 50, 50)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from .test_sentence_transformers import bert, cross, dense, router, splade, stat
 
 __all__ = ["bert"]
 
-pytest.importorskip("sentence_transformers")
+pytestmark = pytest.mark.skipif(
+    find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
 
 
 @pytest.mark.parametrize("make", [dense, static, router, splade, cross], ids=lambda make: make.__name__)

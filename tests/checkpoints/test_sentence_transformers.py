@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from tallstore.errors import CheckpointError
 
 from .folders import around, assert_same_weights, copied, files_of, saved
 
-sentence_transformers = pytest.importorskip("sentence_transformers")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(
+    find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
+"""Looked for, not imported: that takes seconds, which a process that only collects tests need not wait."""
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "the", "cat"]
 
@@ -37,6 +41,7 @@ def bert(tmp_path: Path) -> Path:
 
 
 def dense(bert: Path) -> Any:
+    import sentence_transformers
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -46,6 +51,8 @@ def dense(bert: Path) -> Any:
 
 
 def static(bert: Path) -> Any:
+    import sentence_transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -54,6 +61,7 @@ def static(bert: Path) -> Any:
 
 
 def router(bert: Path) -> Any:
+    import sentence_transformers
     from sentence_transformers.base.modules import Router, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
@@ -66,16 +74,21 @@ def router(bert: Path) -> Any:
 
 
 def splade(bert: Path) -> Any:
+    import sentence_transformers
     from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
 
     return sentence_transformers.SparseEncoder(modules=[MLMTransformer(str(bert)), SpladePooling()], device="cpu")
 
 
 def cross(bert: Path) -> Any:
+    import sentence_transformers
+
     return sentence_transformers.CrossEncoder(str(bert), num_labels=1, device="cpu")
 
 
 def _encoder(*modules: Any, sparse: bool = False) -> Any:
+    import sentence_transformers
+
     kind = sentence_transformers.SparseEncoder if sparse else sentence_transformers.SentenceTransformer
     return kind(modules=list(modules), device="cpu")
 
@@ -192,6 +205,8 @@ def test_a_recurrent_module_comes_back(bert: Path, tmp_path: Path) -> None:
 def test_folders_that_modules_json_names_belong_to_the_model_whatever_they_are_called(
     bert: Path, tmp_path: Path
 ) -> None:
+    import sentence_transformers
+
     base, tasks = saved(tmp_path, lambda: dense(bert), lambda model, folder: model.save_pretrained(str(folder)))
     odd = {"1_Pooling": ".pooling", "2_Dense": "checkpoint-2/wandb"}
     for folder in (base, *tasks.values()):
@@ -211,6 +226,8 @@ def test_folders_that_modules_json_names_belong_to_the_model_whatever_they_are_c
 
 
 def test_pickled_modules_come_back_as_safetensors(bert: Path, tmp_path: Path) -> None:
+    import sentence_transformers
+
     base, tasks = saved(
         tmp_path,
         lambda: dense(bert),
