@@ -109,8 +109,8 @@ ALWAYS int64_t predict_four(
     const int32_t *marks
 ) {
     const __m256i eight = _mm256_set1_epi8(8), bias = _mm256_set1_epi16((int16_t)(8 * (across[0] + across[1] + across[2] + across[3])));
-    const __m256i one = _mm256_set1_epi16((int16_t)(uint16_t)(uint8_t)across[0] | (int16_t)(across[1] << 8));
-    const __m256i two = _mm256_set1_epi16((int16_t)(uint16_t)(uint8_t)across[2] | (int16_t)(across[3] << 8));
+    const __m256i one = _mm256_set1_epi16((int16_t)((uint8_t)across[0] | (uint8_t)across[1] << 8));
+    const __m256i two = _mm256_set1_epi16((int16_t)((uint8_t)across[2] | (uint8_t)across[3] << 8));
     __m256i mark[3];
     for (int m = 0; m < 3; m++) mark[m] = _mm256_set1_epi16((int16_t)(marks[m] - 1));
     int64_t i = 0;
