@@ -160,6 +160,11 @@ class Packer:
         self.tasks |= relatives.reports
         if left := {name: source for name, source in tasks.items() if name not in self.tasks}:
             archives += self._plain(left, archives)
+            self.warnings += [
+                f"{name}: coded against the base, since parent {parents[name]!r} explains too little of it"
+                for name in left
+                if parents and name in parents
+            ]
         order = [*self._change.manifest.tasks, *tasks]
         return splice(self._change.archive, archives, order)
 

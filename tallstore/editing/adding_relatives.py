@@ -96,8 +96,10 @@ class AddedRelatives:
             raise NoSuchTaskError(
                 f"{self._change.path}: no task {parent!r} to be a parent; there are {names_of(list(manifest.tasks))}"
             )
-        if parent in manifest.tasks and manifest.tasks[parent].adapter is not None:
-            raise OptionError(f"parent {parent!r} is an adapter: models are coded against models")
+        for task in (name, parent):
+            of = self._open(task, tasks[task]) if task in tasks else manifest.tasks[task]
+            if of.adapter is not None:
+                raise OptionError(f"{task!r} is an adapter: only models have parents, and only models are parents")
         above = [name]
         while parents.get(above[-1]):
             if (other := parents[above[-1]]) in above:

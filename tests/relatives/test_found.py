@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from spec.second_reader import Archive
 from support import State, assert_same, noise, same_bits
 
 import tallstore
 from tallstore.errors import NoSuchTaskError, OptionError
+from tallstore.format.adapter import CONFIG, WEIGHTS
 from tallstore.tensors import as_bytes
 
 SHAPES = {"emb.weight": (400, 256), "fc.weight": (256, 512), "out.weight": (256, 256), "norm.weight": (256,)}
@@ -250,3 +253,29 @@ def test_a_step_between_two_others_is_no_merge_of_them(tmp_path: Path) -> None:
         assert all(each.parent is not None for each in made)
         for n, state in enumerate(states[1:]):
             assert_same(zoo.state_dict(f"s{n}"), state)
+
+
+def test_an_adapter_is_no_parent_and_has_none(tmp_path: Path) -> None:
+    base = {"emb.weight": noise(64, 64, dtype=torch.bfloat16)}
+    path, adapter = tmp_path / "zoo.tall", tmp_path / "lora"
+    tallstore.pack(base, {"first": tuned(base, 9)}, path, quality="lossless")
+    adapter.mkdir()
+    sides = {"lora_A": torch.ones(4, 64), "lora_B": torch.ones(64, 4)}
+    save_file({f"base_model.model.emb.{side}.weight": each for side, each in sides.items()}, adapter / WEIGHTS)
+    (adapter / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["emb"]}))
+    data = path.read_bytes()
+    for parents in ({"child": "side"}, {"side": "child"}, {"side": "first"}):
+        with pytest.raises(OptionError, match="'side' is an adapter"):
+            tallstore.add(path, {"side": adapter, "child": tuned(base, 1)}, parent=parents)
+    assert path.read_bytes() == data
+
+
+def test_a_parent_that_explains_nothing_is_said(tmp_path: Path) -> None:
+    base = {"emb.weight": noise(64, 64, dtype=torch.bfloat16)}
+    path, task = tmp_path / "zoo.tall", tuned(base, 1)
+    tallstore.pack(base, {"first": tuned(base, 9)}, path, quality="lossless")
+    report = tallstore.add(path, {"child": task}, parent="first")
+    assert [each for each in report.warnings if "child: coded against the base, since parent 'first'" in each]
+    with tallstore.open(path) as zoo:
+        assert zoo.manifest.tasks["child"].relatives is None
+        assert_same(zoo.state_dict("child"), task)
