@@ -23,6 +23,7 @@ from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.kernels import reference
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 
@@ -50,14 +51,14 @@ class Adaptive(MaskCodec):
         sample promised.
         """
         words = _words(packed)
-        count = _bits_on(words)
+        count = bits_on(words)
         if count > _NEVER_ABOVE * n:
             return self._dense(packed, kind, n)
         few = sample(packed)
         if few is None:
             return _smaller(self._dense(packed, kind, n), _sparse(packed, words, kind, n, count))
         some, of = _words(few), len(few) * 8 // reference.SYMBOL_BITS[kind]
-        sizes = len(self._dense(few, kind, of)), len(_sparse(few, some, kind, of, _bits_on(some)))
+        sizes = len(self._dense(few, kind, of)), len(_sparse(few, some, kind, of, bits_on(some)))
         share = len(packed) / len(few) * _DOUBTFUL
         if sizes[1] < _WORTH * sizes[0]:
             sparse = _sparse(packed, words, kind, n, count)
@@ -87,7 +88,7 @@ class Adaptive(MaskCodec):
 
 def _sparse(packed: Bytes, words: Words, kind: str, n: int, count: int) -> bytes:
     """As gaps."""
-    gaps, signs = _gaps(packed, words, kind, n, count)
+    gaps, signs = gap_list(packed, words, kind, n, count)
     coded = zstd.compress(gaps)
     return b"".join((_HEAD.pack(_GAPS, count, len(gaps), len(coded)), coded, signs.data))
 
@@ -117,23 +118,31 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
     return Marks(count, gaps, signs)
 
 
-def _bits_on(words: Words) -> int:
+@kernel
+def bits_on(words: Words) -> int:
     """How many bits are set: one for every symbol that is on."""
-    if encode.available():
-        return encode.bits_on(words)
     if hasattr(np, "bitwise_count"):
         return int(np.bitwise_count(words).sum())
     return int(np.unpackbits(words.view(np.uint8)).sum())
 
 
-def _gaps(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
-    """The gaps of `count` marks, and their packed signs."""
-    if encode.available():
-        return encode.packed_to_gaps(words, n, count, reference.SYMBOL_BITS[kind])
+@bits_on.native
+def _(words: Words) -> int:
+    return encode.bits_on(words)
+
+
+@kernel
+def gap_list(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:  # noqa: ARG001
+    """The gaps of `count` marks, and their packed signs. `words`: what is packed, as `_words` has it."""
     symbols = reference.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2
     return _encode_gaps(marks), np.packbits(negative[: count if kind == "signed" else 0], bitorder="little")
+
+
+@gap_list.native
+def _(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:  # noqa: ARG001
+    return encode.packed_to_gaps(words, n, count, reference.SYMBOL_BITS[kind])
 
 
 def _words(packed: Bytes) -> Words:

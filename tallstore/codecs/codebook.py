@@ -23,6 +23,7 @@ from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, VectorCodec
 from tallstore.errors import FormatError
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 from tallstore.kernels.pairs import Pairs
@@ -57,7 +58,7 @@ class Codebook(VectorCodec):
         `numbers`: how often each index comes, should that be known.
         """
         if numbers is None:
-            numbers = _count(indices, len(table))
+            numbers = count_indices(indices, len(table))
         used, order = numbers > 0, _SAME
         used[0] = True
         if not used.all():
@@ -66,13 +67,13 @@ class Codebook(VectorCodec):
             table = table[used]
         bits = 4 if len(table) <= 16 else 8
         levels = table.tobytes()
-        dense = _HEAD.pack(len(table), bits, _DENSE) + levels + zstd.compress(_pack(indices, bits, order))
+        dense = _HEAD.pack(len(table), bits, _DENSE) + levels + zstd.compress(pack_indices(indices, bits, order))
         marks = len(indices) - int(numbers[0])
         if marks > _NEVER_ABOVE * len(indices):
             return dense
         on = indices != 0
         mask = _MASK.encode(on.view(np.uint8), "binary")
-        rest = zstd.compress(_pack(_without_zeros(indices, on, marks), bits, order - _ONE))
+        rest = zstd.compress(pack_indices(without_zeros(indices, marks), bits, order - _ONE))
         sparse = _HEAD.pack(len(table), bits, _SPARSE) + levels + len(mask).to_bytes(4, "little") + mask + rest
         return sparse if len(sparse) < _WORTH * len(dense) else dense
 
@@ -141,27 +142,41 @@ def _lloyd(magnitudes: Floats, count: int) -> Floats:
     return levels[levels > 0]
 
 
+@kernel
 def nearest(values: Floats, table: Floats) -> Bytes:
     """Index of the nearest level of `table` (0 first, the rest ascending), shape (n,)."""
+    order, edges = _between(table)
+    nearest_of: Bytes = order[np.searchsorted(edges, values)]
+    return nearest_of
+
+
+@nearest.native
+def _(values: Floats, table: Floats) -> Bytes:
+    order, edges = _between(table)
+    return encode.nearest(values.astype(np.float32, copy=False), edges, order)
+
+
+def _between(table: Floats) -> tuple[Bytes, Floats]:
+    """Indices of levels in ascending order, and the edges half way between them."""
     order = np.argsort(table, kind="stable")
     ordered = table[order].astype(np.float64)
-    edges = ((ordered[1:] + ordered[:-1]) / 2).astype(np.float32)
-    if not encode.available():
-        return order.astype(np.uint8)[np.searchsorted(edges, values)]
-    return encode.nearest(values.astype(np.float32, copy=False), edges, order.astype(np.uint8))
+    return order.astype(np.uint8), ((ordered[1:] + ordered[:-1]) / 2).astype(np.float32)
 
 
-def _count(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
+@kernel
+def count_indices(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
     """How often each index comes."""
-    if not encode.available():
-        return np.bincount(indices, minlength=most)
+    return np.bincount(indices, minlength=most)
+
+
+@count_indices.native
+def _(indices: Bytes, most: int) -> npt.NDArray[np.int64]:
     return encode.count_bytes(indices)[:most]
 
 
-def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
+@kernel
+def pack_indices(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
     """Indices as they are written; `order`: what to write for each, uint8, shape (256,)."""
-    if encode.available():
-        return encode.pack_indices(indices, order, bits)
     if bits == 8:
         return order[indices]
     even = np.zeros(-(-len(indices) // 2) * 2, np.uint8)
@@ -170,9 +185,21 @@ def _pack(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
     return packed
 
 
-def _without_zeros(indices: Bytes, on: npt.NDArray[np.bool_], marks: int) -> Bytes:
-    """Indices where they are not 0, so many in all."""
-    return encode.without_zeros(indices, marks) if encode.available() else indices[on]
+@pack_indices.native
+def _(indices: Bytes, bits: int, order: Bytes = _SAME) -> Bytes:
+    return encode.pack_indices(indices, order, bits)
+
+
+@kernel
+def without_zeros(indices: Bytes, marks: int) -> Bytes:  # noqa: ARG001 - the native kernel needs it
+    """Indices where they are not 0; `marks`: how many."""
+    rest: Bytes = indices[indices != 0]
+    return rest
+
+
+@without_zeros.native
+def _(indices: Bytes, marks: int) -> Bytes:
+    return encode.without_zeros(indices, marks)
 
 
 def _indices(frame: Buffer, count: int, bits: int, n: int) -> Bytes:

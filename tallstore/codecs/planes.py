@@ -19,6 +19,7 @@ from tallstore.codecs.base import Buffer, Bytes, WholeCodec
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 
@@ -42,7 +43,7 @@ class Planes(WholeCodec):
     def encode_pieces(self, raw: Bytes, dtype: str) -> Sequence[Buffer]:
         """Rotate, split, and code each plane, or leave it where coding does not pay."""
         item = ITEM_BYTES[dtype]
-        planes: list[Any] = [_smaller(plane) for plane in _split(raw.view(_WORD[item]), dtype in _ROTATED)]
+        planes: list[Any] = [_smaller(plane) for plane in split_words(raw.view(_WORD[item]), dtype in _ROTATED)]
         lengths = np.array([len(p) for p in planes], "<u4")
         return [lengths.tobytes(), *planes]
 
@@ -76,14 +77,18 @@ def _smaller(plane: Bytes) -> Bytes | bytes:
     return coded if len(coded) < _WORTH * len(plane) else plane
 
 
-def _split(words: npt.NDArray[Any], rotated: bool) -> Bytes:
+@kernel
+def split_words(words: npt.NDArray[Any], rotated: bool) -> Bytes:
     """Bytes of equal place, least significant first: shape (bytes of a word, words)."""
     item = words.itemsize
-    if encode.available():
-        return encode.split(words, rotated)
     if rotated:
         words = words << 1 | words >> (8 * item - 1)
     return np.ascontiguousarray(words.view(np.uint8).reshape(-1, item).T)
+
+
+@split_words.native
+def _(words: npt.NDArray[Any], rotated: bool) -> Bytes:
+    return encode.split(words, rotated)
 
 
 def _planes(data: Buffer, item: int, n: int) -> list[Bytes]:

@@ -10,7 +10,7 @@ import torch
 from tallstore.codecs.base import VectorCodec
 from tallstore.encoder import select_gpu as on_device
 from tallstore.encoder.tile import TaskRow, tile_type
-from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import library
 from tallstore.kernels.rules import MOST_TASKS, Rule
 from tallstore.recipes.base import Recipe
 
@@ -43,7 +43,7 @@ def backend_of(
     rule = recipe.rule([row.task for row in rows], tensor) if rows else None
     if on_device.has_kernels(device):
         return Backend.GPU if rule is not None and len(rows) <= MOST_TASKS else Backend.REFERENCE
-    if native.available() and is_by_sign(rule, codec) and tile_type(rows) == torch.float32:
+    if library.chosen() is not None and is_by_sign(rule, codec) and tile_type(rows) == torch.float32:
         return Backend.NATIVE
     return Backend.REFERENCE
 

@@ -29,6 +29,7 @@ from tallstore.encoder.quantize import encode
 from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
 from tallstore.kernels import reference
 from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.kernels.rules import Rule
 from tallstore.kernels.scratch import scratch
@@ -78,7 +79,7 @@ def start_of(base: Tensor, largest: float) -> Start | None:
         largest: its largest magnitude; not finite if there is a NaN.
     """
     form = _FORMS.get(base.dtype)
-    if not native.available() or form is None or not largest <= reach(base.dtype):
+    if library.chosen() is None or form is None or not largest <= reach(base.dtype):
         return None
     if form == FLOAT32:
         return Start(base.numpy(), base.dtype)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode
 
 _DIGITS = 6
@@ -145,12 +146,16 @@ def sums(tau: Tensor, vector: Tensor, symbols: Tensor, kind: str) -> Tensor:
     return torch.stack(out)
 
 
+@kernel
 def agreement(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
     """The same of one τ and what is kept of it, both float32 or both float64, shape (N,), whatever is behind that."""
-    if encode.available():
-        return *encode.agree(tau.numpy(), kept.numpy()), float(np.count_nonzero(kept.numpy()))
     on = (kept != 0).to(torch.uint8)
     return tuple(sums(tau[None], kept, on[None], "binary")[0].tolist())
+
+
+@agreement.native
+def _(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
+    return *encode.agree(tau.numpy(), kept.numpy()), float(np.count_nonzero(kept.numpy()))
 
 
 def add_blocks(sums_by_block: Tensor) -> Tensor:

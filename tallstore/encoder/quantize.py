@@ -16,6 +16,7 @@ from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
 from tallstore.encoder.metrics import agreement, settled
 from tallstore.encoder.rounded_levels import Placing, RoundedLevels
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
 from tallstore.recipes.dither import uniform, unmixed
@@ -74,10 +75,10 @@ def encode(
         form: of the row: see `kernels.native_types`.
     """
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
-    numbers, totals, norm = _sort(indices, tau, levels, start, seed)
+    numbers, totals, norm = sort_by_level(indices, tau, levels, start, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
     if form == FLOAT32:
-        sums = _measure(tau, table, indices, base, form)
+        sums = agreement_of_levels(tau, table, indices, base, form)
     else:
         assert base is not None, "of a narrow row the base is needed"
         begun = RoundedLevels(tau, base, form, levels.bounds[0], levels.width, start, seed)
@@ -85,7 +86,7 @@ def encode(
 
         def measure(scale: float) -> tuple[float, ...]:
             placed = indices if placing is None else placing.at(scale)
-            return _measure(tau, table * np.float32(scale), placed, base, form)
+            return agreement_of_levels(tau, table * np.float32(scale), placed, base, form)
 
         scale, sums = settled(measure, partial(_off, levels.least and not levels.width))
         if placing is not None:
@@ -103,13 +104,12 @@ def _off(least: bool, sums: tuple[float, ...]) -> float:
     return norm / dot if dot > 0 else 1.0
 
 
-def _sort(
+@kernel
+def sort_by_level(
     indices: Bytes, tau: Floats, levels: Quantizer, start: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
     """Set indices: 0, then each level of +, then each of −. How many have each, the sums of their |τ|, and ‖τ‖²."""
     bounds, width, size = np.array(levels.bounds, np.float32), np.float32(levels.width), 1 + 2 * len(levels.bounds)
-    if native.available():
-        return native.levels(indices, tau, bounds, float(width), unmixed(start, seed))
     magnitude = np.abs(tau)
     shifted = magnitude - uniform(start, len(tau), seed) * width if width else magnitude
     cell = np.searchsorted(bounds, shifted, side="right")
@@ -120,6 +120,14 @@ def _sort(
     first, second, third, fourth = np.bincount(turn, magnitude, _TURNS * size).astype(np.float64).reshape(_TURNS, size)
     total = (first + third) + (second + fourth)
     return np.bincount(cell, minlength=size), total, add_up(np.square(tau, dtype=np.float64))
+
+
+@sort_by_level.native
+def _(
+    indices: Bytes, tau: Floats, levels: Quantizer, start: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
+    bounds, width = np.array(levels.bounds, np.float32), np.float32(levels.width)
+    return native.levels(indices, tau, bounds, float(width), unmixed(start, seed))
 
 
 def _table(levels: Quantizer, numbers: list[int], totals: list[float], norm: float) -> Floats:
@@ -142,11 +150,21 @@ def _table(levels: Quantizer, numbers: list[int], totals: list[float], norm: flo
     return table
 
 
-def _measure(tau: Floats, table: Floats, indices: Bytes, base: Floats | None, form: int) -> tuple[float, ...]:
-    if native.available():
-        return native.measure_levels(tau, base, indices, table, form)
+@kernel
+def agreement_of_levels(
+    tau: Floats, table: Floats, indices: Bytes, base: Floats | None, form: int
+) -> tuple[float, ...]:
+    """`agreement` of τ and what its indices add to the base, rounded as its type is. `base`: None where none is.
+
+    `form`: the base's type, as `native_types` numbers them.
+    """
     step = torch.from_numpy(table[indices])
     if form != FLOAT32 and base is not None:
         start = torch.from_numpy(base)
         step = (start + step).to(_TYPES[form]).to(torch.float32) - start
     return agreement(torch.from_numpy(tau), step)
+
+
+@agreement_of_levels.native
+def _(tau: Floats, table: Floats, indices: Bytes, base: Floats | None, form: int) -> tuple[float, ...]:
+    return native.measure_levels(tau, base, indices, table, form)

@@ -26,6 +26,7 @@ from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
 from tallstore.encoder.metrics import agreement, settled
 from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
 from tallstore.kernels import reference
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import NARROW
@@ -132,8 +133,21 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
 def _kept(steps: Steps, weights: Tensor, base: Tensor, on: float) -> tuple[float, ...]:
     decoded = torch.empty_like(weights)
     steps.begin()(decoded, base)
-    if weights.dtype == base.dtype and weights.dtype in NARROW and native.available():
-        own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
-        return *native.agree_rows(own, before, after, NARROW[weights.dtype]), on
-    measured = agreement(task_vector(base, weights), task_vector(base, decoded))
-    return *measured[:-1], on
+    return *agreement_of_rows(weights, base, decoded), on
+
+
+@kernel
+def agreement_of_rows(weights: Tensor, base: Tensor, decoded: Tensor) -> tuple[float, ...]:
+    """`agreement` of the task vectors of what was given and what a reader gets, without the number of marks."""
+    return agreement(task_vector(base, weights), task_vector(base, decoded))[:-1]
+
+
+@agreement_of_rows.takes
+def _(weights: Tensor, base: Tensor, decoded: Tensor) -> bool:  # noqa: ARG001 - the kernel's own arguments
+    return weights.dtype == base.dtype and weights.dtype in NARROW
+
+
+@agreement_of_rows.native
+def _(weights: Tensor, base: Tensor, decoded: Tensor) -> tuple[float, ...]:
+    own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
+    return native.agree_rows(own, before, after, NARROW[weights.dtype])

@@ -19,6 +19,7 @@ import torch
 
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.kernels import reference
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import NARROW
 from tallstore.kernels.scratch import scratch
@@ -59,28 +60,48 @@ class RoundedLevels(NamedTuple):
         with np.errstate(all="ignore"):  # a scale that overflows marks nothing
             top = width + 2 * low
             low, width, factor = low / top, width / top, top / values[0]
-        if native.available():
-            shape = (float(low), float(width), float(factor), unmixed(self.start, self.seed))
-            native.place_rounded(indices, self.tau, self.base, values, shape, self.form)
-            return
-        magnitude, indices[:] = np.abs(self.tau), 0
-        share = uniform(self.start, len(self.tau), self.seed) * width + low
-        before = np.zeros_like(magnitude)
-        for level, value in enumerate(values.tolist(), 1):
-            after = self._moved_by(value)
-            with np.errstate(all="ignore"):
-                least = (before + share * (after - before)) * factor
-                indices[(magnitude >= least) & (after > before)] = level
-            before = after
-        indices[magnitude == 0] = 0
-        indices[(self.tau < 0) & (indices > 0)] += len(values)
+        place_rounded(indices, self, values, float(low), float(width), float(factor))
 
-    def _moved_by(self, value: float) -> Floats:
-        """How far a decoder moves each parameter towards its τ."""
-        base = torch.from_numpy(self.base)
-        step = torch.from_numpy(np.copysign(np.float32(value), self.tau))
-        moved: Floats = ((base + step).to(_TYPES[self.form]).to(torch.float32) - base).abs().numpy()
-        return moved
+
+@kernel
+def place_rounded(
+    indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float
+) -> None:
+    """What `RoundedLevels.place` does, beginnings being shares of `top`, which is width + 2 · low.
+
+    Args:
+        indices: shape (n,); set.
+        levels: the chunk's parameters, of a type of few bits.
+        values: what levels add, shape (L,).
+        low: where the first level begins, a float32.
+        width: likewise, how far that varies from one parameter to the next.
+        factor: `top` over the first level.
+    """
+    magnitude, indices[:] = np.abs(levels.tau), 0
+    share = uniform(levels.start, len(levels.tau), levels.seed) * np.float32(width) + np.float32(low)
+    before = np.zeros_like(magnitude)
+    for level, value in enumerate(values.tolist(), 1):
+        after = _moved_by(levels, value)
+        with np.errstate(all="ignore"):
+            least = (before + share * (after - before)) * np.float32(factor)
+            indices[(magnitude >= least) & (after > before)] = level
+        before = after
+    indices[magnitude == 0] = 0
+    indices[(levels.tau < 0) & (indices > 0)] += len(values)
+
+
+@place_rounded.native
+def _(indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float) -> None:
+    shape = (low, width, factor, unmixed(levels.start, levels.seed))
+    native.place_rounded(indices, levels.tau, levels.base, values, shape, levels.form)
+
+
+def _moved_by(levels: RoundedLevels, value: float) -> Floats:
+    """How far a decoder moves each parameter towards its τ."""
+    base = torch.from_numpy(levels.base)
+    step = torch.from_numpy(np.copysign(np.float32(value), levels.tau))
+    moved: Floats = ((base + step).to(_TYPES[levels.form]).to(torch.float32) - base).abs().numpy()
+    return moved
 
 
 class Placing:

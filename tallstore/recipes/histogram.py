@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode
 
 __all__ = ["BINS", "EDGES", "NARROW_BYTES", "SHIFT", "Floats", "Magnitudes", "add_up", "added", "magnitudes"]
@@ -122,10 +123,9 @@ class Magnitudes:
         return self.moved * math.sqrt(self.change)
 
 
+@kernel
 def magnitudes(tau: Singles, base: Singles, *, narrow: bool = False) -> Magnitudes:
     """Count |τ|, shape (N,), beside the base's values. `narrow`: of a type of few bits."""
-    if encode.available():
-        return Magnitudes(*encode.tally(tau, base, SHIFT, BINS)).of(len(tau), narrow=narrow)
     bins = (np.abs(tau).view(np.uint32) >> SHIFT).astype(np.intp)
     counts = np.bincount(bins, minlength=BINS).astype(np.float64)
     moved, base_energy = np.count_nonzero(tau), add_up(np.square(base * (tau != 0), dtype=np.float64))
@@ -133,6 +133,11 @@ def magnitudes(tau: Singles, base: Singles, *, narrow: bool = False) -> Magnitud
     (used,) = np.nonzero(counts)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     return Magnitudes(counts[first:last].copy(), first, float(base_energy)).of(len(tau), narrow=narrow)
+
+
+@magnitudes.native
+def _(tau: Singles, base: Singles, *, narrow: bool = False) -> Magnitudes:
+    return Magnitudes(*encode.tally(tau, base, SHIFT, BINS)).of(len(tau), narrow=narrow)
 
 
 def added(values: Floats) -> Floats:

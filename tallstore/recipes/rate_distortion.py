@@ -19,6 +19,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.kernels.backends import kernel
 from tallstore.kernels.logarithm import log2
 from tallstore.kernels.native import choices as native
 from tallstore.recipes.histogram import Floats, Magnitudes, added
@@ -79,6 +80,7 @@ class Choices(Sequence[PrecisionChoice]):
         return PrecisionChoice(int(self.ladders[at]), float(self.bits[at]), float(self.harm[at]))
 
 
+@kernel
 def choices(histogram: Magnitudes, kappa: float = 1.0) -> Choices:
     """The precisions on offer, with cost and harm: those that are the best for some price of a bit.
 
@@ -86,18 +88,6 @@ def choices(histogram: Magnitudes, kappa: float = 1.0) -> Choices:
     """
     if not histogram.energy:  # nothing moved, or by so little that it counts as nothing
         return Choices(OFFERED[:0], np.zeros(0), np.zeros(0))
-    if native.available():
-        order, bits, harm = native.offers(
-            histogram.counts,
-            histogram.middle,
-            histogram.edges,
-            histogram.among,
-            histogram.energy,
-            histogram.rms,
-            kappa,
-            ALL,
-        )
-        return Choices(OFFERED[order], bits[order], harm[order])
     offered = hard(histogram, kappa)
     if kappa > 1:
         plain, random = offered, dithered(histogram, kappa)
@@ -108,24 +98,53 @@ def choices(histogram: Magnitudes, kappa: float = 1.0) -> Choices:
     return Choices(OFFERED[best], bits[best], harm[best])
 
 
+@choices.takes
+def _(histogram: Magnitudes, kappa: float = 1.0) -> bool:  # noqa: ARG001 - the kernel's own arguments
+    return bool(histogram.energy)
+
+
+@choices.native
+def _(histogram: Magnitudes, kappa: float = 1.0) -> Choices:
+    order, bits, harm = native.offers(
+        histogram.counts,
+        histogram.middle,
+        histogram.edges,
+        histogram.among,
+        histogram.energy,
+        histogram.rms,
+        kappa,
+        ALL,
+    )
+    return Choices(OFFERED[order], bits[order], harm[order])
+
+
+@kernel
 def prices(histogram: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Floats]:
     """Bits and harm of hard levels that begin at edges of bins, κ being 1; infinite harm where all are empty.
 
     `bounds`: of each choice, ascending, at most 127.
     """
-    if native.available() and bounds:
-        return native.price(
-            histogram.counts,
-            histogram.middle,
-            histogram.edges,
-            histogram.among,
-            histogram.energy,
-            bounds,
-            CODER,
-            LEVEL_BITS,
-        )
     each = [_price(histogram, own) for own in bounds]
     return np.array([bits for bits, _ in each]), np.array([harm for _, harm in each])
+
+
+@prices.takes
+def _(histogram: Magnitudes, bounds: Sequence[Floats]) -> bool:  # noqa: ARG001 - likewise
+    return bool(bounds)
+
+
+@prices.native
+def _(histogram: Magnitudes, bounds: Sequence[Floats]) -> tuple[Floats, Floats]:
+    return native.price(
+        histogram.counts,
+        histogram.middle,
+        histogram.edges,
+        histogram.among,
+        histogram.energy,
+        bounds,
+        CODER,
+        LEVEL_BITS,
+    )
 
 
 def _price(histogram: Magnitudes, bounds: Floats) -> tuple[float, float]:
@@ -167,12 +186,11 @@ Offered = tuple[Floats, Floats]
 """Of some choices: entropy and signs in bits, and harm, infinite where a choice is not offered. Shape (choices,)."""
 
 
+@kernel
 def hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
     """Cost and harm of choices without dither, those of `rows`."""
     bounds = HARD_BOUNDS[rows]
     counted, among, energy, rms = histogram.counts, histogram.among, histogram.energy, histogram.rms
-    if native.available():
-        return native.hard(counted, histogram.middle, histogram.edges, bounds, among, energy, rms, kappa, FEWEST)
     tail = np.concatenate([np.cumsum(counted[::-1])[::-1], [0.0]])
     tail_total = np.concatenate([np.cumsum((counted * histogram.middle)[::-1])[::-1], [0.0]])
     at = np.searchsorted(histogram.edges, bounds * rms)
@@ -187,11 +205,16 @@ def hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offe
     return cost, np.where(offered, harm, np.inf)
 
 
+@hard.native
+def _(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offered:
+    counts, middle, edges, bounds = histogram.counts, histogram.middle, histogram.edges, HARD_BOUNDS[rows]
+    return native.hard(counts, middle, edges, bounds, histogram.among, histogram.energy, histogram.rms, kappa, FEWEST)
+
+
+@kernel
 def dithered(histogram: Magnitudes, kappa: float) -> Offered:
     """Cost and harm of choices with dither: first those with one level."""
     c, x, among = histogram.counts, histogram.middle / histogram.rms, histogram.among
-    if native.available():
-        return native.dithered(c, x, LOW, SLOPE, RATE, LEVELS, among, kappa, FEWEST)
     cx, energy = c * x, float(added(c * x * x))
     c, x, cx = c[:, None], x[:, None], cx[:, None]
     mean = np.clip((x - LOW) * SLOPE, 0.0, 1.0)
@@ -215,6 +238,12 @@ def dithered(histogram: Magnitudes, kappa: float) -> Offered:
     return np.concatenate([ramped[0], cost]), np.concatenate([ramped[1], harm])
 
 
+@dithered.native
+def _(histogram: Magnitudes, kappa: float) -> Offered:
+    x = histogram.middle / histogram.rms
+    return native.dithered(histogram.counts, x, LOW, SLOPE, RATE, LEVELS, histogram.among, kappa, FEWEST)
+
+
 def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa: float) -> Floats:
     """Noise and κ times bias, of choices with ⟨τ, w⟩, ‖w‖² and ‖the mean of w‖² as given, the scale being unbiased."""
     gain = energy / np.where(along > 0, along, np.inf)
@@ -232,14 +261,12 @@ def _cost(counts: Floats, among: float) -> tuple[Floats, Floats]:
     return marks, marks - added(every * log2(np.where(every > 0, every / among, 1.0)))
 
 
+@kernel
 def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
     """Which choices are on the lower convex hull of harm over bits, by rising bits: the best one is, whatever λ is.
 
     Of choices with the same bits and harm the first; of those with infinite harm none.
     """
-    bits, harm = np.ascontiguousarray(bits), np.ascontiguousarray(harm)
-    if native.available():
-        return native.hull(bits, harm)
     order = np.lexsort((harm, bits))
     order = order[np.isfinite(harm[order])]
     less = harm[order][1:] < np.minimum.accumulate(harm[order])[:-1]  # than all that take fewer bits
@@ -251,6 +278,11 @@ def hull_of(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
             hull.pop()
         hull.append(i)
     return np.array(hull, np.intp)
+
+
+@hull_of.native
+def _(bits: Floats, harm: Floats) -> npt.NDArray[np.intp]:
+    return native.hull(np.ascontiguousarray(bits), np.ascontiguousarray(harm))
 
 
 def _above(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:

@@ -29,11 +29,12 @@ from tallstore.encoder.metrics import agreement
 from tallstore.encoder.remeasure import remeasure
 from tallstore.errors import CheckpointError
 from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import library
 from tallstore.recipes.histogram import magnitudes
 from tallstore.recipes.quantizers import Quantizer
 from tallstore.recipes.solo import Solo
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="needs the native library")
+pytestmark = pytest.mark.skipif(library.chosen() is None, reason="needs the native library")
 SIZES = st.sampled_from([1, 3, 4, 5, 1023, 1024, 1025, 4099, 32_767, 32_768, 32_769, 70_001])
 KINDS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 NARROW = st.sampled_from([torch.bfloat16, torch.float16])

@@ -11,7 +11,7 @@ from support import examples, without_kernels
 
 from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
 from tallstore.kernels import reference
-from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16
 
 DRAWS = 4000
@@ -97,7 +97,7 @@ def test_a_scale_is_asked_for_again_without_being_placed_again() -> None:
     assert np.count_nonzero(reference.unpack(packed, "signed", 50)) == marks > 0
 
 
-@pytest.mark.skipif(not native.available(), reason="needs the native library")
+@pytest.mark.skipif(library.chosen() is None, reason="needs the native library")
 @settings(max_examples=examples(60), deadline=None)
 @given(
     st.sampled_from([1, 3, 1023, 1025, 4099]),

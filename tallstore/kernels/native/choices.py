@@ -15,7 +15,7 @@ from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address
 from tallstore.kernels.scratch import scratch
 
-__all__ = ["Ladders", "available", "dithered", "hard", "hull", "log2", "offers", "price"]
+__all__ = ["Ladders", "dithered", "hard", "hull", "log2", "offers", "price"]
 
 Floats = npt.NDArray[np.float64]
 _P, _N = c_void_p, c_int64
@@ -75,11 +75,6 @@ class Ladders:
 
 
 _LOGARITHM = _Logarithm(ROOT, tuple(SERIES.tolist()))
-
-
-def available() -> bool:
-    """Whether the native library is in use: see `library.chosen`."""
-    return library.chosen() is not None
 
 
 def _kernels() -> Any:

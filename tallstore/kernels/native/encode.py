@@ -1,7 +1,8 @@
 """Encoding kernels of the native library (`src/marks.c`, `levels.c`, `tally.c`, `encode.c`) as functions of arrays.
 
-Each finds what the reference in `encoder`, `recipes` and `codecs` finds, bit for bit. They may be called only where
-`available` says so. Callers see to sizes and types; results go to the caller's arrays or to this thread's `scratch`.
+Each gives what the reference in `encoder`, `recipes` and `codecs` gives, bit for bit. They may be called only where the
+library is in use (`kernels.backends`). Callers see to sizes and types; results go to the caller's arrays or to this
+thread's `scratch`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ __all__ = [
     "Seen",
     "agree",
     "agree_rows",
-    "available",
     "bits_on",
     "coherence",
     "count_bytes",
@@ -81,11 +81,6 @@ SLACK = 64
 _FLOAT32, _FLOAT64 = 0, 3
 _MORE = 255
 _TURNS = 4
-
-
-def available() -> bool:
-    """Whether the native library is in use: see `library.chosen`."""
-    return library.chosen() is not None
 
 
 def _kernels() -> Any:

@@ -1,0 +1,181 @@
+"""The table of kernels: each gives what its reference gives, in every variant, and takes it where it has to."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tallstore
+from tallstore.kernels import backends
+from tallstore.kernels.backends import KERNELS, kernel
+from tallstore.kernels.native_types import BFLOAT16, FLOAT32
+from tallstore.recipes.base import Tile
+from tallstore.recipes.histogram import Magnitudes
+from tallstore.recipes.quantizers import Quantizer
+
+N = 3001
+for _package in ("codecs", "recipes", "encoder"):
+    for _module in pkgutil.iter_modules(importlib.import_module(f"tallstore.{_package}").__path__):
+        importlib.import_module(f"tallstore.{_package}.{_module.name}")
+
+
+def floats(rng: np.random.Generator, n: int = N) -> Any:
+    """Steps of many sizes, a third of them 0."""
+    values = rng.standard_normal(n) * 2.0 ** rng.integers(-8, 0, n) * rng.integers(0, 3, n).clip(0, 1)
+    return values.astype(np.float32)
+
+
+def near(rng: np.random.Generator, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    base = torch.from_numpy(rng.standard_normal(N).astype(np.float32)).to(dtype)
+    return tuple((base + torch.from_numpy(floats(rng)) * i).to(dtype) for i in (1, 0, 2))  # type: ignore[return-value]
+
+
+def magnitudes(rng: np.random.Generator) -> Magnitudes:
+    return Magnitudes(np.floor(rng.random(200) * 100) + 1, 2500, 1.0).of(200 * 100, narrow=False)
+
+
+def tile(rng: np.random.Generator) -> Any:
+    base, weights = torch.from_numpy(floats(rng)), torch.from_numpy(np.stack([floats(rng), floats(rng)]))
+    tau = weights - base
+    return Tile(tensor="a", tasks=(0, 1), base=base, weights=weights, tau=tau), tau.mean(0), (0.2, 1.0, 4.0)
+
+
+def symbols(rng: np.random.Generator) -> Any:
+    """Signed symbols, packed as words, and how many are on."""
+    from tallstore.kernels import reference
+
+    marks = rng.integers(0, 12, N).astype(np.uint8)
+    marks[marks > 2] = 0
+    packed = reference.pack(marks, "signed")
+    words = np.zeros(-(-len(packed) // 8), "<u8")
+    words.view(np.uint8)[: len(packed)] = packed
+    return packed, words, "signed", N, int(np.count_nonzero(marks))
+
+
+def rounded(rng: np.random.Generator) -> Any:
+    from tallstore.encoder.rounded_levels import RoundedLevels
+
+    weights, base, _ = (each.float().numpy() for each in near(rng, torch.bfloat16))
+    indices = np.zeros(N, np.uint8)
+    levels = RoundedLevels(weights - base, base, BFLOAT16, 0.1, 0.2, 7, 11)
+    return indices, levels, np.array([0.25, 0.5], np.float32), 0.25, 0.5, 1.6
+
+
+LEVELS = np.array([0.0, 0.1, 0.5, -0.1, -0.5], np.float32)
+SORTING = Quantizer(bounds=(0.01, 0.1), width=0.02)
+
+ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
+    "codecs.adaptive.bits_on": lambda rng: (rng.integers(0, 2**63, N, np.uint64),),
+    "codecs.adaptive.gap_list": symbols,
+    "codecs.codebook.count_indices": lambda rng: (rng.integers(0, 16, N).astype(np.uint8), 16),
+    "codecs.codebook.nearest": lambda rng: (floats(rng), LEVELS),
+    "codecs.codebook.pack_indices": lambda rng: (rng.integers(0, 16, N).astype(np.uint8), 4),
+    "codecs.codebook.without_zeros": lambda rng: ((on := rng.integers(0, 3, N).astype(np.uint8)), int((on > 0).sum())),
+    "codecs.planes.split_words": lambda rng: (rng.integers(0, 2**32, N).astype(np.uint32), True),
+    "encoder.metrics.agreement": lambda rng: (torch.from_numpy(floats(rng)), torch.from_numpy(floats(rng))),
+    "encoder.quantize.agreement_of_levels": lambda rng: (
+        *(floats(rng), LEVELS, rng.integers(0, 5, N).astype(np.uint8), None, FLOAT32),
+    ),
+    "encoder.quantize.sort_by_level": lambda rng: (np.zeros(N, np.uint8), floats(rng), SORTING, 5, 9),
+    "encoder.remeasure.agreement_of_rows": lambda rng: near(rng, torch.bfloat16),
+    "encoder.rounded_levels.place_rounded": rounded,
+    "encoder.row_bits.same_and_largest": lambda rng: near(rng, torch.float16)[:2],
+    "encoder.row_bits.same_bits": lambda rng: near(rng, torch.float32)[:2],
+    "recipes.histogram.magnitudes": lambda rng: (floats(rng), floats(rng)),
+    "recipes.norm_match.squared_norms": tile,
+    "recipes.rate_distortion.choices": lambda rng: (magnitudes(rng), 3.0),
+    "recipes.rate_distortion.dithered": lambda rng: (magnitudes(rng), 3.0),
+    "recipes.rate_distortion.hard": lambda rng: (magnitudes(rng), 3.0),
+    "recipes.rate_distortion.hull_of": lambda rng: (rng.random(50), rng.random(50)),
+    "recipes.rate_distortion.prices": lambda rng: (magnitudes(rng), [np.array([0.5]), np.array([0.2, 1.0])]),
+}
+"""For every kernel of the table, arguments that the native library takes."""
+
+
+def test_every_kernel_has_arguments_here() -> None:
+    assert sorted(ARGUMENTS) == sorted(KERNELS)
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_native_and_reference_give_the_same(name: str, native: str) -> None:
+    assert native
+    for seed in range(3):
+        quick, slow = (ARGUMENTS[name](np.random.default_rng(seed)) for _ in range(2))
+        made = KERNELS[name]
+        assert made.is_native(*quick)
+        assert said(made(*quick), quick) == said(made.reference(*slow), slow)
+
+
+def said(result: Any, arguments: Any) -> list[bytes]:
+    """All bits of what a kernel returned and of the arrays that it was given, which it may have set."""
+    return [*parts(result), *(bits for each in arguments for bits in parts(each))]
+
+
+def parts(value: Any) -> list[bytes]:
+    if isinstance(value, (tuple, list)):
+        return [bits for each in value for bits in parts(each)]
+    if isinstance(value, torch.Tensor):
+        return parts(value.contiguous().view(torch.uint8).numpy())
+    if isinstance(value, np.ndarray):
+        return [np.ascontiguousarray(value).tobytes()]
+    if isinstance(value, Magnitudes):
+        return [*parts(value.counts), pickle.dumps((value.first, float(value.base_energy)))]
+    return [repr(value).encode()]
+
+
+def test_arguments_that_the_library_does_not_take_go_to_the_reference(native: str) -> None:
+    assert native
+    same_bits = KERNELS["encoder.row_bits.same_bits"]
+    assert not same_bits.is_native(torch.zeros(0), torch.zeros(0))
+    assert same_bits(torch.zeros(0), torch.zeros(0))
+    assert not same_bits(torch.zeros(3), -torch.zeros(3))
+
+
+def test_the_reference_is_called_where_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    @kernel
+    def who() -> str:
+        """Who was called."""
+        return "reference"
+
+    @who.native
+    def _() -> str:
+        return "native"
+
+    del KERNELS[who.name]
+    assert who.__doc__ == "Who was called."
+    monkeypatch.setenv("TALLSTORE_KERNELS", "reference")
+    assert who() == "reference"
+    monkeypatch.delenv("TALLSTORE_KERNELS")
+    assert who() == ("reference" if backends.library.chosen() is None else "native")
+
+
+def test_kernels_are_sent_by_name() -> None:
+    for made in KERNELS.values():
+        assert pickle.loads(pickle.dumps(made)) is made
+
+
+def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None:
+    """Besides the table, whole jobs are decided in these modules, each once."""
+    asking = {
+        str(path.relative_to(tallstore.__path__[0]))
+        for path in Path(tallstore.__path__[0]).rglob("*.py")
+        if "library.chosen()" in path.read_text()
+    }
+    assert asking == {
+        "encoder/backend.py",
+        "encoder/fused_rows.py",
+        "kernels/backends.py",
+        "kernels/dispatch.py",
+        "kernels/lattice_fast.py",
+        "kernels/native/choices.py",
+        "kernels/native/encode.py",
+        "kernels/products.py",
+    }
