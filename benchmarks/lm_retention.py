@@ -39,6 +39,8 @@ class Decoded:
     bits_in_all: float
     accuracy: float
     original: float
+    kept_error: float
+    """Standard error of the retention: of the answers that one of both has right and the other has not."""
     kl_task: float
     kl_task_error: float
     kl_text: float
@@ -102,8 +104,9 @@ def measure(zoo: Path, data: Path, task: str, settings: list[str], examples: int
             task=task,
             bits=bits,
             bits_in_all=bits_in_all,
-            accuracy=right,
-            original=due,
+            accuracy=float(right.double().mean()),
+            original=float(due.double().mean()),
+            kept_error=float((right != due).sum().sqrt() / due.sum()),
             kl_task=kl,
             kl_task_error=kl_error,
             kl_text=text,
@@ -133,10 +136,11 @@ def main() -> None:
             if given.save:
                 rows = [asdict(each) for each in scored]
                 given.save.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1))
-    head = ["task", "setting", "bits", "in all", "kept", "KL task", "±", "KL text", "±", "perplexity"]
+    head = ["task", "setting", "bits", "in all", "kept", "±", "KL task", "±", "KL text", "±", "perplexity"]
     rows = [
         [
             *(each.task, each.setting, f"{each.bits:.3f}", f"{each.bits_in_all:.3f}", f"{each.retention:.1%}"),
+            f"{each.kept_error:.1%}",
             *(f"{each.kl_task:.5f}", f"{each.kl_task_error:.5f}", f"{each.kl_text:.5f}", f"{each.kl_text_error:.5f}"),
             f"{each.perplexity:.2f}",
         ]

@@ -163,11 +163,11 @@ def changed(base: Path, task: Path) -> float:
 
 
 @torch.inference_mode()
-def answers(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[list[torch.Tensor], float]:
-    """Log-probabilities at each answer's tokens, shape (tokens, vocabulary), and the share of answers that greedy
-    decoding gives exactly."""
-    found: dict[int, torch.Tensor] = {}
-    right = 0
+def answers(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Log-probabilities at each answer's tokens, shape (tokens, vocabulary), and whether greedy decoding gives each
+    answer exactly, bool, shape (rows,)."""
+    told: dict[int, torch.Tensor] = {}
+    right = torch.zeros(len(rows), dtype=torch.bool)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     for start in range(0, len(rows), 16):
         own = by_length[start : start + 16]
@@ -175,9 +175,9 @@ def answers(model: Any, tokenizer: Any, rows: Sequence[Example]) -> tuple[list[t
         hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
         for i, each, want in zip(own, hidden, labels[:, 1:], strict=True):
             at = want != -100
-            found[i] = model.lm_head(each[at]).log_softmax(-1)
-            right += bool((found[i].argmax(-1) == want[at]).all())
-    return [found[i] for i in range(len(rows))], right / len(rows)
+            told[i] = model.lm_head(each[at]).log_softmax(-1)
+            right[i] = (told[i].argmax(-1) == want[at]).all()
+    return [told[i] for i in range(len(rows))], right
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ class TensorShare:
     """One tensor's share in what a task changes."""
 
     change: float
-    """c², at most 1."""
+    """c², at most 1: of a matrix over the parameters that moved (of a table few rows may), of a vector over all."""
     weight: float
     """How much a relative error in it counts."""
     gain: float

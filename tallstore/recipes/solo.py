@@ -382,7 +382,7 @@ class _Histograms(Statistic):
         return _Tensor(
             offers=offers,
             steps=tuple(finer[0]),
-            part=TensorShare(change=histogram.change, weight=histogram.weight, gain=coherent),
+            part=TensorShare(change=self._change(tensor, histogram), weight=histogram.weight, gain=coherent),
             weight=histogram.weight,
             rms=histogram.rms,
             energy=histogram.energy,
@@ -390,6 +390,13 @@ class _Histograms(Statistic):
             fixed=fine(histogram, _FINE_BOUND) or offers[-1] if small else None,
             lossless_bits=lossless_bits,
         )
+
+    def _change(self, tensor: str, histogram: Magnitudes) -> float:
+        """c² of a tensor. Of a norm or a bias each value acts by itself, and those that stayed count as well: in types
+        of few bits a single one may have moved, from next to nothing, by all that it was.
+        """
+        whole = not self._recipe.vector_like(tensor)
+        return histogram.change * (1.0 if whole else histogram.moved / histogram.among)
 
     def update(self, tile: tuple[Key, _Tensor]) -> None:
         key, tensor = tile

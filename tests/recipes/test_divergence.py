@@ -144,6 +144,22 @@ def test_wide_and_coherent_tensors_take_fewer_bits_than_noise(tmp_path: Path) ->
     assert coherent.bits_per_parameter < noise.bits_per_parameter / 3
 
 
+def test_a_norm_of_which_one_value_moved_from_nothing_costs_no_other_tensor_bits(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(3)
+    base = {f"{i}.weight": (torch.randn(256, 256, generator=rng) * 0.05).bfloat16() for i in range(6)}
+    base["norm.weight"] = torch.ones(256, dtype=torch.bfloat16)
+    base["norm.weight"][5] = 1e-9
+    task = dict(base)
+    for name in list(base)[:6]:
+        along = torch.randn(256, 2, generator=rng) @ torch.randn(2, 256, generator=rng)
+        task[name] = (base[name] + 3e-4 * along).bfloat16()
+    still = tallstore.pack(base, {"a": task}, tmp_path / "still.tall")
+    task["norm.weight"] = base["norm.weight"].clone()
+    task["norm.weight"][5] = 1e-4
+    moved = tallstore.pack(base, {"a": task}, tmp_path / "moved.tall")
+    assert moved.bits_per_parameter == pytest.approx(still.bits_per_parameter, rel=0.1)
+
+
 def test_the_gain_is_one_of_noise_and_n_of_rank_one() -> None:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((64, 300)).astype(np.float32)
