@@ -160,6 +160,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "stores/hub*": ("hub/test_pulling.py", "hub/test_tall_file.py"),
     "stores/blocks": ("hub/test_far.py",),
     "stores/remote": ("hub/test_far.py", "hub/test_hostile_far.py"),
+    "stores/retries": ("hub/test_far.py",),
     "stores/web": ("hub/test_far.py",),
     "stores/zip_directory": ("stores/test_local.py", "trust/test_attacks.py"),
     "testing/*": ("stores/test_every_store.py", "codecs/test_every_codec.py", "checkpoints/test_every_kind.py"),

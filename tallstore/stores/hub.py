@@ -30,7 +30,7 @@ from tallstore.stores.base import Range, pieces
 from tallstore.stores.folder_lock import READ
 from tallstore.stores.hub_repo import Repo
 from tallstore.stores.local import FilesStore, FileStore, LocalFile
-from tallstore.stores.remote import with_retries
+from tallstore.stores.retries import with_retries
 
 Progress = Callable[[str, int, int], None]
 

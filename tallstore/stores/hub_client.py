@@ -22,7 +22,7 @@ from tallstore.errors import (
     TallstoreError,
     UnreachableError,
 )
-from tallstore.stores.remote import TransientError
+from tallstore.stores.retries import TransientError
 
 SCHEME = "hf://"
 OFFLINE = "not in the local cache, and the network is not to be used; fetch it once with the network"

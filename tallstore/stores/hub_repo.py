@@ -19,7 +19,8 @@ from tallstore.errors import (
     UnreachableError,
 )
 from tallstore.stores.hub_client import OFFLINE, SCHEME, Access, client, connect, explain, explained, summary
-from tallstore.stores.remote import TIMEOUT, Files, TransientError
+from tallstore.stores.remote import TIMEOUT, Files
+from tallstore.stores.retries import TransientError
 from tallstore.stores.web import Answer, range_header, take
 
 __all__ = ["DERIVED_CACHE", "HubFile", "HubFiles", "Repo"]

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import io
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, cast
 
 from tallstore.concurrency import Background
-from tallstore.errors import DamagedError, FormatError, UnreachableError
+from tallstore.errors import DamagedError, FormatError
 from tallstore.format.manifest import PartRecord
 from tallstore.stores.base import Range, Store
 from tallstore.stores.blocks import Block, BlockPlan, Bytes
+from tallstore.stores.retries import TransientError, with_retries
 from tallstore.stores.zip_directory import LOCAL, find_data, read_directory
 
 TIMEOUT = 30.0
 """Seconds that a request may be silent."""
 _WORKERS = 8
-_TRIES = 5
-FIRST_WAIT = 0.25
-"""Seconds before the second try; each further one waits twice as long."""
 _DIRECTORY = 64 << 20
 """Most bytes of a zip's directory that are read in one piece."""
-
-_T = TypeVar("_T")
-
-
-class TransientError(Exception):
-    """A request failed in a way that may pass. Its text says how. Never seen by a caller."""
 
 
 class Files(ABC):
@@ -59,18 +50,6 @@ class Files(ABC):
 
     def close(self) -> None:
         """Release connections."""
-
-
-def with_retries(what: str, work: Callable[[], _T], tries: int = _TRIES) -> _T:
-    """Work, tried again while it fails in a way that may pass; at last an UnreachableError that begins with `what`."""
-    for number in range(tries):
-        try:
-            return work()
-        except TransientError as error:
-            why = str(error)
-        if number + 1 < tries:
-            time.sleep(FIRST_WAIT * 2**number)
-    raise UnreachableError(f"{what}: no answer that can be used, {tries} times ({why}); try again later")
 
 
 class FarFolder(Store):

@@ -180,7 +180,7 @@ class Comparison:
 @pytest.fixture(scope="module")
 def compare(plain_process: WithoutCompiled, server: Hub) -> Iterator[Comparison]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.stores.remote.FIRST_WAIT", 0.002)
+        patch.setattr("tallstore.stores.retries.FIRST_WAIT", 0.002)
         comparison = Comparison(plain_process, server)
         yield comparison
     print(f"\n{comparison.archives} archives, {comparison.tensors} tensors compared", file=sys.stderr)

@@ -11,7 +11,7 @@ from support import Forks, bytes_of, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.cli import main
-from tallstore.stores import remote
+from tallstore.stores import retries
 
 TOKEN = "hf_goodgoodgood"
 
@@ -19,7 +19,7 @@ TOKEN = "hf_goodgoodgood"
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries, with shorter waits between them."""
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.002)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.002)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,10 @@ from support import assert_same, bytes_of, child, examples, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
-from tallstore.stores import Range, blocks, remote
+from tallstore.stores import Range, blocks, retries
 from tallstore.stores.blocks import Block, BlockPlan
-from tallstore.stores.remote import FarFolder, Files, TransientError
+from tallstore.stores.remote import FarFolder, Files
+from tallstore.stores.retries import TransientError
 
 Span = tuple[int, int]
 MASK, BASE = "tasks/a/mask.safetensors", "base/base.safetensors"
@@ -411,14 +412,14 @@ def test_short_answers_are_tried_again_and_then_refused(monkeypatch: pytest.Monk
 
 def test_tries_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(remote, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(retries.time, "sleep", slept.append)
 
     def work() -> None:
         raise TransientError("no")
 
     with pytest.raises(UnreachableError, match=r"it: no answer that can be used, 5 times \(no\)"):
-        remote.with_retries("it", work)
+        retries.with_retries("it", work)
     assert slept == [1, 2, 4, 8]
 
 
