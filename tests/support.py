@@ -49,6 +49,8 @@ class ImportedLater:
     name: str
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # those that look for tests ask whatever a file holds for marks of theirs
+            raise AttributeError(attribute)
         return getattr(import_module(self.name), attribute)
 
 
@@ -352,6 +354,8 @@ torch.set_num_threads(1)
 import tallstore, support
 for name in tallstore.__all__:
     getattr(tallstore, name)  # loaded when first named: here, once, and not in every job
+import tallstore.cli.app
+tallstore.cli.app.command(None)
 # What the Hub's client needs; itself it reads its environment when it is imported.
 import anyio._backends._asyncio, filelock, fsspec.implementations.local, jinja2, loopback, rich.progress, tqdm.auto, typer, yaml
 try:
