@@ -62,7 +62,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def few_objects() -> Iterator[None]:
     """Collecting garbage looks at what these tests make alone: all that libraries hold takes it a second each time."""
-    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
