@@ -8,10 +8,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from support import FORKS, Forks, Shared, child_args, child_env, quick_compiler
+
+if TYPE_CHECKING:  # imported where they are used: the process that hands tests to workers runs none, and needs no torch
+    from support import Forks, Shared
 
 # The Hub's client reads these when it is imported. No test sees the user's token or cache, or leaves this machine.
 _HOME = tempfile.mkdtemp(prefix="tallstore-tests-")
@@ -26,9 +28,6 @@ os.environ |= {
 }
 os.environ.pop("HF_TOKEN", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes: as here, small tensors gain nothing from threads
-if not torch.cuda.is_available():
-    # Triton's kernels run in its interpreter, which is decided when triton is imported, by whichever test is first.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,14 +37,22 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.dist = "worksteal"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Looking for garbage in all that libraries and tests hold takes a second each time: it is done more rarely."""
     gc.set_threshold(50_000, 50, 50)
+    if not getattr(config.option, "numprocesses", None):
+        import torch
+
+        if not torch.cuda.is_available():
+            # Triton's kernels run in its interpreter, which is decided when triton is imported, by whichever test is first.
+            os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """Small tensors gain nothing from a pool of threads, and lose much on a busy machine."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,7 +62,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def few_objects() -> Iterator[None]:
     """Collecting garbage looks at what these tests make alone: all that libraries hold takes it a second each time."""
-    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
@@ -90,6 +96,8 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Processes for jobs that are to be killed, limited, or told of another Hub before anything is imported."""
+    from support import FORKS, Forks, child_args, child_env
+
     folder = tmp_path_factory.mktemp("forks")
     folder.chmod(0o777)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -102,6 +110,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """What takes long to make, made once for all workers."""
+    from support import Shared
+
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
@@ -111,4 +121,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 @pytest.fixture(scope="session")
 def compiler(shared: Shared) -> str:
     """A C compiler for builds of the native library that are looked at, not waited for."""
+    from support import quick_compiler
+
     return quick_compiler(shared.folder)

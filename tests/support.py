@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,25 @@ def examples(n: int, least: int = 20) -> int:
     Each run makes others, so what runs every day sees as many before long. `least`: where each takes long, fewer than 20.
     """
     return n if os.environ.get("TALLSTORE_THOROUGH") else max(-(-n // 3), min(n, least))
+
+
+@dataclass(frozen=True)
+class ImportedLater:
+    """A module that is imported when something of it is first asked for: collecting tests does not wait for it."""
+
+    name: str
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # those that look for tests ask whatever a file holds for marks of theirs
+            raise AttributeError(attribute)
+        return getattr(import_module(self.name), attribute)
+
+
+def import_later(name: str) -> Any:
+    """As `pytest.importorskip` of a whole file, of a module that takes seconds to import: here it is only looked for."""
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed", allow_module_level=True)
+    return ImportedLater(name)
 
 
 def noise(*shape: int, size: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -333,6 +354,8 @@ torch.set_num_threads(1)
 import tallstore, support
 for name in tallstore.__all__:
     getattr(tallstore, name)  # loaded when first named: here, once, and not in every job
+import tallstore.cli.app
+tallstore.cli.app.command(None)
 # What the Hub's client needs; itself it reads its environment when it is imported.
 import anyio._backends._asyncio, filelock, fsspec.implementations.local, jinja2, loopback, rich.progress, tqdm.auto, typer, yaml
 try:
@@ -421,13 +444,34 @@ cp "$name" "$out"
 """
 
 
+REMEMBERED = """#!/bin/sh
+# A compiler that has met these sources: the library that the checkout was built with, of empty objects.
+for word in "$@"; do
+  [ "$last" = -o ] && out=$word
+  last=$word
+done
+case $out in *.o) : > "$out" ;; *) cp {library} "$out" ;; esac
+"""
+
+
 def quick_compiler(folder: Path) -> str:
-    """A compiler that builds the native library in few seconds, and a second time in none; the library is a slow one."""
+    """A compiler that builds the native library in no time where this checkout has it, of the very sources that are here.
+
+    Where it has not, in few seconds, and a second time in none: that library is a slow one.
+    """
     compiler = build.find_compiler()
     if compiler is None:
         pytest.skip("no C compiler here")
+    made = build.library_path()
+    if build.sum_path(made).exists() and build.sum_path(made).read_text().split() == [
+        f"{build.stamp():016x}",
+        build.digest(made),
+    ]:
+        script = REMEMBERED.format(library=shlex.quote(str(made)))
+    else:
+        script = COMPILER.format(compiler=shlex.join(compiler), cache=folder, sources=build.SOURCES)
     path, own = folder / "cc", folder / f"cc-{os.getpid()}"
-    own.write_text(COMPILER.format(compiler=shlex.join(compiler), cache=folder, sources=build.SOURCES))
+    own.write_text(script)
     own.chmod(0o755)
     own.replace(path)  # several workers may make it at once
     return str(path)

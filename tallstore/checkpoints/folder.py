@@ -188,7 +188,7 @@ def _pick(
         if each is main:
             continue
         if each.variant and each.variant != main.variant:
-            why = f"a variant; --weights {each.variant} takes it"
+            why = f"a variant; weights={each.variant!r} (--weights {each.variant}) takes it"
         elif each.stem or (not known and each.safe != main.safe) or (not known and not each.safe):
             why = "the weights once more, in another form"
         else:

@@ -169,7 +169,7 @@ def left_out(node: NestedState, sets: Sequence[str], chosen: str) -> dict[str, s
     if node.path and node.name in sets:
         return {node.name: other_set(node.name)}
     if not any(name.startswith(f"{node.name}." if node.path else "") for name in sets):
-        return {node.name: f"other weights; --weights {node.name} takes them"}
+        return {node.name: f"other weights; weights={node.name!r} (--weights {node.name}) takes them"}
     told = {
         ".".join((*node.path, str(key))): "a tensor beside the weights" if isinstance(value, Tensor) else "no weights"
         for key, value in node.values.items()

@@ -131,4 +131,4 @@ def _told(names: Iterable[str], where: str) -> dict[str, str]:
 
 def other_set(name: str) -> str:
     """What is said of a set that was not chosen."""
-    return f"another set of weights; --weights {name} takes it, --weights {ALL} both"
+    return f"another set of weights; weights={name!r} (--weights {name}) takes it, {ALL!r} takes both"

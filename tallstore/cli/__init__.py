@@ -18,14 +18,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
     gc.set_threshold(_OBJECTS)
     from tallstore.cli import output, plain
-    from tallstore.cli.app import app
+    from tallstore.cli.app import command
     from tallstore.cli.hub import keep_to_lines
 
     plain.prepare()
     keep_to_lines()
     try:
         with output.warned():
-            app(arguments, prog_name="tallstore", standalone_mode=True)
+            words = sys.argv[1:] if arguments is None else arguments
+            command(words[0] if words else None)(words, prog_name="tallstore", standalone_mode=True)
     except TallstoreError as error:
         _fail(str(error))
     except KeyboardInterrupt:

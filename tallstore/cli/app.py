@@ -1,22 +1,17 @@
-"""The verbs."""
+"""The verbs. A command is read by its own alone: to make parsers of all of them takes longer than most commands do."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
 from tallstore._version import __version__
 from tallstore.cli import add, compact, demo, extract, info, log, merge, pack, pull, push, remove, report, serve, verify
 
-app = typer.Typer(
-    name="tallstore",
-    help="Pack a zoo of fine-tuned models into one archive; get any task's weights back on demand.",
-    epilog="Begin with: tallstore demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["app", "command"]
 
 
 def _version(show: bool) -> None:
@@ -27,7 +22,6 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -40,5 +34,31 @@ _VERBS = (
     pack.pack, info.info, log.log, extract.extract, add.add, remove.remove, compact.compact, push.push, pull.pull,
     merge.merge, serve.serve, verify.verify, report.report, demo.demo,
 )  # fmt: skip
-for verb in _VERBS:
-    app.command()(verb)
+
+
+def _app(verbs: Iterable[Callable[..., None]]) -> typer.Typer:
+    made = typer.Typer(
+        name="tallstore",
+        help="Pack a zoo of fine-tuned models into one archive; get any task's weights back on demand.",
+        epilog="Begin with: tallstore demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_root)
+    for verb in verbs:
+        made.command()(verb)
+    return made
+
+
+app = _app(_VERBS)
+
+
+def command(word: str | None) -> Callable[..., Any]:
+    """What parses and runs a command line that begins with a word: its verb alone, or all if it is none."""
+    return _command(next((verb for verb in _VERBS if verb.__name__ == word), None))
+
+
+@cache
+def _command(verb: Callable[..., None] | None) -> Callable[..., Any]:
+    return typer.main.get_command(app if verb is None else _app([verb]))

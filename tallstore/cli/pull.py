@@ -13,10 +13,14 @@ from tallstore.errors import OptionError
 
 def pull(
     zoo: Annotated[
-        str, typer.Argument(metavar="USER/NAME", help="The repository: user/zoo, or user/zoo@revision; or an address.")
+        str,
+        typer.Argument(
+            metavar="USER/NAME",
+            help="The archive on the Hub: user/zoo, or user/zoo@revision; or its address elsewhere.",
+        ),
     ],
     tasks: Annotated[
-        list[str] | None, typer.Option("-t", "--task", help="Which task. May be given several times.")
+        list[str] | None, typer.Option("-t", "--task", help="A task to fetch. May be given several times.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every task of the archive.")] = False,
     out: Annotated[
@@ -24,13 +28,13 @@ def pull(
         typer.Option(
             "-o",
             "--output",
-            help="The model's folder; with several tasks, one folder in it for each. Without it, only the cache is "
-            "filled.",
+            help="Where the model goes: its folder, or with several tasks one that has a folder for each. Without it "
+            "only the local cache is filled.",
         ),
     ] = None,
     archive: Annotated[
         bool,
-        typer.Option("--archive", help="Write an archive with these tasks, not models. So does -o NAME.tall."),
+        typer.Option("--archive", help="Write one archive of these tasks in place of models, as -o NAME.tall does."),
     ] = False,
     base: Annotated[str | None, typer.Option(help="The base, where the archive only references it.")] = None,
     exact: Annotated[
@@ -46,7 +50,9 @@ def pull(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar, no words.")] = False,
 ) -> None:
-    """Fetch tasks from the Hugging Face Hub as models that stock loaders open. What they do not need stays there.
+    """Fetch tasks of an archive on the Hugging Face Hub, and write them as models that stock loaders open.
+
+    Only what these tasks need of the archive is downloaded.
 
     Examples:
 

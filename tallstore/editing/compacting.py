@@ -195,7 +195,7 @@ def _recode(
             resolved = []
     elif len(group.tasks) <= _FEW:
         warnings.append(
-            f"group {group.id}: whether its tasks need its vector was not tried: that needs the base (--base)"
+            f"group {group.id}: whether its tasks need its vector was not tried: that needs base=… (--base)"
         )
     without = sum(writer.coded_bytes for writer in resolved)
     with_less = pruned.coded_bytes + masks

@@ -35,7 +35,7 @@ def inherited(manifest: Manifest, given: Mapping[str, Any], names: Sequence[str]
         share = recorded.pop("min_retention")
         warnings = (
             f"the archive was packed with min_retention {share}, which the new tasks are not held to: that needs an "
-            "evaluator (--evaluate)",
+            "evaluator: evaluate=… (--evaluate)",
         )
     try:
         options = Options.from_mapping({**recorded, **given})

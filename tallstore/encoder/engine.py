@@ -45,7 +45,7 @@ class Engine(ABC):
     """How many work at a time."""
     hopeless: tuple[type[BaseException], ...] = ()
     """Errors that say that workers died with a batch too often."""
-    advice: str = "out of memory, perhaps: take fewer (--workers)"
+    advice: str = "out of memory, perhaps: take fewer with workers=… (--workers)"
     """What to do about it."""
 
     @abstractmethod

@@ -136,6 +136,9 @@ class DeviceProducts:
             if own is not None and bias is not None:
                 y[a:b] += own - bias
 
+    def outputs(self, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[DeviceShare]) -> None:
+        """Left to torch."""
+
 
 def _fields(codes: Tensor, bits: int, at: Tensor) -> Tensor:
     """Fields of 1, 2, 4 or 8 bits, by number: int64."""

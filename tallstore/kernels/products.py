@@ -69,6 +69,19 @@ class Products(Protocol):
             runs: each with the tokens that it is for.
         """
 
+    def outputs(self, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Any]) -> Tensor | None:
+        """A layer's outputs, the base's too; None where torch's own layer and then `add` take less.
+
+        Args:
+            x: shape (tokens, width), the model's type.
+            base: θ0, shape (rows, width), of the same type.
+            bias: the base's, shape (rows,), float32, or None.
+            runs: as for `add`.
+
+        Returns:
+            shape (tokens, rows), float32.
+        """
+
 
 class ReferenceProducts:
     """The reference."""
@@ -94,6 +107,9 @@ class ReferenceProducts:
                 y[a:b] += product(x[a:b], packed, base)
             if own is not None and bias is not None:
                 y[a:b] += own - bias
+
+    def outputs(self, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
+        """Left to torch."""
 
 
 def backend_of(device: str) -> str:
@@ -148,11 +164,10 @@ def outputs(x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Any]) -
     Returns:
         shape (tokens, rows), the type of x. What tasks add is computed in float32.
     """
-    backend, wide_bias = products(x.device.type), None if bias is None else bias.detach().float()
-    if isinstance(backend, NativeProducts) and backend.at_once(x, base):
-        y = x.new_empty(len(x), len(base), dtype=torch.float32)
-        backend.add(y, x.float().contiguous(), base.detach(), wide_bias, runs, whole=True)
-        return y.to(x.dtype)
+    wide_bias = None if bias is None else bias.detach().float()
+    whole = products(x.device.type).outputs(x, base.detach(), wide_bias, runs)
+    if whole is not None:
+        return whole.to(x.dtype)
     y = functional.linear(x, base, bias)
     add(y, x, base, wide_bias, runs)
     return y

@@ -163,13 +163,13 @@ def _status(error: BaseException) -> int:
 
 
 _NO_REPO = (
-    "no such repository on the Hub, or a private one: check its name, or give a token that may see it (--token, or "
-    "`hf auth login`)"
+    "no such repository on the Hub, or a private one: check its name, or give a token that may see it "
+    "(token=…, --token, or `hf auth login`)"
 )
 _KNOWN: Mapping[frozenset[str], tuple[type[TallstoreError], str]] = {
     frozenset({"GatedRepoError"}): (
         AccessError,
-        "gated: ask for access on its page on the Hub, and give your token (--token, or `hf auth login`)",
+        "gated: ask for access on its page on the Hub, and give your token (token=…, --token, or `hf auth login`)",
     ),
     frozenset({"RepositoryNotFoundError"}): (NoSuchRepoError, _NO_REPO),
     frozenset({"RevisionNotFoundError"}): (NoSuchRevisionError, "the repository has no such branch, tag or commit"),
@@ -178,7 +178,7 @@ _KNOWN: Mapping[frozenset[str], tuple[type[TallstoreError], str]] = {
     frozenset({"HFValidationError"}): (OptionError, "not a name that the Hub allows; expected user/name"),
 }
 _BY_STATUS: Mapping[int, tuple[type[TallstoreError], str]] = {
-    401: (AccessError, "the Hub does not accept the token, or asks for one (--token, or `hf auth login`)"),
+    401: (AccessError, "the Hub does not accept the token, or asks for one (token=…, --token, or `hf auth login`)"),
     403: (AccessError, "the token may not do this: it needs the right to write here, or to see the repository"),
     404: (NoSuchRepoError, _NO_REPO),
     412: (ConflictError, "the repository changed in the meantime; nothing was pushed: push again"),

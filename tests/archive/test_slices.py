@@ -141,7 +141,7 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> object:
 
 
 @given(data=st.data())
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=examples(40, least=7), deadline=None)
 def test_any_index_gives_what_safetensors_gives(opened: tuple[Zoo, State], plain: Any, data: st.DataObject) -> None:
     """Results and errors, call for call."""
     found, state = opened

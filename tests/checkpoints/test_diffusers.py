@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import import_later
 
 import tallstore
 from tallstore.errors import CheckpointError, WrongBaseError
 
 from .folders import around, assert_same_weights, copied, files_of, nudged, saved
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = import_later("diffusers")
 transformers = pytest.importorskip("transformers")
+Pipeline = Callable[..., Path]
 
 
 def unet() -> Any:
@@ -44,8 +47,20 @@ def text_encoder(width: int = 16) -> Any:
     )  # fmt: skip
 
 
-def pipeline(root: Path, seed: int = 0) -> Path:
-    """A pipeline folder; of a fine-tune only the unet moved."""
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Gives a pipeline folder of its own; of a fine-tune, by its seed, only the unet moved. Each is made once."""
+    made = tmp_path_factory.mktemp("pipelines")
+
+    def give(root: Path, seed: int = 0) -> Path:
+        if not (made / str(seed)).exists():
+            write_pipeline(made / str(seed), seed)
+        return copied(made / str(seed), root)
+
+    return give
+
+
+def write_pipeline(root: Path, seed: int) -> None:
     torch.manual_seed(0)
     parts = {"unet": unet(), "vae": vae(), "text_encoder": text_encoder()}
     if seed:
@@ -61,7 +76,6 @@ def pipeline(root: Path, seed: int = 0) -> Path:
         "requires_safety_checker": False,
     }
     (root / "model_index.json").write_text(json.dumps(index))
-    return root
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
@@ -97,7 +111,7 @@ def test_a_pickled_component_comes_back_where_diffusers_finds_it(tmp_path: Path)
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
-def test_a_pipeline_is_one_task_of_several_components(tmp_path: Path) -> None:
+def test_a_pipeline_is_one_task_of_several_components(tmp_path: Path, pipeline: Pipeline) -> None:
     base = pipeline(tmp_path / "base")
     tasks = {"a": pipeline(tmp_path / "a", 1), "b": pipeline(tmp_path / "b", 2)}
     report, out = around(base, tasks, tmp_path)
@@ -123,7 +137,7 @@ def test_a_pipeline_is_one_task_of_several_components(tmp_path: Path) -> None:
             zoo.state_dict("a", component="prior")
 
 
-def test_a_component_that_did_not_move_costs_next_to_nothing(tmp_path: Path) -> None:
+def test_a_component_that_did_not_move_costs_next_to_nothing(tmp_path: Path, pipeline: Pipeline) -> None:
     base = pipeline(tmp_path / "base")
     report = tallstore.pack(base, {"a": pipeline(tmp_path / "a", 1)}, tmp_path / "zoo.tall")
     alone = tallstore.pack(base / "unet", {"a": tmp_path / "a" / "unet"}, tmp_path / "unet.tall")
@@ -136,7 +150,7 @@ def test_a_component_that_did_not_move_costs_next_to_nothing(tmp_path: Path) -> 
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_unet_of_a_base_that_is_a_pipeline(tmp_path: Path) -> None:
+def test_a_unet_of_a_base_that_is_a_pipeline(tmp_path: Path, pipeline: Pipeline) -> None:
     base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1) / "unet"
     report, out = around(base, {"a": task}, tmp_path)
     assert not report.tasks["a"].private.keys() & {"conv_in.weight"}
@@ -150,7 +164,9 @@ def test_a_unet_of_a_base_that_is_a_pipeline(tmp_path: Path) -> None:
         (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
     ],
 )
-def test_a_pipeline_that_lacks_a_component_is_refused(spoil: Any, message: str, tmp_path: Path) -> None:
+def test_a_pipeline_that_lacks_a_component_is_refused(
+    spoil: Any, message: str, tmp_path: Path, pipeline: Pipeline
+) -> None:
     base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1)
     spoil(task)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -159,7 +175,7 @@ def test_a_pipeline_that_lacks_a_component_is_refused(spoil: Any, message: str, 
     assert not (tmp_path / "zoo.tall").exists()
 
 
-def test_a_component_of_another_base_is_refused(tmp_path: Path) -> None:
+def test_a_component_of_another_base_is_refused(tmp_path: Path, pipeline: Pipeline) -> None:
     base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1)
     shutil.rmtree(task / "text_encoder")
     torch.manual_seed(5)
@@ -170,7 +186,7 @@ def test_a_component_of_another_base_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "zoo.tall").exists()
 
 
-def test_a_component_loads_as_a_transformers_model(tmp_path: Path) -> None:
+def test_a_component_loads_as_a_transformers_model(tmp_path: Path, pipeline: Pipeline) -> None:
     base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1)
     tallstore.pack(base, {"a": task}, tmp_path / "zoo.tall", exact="all")
     found = tallstore.from_pretrained(tmp_path / "zoo.tall", component="text_encoder", exact=True).state_dict()
@@ -179,7 +195,7 @@ def test_a_component_loads_as_a_transformers_model(tmp_path: Path) -> None:
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
-def test_several_models_in_the_place_of_one_component_all_travel(tmp_path: Path) -> None:
+def test_several_models_in_the_place_of_one_component_all_travel(tmp_path: Path, pipeline: Pipeline) -> None:
     """As pipelines with several control networks are saved: `controlnet`, `controlnet_1`, named once."""
     for name, seed in (("base", 0), ("a", 1)):
         root = pipeline(tmp_path / name, seed)
@@ -198,7 +214,7 @@ def test_several_models_in_the_place_of_one_component_all_travel(tmp_path: Path)
         tallstore.pack(tmp_path / "base", {"a": tmp_path / "a"}, tmp_path / "other.tall")
 
 
-def test_weights_once_more_and_others_of_their_names_are_told_apart(tmp_path: Path) -> None:
+def test_weights_once_more_and_others_of_their_names_are_told_apart(tmp_path: Path, pipeline: Pipeline) -> None:
     base, task = pipeline(tmp_path / "base"), pipeline(tmp_path / "a", 1)
     for name, seed in (("unet_ema", 3), ("unet_again", 1)):
         copied(task / "unet", task / name)

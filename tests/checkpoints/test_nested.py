@@ -82,7 +82,7 @@ def test_a_part_is_taken_alone_where_it_is_asked_for(tmp_path: Path) -> None:
     torch.save({"net_g": weights("a", "b"), "net_d": weights("c", seed=1)}, tmp_path / "x.pt")
     found = open_checkpoint(tmp_path / "x.pt", weights="net_d")
     assert set(found.tensors) == {"c"}
-    assert found.left_out == {"x.pt: net_g": "other weights; --weights net_g takes them"}
+    assert found.left_out == {"x.pt: net_g": "other weights; weights='net_g' (--weights net_g) takes them"}
     with pytest.raises(CheckpointError, match="net_x"):
         open_checkpoint(tmp_path / "x.pt", weights="net_x")
 

@@ -60,7 +60,7 @@ def test_the_main_set_is_taken_and_the_other_named_and_chosen(case: str, tmp_pat
     content, other, prefix = CASES[case]
     torch.save(content, tmp_path / "last.ckpt")
     main = open_checkpoint(tmp_path / "last.ckpt")
-    assert any(other in name and f"{other} takes it" in why for name, why in main.left_out.items())
+    assert any(other in name and f"{other}) takes it" in why for name, why in main.left_out.items())
     _assert_holds(main, MODEL, prefix)
     averaged = open_checkpoint(tmp_path / "last.ckpt", weights=other)
     _assert_holds(averaged, EMA, prefix)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import import_later
 
 from tallstore.cli import main
 from tallstore.demo import TASKS, DemoPlan, DemoZoo, evaluate, make_zoo, run_demo
@@ -17,7 +18,7 @@ from tallstore.demo.digits import N_TEST, held_out, load_digits
 from tallstore.demo.zoo import load_state
 from tallstore.errors import MissingExtraError, NoSuchTaskError, OutputError, OutputExistsError
 
-pytest.importorskip("sklearn", reason="the demo's extra is not installed")
+import_later("sklearn")
 
 SMALL = DemoPlan(tasks=("odd", "swapped"), width=64, depth=1, base_steps=60, task_steps=60)
 TINY = DemoPlan(tasks=("odd",), width=32, depth=1, base_steps=2, task_steps=2)

@@ -33,7 +33,7 @@ from tallstore.errors import CheckpointError, WrongBaseError
 from tallstore.kernels.native import library
 from tallstore.kernels.native.build import library_path
 
-EXAMPLES = int(os.environ.get("TALLSTORE_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("TALLSTORE_EXAMPLES", "6"))
 Truth = dict[tuple[str, str], Plain]
 LIGHT = settings(
     max_examples=EXAMPLES,

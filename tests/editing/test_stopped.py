@@ -17,7 +17,7 @@ from tallstore.stores import open_sink
 
 from .conftest import FORMS, verified
 
-MOMENTS = 3
+MOMENTS = 2
 
 ADD = """
 import tallstore, support

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import child_env, examples
+from support import child_env
 
 from .base import guarded
 from .targets import TARGETS
 
-RUNS = examples(900)
+RUNS = 900 if os.environ.get("TALLSTORE_THOROUGH") else 150
 """Executions a target, the seeds among them."""
 GUIDED = () if os.environ.get("TALLSTORE_THOROUGH") else ("--blind",)
 """Without coverage's guidance in daily runs: it takes longer to instrument the package than to try so few inputs."""

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Hub, serving
-from support import assert_same, bytes_of, child, examples, near, noise, slots
+from support import Forks, assert_same, bytes_of, examples, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
@@ -423,7 +423,8 @@ def test_tries_wait_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept == [1, 2, 4, 8]
 
 
-def test_without_s3fs_its_command_is_named() -> None:
+def test_without_s3fs_its_command_is_named(forks: Forks) -> None:
     code = 'import sys; sys.modules["s3fs"] = None; import tallstore; tallstore.open("s3://bucket/zoo.tall")'
-    done = child(code)
-    assert 'MissingExtraError: s3://bucket/zoo.tall: needs s3fs: pip install "tallstore[s3]"' in done.stderr
+    status, said = forks.run(code)
+    assert status == 1
+    assert 'MissingExtraError: s3://bucket/zoo.tall: needs s3fs: pip install "tallstore[s3]"' in said

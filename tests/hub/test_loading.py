@@ -332,6 +332,7 @@ def test_tokenizer_and_image_processor_load_from_the_same_place(
     assert again("a b")["input_ids"] == found("a b")["input_ids"]
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_processor_s_files_go_with_it(zoos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = tallstore.load_processor(zoos / "bert" / "zoo", task="one")

@@ -10,12 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from support import Forks, bytes_of, child_env, slots, tiny_zoo
+from support import Forks, bytes_of, child_env, import_later, slots, tiny_zoo
 
 import tallstore
 
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
+import_later("s3fs")
+import_later("moto")
 
 SERVER = """
 import sys

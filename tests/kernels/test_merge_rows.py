@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from elements import gaps_of
 from support import assert_same, packed, tiny_zoo, without_kernels
 
-from tallstore.archive.merging.merger import _move
+import tallstore
+from tallstore.archive.merging.merger import Merged, _move
 from tallstore.archive.merging.tiles import RowsTile, TaskVectorReader
 from tallstore.kernels import reference
 from tallstore.kernels.dispatch import merging
@@ -37,22 +39,22 @@ def rows_of(tasks: int, n: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tasks", [1, 2, 7, 15, 16, 17, 33, 300])
 @pytest.mark.parametrize("n", [1, 63, 4096, 9001])
-@pytest.mark.parametrize("k", [0, 1, 2, 5])
-def test_it_is_the_method_s_own_delta(dtype: torch.dtype, tasks: int, n: int, k: int) -> None:
+def test_it_is_the_method_s_own_delta(dtype: torch.dtype, tasks: int, n: int) -> None:
     native = merging()
     assert native is not None
-    method = make_method("consensus", k=k, alpha=0.7, source="tasks")
-    least, inner, source = method.of_sums() or (-1, 0.0, "")
-    assert (least, inner, source) == (k, 0.7, "tasks")
     rows = rows_of(tasks, n, dtype)
     base = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=dtype)
     base[: n // 3] = -0.0
-    due, found = base.clone(), base.clone()
     tile = RowsTile(tuple(range(tasks)), sum_rows(rows), (rows != 0).to(torch.uint8), (1.0,) * tasks, rows)
-    _move(due, method.delta(tile), 0.3)
-    kind = found.numpy().dtype.type
-    native.merge_rows(found.numpy(), rows.numpy(), least, kind(inner), kind(0.3))
-    same(found, due)
+    for k in (0, 1, 2, 5):
+        method = make_method("consensus", k=k, alpha=0.7, source="tasks")
+        least, inner, source = method.of_sums() or (-1, 0.0, "")
+        assert (least, inner, source) == (k, 0.7, "tasks")
+        due, found = base.clone(), base.clone()
+        _move(due, method.delta(tile), 0.3)
+        kind = found.numpy().dtype.type
+        native.merge_rows(found.numpy(), rows.numpy(), least, kind(inner), kind(0.3))
+        same(found, due)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -74,8 +76,7 @@ def test_lengths(dtype: torch.dtype, tasks: int, n: int) -> None:
 @pytest.mark.parametrize("tasks", [1, 3, 17, 40])
 @pytest.mark.parametrize("n", [1, 9, 4096, 9001])
 @pytest.mark.parametrize("kind", ["binary", "signed"])
-@pytest.mark.parametrize("k", [0, 2])
-def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind: str, k: int) -> None:
+def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind: str) -> None:
     native = merging()
     assert native is not None
     rng = np.random.default_rng(tasks * n)
@@ -89,22 +90,22 @@ def test_rows_that_are_given_by_their_gaps(dtype: Any, tasks: int, n: int, kind:
     where = [np.cumsum([0, *map(len, each)]) for each in (gaps, signs)]
     codes = (np.concatenate(gaps), where[0], np.concatenate(signs), where[1], scales)
     base = rng.standard_normal(n).astype(dtype)
-    due, found = base.copy(), base.copy()
-    native.merge_rows(due, rows, k, dtype(0.7), dtype(0.3))
-    native.merge_gaps(found, codes, k, dtype(0.7), dtype(0.3))
-    assert found.tobytes() == due.tobytes()
-    lengths = np.ones((2, tasks))
-    whole = native.measure_rows(lengths[0], rows, k, dtype(0.7))
-    assert native.measure_gaps(lengths[1], n, codes, k, dtype(0.7)) == pytest.approx(whole, rel=1e-12)
-    np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-12)
+    for k in (0, 2):
+        due, found = base.copy(), base.copy()
+        native.merge_rows(due, rows, k, dtype(0.7), dtype(0.3))
+        native.merge_gaps(found, codes, k, dtype(0.7), dtype(0.3))
+        assert found.tobytes() == due.tobytes()
+        lengths = np.ones((2, tasks))
+        whole = native.measure_rows(lengths[0], rows, k, dtype(0.7))
+        assert native.measure_gaps(lengths[1], n, codes, k, dtype(0.7)) == pytest.approx(whole, rel=1e-12)
+        np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tasks", [1, 3, 16, 35])
 @pytest.mark.parametrize("n", [1, 9, 4096, 9001])
 @pytest.mark.parametrize("kind", ["binary", "signed"])
-@pytest.mark.parametrize("source", ["vector", "tasks"])
-def test_masks_that_are_still_packed(dtype: torch.dtype, tasks: int, n: int, kind: str, source: str) -> None:
+def test_masks_that_are_still_packed(dtype: torch.dtype, tasks: int, n: int, kind: str) -> None:
     native = merging()
     assert native is not None
     generator = torch.Generator().manual_seed(tasks * n)
@@ -114,16 +115,17 @@ def test_masks_that_are_still_packed(dtype: torch.dtype, tasks: int, n: int, kin
     if n > 20:
         vector[11], vector[13], vector[17] = float("inf"), float("nan"), torch.finfo(dtype).max
     scales = tuple(torch.rand(tasks, generator=generator).tolist())
-    method = make_method("consensus", k=2, alpha=0.7, source=source)
-    due, found = base.clone(), base.clone()
-    _move(due, method.delta(MergeTile(tuple(range(tasks)), vector, masks, scales)), 0.3)
-    number = found.numpy().dtype.type
     codes = np.stack([reference.pack(mask.numpy(), kind) for mask in masks])
-    native.merge_masks(
-        found.numpy(), vector.numpy(), codes, reference.SYMBOL_BITS[kind], np.array(scales, number), source == "vector", 2,
-        number(0.7), number(0.3),
-    )  # fmt: skip
-    same(found, due)
+    for source in ("vector", "tasks"):
+        method = make_method("consensus", k=2, alpha=0.7, source=source)
+        due, found = base.clone(), base.clone()
+        _move(due, method.delta(MergeTile(tuple(range(tasks)), vector, masks, scales)), 0.3)
+        number = found.numpy().dtype.type
+        native.merge_masks(
+            found.numpy(), vector.numpy(), codes, reference.SYMBOL_BITS[kind], np.array(scales, number),
+            source == "vector", 2, number(0.7), number(0.3),
+        )  # fmt: skip
+        same(found, due)
 
 
 def same(found: torch.Tensor, due: torch.Tensor) -> None:
@@ -141,21 +143,36 @@ def test_what_is_no_sum_says_so() -> None:
     assert make_method("ties").of_sums() is None
 
 
+WAYS: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"alpha": 0.4, "k": 0}, {"tasks": ["b", "a"]}, {}]
+
+
+@pytest.fixture(scope="session")
+def merged_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], tuple[Path, list[Merged]]]:
+    """By recipe and number of tasks an archive, and what the reference path merges: the same for every variant."""
+
+    @cache
+    def made(recipe: str, count: int) -> tuple[Path, list[Merged]]:
+        base, tasks = tiny_zoo(count)
+        for number, task in enumerate(tasks.values()):
+            if number % 4 == 1:
+                task["fc.weight"] = base["fc.weight"].clone()
+        path = tmp_path_factory.mktemp("merged") / "zoo"
+        with pytest.MonkeyPatch.context() as patch, packed(base, tasks, path, recipe=recipe) as zoo:
+            without_kernels(patch)
+            return path, [zoo.merged(**way) for way in WAYS]
+
+    return made
+
+
 @pytest.mark.parametrize("recipe", ["solo", "fit", "tall", "mean", "emr"])
 @pytest.mark.parametrize("count", [3, 18])
 def test_an_archive_is_merged_to_the_same_bits_without_them(
-    recipe: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, count: int, merged_without: Callable[[str, int], tuple[Path, list[Merged]]]
 ) -> None:
-    base, tasks = tiny_zoo(count)
-    for number, task in enumerate(tasks.values()):
-        if number % 4 == 1:
-            task["fc.weight"] = base["fc.weight"].clone()
-    with packed(base, tasks, tmp_path / "zoo", recipe=recipe) as zoo:
-        ways: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"alpha": 0.4, "k": 0}, {"tasks": ["b", "a"]}, {}]
-        found = [zoo.merged(**way) for way in ways]
-        without_kernels(monkeypatch)
-        for one, way in zip(found, ways, strict=True):
-            again = zoo.merged(**way)
+    path, without = merged_without(recipe, count)
+    with tallstore.open(path) as zoo:
+        for again, way in zip(without, WAYS, strict=True):
+            one = zoo.merged(**way)
             assert again.report.alpha == one.report.alpha
             assert_same(one, again)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +16,23 @@ pytest.importorskip("transformers")
 FAMILIES = {**RENAMED, **TIED}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_load_into_and_switch_give_what_the_stock_loader_gives(family: str, tmp_path: Path) -> None:
-    kind = made(FAMILIES[family], tmp_path)
-    tallstore.pack(tmp_path / "base", {"a": tmp_path / "a", "b": tmp_path / "b"}, tmp_path / "z.tall")
+@pytest.fixture(scope="module", params=FAMILIES)
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[type[Any], Path]:
+    """A family's class, and its folders `base`, `a` and `b`: made once, and only read."""
+    folder = tmp_path_factory.mktemp("models")
+    return made(FAMILIES[request.param], folder), folder
+
+
+def test_load_into_and_switch_give_what_the_stock_loader_gives(models: tuple[type[Any], Path], tmp_path: Path) -> None:
+    kind, there = models
+    tallstore.pack(there / "base", {"a": there / "a", "b": there / "b"}, tmp_path / "z.tall")
     with tallstore.open(tmp_path / "z.tall") as zoo:
         stock = {
             task: kind.from_pretrained(zoo.export(task, tmp_path / f"out-{task}")).state_dict() for task in zoo.tasks
         }
-        base = kind.from_pretrained(tmp_path / "base").state_dict()
+        model = kind.from_pretrained(there / "base")
+        base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         assert differs(stock["a"], base)
-        model = kind.from_pretrained(tmp_path / "base")
         zoo.load_into(model, "a")
         assert differs(model.state_dict(), stock["a"]) == []
         switcher = zoo.switcher(model)
@@ -33,19 +41,19 @@ def test_load_into_and_switch_give_what_the_stock_loader_gives(family: str, tmp_
             assert differs(model.state_dict(), right) == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_in_memory_names_pack_as_files_do(family: str, tmp_path: Path) -> None:
+def test_in_memory_names_pack_as_files_do(models: tuple[type[Any], Path], tmp_path: Path) -> None:
     """Those of a module, and of a folder that was saved with them."""
-    kind = made(FAMILIES[family], tmp_path, ("a",))
-    model = kind.from_pretrained(tmp_path / "a")
+    kind, there = models
+    model = kind.from_pretrained(there / "a")
     model.save_pretrained(tmp_path / "unconverted", save_original_format=False)
-    tallstore.pack(tmp_path / "base", {"t": tmp_path / "a"}, tmp_path / "file.tall")
-    right, fresh = (kind.from_pretrained(tmp_path / "base") for _ in range(2))
+    tallstore.pack(there / "base", {"t": there / "a"}, tmp_path / "file.tall")
+    right = kind.from_pretrained(there / "base")
+    fresh = copy.deepcopy(right)
     with tallstore.open(tmp_path / "file.tall") as file:
         file.load_into(right, "t")
         for number, source in enumerate((model, tmp_path / "unconverted")):
             path = tmp_path / f"memory-{number}.tall"
-            report = tallstore.pack(tmp_path / "base", {"t": source}, path)
+            report = tallstore.pack(there / "base", {"t": source}, path)
             assert report.tasks["t"].unmatched == 0
             with tallstore.open(path) as memory:
                 ours, theirs = memory.state_dict("t"), file.state_dict("t")

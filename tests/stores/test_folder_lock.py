@@ -59,6 +59,7 @@ def test_every_generation_stays_with_its_readers(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in leftovers(tmp_path)} == {"zoo"}
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # Python names files that were not closed

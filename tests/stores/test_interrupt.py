@@ -12,7 +12,7 @@ from support import Forks, State, bytes_of, near, noise, stopped
 
 import tallstore
 
-MOMENTS = 6
+MOMENTS = 4
 
 PACK = """
 import tallstore, torch

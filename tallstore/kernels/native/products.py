@@ -106,15 +106,23 @@ class NativeProducts:
             values,
         )
 
-    def at_once(self, x: Tensor, base: Tensor) -> bool:
-        """Whether `add` is better given the base's outputs to compute too."""
+    def outputs(self, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> Tensor | None:
+        """Of few tokens: the base is read once, for its outputs and for what tasks add."""
         same = x.dtype == base.dtype and base.dtype != torch.float64 and base.dtype in FORMS
-        return same and len(x) <= _ONCE and base.is_contiguous()
+        if not same or len(x) > _ONCE or not base.is_contiguous():
+            return None
+        y = x.new_empty(len(x), len(base), dtype=torch.float32)
+        self._product(y, x.float().contiguous(), base, bias, runs, whole=True)
+        return y
 
-    def add(
-        self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share], *, whole: bool = False
+    def add(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
+        """`ts_packed_product`."""
+        self._product(y, x, base, bias, runs, whole=False)
+
+    def _product(
+        self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share], *, whole: bool
     ) -> None:
-        """`ts_packed_product`. whole: y, which may hold anything, is given the base's outputs too."""
+        """whole: y, which may hold anything, is given the base's outputs too."""
         if not (y.is_contiguous() and x.is_contiguous() and base.is_contiguous()):
             raise ValueError("kernels take contiguous tensors alone")
         width = x.shape[1]
