@@ -1,8 +1,8 @@
 """Which tasks are better coded against another one than against the base: a forest of short chains, chosen by cost.
 
-Cheapest trees of bounded depth are hard to find (they hold Steiner trees as a special case), and near ones easy. Let each
-task have a level, and the cheapest parent on a lower one: the change of one level that saves most is made until none
-saves anything, from a few beginnings, of which the best end counts.
+Cheapest trees of bounded depth are hard to find (they hold Steiner trees as a special case), and near ones easy. Let
+each task have a level, and the cheapest parent on a lower one: the change of one level that saves most is made until
+none saves anything, from a few beginnings, of which the best end counts.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def choose_parents(
 def _apart(row: Floats, other: Floats) -> float:
     """What one costs against the other; of those that have no direction in common it is not worked out.
 
-    Elements that the other moved far, and less far, are counted apart, as codec `drift` does: what is left of those that
-    it never moved is little, and what is left of the others has a sign that is easily told.
+    Elements that the other moved far, and less far, are counted apart, as codec `drift` does: what is left of those
+    that it never moved is little, and what is left of the others has a sign that is easily told.
     """
     if row @ other < _ALIKE * min(row @ row, other @ other):
         return np.inf
