@@ -120,7 +120,7 @@ def _steps(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], ro
     prepared = prepare(lattice, after, base, low)
     drift = None if origin is None else drift_of(lattice, base, origin.view(lattice.word))
     model = choose(prepared, low, row, drift)
-    return written(encode(prepared, model, lanes_for(prepared.symbols)), model)
+    return written(encode(prepared, model, lanes_for(prepared.symbols, drifted=model.rows.drift is not None)), model)
 
 
 def written(steps: LatticeSymbols, model: Model) -> bytes:

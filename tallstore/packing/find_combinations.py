@@ -44,6 +44,8 @@ _WORSE = 1.02
 _FEWER = 0.75
 """Share of the elements in which a task of a short type differs from the nearest of those that it would be merged of,
 in which it may differ from what they are merged to: of steps less than a unit long, rounding hides all else."""
+_OCTAVES = 12
+"""Of units, from the largest one down, that are told apart."""
 _SHORT = 2
 """Bytes of an element of a type whose roundings are compared."""
 _NEARLY = 0.1
@@ -108,7 +110,7 @@ def find_combinations(
         depths = {name: depth for name, depth in parents.items() if name in rows and name not in related}
         related |= {
             name: LinearFit(weights={other: 1.0}, explained=explained)
-            for name, (other, explained) in choose_parents(rows, others, depths).items()
+            for name, (other, explained) in choose_parents(rows, sample.octaves, others, depths).items()
         }
     return related
 
@@ -128,7 +130,7 @@ def find_parents(
     if sample is None:
         return {}
     known = {name: depth for name, depth in depths.items() if name in sample.rows}
-    chosen = choose_parents(sample.rows, [name for name in children if name in sample.rows], known)
+    chosen = choose_parents(sample.rows, sample.octaves, [name for name in children if name in sample.rows], known)
     return {name: other for name, (other, _) in chosen.items()}
 
 
@@ -140,6 +142,12 @@ class _Sample:
     noise: Mapping[str, float]
     """What rounding leaves of the square of each."""
     runs: Sequence[_SampledRun]
+
+    @property
+    def octaves(self) -> npt.NDArray[np.int64]:
+        """Of the unit of each element, from that of the smallest on, those that are alike."""
+        octaves = np.rint(np.log2(np.concatenate([run.scale for run in self.runs]))).astype(np.int64)
+        return np.maximum(octaves - octaves.max() + _OCTAVES - 1, 0)
 
     def differ(self, task: str, row: Floats) -> int | None:
         """In how many elements a task differs from a row, once that is rounded to its type; None where it is long."""

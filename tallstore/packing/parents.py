@@ -21,6 +21,8 @@ LINKS = 2
 """Longest chain that is chosen: each link is decoded for the last of it, in about two fifths of what a task takes."""
 _NEARER = 0.9
 """Share of what a task costs against the base that it must not exceed against a parent."""
+_DEARER = 1.25
+"""What a step takes, over its entropy: against the base, codes know directions, and tables are fewer."""
 _ALIKE = 0.1
 """Share of the shorter one's square that the product of two task vectors is at least, if one is to help the other."""
 _DRIFTS = (0.5, 1.5, 3.5)
@@ -36,33 +38,28 @@ Integers = npt.NDArray[np.int64]
 
 
 def choose_parents(
-    rows: Mapping[str, Floats], tasks: Sequence[str], depths: Mapping[str, int]
+    rows: Mapping[str, Floats], octaves: Integers, tasks: Sequence[str], depths: Mapping[str, int]
 ) -> dict[str, tuple[str, float]]:
     """The parent of each task that has one, and which share of its cost that saves.
 
     Args:
-        rows: samples of task vectors, in units of the last place, of all that are named.
+        rows: samples of task vectors, in units of the last place, of all that are named: shape (n,).
+        octaves: of the unit of each element, from 0 on: shape (n,).
         tasks: that may become children.
         depths: of those that may become parents: how long the chain is that they are the end of, as they are now. Tasks
             among them are at the end of none.
     """
-    own = {name: cost_of(rows[name]) for name in tasks}
+    own = {name: cost_of(rows[name], octaves) for name in tasks}
     costs: dict[str, dict[str, float]] = {name: {} for name in tasks}
-    apart: dict[tuple[str, str], float] = {}
     for name in tasks:
         for other in depths:
-            if other == name:
-                continue
-            pair = min(name, other), max(name, other)
-            if pair not in apart:
-                apart[pair] = _apart(rows[name], rows[other])
-            if apart[pair] < _NEARER * own[name]:
-                costs[name][other] = apart[pair]
+            if other != name and (cost := _apart(rows[name], rows[other], octaves)) < _NEARER * own[name]:
+                costs[name][other] = cost
     forest = _Forest(own, costs, {name: depth for name, depth in depths.items() if name not in own})
     return {name: (other, 1 - costs[name][other] / own[name]) for name, other in forest.best().items()}
 
 
-def _apart(row: Floats, other: Floats) -> float:
+def _apart(row: Floats, other: Floats, octaves: Integers) -> float:
     """What one costs against the other; of those that have no direction in common it is not worked out.
 
     Elements that the other moved far, and less far, are counted apart, as codec `drift` does: what is left of those
@@ -71,26 +68,28 @@ def _apart(row: Floats, other: Floats) -> float:
     if row @ other < _ALIKE * min(row @ row, other @ other):
         return np.inf
     steps = (row - other) * np.where(other < 0, -1.0, 1.0)
-    classes = np.digitize(np.abs(other), _DRIFTS)
-    counts = np.bincount(classes, minlength=len(_DRIFTS) + 1)
-    shares = counts / max(1, len(row))
-    return float(sum(s * _entropy(steps[classes == c]) for c, s in enumerate(shares) if counts[c]))
+    return _DEARER * _bits(steps, octaves * (len(_DRIFTS) + 1) + np.digitize(np.abs(other), _DRIFTS))
 
 
-def cost_of(row: Floats) -> float:
+def cost_of(row: Floats, octaves: Integers) -> float:
     """About how many bits an element takes: by how many units it moved, and which way."""
-    return _entropy(row)
+    return _bits(row, octaves)
 
 
-def _entropy(steps: Floats) -> float:
-    """Bits an element of steps in units, as if each were drawn by itself; large ones by octaves."""
+def _bits(steps: Floats, contexts: Integers) -> float:
+    """Entropy of steps in units, by context, large ones by octaves: bits an element."""
     sizes = np.rint(np.abs(steps))
     octave = np.floor(np.log2(np.maximum(sizes, _DIRECT)))
     open_bits = np.where(sizes < _DIRECT, 0.0, octave - 1)
     symbols = np.where(sizes < _DIRECT, sizes, _DIRECT + octave).astype(np.int64) * 2 + (steps < 0)
-    counts = np.bincount(symbols)
-    shares = counts[counts > 0] / len(steps)
-    return float(-(shares * np.log2(shares)).sum() + open_bits.mean())
+    pairs = _entropy(np.bincount(contexts * (symbols.max() + 1) + symbols)) - _entropy(np.bincount(contexts))
+    return float(pairs + open_bits.mean())
+
+
+def _entropy(counts: Integers) -> float:
+    """Bits that one of so many takes."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
 
 
 class _Forest:

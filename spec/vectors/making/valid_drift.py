@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .build import Facts, lossless
+from tallstore.codecs.lattice import written
+from tallstore.codecs.lattice_model import lowest
+from tallstore.kernels.lattice import LATTICES, Model, Rows, drift_of, encode, prepare, segments_of
+
+from .build import Facts, kept, lossless
 from .numbers import BYTES, Tensor, bits, converted, noise, noise_bytes
 from .valid import Case, case
 from .valid_lossless import ODD, stepped
@@ -22,9 +26,31 @@ def between(base: Tensor, start: Tensor, seed: str) -> Tensor:
     return Tensor(base.dtype, base.shape, np.where(gone, first, last).astype(word).tobytes())
 
 
+def segmented(task: Tensor, start: Tensor, base: Tensor) -> bytes:
+    """One chunk of mode 4 whose segments have shifts, the first being shorter than the others."""
+    kind = LATTICES[task.dtype]
+    after, before, origin = (np.frombuffer(each.data, kind.word) for each in (task, start, base))
+    low, n = lowest(kind, before), len(before)
+    steps, segments = prepare(kind, after, before, low), segments_of(n, 100, 30)
+    rows = Rows(
+        width=100,
+        first=30,
+        shifts=np.arange(segments, dtype=np.uint8) % np.uint8(3),
+        across=np.zeros((segments, 0), np.int8),
+        along=np.zeros((0, 100), np.int8),
+        marks=np.array([1, 1, 30], np.uint16),
+        drift=drift_of(kind, before, origin),
+    )
+    every = 2 * int(np.abs(steps.symbols).max()) + 1
+    weights = np.frombuffer(noise_bytes("drift weights", 5 * every), np.uint8).reshape(5, every) % 20 + np.uint8(20)
+    table = np.frombuffer(noise_bytes("drift tables", 4 * 18), np.uint8).reshape(4, 18) % 5
+    model = Model(bits=11, low=low, rows=rows, table=table.copy(), weights=weights.copy())
+    return written(encode(steps, model, 16), model)
+
+
 @case
 def drift() -> Case:
-    """Codec `drift`: every type and mode, segments of a shift each, several chunks, odd numbers, rows; two links."""
+    """Codec `drift`: every type, segments with shifts, several chunks, odd numbers; chains of two links."""
     family = Family()
     family.made_of("b", ["a"], PARENT)
     family.made_of("c", ["b"], PARENT)
@@ -46,7 +72,15 @@ def drift() -> Case:
     for task, own, before in zip("abc", turned, [odd, *turned], strict=False):
         more = {} if task == "a" else {"start": [], "codec": "drift"}
         family.put(task, "odd", lossless(own, before, "odd", **_coding(more, odd), **more), own)
-    found = family.case("kind lossless with codec drift: every type, chains of two links, odd numbers")
+    for dtype in ("BF16", "F32"):
+        base, before = family.base[dtype], family.decoded["a"][dtype]
+        name, own = f"{dtype} in segments", between(base, before, f"drift segments {dtype}")
+        family.base[name] = base
+        family.put("a", name, lossless(before, base, name, "lattice"), before)
+        facts, _ = lossless(own, before, name, "drift", chunk=4096, origin=base, start=[])
+        family.put("b", name, (facts, [segmented(own, before, base)]), own)
+        family.put("c", name, kept(dtype, own.shape, name, start=[1]), own)
+    found = family.case("kind lossless with codec drift: every type, segments, odd numbers, chains of two links")
     found.archive.version = "1.3"
     for part in found.archive.parts().values():
         part.version = "1.3" if part.part == "relative" else part.version

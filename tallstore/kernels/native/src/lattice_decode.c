@@ -228,7 +228,15 @@ static bool read_chunk(chunk *to, const uint8_t *data, int64_t size, const uint8
 ALWAYS void fill_drift(int16_t *restrict out, const void *words, const void *origin, int64_t n, int32_t bits) {
     if (bits == 16) {
         const uint16_t *a = words, *b = origin;
-        for (int64_t i = 0; i < n; i++) out[i] = (int16_t)(uint16_t)(turned(a[i], 16) - turned(b[i], 16));
+        int64_t i = 0;
+#if defined(__AVX2__)
+        for (; i + 16 <= n; i += 16) {
+            __m256i to = turned16(_mm256_loadu_si256((const __m256i *)(a + i)));
+            __m256i from = turned16(_mm256_loadu_si256((const __m256i *)(b + i)));
+            _mm256_storeu_si256((__m256i *)(out + i), _mm256_sub_epi16(to, from));
+        }
+#endif
+        for (; i < n; i++) out[i] = (int16_t)(uint16_t)(turned(a[i], 16) - turned(b[i], 16));
         return;
     }
     for (int64_t i = 0; i < n; i++) {
