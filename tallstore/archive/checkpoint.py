@@ -185,12 +185,14 @@ class ArchiveStart(Checkpoint):
 
     def origin_of(self, name: str, start: int, stop: int) -> Tensor | None:
         """Of a tensor that goes on from a parent."""
+        return self._base.read(str(self._plans[name].base), start, stop) if self.goes_on(name) else None
+
+    def goes_on(self, name: str) -> bool:
+        """Whether a tensor is coded given a parent and the base: it has a counterpart of its type there."""
         each = self._plans[name]
         if each.kept or not self._goes_on or each.start != () or each.base is None:
-            return None
-        if self._base.tensors[each.base].dtype != self.tensors[name].dtype:
-            return None
-        return self._base.read(each.base, start, stop)
+            return False
+        return self._base.tensors[each.base].dtype == self.tensors[name].dtype
 
     def fingerprint(self) -> str:
         parts = sorted((path, record.sha256) for path, record in self._parts.items())

@@ -21,7 +21,7 @@ from tallstore.encoder.components import matched
 from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import MASKABLE
-from tallstore.packing.parents import choose_parents
+from tallstore.packing.parents import OCTAVES, choose_parents
 
 __all__ = ["SMALLEST", "LinearFit", "find_combinations", "find_parents"]
 
@@ -44,8 +44,6 @@ _WORSE = 1.02
 _FEWER = 0.75
 """Share of the elements in which a task of a short type differs from the nearest of those that it would be merged of,
 in which it may differ from what they are merged to: of steps less than a unit long, rounding hides all else."""
-_OCTAVES = 12
-"""Of units, from the largest one down, that are told apart."""
 _SHORT = 2
 """Bytes of an element of a type whose roundings are compared."""
 _NEARLY = 0.1
@@ -147,7 +145,8 @@ class _Sample:
     def octaves(self) -> npt.NDArray[np.int64]:
         """Of the unit of each element, from that of the smallest on, those that are alike."""
         octaves = np.rint(np.log2(np.concatenate([run.scale for run in self.runs]))).astype(np.int64)
-        return np.maximum(octaves - octaves.max() + _OCTAVES - 1, 0)
+        from_least: npt.NDArray[np.int64] = np.maximum(octaves - octaves.max() + OCTAVES - 1, 0)
+        return from_least
 
     def differ(self, task: str, row: Floats) -> int | None:
         """In how many elements a task differs from a row, once that is rounded to its type; None where it is long."""

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CHAIN", "LINKS", "choose_parents", "cost_of"]
+__all__ = ["CHAIN", "LINKS", "OCTAVES", "choose_parents", "cost_of", "step_cost"]
 
 CHAIN = 3
 """Longest chain that somebody may ask for."""
 LINKS = 2
 """Longest chain that is chosen: each link is decoded for the last of it, in about two fifths of what a task takes."""
-_NEARER = 0.9
+_NEARER = 0.95
 """Share of what a task costs against the base that it must not exceed against a parent."""
-_DEARER = 1.25
+_DEARER = 1.15
 """What a step takes, over its entropy: against the base, codes know directions, and tables are fewer."""
 _ALIKE = 0.1
 """Share of the shorter one's square that the product of two task vectors is at least, if one is to help the other."""
@@ -30,6 +30,8 @@ _DRIFTS = (0.5, 1.5, 3.5)
 _DIRECT = 16
 """Steps of fewer units are counted one by one."""
 _BEGINNINGS = 12
+OCTAVES = 12
+"""Of units, from the largest one down, that are told apart."""
 
 _NOTHING = 1e-9
 
@@ -60,13 +62,18 @@ def choose_parents(
 
 
 def _apart(row: Floats, other: Floats, octaves: Integers) -> float:
-    """What one costs against the other; of those that have no direction in common it is not worked out.
+    """What one costs against the other; of those that have no direction in common it is not worked out."""
+    if row @ other < _ALIKE * min(row @ row, other @ other):
+        return np.inf
+    return step_cost(row, other, octaves)
+
+
+def step_cost(row: Floats, other: Floats, octaves: Integers) -> float:
+    """About how many bits an element takes against another task's; see `cost_of`.
 
     Elements that the other moved far, and less far, are counted apart, as codec `drift` does: what is left of those
     that it never moved is little, and what is left of the others has a sign that is easily told.
     """
-    if row @ other < _ALIKE * min(row @ row, other @ other):
-        return np.inf
     steps = (row - other) * np.where(other < 0, -1.0, 1.0)
     return _DEARER * _bits(steps, octaves * (len(_DRIFTS) + 1) + np.digitize(np.abs(other), _DRIFTS))
 
