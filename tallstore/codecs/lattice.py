@@ -36,7 +36,6 @@ from tallstore.kernels.lattice import (
     MOST_BITS,
     MOST_RANK,
     MOST_TABLES,
-    Integers,
     Lattice,
     LatticeSymbols,
     Model,
@@ -165,7 +164,7 @@ def _frame(lattice: Lattice, view: memoryview, n: int) -> Bytes:
 
 
 def _open(
-    lattice: Lattice, view: memoryview, told: Bytes, drift: Integers | None, n: int
+    lattice: Lattice, view: memoryview, told: Bytes, drift: npt.NDArray[Any] | None, n: int
 ) -> tuple[Model, LatticeSymbols]:
     """The parts of a chunk of n elements, everything in range."""
     _, bits, log_lanes, low, width, first, size, words, extra = _HEAD.unpack_from(view)
@@ -182,7 +181,9 @@ def _open(
     return model, LatticeSymbols(states, stream, np.frombuffer(view[at + 2 * words :], np.uint8))
 
 
-def _model(told: Bytes, lattice: Lattice, drift: Integers | None, n: int, head: tuple[int, int, int, int]) -> Model:
+def _model(
+    told: Bytes, lattice: Lattice, drift: npt.NDArray[Any] | None, n: int, head: tuple[int, int, int, int]
+) -> Model:
     """The model of a chunk of n elements, everything in range. `head`: bits, low, width, first."""
     bits, low, width, first = head
     segments = segments_of(n, width, first)

@@ -49,7 +49,7 @@ def lanes_for(symbols: npt.NDArray[np.int8], *, drifted: bool = False) -> int:
     return 32 if n >= 1 << 12 else 8
 
 
-def choose(prepared: Prepared, low: int, row: Row, drift: Integers | None = None) -> Model:
+def choose(prepared: Prepared, low: int, row: Row, drift: npt.NDArray[Any] | None = None) -> Model:
     """The model of a chunk.
 
     Args:
@@ -74,12 +74,12 @@ def choose(prepared: Prepared, low: int, row: Row, drift: Integers | None = None
     return Model(bits=BITS, low=low, rows=rows, table=table[None], weights=both_signs(weights))
 
 
-def _by_drift(prepared: Prepared, low: int, drift: Integers) -> Model | None:
+def _by_drift(prepared: Prepared, low: int, drift: npt.NDArray[Any]) -> Model | None:
     """The model by drift; None where nothing drifted, or that tells no more than exponents do.
 
     Rows have no shifts: of how much a row moves, drift tells more, and shifts would only blur its contexts.
     """
-    moved = np.abs(drift[:: max(1, len(drift) // _SAMPLED)])
+    moved = np.abs(drift[:: max(1, len(drift) // _SAMPLED)].astype(np.int64))
     moved = moved[moved > 0]
     if not len(moved):
         return None

@@ -139,7 +139,7 @@ class Rows:
     """Of each direction, the integer of each place in a segment: shape (k, width)."""
     marks: npt.NDArray[np.uint16]
     """From which strength of the prediction on its grade is 1, 2, 3: shape (GRADES − 1,), ascending from 1 on."""
-    drift: Integers | None = None
+    drift: Words | None = None
     """Of each element of the chunk its prediction, where directions do not say it: see `drift_of`; shape (n,)."""
 
     @property
@@ -150,7 +150,7 @@ class Rows:
     def predictions(self, n: int) -> Integers:
         """Of each of n elements: shape (n,)."""
         if self.drift is not None:
-            return self.drift
+            return self.drift.astype(np.int64)
         if not len(self.along):
             return np.zeros(n, np.int64)
         every = self.across.astype(np.float64) @ self.along.astype(np.float64)  # exact: they are small
@@ -239,16 +239,17 @@ def least_of(symbols: Integers) -> Integers:
 
 def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     """The steps from the base's elements to the task's, words of shape (n,), as symbols."""
-    d = drift_of(lattice, after, base)
+    d = drift_of(lattice, after, base).astype(np.int64)
     symbols, left = magnitudes_of(d)
     extra = _pack_bits(np.abs(d) & ((1 << left) - 1), left)
     return Prepared(np.where(d < 0, -symbols, symbols).astype(np.int8), lattice.levels(base, low), extra)
 
 
-def drift_of(lattice: Lattice, words: Words, origin: Words) -> Integers:
-    """How many steps elements are away from others, words of shape (n,)."""
+def drift_of(lattice: Lattice, words: Words, origin: Words) -> Words:
+    """How many steps elements are away from others, words of shape (n,): as signed words."""
     steps = lattice.turned(words) - lattice.turned(origin)
-    return steps.view(steps.dtype.str.replace("u", "i")).astype(np.int64)
+    signed: Words = steps.view(steps.dtype.str.replace("u", "i"))
+    return signed
 
 
 def segments_of(n: int, width: int, first: int) -> int:

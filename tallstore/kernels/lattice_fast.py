@@ -84,8 +84,8 @@ _CUT = np.iinfo(np.int16)
 def _drift(rows: Rows) -> npt.NDArray[np.int16] | None:
     """As kernels take it: cut to what fits, which no mark is beyond."""
     drift = rows.drift
-    if drift is None:
-        return None
+    if drift is None or drift.dtype.itemsize <= 2:
+        return None if drift is None else np.ascontiguousarray(drift, np.int16)
     return np.clip(drift, _CUT.min, _CUT.max).astype(np.int16)
 
 

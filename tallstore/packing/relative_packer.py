@@ -50,6 +50,8 @@ which in types of few bits is no small part of what is lost."""
 _LEAST_ERROR = 0.02
 """An error that a lossy archive may always have: tasks that happen to lose nothing do not forbid it."""
 _RUN = 1 << 20
+_FEW = 1 << 12
+"""Elements that mostly tell whether two tensors are the same."""
 
 
 def relatives_of(fit: LinearFit) -> Relatives:
@@ -358,13 +360,19 @@ def _same(source: Checkpoint, task: Checkpoint, name: str) -> bool:
 
 def _alike(task: Checkpoint, name: str, other: Callable[[int, int], Tensor]) -> bool:
     """Whether a tensor is, to the last bit, what `other` gives of its elements [a, b), up to the first that is not."""
-    numel = task.tensors[name].numel
+    numel, begin = task.tensors[name].numel, task.read(name, 0, min(_FEW, task.tensors[name].numel))
+    if not _same_bits(begin, other(0, len(begin))):
+        return False
     for at in range(0, numel, _RUN):
         own = task.read(name, at, min(at + _RUN, numel))
         there = other(at, min(at + _RUN, numel))
-        if not torch.equal(own.contiguous().view(torch.uint8), there.contiguous().view(torch.uint8)):
+        if not _same_bits(own, there):
             return False
     return True
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def _gains(own: Tensor, start: Tensor, base: Tensor) -> bool:
