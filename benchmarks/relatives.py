@@ -12,8 +12,9 @@ example:
   python benchmarks/relatives.py ~/zoo/base ~/zoo/* --unrelated 20
 
 With `--run FOLDER`, a run's checkpoints beside the task are measured in its place, without loss: their bytes over those
-of each coded against the base; decoding and what a pull of each takes over the parts of its chain; and opening and
-listing 1,000 tasks in chains.
+of each coded against the base; decoding and what a pull of each takes over the parts of its chain; what `compact` makes
+of an archive to which the run was added with every checkpoint against the base; and opening and listing 1,000 tasks in
+chains.
 
 With `--unrelated N`, made tasks are put beside the real ones until there are N: the base, and a real task's vector with
 random signs, tensor by tensor, so that sizes and sparsity are a tune's and directions are nobody's. Printed is how many
@@ -130,30 +131,53 @@ def measure_run(base: Path, task: Path, run: Path, home: Path) -> list[list[str]
     with tallstore.open(home / "chain.tall") as chain, tallstore.open(home / "apart.tall") as apart:
         chain.verify()
         made = {name: facts.relatives for name, facts in chain.manifest.tasks.items() if name != "other"}
-        slower, pulled, lengths = [], [], []
+        slower: dict[int, list[float]] = {}
+        pulled: list[float] = []
         for name in made:
             step = name.rpartition("-")[2]
             original = load(run / f"checkpoint-{step}")
             state = chain.state_dict(name)
             assert all(torch.equal(state[n], tensor) for n, tensor in original.items()), name
-            times = [[processor_time(partial(z.state_dict, name)) for z in (chain, apart)] for _ in range(2)]
-            slower.append(min(t[0] for t in times) / min(t[1] for t in times))
+            times = [[processor_time(partial(z.state_dict, name)) for z in (chain, apart)] for _ in range(5)]
             parts = [str(row["task"]) for row in ancestry(chain.manifest, name)]
-            lengths.append(len(parts) - 1)
+            ratio = min(t[0] for t in times) / min(t[1] for t in times)
+            slower.setdefault(len(parts) - 1, []).append(ratio)
             own = sum(int(chain.manifest.tasks[each].measured["bytes"]) for each in parts)
             chain.write_subset([name], home / "part.tall", overwrite=True)
             sent = size(home / "part.tall") - sum(chain.manifest.parts[p].size for p in chain.manifest.base.parts)
             pulled.append(sent / own)
+    before = size(home / "apart.tall")
+    compacting = processor_time(partial(tallstore.compact, home / "apart.tall"))
+    with tallstore.open(home / "apart.tall") as compacted:
+        compacted.verify()
+        found = sum(facts.relatives is not None for facts in compacted.manifest.tasks.values())
+        for name in made:
+            original = load(run / f"checkpoint-{name.rpartition('-')[2]}")
+            state = compacted.state_dict(name)
+            assert all(torch.equal(state[n], tensor) for n, tensor in original.items()), name
+        base_bytes = sum(compacted.manifest.parts[p].size for p in compacted.manifest.base.parts)
+    compact = (size(home / "apart.tall") - base_bytes) / (before - base_bytes)
     return [
         ["checkpoints of the run", str(len(made))],
         ["coded against another one", str(sum(each is not None for each in made.values()))],
-        ["longest chain", str(max(lengths))],
+        ["longest chain", str(max(slower))],
         ["adding the run / each against the base", f"{took['chain'] / took['apart']:.2f} of processor time"],
         ["bytes / each against the base", f"{sum(sizes['chain'].values()) / sum(sizes['apart'].values()):.3f}"],
-        ["decoding one / without a parent, at most", f"{max(slower):.2f} of processor time"],
+        *(
+            [f"decoding one at the end of {links} links / without a parent", _spread(slower[links])]
+            for links in sorted(slower)
+            if links
+        ),
         ["a pull of one, without the base / the parts of its chain, at most", f"{max(pulled):.4f}"],
+        ["compact of those without parents: coded against another one", str(found)],
+        ["compact: tasks' bytes after / before", f"{compact:.3f}; bit for bit"],
+        ["compact / adding each against the base", f"{compacting / took['apart']:.2f} of processor time"],
         ["opening and listing 1,000 tasks in chains", f"{1000 * open_many(home):.0f} ms of processor time"],
     ]
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{min(ratios):.2f} to {max(ratios):.2f} of processor time"
 
 
 def open_many(home: Path) -> float:

@@ -16,6 +16,7 @@ from making import (
     invalid,
     invalid_codes,
     invalid_containers,
+    invalid_drift,
     invalid_lossless,
     invalid_manifests,
     invalid_parts,
@@ -23,13 +24,14 @@ from making import (
     valid,
     valid_archives,
     valid_codes,
+    valid_drift,
     valid_lossless,
     valid_newer,
     valid_relatives,
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer, valid_relatives)
+REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer, valid_relatives, valid_drift)
 """The modules whose import registers the valid vectors."""
 
 
@@ -94,6 +96,7 @@ if __name__ == "__main__":
         invalid_codes,
         invalid_lossless,
         invalid_relatives,
+        invalid_drift,
     ):
         module.make()
     write_valid(HERE / "valid")

@@ -113,11 +113,20 @@ class BaseElements:
     def fill(self, name: str, a: int, b: int, out: Tensor) -> None:
         """Elements [a, b) into `out`, which has the base's type."""
         if self.embedded:
+            if self._is_chunk(name, a, b) and out.dtype == TORCH[self.facts(name).dtype]:
+                place = self._places.base(name)
+                self._chunks.whole(place, a // coded(place).chunk, name, out)
+                return
             for first, stop, here in self.runs(name, a, b, out):
                 if here.data_ptr() != out[first:stop].data_ptr():
                     out[first:stop] = here
         else:
             _copy(out, self.tensor(name)[a:b])
+
+    def _is_chunk(self, name: str, a: int, b: int) -> bool:
+        """Whether elements [a, b) of an embedded tensor are one whole chunk."""
+        size = coded(self._places.base(name)).chunk
+        return not a % size and a < b == min(a + size, self.facts(name).numel)
 
     def converted(self, name: str, a: int, out: Tensor, given: Tensor | None = None) -> None:
         """Elements from `a` on, as many as `out` has, converted to its type.

@@ -140,6 +140,7 @@ class ArchiveStart(Checkpoint):
         if held is not None:
             self.decoder.pieces.hold(held)
         self._base, self._task = base, task
+        self._goes_on = relatives.parent is not None
         self._plans: Mapping[str, StartPlan] = {}
         self._decoded: ArchiveTask | None = None
         self.where = f"what {task.where} starts from"
@@ -181,6 +182,17 @@ class ArchiveStart(Checkpoint):
         if each.start is None:
             return self._base.read(str(each.base), start, stop)
         return self._decoded.once(name, start, stop)
+
+    def origin_of(self, name: str, start: int, stop: int) -> Tensor | None:
+        """Of a tensor that goes on from a parent."""
+        return self._base.read(str(self._plans[name].base), start, stop) if self.goes_on(name) else None
+
+    def goes_on(self, name: str) -> bool:
+        """Whether a tensor is coded given a parent and the base: it has a counterpart of its type there."""
+        each = self._plans[name]
+        if each.kept or not self._goes_on or each.start != () or each.base is None:
+            return False
+        return self._base.tensors[each.base].dtype == self.tensors[name].dtype
 
     def fingerprint(self) -> str:
         parts = sorted((path, record.sha256) for path, record in self._parts.items())

@@ -154,9 +154,9 @@ class ChunkReader(Codes):
         lost = as_bytes(stored[first : first + len(out)])
         as_bytes(out)[:] = reference.undo_difference(lost, as_bytes(out), item)
 
-    def lossless(self, place: Place, index: int, name: str, out: Tensor) -> None:
-        """Turn the base's elements of one chunk, in the task's type, into the task's; in place."""
-        self.lossless_bytes(place, index, name, as_bytes(out))
+    def lossless(self, place: Place, index: int, name: str, out: Tensor, origin: Tensor | None = None) -> None:
+        """Turn the base's elements of one chunk, in the task's type, into the task's: see `lossless_bytes`."""
+        self.lossless_bytes(place, index, name, as_bytes(out), None if origin is None else as_bytes(origin))
 
     def coded_lossless(self, place: Place, name: str) -> CodedLossless:
         """All chunks of a tensor that is coded without loss, as they are."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from tallstore.archive.reader import Place, Reader
+from tallstore.codecs import LOSSLESS
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import BaseTensor, Manifest
@@ -16,10 +17,18 @@ from tallstore.format.part import CodedRanges, Entry
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.kernels import reference
 
-__all__ = ["ONES", "RAW", "Places", "StartOf", "coded"]
+__all__ = ["ONES", "RAW", "Places", "StartOf", "coded", "needs_origin"]
 
 RAW, ONES = "raw", "ones"
 """Codecs of which no bytes need decoding."""
+
+
+def needs_origin(entry: Entry) -> bool:
+    """Whether what is coded of a start is decoded given what the base has, too."""
+    if entry.kind != "lossless" or entry.coded is None:
+        return False
+    codec = LOSSLESS.get(entry.coded.codec)
+    return codec is not None and codec.needs_origin
 
 
 def coded(place: Place) -> CodedRanges:
@@ -229,7 +238,7 @@ class Places:
                 yield entry.base
             return
         start = self.start_of(task, name)
-        if start.merge.needs_base:
+        if start.merge.needs_base or needs_origin(entry):
             yield str(entry.base)
         for _, relative, source in start.members:
             yield from self.bases(relative, source)
@@ -248,7 +257,17 @@ class Places:
         if entry.start is not None:
             for _, relative, source in self.start_of(task, name).members:
                 self.check(relative, source)
+        if needs_origin(entry):
+            self._check_origin(task, name, entry)
         self._fitting.add((task, asked))
+
+    def _check_origin(self, task: str, name: str, entry: Entry) -> None:
+        """Raise where a codec asks for the base beside the start, and there is no start, or nothing of its type."""
+        if entry.start is None or entry.base is None:
+            raise FormatError(f"{self._where(task, name)}: is coded given a start and the base, and lacks one of them")
+        dtype = self._manifest.base.tensors[self.base_of(task, name)].dtype
+        if dtype != entry.dtype:
+            raise FormatError(f"{self._where(task, name)}: {entry.dtype} is coded given a base of {dtype}")
 
     def check_task(self, task: str, *, embedded: bool) -> None:
         """Raise for any entry of a task that does not fit the archive; `embedded`: or its embedded base."""

@@ -8,10 +8,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["PieceCache", "Read"]
+from tallstore.archive.read_plan import Origin
+
+__all__ = ["Into", "PieceCache", "Read"]
 
 Read = Callable[[str, str, int, int], Tensor]
 """Decodes elements [start, stop) of a tensor of a task: (task, name, start, stop)."""
+Into = Callable[[str, str, int, Tensor, Origin | None], bool]
+"""Decodes elements of a tensor of a task into memory: (task, name, start, out, origin); see `SegmentWriter.write`."""
 
 
 class PieceCache:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from tallstore.archive.locations import Places, StartOf, coded
+from torch import Tensor
+
+from tallstore.archive.locations import Places, StartOf, coded, needs_origin
 from tallstore.archive.reader import Place
 from tallstore.format.part import Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.stores import Range
 
-__all__ = ["ChunkRef", "How", "ReadPlan", "Segment", "TensorPlan", "chunks_of"]
+__all__ = ["ChunkRef", "How", "Origin", "ReadPlan", "Segment", "TensorPlan", "chunks_of"]
 
 _LOSSY = frozenset({*SYMBOL_BITS, "delta"})
 """Kinds that an exact part, if there is one, has a word on."""
@@ -87,6 +89,18 @@ class Segment(NamedTuple):
     """Among the segments of its kind: that of its chunk."""
 
 
+class Origin(NamedTuple):
+    """Memory for elements of a base tensor, filled where they are met on the way to those of a task."""
+
+    base: str
+    out: Tensor
+    """Flat, of the base's type."""
+
+    def part(self, start: int, stop: int) -> Origin:
+        """The memory for some of them."""
+        return Origin(self.base, self.out[start:stop])
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorPlan:
     """A tensor of its own, not a tied one, and the places that it is decoded from; shapes and names are checked."""
@@ -102,7 +116,7 @@ class TensorPlan:
     own: Place
     """What the task has coded of the head: a mask, a delta, or what makes it lossless; perhaps nothing."""
     base: str | None = None
-    """The base's tensor that the head's elements are taken from; of a start, one that merging may need."""
+    """The base's tensor that the head's elements are taken from; of a start, one that merging or decoding needs."""
     vector: Place | None = None
     """What the mask is over."""
     lost: Place | None = None
@@ -177,7 +191,7 @@ class ReadPlan:
             covered=covered,
             size=self._size(task, name, head),
             own=own,
-            base=entry.base if start is None or start.merge.needs_base else None,
+            base=entry.base if start is None or start.merge.needs_base or needs_origin(entry) else None,
             vector=places.vector_of(task, name),
             lost=places.exact(task, name) if exact and lossy else None,
             start=start,

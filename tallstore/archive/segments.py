@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from tallstore.archive.base_tensors import BaseElements, Filler, Job
 from tallstore.archive.chunk_reader import ChunkReader
-from tallstore.archive.piece_cache import Read
-from tallstore.archive.read_plan import How, Segment, TensorPlan, chunks_of
+from tallstore.archive.locations import needs_origin
+from tallstore.archive.piece_cache import Into, Read
+from tallstore.archive.read_plan import How, Origin, Segment, TensorPlan, chunks_of
 from tallstore.kernels.reference import wide
+from tallstore.kernels.scratch import scratch
 from tallstore.kernels.steps import Steps
 from tallstore.kernels.tiled import DecodedSteps
 from tallstore.merging.stored_merge import merged
-from tallstore.tensors import empty
+from tallstore.tensors import as_bytes, empty
 
 __all__ = ["SegmentWriter"]
 
@@ -23,10 +27,12 @@ __all__ = ["SegmentWriter"]
 class SegmentWriter:
     """Of one archive. Safe to use from several threads."""
 
-    def __init__(self, chunks: ChunkReader, base: BaseElements, read: Read) -> None:
+    def __init__(self, chunks: ChunkReader, base: BaseElements, read: Read, into: Into) -> None:
         self._chunks, self._base = chunks, base
         self.read = read
         """Decodes what tensors of other tasks are built on."""
+        self.into: Into | None = into
+        """The same of one task, in place; None where `read` has it at hand."""
 
     def write(
         self,
@@ -37,7 +43,8 @@ class SegmentWriter:
         given: Tensor | None = None,
         fill: Filler | None = None,
         steps: Steps | None = None,
-    ) -> None:
+        origin: Origin | None = None,
+    ) -> bool:
         """Decode a segment.
 
         Args:
@@ -47,14 +54,18 @@ class SegmentWriter:
             given: the base's whole tensor, where it was read already.
             fill: what writes the base's elements, with steps on them, in one call, if there is such a way.
             steps: what is added to the base's elements, where that was decoded already.
+            origin: where to put elements of the base that are met.
+
+        Returns:
+            whether they were met, all of them.
         """
+        met = False
         if segment.how is How.WHOLE:
             assert plan.private is not None
             self._chunks.whole(plan.private, segment.number, plan.name, out)
-            return
+            return False
         if segment.how is How.START:
-            self._merge(plan, segment.start, out)
-            self._add(plan, segment, out)
+            met = self._start(plan, segment, out, origin)
         elif segment.how is How.STEPS:
             steps = steps or self.steps(plan, segment)
             if fill is None or not fill(segment.number, steps):
@@ -64,6 +75,9 @@ class SegmentWriter:
         else:
             if given is not None or fill is None or not fill(segment.number):
                 self._base.converted(str(plan.base), segment.start, out, given)
+            if origin is not None and origin.base == plan.base and origin.out.dtype == out.dtype:
+                as_bytes(origin.out)[...] = as_bytes(out)
+                met = True
             if segment.how is How.LOSSLESS:
                 self._chunks.lossless(plan.own, segment.number, plan.name, out)
         if plan.lost is not None:
@@ -71,6 +85,20 @@ class SegmentWriter:
                 begin, end = max(chunk.start, segment.start), min(chunk.stop, segment.stop)
                 part = out[begin - segment.start : end - segment.start]
                 self._chunks.restore(*chunk, part, begin - chunk.start)
+        return met
+
+    def _start(self, plan: TensorPlan, segment: Segment, out: Tensor, origin: Origin | None) -> bool:
+        """A segment of what other tasks merge to, and what is coded of the difference; see `write`."""
+        if not needs_origin(plan.entry):
+            met = self._merge(plan, segment.start, out, origin)
+            self._add(plan, segment, out, None)
+            return met
+        wanted = origin is not None and origin.base == plan.base
+        held = origin if origin is not None and wanted else Origin(str(plan.base), _beside(out, lent=origin is None))
+        if not self._merge(plan, segment.start, out, held):
+            self._base.converted(held.base, segment.start, held.out)
+        self._add(plan, segment, out, held.out)
+        return wanted
 
     def steps(self, plan: TensorPlan, segment: Segment) -> Steps:
         """What a segment adds to the base's elements, or, coded without loss, has in their place; decoded here."""
@@ -96,7 +124,7 @@ class SegmentWriter:
         head = out[: plan.covered]
         fill = self._base.filler(str(plan.base), plan.size, head) if plan.on_base else None
         jobs: list[Job] = []
-        over_base: list[Callable[..., None]] = []
+        over_base: list[Callable[..., object]] = []
         for segment in plan.segments():
             part = out[segment.start : segment.stop]
             write = partial(self.write, plan, segment, part, fill=fill, steps=steps(segment))
@@ -117,36 +145,47 @@ class SegmentWriter:
 
         return [partial(job, segment) for segment in segments]
 
-    def _over_base(self, base: str, writes: list[Callable[..., None]]) -> None:
+    def _over_base(self, base: str, writes: list[Callable[..., object]]) -> None:
         """Segments of one tensor over a base that is read a tensor at a time."""
         given = self._base.tensor(base)
         for write in writes:
             write(given=given)
 
-    def _merge(self, plan: TensorPlan, start: int, out: Tensor) -> None:
-        """What other tasks' elements merge to."""
+    def _merge(self, plan: TensorPlan, start: int, out: Tensor, origin: Origin | None) -> bool:
+        """What other tasks' elements merge to; whether the origin was met."""
         assert plan.start is not None
         stop = start + len(out)
         if plan.start.copied:
             _, task, source = plan.start.members[0]
+            if self.into is not None:
+                return self.into(task, source, start, out, origin)
             out.copy_(self.read(task, source, start, stop))
-            return
+            return False
         kind = wide(out.dtype)
         rows = [self.read(task, source, start, stop).to(kind) for _, task, source in plan.start.members]
         before = None
-        if plan.base is not None:
-            elements = empty(self._base.facts(plan.base).dtype, len(out))
-            self._base.fill(plan.base, start, stop, elements)
+        if plan.start.merge.needs_base:
+            elements = empty(self._base.facts(str(plan.base)).dtype, len(out))
+            self._base.fill(str(plan.base), start, stop, elements)
             before = elements.to(kind)
         out.copy_(merged(plan.start.merge, [place for place, _, _ in plan.start.members], rows, before))
+        return False
 
-    def _add(self, plan: TensorPlan, segment: Segment, out: Tensor) -> None:
-        """What is coded of a merge: differences from it."""
+    def _add(self, plan: TensorPlan, segment: Segment, out: Tensor, origin: Tensor | None) -> None:
+        """What is coded of a merge: differences from it; `origin`: what the base has, where that is asked for."""
         if plan.own.entry.coded is None:
             return
         for chunk in chunks_of(plan.own, plan.name, segment.start, segment.stop):
-            part = out[chunk.start - segment.start : chunk.stop - segment.start]
+            begin, end = chunk.start - segment.start, chunk.stop - segment.start
+            part = out[begin:end]
             if plan.entry.kind == "lossless":
-                self._chunks.lossless(*chunk, part)
+                self._chunks.lossless(*chunk, part, None if origin is None else origin[begin:end])
             else:
                 self._chunks.steps(chunk.place, plan.vector, chunk.number, chunk.name).begin()(part, part)
+
+
+def _beside(out: Tensor, *, lent: bool) -> Tensor:
+    """Memory like some; `lent`: this thread's, that the next call uses again."""
+    if not lent:
+        return torch.empty_like(out)
+    return torch.from_numpy(scratch("origin", out.nbytes, np.uint8)).view(out.dtype)

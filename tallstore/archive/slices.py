@@ -21,13 +21,13 @@ from tallstore.archive.indexing import select
 from tallstore.archive.locations import Places
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.piece_cache import PieceCache
-from tallstore.archive.read_plan import How, ReadPlan, Segment, TensorPlan
+from tallstore.archive.read_plan import How, Origin, ReadPlan, Segment, TensorPlan
 from tallstore.archive.segments import SegmentWriter
 from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import reference
-from tallstore.tensors import empty, shape_of, usual_defaults
+from tallstore.tensors import TORCH, empty, shape_of, usual_defaults
 
 __all__ = ["DecodedPiece", "Pieces", "TaskWeights", "TensorSlice"]
 
@@ -49,36 +49,62 @@ class Pieces:
     ) -> None:
         self.places, self._base = places, base
         self.plan = ReadPlan(places, embedded=base.embedded)
-        self.writer = SegmentWriter(chunks, base, self.elements)
+        self.writer = SegmentWriter(chunks, base, self.elements, self.into)
         self.run = run
         """Runs jobs side by side."""
 
     def hold(self, held: PieceCache) -> None:
         """Keep what tensors that build on others' decode of those, for whoever builds on the same."""
-        self.writer.read = held.reading(self.elements)
+        self.writer.read, self.writer.into = held.reading(self.elements), None
 
     def of(self, task: str, name: str, start: int, stop: int, *, exact: bool) -> Iterator[DecodedPiece]:
         """The pieces of a tensor of its own that elements [start, stop) lie in."""
         plan = self.plan.of(task, name, exact=exact)
-        # A base that was given is read a tensor at a time: once for all pieces.
-        late = plan.on_base and not self._base.embedded
-        given = lru_cache(1)(partial(self._base.tensor, str(plan.base))) if late else _nothing
+        given = self._given(plan)
         for segment in plan.segments(start, stop):
             yield DecodedPiece(segment.start, segment.stop, partial(self._fill, plan, segment, given))
 
-    def _fill(self, plan: TensorPlan, segment: Segment, given: Callable[[], Tensor | None], out: Tensor) -> None:
-        self.writer.write(plan, segment, out, given=None if segment.how is How.WHOLE else given())
+    def _given(self, plan: TensorPlan) -> Callable[[], Tensor | None]:
+        """A base that was given is read a tensor at a time: once for all pieces."""
+        late = plan.on_base and not self._base.embedded
+        return lru_cache(1)(partial(self._base.tensor, str(plan.base))) if late else _nothing
+
+    def _fill(
+        self,
+        plan: TensorPlan,
+        segment: Segment,
+        given: Callable[[], Tensor | None],
+        out: Tensor,
+        origin: Origin | None = None,
+    ) -> bool:
+        whole = segment.how is How.WHOLE
+        return self.writer.write(plan, segment, out, given=None if whole else given(), origin=origin)
+
+    def into(self, task: str, name: str, start: int, out: Tensor, origin: Origin | None) -> bool:
+        """Elements from `start` on of a tensor of its own, as many as `out` has, decoded in this thread.
+
+        `origin`: where to put those of the base that are met. Returns whether all of them were.
+        """
+        plan, stop = self.plan.of(task, name), start + len(out)
+        if out.dtype != TORCH[str(plan.entry.dtype)]:
+            out.copy_(self.elements(task, name, start, stop))
+            return False
+        given, met = self._given(plan), origin is not None
+        for segment in plan.segments(start, stop):
+            a, b = segment.start, segment.stop
+            if start <= a and b <= stop:
+                where = None if origin is None else origin.part(a - start, b - start)
+                met &= self._fill(plan, segment, given, out[a - start : b - start], where)
+                continue
+            self._fill(plan, segment, given, whole := torch.empty(b - a, dtype=out.dtype))
+            low, high, met = max(a, start), min(b, stop), False
+            out[low - start : high - start] = whole[low - a : high - a]
+        return met
 
     def elements(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor of its own, decoded in this thread, one piece after the other."""
         out = empty(str(self.places.task(task)[name].entry.dtype), stop - start)
-        for a, b, fill in self.of(task, name, start, stop, exact=False):
-            if start <= a and b <= stop:
-                fill(out[a - start : b - start])
-                continue
-            fill(whole := torch.empty(b - a, dtype=out.dtype))
-            low, high = max(a, start), min(b, stop)
-            out[low - start : high - start] = whole[low - a : high - a]
+        self.into(task, name, start, out, None)
         return out
 
 

@@ -75,6 +75,10 @@ class Checkpoint(ABC):
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor, row-major: a flat CPU tensor. Not to be written to."""
 
+    def origin_of(self, name: str, start: int, stop: int) -> Tensor | None:  # noqa: ARG002 - most have none
+        """Of a tensor that stands in for the base's, and is of its type: what the base has; None elsewhere."""
+        return None
+
     def read_into(self, name: str, start: int, out: Tensor) -> None:
         """Elements from `start` on into memory that is there: a flat CPU tensor of the tensor's type."""
         out.copy_(self.read(name, start, start + len(out)))

@@ -10,6 +10,7 @@ from tallstore.codecs.base import LosslessCodec, MaskCodec, VectorCodec, WholeCo
 from tallstore.codecs.bits import Bits
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.codebook import Codebook
+from tallstore.codecs.drift import DriftCodec
 from tallstore.codecs.floats import BF16, F32, Ones
 from tallstore.codecs.lanes import Lanes
 from tallstore.codecs.lattice import LatticeCodec
@@ -24,7 +25,7 @@ VECTOR: Mapping[str, VectorCodec] = {
     c.id: c for c in (F32(), BF16(), Codebook("q8", 256), Codebook("q5", 32), Codebook("q4", 16), Ones())
 }
 WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}
-LOSSLESS: Mapping[str, LosslessCodec] = {c.id: c for c in (LatticeCodec(), Lanes())}
+LOSSLESS: Mapping[str, LosslessCodec] = {c.id: c for c in (LatticeCodec(), DriftCodec(), Lanes())}
 
 _C = TypeVar("_C")
 

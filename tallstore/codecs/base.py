@@ -125,12 +125,17 @@ Row = tuple[int, int]
 
 
 class LosslessCodec(ABC):
-    """A task's elements as bytes, given the base's ⇄ coded bytes, exactly."""
+    """A task's elements as bytes, given the base's ⇄ coded bytes, exactly.
+
+    Of a task that starts from others, what those merge to is in the base's place.
+    """
 
     id: ClassVar[str]
+    needs_origin: ClassVar[bool] = False
+    """Whether it is for such tasks alone, and is told what the base itself has."""
 
     @abstractmethod
-    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0), origin: Bytes | None = None) -> bytes:
         """Code one chunk.
 
         Args:
@@ -138,14 +143,16 @@ class LosslessCodec(ABC):
             base: the base's elements in their place, converted to `dtype`: as many bytes.
             dtype: the task's element type.
             row: see `Row`.
+            origin: of a task that starts from others, the base's elements: as many bytes.
         """
 
     @abstractmethod
-    def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
+    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
         """Turn the base's elements into the task's, in place.
 
         Args:
             data: what `encode` returned.
             out: the base's elements, converted to `dtype`. Undefined after an error.
             dtype: the task's element type.
+            origin: see `encode`.
         """

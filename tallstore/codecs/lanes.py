@@ -43,7 +43,7 @@ class Lanes(LosslessCodec):
     id = "lanes"
     _planes, _mask = Planes(), Adaptive()
 
-    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0)) -> bytes:  # noqa: ARG002 - all rows alike
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0), origin: Bytes | None = None) -> bytes:  # noqa: ARG002 - all rows alike
         """The smallest of all ways."""
         if np.array_equal(raw, base):
             return bytes([_SAME])
@@ -51,7 +51,7 @@ class Lanes(LosslessCodec):
         widths = _LANES.get(dtype, dict.fromkeys((4, 8, 8 * ITEM_BYTES[dtype])))
         return min([*(self._encode_lanes(raw, base, bits) for bits in widths), whole], key=len)
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str) -> None:
+    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002
         """By the first byte."""
         view = memoryview(data).cast("B")
         if not len(view):

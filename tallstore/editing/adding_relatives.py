@@ -16,7 +16,7 @@ from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.manifest import Manifest, names_of
 from tallstore.format.relatives import Relatives
 from tallstore.packing.find_combinations import LinearFit, find_combinations
-from tallstore.packing.parents import CHAIN
+from tallstore.packing.parents import CHAIN, LINKS
 from tallstore.packing.relative_packer import RelativePacker, relatives_of
 
 __all__ = ["AddedRelatives", "depth_of"]
@@ -56,7 +56,7 @@ class AddedRelatives:
         known = {
             name: ArchiveTask(decoder, name, name)
             for name, task in list(manifest.tasks.items())[-_MOST:]
-            if task.adapter is None and depth_of(self._change.manifest, name) < CHAIN
+            if task.adapter is None and depth_of(self._change.manifest, name) < LINKS
         }
         # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
         parents_of = None

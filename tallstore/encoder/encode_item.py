@@ -77,7 +77,9 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
         return None, 0
     info = tools.tasks[user.task].tensors[user.name]
     measured = user.task not in tools.exactly and not user.lossless
-    encoded = encode_row(row, base[: len(row)], info.dtype, row_lengths(info, item), measured=measured)
+    origin = tools.base.origin_of(item.name, item.start, item.start + len(row))
+    lengths = row_lengths(info, item)
+    encoded = encode_row(row, base[: len(row)], info.dtype, lengths, measured=measured, origin=origin)
     size = row.numel() * row.element_size()
     if encoded is None:
         return Outcome(moved=True, why_whole=Why(Reason.BASE_NAN)), size

@@ -18,6 +18,7 @@ from tallstore.tensors import TORCH, as_bytes
 __all__ = ["Lossless", "encode_row", "lossless_bits", "may_be_lossless"]
 
 _FLOATS = codecs.LOSSLESS["lattice"]
+_ONWARD = codecs.LOSSLESS["drift"]
 _CODES = codecs.LOSSLESS["lanes"]
 _FEW = {TORCH[name]: lattice for name, lattice in LATTICES.items() if lattice.bits <= 16 and name in TORCH}
 """Types of so few bits that a tensor may take no more without loss than with some."""
@@ -61,7 +62,9 @@ class Lossless(Recipe):
         return torch.zeros(tile.tau.shape, dtype=torch.uint8, device=tile.tau.device)
 
 
-def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured: bool) -> tuple[Made, bool] | None:
+def encode_row(
+    weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured: bool, origin: Tensor | None = None
+) -> tuple[Made, bool] | None:
     """Code one chunk of a task's tensor.
 
     Args:
@@ -71,6 +74,7 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured:
         row: of the tensor: see `codecs.base.Row`.
         measured: whether ‖τ‖² is wanted, for other rows of the task lose something. Else the parameters that moved
             are counted in its place: of nothing lost, any ratio is 0.
+        origin: where `base` is what the task goes on from, what the base itself has: of the same type.
 
     Returns:
         what becomes of the row, and whether it differs from the base in any bit; None where the base has a NaN and
@@ -87,6 +91,6 @@ def encode_row(weights: Tensor, base: Tensor, dtype: str, row: Row, *, measured:
     if measured:
         tau = task_vector(base, weights)
         norm = agreement(tau, tau)[1] if bool(tau.isfinite().all()) else norm
-    codec = _FLOATS if dtype in LATTICES else _CODES
-    coded = codec.encode(after, before, dtype, row)
+    codec = _CODES if dtype not in LATTICES else _FLOATS if origin is None else _ONWARD
+    coded = codec.encode(after, before, dtype, row, None if origin is None else as_bytes(origin))
     return Made("lossless", coded, 1.0, (0.0, norm, norm, norm, float(on)), codec.id), on > 0

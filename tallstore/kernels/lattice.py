@@ -38,6 +38,7 @@ __all__ = [
     "Model",
     "Prepared",
     "Rows",
+    "drift_of",
     "frequencies",
     "segments_of",
 ]
@@ -138,14 +139,18 @@ class Rows:
     """Of each direction, the integer of each place in a segment: shape (k, width)."""
     marks: npt.NDArray[np.uint16]
     """From which strength of the prediction on its grade is 1, 2, 3: shape (GRADES − 1,), ascending from 1 on."""
+    drift: Words | None = None
+    """Of each element of the chunk its prediction, where directions do not say it: see `drift_of`; shape (n,)."""
 
     @property
     def grades(self) -> int:
         """Grades of predictions that there are."""
-        return GRADES if len(self.along) else 1
+        return GRADES if len(self.along) or self.drift is not None else 1
 
     def predictions(self, n: int) -> Integers:
         """Of each of n elements: shape (n,)."""
+        if self.drift is not None:
+            return self.drift.astype(np.int64)
         if not len(self.along):
             return np.zeros(n, np.int64)
         every = self.across.astype(np.float64) @ self.along.astype(np.float64)  # exact: they are small
@@ -234,11 +239,17 @@ def least_of(symbols: Integers) -> Integers:
 
 def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     """The steps from the base's elements to the task's, words of shape (n,), as symbols."""
-    words = lattice.turned(after) - lattice.turned(base)
-    d = words.view(words.dtype.str.replace("u", "i")).astype(np.int64)
+    d = drift_of(lattice, after, base).astype(np.int64)
     symbols, left = magnitudes_of(d)
     extra = _pack_bits(np.abs(d) & ((1 << left) - 1), left)
     return Prepared(np.where(d < 0, -symbols, symbols).astype(np.int8), lattice.levels(base, low), extra)
+
+
+def drift_of(lattice: Lattice, words: Words, origin: Words) -> Words:
+    """How many steps elements are away from others, words of shape (n,): as signed words."""
+    steps = lattice.turned(words) - lattice.turned(origin)
+    signed: Words = steps.view(steps.dtype.str.replace("u", "i"))
+    return signed
 
 
 def segments_of(n: int, width: int, first: int) -> int:

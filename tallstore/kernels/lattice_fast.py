@@ -63,7 +63,7 @@ KERNELS: Mapping[str, Function] = {
     "lattice_project": (None, (_P, _P, _L, _P, _I, _L, _L)),
     "lattice_count_symbols": (None, (_P, _P, _P, _L, _P)),
     "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I)),
-    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _P, _L, _P, _L, _P)),
+    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _P, _L, _P, _L, _P, _P)),
 }
 """Of `native/src/lattice_choices.c`, `lattice_encode.c` and `lattice_decode.c`."""
 
@@ -72,20 +72,32 @@ class _RowLayout(Structure):
     """`ts_rows` of `native/src/lattice.h`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("table", "shifts", "across", "along")),
+        *((name, c_void_p) for name in ("table", "shifts", "across", "along", "drift")),
         *(("width", c_int64), ("first", c_int64), ("rank", c_int32), ("contexts", c_int32)),
         ("marks", c_int32 * (GRADES - 1)),
     )
 
 
-def _rows(rows: Rows, table: Bytes | None = None) -> _RowLayout:
-    """Addresses in `rows`, and the integers beside them; the caller keeps the arrays."""
+_CUT = np.iinfo(np.int16)
+
+
+def _drift(rows: Rows) -> npt.NDArray[np.int16] | None:
+    """As kernels take it: cut to what fits, which no mark is beyond."""
+    drift = rows.drift
+    if drift is None or drift.dtype.itemsize <= 2:
+        return None if drift is None else np.ascontiguousarray(drift, np.int16)
+    return np.clip(drift, _CUT.min, _CUT.max).astype(np.int16)
+
+
+def _rows(rows: Rows, drift: npt.NDArray[np.int16] | None, table: Bytes | None = None) -> _RowLayout:
+    """Addresses in `rows`, and the integers beside them; the caller keeps the arrays. `drift`: of them."""
     marks = (c_int32 * (GRADES - 1))(*rows.marks.tolist())
     contexts = 0 if table is None else table.shape[1]
     where = None if table is None else address(table)
     across, along = (address(each) if each.size else None for each in (rows.across, rows.along))
+    told = None if drift is None else address(drift)
     return _RowLayout(
-        where, address(rows.shifts), across, along, rows.width, rows.first, len(rows.along), contexts, marks
+        where, address(rows.shifts), across, along, told, rows.width, rows.first, len(rows.along), contexts, marks
     )
 
 
@@ -198,8 +210,9 @@ def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
     if native is None:
         return reference.count_symbols(prepared, rows)
     counts = np.empty((rows.grades, CONTEXTS, 2 * SYMBOLS - 1), np.int64)
-    symbols = prepared.symbols
-    native.lattice_count_symbols(*_addresses(counts, symbols, prepared.levels), len(symbols), byref(_rows(rows)))
+    symbols, drift = prepared.symbols, _drift(rows)
+    where = _addresses(counts, symbols, prepared.levels)
+    native.lattice_count_symbols(*where, len(symbols), byref(_rows(rows, drift)))
     return counts
 
 
@@ -209,26 +222,28 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
     if native is None:
         return reference.encode(prepared, model, lanes)
     words, states = _memory("words", n, np.uint16)[: n + 4], np.empty(lanes, np.uint32)
+    drift = _drift(model.rows)
     used = native.lattice_encode(
         *_addresses(words, states, prepared.symbols, prepared.levels),
         n,
         lanes,
         model.bits,
-        byref(_rows(model.rows, model.table)),
+        byref(_rows(model.rows, drift, model.table)),
         address(model.weights),
         *model.weights.shape,
     )
     return LatticeSymbols(states, words[n + 4 - used :], prepared.extra)
 
 
-def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
-    """Turn the base's elements into the task's, in place, by a chunk of mode 3 as it is.
+def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes, origin: Words | None = None) -> bool:
+    """Turn the base's elements into the task's, in place, by a chunk of mode 3 or 4 as it is.
 
     Args:
         lattice: of the type.
         words: the base's elements, shape (n,).
         data: the chunk.
         told: what its model's frame holds.
+        origin: what they have drifted from, for a chunk of mode 4: shape (n,).
 
     Returns:
         whether that is done; False, and nothing is, where there is no kernel, or the chunk is not what one is.
@@ -237,7 +252,7 @@ def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
         DamagedError: see `lattice.decode`.
     """
     native = _native()
-    if native is None or not words.flags.c_contiguous:
+    if native is None or not words.flags.c_contiguous or not (origin is None or origin.flags.c_contiguous):
         return False
     entries = scratch("lattice entries", MOST_TABLES << MOST_BITS, np.uint32)
     failed = native.lattice_decode(
@@ -251,6 +266,7 @@ def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
         address(told),
         len(told),
         address(entries),
+        None if origin is None else address(origin),
     )
     if failed in {1, 2}:
         raise DamagedError(ENDS if failed == 1 else OPEN_BITS)

@@ -21,7 +21,7 @@ from tallstore.encoder.components import matched
 from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import MASKABLE
-from tallstore.packing.parents import choose_parents
+from tallstore.packing.parents import OCTAVES, choose_parents
 
 __all__ = ["SMALLEST", "LinearFit", "find_combinations", "find_parents"]
 
@@ -108,7 +108,7 @@ def find_combinations(
         depths = {name: depth for name, depth in parents.items() if name in rows and name not in related}
         related |= {
             name: LinearFit(weights={other: 1.0}, explained=explained)
-            for name, (other, explained) in choose_parents(rows, others, depths).items()
+            for name, (other, explained) in choose_parents(rows, sample.octaves, others, depths).items()
         }
     return related
 
@@ -128,7 +128,7 @@ def find_parents(
     if sample is None:
         return {}
     known = {name: depth for name, depth in depths.items() if name in sample.rows}
-    chosen = choose_parents(sample.rows, [name for name in children if name in sample.rows], known)
+    chosen = choose_parents(sample.rows, sample.octaves, [name for name in children if name in sample.rows], known)
     return {name: other for name, (other, _) in chosen.items()}
 
 
@@ -140,6 +140,13 @@ class _Sample:
     noise: Mapping[str, float]
     """What rounding leaves of the square of each."""
     runs: Sequence[_SampledRun]
+
+    @property
+    def octaves(self) -> npt.NDArray[np.int64]:
+        """Of the unit of each element, from that of the smallest on, those that are alike."""
+        octaves = np.rint(np.log2(np.concatenate([run.scale for run in self.runs]))).astype(np.int64)
+        from_least: npt.NDArray[np.int64] = np.maximum(octaves - octaves.max() + OCTAVES - 1, 0)
+        return from_least
 
     def differ(self, task: str, row: Floats) -> int | None:
         """In how many elements a task differs from a row, once that is rounded to its type; None where it is long."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from tallstore.format.part import Entry, PartHeader
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.packing.find_combinations import LinearFit
 from tallstore.packing.groups import packed_beside
+from tallstore.packing.parents import OCTAVES, cost_of, step_cost
 from tallstore.packing.uncoded import Combination, Kept, kept_of
 from tallstore.recipes.histogram import NARROW_BYTES
 from tallstore.stores import Sink, open_store
@@ -39,7 +41,7 @@ from tallstore.tensors import TORCH
 
 __all__ = ["RelativePacker", "relatives_of"]
 
-_SAMPLE, _RUNS = 1 << 10, 4
+_SAMPLE, _LONG_SAMPLE, _RUNS = 1 << 10, 1 << 12, 4
 _CHEAPER = 0.9
 """A start must leave less than this share of what the base leaves."""
 _AS_WELL, _ROUNDED_AS_WELL = 1.25, 1.5
@@ -48,6 +50,8 @@ which in types of few bits is no small part of what is lost."""
 _LEAST_ERROR = 0.02
 """An error that a lossy archive may always have: tasks that happen to lose nothing do not forbid it."""
 _RUN = 1 << 20
+_FEW = 1 << 12
+"""Elements that mostly tell whether two tensors are the same."""
 
 
 def relatives_of(fit: LinearFit) -> Relatives:
@@ -219,12 +223,16 @@ class RelativePacker:
         if not self._lossless and before is None:  # nothing is lost of what the base does not have
             return None
         numel = task.tensors[name].numel
-        runs = [(at, min(at + _SAMPLE, numel)) for at in range(0, numel, max(_SAMPLE, numel // _RUNS))]
+        goes_on = self._lossless and start.goes_on(name)
+        length = _LONG_SAMPLE if goes_on else _SAMPLE
+        runs = [(at, min(at + length, numel)) for at in range(0, numel, max(length, numel // _RUNS))]
         own = torch.cat([task.read(name, a, b) for a, b in runs])
         merged = torch.cat([start.started(name, a, b) for a, b in runs])
         other = torch.zeros_like(own)
         if before is not None:
             other = torch.cat([self.base.read(before, a, b) for a, b in runs]).to(own.dtype)
+        if goes_on:
+            return plan if _gains(own, merged, other) else None
         return plan if _apart(own, merged) < _CHEAPER * _apart(own, other) else None
 
     # -------------------------------------------------------------------------------------------------------- writing
@@ -352,20 +360,36 @@ def _same(source: Checkpoint, task: Checkpoint, name: str) -> bool:
 
 def _alike(task: Checkpoint, name: str, other: Callable[[int, int], Tensor]) -> bool:
     """Whether a tensor is, to the last bit, what `other` gives of its elements [a, b), up to the first that is not."""
-    numel = task.tensors[name].numel
+    numel, begin = task.tensors[name].numel, task.read(name, 0, min(_FEW, task.tensors[name].numel))
+    if not _same_bits(begin, other(0, len(begin))):
+        return False
     for at in range(0, numel, _RUN):
         own = task.read(name, at, min(at + _RUN, numel))
         there = other(at, min(at + _RUN, numel))
-        if not torch.equal(own.contiguous().view(torch.uint8), there.contiguous().view(torch.uint8)):
+        if not _same_bits(own, there):
             return False
     return True
 
 
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+
+
+def _gains(own: Tensor, start: Tensor, base: Tensor) -> bool:
+    """Whether a tensor takes fewer bits given a start that has drifted from the base than given the base."""
+    row, drift = ((_ordered(each) - _ordered(base)).numpy() for each in (own, start))
+    exponents = np.frexp(start.double().abs().nan_to_num(0.0, 0.0, 0.0).numpy())[1].astype(np.int64)
+    octaves = np.maximum(exponents - exponents.max() + OCTAVES - 1, 0)
+    return step_cost(row, drift, octaves) < _CHEAPER * cost_of(row, octaves)
+
+
 def _apart(left: Tensor, right: Tensor) -> float:
     """About how many bits a number differs by: the length of the difference of bit patterns that are in order."""
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[left.element_size()]
-    low = torch.iinfo(words).min
-    ordered = [
-        torch.where(each.view(words) < 0, low - each.view(words), each.view(words)).double() for each in (left, right)
-    ]
-    return float(torch.log2(1 + (ordered[0] - ordered[1]).abs()).mean())
+    return float(torch.log2(1 + (_ordered(left) - _ordered(right)).abs()).mean())
+
+
+def _ordered(values: Tensor) -> Tensor:
+    """Bit patterns as numbers that ascend with the value: float64."""
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    own = values.view(words)
+    return torch.where(own < 0, torch.iinfo(words).min - own, own).double()

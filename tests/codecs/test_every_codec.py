@@ -18,7 +18,7 @@ from tallstore.testing.codecs import SIZES
 
 ERRORS = {"f32": 0.0, "bf16": 2.0**-8, "q8": 0.02, "q5": 0.08, "q4": 0.14, "ones": 0.0}
 """What each vector codec may lose of normally distributed values, relative to their length."""
-DTYPES = {"lattice": ("F32", "BF16", "F16"), "lanes": ("U8", "I8", "I32", "I64")}
+DTYPES = {"lattice": ("F32", "BF16", "F16"), "drift": ("F32", "BF16", "F16"), "lanes": ("U8", "I8", "I32", "I64")}
 
 
 class _OfOnes(VectorCodecContract):

@@ -24,10 +24,12 @@ from tallstore.format.version import NEWEST
 HERE = Path(__file__).resolve().parent
 CODES = "codes and directions"
 FAMILY = "family"
+RUN = "run"
 KINDS = {
     "1.0": ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr"),
     "1.1": ("lossless", CODES),
     "1.2": (FAMILY, f"{FAMILY} with loss"),
+    "1.3": (RUN,),
 }
 """By the version that they need."""
 
@@ -75,6 +77,22 @@ def write_family(kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | No
     return out, None
 
 
+def write_run(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None]:
+    """A chain of two links of checkpoints that go on and come back, and a merge of its ends."""
+    base = {"w": noise(60, 50, size=0.1, seed=1, dtype=torch.bfloat16), "b": noise(600, seed=2, dtype=torch.bfloat16)}
+    pull = {name: noise(*tensor.shape, size=0.0001, seed=3) for name, tensor in base.items()}
+
+    def at(step: int) -> dict[str, torch.Tensor]:
+        return {name: (tensor.float() + step * pull[name]).bfloat16() for name, tensor in base.items()}
+
+    out = root / f"zoo{suffix}"
+    tallstore.pack(base, {"six": at(6)}, out, quality="lossless")
+    tallstore.add(out, {"nine": at(9)}, parent="six")
+    tallstore.add(out, {"three": at(3)}, parent="nine")
+    tallstore.add_merge(out, "mix", "0.5*three + 0.5*six")
+    return out, None
+
+
 def main() -> None:
     """All kinds, and the list of hashes."""
     out = HERE / NEWEST
@@ -83,7 +101,9 @@ def main() -> None:
     for kind in KINDS[NEWEST]:
         folder = out / re.sub(r"\W+", "-", kind)
         with tempfile.TemporaryDirectory() as scratch:
-            write_one = {CODES: write_codes}.get(kind, write_family if kind.startswith(FAMILY) else write)
+            write_one = {CODES: write_codes, RUN: write_run}.get(
+                kind, write_family if kind.startswith(FAMILY) else write
+            )
             archive, base = write_one(kind, Path(scratch), suffix=".tall")
             folder.mkdir(parents=True)
             shutil.copyfile(archive, folder / "zoo.tall")

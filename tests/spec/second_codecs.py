@@ -118,8 +118,13 @@ LATTICE = {"F32": (23, 255, 71), "BF16": (7, 255, 39), "F16": (10, 31, 39), "F8_
            "F8_E5M2": (2, 31, 23), "F8_E4M3FNUZ": (3, 15, 23), "F8_E5M2FNUZ": (2, 31, 23)}  # fmt: skip
 
 
-def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
-    """lattice.md"""
+def decode_drift(data: bytes, start: bytes, dtype: str, base: bytes) -> bytes:
+    """drift.md"""
+    return decode_lattice(data, start, dtype, base)
+
+
+def decode_lattice(data: bytes, base: bytes, dtype: str, origin: bytes | None = None) -> bytes:
+    """lattice.md; with an origin, and `base` what it has drifted to, drift.md"""
     size = BYTES[dtype]
     if data[0] == 0:
         must(len(data) == 1, "bytes behind mode 0")
@@ -127,7 +132,8 @@ def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
     if data[0] in {1, 2}:
         coded = decode_planes(data[1:], len(base) // size, dtype if data[0] == 2 else f"U{8 * size}")
         return coded if data[0] == 2 else restored(base, coded, size)
-    must(data[0] == 3 and dtype in LATTICE, "an unknown mode")
+    drifts = data[0] == 4 and origin is not None
+    must((data[0] == 3 or drifts) and dtype in LATTICE, "an unknown mode")
     s, m, most = LATTICE[dtype]
     w, words = 8 * size, np.frombuffer(base, f"<u{size}").tolist()
     _, B, log, low, width, first, model_bytes, count, open_bytes = struct.unpack_from("<BBBBIIIII", data)
@@ -143,30 +149,38 @@ def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
     model = unframe(frame, size_of_model)
     tables, a, k = model[0], model[1], model[2]
     must(1 <= tables <= 64 and 1 <= a <= most and k <= 8 and (k == 0 or 0 < width <= n), "a model")
-    v, g = (2 * a - 1, 4) if k else (a, 1)
+    must(not (k and drifts), "directions beside drift")
+    graded = k > 0 or drifts
+    v, g = (2 * a - 1, 4) if graded else (a, 1)
     weights, rest = model[3 : 3 + tables * v], model[3 + tables * v :]
     shifts, rest = rest[:segments], rest[segments:]
     must(len(shifts) == segments and max(shifts) <= 15, "a model's shifts")
     x = max(shifts)
     table_of, rest = rest[: g * (16 + x)], rest[g * (16 + x) :]
-    must(len(table_of) == g * (16 + x) and len(rest) == (6 + k * (segments + width) if k else 0), "a model's parts")
+    must(
+        len(table_of) == g * (16 + x) and len(rest) == (6 + k * (segments + width) if graded else 0), "a model's parts"
+    )
     must(max(table_of) < tables and max(weights) < 64, "a table or a weight")
-    marks = struct.unpack_from("<3H", rest) if k else ()
+    marks = struct.unpack_from("<3H", rest) if graded else ()
     numbers = [byte - 256 if byte > 127 else byte for byte in rest[6:]]
     must(all(-7 <= number <= 7 for number in numbers), "directions")
-    must(not k or 0 < marks[0] <= marks[1] <= marks[2] < 1 << 15, "marks")
+    must(not graded or 0 < marks[0] <= marks[1] <= marks[2] < 1 << 15, "marks")
     across, along = numbers[: segments * k], numbers[segments * k :]
-    places = [_places(weights[t * v : (t + 1) * v], B, signed=k > 0) for t in range(tables)]
+    places = [_places(weights[t * v : (t + 1) * v], B, signed=graded) for t in range(tables)]
     at = 24 + model_bytes
     states = list(struct.unpack_from(f"<{lanes}I", data, at))
     stream = list(struct.unpack_from(f"<{count}H", data, at + 4 * lanes))[::-1]
     bits, used = int.from_bytes(data[len(data) - open_bytes :], "little"), 0
     out = []
+    from_words = np.frombuffer(origin, f"<u{size}").tolist() if drifts and origin is not None else words
     for i, word in enumerate(words):
         level = min(max((word >> s & m) - low, 0), 15)
         segment = (i + width - first) // width if width else 0
         z = (i + width - first) % width if width else 0
         prediction = sum(across[segment * k + j] * along[j * width + z] for j in range(k))
+        if drifts:
+            drift = (_turn(word, w) - _turn(from_words[i], w)) % (1 << w)
+            prediction = drift - (drift >> w - 1 << w)
         grade = sum(mark <= abs(prediction) for mark in marks)
         state = states[i % lanes]
         symbol, f, c = places[table_of[grade * (16 + x) + level + shifts[segment]]][state % (1 << B)]

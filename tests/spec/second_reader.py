@@ -28,6 +28,7 @@ from .second_codecs import (
     decode_adaptive,
     decode_bits,
     decode_bits_zstd,
+    decode_drift,
     decode_planes,
     decode_raw,
     decode_vector,
@@ -211,8 +212,16 @@ class Archive:
         if entry["kind"] == "base":
             return same
         if entry["kind"] == "lossless":
-            must(entry["codec"] in LOSSLESS, f"{name}: codec")
+            must(entry["codec"] in {*LOSSLESS, "drift"}, f"{name}: codec")
             size = BYTES[dtype]
+            if entry["codec"] == "drift":
+                must("start" in entry and "base" in entry, f"{name}: drift from nothing")
+                origin_dtype, origin = self._from_base(name, entry)
+                must(origin_dtype == dtype, f"{name}: drift of another type")
+                return b"".join(
+                    decode_drift(data, same[a * size : b * size], dtype, origin[a * size : b * size])
+                    for a, b, data in masks.chunks(name)
+                )
             return b"".join(
                 LOSSLESS[entry["codec"]](data, same[a * size : b * size], dtype) for a, b, data in masks.chunks(name)
             )

@@ -19,7 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("codecs/*.md"), *ROOT.glob("vecto
 PAGE_OF_CODEC = {
     "bits": "bits", "bits+zstd": "bits-zstd", "adaptive": "adaptive",
     "f32": "f32", "bf16": "bf16", "q8": "codebook", "q5": "codebook", "q4": "codebook", "ones": "ones",
-    "raw": "raw", "planes+zstd": "planes-zstd", "lattice": "lattice", "lanes": "lanes",
+    "raw": "raw", "planes+zstd": "planes-zstd", "lattice": "lattice", "drift": "drift", "lanes": "lanes",
 }  # fmt: skip
 
 

@@ -69,12 +69,21 @@ def mask(
     return facts, coded
 
 
-def lossless(tensor: Tensor, before: Tensor, base: str, codec: str = "lanes", chunk: int = CHUNK, **more: Any) -> Item:
-    """A tensor coded against the base's, which has its type."""
-    coded = [
-        LOSSLESS[codec].encode(*(np.frombuffer(each.cut(a, b), np.uint8) for each in (tensor, before)), tensor.dtype)
-        for a, b in spans(tensor.numel, chunk)
-    ]
+def lossless(
+    tensor: Tensor,
+    before: Tensor,
+    base: str,
+    codec: str = "lanes",
+    chunk: int = CHUNK,
+    origin: Tensor | None = None,
+    **more: Any,
+) -> Item:
+    """A tensor coded against the base's, which has its type; with an origin, against what goes on from that."""
+    coded = []
+    for a, b in spans(tensor.numel, chunk):
+        own, start = (np.frombuffer(each.cut(a, b), np.uint8) for each in (tensor, before))
+        beneath = None if origin is None else np.frombuffer(origin.cut(a, b), np.uint8)
+        coded.append(LOSSLESS[codec].encode(own, start, tensor.dtype, origin=beneath))
     facts = {"kind": "lossless", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": base}
     return facts | {"codec": codec, "chunk": chunk} | more, coded
 

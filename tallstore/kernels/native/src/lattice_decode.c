@@ -153,11 +153,12 @@ ALWAYS void apply(void *words, const int8_t *symbols, int64_t n, bit_reader *ext
     for (; i < n; i++) put_word(words, i, bits, moved(word_at(words, i, bits), symbols[i], 0, extra, bits));
 }
 
-/* A chunk of mode 3, its model beside it: what `codecs.lattice` reads. */
+/* A chunk of mode 3 or 4, its model beside it: what `codecs.lattice` reads. */
 typedef struct {
     ts_rows by;
     lattice of;
     int32_t bits, lanes, tables, kinds;
+    bool drifted; /* graded by drift */
     const uint8_t *weights, *states, *words, *open;
     int64_t coded, open_bytes;
     uint8_t both[MOST_TABLES * KINDS]; /* weights of both signs, where those of magnitudes are written */
@@ -180,20 +181,22 @@ static bool read_model(chunk *to, const uint8_t *told, int64_t size, int64_t n) 
     ts_rows *by = &to->by;
     const int64_t segments = by->width ? 1 + (TS_MAX(n - by->first, 0) + by->width - 1) / by->width : 1;
     if (size < 3) return false;
-    const int32_t tables = told[0], magnitudes = told[1], rank = told[2], grades = rank ? GRADES : 1;
+    const int32_t tables = told[0], magnitudes = told[1], rank = told[2];
+    const bool graded = rank || to->drifted;
+    const int32_t grades = graded ? GRADES : 1;
     if (!tables || tables > MOST_TABLES || !magnitudes || magnitudes > DIRECT + 2 * (to->of.bits - 5) + 1) return false;
-    if (rank > MOST_RANK || (rank && (!by->width || by->width > n))) return false;
-    const int32_t kinds = 2 * magnitudes - 1, written = rank ? kinds : magnitudes;
-    to->weights = told + 3, to->tables = tables, to->kinds = kinds, by->rank = rank;
+    if (rank > MOST_RANK || (rank && to->drifted) || (rank && (!by->width || by->width > n))) return false;
+    const int32_t kinds = 2 * magnitudes - 1, written = graded ? kinds : magnitudes;
+    to->weights = told + 3, to->tables = tables, to->kinds = kinds, by->rank = rank, by->drift = NULL;
     by->shifts = to->weights + tables * written, by->table = by->shifts + segments;
     if (by->table - told > size) return false;
     const uint8_t shift = largest(by->shifts, segments);
     if (shift >= LEVELS) return false;
     by->contexts = LEVELS + shift;
     const uint8_t *marks = by->table + grades * by->contexts;
-    by->across = (const int8_t *)marks + (rank ? 2 * (GRADES - 1) : 0), by->along = by->across + segments * rank;
+    by->across = (const int8_t *)marks + (graded ? 2 * (GRADES - 1) : 0), by->along = by->across + segments * rank;
     if ((const uint8_t *)by->along - told + rank * by->width != size) return false;
-    for (int m = 0; rank && m < GRADES - 1; m++) {
+    for (int m = 0; graded && m < GRADES - 1; m++) {
         by->marks[m] = marks[2 * m] | marks[2 * m + 1] << 8;
         if (by->marks[m] >= 1 << 15 || by->marks[m] < (m ? by->marks[m - 1] : 1)) return false;
     }
@@ -202,9 +205,9 @@ static bool read_model(chunk *to, const uint8_t *told, int64_t size, int64_t n) 
     for (int32_t table = 0; table < tables; table++) {
         const uint8_t *own = to->weights + table * written;
         if (!largest(own, written)) return false;
-        for (int32_t a = 0; !rank && a < kinds; a++) to->both[table * kinds + a] = own[(a + 1) / 2];
+        for (int32_t a = 0; !graded && a < kinds; a++) to->both[table * kinds + a] = own[(a + 1) / 2];
     }
-    if (!rank) to->weights = to->both;
+    if (!graded) to->weights = to->both;
     return true;
 }
 
@@ -213,7 +216,7 @@ static bool read_chunk(chunk *to, const uint8_t *data, int64_t size, const uint8
     uint32_t counts[5]; /* width, first, bytes of the model, words, open bytes */
     if (size < 24) return false;
     memcpy(counts, data + 4, sizeof counts);
-    to->bits = data[1], to->of.low = data[3], to->by.width = counts[0], to->by.first = counts[1];
+    to->drifted = data[0] == 4, to->bits = data[1], to->of.low = data[3], to->by.width = counts[0], to->by.first = counts[1];
     if (to->bits < 8 || to->bits > 12 || data[2] < 3 || data[2] > 8 || to->of.low > to->of.mask) return false;
     if (to->by.first > to->by.width || (to->by.width && !to->by.first)) return false;
     to->lanes = 1 << data[2], to->coded = counts[3], to->open_bytes = counts[4];
@@ -221,19 +224,43 @@ static bool read_chunk(chunk *to, const uint8_t *data, int64_t size, const uint8
     return to->open + to->open_bytes == data + size && read_model(to, told, told_size, n);
 }
 
-/* Turn n of the base's elements into the task's, by a chunk and what its model holds. `entries` has room for all that there
+/* How far words have drifted from `origin`, cut to what fits. */
+ALWAYS void fill_drift(int16_t *restrict out, const void *words, const void *origin, int64_t n, int32_t bits) {
+    if (bits == 16) {
+        const uint16_t *a = words, *b = origin;
+        int64_t i = 0;
+#if defined(__AVX2__)
+        for (; i + 16 <= n; i += 16) {
+            __m256i to = turned16(_mm256_loadu_si256((const __m256i *)(a + i)));
+            __m256i from = turned16(_mm256_loadu_si256((const __m256i *)(b + i)));
+            _mm256_storeu_si256((__m256i *)(out + i), _mm256_sub_epi16(to, from));
+        }
+#endif
+        for (; i < n; i++) out[i] = (int16_t)(uint16_t)(turned(a[i], 16) - turned(b[i], 16));
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t d = turned(word_at(words, i, bits), bits) - turned(word_at(origin, i, bits), bits);
+        int32_t step = bits == 32 ? (int32_t)d : (int8_t)d;
+        out[i] = (int16_t)TS_MAX(TS_MIN(step, INT16_MAX), INT16_MIN);
+    }
+}
+
+/* Turn n of the base's elements into the task's, by a chunk and what its model holds. `origin`: what the words have drifted
+ * from, for a chunk that asks for it. `entries` has room for all that there
  * can be. Returns 0; 1 if the stream does not end with the elements; 2 if the open bits do not; 3 if the chunk is none. */
 TS_KERNEL(int32_t, lattice_decode)(
     void *words, int64_t n, int32_t bits_of_word, int32_t shift, int32_t mask, const uint8_t *data, int64_t size,
-    const uint8_t *told_data, int64_t told_size, uint32_t *entries
+    const uint8_t *told_data, int64_t told_size, uint32_t *entries, const void *origin
 ) {
     chunk of;
     of.of = (lattice){bits_of_word, shift, mask, 0};
-    if (!read_chunk(&of, data, size, told_data, told_size, n)) return 3;
+    if (!read_chunk(&of, data, size, told_data, told_size, n) || (of.drifted && !origin)) return 3;
     bit_reader open = {of.open, of.open_bytes, 0, false};
     stream from;
     uint32_t states[MOST_LANES];
     uint8_t found[BLOCK], order[256][8];
+    int16_t drift[BLOCK];
     ts_told told;
     const ts_rows *by = &of.by;
     memcpy(states, of.states, (size_t)of.lanes * 4);
@@ -246,10 +273,16 @@ TS_KERNEL(int32_t, lattice_decode)(
         char *here = (char *)words + start * (bits_of_word / 8);
         if (bits_of_word == 16) fill_levels(found, here, some, &of.of, 16);
         else fill_levels(found, here, some, &of.of, bits_of_word);
-        if (by->rank) predict(&told, start, some, by);
-        fill_tables(found, by->rank ? told.grade : NULL, start, some, by);
+        const bool graded = by->rank || of.drifted;
+        if (of.drifted) {
+            const char *from = (const char *)origin + start * (bits_of_word / 8);
+            if (bits_of_word == 16) fill_drift(drift, here, from, some, 16);
+            else fill_drift(drift, here, from, some, bits_of_word);
+            grade_drift(&told, drift, some, by->marks);
+        } else if (by->rank) predict(&told, start, some, by);
+        fill_tables(found, graded ? told.grade : NULL, start, some, by);
         decode_symbols(found, some, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
-        if (by->rank) turn_symbols((int8_t *)found, (const int8_t *)found, told.negative, some);
+        if (graded) turn_symbols((int8_t *)found, (const int8_t *)found, told.negative, some);
         if (bits_of_word == 16) apply(here, (const int8_t *)found, some, &open, 16);
         else if (bits_of_word == 32) apply(here, (const int8_t *)found, some, &open, 32);
         else apply(here, (const int8_t *)found, some, &open, 8);

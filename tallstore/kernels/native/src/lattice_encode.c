@@ -118,7 +118,7 @@ ALWAYS void fill_places(uint16_t *restrict place, const uint8_t *restrict row, c
 TS_KERNEL(void, lattice_count_symbols)(
     int64_t *counts, const int8_t *symbols, const uint8_t *levels, int64_t n, const ts_rows *by
 ) {
-    uint32_t some[2][GRADES * CONTEXTS * KINDS], grades = by->rank ? GRADES : 1; /* two: one need not wait for the other */
+    uint32_t some[2][GRADES * CONTEXTS * KINDS], grades = is_graded(by) ? GRADES : 1; /* two: one need not wait for the other */
     uint8_t row[BLOCK];
     uint16_t place[BLOCK];
     ts_told told;
@@ -127,7 +127,7 @@ TS_KERNEL(void, lattice_count_symbols)(
     for (int64_t start = 0; start < n; start += BLOCK) {
         int64_t size = TS_MIN(n - start, BLOCK), segment = segment_of(start, by->width, by->first), i = 0;
         const int8_t *here = symbols + start;
-        if (by->rank) {
+        if (is_graded(by)) {
             predict(&told, start, size, by);
             turn_symbols(turned_over, here, told.negative, size);
             here = turned_over;
@@ -135,7 +135,7 @@ TS_KERNEL(void, lattice_count_symbols)(
         for (int64_t at = 0; at < size; segment++) {
             int64_t stop = TS_MIN(size, end_of(segment, by->width, by->first) - start);
             uint8_t shift = by->shifts[segment];
-            if (by->rank)
+            if (is_graded(by))
                 for (; at < stop; at++) row[at] = (uint8_t)(told.grade[at] * CONTEXTS + levels[start + at] + shift);
             else
                 for (; at < stop; at++) row[at] = (uint8_t)(levels[start + at] + shift);
@@ -218,12 +218,12 @@ TS_KERNEL(int64_t, lattice_encode)(
         int64_t size = TS_MIN(n - start, BLOCK), left = size;
         const int8_t *here = symbols + start;
         memcpy(found, levels + start, (size_t)size);
-        if (by->rank) {
+        if (is_graded(by)) {
             predict(&told, start, size, by);
             turn_symbols(turned_over, here, told.negative, size);
             here = turned_over;
         }
-        fill_tables(found, by->rank ? told.grade : NULL, start, size, by);
+        fill_tables(found, is_graded(by) ? told.grade : NULL, start, size, by);
         fill_places(place, found, here, size, (uint16_t)kinds);
 #if defined(__AVX2__)
         left &= 3;

@@ -1,0 +1,83 @@
+"""Chunks of codec `drift`, and entries with it, that every reader must refuse."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import zstandard
+
+from tallstore.codecs import LOSSLESS
+
+from .build import Item, lossless
+from .invalid import add
+from .invalid_lossless import HEAD
+from .numbers import Tensor, noise_bytes
+from .valid_drift import PARENT, between
+from .valid_lossless import stepped
+from .valid_relatives import Family
+
+N = 4096
+BASE = Tensor("BF16", (N,), noise_bytes("drift base", 2 * N))
+START = stepped(BASE, "drift start", 2.0)
+OWN = between(BASE, START, "drift own")
+SOUND = LOSSLESS["drift"].encode(
+    *(np.frombuffer(each.data, np.uint8) for each in (OWN, START)),
+    "BF16",
+    origin=np.frombuffer(BASE.data, np.uint8),
+)
+FIELDS = HEAD.unpack_from(SOUND)
+TOLD = zstandard.ZstdDecompressor().decompress(SOUND[24 : 24 + FIELDS[6]])
+MARKS = len(TOLD) - 6
+assert SOUND[0] == 4, "drift is to be told"
+
+
+def model(told: bytes) -> bytes:
+    """The sound chunk with another model."""
+    frame = zstandard.ZstdCompressor().compress(told)
+    return HEAD.pack(*FIELDS[:6], len(frame), *FIELDS[7:]) + frame + SOUND[24 + FIELDS[6] :]
+
+
+def marked(*marks: int) -> bytes:
+    """The sound chunk with other marks."""
+    return model(TOLD[:MARKS] + struct.pack("<3H", *marks))
+
+
+def make() -> None:
+    """Register them."""
+    family = Family()
+    family.base["w"], family.base["half"] = BASE, Tensor("F16", (N,), BASE.data)
+    family.put("a", "w", lossless(START, BASE, "w", "lattice"), START)
+    tasks: dict[str, tuple[str, str, str]] = {}
+
+    def spoilt(name: str, about: str, error: str, mentions: str, item: Item, *, alone: bool = False) -> None:
+        if not alone:
+            family.made_of(name, ["a"], PARENT)
+        family.put(name, "w", item, OWN)
+        tasks[name] = about, error, mentions
+
+    facts, _ = lossless(OWN, START, "w", "drift", origin=BASE, chunk=N, start=[])
+    chunks: tuple[tuple[str, bytes, str, str, str], ...] = (
+        ("mode", b"\5" + SOUND[1:], "FormatError", "mode 5", "an unknown mode"),
+        ("directions", model(TOLD[:2] + b"\1" + TOLD[3:]), "FormatError", "directions", "a direction beside drift"),
+        ("no-marks", model(TOLD[:MARKS]), "FormatError", "fit", "a model without marks"),
+        ("long", model(TOLD + b"\0"), "FormatError", "fit", "a byte behind the marks"),
+        ("marks-0", marked(0, 2, 4), "FormatError", "marks", "a mark of 0"),
+        ("marks-order", marked(2, 1, 4), "FormatError", "marks", "marks that do not ascend"),
+        ("marks-large", marked(1, 2, 1 << 15), "FormatError", "marks", "a mark of 2^15"),
+        ("cut-off", SOUND[:20], "FormatError", "cut off", "a head cut off"),
+        ("as-lattice", b"\3" + SOUND[1:], "FormatError", "fit", "mode 3 with the model of mode 4"),
+    )
+    for name, data, error, mentions, about in chunks:
+        spoilt(name, about, error, mentions, (facts, [data]))
+    bare = {key: value for key, value in facts.items() if key != "start"}
+    spoilt("no-start", "no start", "FormatError", "start", (bare, [SOUND]), alone=True)
+    baseless = {key: value for key, value in facts.items() if key != "base"}
+    spoilt("no-base", "no base", "FormatError", "base", (baseless, [SOUND]))
+    spoilt("type", "a base of another type", "FormatError", "F16", (facts | {"base": "half"}, [SOUND]))
+    archive = family.archive()
+    archive.version = "1.3"
+    for part in archive.parts().values():
+        part.version = "1.3" if part.part == "relative" or part.owner == "no-start" else part.version
+    about = "chunks of codec drift, and entries with it, that say what they must not"
+    add("codes-of-drift", about, "FormatError", "decode", "", archive.build(), tasks=tasks)
