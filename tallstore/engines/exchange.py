@@ -136,6 +136,7 @@ class Exchange:
             catalogue.check_exchange(self._task, task)
         else:
             self._check_other(catalogue, task)
+        catalogue.announce(task)
         names = catalogue.differing(self._task if here else None, task)
         self._turn = _Turn(ticket, catalogue, task, names)
         return {"tensors": len(names)}
