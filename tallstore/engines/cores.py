@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from itertools import count
 from pathlib import Path
 
 __all__ = ["cores", "unbind"]
@@ -16,6 +17,7 @@ __all__ = ["cores", "unbind"]
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 _PLACES = ("OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """How vLLM has a worker bound, in its environment."""
+_turns = count(1)
 
 
 def cores() -> set[int]:
@@ -36,8 +38,14 @@ def cores() -> set[int]:
 
 
 def unbind() -> None:
-    """Let the calling thread, and those that it starts, run on all of them."""
+    """Let the calling thread, and those that it starts, run on all of them. It begins on the next in turn.
+
+    A thread that may move is left for a while where it was started by a system that weighs cores now and then.
+    """
     allowed = cores()
-    if allowed:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, allowed)
+    if len(allowed) < 2:
+        return
+    first = sorted(allowed)[next(_turns) % len(allowed)]
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, {first})
+        os.sched_setaffinity(0, allowed)

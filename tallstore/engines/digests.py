@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -22,16 +22,19 @@ _RUN = 1 << 24
 
 
 @torch.no_grad()
-def digest_of(module: nn.Module) -> str:
+def digest_of(module: nn.Module, without: Iterable[Tensor] = ()) -> str:
     """A hash of the names, types, shapes and values of what the module's state is, in hex.
+
+    `without`: what it holds of values that are compared otherwise: of these all but the values.
 
     On the CPU of every byte; on another device of two sums of every run of its elements, one of them weighted by the
     place: what leaves the device is a few numbers.
     """
     digest = xxhash.xxh3_128()
     with torch._C.DisableTorchFunctionSubclass():  # an engine's kinds of parameters are as good as plain ones here
-        state = _state_of(module)
-        keys = {name: (t.data_ptr(), t.numel(), t.stride()) for name, t in state.items() if t.numel() and not t.is_meta}
+        state, others = _state_of(module), {each.data_ptr() for each in without}
+        held = {name: t for name, t in state.items() if t.numel() and not t.is_meta and t.data_ptr() not in others}
+        keys = {name: (t.data_ptr(), t.numel(), t.stride()) for name, t in held.items()}
         first = {key: name for name, key in reversed(keys.items())}
         hashes = hashes_of({name: state[name] for name in first.values()})
     for name, tensor in state.items():

@@ -12,7 +12,7 @@ prepares those that are decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -171,6 +171,17 @@ class StraightLayers:
             applied |= hashes
             self._take(targets)
         return [name for name in names if name in asked]
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The model's own memory of tensors of the checkpoint, by name: of parameters that are nothing but these."""
+        wanted = set(names)
+        found: dict[str, Tensor] = {}
+        for layer in self._layers():
+            for each in layer:
+                there = self._held(each)
+                if _in_place(there) and each.parts[-1].last == len(there) and wanted >= {p.name for p in each.parts}:
+                    found |= {part.name: there[part.first : part.last] for part in each.parts}
+        return found
 
     def _layers(self) -> list[list[WrittenParameter]]:
         """Parameters that are written together, as a module has them all; those of now, in the model's order."""
