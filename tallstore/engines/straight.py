@@ -140,9 +140,10 @@ class StraightLayers:
             may: whether a layer is of a kind that is whole once its parameters are written and it is finished.
             finish: makes of a layer's parameters what the device wants.
         """
-        self._model, self._finish = model, finish
+        self._finish = finish
         self._scratch: list[Tensor] = []
         self._parameters = _whole_layers(model, parameters, may)
+        self._modules = {path: model.get_submodule(path) for each in self._parameters for path, _ in each.owners}
 
     def write(self, catalogue: Catalogue, task: str, names: Sequence[str], applied: dict[str, str]) -> list[str]:
         """Write those tensors of a task that can be. Returns the names of the others; `applied` is given hashes.
@@ -196,7 +197,7 @@ class StraightLayers:
 
     def _as_it_was(self, parameter: WrittenParameter) -> bool:
         """Whether a parameter is in memory as it was when it was loaded, or was given up for the device's own form."""
-        tensors = [self._model.get_submodule(path)._parameters.get(leaf) for path, leaf in parameter.owners]
+        tensors = [self._modules[path]._parameters.get(leaf) for path, leaf in parameter.owners]
         first = tensors[0]
         if first is None or any(tensor is not first for tensor in tensors):
             return False
@@ -231,13 +232,13 @@ class StraightLayers:
         for each in targets:
             if not each.held.numel():
                 path, leaf = each.parameter.owners[0]
-                self._model.get_submodule(path).register_parameter(leaf, nn.Parameter(each.here, requires_grad=False))
+                self._modules[path].register_parameter(leaf, nn.Parameter(each.here, requires_grad=False))
             elif each.here is not each.held:
                 last = each.parameter.parts[-1].last
                 with torch.inference_mode():
                     each.held[:last].copy_(each.here[:last])
         for path in dict.fromkeys(path for each in targets for path, _ in each.parameter.owners):
-            self._finish(self._model.get_submodule(path))
+            self._finish(self._modules[path])
         rooms = {id(each.room): each.room for each in targets if each.room is not None}
         kept = {id(each.room) for each in targets if each.room is not None and self._uses(each)}
         for key, room in rooms.items():
@@ -252,7 +253,7 @@ class StraightLayers:
     def _held(self, parameter: WrittenParameter) -> Tensor:
         """What a parameter is now."""
         path, leaf = parameter.owners[0]
-        held = self._model.get_submodule(path)._parameters[leaf]
+        held = self._modules[path]._parameters[leaf]
         assert held is not None
         return held.detach()
 
