@@ -33,10 +33,11 @@ __all__ = ["ArchiveSource", "Catalogue", "Loaded", "layer_of"]
 _LAYER = re.compile(r"(?:^|.*?\.)\d+(?:\.[^.]+)?(?=\.)")
 """Up to the first number in a name, and one name more: `model.layers.3.self_attn`."""
 _FREE = frozenset(
-    {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "finetuning_task", "id2label",
-     "label2id", "use_cache", "problem_type", "_attn_implementation_autoset", "transformers_weights"}
+    {"name_or_path", "transformers_version", "torch_dtype", "dtype", "finetuning_task", "id2label", "label2id",
+     "use_cache", "problem_type", "transformers_weights"}
 )  # fmt: skip
-"""What two configurations may differ in and be of one engine's model."""
+"""What two configurations may differ in and be of one engine's model; and names that begin with "_", which are notes of
+the library that wrote them."""
 _TOGETHER = 1 << 23
 """Bytes that are decoded by one call."""
 _KNOWN = 4
@@ -177,7 +178,7 @@ class Catalogue:
         """Raise ModelMismatchError unless a task's configuration is that of an engine's model, in all that matters."""
         own = self.config(task)
         for key in sorted({**own, **config}):
-            if key not in _FREE and own.get(key) != config.get(key):
+            if key not in _FREE and not key.startswith("_") and own.get(key) != config.get(key):
                 raise ModelMismatchError(
                     f"{self.url}: task {task!r} is another model than {whose}: its config.json says {key}: "
                     f"{own.get(key)!r}, expected {config.get(key)!r}; start an engine of its own for it"
