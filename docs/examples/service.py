@@ -16,11 +16,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
@@ -33,11 +33,14 @@ with tempfile.TemporaryDirectory() as folder, tallstore.open(os.environ["ARCHIVE
     model = zoo.multitask(shell, write_base=True)
     app.title = f"{len(zoo.tasks)} tasks, one archive"
 
+Token = Annotated[int, Field(ge=0, lt=shell.config.vocab_size)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=shell.config.max_position_embeddings)]
+
 
 class Request(BaseModel):
     """A tokenized text."""
 
-    tokens: list[int]
+    tokens: Tokens
 
 
 class TaskRequest(Request):

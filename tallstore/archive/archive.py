@@ -28,7 +28,7 @@ from tallstore.archive.load_into import decode_into
 from tallstore.archive.manifests import read_manifest, summary
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.mask_statistics import MaskStatistics, count_masks
-from tallstore.archive.prefetch import announce, announce_files
+from tallstore.archive.prefetch import announce, announce_files, parts_of
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.refetch import retry_after_refetch
 from tallstore.archive.slices import TaskWeights
@@ -150,12 +150,13 @@ class Archive:
         wanted = list(self._places(task)) if chosen is None else [self._known(task, name) for name in chosen]
         return on_device(device, self._decode(task, exact=exact)(wanted), f"task {task!r}")
 
-    def decode_into(self, task: str, out: Mapping[str, Tensor]) -> None:
+    def decode_into(self, task: str, out: Mapping[str, Tensor], *, threads: int | None = None) -> None:
         """Decode tensors of a task into memory that is given, by name.
 
         Args:
             task: its name.
             out: contiguous CPU tensors of the tensors' shapes and types.
+            threads: how many, at most; by default as many as the archive was opened with.
 
         Raises:
             NoSuchTaskError, NoSuchTensorError: with the names that there are.
@@ -165,7 +166,7 @@ class Archive:
         task = self._task(task)
         names = [self._known(task, name) for name in out]
         self._announce(task, names, exact=False)
-        self._retry_after_refetch(decode_into, self._decoder, task, out, self.url)
+        self._retry_after_refetch(decode_into, self._decoder, task, out, self.url, threads)
 
     def weights(self, task: str, *, device: str | torch.device = "cpu", exact: bool = False) -> TaskWeights:
         """A task's weights to be read tensor by tensor and slice by slice, as from `safetensors.safe_open`.
@@ -411,6 +412,18 @@ class Archive:
 
     def _refetch_base(self) -> bool:
         return isinstance(self._base_checkpoint, ReferencedBase) and self._base_checkpoint.refetch()
+
+    def announce(self, task: str) -> None:
+        """Have what a task takes beside the base fetched, or read ahead of its use, while the caller goes on.
+
+        NoSuchTaskError if it is not there. Damage is not looked for.
+        """
+        task = self._task(task)
+        if self._store.far:
+            announce(self._reader, task, None, exact=False, base=False)
+            return
+        parts = parts_of(self._manifest, task, base=False)
+        self._store.prefetch([Range(path, 0, self._manifest.parts[path].size) for path in parts])
 
     def _announce(self, task: str, names: Iterable[str] | None, *, exact: bool) -> None:
         """Let a store that is far away know what a task, or some tensors of it, will read."""

@@ -114,19 +114,27 @@ class Decoder:
         self._run(jobs)
         return kept
 
-    def fill(self, task: str, out: Mapping[str, Tensor]) -> None:
-        """Decode tensors of a task into flat, contiguous CPU tensors of their types, some perhaps before one fails."""
+    def fill(self, task: str, out: Mapping[str, Tensor], threads: int | None = None) -> None:
+        """Decode tensors of a task into flat, contiguous CPU tensors of their types, some perhaps before one fails.
+
+        `threads`: how many, at most.
+        """
         for name in out:
             self._check(task, self._places.source(task, name))
-        self.write(task, out)
+        self._write(task, out, _NOTHING, threads or self._threads)
 
     def write(self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps] = _NOTHING) -> None:
         """Decode tensors of a task into flat, contiguous CPU tensors of their types."""
+        self._write(task, out, prepared, self._threads)
+
+    def _write(
+        self, task: str, out: Mapping[str, Tensor], prepared: Mapping[tuple[str, int], Steps], threads: int
+    ) -> None:
         jobs: list[Job] = []
         for name, flat in out.items():
             plan = self._plan.of(task, self._places.source(task, name))
             jobs += self._writer.jobs(plan, flat, partial(_prepared, prepared, plan.name))
-        self._run(jobs)
+        run_all(jobs, threads, "tallstore-decode")
 
     def check(self, task: str) -> None:
         """Raise for any entry of a task that does not fit the archive, without reading coded bytes.

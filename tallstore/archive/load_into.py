@@ -53,20 +53,22 @@ def load_into(decoder: Decoder, model: nn.Module, task: str) -> None:
     touched(own[name] for name in dict.fromkeys(binding.owners[name] for name in straight))
 
 
-def decode_into(decoder: Decoder, task: str, out: Mapping[str, Tensor], url: str) -> None:
+def decode_into(decoder: Decoder, task: str, out: Mapping[str, Tensor], url: str, threads: int | None) -> None:
     """Decode tensors of a task into memory that is given: contiguous, on the CPU, of their shapes and types.
 
     Nothing is written where one of them does not fit; where something is damaged, others may have been.
     """
-    places, shapes = decoder.task(task), shapes_of(decoder.task(task))
+    places = decoder.task(task)
+    sources = {name: places[decoder.places.source(task, name)] for name in out}
+    shapes = shapes_of(sources)
     for name, tensor in out.items():
-        place = places[decoder.places.source(task, name)]
+        place = sources[name]
         if not _takes(tensor, tensor, place) or tuple(tensor.shape) != shapes[name]:
             raise ModelMismatchError(
                 f"{url}: task {task!r}: {name!r} is {place.entry.dtype} {list(shapes[name])}, which the memory given "
                 f"({tensor.dtype} {list(tensor.shape)} on {tensor.device}) is not"
             )
-    decoder.fill(task, {name: tensor.detach().view(-1) for name, tensor in out.items()})
+    decoder.fill(task, {name: tensor.detach().view(-1) for name, tensor in out.items()}, threads)
 
 
 def check_overlaps(decoder: Decoder, task: str, binding: Binding) -> set[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from queue import Empty, Queue
 from typing import TypeVar
+
+from tallstore.engines.cores import unbind
 
 T = TypeVar("T")
 _DEPTH = 8
@@ -18,14 +18,13 @@ _DEPTH = 8
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, and the same error at the same place.
 
-    The thread, and those that it starts, may run on every core that any of the process's threads may: an engine that
-    binds its own to one each would have them all on the core of the one who asks.
+    The thread, and those that it starts, may run on every core that the engine may use.
     """
     done = threading.Event()
     queue: Queue[tuple[bool, T | BaseException | None]] = Queue(_DEPTH)
 
     def work() -> None:
-        _unbind()
+        unbind()
         try:
             for item in items:
                 queue.put((True, item))
@@ -51,14 +50,3 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             while True:
                 queue.get_nowait()  # whoever waits to put one goes on, sees the end, and ends
         thread.join()
-
-
-def _unbind() -> None:
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores: set[int] = set()
-    with contextlib.suppress(OSError):
-        for each in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(OSError):  # a thread that ended meanwhile
-                cores |= os.sched_getaffinity(int(each.name))
-        os.sched_setaffinity(0, cores)

@@ -33,12 +33,15 @@ __all__ = ["ArchiveSource", "Catalogue", "Loaded", "layer_of"]
 _LAYER = re.compile(r"(?:^|.*?\.)\d+(?:\.[^.]+)?(?=\.)")
 """Up to the first number in a name, and one name more: `model.layers.3.self_attn`."""
 _FREE = frozenset(
-    {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "finetuning_task", "id2label",
-     "label2id", "use_cache", "problem_type", "_attn_implementation_autoset", "transformers_weights"}
+    {"name_or_path", "transformers_version", "torch_dtype", "dtype", "finetuning_task", "id2label", "label2id",
+     "use_cache", "problem_type", "transformers_weights"}
 )  # fmt: skip
-"""What two configurations may differ in and be of one engine's model."""
+"""What two configurations may differ in and be of one engine's model; and names that begin with "_", which are notes of
+the library that wrote them."""
 _TOGETHER = 1 << 23
 """Bytes that are decoded by one call."""
+_KNOWN = 4
+"""Tasks whose tensors are remembered."""
 _TOKENS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 """Files that say what a token's number means."""
 
@@ -111,6 +114,7 @@ class Catalogue:
     def __init__(self, source: ArchiveSource, *, resident: bool = False) -> None:
         """`resident`: decode the base now and keep it in memory: later tasks then cost no more than their own part."""
         self.source = source
+        self._facts: dict[str, Mapping[str, TensorFacts]] = {}
         self._zoo = source.open()
         if resident:
             names = self._zoo.manifest.base.tensors
@@ -142,10 +146,19 @@ class Catalogue:
         self.check(task)
         return self._zoo.write_files(task, folder, merged=True)
 
-    def tensors(self, task: str) -> dict[str, TensorFacts]:
+    def tensors(self, task: str) -> Mapping[str, TensorFacts]:
         """Of the task's model."""
         self.check(task)
-        return self._zoo.model_tensors(task)
+        facts = self._facts.get(task)
+        if facts is None:
+            while len(self._facts) >= _KNOWN:
+                del self._facts[next(iter(self._facts))]
+            facts = self._facts[task] = self._zoo.model_tensors(task)
+        return facts
+
+    def announce(self, task: str) -> None:
+        """Have what a task takes beside the base read ahead: it will be asked for soon."""
+        self._zoo.announce(task)
 
     def check_exchange(self, old: str, new: str) -> None:
         """Raise ModelMismatchError unless an engine that serves one task can serve the other in its place."""
@@ -165,7 +178,7 @@ class Catalogue:
         """Raise ModelMismatchError unless a task's configuration is that of an engine's model, in all that matters."""
         own = self.config(task)
         for key in sorted({**own, **config}):
-            if key not in _FREE and own.get(key) != config.get(key):
+            if key not in _FREE and not key.startswith("_") and own.get(key) != config.get(key):
                 raise ModelMismatchError(
                     f"{self.url}: task {task!r} is another model than {whose}: its config.json says {key}: "
                     f"{own.get(key)!r}, expected {config.get(key)!r}; start an engine of its own for it"
@@ -204,7 +217,7 @@ class Catalogue:
                 applied[name] = hash_of(tensor)
                 yield name, tensor
 
-    def fill(self, task: str, out: Mapping[str, Tensor]) -> None:
+    def fill(self, task: str, out: Mapping[str, Tensor], *, threads: int | None = None) -> None:
         """Decode tensors of a task into memory that is given: contiguous CPU tensors of their shapes and types."""
         merged = self._zoo.manifest.tasks[task].adapter is not None
         if merged or self.source.exact:
@@ -212,7 +225,7 @@ class Catalogue:
             for name, tensor in out.items():
                 tensor.copy_(state[name])
             return
-        self._zoo.decode_into(task, out)
+        self._zoo.decode_into(task, out, threads=threads)
 
     def _groups(self, task: str, names: Sequence[str]) -> Iterator[list[str]]:
         """Names that are decoded together: enough for all threads, and not much memory."""

@@ -2,58 +2,83 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
-from tallstore.concurrency import run_all
+from tallstore.concurrency import ordered
+from tallstore.engines.cores import cores, unbind
 from tallstore.tensors import as_bytes
 
 __all__ = ["digest_of", "hash_of", "hash_of_all", "hashes_of"]
 
-_LARGE = 1 << 18
-"""Bytes from which on a tensor is worth a thread's turn."""
+_LARGE = 1 << 23
+"""Bytes that are worth a thread's turn."""
 _RUN = 1 << 24
 """Elements that a device sums at once."""
 
 
 @torch.no_grad()
-def digest_of(module: nn.Module) -> str:
+def digest_of(module: nn.Module, without: Iterable[Tensor] = ()) -> str:
     """A hash of the names, types, shapes and values of what the module's state is, in hex.
+
+    `without`: what it holds of values that are compared otherwise: of these all but the values.
 
     On the CPU of every byte; on another device of two sums of every run of its elements, one of them weighted by the
     place: what leaves the device is a few numbers.
     """
     digest = xxhash.xxh3_128()
-    state = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    held = {name: tensor for name, tensor in state.items() if tensor.numel() and not tensor.is_meta}
-    keys = {name: (tensor.data_ptr(), tensor.numel(), tensor.stride()) for name, tensor in held.items()}
-    first = {key: name for name, key in reversed(keys.items())}
-    hashes = hashes_of({name: held[name] for name in first.values()})
+    with torch._C.DisableTorchFunctionSubclass():  # an engine's kinds of parameters are as good as plain ones here
+        state, others = _state_of(module), {each.data_ptr() for each in without}
+        held = {name: t for name, t in state.items() if t.numel() and not t.is_meta and t.data_ptr() not in others}
+        keys = {name: (t.data_ptr(), t.numel(), t.stride()) for name, t in held.items()}
+        first = {key: name for name, key in reversed(keys.items())}
+        hashes = hashes_of({name: state[name] for name in first.values()})
     for name, tensor in state.items():
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        if name in held:
+        if name in keys:
             digest.update(hashes[first[keys[name]]].encode())
     return digest.hexdigest()
 
 
+def _state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers, by every name that they have."""
+    modules = list(module.named_modules(remove_duplicate=False))
+    held = [(path, own._parameters) for path, own in modules] + [(path, own._buffers) for path, own in modules]
+    return {f"{path}.{leaf}": each for path, own in held for leaf, each in own.items() if each is not None}
+
+
 def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The hash of each tensor, by name; large ones side by side."""
-    large = [name for name, tensor in tensors.items() if tensor.nbytes >= _LARGE]
-    hashes = {name: hash_of(tensor) for name, tensor in tensors.items() if tensor.nbytes < _LARGE}
+    """The hash of each tensor, by name; many of them side by side, on every core that there is."""
+    jobs = [partial(_hashes, batch) for batch in _batches(tensors)]
+    if len(jobs) < 2:
+        return _hashes(tensors)
+    hashes: dict[str, str] = {}
+    threads = len(cores()) or 1
+    for each in ordered(jobs, threads, ahead=2 * threads, name="tallstore-hash", initializer=unbind):
+        hashes |= each
+    return hashes
 
-    def hash_one(name: str) -> None:
-        hashes[name] = hash_of(tensors[name])
 
-    run_all([partial(hash_one, name) for name in large], os.cpu_count() or 1, "tallstore-hash")
-    return {name: hashes[name] for name in tensors}
+def _hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: hash_of(tensor) for name, tensor in tensors.items()}
+
+
+def _batches(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors that one thread hashes in one turn."""
+    batch: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        batch[name] = tensor
+        size += tensor.nbytes
+        if size >= _LARGE:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch
 
 
 def hash_of_all(hashes: Mapping[str, str]) -> str:

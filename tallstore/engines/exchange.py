@@ -1,15 +1,15 @@
 """An exchange of one task for another in an engine's model, all or nothing: prepared, applied, then kept or taken back.
 
-Before, a digest of the parameters that the engine holds is compared with that of the last exchange's end: nobody else
-changed them. (An engine may keep matrices in a form of its own, where they are no parameters: these it cannot cover.)
-After, the hash of every tensor that was applied is compared with that of the task's earlier turns; all of them together
-are the digest of what the model is.
+Before, the parameters that the engine holds are compared with what was written at the last exchange, and those that its
+own way wrote with a digest of them from then: nobody else changed them. (An engine may keep matrices in a form of its
+own, where they are no parameters: these it cannot cover.) After, the hash of every tensor that was applied is compared
+with that of the task's earlier turns; all of them together are the digest of what the model is.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
-from tallstore.engines.digests import digest_of, hash_of_all
+from tallstore.engines.digests import digest_of, hash_of_all, hashes_of
 from tallstore.errors import EngineError, ModelChangedError, TallstoreError
 
 __all__ = ["EngineModel", "Exchange"]
@@ -48,6 +48,9 @@ class EngineModel(Protocol):
 
     def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
         """Write what can be written without the engine's own way; the names that are left for that."""
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The model's own memory of tensors that were written so, by name, as far as it holds them as they are."""
 
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         """Write tensors by their checkpoint's names; with None those that the engine was started with."""
@@ -84,6 +87,9 @@ class Exchange:
         self._opened: list[Catalogue] = [] if there is None else [there.catalogue]
         self._turn: _Turn | None = None
         self._digest: str | None = None
+        """Of what the model held at the last exchange's end."""
+        self._straight: set[str] = set()
+        """Tensors that were written past the engine's own way: what is held of these is compared with `_applied`."""
         self._broken: str | None = None
 
     def serving(self) -> dict[str, Any]:
@@ -136,6 +142,7 @@ class Exchange:
             catalogue.check_exchange(self._task, task)
         else:
             self._check_other(catalogue, task)
+        catalogue.announce(task)
         names = catalogue.differing(self._task if here else None, task)
         self._turn = _Turn(ticket, catalogue, task, names)
         return {"tensors": len(names)}
@@ -170,14 +177,17 @@ class Exchange:
     def _apply(self, ticket: str) -> dict[str, Any]:
         turn = self._turn_of(ticket)
         started = time.perf_counter()
-        if self._digest is not None and digest_of(self._model.module) != self._digest:
-            raise ModelChangedError("the model's weights were changed by someone else since its last exchange")
+        if self._digest is not None:
+            held = self._model.held(self._straight)
+            same = all(self._applied.get(name) == digest for name, digest in hashes_of(held).items())
+            if not same or digest_of(self._model.module, held.values()) != self._digest:
+                raise ModelChangedError("the model's weights were changed by someone else since its last exchange")
         try:
             turn.applied = self._write(turn.catalogue, turn.task, turn.names)
         except BaseException:
             self._take_back()
             raise
-        self._digest = digest_of(self._model.module)
+        self._digest = self._digest_of_others()
         return {
             "digest": hash_of_all({**self._applied, **turn.applied}),
             "tensors": len(turn.names),
@@ -208,6 +218,7 @@ class Exchange:
         """Give the model tensors; their hashes."""
         applied: dict[str, str] = {}
         others = self._model.straight(catalogue, task, list(names), applied)
+        self._straight = self._straight.union(applied).difference(others)
         if others:
             given = _Counted(self._model.weights(catalogue, task, others, applied))
             self._model.reload(iter(given))
@@ -227,13 +238,18 @@ class Exchange:
                 self._write(self._catalogue, self._task, list(self._catalogue.tensors(self._task)))
             else:
                 self._model.reload(None)
+                self._straight.clear()
         except Exception as error:
             self._broken = (
                 f"an exchange of tasks failed and could not be taken back ({error}): the engine's answers are not to "
                 "be relied on; start it again"
             )
             raise EngineError(self._broken) from error
-        self._digest = digest_of(self._model.module)
+        self._digest = self._digest_of_others()
+
+    def _digest_of_others(self) -> str:
+        """Of what is held, without what was written straight."""
+        return digest_of(self._model.module, self._model.held(self._straight).values())
 
     def _turn_of(self, ticket: str) -> _Turn:
         if self._turn is None or self._turn.ticket != ticket:

@@ -5,24 +5,32 @@ of the checkpoint as they are, or rows of several one below the other, none of t
 they lie, and the engine then makes of them what its device wants. Which parameters these are is not guessed. When the
 engine has loaded a task by its own way, and before it prepares the layers, what they hold is compared with what it was
 given.
+
+Layers are decoded side by side, on every core that there is, while the caller's thread, which the engine knows,
+prepares those that are decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from tallstore.concurrency import ordered
 from tallstore.engines.catalogue import Catalogue
-from tallstore.engines.digests import hash_of, hashes_of
+from tallstore.engines.cores import cores, unbind
+from tallstore.engines.digests import hash_of
 from tallstore.tensors import TORCH
 
 __all__ = ["Part", "StraightLayers", "WrittenParameter", "written_parameters"]
 
-_TOGETHER = 1 << 24
-"""Bytes that are decoded by one call."""
+_TOGETHER = 1 << 22
+"""Bytes that are decoded by one call, and by one thread."""
+_IN_FLIGHT = 1 << 26
+"""Bytes of layers that are decoded and not yet prepared, at most; or two layers, if they are larger."""
 _ALIGNED = 64
 """Bytes that scratch memory is aligned to."""
 
@@ -132,9 +140,10 @@ class StraightLayers:
             may: whether a layer is of a kind that is whole once its parameters are written and it is finished.
             finish: makes of a layer's parameters what the device wants.
         """
-        self._model, self._finish = model, finish
-        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._finish = finish
+        self._scratch: list[Tensor] = []
         self._parameters = _whole_layers(model, parameters, may)
+        self._modules = {path: model.get_submodule(path) for each in self._parameters for path, _ in each.owners}
 
     def write(self, catalogue: Catalogue, task: str, names: Sequence[str], applied: dict[str, str]) -> list[str]:
         """Write those tensors of a task that can be. Returns the names of the others; `applied` is given hashes.
@@ -154,9 +163,26 @@ class StraightLayers:
             if fits and own <= facts.keys() and own & asked:
                 layers.append(layer)
                 asked -= own
-        for group in _grouped(layers):
-            self._write(catalogue, task, group, applied)
+        groups = list(_grouped(layers))
+        threads = len(cores()) or 1
+        most = max((self._size(group) for group in groups), default=0)
+        workers = max(1, min(threads, _IN_FLIGHT // max(most, 1) - 1))
+        jobs = (partial(_decode, catalogue, task, self._targets(group), threads) for group in groups)
+        for targets, hashes in ordered(jobs, workers, ahead=workers + 1, name="tallstore-straight", initializer=unbind):
+            applied |= hashes
+            self._take(targets)
         return [name for name in names if name in asked]
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The model's own memory of tensors of the checkpoint, by name: of parameters that are nothing but these."""
+        wanted = set(names)
+        found: dict[str, Tensor] = {}
+        for layer in self._layers():
+            for each in layer:
+                there = self._held(each)
+                if _in_place(there) and each.parts[-1].last == len(there) and wanted >= {p.name for p in each.parts}:
+                    found |= {part.name: there[part.first : part.last] for part in each.parts}
+        return found
 
     def _layers(self) -> list[list[WrittenParameter]]:
         """Parameters that are written together, as a module has them all; those of now, in the model's order."""
@@ -171,7 +197,7 @@ class StraightLayers:
 
     def _as_it_was(self, parameter: WrittenParameter) -> bool:
         """Whether a parameter is in memory as it was when it was loaded, or was given up for the device's own form."""
-        tensors = [self._model.get_submodule(path)._parameters.get(leaf) for path, leaf in parameter.owners]
+        tensors = [self._modules[path]._parameters.get(leaf) for path, leaf in parameter.owners]
         first = tensors[0]
         if first is None or any(tensor is not first for tensor in tensors):
             return False
@@ -179,49 +205,92 @@ class StraightLayers:
             return len(tensors) == 1
         return tuple(first.shape) == parameter.shape and first.dtype == parameter.dtype and first.is_contiguous()
 
-    def _write(
-        self, catalogue: Catalogue, task: str, group: Sequence[WrittenParameter], applied: dict[str, str]
-    ) -> None:
-        room = iter(self._room(group))
-        targets: list[tuple[WrittenParameter, Tensor, Tensor]] = []
-        out: dict[str, Tensor] = {}
-        for each in group:
-            held = self._held(each)
-            here = held if held.numel() and held.device.type == "cpu" else next(room)
-            out |= {part.name: here[part.first : part.last] for part in each.parts}
-            targets.append((each, held, here))
-        catalogue.fill(task, out)
-        applied |= hashes_of(out)
-        modules = dict.fromkeys(path for each in group for path, _ in each.owners)
-        for each, held, here in targets:
-            if not held.numel():
-                path, leaf = each.owners[0]
-                self._model.get_submodule(path).register_parameter(leaf, nn.Parameter(here, requires_grad=False))
-            elif held.device.type != "cpu":
+    def _targets(self, group: Sequence[WrittenParameter]) -> list[_DecodedInto]:
+        """Where parameters are decoded into: themselves, or memory for what is written elsewhere first."""
+        held = [self._held(each) for each in group]
+        size, at, room = self._size(group), 0, None
+        if size:
+            room = next((each for each in self._scratch if len(each) >= size), None)
+            if room is not None:
+                self._scratch = [each for each in self._scratch if each is not room]
+            else:
+                room = torch.empty(size, dtype=torch.uint8)
+        targets = []
+        for each, there in zip(group, held, strict=True):
+            if _in_place(there):
+                targets.append(_DecodedInto(each, there, there, None))
+                continue
+            assert room is not None
+            targets.append(
+                _DecodedInto(each, there, room[at : at + each.nbytes].view(each.dtype).view(each.shape), room)
+            )
+            at += _aligned(each.nbytes)
+        return targets
+
+    def _take(self, targets: Sequence[_DecodedInto]) -> None:
+        """Give the model what was decoded, and have its layers finished."""
+        for each in targets:
+            if not each.held.numel():
+                path, leaf = each.parameter.owners[0]
+                self._modules[path].register_parameter(leaf, nn.Parameter(each.here, requires_grad=False))
+            elif each.here is not each.held:
+                last = each.parameter.parts[-1].last
                 with torch.inference_mode():
-                    held[: each.parts[-1].last].copy_(here[: each.parts[-1].last])
-        for path in modules:
-            self._finish(self._model.get_submodule(path))
+                    each.held[:last].copy_(each.here[:last])
+        for path in dict.fromkeys(path for each in targets for path, _ in each.parameter.owners):
+            self._finish(self._modules[path])
+        rooms = {id(each.room): each.room for each in targets if each.room is not None}
+        kept = {id(each.room) for each in targets if each.room is not None and self._uses(each)}
+        for key, room in rooms.items():
+            if key not in kept and sum(map(len, self._scratch)) + len(room) <= _IN_FLIGHT:
+                self._scratch.append(room)
+
+    def _uses(self, target: _DecodedInto) -> bool:
+        """Whether a finished layer still computes from the memory that was decoded into."""
+        held = self._held(target.parameter)
+        return held.numel() > 0 and held.data_ptr() == target.here.data_ptr()
 
     def _held(self, parameter: WrittenParameter) -> Tensor:
         """What a parameter is now."""
         path, leaf = parameter.owners[0]
-        held = self._model.get_submodule(path)._parameters[leaf]
+        held = self._modules[path]._parameters[leaf]
         assert held is not None
         return held.detach()
 
-    def _room(self, group: Sequence[WrittenParameter]) -> Iterator[Tensor]:
-        """Memory for what is written elsewhere first: of each such parameter its shape."""
-        size = sum(-(-each.nbytes // _ALIGNED) * _ALIGNED for each in group)
-        if len(self._scratch) < size:
-            self._scratch = torch.empty(size, dtype=torch.uint8)
-        at = 0
-        for each in group:
-            held = self._held(each)
-            if held.numel() and held.device.type == "cpu":
-                continue
-            yield self._scratch[at : at + each.nbytes].view(each.dtype).view(each.shape)
-            at += -(-each.nbytes // _ALIGNED) * _ALIGNED
+    def _size(self, group: Sequence[WrittenParameter]) -> int:
+        """Bytes that are written elsewhere first."""
+        return sum(_aligned(each.nbytes) for each in group if not _in_place(self._held(each)))
+
+
+@dataclass(frozen=True, eq=False)
+class _DecodedInto:
+    """Where a parameter is decoded into."""
+
+    parameter: WrittenParameter
+    held: Tensor
+    """What the model has there."""
+    here: Tensor
+    """The same, if it can be written as it is; else a part of `room`."""
+    room: Tensor | None
+
+
+def _decode(
+    catalogue: Catalogue, task: str, targets: list[_DecodedInto], threads: int
+) -> tuple[list[_DecodedInto], dict[str, str]]:
+    """Decode parameters; they, and the hash of each tensor of the checkpoint. One thread does what is not large."""
+    out = {part.name: each.here[part.first : part.last] for each in targets for part in each.parameter.parts}
+    large = sum(each.parameter.nbytes for each in targets) > 2 * _TOGETHER
+    catalogue.fill(task, out, threads=threads if large else 1)
+    return targets, {name: hash_of(tensor) for name, tensor in out.items()}
+
+
+def _in_place(held: Tensor) -> bool:
+    """Whether a parameter's own memory can be decoded into."""
+    return held.numel() > 0 and held.device.type == "cpu"
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 def _whole_layers(
@@ -244,7 +313,7 @@ def _whole_layers(
 
 
 def _grouped(layers: Sequence[list[WrittenParameter]]) -> Iterator[list[WrittenParameter]]:
-    """Layers that are decoded together: enough for all threads, and not much memory."""
+    """Layers that are decoded together: enough for a thread's turn, and not much memory."""
     group: list[WrittenParameter] = []
     for layer in layers:
         if group and sum(each.nbytes for each in (*group, *layer)) > _TOGETHER:

@@ -145,6 +145,8 @@ def form_for(device: torch.device) -> str | None:
 
 def write_rows(out: Tensor, base: Tensor, packed: Rows, index: Tensor | None = None, first: int = 0) -> None:
     """`Products.rows`, by the reference where the backend does not take these."""
+    if index is not None and (index.dtype != torch.int64 or not index.is_contiguous() or len(index) != len(out)):
+        raise ValueError(f"kernels take {len(out)} contiguous indices of int64, not {len(index)} of {index.dtype}")
     if isinstance(packed, DeviceRows):
         _TORCH.rows(out, base, packed, index, first)
         return

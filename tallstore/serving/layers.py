@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tallstore.errors import ModelMismatchError
+from tallstore.errors import ModelMismatchError, OptionError
 from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import add, outputs, products
 from tallstore.serving.apart import PlacesRows, by_task, like, tensor_of
@@ -23,6 +23,8 @@ from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
 __all__ = ["Plan", "kind_of", "planned", "rows_of_places"]
 
+_INDICES = (torch.int64, torch.int32)
+"""Types that torch looks up by."""
 _FEW_ON_DEVICE = 128
 """Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
 _TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
@@ -101,7 +103,9 @@ class _EmbeddingRows(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Of rows of several tasks: no more of a task's table is decoded than is looked up."""
         plan, weight = self.plan, self.weight
-        tokens = Tokens.of(input, 0, plan.rows, plan.name)
+        if input.dtype not in _INDICES:
+            raise OptionError(f"the layer {plan.name!r} is looked up by {input.dtype}: expected int64 or int32")
+        tokens = Tokens.of(input.long(), 0, plan.rows, plan.name)
         if not tokens.rows.alone and _between_places(input):
             raise ModelMismatchError(
                 f"the layer {plan.name!r} is looked up by pairs of places, and not by row: this model cannot compute "

@@ -8,14 +8,14 @@ import os
 import struct
 import zipfile
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from tallstore.errors import DamagedError, NotAnArchiveError
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST
-from tallstore.stores.base import Sink, Store
+from tallstore.stores.base import Range, Sink, Store
 from tallstore.stores.folder_lock import READ, HeldFolder
 from tallstore.stores.staging import WORK, Staging, followed, refuse_existing, translated
 from tallstore.stores.zip_directory import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find_data, read_directory
@@ -126,6 +126,15 @@ class _LocalStore(Store):
         except OSError as error:
             raise self._unreadable(path, error) from error
         return file.handle, offset
+
+    def prefetch(self, ranges: Sequence[Range]) -> None:
+        """Have the system read ahead: it does so while the caller goes on. What cannot be read shows when it is."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for each in ranges:
+            with contextlib.suppress(OSError, DamagedError):
+                file, offset = self._find(each.path, each.start, each.length)
+                os.posix_fadvise(file.handle, offset, each.length, os.POSIX_FADV_WILLNEED)
 
     def _find(self, path: str, start: int, length: int) -> tuple[LocalFile, int]:
         """The file that holds some bytes of `path`, and where in it they begin."""

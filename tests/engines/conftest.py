@@ -20,7 +20,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     write_folder(folder / "base", base_state(), **CONFIG)
     for name, state in task_states().items():
-        write_folder(folder / name, state, **CONFIG, _name_or_path=name)
+        write_folder(folder / name, state, **CONFIG, _name_or_path=name, _model_name_or_path=name)
         (folder / name / "vocab.txt").write_text("one\ntwo\n")
     write_folder(folder / "wide", {n: torch.cat([t, t]) for n, t in base_state().items()}, **CONFIG)
     write_folder(folder / "other", base_state(), **{**CONFIG, "rope_theta": 5.0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ class Served:
 
     def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
         return names
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {}
 
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         layers: dict[str, dict[str, Tensor]] = {}

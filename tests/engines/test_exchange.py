@@ -228,21 +228,26 @@ class Silent(Engine):
     def __init__(self, *ranks: Served) -> None:
         super().__init__(*ranks)
         self.engine_core = SimpleNamespace(resources=SimpleNamespace(engine_dead=False))
-        self.ended, self.silent = threading.Event(), False
+        self.ended, self.silent, self.calls_off = threading.Event(), "", False
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
-        if self.silent:
+        if self.silent and method.startswith(self.silent):
+            if self.calls_off:
+                threading.Timer(0.1, setattr, (self.engine_core.resources, "engine_dead", True)).start()
+                raise RuntimeError("Call to collective_rpc method failed: cancelled")
             self.engine_core.resources.engine_dead = True
             self.ended.wait(60)
         return super().collective_rpc(method, args)
 
 
-def test_the_end_of_an_engine_is_noticed_though_it_never_answers(zoo: Path) -> None:
+@pytest.mark.parametrize("calls_off", [False, True])
+@pytest.mark.parametrize("step", ["tallstore_prepare", "tallstore_apply", "tallstore_settle"])
+def test_the_end_of_an_engine_is_noticed_whether_it_answers_or_not(step: str, calls_off: bool, zoo: Path) -> None:
     engine = Silent(Served(zoo, "all"))
     assert switch(engine, "one")["task"] == "one"
     with pytest.raises(NoSuchTaskError):
         switch(engine, "five")
-    engine.silent = True
+    engine.silent, engine.calls_off = step, calls_off
     with pytest.raises(EngineError, match="the engine died, a worker with it"):
         switch(engine, "all")
     engine.ended.set()

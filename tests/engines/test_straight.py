@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from support import near, noise, write_folder
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.engines.catalogue import ArchiveSource, Catalogue
+from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.engines.digests import hash_of
+from tallstore.engines.exchange import Exchange
 from tallstore.engines.straight import Part, StraightLayers, written_parameters
 from tallstore.errors import ModelMismatchError
 
@@ -184,6 +187,52 @@ def test_what_is_not_plain_is_left(catalogue: Catalogue) -> None:
         *qkv,
     ]
     catalogue.close()
+
+
+class Served:
+    """A worker's model whose layers are all written straight."""
+
+    refused, config = None, {}
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.module, self._layers = started(moved(1))
+        applied = {name: hash_of(tensor) for name, tensor in moved(1).items()}
+        self.loaded = Loaded(catalogue=catalogue, task="a", applied=applied)
+
+    def straight(self, catalogue: Catalogue, task: str, names: list[str], applied: dict[str, str]) -> list[str]:
+        return self._layers.write(catalogue, task, names, applied)
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return self._layers.held(names)
+
+    def weights(self, *_: Any) -> Iterator[tuple[str, Tensor]]:
+        raise AssertionError
+
+    def reload(self, weights: Any) -> None:
+        raise AssertionError
+
+    def recover(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("place", ["norm", "embed", "qkv_proj"])
+def test_what_somebody_else_writes_to_is_noticed(place: str, catalogue: Catalogue) -> None:
+    """To a whole tensor of the checkpoint, to one that shares its memory with rows of filling, and to rows of several."""
+    served = Served(catalogue)
+    exchange = Exchange(served)
+    catalogue.config = lambda _: {}  # type: ignore[method-assign] # folders of plain tensors have none
+    for turn, (task, state) in enumerate((("b", moved(2)), ("a", moved(1)), ("b", moved(2)))):
+        assert exchange.prepare(str(turn), task, None)["ok"]
+        assert exchange.apply(str(turn))["ok"]
+        assert exchange.settle(str(turn), keep=True)["task"] == task
+        assert served.module.holds(state)
+    changed = {"norm": served.module.norm.weight, "embed": served.module.embed.weight}
+    with torch.no_grad():
+        changed.get(place, served.module.layers[0].qkv_proj.bias)[3] += 1
+    assert exchange.prepare("4", "a", None)["ok"]
+    told = exchange.apply("4")
+    assert (told["ok"], told["kind"]) == (False, "ModelChangedError")
+    exchange.close()
 
 
 def test_memory_of_another_kind_is_refused(catalogue: Catalogue, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from tallstore.kernels.device_rows import DeviceProducts, DeviceRows, DeviceVector
 from tallstore.kernels.packed_rows import FORMS, PackedRows, SharedVector, moved_rows, product
-from tallstore.kernels.products import ReferenceProducts, outputs, products
+from tallstore.kernels.products import ReferenceProducts, outputs, products, write_rows
 from tallstore.kernels.row_packing import LevelChunk, pack_rows
 
 CHUNK = 1024
@@ -114,6 +114,15 @@ def test_native_rows_are_the_reference_s(kind: str, form: str, native: str) -> N
         out = torch.empty(19, shape[1], dtype=model)
         products().rows(out, base, own, index)
         assert torch.equal(out, wanted[index])
+
+
+@pytest.mark.parametrize(
+    "index", [torch.zeros(2, dtype=torch.int32), torch.zeros(2), torch.zeros(4, dtype=torch.int64)]
+)
+def test_kernels_are_given_no_memory_that_they_would_read_past(index: torch.Tensor) -> None:
+    own, base = packed("signed", (64, 40), torch.float32, None), base_of((64, 40), torch.float32)
+    with pytest.raises(ValueError, match="contiguous indices of int64"):
+        write_rows(torch.empty(2, 40), base, own, index)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.06, 0.01, 0.002, 0.0001])

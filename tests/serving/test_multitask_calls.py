@@ -69,6 +69,18 @@ def test_wrong_names_are_one_error_each(zoo: tallstore.Zoo) -> None:
     multi(input_ids=tokens(1), tasks=["a"])
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.int16])
+def test_tables_are_looked_up_by_what_torch_takes_alone(dtype: torch.dtype, zoo: tallstore.Zoo) -> None:
+    """A kernel that took memory of another type for int64 would read behind its end."""
+    multi, ids, names = zoo.multitask(bert()), tokens(2), ["a", "b"]
+    if dtype is torch.int32:
+        wanted = multi(input_ids=ids, tasks=names).logits
+        assert torch.equal(multi(input_ids=ids.to(dtype), tasks=names).logits, wanted)
+    else:
+        with pytest.raises(OptionError, match=r"word_embeddings' is looked up by torch\..*: expected int64 or int32"):
+            multi(input_ids=ids.to(dtype), tasks=names)
+
+
 def test_another_base_is_refused_and_the_model_is_as_it_was(zoo: tallstore.Zoo) -> None:
     model = tuned(bert, 7)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

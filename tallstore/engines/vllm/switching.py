@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -171,7 +172,11 @@ def _called(engine: Any, method: str, arguments: tuple[Any, ...]) -> list[dict[s
         if answers.done():
             return list(answers.result())
     except Exception as error:
-        raise _explained(error) from error
+        if resources is not None and _own(error):
+            until = time.monotonic() + _LOOK
+            while not resources.engine_dead and time.monotonic() < until:
+                time.sleep(_LOOK / 20)
+        raise EngineError(_DEAD) if getattr(resources, "engine_dead", False) else _explained(error) from error
     raise EngineError(_DEAD)
 
 
@@ -184,7 +189,9 @@ async def _called_async(engine: Any, method: str, arguments: tuple[Any, ...]) ->
         if asked.done():
             return list(asked.result())
     except Exception as error:
-        raise _explained(error) from error
+        if _own(error):
+            await asyncio.sleep(_LOOK)
+        raise EngineError(_DEAD) if getattr(engine, "errored", False) else _explained(error) from error
     finally:
         asked.cancel()
     raise EngineError(_DEAD)
@@ -198,8 +205,13 @@ def _into(answers: Future[Any], ask: Callable[[], Any]) -> None:
         answers.set_exception(error)
 
 
+def _own(error: Exception) -> bool:
+    """Whether an error is the engine's own: one that dies calls off what it is at, and says after that that it died."""
+    return not ("is not implemented" in str(error) or "has no attribute 'tallstore_" in str(error))
+
+
 def _explained(error: Exception) -> EngineError:
-    if "is not implemented" in str(error) or "has no attribute 'tallstore_" in str(error):
+    if not _own(error):
         return EngineError(
             f"the engine's workers cannot exchange tasks: start it with worker_extension_cls={WORKER!r} "
             "(--worker-extension-cls on the command line), or by `tallstore serve`"
@@ -212,6 +224,8 @@ def _explained(error: Exception) -> EngineError:
 
 def _undo(engine: Any, steps: _Steps, error: BaseException) -> None:
     """Have the workers take back what was begun; what fails in that is told with the error that it came of."""
+    if str(error) == _DEAD:
+        return
     try:
         _Steps.of_all(_called(engine, *steps.back))
     except Exception as second:  # told with the first
@@ -219,6 +233,8 @@ def _undo(engine: Any, steps: _Steps, error: BaseException) -> None:
 
 
 async def _undo_async(engine: Any, steps: _Steps, error: BaseException) -> None:
+    if str(error) == _DEAD:
+        return
     try:
         _Steps.of_all(await _called_async(engine, *steps.back))
     except Exception as second:  # told with the first

@@ -8,7 +8,7 @@ answer with plain values and do not raise: an error is one of these values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -95,6 +95,10 @@ class _WorkerModel:
 
         with set_current_vllm_config(self._worker.vllm_config), torch.no_grad():
             return self._straight.write(catalogue, task, names, applied)
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Memory that plain layers compute from."""
+        return self._straight.held(names)
 
     def reload(self, weights: Iterator[tuple[str, Tensor]] | None) -> None:
         """Write tensors, or with None those that the engine was started with."""
