@@ -81,6 +81,8 @@ SLACK = 64
 _FLOAT32, _FLOAT64 = 0, 3
 _MORE = 255
 _TURNS = 4
+_COLUMNS = 512
+"""Of rows whose products are made at a time: see `src/coherence.c`."""
 
 
 def available() -> bool:
@@ -394,7 +396,7 @@ def coherence(row: NativeRow, firsts: Integers, base: Singles, bits: int) -> tup
     """
     count, n = base.shape
     sums, words = np.zeros(4), scratch("words", n, np.uint16)
-    tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * n, np.float64)
+    tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * _COLUMNS, np.float64)
     products = scratch("products", count * count, np.float64)
     status = _kernels().coherence(
         *(address(sums), row.passed(), address(firsts), count, n, address(base), bits, address(tau)),
