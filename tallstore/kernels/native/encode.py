@@ -419,23 +419,23 @@ def without_zeros(indices: Bytes, count: int) -> Bytes:
     return rest[:count]
 
 
-def bits_on(words: npt.NDArray[np.uint64]) -> int:
+def bits_on(packed: Bytes) -> int:
     """How many bits are set."""
-    return int(_kernels().bits_on(address(words), len(words)))
+    return int(_kernels().bits_on(address(packed), len(packed)))
 
 
-def packed_to_gaps(words: npt.NDArray[np.uint64], n: int, count: int, bits: int) -> tuple[Bytes, Bytes]:
-    """Gaps and packed signs of n packed symbols, zeros filling up the last word.
+def packed_to_gaps(packed: Bytes, n: int, count: int, bits: int) -> tuple[Bytes, Bytes]:
+    """Gaps and packed signs of n packed symbols, the bits behind the last being 0; both in `scratch`.
 
     Args:
-        words: the symbols.
+        packed: the symbols, shape (bytes,).
         n: how many there are.
         count: how many of them are on.
         bits: of a symbol; with 1 there are no signs.
     """
-    gaps = np.empty(count + n // _MORE + 1 + SLACK, np.uint8)
-    signs = np.empty(count // 64 + 1, np.uint64)
-    size = _kernels().packed_to_gaps(address(gaps), address(signs), address(words), len(words), bits)
+    gaps = scratch("gaps", count + n // _MORE + 1 + SLACK, np.uint8)
+    signs = scratch("signs", count // 64 + 1, np.uint64)
+    size = _kernels().packed_to_gaps(address(gaps), address(signs), address(packed), len(packed), bits)
     return gaps[:size], signs.view(np.uint8)[: -(-count // 8) if bits == 2 else 0]
 
 
