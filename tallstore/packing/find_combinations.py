@@ -196,7 +196,8 @@ def _last_place(values: Tensor) -> Floats:
     size = np.nan_to_num(np.abs(values.double().numpy()), nan=0.0, posinf=0.0)
     # Not torch's logarithm: for so few numbers its other threads wait for work longer than there is any.
     _, exponent = np.frexp(np.maximum(size, facts.tiny))
-    return np.ldexp(facts.eps, exponent - 1)
+    units: Floats = np.ldexp(facts.eps, exponent - 1)
+    return units
 
 
 def _counterparts(base: Checkpoint, task: Checkpoint) -> dict[str, str]:
