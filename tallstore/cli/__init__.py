@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 
@@ -9,14 +10,16 @@ from tallstore.errors import TallstoreError
 
 __all__ = ["main"]
 
-_OBJECTS = 50_000
-"""Objects that are made until garbage is looked for: importing torch makes a million that stay, and looking through
-them again and again took a tenth of a second and more of every command."""
+_AT_FIRST, _OBJECTS = 1_000_000, 50_000
+"""Objects that are made until garbage is looked for, the first time and later: importing torch makes most of a million,
+which stay, and looking through them took a tenth of a second and more of every command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
-    gc.set_threshold(_OBJECTS)
+    gc.set_threshold(_AT_FIRST)
+    gc.callbacks.append(_begun)
+    atexit.register(gc.freeze)  # what is there at the end goes with the process: no one looks through it
     from tallstore.cli import output, plain
     from tallstore.cli.app import command
     from tallstore.cli.hub import keep_to_lines
@@ -37,6 +40,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except MemoryError:
         _fail("out of memory; fewer tasks at once, or a machine with more of it")
+
+
+def _begun(*_: object) -> None:
+    """Called where garbage is first looked for."""
+    gc.callbacks.remove(_begun)
+    gc.set_threshold(_OBJECTS)
 
 
 def _fail(message: str) -> None:

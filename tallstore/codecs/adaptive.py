@@ -15,7 +15,6 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-import numpy.typing as npt
 
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, Marks, MaskCodec
@@ -28,7 +27,6 @@ from tallstore.kernels.dispatch import decoding
 from tallstore.kernels.native import encode
 
 _PACKED, _GAPS = 0, 1
-Words = npt.NDArray[np.uint64]
 _HEAD = struct.Struct("<B3xIII")
 _MORE = 255
 _WORTH = 0.995
@@ -50,23 +48,22 @@ class Adaptive(MaskCodec):
         Of a long chunk a sample tells, and the other form is made only where what was chosen is larger than the
         sample promised.
         """
-        words = _words(packed)
-        count = bits_on(words)
+        count = bits_on(packed)
         if count > _NEVER_ABOVE * n:
             return self._dense(packed, kind, n)
         few = sample(packed)
         if few is None:
-            return _smaller(self._dense(packed, kind, n), _sparse(packed, words, kind, n, count))
-        some, of = _words(few), len(few) * 8 // reference.SYMBOL_BITS[kind]
-        sizes = len(self._dense(few, kind, of)), len(_sparse(few, some, kind, of, bits_on(some)))
+            return _smaller(self._dense(packed, kind, n), _sparse(packed, kind, n, count))
+        of = len(few) * 8 // reference.SYMBOL_BITS[kind]
+        sizes = len(self._dense(few, kind, of)), len(_sparse(few, kind, of, bits_on(few)))
         share = len(packed) / len(few) * _DOUBTFUL
         if sizes[1] < _WORTH * sizes[0]:
-            sparse = _sparse(packed, words, kind, n, count)
+            sparse = _sparse(packed, kind, n, count)
             return sparse if len(sparse) <= share * sizes[1] else _smaller(self._dense(packed, kind, n), sparse)
         dense = self._dense(packed, kind, n)
         if len(dense) <= share * sizes[0]:
             return dense
-        return _smaller(dense, _sparse(packed, words, kind, n, count))
+        return _smaller(dense, _sparse(packed, kind, n, count))
 
     def _dense(self, packed: Bytes, kind: str, n: int) -> bytes:
         """As one frame of packed symbols."""
@@ -86,9 +83,9 @@ class Adaptive(MaskCodec):
         return None if len(view) and view[0] == _PACKED else _open(view, kind, n)
 
 
-def _sparse(packed: Bytes, words: Words, kind: str, n: int, count: int) -> bytes:
+def _sparse(packed: Bytes, kind: str, n: int, count: int) -> bytes:
     """As gaps."""
-    gaps, signs = gap_list(packed, words, kind, n, count)
+    gaps, signs = gap_list(packed, kind, n, count)
     coded = zstd.compress(gaps)
     return b"".join((_HEAD.pack(_GAPS, count, len(gaps), len(coded)), coded, signs.data))
 
@@ -119,21 +116,19 @@ def _open(view: memoryview, kind: str, n: int) -> Marks:
 
 
 @kernel
-def bits_on(words: Words) -> int:
+def bits_on(packed: Bytes) -> int:
     """How many bits are set: one for every symbol that is on."""
-    if hasattr(np, "bitwise_count"):
-        return int(np.bitwise_count(words).sum())
-    return int(np.unpackbits(words.view(np.uint8)).sum())
+    return int(np.bitwise_count(packed).sum() if hasattr(np, "bitwise_count") else np.unpackbits(packed).sum())
 
 
 @bits_on.native
-def _(words: Words) -> int:
-    return encode.bits_on(words)
+def _(packed: Bytes) -> int:
+    return encode.bits_on(packed)
 
 
 @kernel
-def gap_list(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:  # noqa: ARG001
-    """The gaps of `count` marks, and their packed signs. `words`: what is packed, as `_words` has it."""
+def gap_list(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
+    """The gaps of `count` marks, and their packed signs: good until this thread asks again."""
     symbols = reference.unpack(packed, kind, n)
     marks = np.flatnonzero(symbols)
     negative = symbols[marks] == 2
@@ -141,17 +136,8 @@ def gap_list(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tupl
 
 
 @gap_list.native
-def _(packed: Bytes, words: Words, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:  # noqa: ARG001
-    return encode.packed_to_gaps(words, n, count, reference.SYMBOL_BITS[kind])
-
-
-def _words(packed: Bytes) -> Words:
-    """The same bytes, and zeros, as words of 64 bits."""
-    if len(packed) % 8 == 0 and packed.flags.c_contiguous and packed.ctypes.data % 8 == 0:
-        return packed.view("<u8")
-    words = np.zeros(-(-len(packed) // 8), "<u8")
-    words.view(np.uint8)[: len(packed)] = packed
-    return words
+def _(packed: Bytes, kind: str, n: int, count: int) -> tuple[Bytes, Bytes]:
+    return encode.packed_to_gaps(packed, n, count, reference.SYMBOL_BITS[kind])
 
 
 def _encode_gaps(marks: np.ndarray) -> Bytes:

@@ -126,10 +126,9 @@ def code_from_file(item: Item, user: User, base: Start, tools: Tools) -> Outcome
     if row is None or (user.task, item.name) in tools.forms or user.task in tools.exact:
         return None
     recipe = tools.recipe
-    rule, levels = recipe.rule([user.task], item.name), recipe.levels(user.task, item.name)
-    if levels is not None:
+    if (levels := recipe.levels(user.task, item.name)) is not None:
         encoded = leveled(row, item.start, base, levels, recipe.seed(user.task, item.name))
-    elif rule is not None and is_by_sign(rule, tools.vector):
+    elif (rule := recipe.rule([user.task], item.name)) is not None and is_by_sign(rule, tools.vector):
         encoded = marked(row, item.start, base, rule, recipe, tools.mask, user.task)
     else:
         return None

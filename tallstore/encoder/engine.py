@@ -109,7 +109,9 @@ class Engine(ABC):
                 raise WorkerError(f"workers died with batch {number}, again and again: {self.advice}") from error
             self.restart()
             for place, (each, future) in enumerate(waiting):
-                if not future.done() or isinstance(future.exception(), BrokenExecutor):
+                # What had not begun where the executor broke may have been cancelled as it was let go.
+                lost = not future.done() or future.cancelled() or isinstance(future.exception(), BrokenExecutor)
+                if lost:
                     waiting[place] = each, self._submit(bound, each)
 
     def __enter__(self) -> Self:

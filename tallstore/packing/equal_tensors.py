@@ -34,14 +34,14 @@ def any_alike(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> bool:
 def _others_than_the_base(base: Checkpoint, tensor: str, tasks: Sequence[Checkpoint]) -> bool:
     """Whether a later one of these tasks has the first one's tensor, and the base has it not.
 
-    All are read side by side, each once: mostly they are the base's, in full.
+    Mostly the base has it, in full: then no more is read than that one and the base's.
     """
     places = [_in_base(base, task, tensor) for task in tasks[1:]]
     in_base = [there for there in dict.fromkeys(places) if there is not None]
-    named = [*((task, tensor) for task in tasks[1:]), *((base, there) for there in in_base)]
-    equal = _equal_ones(tasks[0], tensor, named)
-    bases = {there for number, there in enumerate(in_base, len(places)) if number in equal}
-    return any(number in equal and there not in bases for number, there in enumerate(places))
+    equal = _equal_ones(tasks[0], tensor, [(base, there) for there in in_base])
+    bases = {there for number, there in enumerate(in_base) if number in equal}
+    others = [task for task, there in zip(tasks[1:], places, strict=True) if there not in bases]
+    return bool(_equal_ones(tasks[0], tensor, [(task, tensor) for task in others]))
 
 
 def _in_base(base: Checkpoint, task: Checkpoint, tensor: str) -> str | None:

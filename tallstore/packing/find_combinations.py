@@ -200,8 +200,11 @@ def _sampled(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> _Sample | Non
 def _last_place(values: Tensor) -> Floats:
     """The unit of the last place of each element; that of the type's least normal number below it."""
     facts = torch.finfo(values.dtype)
-    size = values.double().abs().nan_to_num(0.0, 0.0).clamp(min=facts.tiny)
-    return np.asarray((torch.exp2(torch.floor(torch.log2(size))) * facts.eps).numpy())
+    size = np.nan_to_num(np.abs(values.double().numpy()), nan=0.0, posinf=0.0)
+    # Not torch's logarithm: for so few numbers its other threads wait for work longer than there is any.
+    _, exponent = np.frexp(np.maximum(size, facts.tiny))
+    units: Floats = np.ldexp(facts.eps, exponent - 1)
+    return units
 
 
 def _counterparts(base: Checkpoint, task: Checkpoint) -> dict[str, str]:

@@ -8,7 +8,7 @@ import os
 import struct
 import zipfile
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,9 @@ from tallstore.stores.zip_directory import LOCAL, NO_ZIP, SUFFIX, ZipEntry, find
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ALIGN_ID = 0xD935
 """Extra field that pads a local header so that its data is aligned (the id that Android's zipalign uses)."""
+_AT_ONCE = 1 << 18
+"""Bytes that are written in one call. For longer ones Linux takes memory that it has in one long piece, which scratch
+files just gave back in shorter ones: new memory, which a virtual machine may have to ask its host for, page by page."""
 
 
 class LocalFile:
@@ -291,7 +294,7 @@ class FolderSink(_LocalSink):
             full = self._root / path
             full.parent.mkdir(parents=True, exist_ok=True)
             with full.open("xb") as out:
-                written = sum(out.write(piece) for piece in pieces)
+                written = sum(out.write(piece) for piece in _cut(pieces))
         _check_written(path, written, size)
 
     def adopt(self, path: str, store: Store, source: str) -> None:
@@ -321,7 +324,7 @@ class FileSink(_LocalSink):
         info.file_size = size
         info.extra = _padding(self._zip.start_dir, len(path.encode()), size)
         with translated(self.target), self._zip.open(info, "w") as out:
-            written = sum(out.write(piece) for piece in pieces)
+            written = sum(out.write(piece) for piece in _cut(pieces))
         _check_written(path, written, size)
 
     def commit(self) -> None:
@@ -335,6 +338,13 @@ class FileSink(_LocalSink):
                 self._zip.fp.close()
             self._zip.fp = None
         super().abort()
+
+
+def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same bytes, in pieces that are short enough: see `_AT_ONCE`."""
+    for piece in pieces:
+        view = memoryview(piece)
+        yield from (view[at : at + _AT_ONCE] for at in range(0, len(view), _AT_ONCE))
 
 
 def _padding(at: int, name_bytes: int, size: int) -> bytes:

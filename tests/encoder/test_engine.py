@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,41 @@ def test_processes_that_are_killed_change_no_byte(
     assert len(made) == 2, "a new pool took the broken one's place"
     assert (tmp_path / "zoo.tall").read_bytes() == whole
     assert leftovers(tmp_path) == ["zoo.tall"]
+
+
+class LetsGo(engines.Engine, Executor):
+    """Its first worker dies with the first batch; what had not begun by then is cancelled."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.first: list[Future[int]] | None = []
+
+    def bind(self, work: engines.Work[int], context: Any) -> Callable[[int], int]:
+        return partial(work, context)
+
+    def executor(self) -> Executor:
+        return self
+
+    def submit(self, work: Callable[..., int], /, *numbers: int) -> Future[int]:  # type: ignore[override]
+        future: Future[int] = Future()
+        if self.first is None:
+            future.set_result(work(*numbers))
+            return future
+        self.first.append(future)
+        if len(self.first) == self.workers:
+            self.first[0].set_exception(BrokenExecutor())
+        return future
+
+    def restart(self) -> None:
+        assert self.first is not None
+        self.first[-1].cancel()
+        self.first = None
+
+
+def test_what_a_broken_executor_cancels_is_given_out_again() -> None:
+    with LetsGo() as engine:
+        assert list(engine.run(lambda _, number: number**2, None, range(5), ahead=1)) == [0, 1, 4, 9, 16]  # type: ignore[arg-type]
 
 
 def dies(context: batches.Context, number: int) -> None:

@@ -81,6 +81,8 @@ SLACK = 64
 _FLOAT32, _FLOAT64 = 0, 3
 _MORE = 255
 _TURNS = 4
+_COLUMNS = 512
+"""Of rows whose products are made at a time: see `src/coherence.c`."""
 
 
 def _kernels() -> Any:
@@ -389,7 +391,7 @@ def coherence(row: NativeRow, firsts: Integers, base: Singles, bits: int) -> tup
     """
     count, n = base.shape
     sums, words = np.zeros(4), scratch("words", n, np.uint16)
-    tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * n, np.float64)
+    tau, whole = scratch("coherence", count * n, np.float32), scratch("whole", (count + 3) * _COLUMNS, np.float64)
     products = scratch("products", count * count, np.float64)
     status = _kernels().coherence(
         *(address(sums), row.passed(), address(firsts), count, n, address(base), bits, address(tau)),
@@ -412,23 +414,23 @@ def without_zeros(indices: Bytes, count: int) -> Bytes:
     return rest[:count]
 
 
-def bits_on(words: npt.NDArray[np.uint64]) -> int:
+def bits_on(packed: Bytes) -> int:
     """How many bits are set."""
-    return int(_kernels().bits_on(address(words), len(words)))
+    return int(_kernels().bits_on(address(packed), len(packed)))
 
 
-def packed_to_gaps(words: npt.NDArray[np.uint64], n: int, count: int, bits: int) -> tuple[Bytes, Bytes]:
-    """Gaps and packed signs of n packed symbols, zeros filling up the last word.
+def packed_to_gaps(packed: Bytes, n: int, count: int, bits: int) -> tuple[Bytes, Bytes]:
+    """Gaps and packed signs of n packed symbols, the bits behind the last being 0; both in `scratch`.
 
     Args:
-        words: the symbols.
+        packed: the symbols, shape (bytes,).
         n: how many there are.
         count: how many of them are on.
         bits: of a symbol; with 1 there are no signs.
     """
-    gaps = np.empty(count + n // _MORE + 1 + SLACK, np.uint8)
-    signs = np.empty(count // 64 + 1, np.uint64)
-    size = _kernels().packed_to_gaps(address(gaps), address(signs), address(words), len(words), bits)
+    gaps = scratch("gaps", count + n // _MORE + 1 + SLACK, np.uint8)
+    signs = scratch("signs", count // 64 + 1, np.uint64)
+    size = _kernels().packed_to_gaps(address(gaps), address(signs), address(packed), len(packed), bits)
     return gaps[:size], signs.view(np.uint8)[: -(-count // 8) if bits == 2 else 0]
 
 

@@ -5,12 +5,8 @@
 #include <immintrin.h>
 #endif
 
-/* How many bits of n words are set. */
-TS_KERNEL(int64_t, bits_on)(const uint64_t *words, int64_t n) {
-    int64_t found = 0;
-    for (int64_t i = 0; i < n; i++) found += __builtin_popcountll(words[i]);
-    return found;
-}
+/* How many bits are set. */
+TS_KERNEL(int64_t, bits_on)(const uint8_t *packed, int64_t size) { return ts_bits_on(packed, size); }
 
 /* A walk through marks, and what it has written. */
 typedef struct {
@@ -90,18 +86,19 @@ static inline void step(walk *w, int64_t begin, uint64_t on, uint64_t negative) 
 /* Gaps (255 is a continuation byte) and signs of packed symbols of `bits` bits.
  *   gaps: room for marks + symbols / 255 + 1 + 64 bytes, of which those behind the last gap hold anything
  *   signs: room for a bit per mark, and one word more
- *   packed: n words; zeros fill up the last
+ *   packed: `size` bytes; behind the last symbol their bits are 0
  * Returns the bytes of gaps. */
-TS_KERNEL(int64_t, packed_to_gaps)(uint8_t *gaps, uint64_t *signs, const uint64_t *packed, int64_t n, int32_t bits) {
+TS_KERNEL(int64_t, packed_to_gaps)(uint8_t *gaps, uint64_t *signs, const uint8_t *packed, int64_t size, int32_t bits) {
     walk w = {gaps, signs, 0, 0, -1, 0};
-    if (bits == 1) {
-        for (int64_t i = 0; i < n; i++) step(&w, 64 * i, packed[i], 0);
-    } else {
-        for (int64_t i = 0; i < n; i += 2) {
-            const uint64_t low = packed[i], high = i + 1 < n ? packed[i + 1] : 0;
-            if (!(low | high)) continue;
-            const uint64_t negative = evens(low >> 1) | evens(high >> 1) << 32;
-            step(&w, 32 * i, evens(low) | evens(high) << 32 | negative, negative);
+    for (int64_t i = 0; i < size; i += 8 * bits) { /* 64 symbols */
+        uint64_t words[2] = {0, 0};
+        if (size - i >= (int64_t)sizeof words) memcpy(words, packed + i, sizeof words);
+        else memcpy(words, packed + i, (size_t)TS_MIN(size - i, 8 * bits));
+        if (bits == 1) {
+            step(&w, 8 * i, words[0], 0);
+        } else if (words[0] | words[1]) {
+            const uint64_t negative = evens(words[0] >> 1) | evens(words[1] >> 1) << 32;
+            step(&w, 4 * i, evens(words[0]) | evens(words[1]) << 32 | negative, negative);
         }
     }
     if (w.marks & 63) signs[w.marks >> 6] = w.held;

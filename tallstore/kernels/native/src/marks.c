@@ -50,13 +50,6 @@ static void pack_signs(uint8_t *restrict packed, const float *restrict kept) {
 #endif
 }
 
-static int64_t bits_on(const uint8_t *packed, int64_t size) {
-    int64_t found = 0, k = 0;
-    for (; k + 8 <= size; k += 8) found += __builtin_popcountll(ts_load64(packed + k));
-    for (; k < size; k++) found += __builtin_popcount(packed[k]);
-    return found;
-}
-
 typedef struct {
     float low, width; /* the limit is low + u · width */
     uint32_t first;   /* the unmixed place of element 0 */
@@ -109,7 +102,7 @@ static void mark_tile(uint8_t *packed, double *sums, ts_seen *seen, const float 
         if (limit.width > 0) keep_above(kept, &norms[i], &dots[i], mine, before, limit, at + (uint32_t)a, true);
         else keep_above(kept, &norms[i], &dots[i], mine, before, limit, at + (uint32_t)a, false);
         pack_signs(symbols, kept);
-        marks += bits_on(symbols, sizeof symbols);
+        marks += ts_bits_on(symbols, sizeof symbols);
         memcpy(out, symbols, (size_t)(m + 3) / 4);
     }
     sums[1] += ts_add_blocks(norms, ts_blocks(n));
