@@ -115,7 +115,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "encoder/tile": ("kernels/test_encode.py",),
     "encoder/without_loss": ("quantized/test_quantized.py",),
     # Engines are given tasks by way of their own loaders, a far archive beside them.
-    "engines/*": ("engines/test_exchange.py", "engines/test_transformers.py"),
+    "engines/*": ("engines/test_task_exchange.py", "engines/test_transformers.py"),
     # What an archive may say: the specification's schema, vectors, limits and hostile inputs.
     "format/*": ("spec/test_schema.py", "spec/test_vectors.py", "spec/test_limits.py", "spec/test_hostile.py"),
     "hub/card": ("hub/test_pushing.py",),

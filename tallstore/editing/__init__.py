@@ -8,6 +8,6 @@ from tallstore.editing.compacting import compact
 from tallstore.editing.merging import add_merge
 from tallstore.editing.removing import remove
 from tallstore.editing.report import CompactReport, GrowReport
-from tallstore.editing.runs import add_run
+from tallstore.editing.run_folders import add_run
 
 __all__ = ["CompactReport", "GrowReport", "add", "add_merge", "add_run", "compact", "remove"]

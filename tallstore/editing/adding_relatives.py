@@ -15,8 +15,8 @@ from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.manifest import Manifest, names_of
 from tallstore.format.relatives import Relatives
+from tallstore.packing.choose_parents import CHAIN, LINKS
 from tallstore.packing.find_combinations import LinearFit, find_combinations
-from tallstore.packing.parents import CHAIN, LINKS
 from tallstore.packing.relative_packer import RelativePacker, relatives_of
 
 __all__ = ["AddedRelatives", "depth_of"]

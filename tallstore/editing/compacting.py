@@ -19,9 +19,9 @@ from tallstore.archive.subset import config_of
 from tallstore.checkpoints import Source
 from tallstore.editing.base import base_of
 from tallstore.editing.change import Change, changing
-from tallstore.editing.recoding import CannotError, prune, resolve
-from tallstore.editing.reparenting import reparented
+from tallstore.editing.nearer_parents import reparented
 from tallstore.editing.report import CompactReport, facts_of
+from tallstore.editing.vector_pruning import CannotError, prune, resolve
 from tallstore.encoder import Progress
 from tallstore.encoder.options import LOSSLESS
 from tallstore.encoder.parts import PartWriter

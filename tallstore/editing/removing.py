@@ -13,7 +13,7 @@ from tallstore.archive.subset import CONFIG, config_of, smaller
 from tallstore.checkpoints import Source
 from tallstore.editing.change import changing
 from tallstore.editing.handover import handed_over, only_shares
-from tallstore.editing.orphans import recoded
+from tallstore.editing.recode_tasks import recoded
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import Progress
 from tallstore.errors import InputError, NoSuchTaskError

@@ -21,7 +21,7 @@ from tallstore.encoder.components import matched
 from tallstore.encoder.tied_weights import tied_names
 from tallstore.errors import TallstoreError
 from tallstore.format.dtypes import MASKABLE
-from tallstore.packing.parents import OCTAVES, choose_parents
+from tallstore.packing.choose_parents import OCTAVES, choose_parents
 
 __all__ = ["SMALLEST", "LinearFit", "find_combinations", "find_parents"]
 

@@ -31,9 +31,9 @@ from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import PartRecord, Task
 from tallstore.format.part import Entry, PartHeader
 from tallstore.format.relatives import MergeRecipe, Relatives
+from tallstore.packing.choose_parents import OCTAVES, cost_of, step_cost
 from tallstore.packing.find_combinations import LinearFit
 from tallstore.packing.groups import packed_beside
-from tallstore.packing.parents import OCTAVES, cost_of, step_cost
 from tallstore.packing.uncoded import Combination, Kept, kept_of
 from tallstore.recipes.histogram import NARROW_BYTES
 from tallstore.stores import Sink, open_store

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tallstore.engines.ahead import ahead
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded, layer_of
-from tallstore.engines.exchange import Exchange
+from tallstore.engines.task_exchange import Exchange
 
 State = dict[str, Tensor]
 PARTS = ("q_proj", "k_proj", "v_proj")

@@ -39,7 +39,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """base, binary, signed, delta, lossless, private (stored whole), relative or tied (see `cut_ties`).
+        """base, binary, signed, delta, lossless, private (stored whole), relative or tied (see `untied_in_some`).
 
         Relative is what builds on other tasks' weights, whatever its entry's own kind.
         """

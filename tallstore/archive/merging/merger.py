@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tallstore.archive.decode import Decoder
 from tallstore.archive.merging.alignment import DECODED, Lineup, Member, line_up
-from tallstore.archive.merging.cut_ties import with_cut_ties
 from tallstore.archive.merging.layout import MergedTensor, Outline, Outlines
 from tallstore.archive.merging.method import choose
 from tallstore.archive.merging.tiles import TILE, Gaps, Rows, TaskVectorReader, Work, ahead
+from tallstore.archive.merging.untied_in_some import with_cut_ties
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.engines.catalogue import Catalogue
-from tallstore.engines.exchange import Exchange
 from tallstore.engines.straight import StraightLayers, WrittenParameter
+from tallstore.engines.task_exchange import Exchange
 from tallstore.engines.vllm.plugin import check_vllm
 
 __all__ = ["TaskWorker"]

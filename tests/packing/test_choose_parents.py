@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tallstore.packing.parents import LINKS, choose_parents, cost_of, step_cost
+from tallstore.packing.choose_parents import LINKS, choose_parents, cost_of, step_cost
 
 N = 20000
 

@@ -17,7 +17,7 @@ from tallstore.checkpoints import Source
 from tallstore.editing.adding_relatives import depth_of
 from tallstore.editing.base import base_of
 from tallstore.editing.change import Change
-from tallstore.editing.orphans import recoded
+from tallstore.editing.recode_tasks import recoded
 from tallstore.encoder import Progress
 from tallstore.encoder.options import LOSSLESS
 from tallstore.format.manifest import Manifest
