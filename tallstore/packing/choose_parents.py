@@ -1,8 +1,8 @@
 """Which tasks are better coded against another one than against the base: a forest of short chains, chosen by cost.
 
 Cheapest trees of bounded depth are hard to find (they hold Steiner trees as a special case), and near ones easy. Let
-each task have a level, and the cheapest parent on a lower one: the change of one level that saves most is made until
-none saves anything, from a few beginnings, of which the best end counts.
+each task have a level, and the cheapest parent on a lower one: task by task takes the level that is best for all of
+them, until none gains by another, from a few beginnings, of which the best end counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _DRIFTS = (0.5, 1.5, 3.5)
 """Between which distances from the base, in units, elements of a parent are counted apart."""
 _DIRECT = 16
 """Steps of fewer units are counted one by one."""
-_BEGINNINGS = 12
+_NEAREST = 12
+"""Parents that are looked at for each task: those that least is left against."""
+_BEGINNINGS, _LOOK_UPS = 40, 1 << 20
+"""Random beginnings, and tasks squared that they may come to in all: of a thousand tasks there are fewer."""
 OCTAVES = 12
 """Of units, from the largest one down, that are told apart."""
 
@@ -54,18 +57,22 @@ def choose_parents(
     own = {name: cost_of(rows[name], octaves) for name in tasks}
     costs: dict[str, dict[str, float]] = {name: {} for name in tasks}
     for name in tasks:
-        for other in depths:
-            if other != name and (cost := _apart(rows[name], rows[other], octaves)) < _NEARER * own[name]:
+        for other in _nearest(rows, name, [other for other in depths if other != name]):
+            if (cost := step_cost(rows[name], rows[other], octaves)) < _NEARER * own[name]:
                 costs[name][other] = cost
     forest = _Forest(own, costs, {name: depth for name, depth in depths.items() if name not in own})
     return {name: (other, 1 - costs[name][other] / own[name]) for name, other in forest.best().items()}
 
 
-def _apart(row: Floats, other: Floats, octaves: Integers) -> float:
-    """What one costs against the other; of those that have no direction in common it is not worked out."""
-    if row @ other < _ALIKE * min(row @ row, other @ other):
-        return np.inf
-    return step_cost(row, other, octaves)
+def _nearest(rows: Mapping[str, Floats], task: str, others: Sequence[str]) -> list[str]:
+    """Those that least is left against, of those that have a direction in common with a task."""
+    row, left = rows[task], {}
+    size = row @ row
+    for other in others:
+        along, own = row @ rows[other], rows[other] @ rows[other]
+        if along >= _ALIKE * min(size, own):
+            left[other] = size + own - 2 * along
+    return sorted(left, key=lambda other: (left[other], other))[:_NEAREST]
 
 
 def step_cost(row: Floats, other: Floats, octaves: Integers) -> float:
@@ -117,46 +124,58 @@ class _Forest:
         n, draw = len(self._tasks), np.random.default_rng(0)
         if not n or not np.isfinite(self._costs).any():
             return {}
-        beginnings = [np.zeros(n, np.int64), *draw.integers(0, LINKS + 1, (_BEGINNINGS, n))]
-        ends = [self._improved(levels) for levels in beginnings]
-        levels = min(ends, key=lambda each: self._looked_up(each).total)
-        chosen = self._looked_up(levels)
+        more = min(_BEGINNINGS, _LOOK_UPS // n**2)
+        beginnings = [np.zeros(n, np.int64), *draw.integers(0, LINKS + 1, (more, n))]
+        ends = [self._looked_up(self._improved(levels)) for levels in beginnings]
+        chosen = min(ends, key=lambda each: each.total)
         return {
-            name: self._others[at]
-            for name, at, saves in zip(self._tasks, chosen.parents, chosen.saves, strict=True)
+            name: self._others[parent]
+            for name, parent, saves in zip(self._tasks, chosen.parents, chosen.saves, strict=True)
             if saves
         }
 
     def _improved(self, levels: Integers) -> Integers:
-        """Levels of which no single one can be changed for the better; the first of equal changes is made."""
-        total = self._looked_up(levels).total
-        while True:
-            changes = []
+        """Levels of which no single one can be changed for the better: task by task takes its best one."""
+        chosen, changed = self._looked_up(levels), True
+        while changed:
+            changed = False
             for at in range(len(levels)):
-                for level in set(range(LINKS + 1)) - {int(levels[at])}:
-                    changed = levels.copy()
-                    changed[at] = level
-                    changes.append((self._looked_up(changed).total, at, level))
-            least, at, level = min(changes)
-            if least >= total - _NOTHING:
-                return levels
-            levels, total = levels.copy(), least
-            levels[at] = level
+                totals = [self._total(levels, chosen, at, level) for level in range(LINKS + 1)]
+                level = int(np.argmin(totals))
+                if totals[level] < totals[levels[at]] - _NOTHING:
+                    levels, changed = levels.copy(), True
+                    levels[at] = level
+                    chosen = self._looked_up(levels)
+        return levels
+
+    def _total(self, levels: Integers, chosen: _Chosen, at: int, level: int) -> float:
+        """What all tasks cost with another level for one of them."""
+        without = np.where(chosen.parents == at, chosen.second, chosen.least)
+        costs = np.where(levels > level, np.minimum(without, self._costs[:, at]), without)
+        lower = np.concatenate([levels, self._there]) < level
+        lower[at] = False
+        costs[at] = self._costs[at, lower].min(initial=np.inf)
+        return float(np.minimum(costs, self._own).sum())
 
     def _looked_up(self, levels: Integers) -> _Chosen:
         """The cheapest parents that levels allow."""
         lower = np.concatenate([levels, self._there])[None, :] < levels[:, None]
         costs = np.where(lower, self._costs, np.inf)
+        each = np.arange(len(levels))
         parents = costs.argmin(1)
-        cheapest = costs[np.arange(len(levels)), parents]
-        saves = cheapest < self._own
-        return _Chosen(parents, saves, float(np.where(saves, cheapest, self._own).sum()))
+        least = costs[each, parents]
+        costs[each, parents] = np.inf
+        total = float(np.minimum(least, self._own).sum())
+        return _Chosen(parents=parents, least=least, second=costs.min(1), saves=least < self._own, total=total)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """Parents by task, whether each is cheaper than the base, and what all of them cost."""
+    """The cheapest parent of each task, and what that costs; what the next one would; whether the base costs more."""
 
     parents: Integers
+    least: Floats
+    second: Floats
     saves: npt.NDArray[np.bool_]
     total: float
+    """Of all tasks, each on its parent or on the base."""

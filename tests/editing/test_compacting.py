@@ -128,7 +128,7 @@ def test_a_referenced_base_is_needed_to_do_without_a_vector(tmp_path: Path) -> N
     before = decoded(path, base=base)
     report = tallstore.compact(path)
     assert report.pruned == ("0",)
-    assert "needs the base" in report.warnings[0]
+    assert "that needs base=… (--base)" in report.warnings[0]
     with pytest.raises(WrongBaseError):
         tallstore.compact(path, base={**base, "big": base["big"] + 1})
     assert tallstore.compact(path, base=base).resolved == ("0",)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import without_kernels
 
 from tallstore.codecs import LOSSLESS
 from tallstore.codecs.drift import DriftCodec
@@ -43,7 +44,7 @@ def test_it_comes_back_from_the_same_bytes_everywhere(dtype: str, n: int, monkey
     coded = CODEC.encode(task, before, dtype, (64, 0), origin)
     for native in (True, False):
         if not native:
-            monkeypatch.setattr(lattice_fast, "_native", lambda: None)
+            without_kernels(monkeypatch)
             assert CODEC.encode(task, before, dtype, (64, 0), origin) == coded
         out = before.copy()
         CODEC.decode(coded, out, dtype, origin)
