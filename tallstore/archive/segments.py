@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from tallstore.archive.locations import needs_origin
 from tallstore.archive.piece_cache import Into, Read
 from tallstore.archive.read_plan import How, Origin, Segment, TensorPlan, chunks_of
 from tallstore.kernels.reference import wide
-from tallstore.kernels.scratch import scratch
 from tallstore.kernels.steps import Steps
 from tallstore.kernels.tiled import DecodedSteps
 from tallstore.merging.stored_merge import merged
@@ -94,7 +92,7 @@ class SegmentWriter:
             self._add(plan, segment, out, None)
             return met
         wanted = origin is not None and origin.base == plan.base
-        held = origin if origin is not None and wanted else Origin(str(plan.base), _beside(out, lent=origin is None))
+        held = origin if origin is not None and wanted else Origin(str(plan.base), torch.empty_like(out))
         if not self._merge(plan, segment.start, out, held):
             self._base.converted(held.base, segment.start, held.out)
         self._add(plan, segment, out, held.out)
@@ -182,10 +180,3 @@ class SegmentWriter:
                 self._chunks.lossless(*chunk, part, None if origin is None else origin[begin:end])
             else:
                 self._chunks.steps(chunk.place, plan.vector, chunk.number, chunk.name).begin()(part, part)
-
-
-def _beside(out: Tensor, *, lent: bool) -> Tensor:
-    """Memory like some; `lent`: this thread's, that the next call uses again."""
-    if not lent:
-        return torch.empty_like(out)
-    return torch.from_numpy(scratch("origin", out.nbytes, np.uint8)).view(out.dtype)

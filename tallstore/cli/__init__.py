@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with output.warned():
             words = sys.argv[1:] if arguments is None else arguments
-            command(words[0] if words else None)(words, prog_name="tallstore", standalone_mode=True)
+            command(words[0] if words else None)(arguments, prog_name="tallstore", standalone_mode=True)
     except TallstoreError as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -43,7 +43,14 @@ class Lanes(LosslessCodec):
     id = "lanes"
     _planes, _mask = Planes(), Adaptive()
 
-    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0), origin: Bytes | None = None) -> bytes:  # noqa: ARG002 - all rows alike
+    def encode(
+        self,
+        raw: Bytes,
+        base: Bytes,
+        dtype: str,
+        row: Row = (0, 0),  # noqa: ARG002 - all rows alike
+        origin: Bytes | None = None,  # noqa: ARG002 - drift's
+    ) -> bytes:
         """The smallest of all ways."""
         if np.array_equal(raw, base):
             return bytes([_SAME])

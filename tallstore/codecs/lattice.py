@@ -74,7 +74,14 @@ class LatticeCodec(LosslessCodec):
     id = "lattice"
     _planes = Planes()
 
-    def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0), origin: Bytes | None = None) -> bytes:  # noqa: ARG002
+    def encode(
+        self,
+        raw: Bytes,
+        base: Bytes,
+        dtype: str,
+        row: Row = (0, 0),
+        origin: Bytes | None = None,  # noqa: ARG002 - drift's
+    ) -> bytes:
         """Whichever mode is the smallest, as far as samples tell."""
         return self._encode(raw, base, dtype, row, None)
 
@@ -143,6 +150,8 @@ def _told(model: Model) -> bytes:
 
 def take_steps(lattice: Lattice, out: Bytes, view: memoryview, origin: Bytes | None = None) -> None:
     """Decode a chunk of mode 3, or of mode 4 with what it drifted from."""
+    if origin is not None and len(origin) != len(out):
+        raise ValueError(f"an origin of {len(origin)} bytes is not one of {len(out)}")
     words, before = out.view(lattice.word), None if origin is None else origin.view(lattice.word)
     told = _frame(lattice, view, len(words))
     if not decode(lattice, words, np.frombuffer(view, np.uint8), told, before):

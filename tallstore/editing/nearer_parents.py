@@ -7,6 +7,7 @@ that others are made of. What takes fewer bytes is measured, not foretold: what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from tallstore.editing.recode_tasks import recoded
 from tallstore.encoder import Progress
 from tallstore.encoder.options import LOSSLESS
 from tallstore.format.manifest import Manifest
+from tallstore.packing.choose_parents import within
 from tallstore.packing.find_combinations import find_parents
 
 __all__ = ["reparented"]
@@ -52,7 +54,7 @@ def reparented(
     if not new:
         return None
     spliced = recoded(change, stack, list(new), given, progress, new)
-    return _without_losers(change, spliced, new)
+    return _without_losers(change, spliced, new, depths)
 
 
 def _is_plain(manifest: Manifest, task: str) -> bool:
@@ -65,16 +67,24 @@ def _parent(manifest: Manifest, task: str) -> str | None:
     return None if relatives is None else relatives.parent
 
 
-def _without_losers(change: Change, spliced: Spliced, new: dict[str, str]) -> tuple[Spliced, dict[str, str]] | None:
-    """Those tasks as they were that gained nothing. What others are coded against is the same bits either way."""
+def _without_losers(
+    change: Change, spliced: Spliced, new: Mapping[str, str], depths: Mapping[str, int]
+) -> tuple[Spliced, dict[str, str]] | None:
+    """Those tasks as they were that gained nothing, or whose chain that would make too long.
+
+    What others are coded against is the same bits either way.
+    """
     old, tasks = change.manifest, dict(spliced.manifest.tasks)
     parts, files = dict(spliced.manifest.parts), dict(spliced.files)
-    kept = dict(new)
-    for name in new:
+
+    def gains(name: str) -> bool:
         before, after = old.tasks[name].number("bytes"), tasks[name].number("bytes")
-        if tasks[name].relatives is not None and before is not None and after is not None and after < _PAYS * before:
-            continue
-        del kept[name]
+        if tasks[name].relatives is None or before is None or after is None:
+            return False
+        return after < _PAYS * before
+
+    kept = within({name: other for name, other in new.items() if gains(name)}, depths)
+    for name in new.keys() - kept.keys():
         for paths in tasks[name].parts.values():
             for path in paths:
                 parts.pop(path), files.pop(path, None)

@@ -13,6 +13,7 @@ prepares those that are decoded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -148,7 +149,7 @@ class StraightLayers:
     def write(self, catalogue: Catalogue, task: str, names: Sequence[str], applied: dict[str, str]) -> list[str]:
         """Write those tensors of a task that can be. Returns the names of the others; `applied` is given hashes.
 
-        Where it fails, layers before that are written and others not.
+        Where it fails, some layers are written and others not, or in part.
         """
         facts, asked = catalogue.tensors(task), set(names)
         layers = []
@@ -168,9 +169,11 @@ class StraightLayers:
         most = max((self._size(group) for group in groups), default=0)
         workers = max(1, min(threads, _IN_FLIGHT // max(most, 1) - 1))
         jobs = (partial(_decode, catalogue, task, self._targets(group), threads) for group in groups)
-        for targets, hashes in ordered(jobs, workers, ahead=workers + 1, name="tallstore-straight", initializer=unbind):
-            applied |= hashes
-            self._take(targets)
+        decoded = ordered(jobs, workers, ahead=workers + 1, name="tallstore-straight", initializer=unbind)
+        with closing(decoded):  # whatever fails: no thread writes on when this returns
+            for targets, hashes in decoded:
+                applied |= hashes
+                self._take(targets)
         return [name for name in names if name in asked]
 
     def held(self, names: Iterable[str]) -> dict[str, Tensor]:

@@ -179,7 +179,8 @@ class Exchange:
         started = time.perf_counter()
         if self._digest is not None:
             held = self._model.held(self._straight)
-            same = all(self._applied.get(name) == digest for name, digest in hashes_of(held).items())
+            applied = {**self._applied, **(turn.applied or {})}
+            same = all(applied.get(name) == digest for name, digest in hashes_of(held).items())
             if not same or digest_of(self._model.module, held.values()) != self._digest:
                 raise ModelChangedError("the model's weights were changed by someone else since its last exchange")
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tallstore.packing.choose_parents import LINKS, choose_parents, cost_of, step_cost
+from tallstore.packing.choose_parents import LINKS, choose_parents, cost_of, step_cost, within
 
 N = 20000
 
@@ -40,6 +40,24 @@ def test_what_is_there_already_counts_towards_a_chain() -> None:
     for there, wanted in ((LINKS - 1, {"step3"}), (LINKS, set())):
         chosen = choose_parents(rows, octaves, ["step3"], {"step2": there})
         assert set(chosen) == wanted
+
+
+def test_a_task_that_stays_where_it_is_makes_no_chain_too_long() -> None:
+    """Three links were asked for there: nothing is put on their end, nor on what would be the second link above it."""
+    assert within({"d": "c"}, {"c": LINKS, "d": 0}) == {}
+    assert within({"d": "c", "c": "b"}, {"a": 0, "b": LINKS - 1, "c": 3, "d": 0}) == {"c": "b"}
+    assert within({"d": "c", "c": "b", "e": "a"}, {"a": 0, "b": LINKS, "c": 3, "d": 0, "e": 0}) == {"e": "a"}
+    assert within({"b": "a", "c": "b"}, {"a": 0}) == {"b": "a", "c": "b"}
+
+
+def test_of_many_checkpoints_the_nearest_are_looked_at() -> None:
+    rows, octaves = run(40), np.zeros(N, np.int64)
+    parents = {
+        name: other for name, (other, _) in choose_parents(rows, octaves, list(rows), dict.fromkeys(rows, 0)).items()
+    }
+    assert len(parents) >= 30
+    assert max(depth(parents, name) for name in rows) <= LINKS
+    assert all(abs(int(name[4:]) - int(other[4:])) <= 12 for name, other in parents.items())
 
 
 def test_an_earlier_checkpoint_takes_less_than_a_later_one() -> None:

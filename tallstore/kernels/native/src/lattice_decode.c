@@ -247,8 +247,8 @@ ALWAYS void fill_drift(int16_t *restrict out, const void *words, const void *ori
 }
 
 /* Turn n of the base's elements into the task's, by a chunk and what its model holds. `origin`: what the words have drifted
- * from, for a chunk that asks for it. `entries` has room for all that there
- * can be. Returns 0; 1 if the stream does not end with the elements; 2 if the open bits do not; 3 if the chunk is none. */
+ * from, for a chunk that asks for it. `entries` has room for all that there can be. Returns 0; 1 if the stream does not end
+ * with the elements; 2 if the open bits do not; 3 if the chunk is none. */
 TS_KERNEL(int32_t, lattice_decode)(
     void *words, int64_t n, int32_t bits_of_word, int32_t shift, int32_t mask, const uint8_t *data, int64_t size,
     const uint8_t *told_data, int64_t told_size, uint32_t *entries, const void *origin
@@ -275,9 +275,9 @@ TS_KERNEL(int32_t, lattice_decode)(
         else fill_levels(found, here, some, &of.of, bits_of_word);
         const bool graded = by->rank || of.drifted;
         if (of.drifted) {
-            const char *from = (const char *)origin + start * (bits_of_word / 8);
-            if (bits_of_word == 16) fill_drift(drift, here, from, some, 16);
-            else fill_drift(drift, here, from, some, bits_of_word);
+            const char *there = (const char *)origin + start * (bits_of_word / 8);
+            if (bits_of_word == 16) fill_drift(drift, here, there, some, 16);
+            else fill_drift(drift, here, there, some, bits_of_word);
             grade_drift(&told, drift, some, by->marks);
         } else if (by->rank) predict(&told, start, some, by);
         fill_tables(found, graded ? told.grade : NULL, start, some, by);
