@@ -210,7 +210,9 @@ def check_far_target(url: str, options: Mapping[str, Any] | None, *, overwrite: 
     putter = Putter(url, options)
     there = putter.exists("" if is_single(url) else MANIFEST)
     if there and not overwrite:
-        raise OutputExistsError(f"{putter.url}: is there already; choose another name or overwrite=True (--overwrite)")
+        raise OutputExistsError(
+            f"{putter.url}: is there already; choose another name, or pass overwrite=True (--overwrite)"
+        )
     if not there and not is_single(url) and putter.sizes():
         raise OutputExistsError(f"{putter.url}: holds files and is no tallstore archive; choose another name")
 

@@ -157,7 +157,9 @@ def refuse_existing(target: Path, *, overwrite: bool, ours: bool, what: str) -> 
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
-        raise OutputExistsError(f"{target}: is there already; choose another name or overwrite=True (--overwrite)")
+        raise OutputExistsError(
+            f"{target}: is there already; choose another name, or pass overwrite=True (--overwrite)"
+        )
     if not ours:
         raise OutputExistsError(f"{target}: is not {what}, so it is not overwritten; choose another name")
 

@@ -85,7 +85,7 @@ def test_an_archive_is_overwritten_only_when_asked(
     tallstore.pack(*zoo, target)
     before = bytes_of(target.parent)
     with pytest.raises(
-        OutputExistsError, match=r"is there already; choose another name or overwrite=True \(--overwrite\)"
+        OutputExistsError, match=r"is there already; choose another name, or pass overwrite=True \(--overwrite\)"
     ):
         tallstore.pack(*other, target)
     assert bytes_of(target.parent) == before
@@ -300,7 +300,7 @@ def test_export_replaces_a_model_only_when_asked(tmp_path: Path, opened: tallsto
     opened.export("a", out)
     before = bytes_of(out)
     with pytest.raises(
-        OutputExistsError, match=r"out: is there already; choose another name or overwrite=True \(--overwrite\)"
+        OutputExistsError, match=r"out: is there already; choose another name, or pass overwrite=True \(--overwrite\)"
     ):
         opened.export("b", out)
     assert bytes_of(out) == before
