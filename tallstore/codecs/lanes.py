@@ -58,7 +58,7 @@ class Lanes(LosslessCodec):
         widths = _LANES.get(dtype, dict.fromkeys((4, 8, 8 * ITEM_BYTES[dtype])))
         return min([*(self._encode_lanes(raw, base, bits) for bits in widths), whole], key=len)
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002
+    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002 - drift's
         """By the first byte."""
         view = memoryview(data).cast("B")
         if not len(view):

@@ -102,7 +102,7 @@ class LatticeCodec(LosslessCodec):
     def _differences(self, raw: Bytes, base: Bytes, item: int) -> bytes:
         return bytes([_DIFFERENCES]) + self._planes.encode(reference.difference(raw, base, item), _WORDS[item])
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002
+    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002 - drift's
         """By the first byte."""
         view = memoryview(data).cast("B")
         mode = view[0] if len(view) else None

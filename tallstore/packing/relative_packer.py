@@ -26,6 +26,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.components import matched
 from tallstore.encoder.options import LOSSLESS
+from tallstore.encoder.row_bits import same_bits
 from tallstore.encoder.tied_weights import tied_names
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import PartRecord, Task
@@ -361,18 +362,14 @@ def _same(source: Checkpoint, task: Checkpoint, name: str) -> bool:
 def _alike(task: Checkpoint, name: str, other: Callable[[int, int], Tensor]) -> bool:
     """Whether a tensor is, to the last bit, what `other` gives of its elements [a, b), up to the first that is not."""
     numel, begin = task.tensors[name].numel, task.read(name, 0, min(_FEW, task.tensors[name].numel))
-    if not _same_bits(begin, other(0, len(begin))):
+    if not same_bits(begin, other(0, len(begin))):
         return False
     for at in range(0, numel, _RUN):
         own = task.read(name, at, min(at + _RUN, numel))
         there = other(at, min(at + _RUN, numel))
-        if not _same_bits(own, there):
+        if not same_bits(own, there):
             return False
     return True
-
-
-def _same_bits(left: Tensor, right: Tensor) -> bool:
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def _gains(own: Tensor, start: Tensor, base: Tensor) -> bool:
