@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tallstore.adapters.foreign import load_adapter_into
+from tallstore.adapters.peft_merge import load_adapter_into
 from tallstore.archive.archive import Archive
 from tallstore.archive.compare import compare
 from tallstore.archive.devices import on_device
@@ -21,7 +21,7 @@ from tallstore.archive.load_into import load_into
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.merging.merger import Evaluator, Merged, MergeOptions, Merger, MergeReport
 from tallstore.archive.switch import Switcher
-from tallstore.archive.thin import export_thin
+from tallstore.archive.thin_folder import export_thin
 from tallstore.archive.verify import VerifyReport, verify_archive
 from tallstore.checkpoints import Source, open_checkpoint
 from tallstore.checkpoints.adapters import is_peft_model

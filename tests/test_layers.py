@@ -198,7 +198,7 @@ def test_threads_are_started_in_one_place() -> None:
     no layer but `errors`, so that products have a pool of their own.
     """
     allowed = {
-        *("concurrency.py", "encoder/engine.py", "engines/ahead.py", "engines/vllm/switching.py"),
+        *("concurrency.py", "encoder/engine.py", "engines/decode_ahead.py", "engines/vllm/switching.py"),
         *("kernels/native/build.py", "kernels/native/products.py"),
     }
     for _, path in modules():

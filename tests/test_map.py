@@ -19,7 +19,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     # The package itself.
     "_version": ("test_public.py", "test_supply.py"),
     "errors": ("test_public.py", "test_bad_input.py"),
-    "evaluator": ("packing/test_trials.py", "packing/test_targets.py"),
+    "evaluator": ("packing/test_pack_one_group.py", "packing/test_targets.py"),
     "notes": ("cli/test_cli.py", "quantized/test_every_type.py"),
     "humanize": ("cli/test_cli.py", "report/test_page.py"),
     "tensors": ("encoder/test_types.py", "quantized/test_every_type.py"),
@@ -58,13 +58,13 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "archive/segments": ("differential/test_differential.py", "relatives/test_merges.py"),
     "archive/shared_tensors": ("relatives/test_shared.py", "relatives/test_found.py"),
     "archive/subset": ("hub/test_pulling.py",),
-    "archive/thin": ("engines/test_transformers.py",),
+    "archive/thin_folder": ("engines/test_transformers.py",),
     "archive/verify": ("archive/test_damage.py", "trust/test_damage_everywhere.py"),
     # Checkpoints: as libraries write them.
     "checkpoints/adapters": ("adapters/test_adapters.py",),
     "checkpoints/base": ("checkpoints/test_every_kind.py",),
     "checkpoints/companions": ("checkpoints/test_nothing_is_silent.py",),
-    "checkpoints/every": ("checkpoints/test_sets.py",),
+    "checkpoints/weight_sets_as_tasks": ("checkpoints/test_weight_sets.py",),
     "checkpoints/folder": ("checkpoints/test_diffusers.py", "checkpoints/test_sentence_transformers.py"),
     "checkpoints/hash_cache": ("hub/test_hash_cache.py",),
     "checkpoints/hub": ("hub/test_pulling.py", "hub/test_adapters.py"),
@@ -113,7 +113,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "encoder/select_native": ("kernels/test_native_encode.py",),
     "encoder/sidecars": ("checkpoints/test_nothing_is_silent.py",),
     "encoder/tile": ("kernels/test_encode.py",),
-    "encoder/without_loss": ("quantized/test_quantized.py",),
+    "encoder/lossless_warnings": ("quantized/test_quantized.py",),
     # Engines are given tasks by way of their own loaders, a far archive beside them.
     "engines/*": ("engines/test_task_exchange.py", "engines/test_transformers.py"),
     # What an archive may say: the specification's schema, vectors, limits and hostile inputs.
@@ -121,7 +121,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "hub/card": ("hub/test_pushing.py",),
     "hub/decoded_cache": ("hub/test_loading.py",),
     "hub/resolve": ("hub/test_hub_cli.py",),
-    "hub/thin": ("engines/test_transformers.py", "hub/test_pushing.py"),
+    "hub/thin_folders": ("engines/test_transformers.py", "hub/test_pushing.py"),
     # Kernels: each backend against the reference.
     "kernels/codes": ("spec/test_vectors.py", "kernels/test_native_encode.py"),
     "kernels/devices": ("kernels/test_decode.py", "archive/test_switch.py"),
@@ -143,7 +143,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "kernels/steps": ("kernels/test_fill.py", "kernels/test_gap_lists.py"),
     "merging/*": ("merging/test_merging.py", "merging/test_agreement.py"),
     "names/*": ("names/test_conversions.py", "names/test_folders_of_modules.py"),
-    "packing/*": ("packing/test_targets.py", "packing/test_trials.py"),
+    "packing/*": ("packing/test_targets.py", "packing/test_pack_one_group.py"),
     # Recipes: golden values of the paper's code, and the formulas.
     "recipes/*": (
         "recipes/test_recipes.py",
@@ -155,7 +155,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     # Each row of a mixed batch is what its task gives alone.
     "serving/*": ("serving/test_multitask.py", "serving/test_multitask_calls.py"),
     "stores/base": ("stores/test_every_store.py",),
-    "stores/find": ("stores/test_every_store.py", "hub/test_hub_cli.py"),
+    "stores/opening": ("stores/test_every_store.py", "hub/test_hub_cli.py"),
     "stores/fsspec_*": ("hub/test_far_output.py", "hub/test_far.py"),
     "stores/hub*": ("hub/test_pulling.py", "hub/test_tall_file.py"),
     "stores/blocks": ("hub/test_far.py",),

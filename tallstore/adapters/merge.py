@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tallstore.adapters.config import AdapterConfig
-from tallstore.adapters.foreign import TAKEN
+from tallstore.adapters.peft_merge import TAKEN
 from tallstore.adapters.places import AdapterPlaces
 from tallstore.adapters.tensors import TOKENS, AdapterTensors
 from tallstore.errors import FormatError, OptionError, WrongBaseError
@@ -307,7 +307,7 @@ class _Merger:
         return self._foreign()[name]
 
     def _merged_by_peft(self) -> Mapping[str, Tensor]:
-        from tallstore.adapters.foreign import merged
+        from tallstore.adapters.peft_merge import merged
 
         weights: dict[str, Tensor] = {}
         transposed: set[str] = set()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tallstore.checkpoints.base import Checkpoint, Source, TensorInfo
-from tallstore.checkpoints.every import with_every_set
-from tallstore.checkpoints.find import open_checkpoint, opened_checkpoint
 from tallstore.checkpoints.merged import merged_state
+from tallstore.checkpoints.opening import open_checkpoint, opened_checkpoint
 from tallstore.checkpoints.referenced import ReferencedBase, referenced
 from tallstore.checkpoints.respelled import respelled, same_share
 from tallstore.checkpoints.rounded import RoundedBase
+from tallstore.checkpoints.weight_sets_as_tasks import with_every_set
 
 __all__ = [
     "Checkpoint",

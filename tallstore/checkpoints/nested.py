@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tallstore.checkpoints.sets import MAIN, is_copy, other_set
+from tallstore.checkpoints.weight_sets import MAIN, is_copy, other_set
 from tallstore.errors import CheckpointError
 
 __all__ = ["NestedState", "left_out", "sets_of", "tree_of"]

@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from tallstore.checkpoints.base import Checkpoint, TensorInfo
-from tallstore.checkpoints.find import open_checkpoint
 from tallstore.checkpoints.hash_cache import HashCache
 from tallstore.checkpoints.hub import download
+from tallstore.checkpoints.opening import open_checkpoint
 from tallstore.errors import BaseNeededError, CheckpointError, RemoteError
 from tallstore.stores import Access
 from tallstore.stores.hub import named_right, remove

@@ -19,7 +19,7 @@ from torch import Tensor
 from tallstore.checkpoints.base import Checkpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.nested import left_out, sets_of, tree_of
-from tallstore.checkpoints.sets import ALL, MAIN, choose_by_prefix, named_set
+from tallstore.checkpoints.weight_sets import ALL, MAIN, choose_by_prefix, named_set
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format.layout import WeightsFile
 from tallstore.format.names import check_path

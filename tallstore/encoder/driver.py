@@ -30,6 +30,7 @@ from tallstore.encoder.batches import (
 )
 from tallstore.encoder.engine import Engine
 from tallstore.encoder.items import LOSSLESS, WORDS, Tools, WholePiece
+from tallstore.encoder.lossless_warnings import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
 from tallstore.encoder.parts import PartWriter
@@ -37,7 +38,6 @@ from tallstore.encoder.plan import EncodePlan, User, Whole
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.report import Progress, sentence
 from tallstore.encoder.resume import Journal
-from tallstore.encoder.without_loss import WithoutLoss, count_without_loss, warnings_of
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor

@@ -18,13 +18,11 @@ from tallstore.format.manifest import STORAGES
 from tallstore.humanize import parse_size
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
-from tallstore.recipes.solo import LEVELS
+from tallstore.recipes.quality_levels import QUALITIES
 
 Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 """Scores a task's state dict; higher is better."""
 
-QUALITIES = LEVELS
-"""How far outputs may be from the fine-tune's, in units of how far the base's are, by name (recipe `solo`)."""
 LOSSLESS = "lossless"
 """The quality that loses nothing: every tensor is coded against the base's and comes back bit for bit."""
 BASE_STORAGES = (*STORAGES, "bf16")

@@ -16,6 +16,7 @@ from tallstore.checkpoints import Checkpoint, RoundedBase, Source, opened_checkp
 from tallstore.encoder.assembly import TensorCost, Writers
 from tallstore.encoder.driver import GroupSlot, PackJob, Stream, chunk_elements, in_memory
 from tallstore.encoder.engine import open_engine
+from tallstore.encoder.lossless_warnings import WithoutLoss
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.metrics import Cheaper
 from tallstore.encoder.options import LOSSLESS, Options
@@ -24,7 +25,6 @@ from tallstore.encoder.plan import UNMATCHED, EncodePlan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport, sentence
 from tallstore.encoder.resume import Journal
 from tallstore.encoder.sidecars import base_files_of, put_file, write_files
-from tallstore.encoder.without_loss import WithoutLoss
 from tallstore.errors import InputError
 from tallstore.format import strict_json
 from tallstore.format.adapter import WEIGHTS, Adapter

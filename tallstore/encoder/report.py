@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tallstore.encoder.lossless_warnings import WithoutLoss
 from tallstore.encoder.metrics import Cheaper
 from tallstore.encoder.reasons import Reason, Why
-from tallstore.encoder.without_loss import WithoutLoss
 from tallstore.notes import adapter_note, cheaper_note, lossless_note
 
 Progress = Callable[[str, int, int], None]

@@ -21,7 +21,7 @@ from torch import Tensor
 from tallstore.archive import Archive, TensorFacts
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.engines.digests import hash_of
-from tallstore.engines.lazy import LazyWeight
+from tallstore.engines.lazy_tensor import LazyWeight
 from tallstore.errors import CheckpointError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import names_of

@@ -24,7 +24,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tallstore.archive import Archive
-from tallstore.archive.thin import METHOD
+from tallstore.archive.thin_folder import METHOD
 from tallstore.errors import CheckpointError, NoSuchTaskError
 from tallstore.format.manifest import names_of
 from tallstore.hub.resolve import open_named

@@ -23,7 +23,7 @@ from tallstore.errors import ArchiveError, DamagedError, OptionError, OutputExis
 from tallstore.format import limits
 from tallstore.format.manifest import MANIFEST, Manifest
 from tallstore.hub.card import PICTURE, README, is_ours, model_card
-from tallstore.hub.thin import is_thin_model, thin_models
+from tallstore.hub.thin_folders import is_thin_model, thin_models
 from tallstore.stores import Access, Store
 from tallstore.stores.base import pieces
 from tallstore.stores.hub_client import client, connect, explained, lacks_xet, parse_id

@@ -16,7 +16,7 @@ from tallstore.archive.splice import SplicedArchive, new_config, splice
 from tallstore.checkpoints import Source, opened_checkpoint
 from tallstore.encoder import GroupSlot, Options, PackReport, Progress
 from tallstore.encoder.groups import choose_groups
-from tallstore.packing.trials import pack_group
+from tallstore.packing.pack_one_group import pack_group
 from tallstore.stores import Sink, open_sink, open_store
 
 ALONE = "recipe 'solo' shares no vector: groups change nothing, and all tasks are in one"

@@ -11,8 +11,8 @@ from tallstore.encoder import Options, PackReport, Progress
 from tallstore.errors import InputError
 from tallstore.format.names import check_task_names
 from tallstore.packing.groups import pack_groups
+from tallstore.packing.pack_one_group import pack_group
 from tallstore.packing.pack_with_merges import combinations_among, pack_with_merges
-from tallstore.packing.trials import pack_group
 from tallstore.stores import check_target
 
 

@@ -35,7 +35,7 @@ from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.packing.choose_parents import OCTAVES, cost_of, step_cost
 from tallstore.packing.find_combinations import LinearFit
 from tallstore.packing.groups import packed_beside
-from tallstore.packing.uncoded import Combination, Kept, kept_of
+from tallstore.packing.score_combinations import Combination, Kept, kept_of
 from tallstore.recipes.histogram import NARROW_BYTES
 from tallstore.stores import Sink, open_store
 from tallstore.tensors import TORCH

@@ -17,7 +17,7 @@ from tallstore.recipes.solo import Solo
 from tallstore.recipes.table import make
 from tallstore.recipes.tall import Tall
 from tallstore.recipes.tallmask import Lambda, TallMasked
-from tallstore.recipes.ties import Ties
+from tallstore.recipes.ties_vector import Ties
 
 __all__ = ["GRID", "RECIPES", "Kind", "Lambda", "Recipe", "Statistic", "TallMasked", "Tile", "make_recipe"]
 

@@ -30,19 +30,15 @@ from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
 from tallstore.recipes.histogram import Magnitudes, magnitudes
+from tallstore.recipes.quality_levels import QUALITIES, TOLERABLE
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
 from tallstore.recipes.steps import Steps, biased, join, steps
 
-__all__ = ["LEVELS", "TOLERABLE", "Solo"]
+__all__ = ["Solo"]
 
 Key = tuple[int, str]
 """A task and a base tensor."""
-LEVELS = {"small": 0.19, "balanced": 0.078, "high": 0.048}
-"""How far outputs may be from the fine-tune's, in units of how far the base's are, as `divergence` foretells it: by
-name. See `benchmarks/README.md`."""
-TOLERABLE = 0.25
-"""Beyond this it is said."""
 _NEARLY = 0.9
 """Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is predicted of the latter
 is a few percent too much."""
@@ -83,7 +79,7 @@ class Solo(Recipe):
     shared = False
 
     def __init__(
-        self, bits: float | None = None, divergence: float = LEVELS["balanced"], kappa: float | None = None
+        self, bits: float | None = None, divergence: float = QUALITIES["balanced"], kappa: float | None = None
     ) -> None:
         if bits is not None and not 0 < bits <= 32:
             raise OptionError(f"bits {bits} is not a number of bits a parameter and task (above 0, at most 32)")

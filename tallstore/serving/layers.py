@@ -17,8 +17,8 @@ from torch.nn import functional
 from tallstore.errors import ModelMismatchError, OptionError
 from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import add, outputs, products
-from tallstore.serving.apart import PlacesRows, by_task, like, tensor_of
 from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
+from tallstore.serving.task_by_task import PlacesRows, by_task, like, tensor_of
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
 __all__ = ["Plan", "kind_of", "planned", "rows_of_places"]

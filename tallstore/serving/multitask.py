@@ -19,10 +19,10 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.load_into import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
-from tallstore.serving.apart import by_task
 from tallstore.serving.layers import Plan, kind_of, planned, rows_of_places
 from tallstore.serving.prepare import PreparedTensors, prepare
 from tallstore.serving.rows import BASE, BatchRows, Call
+from tallstore.serving.task_by_task import by_task
 from tallstore.serving.tensors import OwnTensor, Shelf
 from tallstore.serving.watch import watched
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tallstore.stores.base import Range, Sink, Store
-from tallstore.stores.find import check_target, is_address, open_any, open_files, open_sink
 from tallstore.stores.hub_client import Access
 from tallstore.stores.local import open_store
+from tallstore.stores.opening import check_target, is_address, open_any, open_files, open_sink
 
 __all__ = [
     "Access",

@@ -10,8 +10,8 @@ import torch
 from support import near, noise
 from torch import Tensor, nn
 
-from tallstore.engines.ahead import ahead
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded, layer_of
+from tallstore.engines.decode_ahead import ahead
 from tallstore.engines.task_exchange import Exchange
 
 State = dict[str, Tensor]

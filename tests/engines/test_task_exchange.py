@@ -20,9 +20,9 @@ import torch
 from support import near, noise, spoilt, write_folder
 
 import tallstore
-from tallstore.engines.ahead import ahead
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, layer_of
-from tallstore.engines.lazy import LazyWeight
+from tallstore.engines.decode_ahead import ahead
+from tallstore.engines.lazy_tensor import LazyWeight
 from tallstore.engines.task_exchange import Exchange
 from tallstore.engines.vllm import engine_options, serving, switch, switch_async
 from tallstore.errors import (

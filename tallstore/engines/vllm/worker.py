@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.engines.catalogue import Catalogue
-from tallstore.engines.straight import StraightLayers, WrittenParameter
+from tallstore.engines.decode_into_layers import StraightLayers, WrittenParameter
 from tallstore.engines.task_exchange import Exchange
 from tallstore.engines.vllm.plugin import check_vllm
 

@@ -26,8 +26,8 @@ from tallstore.checkpoints.folder import Component, Survey, has_weights, kind_of
 from tallstore.checkpoints.joined import JoinedCheckpoint
 from tallstore.checkpoints.memory import MemoryCheckpoint
 from tallstore.checkpoints.safetensors import SafetensorsCheckpoint
-from tallstore.checkpoints.sets import ALL, choose_by_prefix
 from tallstore.checkpoints.torch_files import is_torch_file, open_torch
+from tallstore.checkpoints.weight_sets import ALL, choose_by_prefix
 from tallstore.checkpoints.weights_files import PICKLES, SAFE, check_shards_there, read_index
 from tallstore.errors import CheckpointError
 from tallstore.format.layout import PLAIN, WeightsFile

@@ -10,7 +10,7 @@ Each names the archive that it lies in. Tokenizers are not in it, as they may be
 from __future__ import annotations
 
 from tallstore.archive import Archive
-from tallstore.archive.thin import thin_files, why_not_thin
+from tallstore.archive.thin_folder import thin_files, why_not_thin
 from tallstore.format.manifest import Manifest
 
 __all__ = ["FOLDER", "is_thin_model", "thin_models"]

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tallstore.checkpoints.base import Source
-from tallstore.checkpoints.find import open_checkpoint
-from tallstore.checkpoints.sets import ALL
+from tallstore.checkpoints.opening import open_checkpoint
+from tallstore.checkpoints.weight_sets import ALL
 
 __all__ = ["with_every_set"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import tallstore
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
+from tallstore.engines.decode_into_layers import Part, StraightLayers, written_parameters
 from tallstore.engines.digests import hash_of
-from tallstore.engines.straight import Part, StraightLayers, written_parameters
 from tallstore.engines.task_exchange import Exchange
 from tallstore.errors import ModelMismatchError
 
