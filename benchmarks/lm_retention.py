@@ -4,7 +4,9 @@ ZOO is what `lm_zoo.py` makes. Every task is packed in each setting, decoded and
 answers that are exactly right, KL(original ‖ decoded) in nats per answer token of the task and per token of text that
 the task never saw, each with its standard error, and the perplexity on that text. Bits are of the task's weights alone
 and of all its bytes, tokenizer and all, per parameter; a setting is a quality, `default`, or a number of bits, and `@4`
-behind it sets κ. `--save` keeps what is measured, and what is kept there is not measured again.
+behind it sets κ. `--peers` names others' methods (`rd_peers.py`), a regular expression: they are given the same task
+vectors in float32, and what comes of them is computed with as it is, not rounded to bf16. `--save` keeps what is
+measured, and what is kept there is not measured again.
 
 example:
   python benchmarks/lm_retention.py ~/lm ~/data --save lm.json --settings small default high lossless 0.4 0.8
@@ -15,15 +17,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import rd_peers
 import torch
 from common import describe_machine, table
 from lm_zoo import TUNES, answers, continuations, divergence
+from rd_method import Method, Unavailable
+from rd_zoo import load_zoo
 
 import tallstore
 
@@ -84,8 +91,25 @@ def decoded(zoo: Path, task: str, setting: str) -> tuple[Any, float, float]:
     return model.float(), 8 * weights / parameters, 8 * own.measured["bytes"] / parameters
 
 
-def measure(zoo: Path, data: Path, task: str, settings: list[str], examples: int) -> Iterator[Decoded]:
-    """Score one task in every setting."""
+def by_peer(zoo: Path, task: str, method: Method) -> tuple[Any, float, float]:
+    """A task as another's method leaves it, in float32; bits a parameter of its weights, twice."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = load_zoo(zoo, [task])
+    packed = method.make(loaded)
+    model = AutoModelForCausalLM.from_pretrained(zoo / "base", dtype=torch.float32).eval()
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, hat in packed.hats[0].items():
+            own[loaded.names[name]].add_(hat.view_as(own[loaded.names[name]]))
+    bits = 8 * packed.bytes / loaded.parameters
+    return model, bits, bits
+
+
+def measure(
+    zoo: Path, data: Path, task: str, settings: list[str], peers: list[Method], examples: int
+) -> Iterator[Decoded]:
+    """Score one task in every setting, and by every peer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(zoo / "base")
@@ -93,8 +117,14 @@ def measure(zoo: Path, data: Path, task: str, settings: list[str], examples: int
     model = AutoModelForCausalLM.from_pretrained(zoo / task, dtype=torch.float32).eval()
     original, due = answers(model, tokenizer, rows)
     told, _ = continuations(model, tokenizer, texts)
-    for setting in settings:
-        model, bits, bits_in_all = decoded(zoo, task, setting)
+    ways = {setting: partial(decoded, zoo, task, setting) for setting in settings}
+    ways |= {method.name: partial(by_peer, zoo, task, method) for method in peers}
+    for setting, way in ways.items():
+        try:
+            model, bits, bits_in_all = way()
+        except Unavailable as error:
+            print(f"{setting}: left out: {error}")
+            continue
         own, right = answers(model, tokenizer, rows)
         kl, kl_error = divergence(own, original)
         own, perplexity = continuations(model, tokenizer, texts)
@@ -120,17 +150,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--settings", nargs="+", default=["small", "default", "high", "lossless"])
+    parser.add_argument("--settings", nargs="*", default=["small", "default", "high", "lossless"])
+    parser.add_argument("--peers", metavar="REGEX", help="others' methods, too")
     parser.add_argument("--tasks", nargs="+", choices=list(TUNES))
     parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--save", type=Path, metavar="JSON")
     given = parser.parse_args()
     kept = json.loads(given.save.read_text()) if given.save and given.save.exists() else {"rows": []}
     scored = [Decoded(**each) for each in kept["rows"]]
+    peers = [each for each in rd_peers.methods() if given.peers and re.search(given.peers, each.name)]
     for task in given.tasks or [task for task in TUNES if (given.zoo / task).exists()]:
         known = {each.setting for each in scored if each.task == task}
         wanted = [setting for setting in given.settings if setting not in known]
-        for each in measure(given.zoo, given.data, task, wanted, given.examples) if wanted else ():
+        others = [each for each in peers if each.name not in known]
+        for each in measure(given.zoo, given.data, task, wanted, others, given.examples) if wanted or others else ():
             scored.append(each)
             print(json.dumps(asdict(each)), flush=True)
             if given.save:

@@ -26,7 +26,7 @@ import torch
 from common import describe_machine, table
 from rd_method import Method, Unavailable
 from rd_plot import draw
-from rd_zoo import Judge, Zoo, average, load_zoo
+from rd_zoo import Judge, Zoo, average, load_zoo, tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         if m.name not in known and re.search(arguments.only, m.name, re.IGNORECASE)
     ]
     if wanted:
-        zoo = load_zoo(arguments.zoo, arguments.data, arguments.tasks)
+        zoo = load_zoo(arguments.zoo, tested(arguments.zoo, arguments.data)[: arguments.tasks])
         judge = Judge(zoo, arguments.data, arguments.examples)
     for method in wanted:
         try:

@@ -45,13 +45,17 @@ class Zoo:
         return torch.stack([tau[name] for tau in self.taus])
 
 
-def load_zoo(folder: Path, data: Path, tasks: int | None) -> Zoo:
-    """The first `tasks` folders that have a test set, beside `base/`."""
-    found = sorted(p.name for p in folder.iterdir() if (data / p.name / "test.tsv").is_file())[:tasks]
+def tested(folder: Path, data: Path) -> list[str]:
+    """Tasks that have a test set."""
+    return sorted(p.name for p in folder.iterdir() if (data / p.name / "test.tsv").is_file())
+
+
+def load_zoo(folder: Path, tasks: Sequence[str]) -> Zoo:
+    """The folders of some tasks, beside `base/`."""
     base = {name: t for name, t in load_file(folder / "base" / WEIGHTS).items() if t.is_floating_point()}
     names: dict[str, str] = {}
     taus, private = [], []
-    for task in found:
+    for task in tasks:
         tau, own = {}, {}
         for name, tensor in load_file(folder / task / WEIGHTS).items():
             start = _base_name(name, tensor, base)
@@ -64,7 +68,7 @@ def load_zoo(folder: Path, data: Path, tasks: int | None) -> Zoo:
         private.append(own)
     return Zoo(
         folder=folder,
-        tasks=tuple(found),
+        tasks=tuple(tasks),
         base=base,
         names=dict(sorted(names.items())),
         taus=tuple(taus),

@@ -163,6 +163,26 @@ def test_no_two_classes_have_one_name() -> None:
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
+def test_a_long_module_says_why() -> None:
+    for _, path in modules():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 450:
+            assert "It is long because" in (ast.get_docstring(ast.parse(text)) or "").replace("\n", " "), path
+
+
+def test_no_signature_has_more_than_seven_parameters_but_the_public_ones() -> None:
+    """Of constructors. What the package offers by name may have as many as its users ask for."""
+    import tallstore
+
+    for _, path in modules():
+        for made in (
+            each for each in nodes(path) if isinstance(each, ast.ClassDef) and each.name not in tallstore.__all__
+        ):
+            for each in made.body:
+                if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                    assert len([*each.args.args, *each.args.kwonlyargs]) <= 8, f"{path}: {made.name}"
+
+
 def test_the_format_knows_no_torch() -> None:
     for owner, path in modules():
         if owner in LOW:

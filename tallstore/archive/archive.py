@@ -1,7 +1,8 @@
 """An open archive: its manifest, where each tensor lies, and what decodes it.
 
 What the package's upper parts need of it: a task's tensors, its files and folder, subsets, statistics. `tallstore.zoo`
-puts the public face over it.
+puts the public face over it. It is long because it is the one door to this package: most of its methods are a few
+lines, a docstring and a call to the module that does the work.
 """
 
 from __future__ import annotations
