@@ -9,7 +9,8 @@ __all__ = ["adapter_note", "cheaper_note", "lossless_note"]
 
 def adapter_note(name: str, kind: str) -> str:
     """Of a task that is an adapter of that type."""
-    return f"{name}: an adapter ({kind}), kept bit for bit; extract --merged makes the model of it and the base"
+    how = "extract --merged (export(…, merged=True)) makes the model of it and the base"
+    return f"{name}: an adapter ({kind}), kept bit for bit; {how}"
 
 
 def cheaper_note(name: str, tensors: float, of: float) -> str:

@@ -148,7 +148,10 @@ _OVERLAP = _masked(
 
 
 def _uncounted(_: Facts) -> Section:
-    text = "The masks were not counted: make the report without --no-masks for density by layer, agreement and overlap."
+    text = (
+        "The masks were not counted: make the report without --no-masks (masks=False) for density by layer, agreement "
+        "and overlap."
+    )
     return Section(id="masks", title="Masks", text=(text,))
 
 

@@ -279,7 +279,7 @@ def test_info_tells_how_tasks_are_stored(tmp_path: Path, capsys: pytest.CaptureF
     }
     task = Task(group="g", parts={"mask": ()}, measured=told, adapter=Adapter(type="LORA", base_files=""))
     assert list(notes_of("a", task)) == [
-        "a: an adapter (LORA), kept bit for bit; extract --merged makes the model of it and the base",
+        "a: an adapter (LORA), kept bit for bit; extract --merged (export(…, merged=True)) makes the model of it and the base",
         "a: 2 tensors of a quantized checkpoint (MXFP4), packed without loss: 4 KiB → 1 KiB",
         "a: 1 of 3 tensors bit for bit, since that is cheaper",
     ]

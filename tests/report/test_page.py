@@ -160,7 +160,7 @@ def test_without_masks_no_mask_is_read(folder: Path, tmp_path: Path) -> None:
     headers = {path: record.header_size for path, record in zoo.manifest.parts.items()}
     assert all(path == "tall.json" or stop <= (headers[path] or 0) for path, _, stop in store.ranges)
     assert [figure["data-figure"] for figure in Outline(page).all("figure")] == ["bytes", "tasks"]
-    assert "make the report without --no-masks" in page
+    assert "make the report without --no-masks (masks=False)" in page
     assert leftovers(tmp_path / "plots") == ["bytes.png", "bytes.svg", "tasks.png", "tasks.svg"]
 
 

@@ -117,7 +117,7 @@ class Merger:
         if adapters := [task for task in self.tasks if manifest.tasks[task].adapter is not None]:
             raise OptionError(
                 f"task {adapters[0]!r} is an adapter: models are merged, not adapters; name the tasks to merge "
-                "(tasks=…, --task), or pack the model that it makes (extract --merged)"
+                "(tasks=…, --task), or pack the model that it makes (extract --merged, export(…, merged=True))"
             )
         self._given = None if alpha is None else checked_alpha(alpha)
         self._decoder, self._manifest, self._head, self._progress = decoder, manifest, head, wanted.progress
