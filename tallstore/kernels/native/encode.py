@@ -30,12 +30,13 @@ __all__ = [
     "look",
     "mark",
     "measure_levels",
-    "measure_marks",
+    "moved",
     "nearest",
     "norms",
     "pack_indices",
     "packed_to_gaps",
     "place_rounded",
+    "scatter",
     "split",
     "subtract",
     "tally",
@@ -48,6 +49,7 @@ Bytes = npt.NDArray[np.uint8]
 Singles = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Places = npt.NDArray[np.uint32]
 
 _P, _I, _N, _D, _F, _U = c_void_p, c_int32, c_int64, c_double, c_float, c_uint32
 _TABLE: dict[str, Function] = {
@@ -56,16 +58,17 @@ _TABLE: dict[str, Function] = {
     "bits_on": (_N, (_P, _N)),
     "coherence": (_N, (_P, _P, _P, _N, _N, _P, _I, _P, _P, _P, _P)),
     "count_bytes": (None, (_P, _P, _N)),
-    "levels": (_D, (_P, _P, _P, _P, _N, _P, _I, _F, _U, _P)),
+    "levels": (_D, (_P, _P, _P, _P, _N, _P, _I, _F, _P, _U, _P)),
     "look": (_I, (_P, _P, _P, _N, _I)),
-    "mark": (_N, (_P, _P, _P, _P, _P, _N, _P, _N, _F, _F, _U, _P)),
+    "mark": (_N, (_P, _P, _P, _P, _N, _P, _N, _F, _F, _U, _P)),
     "measure_levels": (None, (_P, _P, _P, _P, _P, _N, _I, _P)),
-    "measure_marks": (None, (_P, _P, _P, _P, _N, _F, _I, _P)),
+    "moved": (_N, (_P, _P, _P, _P, _P, _N, _P, _N)),
     "nearest": (None, (_P, _P, _N, _P, _N, _P)),
     "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
     "pack_indices": (None, (_P, _P, _N, _P, _I)),
     "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
-    "place_rounded": (None, (_P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I)),
+    "place_rounded": (None, (_P, _P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I)),
+    "scatter": (None, (_P, _N, _P, _P, _N, _I)),
     "split": (None, (_P, _P, _N, _I, _I)),
     "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
     "tally": (_N, (_P, _P, _P, _P, _P, _N, _I, _P, _N, _P)),
@@ -173,51 +176,64 @@ def mark(
     low: float,
     width: float,
     first: int,
-    words: npt.NDArray[np.uint16] | None = None,
 ) -> bool:
     """Signed marks where |τ| ≥ low + u · width, and what `encoder.metrics.sums` measures of them over v = 1.
 
     Args:
         packed: room for n symbols of two bits; set.
         sums: shape (5,): added to: nothing, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
-        seen: whether any bit of θt is not the base's; the largest magnitude of a float16 row. (‖τ‖² is not finite where
-            θt holds what arithmetic cannot carry, if the base does not.)
-        row: θt.
+        seen: whether any bit of θt is not the base's. (‖τ‖² is not finite where θt holds what arithmetic cannot carry,
+            if the base does not.)
+        row: θt, float32.
         start: the element of the row that is the first one here.
-        base: θ0 as the task's type has it, shape (n,).
+        base: θ0, shape (n,).
         low: least magnitude, a float32.
         width: a float32. Above 0, u is the number of each parameter's place.
         first: the unmixed place of the first parameter, modulo 2^32.
-        words: room for the bits of a narrow row, shape (n,); set.
 
     Returns whether all of the row could be read.
     """
     own = scratch("tile", TILE, np.float32)
-    where = None if words is None else address(words)
     done = _kernels().mark(
-        *(address(packed), address(sums), seen.passed(), where, row.passed(), start, address(base), len(base)),
+        *(address(packed), address(sums), seen.passed(), row.passed(), start, address(base), len(base)),
         *(low, width, first, address(own)),
     )
     return bool(done == len(base))
 
 
-def measure_marks(
-    words: npt.NDArray[np.uint16], base: Singles, packed: Bytes, scale: float, form: int
-) -> tuple[float, ...]:
-    """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of a narrow row and what a decoder makes of its marks over v = 1.
+class MovedArrays(NamedTuple):
+    """Elements that moved, one behind the other, in `scratch`: shape (m,) each."""
+
+    places: Places
+    """Where each is, from the first of the chunk on."""
+    tau: Singles
+    base: Singles
+
+
+def moved(seen: Seen, row: NativeRow, start: int, base: Singles) -> MovedArrays | None:
+    """Elements [start, start + n) of a row with τ ≠ 0, which NaN is too; None where not all could be read.
 
     Args:
-        words: θt as bits, shape (n,).
-        base: θ0, shape (n,): finite numbers of that type.
-        packed: n signed symbols.
-        scale: s, a float32, finite and not below 0.
-        form: BFLOAT16 or FLOAT16.
+        seen: added to.
+        row: θt.
+        start: the element of the row that is the first one here.
+        base: θ0 of these elements, shape (n,).
     """
-    n, sums = len(words), np.empty(4)
-    _kernels().measure_marks(
-        *(address(sums), address(words), address(base), address(packed), n, scale, form, _room(n, 4))
+    n = len(base)
+    places, tau, before = (
+        scratch("places", n, np.uint32),
+        scratch("tau", n, np.float32),
+        scratch("before", n, np.float32),
     )
-    return tuple(sums.tolist())
+    count = _kernels().moved(
+        *(address(places), address(tau), address(before), seen.passed(), row.passed(), start, address(base), n)
+    )
+    return None if count < 0 else MovedArrays(places[:count], tau[:count], before[:count])
+
+
+def scatter(out: Bytes, places: Places, symbols: Bytes, bits: int) -> None:
+    """Symbols at places and zeros between them, of 2 bits or 8; `out` has room for all and is set."""
+    _kernels().scatter(address(out), len(out), address(places), address(symbols), len(places), bits)
 
 
 def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Singles, form: int) -> tuple[float, ...]:
@@ -250,7 +266,9 @@ def agree_rows(weights: Array, base: Array, decoded: Array, form: int) -> tuple[
     return tuple(sums.tolist())
 
 
-def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: int) -> tuple[Integers, Floats, float]:
+def levels(
+    indices: Bytes, tau: Singles, bounds: Singles, width: float, places: Places | None, first: int
+) -> tuple[Integers, Floats, float]:
     """Indices of magnitudes: 0, then each level of +, then each of −; `encoder.quantize` has the reference.
 
     Args:
@@ -258,35 +276,46 @@ def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: i
         tau: τ, shape (n,).
         bounds: where levels begin, ascending, at most 127.
         width: a float32; above 0, bounds are raised by it times the number of each parameter's place.
-        first: the unmixed place of the first parameter, modulo 2^32.
+        places: where in the chunk parameters are, shape (n,); None where they follow each other.
+        first: the unmixed place of the chunk's first parameter, modulo 2^32.
 
     Returns how many elements have each index, the sums of their magnitudes, and ‖τ‖².
     """
     size = 1 + 2 * len(bounds)
     numbers, totals = np.empty(size, np.int64), np.empty(size)
+    where = None if places is None else address(places)
     norm = _kernels().levels(
         *(address(indices), address(numbers), address(totals), address(tau), len(tau)),
-        *(address(bounds), len(bounds), width, first, _room(len(tau))),
+        *(address(bounds), len(bounds), width, where, first, _room(len(tau))),
     )
     return numbers, totals, float(norm)
 
 
 def place_rounded(
-    indices: Bytes, tau: Singles, base: Singles, values: Singles, shape: tuple[float, float, float, int], form: int
+    indices: Bytes,
+    places: Places,
+    tau: Singles,
+    base: Singles,
+    values: Singles,
+    shape: tuple[float, float, float, int],
+    form: int,
 ) -> None:
     """Levels with dither by what a decoder returns: `encoder.rounded_levels` has the reference.
 
     Args:
-        indices: shape (n,); set, numbered as those of `levels`.
-        tau: τ, shape (n,).
-        base: θ0, shape (n,): finite numbers of the row's type.
+        indices: shape (m,); set, numbered as those of `levels`.
+        places: where in the chunk elements are, shape (m,).
+        tau: τ, shape (m,), not 0.
+        base: θ0, shape (m,): finite numbers of the row's type.
         values: what levels add, ascending, at most 127.
-        shape: where levels begin, low, width and k there; the unmixed place of the first parameter, modulo 2^32.
+        shape: where levels begin, low, width and k there; the unmixed place of the chunk's first parameter, modulo
+            2^32.
         form: BFLOAT16 or FLOAT16.
     """
     values = np.ascontiguousarray(values, np.float32)
     _kernels().place_rounded(
-        *(address(indices), address(tau), address(base), len(tau), address(values), len(values), *shape, form)
+        *(address(indices), address(tau), address(base), address(places), len(tau)),
+        *(address(values), len(values), *shape, form),
     )
 
 

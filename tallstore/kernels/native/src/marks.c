@@ -111,23 +111,20 @@ static void mark_tile(uint8_t *packed, double *sums, ts_seen *seen, const float 
     sums[4] += (double)marks;
 }
 
-/* Signed marks where |τ| ≥ low + u · width and τ is not 0.
+/* Signed marks of a float32 row, where |τ| ≥ low + u · width and τ is not 0.
  *   packed: room for n symbols of two bits; set
  *   sums: five numbers, to which each tile's are added: none, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks
- *   seen: whether any bit differs from the base's; the largest magnitude of a float16 row alone: of others ‖τ‖² tells,
- *     which is not finite where θt is beyond reach and the base is not
- *   words: room for n words of a narrow row's bits; set
+ *   seen: whether any bit differs from the base's
  *   base: θ0, n elements
  *   own: room for TILE elements
  * Returns how many elements could be read. */
 TS_KERNEL(int64_t, mark)
-(uint8_t *packed, double *sums, ts_seen *seen, uint16_t *words, const ts_row *row, int64_t start, const float *base,
- int64_t n, float low, float width, uint32_t first, float *own) {
+(uint8_t *packed, double *sums, ts_seen *seen, const ts_row *row, int64_t start, const float *base, int64_t n, float low,
+ float width, uint32_t first, float *own) {
     const limits limit = {low, width, first};
     for (int64_t a = 0; a < n; a += TILE) {
         const int64_t m = TS_MIN(n - a, TILE);
-        if (!ts_fetch(own, words ? words + a : NULL, row, start + a, m)) return a;
-        if (row->form == TS_FLOAT16) ts_notice(seen, own, base + a, m);
+        if (!ts_fetch(own, NULL, row, start + a, m)) return a;
         mark_tile(packed + a / 4, sums, seen, own, base + a, m, limit, (uint32_t)a);
     }
     return n;
@@ -146,29 +143,9 @@ static void agree_rounded(double *blocks, int64_t stride, const float *tau, floa
         ts_agree_f32(blocks + a / TS_BLOCK, stride, tau + a, after + a, TS_MIN(n - a, TS_BLOCK));
 }
 
-/* found[0…3] = ‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of a narrow row and what a decoder makes of its marks over v = 1 at scale s.
- * base: finite numbers of the row's type; room: 4 · ts_power(blocks) numbers. */
-TS_KERNEL(void, measure_marks)
-(double *found, const uint16_t *words, const float *base, const uint8_t *packed, int64_t n, float scale, int32_t form,
- double *room) {
-    const int64_t size = ts_power(ts_blocks(n));
-    const float steps[4] = {0.0f, -scale, scale, 0.0f};
-    memset(room, 0, (size_t)(4 * size) * sizeof *room);
-    for (int64_t a = 0; a < n; a += SHORT) {
-        float tau[SHORT], after[SHORT];
-        const int64_t m = TS_MIN(n - a, SHORT);
-        const float *before = base + a;
-        ts_widen(tau, words + a, m, form);
-        if (memcmp(tau, before, (size_t)m * sizeof *tau) == 0) continue; /* no mark, and nothing to add */
-        for (int64_t k = 0; k < m; k++) tau[k] -= before[k];
-        for (int64_t k = 0; k < m; k++) after[k] = before[k] - steps[(packed[(a + k) >> 2] >> (2 * (k & 3))) & 3];
-        agree_rounded(room + a / TS_BLOCK, size, tau, after, before, m, form);
-    }
-    for (int j = 0; j < 4; j++) found[j] = ts_add_blocks(room + j * size, ts_blocks(n));
-}
-
-/* found[0…4] = the same of a row's levels, table[indices[k]], which a decoder adds to the base and rounds to the row's
- * type; and how many of these are not 0. tau: float32. */
+/* found[0…4] = ‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of τ and levels, table[indices[k]], which a decoder adds to the base and rounds
+ * to the row's type; and how many of the levels are not 0. base: finite numbers of that type; none of a float32 row.
+ * room: 4 · ts_power(blocks) numbers. */
 TS_KERNEL(void, measure_levels)
 (double *found, const float *tau, const float *base, const uint8_t *indices, const float *table, int64_t n, int32_t form,
  double *room) {
