@@ -184,8 +184,8 @@ def sort_by_level(
     cell[(cell > 0) & (tau < 0)] += len(bounds)
     indices[:] = cell
     turn = cell + np.arange(len(cell)) % _TURNS * size
-    first, second, third, fourth = np.bincount(turn, magnitude, _TURNS * size).astype(np.float64).reshape(_TURNS, size)
-    total = (first + third) + (second + fourth)
+    one, two, three, four = np.bincount(turn, magnitude, _TURNS * size).astype(np.float64).reshape(_TURNS, size)
+    total = (one + three) + (two + four)
     return np.bincount(cell, minlength=size), total, add_up(np.square(tau, dtype=np.float64))
 
 
