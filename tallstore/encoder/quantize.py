@@ -19,7 +19,7 @@ from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook, count_indices
 from tallstore.encoder.metrics import N_SUMS, agreement, settled
 from tallstore.encoder.moved_elements import Moved, scattered
-from tallstore.encoder.rounded_levels import Placing, RoundedLevels
+from tallstore.encoder.rounded_levels import RoundedLevels
 from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
@@ -113,9 +113,13 @@ def mark_moved(moved: Moved, levels: Quantizer, seed: int, wanted: Callable[[Sum
         seed: of the dither, if there is any.
         wanted: what marks keep, to the factor by which their scale is off: see `metrics.settled`.
     """
-    indices, numbers, totals, norm = _begun(moved, levels, seed)
-    on, dot = float(len(indices) - numbers[0]), float(totals[1] + totals[2])
-    scale = float(np.float32(wanted((norm - 2 * dot + on, norm, on, dot, on))))
+    if levels.width:  # marks are drawn for that scale, and for another they are drawn anew
+        indices, scale = scratch("indices", len(moved.tau), np.uint8), levels.width + 2 * levels.bounds[0]
+    else:
+        indices, numbers, totals, norm = _begun(moved, levels, seed)
+        on, dot = float(len(indices) - numbers[0]), float(totals[1] + totals[2])
+        scale = wanted((norm - 2 * dot + on, norm, on, dot, on))
+    scale = float(np.float32(scale))
     if not 0 < scale < math.inf:
         return None
     table = np.array([0, scale, -scale], np.float32)
@@ -139,19 +143,24 @@ def _settled(
     """The factor on a table with which it is right, and what is kept then. `indices`: set, where there is dither."""
     if not len(moved.tau):
         return _Settled(1.0, (0.0,) * N_SUMS)
-    placing = None
-    if levels.width:
-        begun = RoundedLevels(moved, levels.bounds[0], levels.width, seed)
-        placing = Placing(begun, table[1 : 1 + len(levels.bounds)], indices)
+    if not levels.width:
+        return _Settled(*settled(partial(_kept_at, moved, table, indices), wanted))
+    begun, values = RoundedLevels(moved, levels.bounds[0], levels.width, seed), table[1 : len(table) // 2 + 1]
+    placed = 0.0
 
-    def measure(scale: float) -> Sums:
-        placed = indices if placing is None else placing.at(scale)
-        return agreement_of_levels(moved.tau, table * np.float32(scale), placed, moved.base, moved.form)
+    def place(scale: float) -> Sums:
+        nonlocal placed
+        placed = scale
+        return begun.place(indices, values * np.float32(scale))
 
-    scale, sums = settled(measure, wanted)
-    if placing is not None:
-        placing.at(scale)
+    scale, sums = settled(place, wanted)
+    if placed != scale:
+        place(scale)
     return _Settled(scale, sums)
+
+
+def _kept_at(moved: Moved, table: Floats, indices: Bytes, scale: float) -> Sums:
+    return agreement_of_levels(moved.tau, table * np.float32(scale), indices, moved.base, moved.form)
 
 
 def _off(least: bool, sums: tuple[float, ...]) -> float:

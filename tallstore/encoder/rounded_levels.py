@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from tallstore.codecs.base import Bytes, Floats
+from tallstore.encoder.metrics import agreement
 from tallstore.encoder.moved_elements import Moved
 from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import NARROW
 from tallstore.recipes.dither import uniform_at, unmixed
 
-__all__ = ["Placing", "RoundedLevels"]
+__all__ = ["RoundedLevels"]
 
 _TYPES = {form: dtype for dtype, form in NARROW.items()}
 
@@ -41,8 +42,8 @@ class RoundedLevels(NamedTuple):
     """Where the first level begins: from `low` to `low` + `width`, above 0."""
     seed: int
 
-    def place(self, indices: Bytes, values: Floats) -> None:
-        """Choose levels: 0, then each of +, then each of −.
+    def place(self, indices: Bytes, values: Floats) -> tuple[float, ...]:
+        """Choose levels: 0, then each of +, then each of −. What they keep, as `metrics.sums` measures it.
 
         Args:
             indices: shape (m,); set.
@@ -52,13 +53,13 @@ class RoundedLevels(NamedTuple):
         with np.errstate(all="ignore"):  # a scale that overflows marks nothing
             top = width + 2 * low
             low, width, factor = low / top, width / top, top / values[0]
-        place_rounded(indices, self, values, float(low), float(width), float(factor))
+        return place_rounded(indices, self, values, float(low), float(width), float(factor))
 
 
 @kernel
 def place_rounded(
     indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float
-) -> None:
+) -> tuple[float, ...]:
     """What `RoundedLevels.place` does, beginnings being shares of `top`, which is width + 2 · low.
 
     Args:
@@ -72,21 +73,26 @@ def place_rounded(
     moved = levels.moved
     magnitude, indices[:] = np.abs(moved.tau), 0
     drawn = uniform_at(moved.places, unmixed(moved.start, levels.seed))
-    share, before = drawn * np.float32(width) + np.float32(low), np.zeros_like(magnitude)
+    share, (before, kept) = drawn * np.float32(width) + np.float32(low), np.zeros((2, len(drawn)), np.float32)
     for level, value in enumerate(values.tolist(), 1):
         after = _moved_by(moved, value)
         with np.errstate(all="ignore"):
             least = (before + share * (after - before)) * np.float32(factor)
-            indices[(magnitude >= least) & (after > before)] = level
+        taken = (magnitude >= least) & (after > before)
+        indices[taken], kept[taken] = level, after[taken]
         before = after
     indices[(moved.tau < 0) & (indices > 0)] += len(values)
+    kept = np.copysign(kept, moved.tau)
+    return *agreement(torch.from_numpy(moved.tau), torch.from_numpy(kept))[:-1], float(np.count_nonzero(indices))
 
 
 @place_rounded.native
-def _(indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float) -> None:
+def _(
+    indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float
+) -> tuple[float, ...]:
     moved = levels.moved
     shape = (low, width, factor, unmixed(moved.start, levels.seed))
-    native.place_rounded(indices, moved.places, moved.tau, moved.base, values, shape, moved.form)
+    return native.place_rounded(indices, moved.places, moved.tau, moved.base, values, shape, moved.form)
 
 
 def _moved_by(moved: Moved, value: float) -> Floats:
@@ -95,19 +101,3 @@ def _moved_by(moved: Moved, value: float) -> Floats:
     step = torch.from_numpy(np.copysign(np.float32(value), moved.tau))
     distance: Floats = ((base + step).to(_TYPES[moved.form]).to(torch.float32) - base).abs().numpy()
     return distance
-
-
-class Placing:
-    """A chunk's levels at one scale after the other."""
-
-    def __init__(self, levels: RoundedLevels, values: Floats, indices: Bytes) -> None:
-        """`values`: of the levels at scale 1; `indices`: memory for them, shape (m,)."""
-        self._levels, self._values, self._indices = levels, values, indices
-        self._scale = 0.0
-
-    def at(self, scale: float) -> Bytes:
-        """Indices at a scale, a float32 above 0; good until the next."""
-        if scale != self._scale:
-            self._levels.place(self._indices, self._values * np.float32(scale))
-            self._scale = scale
-        return self._indices

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support import examples, without_kernels
 
 from tallstore.encoder.moved_elements import moved_of, scattered
-from tallstore.encoder.rounded_levels import Placing, RoundedLevels
+from tallstore.encoder.quantize import agreement_of_levels
+from tallstore.encoder.rounded_levels import RoundedLevels
 from tallstore.kernels import reference
 from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16
@@ -86,17 +87,6 @@ def test_of_levels_that_return_the_same_the_first_is_taken() -> None:
     assert set(indices.tolist()) <= {7 + 1, 7 + 3}  # never the second, which returns a unit as the first does
 
 
-def test_a_scale_is_asked_for_again_without_being_placed_again() -> None:
-    tau, base = np.full(50, 2.0**-7, np.float32), np.full(50, 1.5, np.float32)
-    levels = RoundedLevels(moved_of(tau, base, 0, BFLOAT16), 0.0, 2.0**-6, 0)
-    placing = Placing(levels, np.ones(1, np.float32), np.empty(50, np.uint8))
-    first = placing.at(2.0**-6).copy()
-    assert not placing.at(2.0**-9).any()
-    assert np.array_equal(placing.at(2.0**-6), first)
-    assert 0 < np.count_nonzero(first) < 50
-    assert set(first.tolist()) == {0, 1}
-
-
 @pytest.mark.parametrize("bits", [2, 8])
 def test_symbols_of_what_moved_lie_where_it_was(bits: int) -> None:
     tau = np.array([0.0, 1, 0, 0, -0.0, -2, 3, 0, 0, 4], np.float32)
@@ -127,8 +117,10 @@ def test_the_native_library_places_alike(n: int, form: int, count: int, width: f
     levels = RoundedLevels(moved, foot * width, (1 - 2 * foot) * width, seed)
     values = (np.arange(1, count + 1) * width * 1.1).astype(np.float32)
     found, due = (np.empty(len(moved.tau), np.uint8) for _ in range(2))
-    levels.place(found, values)
+    kept = levels.place(found, values)
     with pytest.MonkeyPatch.context() as patch:
         without_kernels(patch)
-        levels.place(due, values)
+        assert np.array_equal(levels.place(due, values), kept, equal_nan=True)
     assert np.array_equal(found, due)
+    table = np.concatenate([np.zeros(1, np.float32), values, -values])
+    np.testing.assert_array_equal(agreement_of_levels(moved.tau, table, found, moved.base, form), kept)

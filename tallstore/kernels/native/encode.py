@@ -67,7 +67,7 @@ _TABLE: dict[str, Function] = {
     "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
     "pack_indices": (None, (_P, _P, _N, _P, _I)),
     "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
-    "place_rounded": (None, (_P, _P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I)),
+    "place_rounded": (None, (_P, _P, _P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I, _P)),
     "scatter": (None, (_P, _N, _P, _P, _N, _I)),
     "split": (None, (_P, _P, _N, _I, _I)),
     "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
@@ -299,8 +299,8 @@ def place_rounded(
     values: Singles,
     shape: tuple[float, float, float, int],
     form: int,
-) -> None:
-    """Levels with dither by what a decoder returns: `encoder.rounded_levels` has the reference.
+) -> tuple[float, ...]:
+    """Levels with dither by what a decoder returns, and what they keep: `encoder.rounded_levels` has the reference.
 
     Args:
         indices: shape (m,); set, numbered as those of `levels`.
@@ -312,11 +312,12 @@ def place_rounded(
             2^32.
         form: BFLOAT16 or FLOAT16.
     """
-    values = np.ascontiguousarray(values, np.float32)
+    n, sums, values = len(tau), np.empty(5), np.ascontiguousarray(values, np.float32)
     _kernels().place_rounded(
-        *(address(indices), address(tau), address(base), address(places), len(tau)),
-        *(address(values), len(values), *shape, form),
+        *(address(sums), address(indices), address(tau), address(base), address(places), n),
+        *(address(values), len(values), *shape, form, _room(n, 4)),
     )
+    return tuple(sums.tolist())
 
 
 def subtract(tau: Singles, seen: Seen, row: NativeRow, runs: Integers, base: Singles) -> bool:

@@ -84,35 +84,47 @@ TS_KERNEL(double, levels)
 
 /* Levels with dither by what a decoder returns: see `encoder.rounded_levels`. Indices of n elements, as `levels` numbers
  * them; none of these has τ = 0.
+ *   found: ‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩, and how many have a level
  *   base: finite numbers of type `form`; places, first: as above
  *   values: what levels add, `count` of them
- *   low, width: of a level's beginning, relative; factor: k */
+ *   low, width: of a level's beginning, relative; factor: k
+ *   room: 4 · ts_power(blocks) numbers */
 TS_KERNEL(void, place_rounded)
-(uint8_t *indices, const float *tau, const float *base, const uint32_t *places, int64_t n, const float *values, int32_t count,
- float low, float width, float factor, uint32_t first, int32_t form) {
+(double *found, uint8_t *indices, const float *tau, const float *base, const uint32_t *places, int64_t n, const float *values,
+ int32_t count, float low, float width, float factor, uint32_t first, int32_t form, double *room) {
+    const int64_t size = ts_power(ts_blocks(n));
+    int64_t on = 0;
     for (int64_t a = 0; a < n; a += TS_BLOCK) {
         const int64_t m = TS_MIN(n - a, TS_BLOCK);
         const float *own = tau + a, *begin = base + a;
-        float share[TS_BLOCK], before[TS_BLOCK], after[TS_BLOCK];
+        float share[TS_BLOCK], before[TS_BLOCK], after[TS_BLOCK], kept[TS_BLOCK];
         uint16_t words[TS_BLOCK];
         int32_t cell[TS_BLOCK];
         draw(share, places, a, m, first);
-        for (int64_t k = 0; k < m; k++) share[k] = share[k] * width + low, before[k] = 0, cell[k] = 0;
+        for (int64_t k = 0; k < m; k++) share[k] = share[k] * width + low, before[k] = kept[k] = 0, cell[k] = 0;
         for (int32_t j = 0; j < count; j++) {
             const uint32_t value = ts_bits(values[j]);
             for (int64_t k = 0; k < m; k++) after[k] = begin[k] + ts_float(value | (ts_bits(own[k]) & 0x80000000u));
             ts_narrow(words, after, m, form);
             ts_widen(after, words, m, form);
             for (int64_t k = 0; k < m; k++) {
-                const float size = ts_float(ts_bits(own[k]) & 0x7FFFFFFFu);
-                const float moved = ts_float(ts_bits(after[k] - begin[k]) & 0x7FFFFFFFu);
+                const float magnitude = ts_float(ts_bits(own[k]) & 0x7FFFFFFFu), step = after[k] - begin[k];
+                const float moved = ts_float(ts_bits(step) & 0x7FFFFFFFu);
                 const float least = (before[k] + share[k] * (moved - before[k])) * factor;
-                cell[k] = (size >= least) & (moved > before[k]) ? j + 1 : cell[k];
+                const bool taken = (magnitude >= least) & (moved > before[k]);
+                cell[k] = taken ? j + 1 : cell[k];
+                kept[k] = taken ? step : kept[k];
                 before[k] = moved;
             }
         }
-        for (int64_t k = 0; k < m; k++) indices[a + k] = (uint8_t)((own[k] < 0) & (cell[k] > 0) ? cell[k] + count : cell[k]);
+        for (int64_t k = 0; k < m; k++) {
+            indices[a + k] = (uint8_t)((own[k] < 0) & (cell[k] > 0) ? cell[k] + count : cell[k]);
+            on += cell[k] > 0;
+        }
+        ts_agree_f32(room + a / TS_BLOCK, size, own, kept, m);
     }
+    for (int j = 0; j < 4; j++) found[j] = ts_add_blocks(room + j * size, ts_blocks(n));
+    found[4] = (double)on;
 }
 
 /* The elements of a row that moved, one behind the other: where they are, from 0 on, their τ and θ0. There is room for n of
