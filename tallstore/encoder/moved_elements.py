@@ -36,6 +36,14 @@ class Moved(NamedTuple):
     form: int
     """The row's type: one of `native_types.NARROW`."""
 
+    def some(self, most: int) -> Moved:
+        """About so many of them, evenly spaced, by an odd step, which goes through all of a row's places."""
+        step = len(self.tau) // most | 1
+        if step == 1:
+            return self
+        places, tau, base = self.places[::step].copy(), self.tau[::step].copy(), self.base[::step].copy()
+        return self._replace(places=places, tau=tau, base=base)
+
 
 def moved_of(tau: Floats, base: Floats, start: int, form: int) -> Moved:
     """Those of a chunk in memory: τ and θ0 of all, shape (n,)."""

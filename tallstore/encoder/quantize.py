@@ -17,7 +17,7 @@ import torch
 
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook, count_indices
-from tallstore.encoder.metrics import N_SUMS, agreement, settled
+from tallstore.encoder.metrics import N_SUMS, TURNS, agreement, settled
 from tallstore.encoder.moved_elements import Moved, scattered
 from tallstore.encoder.rounded_levels import RoundedLevels
 from tallstore.kernels.backends import kernel
@@ -145,18 +145,29 @@ def _settled(
         return _Settled(1.0, (0.0,) * N_SUMS)
     if not levels.width:
         return _Settled(*settled(partial(_kept_at, moved, table, indices), wanted))
-    begun, values = RoundedLevels(moved, levels.bounds[0], levels.width, seed), table[1 : len(table) // 2 + 1]
-    placed = 0.0
+    values = table[1 : len(table) // 2 + 1]
+
+    def placed(here: Moved, symbols: Bytes, scale: float) -> Sums:
+        begun = RoundedLevels(here, levels.bounds[0], levels.width, seed)
+        return begun.place(symbols, values * np.float32(scale))
+
+    # A few tell nearly what scale is right, so that all of them are mostly placed but once or twice.
+    some, scale = moved.some(_FEW), 1.0
+    if some is not moved:
+        scale, _ = settled(partial(placed, some, scratch("few", len(some.tau), np.uint8)), wanted)
+    tried: dict[float, Bytes] = {}
 
     def place(scale: float) -> Sums:
-        nonlocal placed
-        placed = scale
-        return begun.place(indices, values * np.float32(scale))
+        tried[scale] = scratch(f"levels {len(tried)}", len(moved.tau), np.uint8)
+        return placed(moved, tried[scale], scale)
 
-    scale, sums = settled(place, wanted)
-    if placed != scale:
-        place(scale)
+    scale, sums = settled(place, wanted, scale, TURNS if some is moved else 1)
+    indices[:] = tried[scale]
     return _Settled(scale, sums)
+
+
+_FEW = 1 << 14
+"""Elements that a scale is looked for among, first."""
 
 
 def _kept_at(moved: Moved, table: Floats, indices: Bytes, scale: float) -> Sums:
