@@ -37,9 +37,21 @@ from tallstore.recipes.coherence import BITS, gain_of
 from tallstore.recipes.dither import unmixed
 from tallstore.recipes.histogram import BINS, SHIFT, Magnitudes
 from tallstore.recipes.quantizers import Quantizer
-from tallstore.tensors import TORCH
+from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["Fallback", "Start", "coherent", "counted", "leveled", "marked", "moved", "reach", "row_in_file", "start_of"]
+__all__ = [
+    "Fallback",
+    "Start",
+    "coherent",
+    "counted",
+    "leveled",
+    "marked",
+    "moved",
+    "reach",
+    "row_in_file",
+    "row_in_memory",
+    "start_of",
+]
 
 Singles = npt.NDArray[np.float32]
 _FAR, _NEAR = 2.0**100, {torch.float16: 2.0**15}
@@ -93,6 +105,11 @@ def row_in_file(checkpoint: Checkpoint, name: str, base: Start) -> native.Native
     if place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
         return None
     return native.NativeRow(_FORMS[base.kind], *place)
+
+
+def row_in_memory(weights: Tensor, base: Start) -> native.NativeRow | None:
+    """Elements that were read, as kernels read them; None where they are not of the base's type."""
+    return native.NativeRow(_FORMS[base.kind], data=as_bytes(weights)) if weights.dtype == base.kind else None
 
 
 def counted(row: native.NativeRow, cut: Sequence[npt.NDArray[np.int64]], base: Start) -> list[Magnitudes] | Fallback:

@@ -37,12 +37,17 @@ class Moved(NamedTuple):
     """The row's type: one of `native_types.NARROW`."""
 
     def some(self, most: int) -> Moved:
-        """About so many of them, evenly spaced, by an odd step, which goes through all of a row's places."""
-        step = len(self.tau) // most | 1
-        if step == 1:
+        """About so many of them, at most, in runs that are evenly spaced; all of them where they are no more."""
+        runs = len(self.tau) // _RUN
+        step = runs * _RUN // most + 1
+        if step < 2:
             return self
-        places, tau, base = self.places[::step].copy(), self.tau[::step].copy(), self.base[::step].copy()
-        return self._replace(places=places, tau=tau, base=base)
+        here = (np.arange(0, runs, step)[:, None] * _RUN + np.arange(_RUN)).reshape(-1)
+        return self._replace(places=self.places[here], tau=self.tau[here], base=self.base[here])
+
+
+_RUN = 512
+"""Elements of a run."""
 
 
 def moved_of(tau: Floats, base: Floats, start: int, form: int) -> Moved:

@@ -166,7 +166,7 @@ def _settled(
     return _Settled(scale, sums)
 
 
-_FEW = 1 << 14
+_FEW = 1 << 13
 """Elements that a scale is looked for among, first."""
 
 
