@@ -4,7 +4,7 @@ BASE and TASK… are checkpoints of one family. `--old` and `--new` are checkout
 any); each runs as a fresh process with its own folder of compiled Python. The first round of either is thrown away: it
 fills caches. The ratio is new to old, pair by pair. At the defaults two versions may do different work: give them the
 options that make them do the same (`--bits` for 0.1.0 and later), which equal bytes then show. Several sets of options,
-each behind a `--`, are measured one after the other; what the older version does not know is measured of the newer alone.
+each behind a `--`, are measured one after the other; what the older version does not know, of the newer alone.
 
 examples:
   python benchmarks/versions.py ~/zoo/base ~/zoo/trec ~/zoo/mr --old ~/tallstore-0.1.0 --new . --rounds 5 -- --bits 0.6
@@ -44,7 +44,7 @@ class Run:
 
 
 def pack(tree: Path, place: Path, words: list[str]) -> Run | None:
-    """Pack with the tallstore of a checkout; None if it takes these words for wrong ones."""
+    """Pack with the tallstore of a checkout; None if it refuses."""
     out = place / "zoo.tall"
     out.unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -54,7 +54,7 @@ def pack(tree: Path, place: Path, words: list[str]) -> Run | None:
     process = subprocess.Popen(command, cwd=place, env=environment)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode == _USAGE:
+    if process.returncode in _REFUSED:
         return None
     if process.returncode:
         raise SystemExit(f"{tree}: {' '.join(command)}: exit code {process.returncode}")
@@ -70,26 +70,37 @@ def _seconds(used: resource.struct_rusage) -> float:
     return used.ru_utime + used.ru_stime
 
 
-_USAGE = 2
-"""Exit code of wrong usage."""
+_REFUSED = (1, 2)
+"""Exit codes of what a version does not know, or cannot do: it says why."""
 
 
 def main() -> None:
-    own, *sets = f"{' '.join(sys.argv[1:])} ".split(" -- ")
+    own, *sets = _split(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="BASE TASK…")
     parser.add_argument("--old", type=Path, required=True, help="a checkout")
     parser.add_argument("--new", type=Path, required=True, help="another")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args(own.split())
+    arguments = parser.parse_args(own)
     paths = [path.resolve() for path in arguments.checkpoints]
     trees = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     print(describe_machine())
-    for options in sets or [""]:
-        compare(paths, options.strip(), trees, arguments.rounds)
+    for options in sets or [[]]:
+        compare(paths, options, trees, arguments.rounds)
 
 
-def compare(paths: list[Path], options: str, trees: dict[str, Path], rounds: int) -> None:
+def _split(words: list[str]) -> list[list[str]]:
+    """Words between one `--` and the next."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def compare(paths: list[Path], options: list[str], trees: dict[str, Path], rounds: int) -> None:
     """Measure one set of options, and print a table.
 
     Args:
@@ -99,7 +110,7 @@ def compare(paths: list[Path], options: str, trees: dict[str, Path], rounds: int
         rounds: that count.
     """
     base, *tasks = paths
-    words = [str(base), *(f"{task.name}={task}" for task in tasks), *options.split()]
+    words = [str(base), *(f"{task.name}={task}" for task in tasks), *options]
     runs: dict[str, list[Run]] = {name: [] for name in trees}
     with tempfile.TemporaryDirectory() as place:
         for turn in range(rounds + 1):
@@ -120,7 +131,9 @@ def compare(paths: list[Path], options: str, trees: dict[str, Path], rounds: int
         for name, each in runs.items()
         if each
     ]
-    print(f"\npacking {len(tasks)} tasks ({read / 1e9:.2f} GB), {options or 'defaults'}, {rounds} rounds by turns\n")
+    print(
+        f"\npacking {len(tasks)} tasks ({read / 1e9:.2f} GB), {' '.join(options) or 'defaults'}, {rounds} rounds by turns\n"
+    )
     print(table(["version", "processor s", "a GB", "wall s", "peak MiB", "archive bytes"], rows))
     if all(runs.values()):
         ratios = sorted(new.processor / old.processor for old, new in zip(runs["old"], runs["new"], strict=True))

@@ -28,6 +28,7 @@ from tallstore.encoder.quantize import encode, encode_moved
 from tallstore.encoder.remeasure import marks_of
 from tallstore.kernels import reference
 from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import levels as native_levels
 from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.kernels.rules import Rule
@@ -196,7 +197,7 @@ def marked(
 def _moved_elements(row: native.NativeRow, start: int, base: Start) -> tuple[Moved, bool] | Fallback:
     """What of a narrow row's chunk moved, and whether any bit differs."""
     seen = native.Seen()
-    arrays = native.moved(seen, row, start, base.values)
+    arrays = native_levels.moved(seen, row, start, base.values)
     if arrays is None:
         return Fallback.CUT_OFF
     if not seen.largest <= reach(base.kind):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.kernels import reference
 from tallstore.kernels.backends import kernel
-from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import levels as native
 
 __all__ = ["Moved", "moved_of", "scattered"]
 

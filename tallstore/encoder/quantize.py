@@ -21,7 +21,7 @@ from tallstore.encoder.metrics import N_SUMS, TURNS, agreement, settled
 from tallstore.encoder.moved_elements import Moved, scattered
 from tallstore.encoder.rounded_levels import RoundedLevels
 from tallstore.kernels.backends import kernel
-from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import levels as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.dither import uniform_at, unmixed

@@ -25,15 +25,12 @@ from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
 from tallstore.encoder.metrics import agreement
 from tallstore.encoder.moved_elements import Moved, moved_of
 from tallstore.encoder.quantize import mark_moved
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.dispatch import decoding
-from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import NARROW
 from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.quantizers import Quantizer
-from tallstore.tensors import as_bytes
 
 __all__ = ["marks_of", "remeasure"]
 
@@ -129,21 +126,4 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
 def _kept(steps: Steps, weights: Tensor, base: Tensor, on: float) -> tuple[float, ...]:
     decoded = torch.empty_like(weights)
     steps.begin()(decoded, base)
-    return *agreement_of_rows(weights, base, decoded), on
-
-
-@kernel
-def agreement_of_rows(weights: Tensor, base: Tensor, decoded: Tensor) -> tuple[float, ...]:
-    """`agreement` of the task vectors of what was given and what a reader gets, without the number of marks."""
-    return agreement(task_vector(base, weights), task_vector(base, decoded))[:-1]
-
-
-@agreement_of_rows.takes
-def _(weights: Tensor, base: Tensor, decoded: Tensor) -> bool:  # noqa: ARG001 - the kernel's own arguments
-    return weights.dtype == base.dtype and weights.dtype in NARROW
-
-
-@agreement_of_rows.native
-def _(weights: Tensor, base: Tensor, decoded: Tensor) -> tuple[float, ...]:
-    own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
-    return native.agree_rows(own, before, after, NARROW[weights.dtype])
+    return *agreement(task_vector(base, weights), task_vector(base, decoded))[:-1], on

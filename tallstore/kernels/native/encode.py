@@ -1,4 +1,4 @@
-"""Encoding kernels of the native library (`src/marks.c`, `levels.c`, `tally.c`, `encode.c`) as functions of arrays.
+"""Encoding kernels of the native library (`src/marks.c`, `tally.c`, `encode.c` …) as functions of arrays.
 
 Each gives what the reference in `encoder`, `recipes` and `codecs` gives, bit for bit. They may be called only where the
 library is in use (`kernels.backends`). Callers see to sizes and types; results go to the caller's arrays or to this
@@ -22,21 +22,16 @@ __all__ = [
     "NativeRow",
     "Seen",
     "agree",
-    "agree_rows",
     "bits_on",
     "coherence",
     "count_bytes",
-    "levels",
     "look",
     "mark",
-    "measure_levels",
-    "moved",
     "nearest",
     "norms",
     "pack_indices",
     "packed_to_gaps",
-    "place_rounded",
-    "scatter",
+    "room",
     "split",
     "subtract",
     "tally",
@@ -49,26 +44,19 @@ Bytes = npt.NDArray[np.uint8]
 Singles = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Places = npt.NDArray[np.uint32]
 
 _P, _I, _N, _D, _F, _U = c_void_p, c_int32, c_int64, c_double, c_float, c_uint32
 _TABLE: dict[str, Function] = {
     "agree": (None, (_P, _P, _P, _N, _I, _P)),
-    "agree_rows": (None, (_P, _P, _P, _P, _N, _I, _P)),
     "bits_on": (_N, (_P, _N)),
     "coherence": (_N, (_P, _P, _P, _N, _N, _P, _I, _P, _P, _P, _P)),
     "count_bytes": (None, (_P, _P, _N)),
-    "levels": (_D, (_P, _P, _P, _P, _N, _P, _I, _F, _P, _U, _P)),
     "look": (_I, (_P, _P, _P, _N, _I)),
     "mark": (_N, (_P, _P, _P, _P, _N, _P, _N, _F, _F, _U, _P)),
-    "measure_levels": (None, (_P, _P, _P, _P, _P, _N, _I, _P)),
-    "moved": (_N, (_P, _P, _P, _P, _P, _N, _P, _N)),
     "nearest": (None, (_P, _P, _N, _P, _N, _P)),
     "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
     "pack_indices": (None, (_P, _P, _N, _P, _I)),
     "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
-    "place_rounded": (None, (_P, _P, _P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I, _P)),
-    "scatter": (None, (_P, _N, _P, _P, _N, _I)),
     "split": (None, (_P, _P, _N, _I, _I)),
     "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
     "tally": (_N, (_P, _P, _P, _P, _P, _N, _I, _P, _N, _P)),
@@ -154,7 +142,7 @@ def _aligned(array: Array) -> Array:
     return np.require(array, requirements=("C", "A"))
 
 
-def _room(n: int, each: int = 1) -> int:
+def room(n: int, each: int = 1) -> int:
     """Memory for the sums of blocks of n elements, `each` times."""
     return address(scratch("sums", each << max(-(-n // BLOCK) - 1, 0).bit_length(), np.float64))
 
@@ -201,122 +189,12 @@ def mark(
     return bool(done == len(base))
 
 
-class MovedArrays(NamedTuple):
-    """Elements that moved, one behind the other, in `scratch`: shape (m,) each."""
-
-    places: Places
-    """Where each is, from the first of the chunk on."""
-    tau: Singles
-    base: Singles
-
-
-def moved(seen: Seen, row: NativeRow, start: int, base: Singles) -> MovedArrays | None:
-    """Elements [start, start + n) of a row with τ ≠ 0, which NaN is too; None where not all could be read.
-
-    Args:
-        seen: added to.
-        row: θt.
-        start: the element of the row that is the first one here.
-        base: θ0 of these elements, shape (n,).
-    """
-    n = len(base)
-    places, tau, before = (
-        scratch("places", n, np.uint32),
-        scratch("tau", n, np.float32),
-        scratch("before", n, np.float32),
-    )
-    count = _kernels().moved(
-        *(address(places), address(tau), address(before), seen.passed(), row.passed(), start, address(base), n)
-    )
-    return None if count < 0 else MovedArrays(places[:count], tau[:count], before[:count])
-
-
-def scatter(out: Bytes, places: Places, symbols: Bytes, bits: int) -> None:
-    """Symbols at places and zeros between them, of 2 bits or 8; `out` has room for all and is set."""
-    _kernels().scatter(address(out), len(out), address(places), address(symbols), len(places), bits)
-
-
-def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Singles, form: int) -> tuple[float, ...]:
-    """What `encoder.metrics.sums` measures of a row and what a decoder makes of its levels.
-
-    `base`: θ0, finite numbers of the row's type; needed of a narrow row alone, whose sums are rounded.
-    """
-    n, sums, table = len(tau), np.empty(5), np.ascontiguousarray(table, np.float32)
-    before = None if base is None else address(base)
-    _kernels().measure_levels(
-        *(address(sums), address(tau), before, address(indices), address(table), n, form, _room(n, 4))
-    )
-    return tuple(sums.tolist())
-
-
 def agree(tau: Array, kept: Array) -> tuple[float, ...]:
     """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩, both float32 or both float64, shape (n,)."""
     tau, kept = _aligned(tau), _aligned(kept.astype(tau.dtype, copy=False))
     n, sums = len(tau), np.empty(4)
     form = _FLOAT64 if tau.dtype == np.float64 else _FLOAT32
-    _kernels().agree(address(sums), address(tau), address(kept), n, form, _room(n, 4))
-    return tuple(sums.tolist())
-
-
-def agree_rows(weights: Array, base: Array, decoded: Array, form: int) -> tuple[float, ...]:
-    """The same of θt − θ0 and θ̂ − θ0, all three of one type, as bits, shape (n,); computed in float32."""
-    weights, base, decoded = _aligned(weights), _aligned(base), _aligned(decoded)
-    n, sums = len(weights), np.empty(4)
-    _kernels().agree_rows(*(address(sums), address(weights), address(base), address(decoded), n, form, _room(n, 4)))
-    return tuple(sums.tolist())
-
-
-def levels(
-    indices: Bytes, tau: Singles, bounds: Singles, width: float, places: Places | None, first: int
-) -> tuple[Integers, Floats, float]:
-    """Indices of magnitudes: 0, then each level of +, then each of −; `encoder.quantize` has the reference.
-
-    Args:
-        indices: shape (n,); set.
-        tau: τ, shape (n,).
-        bounds: where levels begin, ascending, at most 127.
-        width: a float32; above 0, bounds are raised by it times the number of each parameter's place.
-        places: where in the chunk parameters are, shape (n,); None where they follow each other.
-        first: the unmixed place of the chunk's first parameter, modulo 2^32.
-
-    Returns how many elements have each index, the sums of their magnitudes, and ‖τ‖².
-    """
-    size = 1 + 2 * len(bounds)
-    numbers, totals = np.empty(size, np.int64), np.empty(size)
-    where = None if places is None else address(places)
-    norm = _kernels().levels(
-        *(address(indices), address(numbers), address(totals), address(tau), len(tau)),
-        *(address(bounds), len(bounds), width, where, first, _room(len(tau))),
-    )
-    return numbers, totals, float(norm)
-
-
-def place_rounded(
-    indices: Bytes,
-    places: Places,
-    tau: Singles,
-    base: Singles,
-    values: Singles,
-    shape: tuple[float, float, float, int],
-    form: int,
-) -> tuple[float, ...]:
-    """Levels with dither by what a decoder returns, and what they keep: `encoder.rounded_levels` has the reference.
-
-    Args:
-        indices: shape (m,); set, numbered as those of `levels`.
-        places: where in the chunk elements are, shape (m,).
-        tau: τ, shape (m,), not 0.
-        base: θ0, shape (m,): finite numbers of the row's type.
-        values: what levels add, ascending, at most 127.
-        shape: where levels begin, low, width and k there; the unmixed place of the chunk's first parameter, modulo
-            2^32.
-        form: BFLOAT16 or FLOAT16.
-    """
-    n, sums, values = len(tau), np.empty(5), np.ascontiguousarray(values, np.float32)
-    _kernels().place_rounded(
-        *(address(sums), address(indices), address(tau), address(base), address(places), n),
-        *(address(values), len(values), *shape, form, _room(n, 4)),
-    )
+    _kernels().agree(address(sums), address(tau), address(kept), n, form, room(n, 4))
     return tuple(sums.tolist())
 
 
@@ -352,7 +230,7 @@ def tally(tau: Singles, base: Singles, shift: int, bins: int) -> Tally:
     tables = scratch("tables", _TURNS * bins, np.uint32)
     used = _kernels().tally(
         *(address(counts), byref(first), byref(energy), address(tau), address(base), len(tau)),
-        *(shift, address(tables), bins, _room(len(tau))),
+        *(shift, address(tables), bins, room(len(tau))),
     )
     return counts[:used].copy(), first.value, energy.value
 
@@ -372,7 +250,7 @@ def tally_row(seen: Seen, row: NativeRow, runs: Integers, base: Singles, shift: 
     tables = scratch("tables", _TURNS * bins, np.uint32)
     used = _kernels().tally_row(
         *(address(counts), byref(first), byref(energy), seen.passed(), row.passed()),
-        *(address(runs), len(runs), address(base), len(base), shift, address(tables), bins, _room(len(base))),
+        *(address(runs), len(runs), address(base), len(base), shift, address(tables), bins, room(len(base))),
     )
     return None if used < 0 else (counts[:used].copy(), first.value, energy.value)
 
@@ -389,10 +267,10 @@ def norms(totals: Floats, tau: Singles, weights: Singles, merged: Singles, energ
         lams: λ, shape (G,).
     """
     tau, weights, merged = _aligned(tau), _aligned(weights), _aligned(merged)
-    room = scratch("norms", len(totals) * BLOCK, np.float64)
+    memory = scratch("norms", len(totals) * BLOCK, np.float64)
     _kernels().norms(
         *(address(totals), address(tau), address(weights), address(merged), address(energy), len(tau)),
-        *(address(lams), len(lams), address(room)),
+        *(address(lams), len(lams), address(memory)),
     )
 
 
