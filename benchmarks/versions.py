@@ -131,9 +131,8 @@ def compare(paths: list[Path], options: list[str], trees: dict[str, Path], round
         for name, each in runs.items()
         if each
     ]
-    print(
-        f"\npacking {len(tasks)} tasks ({read / 1e9:.2f} GB), {' '.join(options) or 'defaults'}, {rounds} rounds by turns\n"
-    )
+    given = " ".join(options) or "defaults"
+    print(f"\npacking {len(tasks)} tasks ({read / 1e9:.2f} GB), {given}, {rounds} rounds by turns\n")
     print(table(["version", "processor s", "a GB", "wall s", "peak MiB", "archive bytes"], rows))
     if all(runs.values()):
         ratios = sorted(new.processor / old.processor for old, new in zip(runs["old"], runs["new"], strict=True))

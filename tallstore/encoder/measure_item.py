@@ -60,13 +60,13 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     width = math.prod(shape[1:])
     results = []
     columns = min(width, COLUMNS)
-    sample: _Rows | None = None  # mostly there are as many rows to pick from for all tasks
+    sample: _SampledRows | None = None  # mostly there are as many rows to pick from for all tasks
     for user in item.users if len(shape) > 1 and width else ():
         count = user.covered // width
         if sample is None or sample.count != count:
             runs = tuple((row * width, row * width + columns) for row in picked(count))
             before = _read_rows(tools.origin, item.name, runs)
-            sample = _Rows(count, runs, before, start_of(before, 0.0))
+            sample = _SampledRows(count, runs, before, start_of(before, 0.0))
         checkpoint, own = tools.tasks[user.task], None
         narrow = tools.origin is tools.base and may_be_lossless(checkpoint.tensors[user.name].dtype)
         if narrow:  # read once for both
@@ -78,7 +78,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _SampledRows:
     """A few rows of a base tensor, or what they begin with."""
 
     count: int
@@ -88,7 +88,7 @@ class _Rows:
     start: Start | None
 
 
-def _gain(checkpoint: Checkpoint, name: str, sample: _Rows, own: Tensor | None) -> float:
+def _gain(checkpoint: Checkpoint, name: str, sample: _SampledRows, own: Tensor | None) -> float:
     """How coherent a task's rows are. `own`: its elements, if they are at hand."""
     if not sample.runs:
         return 1.0
