@@ -99,6 +99,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "encoder/inspect_rows": ("encoder/test_reasons.py",),
     "encoder/items": ("encoder/test_engine.py",),
     "encoder/metrics": ("kernels/test_native_encode.py", "test_roundtrip.py"),
+    "encoder/moved_elements": ("encoder/test_rounded_levels.py", "encoder/test_fused_rows.py"),
     "encoder/options": ("test_bad_input.py",),
     "encoder/pack": ("test_roundtrip.py", "encoder/test_determinism.py"),
     "encoder/pairing": ("names/test_pairing.py",),

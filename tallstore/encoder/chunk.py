@@ -18,9 +18,10 @@ from tallstore.encoder import quantize, select_native
 from tallstore.encoder import select_gpu as on_device
 from tallstore.encoder.backend import Backend, backend_of
 from tallstore.encoder.metrics import N_SUMS, agreement, scaled, sums
+from tallstore.encoder.moved_elements import moved_of
 from tallstore.encoder.tile import STATISTIC_TILE, TILE, ChunkChoice, TaskRow, spans, task_vector, tile_type, tiles
 from tallstore.kernels import reference
-from tallstore.kernels.native_types import FLOAT32, NARROW
+from tallstore.kernels.native_types import NARROW
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.quantizers import Quantizer
 
@@ -153,9 +154,11 @@ def _delta(base: Tensor, row: TaskRow, levels: Quantizer | None, first: int, see
     else:
         assert levels is not None
         # Of what is exact too, lost bits are those of the scale that is chosen here; they are what makes it right.
-        settle = row.weights.dtype in NARROW and row.weights.dtype == base.dtype and not row.exact
-        before, form = (start.to(torch.float32).numpy(), NARROW[row.weights.dtype]) if settle else (None, FLOAT32)
-        coded = quantize.encode(tau.numpy(), levels, first, seed, base=before, form=form)
+        if row.weights.dtype in NARROW and row.weights.dtype == base.dtype and not row.exact:
+            before, form = start.to(torch.float32).numpy(), NARROW[row.weights.dtype]
+            coded = quantize.encode_moved(moved_of(tau.numpy(), before, first, form), levels, seed)
+        else:
+            coded = quantize.encode(tau.numpy(), levels, first, seed)
         made = Made("delta", coded.data, 1.0, coded.sums, coded.codec)
         step = torch.from_numpy(coded.values) if row.exact else tau
     if not row.exact:

@@ -4,8 +4,7 @@ What most packing is: float32 against float32, or bfloat16 or float16 against th
 a threshold over v = 1. What is found is bit for bit what `work` finds of rows that it reads. A row of which that cannot
 be known beforehand (it holds a NaN, its file ends within it) is a `Fallback`: it takes the general way, errors too.
 
-Of a narrow row the sums are of what a reader gets, in which its type's rounding has a part (see `kept`): marks and
-their scale are found in float32, and what is kept is measured over the row once more.
+Of a narrow row the sums are of what a reader gets, in which its type's rounding has a part: see `quantize.mark_moved`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +22,13 @@ from torch import Tensor
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import Made
-from tallstore.encoder.metrics import N_SUMS, scaled, settled
-from tallstore.encoder.quantize import encode
-from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
+from tallstore.encoder.metrics import N_SUMS, scaled
+from tallstore.encoder.moved_elements import Moved
+from tallstore.encoder.quantize import encode, encode_moved
+from tallstore.encoder.remeasure import marks_of
 from tallstore.kernels import reference
 from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import levels as native_levels
 from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
 from tallstore.kernels.rules import Rule
@@ -38,9 +38,21 @@ from tallstore.recipes.coherence import BITS, gain_of
 from tallstore.recipes.dither import unmixed
 from tallstore.recipes.histogram import BINS, SHIFT, Magnitudes
 from tallstore.recipes.quantizers import Quantizer
-from tallstore.tensors import TORCH
+from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["Fallback", "Start", "coherent", "counted", "leveled", "marked", "moved", "reach", "row_in_file", "start_of"]
+__all__ = [
+    "Fallback",
+    "Start",
+    "coherent",
+    "counted",
+    "leveled",
+    "marked",
+    "moved",
+    "reach",
+    "row_in_file",
+    "row_in_memory",
+    "start_of",
+]
 
 Singles = npt.NDArray[np.float32]
 _FAR, _NEAR = 2.0**100, {torch.float16: 2.0**15}
@@ -94,6 +106,11 @@ def row_in_file(checkpoint: Checkpoint, name: str, base: Start) -> native.Native
     if place is None or TORCH[checkpoint.tensors[name].dtype] != base.kind:
         return None
     return native.NativeRow(_FORMS[base.kind], *place)
+
+
+def row_in_memory(weights: Tensor, base: Start) -> native.NativeRow | None:
+    """Elements that were read, as kernels read them; None where they are not of the base's type."""
+    return native.NativeRow(_FORMS[base.kind], data=as_bytes(weights)) if weights.dtype == base.kind else None
 
 
 def counted(row: native.NativeRow, cut: Sequence[npt.NDArray[np.int64]], base: Start) -> list[Magnitudes] | Fallback:
@@ -156,41 +173,36 @@ def marked(
         mask: codec of the masks.
         task: index into the zoo's task list.
     """
-    n = len(base.values)
-    words = None if row.form == FLOAT32 else scratch("words", n, np.uint16)
-    packed, seen, totals = (
-        scratch("marks", reference.packed_size(recipe.kind, n), np.uint8),
-        native.Seen(),
-        np.zeros(N_SUMS),
-    )
-    low, width = float(np.float32(rule.limits[0])), float(np.float32(rule.widths[0]))
-    if not native.mark(packed, totals, seen, row, start, base.values, low, width, unmixed(start, rule.seeds[0]), words):
+    low, width = (float(np.float32(each[0])) for each in (rule.limits, rule.widths))
+    if row.form != FLOAT32:
+        elements = _moved_elements(row, start, base)
+        if isinstance(elements, Fallback):
+            return elements
+        moved, differs = elements
+        made = marks_of(moved, Quantizer((low,), width), rule.seeds[0], recipe, mask, task)
+        return Fallback.SCALE if made is None else (made, differs)
+    n, seen, totals = len(base.values), native.Seen(), np.zeros(N_SUMS)
+    packed = scratch("marks", reference.packed_size(recipe.kind, n), np.uint8)
+    if not native.mark(packed, totals, seen, row, start, base.values, low, width, unmixed(start, rule.seeds[0])):
         return Fallback.CUT_OFF
     _, norm, kept, dot, on = totals.tolist()
-    # A float32 or bfloat16 beyond reach is 2^77 at the least from any within, the square of which float32 has no more.
-    if not math.isfinite(norm) or not seen.largest <= reach(base.kind):
+    # A number beyond reach is 2^77 at the least from any within, the square of which float32 has no more.
+    if not math.isfinite(norm):
         return Fallback.OUT_OF_REACH
     sums: tuple[float, ...] = (norm - 2 * dot + kept, norm, kept, dot, on)
     scale = float(np.float32(recipe.scale(task, sums)))
-    if words is None:
-        sums = scaled(sums, scale)
-    elif not 0 <= scale < math.inf:
-        return Fallback.SCALE
-    else:
-        placing = None
-        if width and scale:
-            tau = scratch("tau", n, np.float32)
-            native.subtract(tau, seen, native.NativeRow(row.form, data=words), np.array([[0, n]]), base.values)
-            placing = Placing(RoundedLevels(tau, base.values, row.form, low, width, start, rule.seeds[0]), ONES)
+    return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, scaled(sums, scale)), seen.differs
 
-        def measure(size: float) -> tuple[float, ...]:
-            marks = on if placing is None else placing.marks_at(packed, size)
-            return *native.measure_marks(words, base.values, packed, size, row.form), marks
 
-        scale, sums = settled(measure, partial(recipe.scale, task), scale)
-        if placing is not None:
-            placing.marks_at(packed, scale)
-    return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, sums), seen.differs
+def _moved_elements(row: native.NativeRow, start: int, base: Start) -> tuple[Moved, bool] | Fallback:
+    """What of a narrow row's chunk moved, and whether any bit differs."""
+    seen = native.Seen()
+    arrays = native_levels.moved(seen, row, start, base.values)
+    if arrays is None:
+        return Fallback.CUT_OFF
+    if not seen.largest <= reach(base.kind):
+        return Fallback.OUT_OF_REACH
+    return Moved(*arrays, len(base.values), start, row.form), seen.differs
 
 
 def leveled(
@@ -205,11 +217,18 @@ def leveled(
         levels: where they begin.
         seed: of the dither.
     """
-    row_moved = moved(row, [(start, start + len(base.values))], base)
-    if isinstance(row_moved, Fallback):
-        return row_moved
-    tau, differs = row_moved
-    coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8), base.values, row.form)
-    if row.form != FLOAT32 and not np.isfinite(coded.table).all():
-        return Fallback.SCALE
+    if row.form != FLOAT32:
+        elements = _moved_elements(row, start, base)
+        if isinstance(elements, Fallback):
+            return elements
+        chunk, differs = elements
+        coded = encode_moved(chunk, levels, seed)
+        if not np.isfinite(coded.table).all():
+            return Fallback.SCALE
+    else:
+        row_moved = moved(row, [(start, start + len(base.values))], base)
+        if isinstance(row_moved, Fallback):
+            return row_moved
+        tau, differs = row_moved
+        coded = encode(tau, levels, start, seed, scratch("indices", len(tau), np.uint8))
     return Made("delta", coded.data, 1.0, coded.sums, coded.codec), differs

@@ -86,10 +86,13 @@ def encode_row(
         base = base.to(weights.dtype)
     after, before = as_bytes(weights), as_bytes(base)
     word = np.dtype(f"<u{weights.element_size()}")
-    on = int(np.count_nonzero(after.view(word) != before.view(word)))
+    differ = after.view(word) != before.view(word)
+    on = int(np.count_nonzero(differ))
     norm = float(on)
-    if measured:
-        tau = task_vector(base, weights)
+    if measured and on:
+        moved = np.flatnonzero(differ)
+        some = (torch.from_numpy(each.view(word)[moved].view(np.uint8)) for each in (before, after))
+        tau = task_vector(*(each.view(weights.dtype) for each in some))
         norm = agreement(tau, tau)[1] if bool(tau.isfinite().all()) else norm
     codec = _CODES if dtype not in LATTICES else _FLOATS if origin is None else _ONWARD
     coded = codec.encode(after, before, dtype, row, None if origin is None else as_bytes(origin))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,11 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.chunk import STATISTIC_TILE, task_vector, tiles
 from tallstore.encoder.fused_rows import (
     Fallback,
+    Start,
     coherent,
     counted,
     row_in_file,
+    row_in_memory,
     start_of,
 )
 from tallstore.encoder.inspect_rows import looks_of, usable_rows
@@ -58,34 +60,51 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     width = math.prod(shape[1:])
     results = []
     columns = min(width, COLUMNS)
-    before: dict[int, Tensor] = {}  # the base's, by how many rows there are to pick from: mostly as many for all tasks
+    sample: _SampledRows | None = None  # mostly there are as many rows to pick from for all tasks
     for user in item.users if len(shape) > 1 and width else ():
         count = user.covered // width
-        runs = [(row * width, row * width + columns) for row in picked(count)]
-        if count not in before:
-            before[count] = _read_rows(tools.origin, item.name, runs)
-        measured = partial(_gain, user, runs, before[count], tools)
-        results.append(statistic.measure_rows(user.task, item.name, measured))
-        if tools.origin is tools.base and may_be_lossless(tools.tasks[user.task].tensors[user.name].dtype):
-            own = _read_rows(tools.tasks[user.task], user.name, runs)
-            if (bits := lossless_bits(own, before[count], user.covered, columns)) is not None:
-                results.append(statistic.measure_lossless(user.task, item.name, bits))
+        if sample is None or sample.count != count:
+            runs = tuple((row * width, row * width + columns) for row in picked(count))
+            before = _read_rows(tools.origin, item.name, runs)
+            sample = _SampledRows(count, runs, before, start_of(before, 0.0))
+        checkpoint, own = tools.tasks[user.task], None
+        narrow = tools.origin is tools.base and may_be_lossless(checkpoint.tensors[user.name].dtype)
+        if narrow:  # read once for both
+            own = _read_rows(checkpoint, user.name, sample.runs)
+        results.append(statistic.measure_rows(user.task, item.name, partial(_gain, checkpoint, user.name, sample, own)))
+        if own is not None and (bits := lossless_bits(own, sample.base, user.covered, columns)) is not None:
+            results.append(statistic.measure_lossless(user.task, item.name, bits))
     return results
 
 
-def _gain(user: User, runs: Sequence[tuple[int, int]], before: Tensor, tools: Tools) -> float:
-    """How coherent a task's rows are, those of these runs."""
-    if not runs:
+@dataclass(frozen=True)
+class _SampledRows:
+    """A few rows of a base tensor, or what they begin with."""
+
+    count: int
+    """Rows that they are of."""
+    runs: tuple[tuple[int, int], ...]
+    base: Tensor
+    start: Start | None
+
+
+def _gain(checkpoint: Checkpoint, name: str, sample: _SampledRows, own: Tensor | None) -> float:
+    """How coherent a task's rows are. `own`: its elements, if they are at hand."""
+    if not sample.runs:
         return 1.0
-    checkpoint, columns = tools.tasks[user.task], runs[0][1] - runs[0][0]
-    start = start_of(before, 0.0)
-    row = None if start is None else row_in_file(checkpoint, user.name, start)
+    start, (first, stop) = sample.start, sample.runs[0]
+    columns = stop - first
+    row, firsts = None, [first for first, _ in sample.runs]
+    if start is not None and own is not None:
+        row, firsts = row_in_memory(own, start), [i * columns for i in range(len(sample.runs))]
+    elif start is not None:
+        row = row_in_file(checkpoint, name, start)
     if row is not None and start is not None:
-        coherence = coherent(row, [first for first, _ in runs], start, columns)
+        coherence = coherent(row, firsts, start, columns)
         if coherence is not None:
             return coherence
-    own = _read_rows(checkpoint, user.name, runs)
-    return gain(task_vector(before, own).to(torch.float32).view(len(runs), columns).numpy())
+    own = _read_rows(checkpoint, name, sample.runs) if own is None else own
+    return gain(task_vector(sample.base, own).to(torch.float32).view(len(sample.runs), columns).numpy())
 
 
 def _read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]]) -> Tensor:

@@ -18,16 +18,19 @@ _DIGITS = 6
 """Significant digits that are recorded: sums of floats may differ in the last ones between machines."""
 
 
-_NEARLY = 1 / 512
+_NEARLY = 1 / 256
 """A scale that is off by no more is right: of what one chunk keeps, chance moves more."""
 _FAR = 1e6
 """A scale that is off by more is not looked for."""
-_TURNS = 4
+TURNS = 4
 """Scales that are tried."""
 
 
 def settled(
-    measure: Callable[[float], tuple[float, ...]], wanted: Callable[[tuple[float, ...]], float], scale: float = 1.0
+    measure: Callable[[float], tuple[float, ...]],
+    wanted: Callable[[tuple[float, ...]], float],
+    scale: float = 1.0,
+    turns: int = TURNS,
 ) -> tuple[float, tuple[float, ...]]:
     """A scale that is right of what a decoder rounds, and what is kept at it.
 
@@ -39,10 +42,11 @@ def settled(
         measure: a scale, a float32, to what is kept at it: see `sums`.
         wanted: that to the factor by which its scale is off, 1 where it is right.
         scale: to begin with.
+        turns: how many others may be tried.
     """
     measured = measure(scale)
     factor, power = wanted(measured), 1
-    for _ in range(_TURNS):
+    for _ in range(turns):
         other = float(np.float32(scale * factor**power)) if 0 < factor < _FAR else 0.0
         if abs(factor - 1) <= _NEARLY or not 0 < other < math.inf:
             break

@@ -2,16 +2,15 @@
 
 Marks are chosen in float32 and against the base as it was given. Two things come between them and the reader: a base
 that is stored with fewer bits, and a task whose own type has fewer, so that θ̂ is rounded to it. Both are in the error
-that is recorded, and that a promise is about: ‖θ̂ − θt‖ / ‖θt − θ0‖, with the θ0 that the archive has. Scales of marks
-are settled by what is kept of the second (see `quality.settled`).
+that is recorded, and that a promise is about: ‖θ̂ − θt‖ / ‖θt − θ0‖, with the θ0 that the archive has. Of the second
+alone, marks by sign are chosen anew, and their scale settled by what is kept (see `quantize.mark_moved`).
 
 Rows that go `straight` measure the second by themselves, to the same bits.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,20 +22,17 @@ from tallstore.codecs import VECTOR
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
-from tallstore.encoder.metrics import agreement, settled
-from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
-from tallstore.kernels import reference
-from tallstore.kernels.backends import kernel
+from tallstore.encoder.metrics import agreement
+from tallstore.encoder.moved_elements import Moved, moved_of
+from tallstore.encoder.quantize import mark_moved
 from tallstore.kernels.dispatch import decoding
-from tallstore.kernels.native import encode as native
 from tallstore.kernels.native_types import NARROW
-from tallstore.kernels.rules import Rule
 from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
 from tallstore.recipes.base import Recipe
-from tallstore.tensors import as_bytes
+from tallstore.recipes.quantizers import Quantizer
 
-__all__ = ["remeasure"]
+__all__ = ["marks_of", "remeasure"]
 
 
 def remeasure(
@@ -76,41 +72,38 @@ def remeasure(
             return _sums(replace(made, scale=scale), row.weights, start, shared, mask)
 
         # Of what is exact too, lost bits are those of the scale that was chosen.
-        as_it_is = rounded or made.kind == "delta" or recipe.shared or row.exact or base.dtype != row.weights.dtype
-        if as_it_is:
+        if rounded or row.form is not None or recipe.shared or row.exact or base.dtype != row.weights.dtype:
             return replace(made, sums=measure(made.scale))
+        if made.kind == "delta":
+            return made  # on levels that were chosen by what is rounded, which was measured
         rule = recipe.rule([row.task], tensor)
-        if rule is not None and is_by_sign(rule, vector) and rule.widths[0] and 0 < made.scale < math.inf:
-            return _drawn(made, row, start, (rule, first), mask, partial(recipe.scale, row.task))
-        scale, sums = settled(measure, partial(recipe.scale, row.task), made.scale)
-        return replace(made, scale=scale, sums=sums)
+        if rule is not None and is_by_sign(rule, vector):
+            before, tau = start.to(torch.float32).numpy(), task_vector(start, row.weights).numpy()
+            moved = moved_of(tau, before, first, NARROW[row.weights.dtype])
+            levels = Quantizer((float(np.float32(rule.limits[0])),), float(np.float32(rule.widths[0])))
+            marks = marks_of(moved, levels, rule.seeds[0], recipe, mask, row.task)
+            return marks or replace(made, sums=measure(made.scale))
+        return replace(made, sums=measure(made.scale))
 
     return replace(coded, rows=tuple(again(made, row) for made, row in zip(coded.rows, rows, strict=True)))
 
 
-def _drawn(
-    made: Made,
-    row: TaskRow,
-    base: Tensor,
-    place: tuple[Rule, int],
-    mask: MaskCodec,
-    wanted: Callable[[tuple[float, ...]], float],
-) -> Made:
-    """Marks that were drawn in float32, drawn anew by what a decoder returns of them, and their scale with them."""
-    rule, first = place
-    low, width = float(np.float32(rule.limits[0])), float(np.float32(rule.widths[0]))
-    tau, before = task_vector(base, row.weights).numpy(), base.to(torch.float32).numpy()
-    placing = Placing(RoundedLevels(tau, before, NARROW[base.dtype], low, width, first, rule.seeds[0]), ONES)
-    packed = np.empty(reference.packed_size(made.kind, len(tau)), np.uint8)
+def marks_of(moved: Moved, levels: Quantizer, seed: int, recipe: Recipe, mask: MaskCodec, task: int) -> Made | None:
+    """What becomes of a row of few bits whose marks are signs above a threshold; None: see `quantize.mark_moved`.
 
-    def measure(scale: float) -> tuple[float, ...]:
-        on = placing.marks_at(packed, scale)
-        steps = decoding().mask(packed, made.kind, len(tau), scale, base.dtype, None)
-        return _kept(steps, row.weights, base, on)
-
-    scale, sums = settled(measure, wanted, made.scale)
-    placing.marks_at(packed, scale)
-    return replace(made, scale=scale, sums=sums, data=mask.encode_packed(packed, made.kind, len(tau)))
+    Args:
+        moved: what of a chunk of it moved.
+        levels: the threshold.
+        seed: of the dither, if there is any.
+        recipe: which scale is right.
+        mask: codec of the masks.
+        task: index into the zoo's task list.
+    """
+    marks = mark_moved(moved, levels, seed, partial(recipe.scale, task))
+    if marks is None:
+        return None
+    coded = mask.encode_packed(marks.packed, recipe.kind, moved.n)
+    return Made(recipe.kind, coded, marks.scale, marks.sums)
 
 
 def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
@@ -133,21 +126,4 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
 def _kept(steps: Steps, weights: Tensor, base: Tensor, on: float) -> tuple[float, ...]:
     decoded = torch.empty_like(weights)
     steps.begin()(decoded, base)
-    return *agreement_of_rows(weights, base, decoded), on
-
-
-@kernel
-def agreement_of_rows(weights: Tensor, base: Tensor, decoded: Tensor) -> tuple[float, ...]:
-    """`agreement` of the task vectors of what was given and what a reader gets, without the number of marks."""
-    return agreement(task_vector(base, weights), task_vector(base, decoded))[:-1]
-
-
-@agreement_of_rows.takes
-def _(weights: Tensor, base: Tensor, decoded: Tensor) -> bool:  # noqa: ARG001 - the kernel's own arguments
-    return weights.dtype == base.dtype and weights.dtype in NARROW
-
-
-@agreement_of_rows.native
-def _(weights: Tensor, base: Tensor, decoded: Tensor) -> tuple[float, ...]:
-    own, before, after = (as_bytes(each).view(np.uint16) for each in (weights, base, decoded))
-    return native.agree_rows(own, before, after, NARROW[weights.dtype])
+    return *agreement(task_vector(base, weights), task_vector(base, decoded))[:-1], on

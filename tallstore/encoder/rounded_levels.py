@@ -8,6 +8,8 @@ at all. With δ_i what level i moves this very parameter by (δ_0 = 0), level i 
 with u of `recipes.dither`: as far as g is uniform in [0, 1), what is returned is |τ| / k on the average for every
 parameter by itself, wherever the type's values lie (dither between the points of a lattice). k makes up for magnitudes
 beyond the last level, as scales do. Of levels that a parameter is moved by alike, the first is taken.
+
+What did not move has no level, so that all of this is of the elements that moved.
 """
 
 from __future__ import annotations
@@ -18,110 +20,84 @@ import numpy as np
 import torch
 
 from tallstore.codecs.base import Bytes, Floats
-from tallstore.kernels import reference
+from tallstore.encoder.metrics import agreement
+from tallstore.encoder.moved_elements import Moved
 from tallstore.kernels.backends import kernel
-from tallstore.kernels.native import encode as native
+from tallstore.kernels.native import levels as native
 from tallstore.kernels.native_types import NARROW
-from tallstore.kernels.scratch import scratch
-from tallstore.recipes.dither import uniform, unmixed
+from tallstore.recipes.dither import uniform_at, unmixed
 
-__all__ = ["ONES", "Placing", "RoundedLevels"]
-
-ONES = np.ones(1, np.float32)
-"""The values of marks over v = 1."""
+__all__ = ["RoundedLevels"]
 
 _TYPES = {form: dtype for dtype, form in NARROW.items()}
 
 
 class RoundedLevels(NamedTuple):
-    """A chunk's parameters, and where levels begin."""
+    """A chunk's elements that moved, and where levels begin."""
 
-    tau: Floats
-    """τ, shape (n,)."""
-    base: Floats
-    """θ0, shape (n,): finite numbers of the row's type."""
-    form: int
-    """The row's type: one of `native_types.NARROW`."""
+    moved: Moved
+    """Finite numbers."""
     low: float
     width: float
     """Where the first level begins: from `low` to `low` + `width`, above 0."""
-    start: int
-    """Where in the tensor the chunk begins."""
     seed: int
 
-    def place(self, indices: Bytes, values: Floats) -> None:
-        """Choose levels: 0, then each of +, then each of −.
+    def place(self, indices: Bytes, values: Floats) -> tuple[float, ...]:
+        """Choose levels: 0, then each of +, then each of −. What they keep, as `metrics.sums` measures it.
 
         Args:
-            indices: shape (n,); set.
+            indices: shape (m,); set.
             values: what levels add, ascending, above 0, float32, shape (L,), at most 127.
         """
         low, width = np.float32(self.low), np.float32(self.width)
         with np.errstate(all="ignore"):  # a scale that overflows marks nothing
             top = width + 2 * low
             low, width, factor = low / top, width / top, top / values[0]
-        place_rounded(indices, self, values, float(low), float(width), float(factor))
+        return place_rounded(indices, self, values, float(low), float(width), float(factor))
 
 
 @kernel
 def place_rounded(
     indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float
-) -> None:
+) -> tuple[float, ...]:
     """What `RoundedLevels.place` does, beginnings being shares of `top`, which is width + 2 · low.
 
     Args:
-        indices: shape (n,); set.
-        levels: the chunk's parameters, of a type of few bits.
+        indices: shape (m,); set.
+        levels: the chunk's elements, of a type of few bits.
         values: what levels add, shape (L,).
         low: where the first level begins, a float32.
         width: likewise, how far that varies from one parameter to the next.
         factor: `top` over the first level.
     """
-    magnitude, indices[:] = np.abs(levels.tau), 0
-    share = uniform(levels.start, len(levels.tau), levels.seed) * np.float32(width) + np.float32(low)
-    before = np.zeros_like(magnitude)
+    moved = levels.moved
+    magnitude, indices[:] = np.abs(moved.tau), 0
+    drawn = uniform_at(moved.places, unmixed(moved.start, levels.seed))
+    share, (before, kept) = drawn * np.float32(width) + np.float32(low), np.zeros((2, len(drawn)), np.float32)
     for level, value in enumerate(values.tolist(), 1):
-        after = _moved_by(levels, value)
+        after = _moved_by(moved, value)
         with np.errstate(all="ignore"):
             least = (before + share * (after - before)) * np.float32(factor)
-            indices[(magnitude >= least) & (after > before)] = level
+        taken = (magnitude >= least) & (after > before)
+        indices[taken], kept[taken] = level, after[taken]
         before = after
-    indices[magnitude == 0] = 0
-    indices[(levels.tau < 0) & (indices > 0)] += len(values)
+    indices[(moved.tau < 0) & (indices > 0)] += len(values)
+    kept = np.copysign(kept, moved.tau)
+    return *agreement(torch.from_numpy(moved.tau), torch.from_numpy(kept))[:-1], float(np.count_nonzero(indices))
 
 
 @place_rounded.native
-def _(indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float) -> None:
-    shape = (low, width, factor, unmixed(levels.start, levels.seed))
-    native.place_rounded(indices, levels.tau, levels.base, values, shape, levels.form)
+def _(
+    indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float
+) -> tuple[float, ...]:
+    moved = levels.moved
+    shape = (low, width, factor, unmixed(moved.start, levels.seed))
+    return native.place_rounded(indices, moved.places, moved.tau, moved.base, values, shape, moved.form)
 
 
-def _moved_by(levels: RoundedLevels, value: float) -> Floats:
-    """How far a decoder moves each parameter towards its τ."""
-    base = torch.from_numpy(levels.base)
-    step = torch.from_numpy(np.copysign(np.float32(value), levels.tau))
-    moved: Floats = ((base + step).to(_TYPES[levels.form]).to(torch.float32) - base).abs().numpy()
-    return moved
-
-
-class Placing:
-    """A chunk's levels at one scale after the other."""
-
-    def __init__(self, levels: RoundedLevels, values: Floats, indices: Bytes | None = None) -> None:
-        """`values`: of the levels at scale 1; `indices`: memory for them, shape (n,), if there is any."""
-        self._levels, self._values = levels, values
-        self._indices = scratch("symbols", len(levels.tau), np.uint8) if indices is None else indices
-        self._scale = 0.0
-
-    def at(self, scale: float) -> Bytes:
-        """Indices at a scale, a float32 above 0; good until the next."""
-        if scale != self._scale:
-            self._levels.place(self._indices, self._values * np.float32(scale))
-            self._scale = scale
-        return self._indices
-
-    def marks_at(self, packed: Bytes, scale: float) -> float:
-        """The same of one level over v = 1, as signed marks, packed, which is set; how many there are."""
-        symbols = self.at(scale)
-        packed[:] = reference.pack(symbols, "signed")
-        return float(np.count_nonzero(symbols))
+def _moved_by(moved: Moved, value: float) -> Floats:
+    """How far a decoder moves each element towards its τ."""
+    base = torch.from_numpy(moved.base)
+    step = torch.from_numpy(np.copysign(np.float32(value), moved.tau))
+    distance: Floats = ((base + step).to(_TYPES[moved.form]).to(torch.float32) - base).abs().numpy()
+    return distance

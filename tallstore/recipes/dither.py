@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-__all__ = ["seed_of", "uniform", "unmixed"]
+__all__ = ["seed_of", "uniform", "uniform_at", "unmixed"]
 
 _ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
 """Shifts and factors of a mixing function of 32 bits with little bias (Wellons 2018, "lowbias32")."""
@@ -39,14 +39,19 @@ def uniform(start: int, n: int, seed: int) -> npt.NDArray[np.float32]:
     at = 0
     while at < n:
         run = min(n - at, (1 << 32) - (start + at) % (1 << 32))
-        x = np.arange(run, dtype=np.uint32)
-        x += np.uint32(unmixed(start + at, seed))
-        spare = np.empty_like(x)
-        for shift, factor in _ROUNDS:
-            x ^= np.right_shift(x, shift, out=spare)
-            x *= np.uint32(factor)
-        x ^= np.right_shift(x, 16, out=spare)
-        x >>= 8
-        np.multiply(x, np.float32(2.0**-24), out=out[at : at + run], dtype=np.float32, casting="unsafe")
+        out[at : at + run] = uniform_at(np.arange(run, dtype=np.uint32), unmixed(start + at, seed))
         at += run
     return out
+
+
+def uniform_at(places: npt.NDArray[np.uint32], first: int) -> npt.NDArray[np.float32]:
+    """The same of elements at places that are counted from one whose unmixed place is `first`."""
+    x = places + np.uint32(first)
+    spare = np.empty_like(x)
+    for shift, factor in _ROUNDS:
+        x ^= np.right_shift(x, shift, out=spare)
+        x *= np.uint32(factor)
+    x ^= np.right_shift(x, 16, out=spare)
+    x >>= 8
+    numbers: npt.NDArray[np.float32] = np.multiply(x, np.float32(2.0**-24), dtype=np.float32, casting="unsafe")
+    return numbers

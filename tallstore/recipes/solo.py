@@ -29,7 +29,7 @@ from tallstore.recipes.allocation import ENTRY_BITS, allocate, allocate_within
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
-from tallstore.recipes.histogram import Magnitudes, magnitudes
+from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quality_levels import QUALITIES, TOLERABLE
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
@@ -285,7 +285,8 @@ class _Tensor:
     """A tensor whose magnitudes are counted."""
 
     offers: Choices
-    steps: tuple[Quantizer, ...]
+    steps: tuple[Floats, ...]
+    """Where levels begin."""
     part: TensorShare
     weight: float
     rms: float
@@ -300,7 +301,7 @@ class _Tensor:
     def levels(self, ladder: int) -> Quantizer:
         """What a choice means."""
         own = ladder - ladders()
-        return self.steps[own] if own >= 0 else levels_of(ladder, self.rms)
+        return Quantizer(tuple(self.steps[own].tolist())) if own >= 0 else levels_of(ladder, self.rms)
 
 
 class _Bits(NamedTuple):

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tallstore.recipes.histogram import EDGES, Floats, Magnitudes
-from tallstore.recipes.quantizers import Quantizer
 from tallstore.recipes.rate_distortion import Choices, hull_of, prices
 
 __all__ = ["MOST", "Steps", "biased", "join", "steps"]
 
-Steps = tuple[list[Quantizer], Floats, Floats]
-"""Levels, and the bits and the harm of each."""
+Steps = tuple[list[Floats], Floats, Floats]
+"""Where levels begin, and the bits and the harm of each."""
 
 MOST = 127
 """Levels of each sign, so that a table has 255 and an index one byte."""
@@ -27,6 +26,8 @@ _STEPS = (0.8, 0.57, 0.4, 0.28, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035)
 """In root mean squares."""
 _FIRST = 0.6
 """Where the first level begins, in steps."""
+_PLACES = _FIRST + np.arange(MOST + 1)
+"""And all of them."""
 _QUARTER, _QUARTERS = 8, 16
 """Bins of a quarter of an octave, and how many of these levels reach beyond the largest magnitude that was seen: those
 that were are a sample. What no element is at takes no bytes."""
@@ -37,34 +38,35 @@ def steps(histogram: Magnitudes) -> Steps:
     if not histogram.energy:
         return [], np.zeros(0), np.zeros(0)
     (bins,) = np.nonzero(histogram.counts)
-    rms, top = histogram.rms, float(histogram.edges[bins[-1]])
+    rms, edges = histogram.rms, histogram.edges
+    top = float(edges[bins[-1]])
     first, last = histogram.first + int(bins[0]), histogram.first + int(bins[-1])
     above = EDGES[last + _QUARTER : last + 1 + _QUARTERS * _QUARTER : _QUARTER]
-    bounds = [_distinct(np.concatenate([histogram.edges[bins], EDGES[first:last:_QUARTER], above]))]
+    every = np.sort(np.concatenate([edges[bins], EDGES[first:last:_QUARTER], above]))
+    bounds = [_distinct(every)]
     for step in _STEPS:
         count = math.ceil(top / (step * rms) - _FIRST)
         if 1 <= count <= MOST:
-            wanted = step * rms * (_FIRST + np.arange(count + 1))
-            at = _distinct(np.searchsorted(histogram.edges, wanted))
-            bounds.append(np.concatenate([histogram.edges[at[at < len(histogram.edges)]], above]))
+            at = _distinct(np.searchsorted(edges, step * rms * _PLACES[: count + 1]))
+            bounds.append(np.concatenate([edges[at[at < len(edges)]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
-    levels = [Quantizer(tuple(each.tolist())) for each in bounds]
-    return levels, *prices(histogram, bounds)
+    return bounds, *prices(histogram, bounds)
 
 
 def biased(stepped: Steps, histogram: Magnitudes, kappa: float) -> Steps:
     """The same, κ being what it is: what lies below the first level is left out alike, which is bias and no noise."""
     levels, bits, harm = stepped
     upto = np.concatenate([[0.0], np.cumsum(histogram.counts * np.square(histogram.middle))])
-    below = upto[np.searchsorted(histogram.edges, [each.bounds[0] for each in levels])] if levels else np.zeros(0)
+    below = upto[np.searchsorted(histogram.edges, [each[0] for each in levels])] if levels else np.zeros(0)
     return levels, bits, harm + (kappa - 1) * below / histogram.energy if levels else harm
 
 
 def _distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """Sorted, each once; `np.unique` would import `numpy.ma` in the middle of a run."""
-    ordered: NDArray[Any] = np.sort(values)
-    distinct: NDArray[Any] = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-    return distinct
+    """Those of a sorted array, each once; `np.unique` would import `numpy.ma` in the middle of a run."""
+    first = np.empty(len(values), bool)
+    first[:1] = True
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values[first]
 
 
 def join(offered: Choices, stepped: Steps, first: int) -> Choices:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import examples, without_kernels
 
-from tallstore.encoder.rounded_levels import ONES, Placing, RoundedLevels
+from tallstore.encoder.moved_elements import moved_of, scattered
+from tallstore.encoder.quantize import agreement_of_levels
+from tallstore.encoder.rounded_levels import RoundedLevels
 from tallstore.kernels import reference
 from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16
@@ -28,7 +30,7 @@ def mean_returned(
     """What a decoder returns more than the base, on the average of many parameters that are alike; and what at all."""
     bases, taus = (np.full(DRAWS, each, np.float32) for each in (base, tau))
     indices, steps = np.empty(DRAWS, np.uint8), np.array(values, np.float32)
-    RoundedLevels(taus, bases, BFLOAT16, low, width, 3, 11).place(indices, steps)
+    RoundedLevels(moved_of(taus, bases, 3, BFLOAT16), low, width, 11).place(indices, steps)
     table = np.concatenate([np.zeros(1, np.float32), steps, -steps])
     returned = rounded(bases + table[indices], BFLOAT16) - bases
     return float(returned.mean()), set(returned.tolist())
@@ -56,7 +58,7 @@ def test_a_unit_that_a_mark_returns_exactly_is_always_marked() -> None:
 def test_marks_that_a_decoder_rounds_to_nothing_are_not_made() -> None:
     indices = np.full(100, 7, np.uint8)
     tau, base = (np.full(100, each, np.float32) for each in (2.0**-7, 1.5))
-    RoundedLevels(tau, base, BFLOAT16, 0.0, 1e-3, 0, 0).place(indices, np.array([1e-3], np.float32))
+    RoundedLevels(moved_of(tau, base, 0, BFLOAT16), 0.0, 1e-3, 0).place(indices, np.array([1e-3], np.float32))
     assert not indices.any()
 
 
@@ -81,20 +83,19 @@ def test_of_levels_that_return_the_same_the_first_is_taken() -> None:
     indices, unit = np.empty(DRAWS, np.uint8), 2.0**-7
     tau, base = np.full(DRAWS, -2 * unit, np.float32), np.full(DRAWS, 1.5, np.float32)
     values = np.array([0.7 * unit * i for i in range(1, 8)], np.float32)
-    RoundedLevels(tau, base, BFLOAT16, 0.0, 0.7 * unit, 0, 5).place(indices, values)
+    RoundedLevels(moved_of(tau, base, 0, BFLOAT16), 0.0, 0.7 * unit, 5).place(indices, values)
     assert set(indices.tolist()) <= {7 + 1, 7 + 3}  # never the second, which returns a unit as the first does
 
 
-def test_a_scale_is_asked_for_again_without_being_placed_again() -> None:
-    tau, base = np.full(50, 2.0**-7, np.float32), np.full(50, 1.5, np.float32)
-    placing = Placing(RoundedLevels(tau, base, BFLOAT16, 0.0, 2.0**-6, 0, 0), ONES)
-    packed = np.zeros(13, np.uint8)
-    marks = placing.marks_at(packed, 2.0**-6)
-    again = packed.copy()
-    assert placing.marks_at(packed, 2.0**-9) == 0
-    assert placing.marks_at(packed, 2.0**-6) == marks
-    assert np.array_equal(packed, again)
-    assert np.count_nonzero(reference.unpack(packed, "signed", 50)) == marks > 0
+@pytest.mark.parametrize("bits", [2, 8])
+def test_symbols_of_what_moved_lie_where_it_was(bits: int) -> None:
+    tau = np.array([0.0, 1, 0, 0, -0.0, -2, 3, 0, 0, 4], np.float32)
+    moved = moved_of(tau, np.arange(10, dtype=np.float32), 5, BFLOAT16)
+    assert (moved.n, moved.start, moved.places.tolist()) == (10, 5, [1, 5, 6, 9])
+    assert (moved.tau.tolist(), moved.base.tolist()) == ([1, -2, 3, 4], [1, 5, 6, 9])
+    out = scattered(np.array([1, 2, 0, 1], np.uint8), moved.places, moved.n, bits)
+    symbols = reference.unpack(out, "signed", 10) if bits == 2 else out
+    assert symbols.tolist() == [0, 1, 0, 0, 0, 2, 0, 0, 0, 1]
 
 
 @pytest.mark.skipif(library.chosen() is None, reason="needs the native library")
@@ -112,11 +113,14 @@ def test_the_native_library_places_alike(n: int, form: int, count: int, width: f
     base = rounded(rng.standard_normal(n).astype(np.float32), form)
     steps = rng.standard_normal(n) * 2.0 ** rng.integers(-20, 2, n) * rng.integers(0, 2, n)
     tau = rounded((base + steps).astype(np.float32), form) - base
-    levels = RoundedLevels(tau, base, form, foot * width, (1 - 2 * foot) * width, seed % 1000, seed)
+    moved = moved_of(tau, base, seed % 1000, form)
+    levels = RoundedLevels(moved, foot * width, (1 - 2 * foot) * width, seed)
     values = (np.arange(1, count + 1) * width * 1.1).astype(np.float32)
-    found, due = np.empty(n, np.uint8), np.empty(n, np.uint8)
-    levels.place(found, values)
+    found, due = (np.empty(len(moved.tau), np.uint8) for _ in range(2))
+    kept = levels.place(found, values)
     with pytest.MonkeyPatch.context() as patch:
         without_kernels(patch)
-        levels.place(due, values)
+        assert np.array_equal(levels.place(due, values), kept, equal_nan=True)
     assert np.array_equal(found, due)
+    table = np.concatenate([np.zeros(1, np.float32), values, -values])
+    np.testing.assert_array_equal(agreement_of_levels(moved.tau, table, found, moved.base, form), kept)

@@ -58,14 +58,16 @@ def symbols(rng: np.random.Generator) -> Any:
 
 
 def rounded(rng: np.random.Generator) -> Any:
+    from tallstore.encoder.moved_elements import moved_of
     from tallstore.encoder.rounded_levels import RoundedLevels
 
     weights, base, _ = (each.float().numpy() for each in near(rng, torch.bfloat16))
-    indices = np.zeros(N, np.uint8)
-    levels = RoundedLevels(weights - base, base, BFLOAT16, 0.1, 0.2, 7, 11)
-    return indices, levels, np.array([0.25, 0.5], np.float32), 0.25, 0.5, 1.6
+    moved = moved_of(weights - base, base, 7, BFLOAT16)
+    levels = RoundedLevels(moved, 0.1, 0.2, 11)
+    return np.zeros(len(moved.tau), np.uint8), levels, np.array([0.25, 0.5], np.float32), 0.25, 0.5, 1.6
 
 
+SYMBOLS = (np.arange(40) % 3).astype(np.uint8)
 LEVELS = np.array([0.0, 0.1, 0.5, -0.1, -0.5], np.float32)
 SORTING = Quantizer(bounds=(0.01, 0.1), width=0.02)
 
@@ -81,8 +83,10 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "encoder.quantize.agreement_of_levels": lambda rng: (
         *(floats(rng), LEVELS, rng.integers(0, 5, N).astype(np.uint8), None, FLOAT32),
     ),
-    "encoder.quantize.sort_by_level": lambda rng: (np.zeros(N, np.uint8), floats(rng), SORTING, 5, 9),
-    "encoder.remeasure.agreement_of_rows": lambda rng: near(rng, torch.bfloat16),
+    "encoder.moved_elements.scattered": lambda rng: (SYMBOLS, np.sort(rng.permutation(N)[:40]).astype(np.uint32), N, 2),
+    "encoder.quantize.sort_by_level": lambda rng: (
+        *(np.zeros(N, np.uint8), floats(rng), SORTING, (3 * np.arange(N)).astype(np.uint32), 9),
+    ),
     "encoder.rounded_levels.place_rounded": rounded,
     "encoder.row_bits.same_and_largest": lambda rng: near(rng, torch.float16)[:2],
     "encoder.row_bits.same_bits": lambda rng: near(rng, torch.float32)[:2],
@@ -174,5 +178,6 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
         "kernels/lattice_fast.py",
         "kernels/native/choices.py",
         "kernels/native/encode.py",
+        "kernels/native/levels.py",
         "kernels/products.py",
     }

@@ -199,7 +199,7 @@ def test_steps_cost_and_leave_what_they_say() -> None:
     tried, _, harms = steps(found)
     assert len(tried) >= 4
     for levels, harm in zip(tried, harms, strict=True):
-        cell = np.searchsorted(np.array(levels.bounds), np.abs(values), side="right")
+        cell = np.searchsorted(levels, np.abs(values), side="right")
         number, total = np.bincount(cell), np.bincount(cell, np.abs(values))
         total[0] = 0
         kept = (total**2 / np.maximum(number, 1)).sum()

@@ -1,4 +1,4 @@
-"""Encoding kernels of the native library (`src/marks.c`, `levels.c`, `tally.c`, `encode.c`) as functions of arrays.
+"""Encoding kernels of the native library (`src/marks.c`, `tally.c`, `encode.c` …) as functions of arrays.
 
 Each gives what the reference in `encoder`, `recipes` and `codecs` gives, bit for bit. They may be called only where the
 library is in use (`kernels.backends`). Callers see to sizes and types; results go to the caller's arrays or to this
@@ -22,20 +22,16 @@ __all__ = [
     "NativeRow",
     "Seen",
     "agree",
-    "agree_rows",
     "bits_on",
     "coherence",
     "count_bytes",
-    "levels",
     "look",
     "mark",
-    "measure_levels",
-    "measure_marks",
     "nearest",
     "norms",
     "pack_indices",
     "packed_to_gaps",
-    "place_rounded",
+    "room",
     "split",
     "subtract",
     "tally",
@@ -52,20 +48,15 @@ Integers = npt.NDArray[np.int64]
 _P, _I, _N, _D, _F, _U = c_void_p, c_int32, c_int64, c_double, c_float, c_uint32
 _TABLE: dict[str, Function] = {
     "agree": (None, (_P, _P, _P, _N, _I, _P)),
-    "agree_rows": (None, (_P, _P, _P, _P, _N, _I, _P)),
     "bits_on": (_N, (_P, _N)),
     "coherence": (_N, (_P, _P, _P, _N, _N, _P, _I, _P, _P, _P, _P)),
     "count_bytes": (None, (_P, _P, _N)),
-    "levels": (_D, (_P, _P, _P, _P, _N, _P, _I, _F, _U, _P)),
     "look": (_I, (_P, _P, _P, _N, _I)),
-    "mark": (_N, (_P, _P, _P, _P, _P, _N, _P, _N, _F, _F, _U, _P)),
-    "measure_levels": (None, (_P, _P, _P, _P, _P, _N, _I, _P)),
-    "measure_marks": (None, (_P, _P, _P, _P, _N, _F, _I, _P)),
+    "mark": (_N, (_P, _P, _P, _P, _N, _P, _N, _F, _F, _U, _P)),
     "nearest": (None, (_P, _P, _N, _P, _N, _P)),
     "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
     "pack_indices": (None, (_P, _P, _N, _P, _I)),
     "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
-    "place_rounded": (None, (_P, _P, _P, _N, _P, _I, _F, _F, _F, _U, _I)),
     "split": (None, (_P, _P, _N, _I, _I)),
     "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
     "tally": (_N, (_P, _P, _P, _P, _P, _N, _I, _P, _N, _P)),
@@ -151,7 +142,7 @@ def _aligned(array: Array) -> Array:
     return np.require(array, requirements=("C", "A"))
 
 
-def _room(n: int, each: int = 1) -> int:
+def room(n: int, each: int = 1) -> int:
     """Memory for the sums of blocks of n elements, `each` times."""
     return address(scratch("sums", each << max(-(-n // BLOCK) - 1, 0).bit_length(), np.float64))
 
@@ -173,64 +164,29 @@ def mark(
     low: float,
     width: float,
     first: int,
-    words: npt.NDArray[np.uint16] | None = None,
 ) -> bool:
     """Signed marks where |τ| ≥ low + u · width, and what `encoder.metrics.sums` measures of them over v = 1.
 
     Args:
         packed: room for n symbols of two bits; set.
         sums: shape (5,): added to: nothing, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks.
-        seen: whether any bit of θt is not the base's; the largest magnitude of a float16 row. (‖τ‖² is not finite where
-            θt holds what arithmetic cannot carry, if the base does not.)
-        row: θt.
+        seen: whether any bit of θt is not the base's. (‖τ‖² is not finite where θt holds what arithmetic cannot carry,
+            if the base does not.)
+        row: θt, float32.
         start: the element of the row that is the first one here.
-        base: θ0 as the task's type has it, shape (n,).
+        base: θ0, shape (n,).
         low: least magnitude, a float32.
         width: a float32. Above 0, u is the number of each parameter's place.
         first: the unmixed place of the first parameter, modulo 2^32.
-        words: room for the bits of a narrow row, shape (n,); set.
 
     Returns whether all of the row could be read.
     """
     own = scratch("tile", TILE, np.float32)
-    where = None if words is None else address(words)
     done = _kernels().mark(
-        *(address(packed), address(sums), seen.passed(), where, row.passed(), start, address(base), len(base)),
+        *(address(packed), address(sums), seen.passed(), row.passed(), start, address(base), len(base)),
         *(low, width, first, address(own)),
     )
     return bool(done == len(base))
-
-
-def measure_marks(
-    words: npt.NDArray[np.uint16], base: Singles, packed: Bytes, scale: float, form: int
-) -> tuple[float, ...]:
-    """‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of a narrow row and what a decoder makes of its marks over v = 1.
-
-    Args:
-        words: θt as bits, shape (n,).
-        base: θ0, shape (n,): finite numbers of that type.
-        packed: n signed symbols.
-        scale: s, a float32, finite and not below 0.
-        form: BFLOAT16 or FLOAT16.
-    """
-    n, sums = len(words), np.empty(4)
-    _kernels().measure_marks(
-        *(address(sums), address(words), address(base), address(packed), n, scale, form, _room(n, 4))
-    )
-    return tuple(sums.tolist())
-
-
-def measure_levels(tau: Singles, base: Singles | None, indices: Bytes, table: Singles, form: int) -> tuple[float, ...]:
-    """What `encoder.metrics.sums` measures of a row and what a decoder makes of its levels.
-
-    `base`: θ0, finite numbers of the row's type; needed of a narrow row alone, whose sums are rounded.
-    """
-    n, sums, table = len(tau), np.empty(5), np.ascontiguousarray(table, np.float32)
-    before = None if base is None else address(base)
-    _kernels().measure_levels(
-        *(address(sums), address(tau), before, address(indices), address(table), n, form, _room(n, 4))
-    )
-    return tuple(sums.tolist())
 
 
 def agree(tau: Array, kept: Array) -> tuple[float, ...]:
@@ -238,56 +194,8 @@ def agree(tau: Array, kept: Array) -> tuple[float, ...]:
     tau, kept = _aligned(tau), _aligned(kept.astype(tau.dtype, copy=False))
     n, sums = len(tau), np.empty(4)
     form = _FLOAT64 if tau.dtype == np.float64 else _FLOAT32
-    _kernels().agree(address(sums), address(tau), address(kept), n, form, _room(n, 4))
+    _kernels().agree(address(sums), address(tau), address(kept), n, form, room(n, 4))
     return tuple(sums.tolist())
-
-
-def agree_rows(weights: Array, base: Array, decoded: Array, form: int) -> tuple[float, ...]:
-    """The same of θt − θ0 and θ̂ − θ0, all three of one type, as bits, shape (n,); computed in float32."""
-    weights, base, decoded = _aligned(weights), _aligned(base), _aligned(decoded)
-    n, sums = len(weights), np.empty(4)
-    _kernels().agree_rows(*(address(sums), address(weights), address(base), address(decoded), n, form, _room(n, 4)))
-    return tuple(sums.tolist())
-
-
-def levels(indices: Bytes, tau: Singles, bounds: Singles, width: float, first: int) -> tuple[Integers, Floats, float]:
-    """Indices of magnitudes: 0, then each level of +, then each of −; `encoder.quantize` has the reference.
-
-    Args:
-        indices: shape (n,); set.
-        tau: τ, shape (n,).
-        bounds: where levels begin, ascending, at most 127.
-        width: a float32; above 0, bounds are raised by it times the number of each parameter's place.
-        first: the unmixed place of the first parameter, modulo 2^32.
-
-    Returns how many elements have each index, the sums of their magnitudes, and ‖τ‖².
-    """
-    size = 1 + 2 * len(bounds)
-    numbers, totals = np.empty(size, np.int64), np.empty(size)
-    norm = _kernels().levels(
-        *(address(indices), address(numbers), address(totals), address(tau), len(tau)),
-        *(address(bounds), len(bounds), width, first, _room(len(tau))),
-    )
-    return numbers, totals, float(norm)
-
-
-def place_rounded(
-    indices: Bytes, tau: Singles, base: Singles, values: Singles, shape: tuple[float, float, float, int], form: int
-) -> None:
-    """Levels with dither by what a decoder returns: `encoder.rounded_levels` has the reference.
-
-    Args:
-        indices: shape (n,); set, numbered as those of `levels`.
-        tau: τ, shape (n,).
-        base: θ0, shape (n,): finite numbers of the row's type.
-        values: what levels add, ascending, at most 127.
-        shape: where levels begin, low, width and k there; the unmixed place of the first parameter, modulo 2^32.
-        form: BFLOAT16 or FLOAT16.
-    """
-    values = np.ascontiguousarray(values, np.float32)
-    _kernels().place_rounded(
-        *(address(indices), address(tau), address(base), len(tau), address(values), len(values), *shape, form)
-    )
 
 
 def subtract(tau: Singles, seen: Seen, row: NativeRow, runs: Integers, base: Singles) -> bool:
@@ -322,7 +230,7 @@ def tally(tau: Singles, base: Singles, shift: int, bins: int) -> Tally:
     tables = scratch("tables", _TURNS * bins, np.uint32)
     used = _kernels().tally(
         *(address(counts), byref(first), byref(energy), address(tau), address(base), len(tau)),
-        *(shift, address(tables), bins, _room(len(tau))),
+        *(shift, address(tables), bins, room(len(tau))),
     )
     return counts[:used].copy(), first.value, energy.value
 
@@ -342,7 +250,7 @@ def tally_row(seen: Seen, row: NativeRow, runs: Integers, base: Singles, shift: 
     tables = scratch("tables", _TURNS * bins, np.uint32)
     used = _kernels().tally_row(
         *(address(counts), byref(first), byref(energy), seen.passed(), row.passed()),
-        *(address(runs), len(runs), address(base), len(base), shift, address(tables), bins, _room(len(base))),
+        *(address(runs), len(runs), address(base), len(base), shift, address(tables), bins, room(len(base))),
     )
     return None if used < 0 else (counts[:used].copy(), first.value, energy.value)
 
@@ -359,10 +267,10 @@ def norms(totals: Floats, tau: Singles, weights: Singles, merged: Singles, energ
         lams: λ, shape (G,).
     """
     tau, weights, merged = _aligned(tau), _aligned(weights), _aligned(merged)
-    room = scratch("norms", len(totals) * BLOCK, np.float64)
+    memory = scratch("norms", len(totals) * BLOCK, np.float64)
     _kernels().norms(
         *(address(totals), address(tau), address(weights), address(merged), address(energy), len(tau)),
-        *(address(lams), len(lams), address(room)),
+        *(address(lams), len(lams), address(memory)),
     )
 
 

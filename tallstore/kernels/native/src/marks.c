@@ -3,12 +3,11 @@
 #include "rows.h"
 #include "sums.h"
 
-#if defined(__AVX2__)
+#if defined(__AVX512BW__)
 #include <immintrin.h>
 #endif
 
 enum { TILE = 1 << 15 }; /* elements that are read, and added up, at a time: see encoder.tile */
-enum { SHORT = 2048 };   /* elements that rounding is measured on at a time */
 
 /* Symbols of a block: 1 where a number is above 0, 2 where it is below, four to a byte. */
 static void pack_signs(uint8_t *restrict packed, const float *restrict kept) {
@@ -18,27 +17,6 @@ static void pack_signs(uint8_t *restrict packed, const float *restrict kept) {
         const uint32_t above = _mm512_cmp_ps_mask(own, zero, _CMP_GT_OQ), below = _mm512_cmp_ps_mask(own, zero, _CMP_LT_OQ);
         const uint32_t word = _pdep_u32(above, 0x55555555u) | _pdep_u32(below, 0xAAAAAAAAu);
         memcpy(packed + k / 4, &word, sizeof word);
-    }
-#elif defined(__AVX2__)
-    const __m256i one = _mm256_set1_epi32(1), two = _mm256_set1_epi32(2), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i pairs = _mm256_set1_epi16(0x0401), fours = _mm256_set1_epi32(0x00100001);
-    const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
-                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    for (int k = 0; k < TS_BLOCK; k += 32) {
-        __m256i symbols[4];
-        for (int j = 0; j < 4; j++) {
-            const __m256 own = _mm256_loadu_ps(kept + k + 8 * j), zero = _mm256_setzero_ps();
-            const __m256i above = _mm256_castps_si256(_mm256_cmp_ps(own, zero, _CMP_GT_OQ));
-            const __m256i below = _mm256_castps_si256(_mm256_cmp_ps(own, zero, _CMP_LT_OQ));
-            symbols[j] = _mm256_or_si256(_mm256_and_si256(above, one), _mm256_and_si256(below, two));
-        }
-        const __m256i low = _mm256_packs_epi32(symbols[0], symbols[1]), high = _mm256_packs_epi32(symbols[2], symbols[3]);
-        const __m256i each = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
-        const __m256i words = _mm256_madd_epi16(_mm256_maddubs_epi16(each, pairs), fours);
-        const __m256i found = _mm256_shuffle_epi8(words, bytes);
-        const uint32_t first = (uint32_t)_mm256_extract_epi32(found, 0), second = (uint32_t)_mm256_extract_epi32(found, 4);
-        const uint64_t both = first | (uint64_t)second << 32;
-        memcpy(packed + k / 4, &both, sizeof both);
     }
 #else
     uint8_t symbols[TS_BLOCK];
@@ -111,82 +89,47 @@ static void mark_tile(uint8_t *packed, double *sums, ts_seen *seen, const float 
     sums[4] += (double)marks;
 }
 
-/* Signed marks where |τ| ≥ low + u · width and τ is not 0.
+/* Signed marks of a float32 row, where |τ| ≥ low + u · width and τ is not 0.
  *   packed: room for n symbols of two bits; set
  *   sums: five numbers, to which each tile's are added: none, ‖τ‖², ‖w‖², ⟨τ, w⟩, marks
- *   seen: whether any bit differs from the base's; the largest magnitude of a float16 row alone: of others ‖τ‖² tells,
- *     which is not finite where θt is beyond reach and the base is not
- *   words: room for n words of a narrow row's bits; set
+ *   seen: whether any bit differs from the base's
  *   base: θ0, n elements
  *   own: room for TILE elements
  * Returns how many elements could be read. */
 TS_KERNEL(int64_t, mark)
-(uint8_t *packed, double *sums, ts_seen *seen, uint16_t *words, const ts_row *row, int64_t start, const float *base,
- int64_t n, float low, float width, uint32_t first, float *own) {
+(uint8_t *packed, double *sums, ts_seen *seen, const ts_row *row, int64_t start, const float *base, int64_t n, float low,
+ float width, uint32_t first, float *own) {
     const limits limit = {low, width, first};
     for (int64_t a = 0; a < n; a += TILE) {
         const int64_t m = TS_MIN(n - a, TILE);
-        if (!ts_fetch(own, words ? words + a : NULL, row, start + a, m)) return a;
-        if (row->form == TS_FLOAT16) ts_notice(seen, own, base + a, m);
+        if (!ts_fetch(own, NULL, row, start + a, m)) return a;
         mark_tile(packed + a / 4, sums, seen, own, base + a, m, limit, (uint32_t)a);
     }
     return n;
 }
 
-/* after −= base once after, θ0 + step in float32, is rounded; then what `agree` measures, block by block. */
-static void agree_rounded(double *blocks, int64_t stride, const float *tau, float *after, const float *base, int64_t n,
-                          int32_t form) {
-    uint16_t words[SHORT];
-    if (form != TS_FLOAT32) {
-        ts_narrow(words, after, n, form);
-        ts_widen(after, words, n, form);
-    }
-    for (int64_t k = 0; k < n; k++) after[k] -= base[k];
-    for (int64_t a = 0; a < n; a += TS_BLOCK)
-        ts_agree_f32(blocks + a / TS_BLOCK, stride, tau + a, after + a, TS_MIN(n - a, TS_BLOCK));
-}
-
-/* found[0…3] = ‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of a narrow row and what a decoder makes of its marks over v = 1 at scale s.
- * base: finite numbers of the row's type; room: 4 · ts_power(blocks) numbers. */
-TS_KERNEL(void, measure_marks)
-(double *found, const uint16_t *words, const float *base, const uint8_t *packed, int64_t n, float scale, int32_t form,
- double *room) {
-    const int64_t size = ts_power(ts_blocks(n));
-    const float steps[4] = {0.0f, -scale, scale, 0.0f};
-    memset(room, 0, (size_t)(4 * size) * sizeof *room);
-    for (int64_t a = 0; a < n; a += SHORT) {
-        float tau[SHORT], after[SHORT];
-        const int64_t m = TS_MIN(n - a, SHORT);
-        const float *before = base + a;
-        ts_widen(tau, words + a, m, form);
-        if (memcmp(tau, before, (size_t)m * sizeof *tau) == 0) continue; /* no mark, and nothing to add */
-        for (int64_t k = 0; k < m; k++) tau[k] -= before[k];
-        for (int64_t k = 0; k < m; k++) after[k] = before[k] - steps[(packed[(a + k) >> 2] >> (2 * (k & 3))) & 3];
-        agree_rounded(room + a / TS_BLOCK, size, tau, after, before, m, form);
-    }
-    for (int j = 0; j < 4; j++) found[j] = ts_add_blocks(room + j * size, ts_blocks(n));
-}
-
-/* found[0…4] = the same of a row's levels, table[indices[k]], which a decoder adds to the base and rounds to the row's
- * type; and how many of these are not 0. tau: float32. */
+/* found[0…4] = ‖τ − τ̂‖², ‖τ‖², ‖τ̂‖², ⟨τ, τ̂⟩ of τ and levels, table[indices[k]], which a decoder adds to the base and rounds
+ * to the row's type; and how many of the levels are not 0. base: finite numbers of that type; none of a float32 row.
+ * room: 4 · ts_power(blocks) numbers. */
 TS_KERNEL(void, measure_levels)
 (double *found, const float *tau, const float *base, const uint8_t *indices, const float *table, int64_t n, int32_t form,
  double *room) {
     const int64_t size = ts_power(ts_blocks(n));
     int64_t on = 0;
     memset(room, 0, (size_t)(4 * size) * sizeof *room);
-    for (int64_t a = 0; a < n; a += SHORT) {
-        float kept[SHORT];
-        const int64_t m = TS_MIN(n - a, SHORT);
+    for (int64_t a = 0; a < n; a += TS_BLOCK) {
+        float kept[TS_BLOCK];
+        uint16_t words[TS_BLOCK];
+        const int64_t m = TS_MIN(n - a, TS_BLOCK);
         for (int64_t k = 0; k < m; k++) kept[k] = table[indices[a + k]];
         for (int64_t k = 0; k < m; k++) on += kept[k] != 0;
-        if (form == TS_FLOAT32) {
-            for (int64_t b = 0; b < m; b += TS_BLOCK)
-                ts_agree_f32(room + (a + b) / TS_BLOCK, size, tau + a + b, kept + b, TS_MIN(m - b, TS_BLOCK));
-            continue;
+        if (form != TS_FLOAT32) {
+            for (int64_t k = 0; k < m; k++) kept[k] += base[a + k];
+            ts_narrow(words, kept, m, form);
+            ts_widen(kept, words, m, form);
+            for (int64_t k = 0; k < m; k++) kept[k] -= base[a + k];
         }
-        for (int64_t k = 0; k < m; k++) kept[k] += base[a + k];
-        agree_rounded(room + a / TS_BLOCK, size, tau + a, kept, base + a, m, form);
+        ts_agree_f32(room + a / TS_BLOCK, size, tau + a, kept, m);
     }
     for (int j = 0; j < 4; j++) found[j] = ts_add_blocks(room + j * size, ts_blocks(n));
     found[4] = (double)on;
@@ -199,23 +142,6 @@ TS_KERNEL(void, agree)(double *found, const void *tau, const void *kept, int64_t
         const int64_t m = TS_MIN(n - a, TS_BLOCK), i = a / TS_BLOCK;
         if (form == TS_FLOAT64) ts_agree_f64(room + i, size, (const double *)tau + a, (const double *)kept + a, m);
         else ts_agree_f32(room + i, size, (const float *)tau + a, (const float *)kept + a, m);
-    }
-    for (int j = 0; j < 4; j++) found[j] = ts_add_blocks(room + j * size, ts_blocks(n));
-}
-
-/* found[0…3] = the same of θt − θ0 and θ̂ − θ0, all of them of one type: form, 16 or 32 bits an element. */
-TS_KERNEL(void, agree_rows)
-(double *found, const void *weights, const void *base, const void *decoded, int64_t n, int32_t form, double *room) {
-    const int64_t size = ts_power(ts_blocks(n));
-    const ts_row rows[3] = {{form, -1, 0, weights}, {form, -1, 0, decoded}, {form, -1, 0, base}};
-    for (int64_t a = 0; a < n; a += TS_BLOCK) {
-        float values[3][TS_BLOCK];
-        uint16_t words[TS_BLOCK];
-        const int64_t m = TS_MIN(n - a, TS_BLOCK);
-        for (int j = 0; j < 3; j++) ts_fetch(values[j], words, &rows[j], a, m);
-        for (int j = 0; j < 2; j++)
-            for (int64_t k = 0; k < m; k++) values[j][k] -= values[2][k];
-        ts_agree_f32(room + a / TS_BLOCK, size, values[0], values[1], m);
     }
     for (int j = 0; j < 4; j++) found[j] = ts_add_blocks(room + j * size, ts_blocks(n));
 }
