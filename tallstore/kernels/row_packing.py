@@ -16,8 +16,8 @@ from tallstore.kernels.reference import Bytes
 
 __all__ = ["LevelChunk", "pack_rows", "unpacked"]
 
-_SPARE = 8
-"""Bytes of zero behind packed ones: kernels load whole words."""
+_SPARE = 16
+"""Bytes of zero behind packed ones: kernels load so many at once."""
 _BLOCK = 2048
 """Marks between two entries of the index, about: it takes a tenth of a bit a mark."""
 _GAP_BITS = range(3, 13)

@@ -19,6 +19,7 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.load_into import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
+from tallstore.kernels.native import library
 from tallstore.serving.layers import Plan, kind_of, planned, rows_of_places
 from tallstore.serving.prepare import PreparedTensors, prepare
 from tallstore.serving.rows import BASE, BatchRows, Call
@@ -104,7 +105,7 @@ class MultitaskModel(nn.Module):
         """
         token = self._call.begin(self._rows(tasks))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), library.held():
                 yield self.model
         finally:
             self._call.end(token)

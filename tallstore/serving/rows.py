@@ -109,7 +109,8 @@ class Tokens:
         if rows.order is not None:
             own_rows = own_rows[rows.order]
         n = own_rows.shape[1]
-        return cls(own_rows.reshape(-1, *token), tuple(Run(t, a * n, b * n) for t, a, b in rows.runs), rows, lead)
+        runs = rows.runs if n == 1 else tuple(Run(t, a * n, b * n) for t, a, b in rows.runs)
+        return cls(own_rows.reshape(-1, *token), runs, rows, lead)
 
     def back(self, y: Tensor) -> Tensor:
         """Outputs, shape (tokens, …), as a layer gives them."""

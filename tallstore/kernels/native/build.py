@@ -26,7 +26,7 @@ FLAGS = (
 )
 """Results do not depend on these: errno and floating-point exceptions, which nothing here looks at, are all that is
 given up for vectors; nothing is fused or reordered."""
-_AVX2 = ("-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mpopcnt")
+_AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mpopcnt")
 _AVX512 = (f"-mavx512{each}" for each in ("f", "bw", "dq", "vl", "vbmi", "vbmi2"))
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"plain": (), "avx2": _AVX2, "avx512": (*_AVX2, *_AVX512, "-mprefer-vector-width=512")},

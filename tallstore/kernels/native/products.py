@@ -29,10 +29,12 @@ _TABLE: dict[str, Function] = {
     "token_columns": (None, (_P, _P, _N, _P, _N)),
     "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _P, _N, _N, _N, _N, _N, _P, _P, _P, _P)),
 }
-_TOKENS, _TOGETHER = 32, 512
+_TOKENS, _TOGETHER = 16, 512
 """As `src/products.c` has them."""
 _ONCE = 16
 """Tokens up to which the base's outputs are computed tile by tile with what tasks add: the base is read once then."""
+_WIDE = 1 << 26
+"""Elements of a row from which on places of a tile's marks could take more than 32 bits."""
 _FEW = 4
 """Tokens below which they are taken one by one."""
 _FINDING = 12
@@ -89,7 +91,8 @@ class NativeProducts:
     def takes(self, packed: PackedRows, base: Tensor) -> bool:
         """Whether types and memory are those of the kernels."""
         form = FORMS.get(base.dtype, FLOAT64)
-        return form != FLOAT64 and packed.dtype in FORMS and packed.dtype != torch.float64 and base.is_contiguous()
+        known = form != FLOAT64 and packed.dtype in FORMS and packed.dtype != torch.float64
+        return known and packed.width < _WIDE and base.is_contiguous()
 
     def rows(self, out: Tensor, base: Tensor, packed: PackedRows, index: Tensor | None, first: int = 0) -> None:
         """`ts_packed_rows`."""

@@ -16,8 +16,8 @@ TS_EXPORT uint64_t ts_stamp(void) { return TS_STAMP; }
 TS_EXPORT uint32_t ts_variants(void) {
     uint32_t a, b, c, d, found = 1;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
-    const uint32_t popcnt = 1u << 23, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
-    const uint32_t basic = popcnt | osxsave | avx | f16c;
+    const uint32_t fma = 1u << 12, popcnt = 1u << 23, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+    const uint32_t basic = fma | popcnt | osxsave | avx | f16c;
     if ((c & basic) != basic) return found;
     uint32_t low, high; /* which registers the system keeps: XMM and YMM; with avx512 also masks and both kinds of ZMM */
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
