@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.codecs.base import Row
-from tallstore.codecs.lattice_model import folded, lowest, segmented, undirected
+from tallstore.codecs.lattice_model import folded, lowest, segmented
 from tallstore.kernels import lattice_fast as plain
-from tallstore.kernels.drift import DriftModel, Told
+from tallstore.kernels.drift import GRADES, DriftModel, Told
 from tallstore.kernels.drift_fast import count_still, count_symbols, join, tell
-from tallstore.kernels.lattice import MOST_TABLES, Integers, Lattice, Prepared, Words, drift_of
+from tallstore.kernels.lattice import LEVELS, MOST_TABLES, Integers, Lattice, Prepared, Words, drift_of
 from tallstore.kernels.lattice_choices import BITS, POINT, logs
 
 __all__ = ["DriftChoice", "choose"]
 
 _GRADES = np.array([0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 7, 7], np.uint8)
 """Of classes of drift: far ones, which are few, are told apart by octaves."""
+_NO_SHIFTS = np.zeros(1, np.uint8)
 _NEAR = 3
 """Bits of the class that drifts have most often."""
 _LOOKED_AT = 1 << 12
@@ -68,8 +69,9 @@ def choose(lattice: Lattice, after: Words, start: Words, base: Words, row: Row) 
     prepared = plain.prepare(lattice, after, start, low)
     unit = max(0, int(np.median(moved)).bit_length() - _NEAR)
     told = tell(lattice, start, base, unit, _GRADES)
-    plan = min(_plans(prepared, told, row), key=lambda each: each.cost)
-    without = plain.tables(folded(plain.count_symbols(prepared, undirected())[0]), signed=False)[2]
+    counts = count_symbols(prepared, told, 0, 0, _NO_SHIFTS)
+    plan = min(_plans(prepared, told, row, counts), key=lambda each: each.cost)
+    without = plain.tables(folded(counts.reshape(GRADES, LEVELS, -1).sum(0)), signed=False)[2]
     if plan.cost >= without:
         return None
     model = DriftModel(
@@ -102,18 +104,18 @@ class _DriftPlan(NamedTuple):
     """Of all of it, in parts of a bit."""
 
 
-def _plans(prepared: Prepared, told: Told, row: Row) -> Iterator[_DriftPlan]:
-    """Without shifts of rows, and with those that elements of grade 0 tell."""
-    yield _plan(prepared, told, 0, 0, np.zeros(1, np.uint8))
+def _plans(prepared: Prepared, told: Told, row: Row, counts: Integers) -> Iterator[_DriftPlan]:
+    """Without shifts of rows, of which `counts` are, and with those that elements of grade 0 tell."""
+    yield _plan(counts, 0, 0, _NO_SHIFTS)
     width, first = segmented(row, len(prepared.levels))
     if width:
         shifts = plain.shifts(count_still(prepared, told, width, first, max(1, width // _LOOKED_AT)))
         if (shifts != shifts[0]).any():
-            yield _plan(prepared, told, width, first, shifts - shifts.min())
+            shifts -= shifts.min()
+            yield _plan(count_symbols(prepared, told, width, first, shifts), width, first, shifts)
 
 
-def _plan(prepared: Prepared, told: Told, width: int, first: int, shifts: npt.NDArray[np.uint8]) -> _DriftPlan:
-    counts = count_symbols(prepared, told, width, first, shifts)
+def _plan(counts: Integers, width: int, first: int, shifts: npt.NDArray[np.uint8]) -> _DriftPlan:
     still = _still(counts)
     moving = np.where(still[:, None], 0, counts)
     table, weights, cost = _tables(moving)
