@@ -34,9 +34,11 @@ _EXCEPTION = 24
 """Bits that one takes."""
 _QUICKER = 1 << 9
 """That one of so many elements is still is worth a bit."""
+_SKIPPED = 4
+"""Where fewer than one element in so many would be still, it takes longer to pass over them than to decode them."""
 _LEAST = 6
 """What a frequency of one in 2^BITS takes from all others, in parts of a bit an element."""
-_LANES = ((1 << 19, 128), (1 << 16, 64), (1 << 12, 32), (0, 8))
+_LANES = ((1 << 18, 128), (1 << 15, 64), (1 << 12, 32), (0, 8))
 """From how many symbols on there are so many lanes: each costs 16 bits, and more are quicker."""
 
 
@@ -117,6 +119,8 @@ def _plans(prepared: Prepared, told: Told, row: Row, counts: Integers) -> Iterat
 
 def _plan(counts: Integers, width: int, first: int, shifts: npt.NDArray[np.uint8]) -> _DriftPlan:
     still = _still(counts)
+    if _SKIPPED * int(counts[still].sum()) < int(counts.sum()):
+        still[:] = False
     moving = np.where(still[:, None], 0, counts)
     table, weights, cost = _tables(moving)
     if still.any():

@@ -13,23 +13,30 @@ typedef struct { /* what is told of contexts; `kernels/drift_fast.py` makes it *
     int32_t contexts; /* of grade 0: LEVELS + the largest shift; of the other grades there are LEVELS each */
 } ts_drift;
 
-/* Grades of n elements, and −1 where they drifted downwards, else 0. */
+/* Grades of n elements, and −1 where they drifted downwards, else 0; with `levels`, their levels, too. */
 ALWAYS void fill_grades(
-    uint8_t *restrict grade, int8_t *restrict negative, const void *words, const void *base, int64_t n, int32_t bits,
-    int32_t unit, const uint8_t *grades
+    uint8_t *restrict grade, int8_t *restrict negative, uint8_t *restrict levels, const void *words, const void *base,
+    int64_t n, int32_t bits, int32_t unit, const uint8_t *grades, const lattice *of
 ) {
     int64_t i = 0;
 #if defined(__AVX2__)
     const __m128i by = _mm_cvtsi32_si128(unit);
     const __m256i most = _mm256_set1_epi16(DRIFT_CLASSES - 1);
     const __m256i map = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)grades));
+    const __m128i shift = _mm_cvtsi32_si128(of->shift);
+    const __m256i mask = _mm256_set1_epi16((int16_t)of->mask), low = _mm256_set1_epi16((int16_t)of->low);
     for (; bits == 16 && i + 32 <= n; i += 32) {
-        __m256i d[2], class[2];
+        __m256i d[2], class[2], key[2];
         for (int h = 0; h < 2; h++) {
-            __m256i to = turned16(_mm256_loadu_si256((const __m256i *)((const uint16_t *)words + i + 16 * h)));
+            __m256i word = _mm256_loadu_si256((const __m256i *)((const uint16_t *)words + i + 16 * h)), to = turned16(word);
             __m256i from = turned16(_mm256_loadu_si256((const __m256i *)((const uint16_t *)base + i + 16 * h)));
             d[h] = _mm256_sub_epi16(to, from);
             class[h] = _mm256_min_epu16(_mm256_srl_epi16(_mm256_abs_epi16(d[h]), by), most);
+            key[h] = _mm256_subs_epu16(_mm256_and_si256(_mm256_srl_epi16(word, shift), mask), low);
+        }
+        if (levels) {
+            __m256i all = _mm256_permute4x64_epi64(_mm256_packus_epi16(key[0], key[1]), 0xD8);
+            _mm256_storeu_si256((__m256i *)(levels + i), _mm256_min_epu8(all, _mm256_set1_epi8(LEVELS - 1)));
         }
         __m256i classes = _mm256_permute4x64_epi64(_mm256_packus_epi16(class[0], class[1]), 0xD8);
         __m256i signs = _mm256_permute4x64_epi64(_mm256_packs_epi16(d[0], d[1]), 0xD8);
@@ -43,16 +50,17 @@ ALWAYS void fill_grades(
         uint32_t class = (step < 0 ? 0u - (uint32_t)step : (uint32_t)step) >> unit;
         grade[i] = grades[TS_MIN(class, DRIFT_CLASSES - 1)];
         negative[i] = (int8_t)-(step < 0);
+        if (levels) levels[i] = level_of(word_at(words, i, bits), of);
     }
 }
 
 ALWAYS void fill_grades_of(
-    uint8_t *grade, int8_t *negative, const void *words, const void *base, int64_t n, int32_t bits, int32_t unit,
-    const uint8_t *grades
+    uint8_t *grade, int8_t *negative, uint8_t *levels, const void *words, const void *base, int64_t n, int32_t unit,
+    const uint8_t *grades, const lattice *of
 ) {
-    if (bits == 16) fill_grades(grade, negative, words, base, n, 16, unit, grades);
-    else if (bits == 32) fill_grades(grade, negative, words, base, n, 32, unit, grades);
-    else fill_grades(grade, negative, words, base, n, 8, unit, grades);
+    if (of->bits == 16) fill_grades(grade, negative, levels, words, base, n, 16, unit, grades, of);
+    else if (of->bits == 32) fill_grades(grade, negative, levels, words, base, n, 32, unit, grades, of);
+    else fill_grades(grade, negative, levels, words, base, n, 8, unit, grades, of);
 }
 
 /* The tables of elements [start, start + n), in place of their levels. */

@@ -11,6 +11,7 @@ typedef struct { /* a chunk of mode 4, its model beside it: what `codecs.drift` 
     const uint8_t *grades, *weights, *states, *words, *open, *gaps;
     const int8_t *odd;
     int64_t coded, open_bytes, exceptions;
+    bool still; /* whether there are tables that are */
     uint8_t table[MAP];
 } drift_chunk;
 
@@ -38,7 +39,7 @@ static bool read_model(drift_chunk *to, const uint8_t *told, int64_t size, int64
     const int64_t segments = by->width ? 1 + (TS_MAX(n - by->first, 0) + by->width - 1) / by->width : 1;
     if (size < 3 + DRIFT_CLASSES) return false;
     const int32_t tables = told[0], magnitudes = told[1];
-    to->unit = told[2], to->grades = told + 3, to->weights = to->grades + DRIFT_CLASSES, to->tables = tables;
+    to->still = false, to->unit = told[2], to->grades = told + 3, to->weights = to->grades + DRIFT_CLASSES, to->tables = tables;
     if (!tables || tables > MOST_TABLES || !magnitudes || magnitudes > DIRECT + 2 * (to->of.bits - 5) + 1) return false;
     if (to->unit >= to->of.bits || largest(to->grades, DRIFT_CLASSES) >= DRIFT_GRADES) return false;
     to->kinds = 2 * magnitudes - 1;
@@ -53,6 +54,7 @@ static bool read_model(drift_chunk *to, const uint8_t *told, int64_t size, int64
     for (int32_t at = 0; at < tables; at++) {
         if (!largest(to->weights + at * to->kinds, to->kinds)) return false;
         still[at] = is_still(to->weights + at * to->kinds, to->kinds);
+        to->still |= still[at];
     }
     for (int32_t at = 0; at < every; at++) to->table[at] = still[table[at]] ? STILL : table[at];
     by->table = to->table;
@@ -155,14 +157,14 @@ TS_KERNEL(int32_t, drift_decode)(
         const int64_t some = TS_MIN(n - start, BLOCK);
         char *here = (char *)words + start * (bits_of_word / 8);
         const char *there = (const char *)base + start * (bits_of_word / 8);
-        if (bits_of_word == 16) fill_levels(found, here, some, &of.of, 16);
-        else fill_levels(found, here, some, &of.of, bits_of_word);
-        fill_grades_of(grade, negative, here, there, some, bits_of_word, of.unit, of.grades);
+        fill_grades_of(grade, negative, found, here, there, some, of.unit, of.grades, &of.of);
         fill_maps(found, grade, start, some, &of.by);
         memset(found + some, STILL, PAD);
-        const int64_t coded = pack_tables(some_symbols, found, some, &by);
-        decode_symbols(some_symbols, coded, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
-        spread_symbols(found, some_symbols, some, &by);
+        if (of.still) {
+            const int64_t coded = pack_tables(some_symbols, found, some, &by);
+            decode_symbols(some_symbols, coded, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
+            spread_symbols(found, some_symbols, some, &by);
+        } else decode_symbols(found, some, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
         while (place < start + some) {
             if (of.odd[exception]) found[place - start] = (uint8_t)of.odd[exception];
             exception++;

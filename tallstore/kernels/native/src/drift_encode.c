@@ -7,7 +7,8 @@ TS_KERNEL(void, drift_grades)(
     uint8_t *grade, int8_t *negative, const void *words, const void *base, int64_t n, int32_t bits, int32_t unit,
     const uint8_t *grades
 ) {
-    fill_grades_of(grade, negative, words, base, n, bits, unit, grades);
+    const lattice of = {bits, 0, 0, 0};
+    fill_grades_of(grade, negative, NULL, words, base, n, unit, grades, &of);
 }
 
 /* counts[segment][level][class] of one element in so many, of those of grade 0: all of it is written. */
