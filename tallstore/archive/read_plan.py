@@ -30,6 +30,8 @@ __all__ = ["ChunkRef", "How", "Origin", "ReadPlan", "Segment", "TensorPlan", "ch
 
 _LOSSY = frozenset({*SYMBOL_BITS, "delta"})
 """Kinds that an exact part, if there is one, has a word on."""
+_PLANS = 1 << 13
+"""Plans of tensors that are kept at most."""
 _SPAN = 1 << 18
 """Elements that are merged at once where nothing asks for more."""
 
@@ -164,6 +166,7 @@ class ReadPlan:
 
     def __init__(self, places: Places, *, embedded: bool) -> None:
         self._places, self._embedded = places, embedded
+        self._made: dict[tuple[str, str, bool], TensorPlan] = {}
 
     def of(self, task: str, name: str, *, exact: bool = False) -> TensorPlan:
         """The plan of a tensor that is not tied.
@@ -176,10 +179,16 @@ class ReadPlan:
         Raises:
             FormatError: what the parts say of it does not fit together.
         """
-        places = self._places
+        made, own = self._made.get((task, name, exact)), self._places.task(task)[name]
+        if made is None or made.own is not own:  # a chain asks for its links chunk by chunk
+            if len(self._made) >= _PLANS:
+                self._made.clear()
+            made = self._made[task, name, exact] = self._new(task, name, own, exact=exact)
+        return made
+
+    def _new(self, task: str, name: str, own: Place, *, exact: bool) -> TensorPlan:
+        places, entry = self._places, own.entry
         places.check(task, name)
-        own = places.task(task)[name]
-        entry = own.entry
         head = _head(entry)
         covered = 0 if head is How.WHOLE else entry.covered
         start = places.start_of(task, name) if entry.start is not None else None

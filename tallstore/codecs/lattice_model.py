@@ -7,7 +7,6 @@ that they are the same on every machine.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from tallstore.kernels.lattice import LEVELS, Lattice, Model, Prepared, Rows
 from tallstore.kernels.lattice_choices import BITS, POINT, WEIGHT_BITS, both_signs
 from tallstore.kernels.lattice_fast import count_segments, count_symbols, prepare, shifts, tables
 
-__all__ = ["choose", "estimate", "lanes_for", "lowest", "undirected"]
+__all__ = ["choose", "estimate", "folded", "lanes_for", "lowest", "segmented", "undirected"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -31,35 +30,28 @@ _SAMPLED = 1 << 12
 """About as many elements of the base say where levels begin."""
 _MANY_MOVED = 8
 """Where one element in so many moved, what lanes cost is next to nothing."""
-_LARGEST_MARK = (1 << 15) - 1
 _ABOVE = 1 << 11
 """One element in so many may have a larger exponent than the highest level's."""
 
 
-def lanes_for(symbols: npt.NDArray[np.int8], *, drifted: bool = False) -> int:
-    """How many lanes symbols, shape (n,), are coded in: each costs 16 bits, and more are quicker.
-
-    `drifted`: coded by drift: there is less, of which lanes are a larger share.
-    """
+def lanes_for(symbols: npt.NDArray[np.int8]) -> int:
+    """How many lanes symbols, shape (n,), are coded in: each costs 16 bits, and more are quicker."""
     n = len(symbols)
     if n >= 1 << 19:
-        return 64 if drifted else 128
+        return 128
     if n >= 1 << 16 and np.count_nonzero(symbols) * _MANY_MOVED >= n:
         return 64
     return 32 if n >= 1 << 12 else 8
 
 
-def choose(prepared: Prepared, low: int, row: Row, drift: npt.NDArray[Any] | None = None) -> Model:
+def choose(prepared: Prepared, low: int, row: Row) -> Model:
     """The model of a chunk.
 
     Args:
         prepared: its steps.
         low: the exponent of level 0.
         row: see `Row`.
-        drift: of each element, of a task that starts from others: shape (n,). Where it tells nothing, as without it.
     """
-    if drift is not None and (drifted := _by_drift(prepared, low, drift)) is not None:
-        return drifted
     rows = _rows(prepared, row)
     counts = count_symbols(prepared, rows)
     counts = counts[:, : LEVELS + int(rows.shifts.max())]
@@ -74,27 +66,9 @@ def choose(prepared: Prepared, low: int, row: Row, drift: npt.NDArray[Any] | Non
     return Model(bits=BITS, low=low, rows=rows, table=table[None], weights=both_signs(weights))
 
 
-def _by_drift(prepared: Prepared, low: int, drift: npt.NDArray[Any]) -> Model | None:
-    """The model by drift; None where nothing drifted, or that tells no more than exponents do.
-
-    Rows have no shifts: of how much a row moves, drift tells more, and shifts would only blur its contexts.
-    """
-    moved = np.abs(drift[:: max(1, len(drift) // _SAMPLED)].astype(np.int64))
-    moved = moved[moved > 0]
-    if not len(moved):
-        return None
-    least = min(max(1, int(np.median(moved)) // 2), _LARGEST_MARK // 4)
-    rows = replace(undirected(), marks=np.array([least, 2 * least, 4 * least], np.uint16), drift=drift)
-    counts = count_symbols(prepared, rows)[:, :LEVELS]
-    table, weights, cost = tables(counts.reshape(-1, counts.shape[2]), signed=True)
-    if cost >= tables(folded(counts.sum(0)), signed=False)[2]:
-        return None
-    return Model(bits=BITS, low=low, rows=rows, table=table.reshape(counts.shape[:2]), weights=weights)
-
-
 def _rows(prepared: Prepared, row: Row, rank: int | None = None) -> Rows:
     """What may be told of a chunk's rows; `rank`: see `directed`."""
-    width, first = _segments(row, len(prepared.levels))
+    width, first = segmented(row, len(prepared.levels))
     if not width:
         return undirected()
     row_shifts = shifts(count_segments(prepared, width, first, max(1, width // _LOOKED_AT)))
@@ -150,7 +124,7 @@ def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
     return max(0, top - LEVELS + 1)
 
 
-def _segments(row: Row, n: int) -> Row:
+def segmented(row: Row, n: int) -> Row:
     """Elements of a segment and of the first one."""
     length, gone = row
     if not length or n < 2 * _SEGMENT:

@@ -40,7 +40,9 @@ __all__ = [
     "Rows",
     "drift_of",
     "frequencies",
+    "segment_of",
     "segments_of",
+    "with_bits",
 ]
 
 Bytes = npt.NDArray[np.uint8]
@@ -139,18 +141,14 @@ class Rows:
     """Of each direction, the integer of each place in a segment: shape (k, width)."""
     marks: npt.NDArray[np.uint16]
     """From which strength of the prediction on its grade is 1, 2, 3: shape (GRADES − 1,), ascending from 1 on."""
-    drift: Words | None = None
-    """Of each element of the chunk its prediction, where directions do not say it: see `drift_of`; shape (n,)."""
 
     @property
     def grades(self) -> int:
         """Grades of predictions that there are."""
-        return GRADES if len(self.along) or self.drift is not None else 1
+        return GRADES if len(self.along) else 1
 
     def predictions(self, n: int) -> Integers:
         """Of each of n elements: shape (n,)."""
-        if self.drift is not None:
-            return self.drift.astype(np.int64)
         if not len(self.along):
             return np.zeros(n, np.int64)
         every = self.across.astype(np.float64) @ self.along.astype(np.float64)  # exact: they are small
@@ -262,7 +260,7 @@ def count_segments(prepared: Prepared, width: int, first: int, one_in: int) -> C
 
     Of each segment, one element in so many is counted, its first among them.
     """
-    segment, segments = _segment(len(prepared.levels), width, first), segments_of(len(prepared.levels), width, first)
+    segment, segments = segment_of(len(prepared.levels), width, first), segments_of(len(prepared.levels), width, first)
     at = (segment * LEVELS + prepared.levels) * CLASSES + np.minimum(np.abs(prepared.symbols), CLASSES - 1)
     place = np.arange(len(at)) - np.maximum(first + (segment - 1) * width, 0)
     at = at[place % one_in == 0]
@@ -338,7 +336,7 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) 
         used += len(few)
     if used != len(stream) or (states != LOWEST).any():
         raise DamagedError(ENDS)
-    d = _with_bits(np.where(predicted < 0, -symbols, symbols), steps.extra)
+    d = with_bits(np.where(predicted < 0, -symbols, symbols), steps.extra)
     words[:] = lattice.turned(lattice.turned(words) + d.astype(words.dtype))
 
 
@@ -353,14 +351,14 @@ def slots(share: Integers) -> tuple[Integers, Integers, Integers]:
     return symbol, wide, np.arange(symbol.shape[1]) - first
 
 
-def _segment(n: int, width: int, first: int) -> Integers:
+def segment_of(n: int, width: int, first: int) -> Integers:
     """Of each element its segment."""
     return (np.arange(n) + (width - first)) // width if width else np.zeros(n, np.int64)
 
 
 def _contexts(levels: Bytes, rows: Rows) -> Integers:
     """Of each element its context."""
-    shifts = rows.shifts[_segment(len(levels), rows.width, rows.first)]
+    shifts = rows.shifts[segment_of(len(levels), rows.width, rows.first)]
     contexts: Integers = levels.astype(np.int64) + shifts.astype(np.int64)
     return contexts
 
@@ -384,7 +382,7 @@ def _pack_bits(values: Integers, widths: Integers) -> Bytes:
     return out.astype("<u4").view(np.uint8)[: -(-total // 8)]
 
 
-def _with_bits(symbols: Integers, extra: Bytes) -> Integers:
+def with_bits(symbols: Integers, extra: Bytes) -> Integers:
     """Steps of signed symbols and the bits that they leave open."""
     magnitudes = np.abs(symbols)
     widths = np.where(magnitudes < DIRECT, 0, 3 + (magnitudes - DIRECT) // 2)

@@ -14,7 +14,19 @@ import numpy.typing as npt
 from tallstore.kernels.lattice import CLASSES, LEVELS, MOST_TABLES, Bytes, Counts, Integers, frequencies
 from tallstore.kernels.logarithm import log2
 
-__all__ = ["BITS", "FINEST", "LOGS", "MOST_ROWS", "POINT", "WEIGHT_BITS", "along", "both_signs", "shifts", "tables"]
+__all__ = [
+    "BITS",
+    "FINEST",
+    "LOGS",
+    "MOST_ROWS",
+    "POINT",
+    "WEIGHT_BITS",
+    "along",
+    "both_signs",
+    "logs",
+    "shifts",
+    "tables",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -122,7 +134,7 @@ def both_signs(weights: Bytes) -> Bytes:
     return np.ascontiguousarray(np.repeat(weights, 2, axis=1)[:, 1:])
 
 
-def _logs(counts: Integers) -> Integers:
+def logs(counts: Integers) -> Integers:
     """Bits of information of one in so many, in parts of a bit; 0 counts as 1."""
     counts = np.maximum(counts, 1)
     octave = np.frexp(counts.astype(np.float64))[1].astype(np.int64) - 1
@@ -137,7 +149,7 @@ def _class_costs(counts: Integers) -> Integers:
     if len(there):  # contexts that hardly occur are taken for the nearest that does
         counts = counts[there[np.abs(np.arange(len(counts))[:, None] - there).argmin(1)]]
     smooth = 2 * counts + 1
-    costs: Integers = _logs(smooth.sum(1, keepdims=True)) - _logs(smooth) >> 6
+    costs: Integers = logs(smooth.sum(1, keepdims=True)) - logs(smooth) >> 6
     return costs
 
 
@@ -146,7 +158,7 @@ def _cost(counts: Integers, *, signed: bool) -> int:
     total = counts.sum()
     signs = 0 if signed else total - counts[0]
     longest = int(np.flatnonzero(counts)[-1]) + 1
-    return int(total * _logs(total) - (counts * _logs(counts)).sum() + POINT * (signs + longest * WEIGHT_BITS))
+    return int(total * logs(total) - (counts * logs(counts)).sum() + POINT * (signs + longest * WEIGHT_BITS))
 
 
 def _weights(counts: Integers, *, signed: bool) -> Bytes:

@@ -46,6 +46,7 @@ __all__ = [
     "count_symbols",
     "decode",
     "encode",
+    "memory",
     "prepare",
     "project",
     "shifts",
@@ -63,7 +64,7 @@ KERNELS: Mapping[str, Function] = {
     "lattice_project": (None, (_P, _P, _L, _P, _I, _L, _L)),
     "lattice_count_symbols": (None, (_P, _P, _P, _L, _P)),
     "lattice_encode": (_L, (_P, _P, _P, _P, _L, _I, _I, _P, _P, _I, _I)),
-    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _P, _L, _P, _L, _P, _P)),
+    "lattice_decode": (_I, (_P, _L, _I, _I, _I, _P, _L, _P, _L, _P)),
 }
 """Of `native/src/lattice_choices.c`, `lattice_encode.c` and `lattice_decode.c`."""
 
@@ -72,32 +73,20 @@ class _RowLayout(Structure):
     """`ts_rows` of `native/src/lattice.h`."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("table", "shifts", "across", "along", "drift")),
+        *((name, c_void_p) for name in ("table", "shifts", "across", "along")),
         *(("width", c_int64), ("first", c_int64), ("rank", c_int32), ("contexts", c_int32)),
         ("marks", c_int32 * (GRADES - 1)),
     )
 
 
-_CUT = np.iinfo(np.int16)
-
-
-def _drift(rows: Rows) -> npt.NDArray[np.int16] | None:
-    """As kernels take it: cut to what fits, which no mark is beyond."""
-    drift = rows.drift
-    if drift is None or drift.dtype.itemsize <= 2:
-        return None if drift is None else np.ascontiguousarray(drift, np.int16)
-    return np.clip(drift, _CUT.min, _CUT.max).astype(np.int16)
-
-
-def _rows(rows: Rows, drift: npt.NDArray[np.int16] | None, table: Bytes | None = None) -> _RowLayout:
-    """Addresses in `rows`, and the integers beside them; the caller keeps the arrays. `drift`: of them."""
+def _rows(rows: Rows, table: Bytes | None = None) -> _RowLayout:
+    """Addresses in `rows`, and the integers beside them; the caller keeps the arrays."""
     marks = (c_int32 * (GRADES - 1))(*rows.marks.tolist())
     contexts = 0 if table is None else table.shape[1]
     where = None if table is None else address(table)
     across, along = (address(each) if each.size else None for each in (rows.across, rows.along))
-    told = None if drift is None else address(drift)
     return _RowLayout(
-        where, address(rows.shifts), across, along, told, rows.width, rows.first, len(rows.along), contexts, marks
+        where, address(rows.shifts), across, along, rows.width, rows.first, len(rows.along), contexts, marks
     )
 
 
@@ -120,7 +109,7 @@ _KEPT = 1 << 21
 to fill them."""
 
 
-def _memory(name: str, n: int, kind: type[_Kind], each: int = 1) -> npt.NDArray[_Kind]:
+def memory(name: str, n: int, kind: type[_Kind], each: int = 1) -> npt.NDArray[_Kind]:
     """Room for `each` numbers of every of n elements, and a few more; it holds anything."""
     size = each * n + 8
     return scratch(f"lattice {name}", size, kind) if n <= _KEPT else np.empty(size, kind)
@@ -132,8 +121,8 @@ def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     if native is None:
         return reference.prepare(lattice, after, base, low)
     after, base = np.ascontiguousarray(after), np.ascontiguousarray(base)
-    symbols, levels = _memory("symbols", n, np.int8)[:n], _memory("levels", n, np.uint8)[:n]
-    extra = _memory("open bits", n, np.uint8, 4)
+    symbols, levels = memory("symbols", n, np.int8)[:n], memory("levels", n, np.uint8)[:n]
+    extra = memory("open bits", n, np.uint8, 4)
     used = native.lattice_prepare(
         *_addresses(symbols, levels, extra, after, base), n, lattice.bits, lattice.shift, lattice.mask, low
     )
@@ -210,9 +199,8 @@ def count_symbols(prepared: Prepared, rows: Rows) -> Integers:
     if native is None:
         return reference.count_symbols(prepared, rows)
     counts = np.empty((rows.grades, CONTEXTS, 2 * SYMBOLS - 1), np.int64)
-    symbols, drift = prepared.symbols, _drift(rows)
-    where = _addresses(counts, symbols, prepared.levels)
-    native.lattice_count_symbols(*where, len(symbols), byref(_rows(rows, drift)))
+    symbols = prepared.symbols
+    native.lattice_count_symbols(*_addresses(counts, symbols, prepared.levels), len(symbols), byref(_rows(rows)))
     return counts
 
 
@@ -221,29 +209,27 @@ def encode(prepared: Prepared, model: Model, lanes: int) -> LatticeSymbols:
     native, n = _native(), len(prepared.levels)
     if native is None:
         return reference.encode(prepared, model, lanes)
-    words, states = _memory("words", n, np.uint16)[: n + 4], np.empty(lanes, np.uint32)
-    drift = _drift(model.rows)
+    words, states = memory("words", n, np.uint16)[: n + 4], np.empty(lanes, np.uint32)
     used = native.lattice_encode(
         *_addresses(words, states, prepared.symbols, prepared.levels),
         n,
         lanes,
         model.bits,
-        byref(_rows(model.rows, drift, model.table)),
+        byref(_rows(model.rows, model.table)),
         address(model.weights),
         *model.weights.shape,
     )
     return LatticeSymbols(states, words[n + 4 - used :], prepared.extra)
 
 
-def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes, origin: Words | None = None) -> bool:
-    """Turn the base's elements into the task's, in place, by a chunk of mode 3 or 4 as it is.
+def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
+    """Turn the base's elements into the task's, in place, by a chunk of mode 3 as it is.
 
     Args:
         lattice: of the type.
         words: the base's elements, shape (n,).
         data: the chunk.
         told: what its model's frame holds.
-        origin: what they have drifted from, for a chunk of mode 4: shape (n,).
 
     Returns:
         whether that is done; False, and nothing is, where there is no kernel, or the chunk is not what one is.
@@ -252,7 +238,7 @@ def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes, origin: Wor
         DamagedError: see `lattice.decode`.
     """
     native = _native()
-    if native is None or not words.flags.c_contiguous or not (origin is None or origin.flags.c_contiguous):
+    if native is None or not words.flags.c_contiguous:
         return False
     entries = scratch("lattice entries", MOST_TABLES << MOST_BITS, np.uint32)
     failed = native.lattice_decode(
@@ -266,7 +252,6 @@ def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes, origin: Wor
         address(told),
         len(told),
         address(entries),
-        None if origin is None else address(origin),
     )
     if failed in {1, 2}:
         raise DamagedError(ENDS if failed == 1 else OPEN_BITS)

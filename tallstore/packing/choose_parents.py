@@ -25,7 +25,7 @@ _DEARER = 1.15
 """What a step takes, over its entropy: against the base, codes know directions, and tables are fewer."""
 _ALIKE = 0.1
 """Share of the shorter one's square that the product of two task vectors is at least, if one is to help the other."""
-_DRIFTS = (0.5, 1.5, 3.5)
+_DRIFTS = (0.5, 1.5, 2.5, 3.5, 5.5, 8.5, 13.5)
 """Between which distances from the base, in units, elements of a parent are counted apart."""
 _DIRECT = 16
 """Steps of fewer units are counted one by one."""

@@ -71,15 +71,15 @@ def pack_with_merges(
         first, archive = packed_beside(stack, sink, base, plain, alone, progress, GroupSlot())
         archive = SharedTensors().share(archive, lambda store: stack.enter_context(open_store(store.url)))
         start = stack.enter_context(opened_checkpoint(base, "base (in memory)", chosen.storage_options))
-        packer = RelativePacker(stack, sink, start, archive, options, progress)
         reports: dict[str, TaskReport] = dict(first.tasks)
         warnings, added = list(first.warnings), []
         opened: dict[str, Checkpoint] = {
             name: stack.enter_context(
                 opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
             )
-            for name in combinations
+            for name in tasks
         }
+        packer = RelativePacker(stack, sink, start, archive, options, progress, originals=opened)
         made = packer.pack(opened, {name: relatives_of(each) for name, each in combinations.items()})
         reports |= {name: each[0] for name, each in made.items()}
         added += [each[1] for each in made.values()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -75,13 +75,16 @@ class RelativePacker:
     progress: Progress | None = None
     home: Home | None = None
     """The group that tasks join, where the archive does not tell by itself."""
+    originals: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Tasks of the archive, or to be packed, that are at hand: without loss they need not be decoded to build on."""
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.archive.store, self.archive.manifest)
         self._lossless = self.options.quality == LOSSLESS
         self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
         self._seen = self._reader.manifest
-        self._pieces = PieceCache()
+        models = {name: task for name, task in self.originals.items() if task.adapter is None}
+        self._pieces = PieceCache(originals=models if self._lossless else None)
 
     def pack(
         self, tasks: Mapping[str, Checkpoint], relatives: Mapping[str, Relatives], *, said: Collection[str] = ()
@@ -126,7 +129,7 @@ class RelativePacker:
 
     def _combined(self, name: str, task: Checkpoint, relatives: Relatives, *, searched: bool) -> Combination:
         start = ArchiveStart(self._reader, self.base, task, relatives, self._pieces)
-        plans = self._plans(start, task, relatives, kept=searched and not self._lossless)
+        plans = self._plans(start, task, relatives, searched=searched)
         start.plan(plans)
         return Combination(name=name, task=task, relatives=relatives, start=start, plans=plans, searched=searched)
 
@@ -177,9 +180,10 @@ class RelativePacker:
     # ------------------------------------------------------------------------------------------------------- planning
 
     def _plans(
-        self, start: ArchiveStart, task: Checkpoint, relatives: Relatives, *, kept: bool
+        self, start: ArchiveStart, task: Checkpoint, relatives: Relatives, *, searched: bool
     ) -> dict[str, StartPlan]:
         """What each tensor builds on."""
+        kept = searched and not self._lossless
         ties = tied_names(task, self.base)
         matches = matched(self.base, task, ties, allow_distant=True)
         sources = {name: ArchiveTask(start.decoder, name, name) for name in relatives.tasks}
@@ -200,7 +204,8 @@ class RelativePacker:
             if alike and info.numel and (plain or not relatives.merge.needs_base):
                 tried[name] = StartPlan(base=base if plain else None, start=(), kept=plain and kept)
         start.plan(tried)
-        chosen = {name: self._chosen(start, task, name, each) for name, each in tried.items()}
+        by_cost = searched and relatives.parent is not None
+        chosen = {name: self._chosen(start, task, name, each, by_cost=by_cost) for name, each in tried.items()}
         plans |= {name: each for name, each in chosen.items() if each is not None}
         for name, info in task.tensors.items():
             if name in ties or name in plans:
@@ -211,10 +216,17 @@ class RelativePacker:
                 plans[name] = StartPlan(base=None, start=weights)
         return {name: plans[name] for name in task.tensors if name in plans}
 
-    def _chosen(self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan) -> StartPlan | None:
-        """How a tensor builds on its start; None where it should not."""
+    def _chosen(
+        self, start: ArchiveStart, task: Checkpoint, name: str, plan: StartPlan, *, by_cost: bool
+    ) -> StartPlan | None:
+        """How a tensor builds on its start; None where it should not.
+
+        `by_cost`: the start is a parent that was chosen by what the task takes: nearly all tensors gain.
+        """
         before = None if plan.base is None else plan.base
         dtype = TORCH[task.tensors[name].dtype]
+        if by_cost and self._lossless and start.goes_on(name):
+            return replace(plan, kept=_alike(task, name, lambda a, b: start.started(name, a, b)))
         if before is not None and _alike(task, name, lambda a, b: self.base.read(before, a, b).to(dtype)):
             return None
         if plan.kept:  # with some loss, all tensors together are held to what the tasks that they are made of lose

@@ -120,11 +120,94 @@ LATTICE = {"F32": (23, 255, 71), "BF16": (7, 255, 39), "F16": (10, 31, 39), "F8_
 
 def decode_drift(data: bytes, start: bytes, dtype: str, base: bytes) -> bytes:
     """drift.md"""
-    return decode_lattice(data, start, dtype, base)
+    if data[0] != 4:
+        return decode_lattice(data, start, dtype)
+    must(dtype in LATTICE, "an unknown mode")
+    s, m, most = LATTICE[dtype]
+    size = BYTES[dtype]
+    w, words, below = 8 * size, *(np.frombuffer(each, f"<u{size}").tolist() for each in (start, base))
+    n = len(words)
+    B, lanes, low, width, first, frame, states, stream, opened, rest = _parts(data, m)
+    segments = 1 + -(-max(n - first, 0) // width) if width else 1
+    size_of_model = zstandard.get_frame_parameters(frame).content_size
+    must(size_of_model <= 162 + 64 * (2 * most - 1) + segments, "a model's size")
+    model = unframe(frame, size_of_model)
+    must(len(model) >= 19, "a model")
+    tables, a, z = model[0], model[1], model[2]
+    must(1 <= tables <= 64 and 1 <= a <= most and z < w, "a model")
+    v, grades, told = 2 * a - 1, model[3:19], model[19:]
+    weights, shifts, table_of = told[: tables * v], told[tables * v :][:segments], told[tables * v + segments :]
+    must(len(shifts) == segments and max(shifts) <= 15, "a model's shifts")
+    x = max(shifts)
+    must(len(table_of) == 128 + x, "a model's parts")
+    must(max(table_of) < tables and max(weights) < 64 and max(grades) < 8, "a table, a weight or a grade")
+    places = [_places(weights[t * v : (t + 1) * v], B, signed=True) for t in range(tables)]
+    must(len(rest) % 3 == 0, "a chunk's size")
+    count = len(rest) // 3
+    exceptions = struct.unpack(f"<{count}H{count}b", rest)
+    said: dict[int, int] = {}
+    at = -1
+    for gap, symbol in zip(exceptions[:count], exceptions[count:], strict=True):
+        at += 1 + gap
+        must(at < n and abs(symbol) < most, "an exception")
+        said |= {at: symbol} if symbol else {}
+    bits, used, number, out = int.from_bytes(opened, "little"), 0, 0, []
+    for i, word in enumerate(words):
+        number = 0 if i % 4096 == 0 else number
+        level = min(max((word >> s & m) - low, 0), 15)
+        drift = (_turn(word, w) - _turn(below[i], w)) % (1 << w)
+        drift -= drift >> w - 1 << w
+        grade = grades[min(abs(drift) >> z, 15)]
+        segment = (i + width - first) // width if width else 0
+        table = places[table_of[16 * grade + x + level if grade else level + shifts[segment]]]
+        symbol = 0
+        if table[0] != (0, 1 << B, 0):
+            lane = number % lanes
+            number += 1
+            symbol, states[lane] = _symbol(table, states[lane], B, stream)
+        symbol = said.get(i, symbol)
+        d, used = _magnitude(abs(symbol), bits, used)
+        d = d if (symbol > 0) == (drift >= 0) else -d
+        out.append(_turn((_turn(word, w) + d) % (1 << w), w))
+    must(not stream and all(state == 1 << 16 for state in states), "words are left")
+    must(len(opened) == -(-used // 8) and bits >> used == 0, "open bits")
+    return np.array(out, f"<u{size}").tobytes()
 
 
-def decode_lattice(data: bytes, base: bytes, dtype: str, origin: bytes | None = None) -> bytes:
-    """lattice.md; with an origin, and `base` what it has drifted to, drift.md"""
+def _parts(data: bytes, m: int) -> tuple[int, int, int, int, int, bytes, list[int], list[int], bytes, bytes]:
+    """B, L, low, width, first; the model's frame, states, words from the last one on, open bits, and the rest."""
+    must(len(data) >= 24, "a head")
+    _, B, log, low, width, first, model_bytes, count, open_bytes = struct.unpack_from("<BBBBIIIII", data)
+    must(8 <= B <= 12 and 3 <= log <= 8 and low <= m, "a head")
+    must(0 < first <= width or first == width == 0, "segments")
+    lanes, at = 1 << log, 24 + model_bytes
+    end = at + 4 * lanes + 2 * count + open_bytes
+    must(end <= len(data), "a chunk's size")
+    states = list(struct.unpack_from(f"<{lanes}I", data, at))
+    stream = list(struct.unpack_from(f"<{count}H", data, at + 4 * lanes))[::-1]
+    return B, lanes, low, width, first, data[24:at], states, stream, data[end - open_bytes : end], data[end:]
+
+
+def _symbol(places: list[tuple[int, int, int]], state: int, B: int, stream: list[int]) -> tuple[int, int]:
+    """A signed symbol, and the lane's next state."""
+    symbol, f, c = places[state % (1 << B)]
+    state = f * (state >> B) + state % (1 << B) - c
+    if state < 1 << 16:
+        must(stream, "words end")
+        state = state << 16 | stream.pop()
+    return symbol, state
+
+
+def _magnitude(d: int, bits: int, used: int) -> tuple[int, int]:
+    """What a symbol's magnitude stands for, and how many open bits are used then."""
+    if d < 16:
+        return d, used
+    h = (d - 16) // 2 + 3
+    return (2 + d % 2 << h) + (bits >> used & (1 << h) - 1), used + h
+
+
+def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
+    """lattice.md"""
     size = BYTES[dtype]
     if data[0] == 0:
         must(len(data) == 1, "bytes behind mode 0")
@@ -132,8 +215,7 @@ def decode_lattice(data: bytes, base: bytes, dtype: str, origin: bytes | None = 
     if data[0] in {1, 2}:
         coded = decode_planes(data[1:], len(base) // size, dtype if data[0] == 2 else f"U{8 * size}")
         return coded if data[0] == 2 else restored(base, coded, size)
-    drifts = data[0] == 4 and origin is not None
-    must((data[0] == 3 or drifts) and dtype in LATTICE, "an unknown mode")
+    must(data[0] == 3 and dtype in LATTICE, "an unknown mode")
     s, m, most = LATTICE[dtype]
     w, words = 8 * size, np.frombuffer(base, f"<u{size}").tolist()
     _, B, log, low, width, first, model_bytes, count, open_bytes = struct.unpack_from("<BBBBIIIII", data)
@@ -149,38 +231,30 @@ def decode_lattice(data: bytes, base: bytes, dtype: str, origin: bytes | None = 
     model = unframe(frame, size_of_model)
     tables, a, k = model[0], model[1], model[2]
     must(1 <= tables <= 64 and 1 <= a <= most and k <= 8 and (k == 0 or 0 < width <= n), "a model")
-    must(not (k and drifts), "directions beside drift")
-    graded = k > 0 or drifts
-    v, g = (2 * a - 1, 4) if graded else (a, 1)
+    v, g = (2 * a - 1, 4) if k else (a, 1)
     weights, rest = model[3 : 3 + tables * v], model[3 + tables * v :]
     shifts, rest = rest[:segments], rest[segments:]
     must(len(shifts) == segments and max(shifts) <= 15, "a model's shifts")
     x = max(shifts)
     table_of, rest = rest[: g * (16 + x)], rest[g * (16 + x) :]
-    must(
-        len(table_of) == g * (16 + x) and len(rest) == (6 + k * (segments + width) if graded else 0), "a model's parts"
-    )
+    must(len(table_of) == g * (16 + x) and len(rest) == (6 + k * (segments + width) if k else 0), "a model's parts")
     must(max(table_of) < tables and max(weights) < 64, "a table or a weight")
-    marks = struct.unpack_from("<3H", rest) if graded else ()
+    marks = struct.unpack_from("<3H", rest) if k else ()
     numbers = [byte - 256 if byte > 127 else byte for byte in rest[6:]]
     must(all(-7 <= number <= 7 for number in numbers), "directions")
-    must(not graded or 0 < marks[0] <= marks[1] <= marks[2] < 1 << 15, "marks")
+    must(not k or 0 < marks[0] <= marks[1] <= marks[2] < 1 << 15, "marks")
     across, along = numbers[: segments * k], numbers[segments * k :]
-    places = [_places(weights[t * v : (t + 1) * v], B, signed=graded) for t in range(tables)]
+    places = [_places(weights[t * v : (t + 1) * v], B, signed=k > 0) for t in range(tables)]
     at = 24 + model_bytes
     states = list(struct.unpack_from(f"<{lanes}I", data, at))
     stream = list(struct.unpack_from(f"<{count}H", data, at + 4 * lanes))[::-1]
     bits, used = int.from_bytes(data[len(data) - open_bytes :], "little"), 0
     out = []
-    from_words = np.frombuffer(origin, f"<u{size}").tolist() if drifts and origin is not None else words
     for i, word in enumerate(words):
         level = min(max((word >> s & m) - low, 0), 15)
         segment = (i + width - first) // width if width else 0
         z = (i + width - first) % width if width else 0
         prediction = sum(across[segment * k + j] * along[j * width + z] for j in range(k))
-        if drifts:
-            drift = (_turn(word, w) - _turn(from_words[i], w)) % (1 << w)
-            prediction = drift - (drift >> w - 1 << w)
         grade = sum(mark <= abs(prediction) for mark in marks)
         state = states[i % lanes]
         symbol, f, c = places[table_of[grade * (16 + x) + level + shifts[segment]]][state % (1 << B)]

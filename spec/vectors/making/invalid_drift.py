@@ -28,7 +28,6 @@ SOUND = LOSSLESS["drift"].encode(
 )
 FIELDS = HEAD.unpack_from(SOUND)
 TOLD = zstandard.ZstdDecompressor().decompress(SOUND[24 : 24 + FIELDS[6]])
-MARKS = len(TOLD) - 6
 assert SOUND[0] == 4, "drift is to be told"
 
 
@@ -38,9 +37,15 @@ def model(told: bytes) -> bytes:
     return HEAD.pack(*FIELDS[:6], len(frame), *FIELDS[7:]) + frame + SOUND[24 + FIELDS[6] :]
 
 
-def marked(*marks: int) -> bytes:
-    """The sound chunk with other marks."""
-    return model(TOLD[:MARKS] + struct.pack("<3H", *marks))
+def changed(at: int, byte: int) -> bytes:
+    """The sound chunk with another byte in its model."""
+    return model(TOLD[:at] + bytes([byte]) + TOLD[at + 1 :])
+
+
+def excepted(gaps: list[int], symbols: list[int]) -> bytes:
+    """The sound chunk with these exceptions alone."""
+    end = 24 + FIELDS[6] + (4 << FIELDS[2]) + 2 * FIELDS[7] + FIELDS[8]
+    return SOUND[:end] + struct.pack(f"<{len(gaps)}H{len(symbols)}b", *gaps, *symbols)
 
 
 def make() -> None:
@@ -59,12 +64,18 @@ def make() -> None:
     facts, _ = lossless(OWN, START, "w", "drift", origin=BASE, chunk=N, start=[])
     chunks: tuple[tuple[str, bytes, str, str, str], ...] = (
         ("mode", b"\5" + SOUND[1:], "FormatError", "mode 5", "an unknown mode"),
-        ("directions", model(TOLD[:2] + b"\1" + TOLD[3:]), "FormatError", "directions", "a direction beside drift"),
-        ("no-marks", model(TOLD[:MARKS]), "FormatError", "fit", "a model without marks"),
-        ("long", model(TOLD + b"\0"), "FormatError", "fit", "a byte behind the marks"),
-        ("marks-0", marked(0, 2, 4), "FormatError", "marks", "a mark of 0"),
-        ("marks-order", marked(2, 1, 4), "FormatError", "marks", "marks that do not ascend"),
-        ("marks-large", marked(1, 2, 1 << 15), "FormatError", "marks", "a mark of 2^15"),
+        ("unit", changed(2, 16), "FormatError", "2^16", "classes of 2^16 steps of 16 bits"),
+        ("grade", changed(3 + 7, 8), "FormatError", "grade", "a grade of 8"),
+        ("weight", changed(19, 64), "FormatError", "weight", "a weight of 64"),
+        ("table", changed(len(TOLD) - 1, TOLD[0]), "FormatError", "table", "a table that there is not"),
+        ("short", model(TOLD[:-1]), "FormatError", "fit", "a model without the last table"),
+        ("long", model(TOLD + b"\0"), "FormatError", "fit", "a byte behind the model"),
+        ("no-model", model(TOLD[:18]), "FormatError", "cut off", "a model without all grades"),
+        ("exceptions-odd", SOUND + b"\0", "FormatError", "fit", "a byte that is no exception"),
+        ("exception-far", excepted([N], [1]), "FormatError", "exceptions", "an exception behind the last element"),
+        ("exceptions-far", excepted([N - 1, 0], [0, 0]), "FormatError", "exceptions", "two, of which one is"),
+        ("exception-large", excepted([0], [39]), "FormatError", "exceptions", "an exception of magnitude 39"),
+        ("exception-open", excepted([0], [38]), "DamagedError", "open bits", "one without its open bits"),
         ("cut-off", SOUND[:20], "FormatError", "cut off", "a head cut off"),
         ("as-lattice", b"\3" + SOUND[1:], "FormatError", "fit", "mode 3 with the model of mode 4"),
     )

@@ -22,7 +22,6 @@ typedef struct { /* how the bits of a type are read, and the exponent of level 0
 typedef struct { /* what is told of rows; `kernels/lattice_fast.py` makes it */
     const uint8_t *table, *shifts;
     const int8_t *across, *along;
-    const int16_t *drift; /* of each element of the chunk, cut to what fits; NULL where it does not tell */
     int64_t width, first;
     int32_t rank, contexts; /* `contexts`: entries of `table` per grade, LEVELS + the largest shift */
     int32_t marks[GRADES - 1];
@@ -136,41 +135,8 @@ ALWAYS int64_t predict_four(
 }
 #endif
 
-/* Whether elements have grades. */
-ALWAYS bool is_graded(const ts_rows *by) { return by->rank || by->drift; }
-
-/* The same by how far each of n elements has drifted. */
-static inline void grade_drift(ts_told *restrict told, const int16_t *restrict drift, int64_t n, const int32_t *marks) {
-    int64_t i = 0;
-#if defined(__AVX2__)
-    __m256i mark[3];
-    for (int m = 0; m < 3; m++) mark[m] = _mm256_set1_epi16((int16_t)(marks[m] - 1));
-    for (; i + 32 <= n; i += 32) {
-        __m256i of[2], count[2];
-        for (int h = 0; h < 2; h++) {
-            of[h] = _mm256_loadu_si256((const __m256i *)(drift + i + 16 * h)), count[h] = _mm256_setzero_si256();
-            __m256i size = _mm256_max_epi16(of[h], _mm256_subs_epi16(_mm256_setzero_si256(), of[h]));
-            for (int m = 0; m < 3; m++) count[h] = _mm256_sub_epi16(count[h], _mm256_cmpgt_epi16(size, mark[m]));
-        }
-        __m256i grades = _mm256_permute4x64_epi64(_mm256_packs_epi16(count[0], count[1]), 0xD8);
-        __m256i signs = _mm256_permute4x64_epi64(_mm256_packs_epi16(of[0], of[1]), 0xD8);
-        _mm256_storeu_si256((__m256i *)(told->grade + i), grades);
-        _mm256_storeu_si256((__m256i *)(told->negative + i), _mm256_cmpgt_epi8(_mm256_setzero_si256(), signs));
-    }
-#endif
-    for (; i < n; i++) {
-        int32_t size = drift[i] < 0 ? -drift[i] : drift[i];
-        told->negative[i] = (int8_t)-(drift[i] < 0);
-        told->grade[i] = (uint8_t)((size >= marks[0]) + (size >= marks[1]) + (size >= marks[2]));
-    }
-}
-
 /* Predictions for elements [start, start + n) of a chunk, at most BLOCK. */
 static inline void predict(ts_told *restrict told, int64_t start, int64_t n, const ts_rows *by) {
-    if (by->drift) {
-        grade_drift(told, by->drift + start, n, by->marks);
-        return;
-    }
     const int16_t one = (int16_t)by->marks[0], two = (int16_t)by->marks[1], three = (int16_t)by->marks[2];
     int64_t segment = segment_of(start, by->width, by->first);
     for (int64_t i = 0; i < n; segment++) {

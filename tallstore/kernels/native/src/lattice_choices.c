@@ -3,7 +3,7 @@
 #include "lattice.h"
 
 enum { PLACES = LEVELS * CLASSES, SHIFTS = 4, FEWEST = 64 };
-enum { POINT = 1 << 12, WEIGHT_BITS = 4, MASS = 1 << 17, FINEST = 127 };
+enum { MOST_ROWS = 144, POINT = 1 << 12, WEIGHT_BITS = 4, MASS = 1 << 17, FINEST = 127 };
 
 /* Bits of information of one in so many, in parts of a bit; 0 counts as 1. `logs`: from 1 to 2, in 1024 steps. */
 ALWAYS int32_t log_of(uint64_t count, const uint16_t *logs) {
@@ -179,7 +179,7 @@ static void fill_weights(uint8_t *weights, const int64_t *counts, int32_t kinds,
     }
 }
 
-/* The table of each context and the weights of each table; neighbours are merged while that saves. counts[context][stride]
+/* The table of each context, at most MOST_ROWS, and the weights of each table; neighbours are merged while that saves. counts[context][stride]
  * are used up; a symbol occurs in one context at least. weights[table][kinds], `kinds` up to the last symbol that occurs.
  * Returns how many tables there are; `cost`: what all of it takes. */
 TS_KERNEL(int32_t, lattice_tables)(
@@ -191,8 +191,8 @@ TS_KERNEL(int32_t, lattice_tables)(
         if (counts[at] && at % stride >= kinds) kinds = (int32_t)(at % stride) + 1;
     if (with_signs) kinds = TS_MIN(kinds | 1, stride);
     *kinds_found = kinds;
-    int64_t *rows[GRADES * CONTEXTS], costs[GRADES * CONTEXTS], joined[GRADES * CONTEXTS];
-    int32_t begins[GRADES * CONTEXTS], n = 0;
+    int64_t *rows[MOST_ROWS], costs[MOST_ROWS], joined[MOST_ROWS];
+    int32_t begins[MOST_ROWS], n = 0;
     for (int32_t at = 0; at < contexts; at++) {
         int64_t *row = counts + (int64_t)at * stride, any = 0;
         for (int32_t a = 0; a < kinds; a++) any |= row[a];

@@ -1,0 +1,172 @@
+/* What decoders of codecs `lattice` and `drift` share: range-coded symbols, the bits that they leave open, and what moves
+ * elements. The stream is of 16-bit words. */
+#ifndef TS_LATTICE_STREAM_H
+#define TS_LATTICE_STREAM_H
+
+#include "lattice.h"
+
+typedef struct {
+    const uint8_t *data;
+    int64_t bytes, at; /* `at`: bits read */
+    bool over;
+} bit_reader;
+
+ALWAYS uint32_t get_bits(bit_reader *from, int32_t width) {
+    int64_t byte = from->at >> 3;
+    uint64_t word = 0;
+    if (from->at + width > 8 * from->bytes) {
+        from->over = true;
+        return 0;
+    }
+    if (byte + 8 <= from->bytes) word = ts_load64(from->data + byte);
+    else memcpy(&word, from->data + byte, (size_t)(from->bytes - byte));
+    word >>= from->at & 7;
+    from->at += width;
+    return (uint32_t)word & ((1u << width) - 1);
+}
+
+typedef struct { /* of words, `left` of them; the last ones are read from `tail`, where zeros stand behind them */
+    const uint8_t *at;
+    int64_t left;
+    uint8_t tail[4 * MOST_LANES + 16];
+    bool last, over;
+} stream;
+
+#if defined(__AVX2__)
+/* Eight of the entries, by where they are. A gather takes longer than this on many processors. */
+ALWAYS __m256i eight(const uint32_t *entries, const uint32_t *at) {
+    __m128i half[2];
+    for (int h = 0; h < 2; h++) {
+        __m128i one[4];
+        for (int k = 0; k < 4; k++) one[k] = _mm_cvtsi32_si128((int)entries[at[4 * h + k]]);
+        half[h] = _mm_unpacklo_epi64(_mm_unpacklo_epi32(one[0], one[1]), _mm_unpacklo_epi32(one[2], one[3]));
+    }
+    return _mm256_set_m128i(half[1], half[0]);
+}
+
+/* Symbols of `size` lanes, a multiple of 8, in place of their tables. Returns where the next words are read. */
+ALWAYS const uint8_t *decode_lanes(
+    uint8_t *restrict found, int32_t size, const uint32_t *restrict entries, uint32_t *restrict states, int32_t bits,
+    const uint8_t *restrict at, const uint8_t (*restrict order)[8]
+) {
+    const __m256i mask = _mm256_set1_epi32((1 << bits) - 1), twelve = _mm256_set1_epi32(0xFFF);
+    const __m256i last = _mm256_set1_epi64x(0x0F0B0703); /* the highest byte of each of four */
+    const __m128i by = _mm_cvtsi32_si128(bits);
+    uint32_t slots[MOST_LANES]; /* all of them first: what is loaded by one need not wait for the states of another */
+    for (int32_t lane = 0; lane < size; lane += 8) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(states + lane));
+        __m256i table = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(found + lane)));
+        table = _mm256_or_si256(_mm256_sll_epi32(table, by), _mm256_and_si256(x, mask));
+        _mm256_storeu_si256((__m256i *)(slots + lane), table);
+    }
+    for (int32_t lane = 0; lane < size; lane += 8) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(states + lane)), entry = eight(entries, slots + lane);
+        __m256i share = _mm256_sub_epi32(_mm256_and_si256(entry, twelve), _mm256_set1_epi32(-1));
+        x = _mm256_mullo_epi32(share, _mm256_srl_epi32(x, by));
+        x = _mm256_add_epi32(x, _mm256_and_si256(_mm256_srli_epi32(entry, 12), twelve));
+        __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+        unsigned few = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
+        __m256i next = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
+        next = _mm256_permutevar8x32_epi32(next, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)order[few])));
+        next = _mm256_or_si256(_mm256_slli_epi32(x, 16), next);
+        _mm256_storeu_si256((__m256i *)(states + lane), _mm256_blendv_epi8(x, next, low));
+        at += 2 * __builtin_popcount(few);
+        entry = _mm256_shuffle_epi8(entry, last);
+        __m128i symbols = _mm_unpacklo_epi32(_mm256_castsi256_si128(entry), _mm256_extracti128_si256(entry, 1));
+        _mm_storel_epi64((__m128i *)(found + lane), symbols);
+    }
+    return at;
+}
+#endif
+
+/* Symbols of n elements, in place of their tables. */
+static void decode_symbols(
+    uint8_t *found, int64_t n, const uint32_t *entries, uint32_t *states, int32_t lanes, int32_t bits, stream *from,
+    const uint8_t (*order)[8]
+) {
+    for (int64_t start = 0; start < n && !from->over; start += lanes, found += lanes) {
+        int32_t size = (int32_t)TS_MIN(n - start, lanes), lane = 0;
+        if (!from->last && from->left < lanes) {
+            memset(from->tail, 0, sizeof from->tail);
+            memcpy(from->tail, from->at, (size_t)from->left * 2);
+            from->at = from->tail, from->last = true;
+        }
+        const uint8_t *at = from->at;
+        (void)order;
+#if defined(__AVX2__)
+        lane = size & ~7;
+        at = decode_lanes(found, lane, entries, states, bits, at, order);
+#endif
+        for (; lane < size; lane++) {
+            uint32_t x = states[lane], entry = entries[(uint32_t)found[lane] << bits | (x & ((1u << bits) - 1))];
+            x = ((entry & 0xFFF) + 1) * (x >> bits) + (entry >> 12 & 0xFFF);
+            bool low = x < LOWEST;
+            states[lane] = low ? x << 16 | at[0] | (uint32_t)at[1] << 8 : x;
+            at += 2 * low;
+            found[lane] = (uint8_t)(entry >> 24);
+        }
+        from->left -= (at - from->at) / 2, from->at = at, from->over = from->left < 0;
+    }
+}
+
+/* By table and slot: frequency − 1, 12 bits; the slot's place in the symbol, 12 bits; the symbol, 8 bits. `kinds`: symbols
+ * 0, +1, −1, +2, … of a table that have weights. */
+static void fill_entries(uint32_t *entries, const uint8_t *weights, int32_t tables, int32_t kinds, int32_t bits) {
+    for (int32_t table = 0; table < tables; table++, weights += kinds) {
+        uint32_t share[KINDS];
+        fill_shares(share, weights, kinds, bits);
+        for (int32_t a = 0; a < kinds; a++) {
+            uint32_t symbol = (uint32_t)(uint8_t)(a & 1 ? (a + 1) / 2 : -(a / 2)) << 24;
+            for (uint32_t place = 0; place < share[a]; place++) *entries++ = (share[a] - 1) | place << 12 | symbol;
+        }
+    }
+}
+
+/* A word moved by what a symbol says, of which `done` was done before. */
+ALWAYS uint32_t moved(uint32_t word, int8_t symbol, int32_t done, bit_reader *extra, int32_t bits) {
+    uint32_t size = size_of(symbol);
+    if (size >= DIRECT) {
+        int32_t open = 3 + (int32_t)(size - DIRECT) / 2;
+        size = (2 + (size & 1)) << open;
+        size += get_bits(extra, open);
+    }
+    return turned(turned(word, bits) + (symbol < 0 ? 0u - size : size) - (uint32_t)done, bits);
+}
+
+ALWAYS void apply(void *words, const int8_t *symbols, int64_t n, bit_reader *extra, int32_t bits) {
+    int64_t i = 0;
+#if defined(__AVX2__)
+    for (; bits == 16 && i + 64 <= n; i += 64) {
+        uint16_t *at = (uint16_t *)words + i;
+        uint64_t large = 0;
+        for (int k = 0; k < 64; k += 16) {
+            __m256i *some = (__m256i *)(at + k);
+            __m128i steps = _mm_loadu_si128((const __m128i *)(symbols + i + k));
+            __m256i to = _mm256_add_epi16(turned16(_mm256_loadu_si256(some)), _mm256_cvtepi8_epi16(steps));
+            _mm256_storeu_si256(some, turned16(to));
+            __m128i here = _mm_cmpgt_epi8(_mm_abs_epi8(steps), _mm_set1_epi8(DIRECT - 1));
+            large |= (uint64_t)(unsigned)_mm_movemask_epi8(here) << k;
+        }
+        for (; large; large &= large - 1) {
+            int one = __builtin_ctzll(large);
+            int8_t symbol = symbols[i + one];
+            at[one] = (uint16_t)moved(at[one], symbol, symbol, extra, 16);
+        }
+    }
+#endif
+    for (; i < n; i++) put_word(words, i, bits, moved(word_at(words, i, bits), symbols[i], 0, extra, bits));
+}
+
+/* order[few][lane]: how many of the lanes in front of this one are among `few`. */
+ALWAYS void fill_order(uint8_t (*order)[8]) {
+    for (int few = 0; few < 256; few++)
+        for (int lane = 0; lane < 8; lane++) order[few][lane] = (uint8_t)__builtin_popcount((unsigned)few & ((1u << lane) - 1));
+}
+
+ALWAYS uint8_t largest(const uint8_t *of, int64_t n) {
+    uint8_t found = 0;
+    for (int64_t i = 0; i < n; i++) found = TS_MAX(found, of[i]);
+    return found;
+}
+
+#endif
