@@ -170,7 +170,7 @@ def test_a_long_module_says_why() -> None:
             assert "It is long because" in (ast.get_docstring(ast.parse(text)) or "").replace("\n", " "), path
 
 
-def test_no_signature_has_more_than_seven_parameters_but_the_public_ones() -> None:
+def test_no_constructor_takes_more_than_seven_parameters_but_public_ones() -> None:
     """Of constructors. What the package offers by name may have as many as its users ask for."""
     import tallstore
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor
 
 from tallstore.archive.read_plan import Origin
-from tallstore.checkpoints import Checkpoint
 
 __all__ = ["Into", "PieceCache", "Read"]
 
@@ -22,14 +21,9 @@ Into = Callable[[str, str, int, Tensor, Origin | None], bool]
 class PieceCache:
     """The last pieces of tasks that were decoded to build on, for several archives of the same tasks. Thread-safe."""
 
-    def __init__(self, most: int = 1 << 27, originals: Mapping[str, Checkpoint] | None = None) -> None:
-        """What is held.
-
-        Args:
-            most: bytes of pieces.
-            originals: of tasks that decode to their very bits, what those are read from in place of being decoded.
-        """
-        self._most, self._bytes, self._originals = most, 0, originals or {}
+    def __init__(self, most: int = 1 << 27) -> None:
+        """`most`: bytes that are held."""
+        self._most, self._bytes = most, 0
         self._held: OrderedDict[tuple[str, str, int, int], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -37,9 +31,6 @@ class PieceCache:
         """The same, from what is held where it is; what it gives is the caller's own."""
 
         def reads(task: str, name: str, start: int, stop: int) -> Tensor:
-            original = self._originals.get(task)
-            if original is not None and name in original.tensors and name not in original.ties:
-                return original.read(name, start, stop).clone()
             key = task, name, start, stop
             with self._lock:
                 piece = self._held.pop(key, None)

@@ -75,15 +75,7 @@ class AddedRelatives:
         if not related:
             return []
         archive = joined_archive(self._change.archive, beside)
-        packer = RelativePacker(
-            self._stack,
-            self._change.sink,
-            self._base,
-            archive,
-            self._options,
-            self._progress,
-            originals={name: self._open(name, source) for name, source in tasks.items()},
-        )
+        packer = RelativePacker(self._stack, self._change.sink, self._base, archive, self._options, self._progress)
         made = packer.pack({name: self._open(name, tasks[name]) for name in related}, related, said=self._said)
         self.reports |= {name: each[0] for name, each in made.items()}
         return [each[1] for each in made.values()]

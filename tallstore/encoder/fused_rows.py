@@ -1,4 +1,5 @@
-"""Rows straight from their files: each is read, looked at and measured or marked in one call of the native library.
+"""Rows straight from their files: each is read, looked at and measured or marked by
+the native library, in one call or, of a narrow one, in a few.
 
 What most packing is: float32 against float32, or bfloat16 or float16 against the same, each row by itself, signs above
 a threshold over v = 1. What is found is bit for bit what `work` finds of rows that it reads. A row of which that cannot

@@ -5,7 +5,7 @@ that is stored with fewer bits, and a task whose own type has fewer, so that θ�
 that is recorded, and that a promise is about: ‖θ̂ − θt‖ / ‖θt − θ0‖, with the θ0 that the archive has. Of the second
 alone, marks by sign are chosen anew, and their scale settled by what is kept (see `quantize.mark_moved`).
 
-Rows that go `straight` measure the second by themselves, to the same bits.
+Rows of `fused_rows` measure the second by themselves, to the same bits.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ three forms, whichever takes the fewest bytes:
 and what a mark adds is its level's value in a table a chunk, times the vector's element where there is one. An index
 says, every few rows, where walking may begin. All of this is in memory only; archives have codecs of their own.
 
-The functions here are the reference: native and Triton kernels equal them, products but for the order of their sums.
+The functions here are the reference: native and Triton kernels equal them, products but for how their sums are rounded.
 """
 
 from __future__ import annotations

@@ -77,9 +77,9 @@ def pack_with_merges(
             name: stack.enter_context(
                 opened_checkpoint(tasks[name], f"{name} (in memory)", chosen.storage_options, weights=chosen.weights)
             )
-            for name in tasks
+            for name in combinations
         }
-        packer = RelativePacker(stack, sink, start, archive, options, progress, originals=opened)
+        packer = RelativePacker(stack, sink, start, archive, options, progress)
         made = packer.pack(opened, {name: relatives_of(each) for name, each in combinations.items()})
         reports |= {name: each[0] for name, each in made.items()}
         added += [each[1] for each in made.values()]

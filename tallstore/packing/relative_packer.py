@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,16 +75,13 @@ class RelativePacker:
     progress: Progress | None = None
     home: Home | None = None
     """The group that tasks join, where the archive does not tell by itself."""
-    originals: Mapping[str, Checkpoint] = field(default_factory=dict)
-    """Tasks of the archive, or to be packed, that are at hand: without loss they need not be decoded to build on."""
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.archive.store, self.archive.manifest)
         self._lossless = self.options.quality == LOSSLESS
         self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
         self._seen = self._reader.manifest
-        models = {name: task for name, task in self.originals.items() if task.adapter is None}
-        self._pieces = PieceCache(originals=models if self._lossless else None)
+        self._pieces = PieceCache()
 
     def pack(
         self, tasks: Mapping[str, Checkpoint], relatives: Mapping[str, Relatives], *, said: Collection[str] = ()
@@ -225,10 +222,10 @@ class RelativePacker:
         """
         before = None if plan.base is None else plan.base
         dtype = TORCH[task.tensors[name].dtype]
-        if by_cost and self._lossless and start.goes_on(name):
-            return replace(plan, kept=_alike(task, name, lambda a, b: start.started(name, a, b)))
         if before is not None and _alike(task, name, lambda a, b: self.base.read(before, a, b).to(dtype)):
             return None
+        if by_cost and self._lossless and start.goes_on(name):
+            return replace(plan, kept=_alike(task, name, lambda a, b: start.started(name, a, b)))
         if plan.kept:  # with some loss, all tensors together are held to what the tasks that they are made of lose
             return plan
         if _alike(task, name, lambda a, b: start.started(name, a, b)):

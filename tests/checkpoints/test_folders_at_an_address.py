@@ -15,7 +15,7 @@ from tallstore.checkpoints import open_checkpoint
 from tallstore.errors import CheckpointError
 
 from .folders import assert_same_weights, files_of, put
-from .test_sets import MODEL, state
+from .test_weight_sets import MODEL, state
 
 fsspec = pytest.importorskip("fsspec")
 

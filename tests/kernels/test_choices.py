@@ -50,7 +50,7 @@ def assert_same(found: Magnitudes, kappa: float) -> None:
         quick, slow = both(lambda bound=bound: fine(found, bound))
         assert quick == slow
     for mine, theirs in zip(*both(lambda: steps(found)), strict=True):
-        assert list(mine) == list(theirs)
+        assert [np.asarray(each).tolist() for each in mine] == [np.asarray(each).tolist() for each in theirs]
 
 
 @settings(max_examples=examples(100), deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from itertools import product as product_of
 
@@ -231,3 +232,29 @@ def test_a_device_s_products_are_the_reference_s(
     ]
     backend.add(found, x.to(device), base.to(device), torch.ones(37, device=device), own)
     assert torch.equal(found.cpu(), wanted)
+
+
+def marked_rows(rows: Iterable[int], shape: tuple[int, int], apart: int = 16) -> PackedRows:
+    """A mark in every 16th place of some rows, of values that tell one from another."""
+    codes = np.zeros(shape[0] * shape[1], np.uint8)
+    for row in rows:
+        codes[row * shape[1] + row % apart : (row + 1) * shape[1] : apart] = 1 + row % 3
+    table = np.array([0, 1, -2, 3], np.float32)
+    chunks = [LevelChunk(codes[at : at + CHUNK], table) for at in range(0, len(codes), CHUNK)]
+    return pack_rows(chunks, shape, torch.float32, CHUNK, steps=False, vector=None, form="bitmap")
+
+
+def test_a_share_that_begins_with_rows_without_marks(native: str) -> None:
+    """A thread's room holds what its last call left there, of another task: no walk may go on from that."""
+    shape = (8192, 256)
+    base, x = torch.zeros(shape), torch.randint(-3, 4, (2, 256), generator=torch.Generator().manual_seed(5)).float()
+    few, more = marked_rows(range(7000, 7005), shape, 8), marked_rows([*range(100, 110), *range(7000, 7040)], shape)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # the second share is [4096, 8192), and the rows begin far within it
+    try:
+        for packed_ in (few, more, few, more):
+            y = products().outputs(x, base, None, [(packed_, None, 0, 2)])
+            assert y is not None
+            assert torch.equal(y, x @ moved_rows(packed_, base, 0).T)
+    finally:
+        torch.set_num_threads(threads)

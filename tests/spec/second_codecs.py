@@ -142,6 +142,7 @@ def decode_drift(data: bytes, start: bytes, dtype: str, base: bytes) -> bytes:
     must(len(table_of) == 128 + x, "a model's parts")
     must(max(table_of) < tables and max(weights) < 64 and max(grades) < 8, "a table, a weight or a grade")
     places = [_places(weights[t * v : (t + 1) * v], B, signed=True) for t in range(tables)]
+    still = [not any(weights[t * v + 1 : (t + 1) * v]) for t in range(tables)]
     must(len(rest) % 3 == 0, "a chunk's size")
     count = len(rest) // 3
     exceptions = struct.unpack(f"<{count}H{count}b", rest)
@@ -159,12 +160,12 @@ def decode_drift(data: bytes, start: bytes, dtype: str, base: bytes) -> bytes:
         drift -= drift >> w - 1 << w
         grade = grades[min(abs(drift) >> z, 15)]
         segment = (i + width - first) // width if width else 0
-        table = places[table_of[16 * grade + x + level if grade else level + shifts[segment]]]
+        table = table_of[16 * grade + x + level if grade else level + shifts[segment]]
         symbol = 0
-        if table[0] != (0, 1 << B, 0):
+        if not still[table]:
             lane = number % lanes
             number += 1
-            symbol, states[lane] = _symbol(table, states[lane], B, stream)
+            symbol, states[lane] = _symbol(places[table], states[lane], B, stream)
         symbol = said.get(i, symbol)
         d, used = _magnitude(abs(symbol), bits, used)
         d = d if (symbol > 0) == (drift >= 0) else -d

@@ -76,11 +76,12 @@ def chosen() -> Library | None:
 @contextmanager
 def held() -> Iterator[None]:
     """Within this, this thread looks the choice up once: kernels are called thousands of times, each for little."""
-    _held.choice = (_choose(os.environ.get(VARIABLE, ""))[0],)
+    before = getattr(_held, "choice", None)
+    _held.choice = before or (_choose(os.environ.get(VARIABLE, ""))[0],)
     try:
         yield
     finally:
-        _held.choice = None
+        _held.choice = before
 
 
 _held = threading.local()

@@ -457,9 +457,9 @@ TS_KERNEL(void, packed_product)
             const ts_run *run = runs + r;
             const ts_packed_rows *p = run->packed;
             const int64_t from = !p ? 0 : p->numbers ? p->tiles[tile] : a, to = !p ? 0 : p->numbers ? p->tiles[tile + 1] : a + size;
+            if (a == first) walks[r] = (ts_walk){0, 0, 0}; /* before tiles are passed over: the room holds another call's */
             if (from == to && !run->bias) continue;
             memset(sums, 0, (size_t)run->count * TILE_ROWS * sizeof *sums);
-            if (a == first) walks[r] = (ts_walk){0, 0, 0};
             if (from < to) walk_to(walks + r, p, from);
             for (int64_t row = from, next; row < to; row = next) {
                 next = marks_of(places, values, ends, p, walks + r, row, to);
