@@ -52,8 +52,8 @@ _KAPPA_NARROW = 100.0
 """In types of few bits at least this, whatever the rate, which is as good as no bias at all: there many magnitudes are
 equal, a unit in the last place of weights of one size, and what leaves them out, or takes them all, errs for each of
 them in the same way. Marks with dither are right of them all and cost no more, for the type has nothing between two
-units (see `rounded_levels`). On the task itself outputs are four to twenty times nearer than at 19 (as KL divergence,
-for the same bits), and on other text as near: see `benchmarks/results/accuracy.md`."""
+units (see `rounded_levels`). At the same bits the KL on a fine-tune's own task is a ninth of what it is at 19, and on
+other text about the same: see `benchmarks/results/accuracy.md`."""
 _KAPPA_SLOPE = 540.0
 """Where a divergence is, κ in squares of it."""
 _KAPPA_LEAST = 3.28
