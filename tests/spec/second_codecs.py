@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from collections.abc import Callable
 
 import numpy as np
 import zstandard
@@ -119,7 +119,21 @@ LATTICE = {"F32": (23, 255, 71), "BF16": (7, 255, 39), "F16": (10, 31, 39), "F8_
            "F8_E5M2": (2, 31, 23), "F8_E4M3FNUZ": (3, 15, 23), "F8_E5M2FNUZ": (2, 31, 23)}  # fmt: skip
 
 
-@lru_cache(maxsize=1024)  # what several tasks build on is asked for by each of them
+def once(decode: Callable[..., bytes]) -> Callable[..., bytes]:
+    """The same, done once for the same arguments: what several tasks build on is asked for by each of them."""
+    known: dict[tuple[object, ...], bytes] = {}
+
+    def decoded(*arguments: object) -> bytes:
+        if arguments not in known:
+            if len(known) == 1024:
+                known.clear()
+            known[arguments] = decode(*arguments)
+        return known[arguments]
+
+    return decoded
+
+
+@once
 def decode_drift(data: bytes, start: bytes, dtype: str, base: bytes) -> bytes:
     """drift.md"""
     if data[0] != 4:
@@ -209,7 +223,7 @@ def _magnitude(d: int, bits: int, used: int) -> tuple[int, int]:
     return (2 + d % 2 << h) + (bits >> used & (1 << h) - 1), used + h
 
 
-@lru_cache(maxsize=1024)
+@once
 def decode_lattice(data: bytes, base: bytes, dtype: str) -> bytes:
     """lattice.md"""
     size = BYTES[dtype]
