@@ -36,6 +36,7 @@ from tallstore.kernels.lattice import (
     drift_of,
     frequencies,
     places,
+    refill,
     segment_of,
     slots,
     with_bits,
@@ -179,11 +180,7 @@ def decode(lattice: Lattice, words: Words, base: Words, model: DriftModel, steps
             at = table[these], x & mask
             symbols[these] = symbol[at]
             x[:] = share[at] * (x >> model.bits) + offset[at]
-            few = np.flatnonzero(x < LOWEST)
-            if used + len(few) > len(stream):
-                raise DamagedError(ENDS)
-            x[few] = x[few] << 16 | stream[used : used + len(few)]
-            used += len(few)
+            used += refill(x, stream[used:])
     if used != len(stream) or (states != LOWEST).any():
         raise DamagedError(ENDS)
     said = steps.odd != 0

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
-from functools import cache
-from typing import Any
 
 import numpy as np
 
-from tallstore.errors import DamagedError
 from tallstore.kernels import drift as reference
 from tallstore.kernels import drift_choices
 from tallstore.kernels import lattice as plain
 from tallstore.kernels.drift import DriftModel, DriftSymbols, Told, still_of
 from tallstore.kernels.lattice import (
-    ENDS,
     LEVELS,
-    MOST_BITS,
-    MOST_TABLES,
-    OPEN_BITS,
     SYMBOLS,
     Bytes,
     Counts,
@@ -30,10 +23,9 @@ from tallstore.kernels.lattice import (
     segments_of,
 )
 from tallstore.kernels.lattice_choices import LOGS
-from tallstore.kernels.lattice_fast import memory
+from tallstore.kernels.lattice_fast import memory, run_decoder
 from tallstore.kernels.native import library
-from tallstore.kernels.native.library import Function, address, bind
-from tallstore.kernels.scratch import scratch
+from tallstore.kernels.native.library import Function, address
 
 __all__ = ["KERNELS", "count_still", "count_symbols", "decode", "encode", "join", "tell"]
 
@@ -58,14 +50,7 @@ class _Contexts(Structure):
     )
 
 
-def _native() -> Any:
-    native = library.chosen()
-    return None if native is None else _bound(native)
-
-
-@cache
-def _bound(native: library.Library) -> Any:
-    return bind(KERNELS, native)
+_native = library.kernels_of(KERNELS)
 
 
 def tell(lattice: Lattice, start: Words, base: Words, unit: int, grades: Bytes) -> Told:
@@ -160,20 +145,4 @@ def decode(lattice: Lattice, words: Words, base: Words, data: Bytes, told: Bytes
     native = _native()
     if native is None or not words.flags.c_contiguous or not base.flags.c_contiguous:
         return False
-    entries = scratch("lattice entries", MOST_TABLES << MOST_BITS, np.uint32)
-    failed = native.drift_decode(
-        address(words),
-        address(base),
-        len(words),
-        lattice.bits,
-        lattice.shift,
-        lattice.mask,
-        address(data),
-        len(data),
-        address(told),
-        len(told),
-        address(entries),
-    )
-    if failed in {1, 2}:
-        raise DamagedError(ENDS if failed == 1 else OPEN_BITS)
-    return not failed
+    return run_decoder(native.drift_decode, (words, base), lattice, data, told)

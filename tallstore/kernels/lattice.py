@@ -329,15 +329,24 @@ def decode(lattice: Lattice, words: Words, model: Model, steps: LatticeSymbols) 
         entry += x & mask
         symbols[start : start + lanes] = symbol[entry]
         x[:] = share[entry] * (x >> model.bits) + offset[entry]
-        few = np.flatnonzero(x < LOWEST)
-        if used + len(few) > len(stream):
-            raise DamagedError(ENDS)
-        x[few] = x[few] << 16 | stream[used : used + len(few)]
-        used += len(few)
+        used += refill(x, stream[used:])
     if used != len(stream) or (states != LOWEST).any():
         raise DamagedError(ENDS)
     d = with_bits(np.where(predicted < 0, -symbols, symbols), steps.extra)
     words[:] = lattice.turned(lattice.turned(words) + d.astype(words.dtype))
+
+
+def refill(states: Integers, stream: npt.NDArray[Any]) -> int:
+    """Let states that became small read on, in their order; how many words that took.
+
+    Raises:
+        DamagedError: there are not so many.
+    """
+    few = np.flatnonzero(states < LOWEST)
+    if len(few) > len(stream):
+        raise DamagedError(ENDS)
+    states[few] = states[few] << 16 | stream[: len(few)]
+    return len(few)
 
 
 def slots(share: Integers) -> tuple[Integers, Integers, Integers]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import Structure, byref, c_int32, c_int64, c_void_p
-from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,7 +35,7 @@ from tallstore.kernels.lattice import (
 )
 from tallstore.kernels.lattice_choices import LOGS
 from tallstore.kernels.native import library
-from tallstore.kernels.native.library import Function, address, bind
+from tallstore.kernels.native.library import Function, address
 from tallstore.kernels.scratch import scratch
 
 __all__ = [
@@ -90,14 +89,7 @@ def _rows(rows: Rows, table: Bytes | None = None) -> _RowLayout:
     )
 
 
-def _native() -> Any:
-    native = library.chosen()
-    return None if native is None else _bound(native)
-
-
-@cache
-def _bound(native: library.Library) -> Any:
-    return bind(KERNELS, native)
+_native = library.kernels_of(KERNELS)
 
 
 def _addresses(*arrays: npt.NDArray[Any]) -> list[int]:
@@ -240,10 +232,22 @@ def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
     native = _native()
     if native is None or not words.flags.c_contiguous:
         return False
-    entries = scratch("lattice entries", MOST_TABLES << MOST_BITS, np.uint32)
-    failed = native.lattice_decode(
-        address(words),
-        len(words),
+    return run_decoder(native.lattice_decode, (words,), lattice, data, told)
+
+
+def run_decoder(
+    decoder: Callable[..., int], words: Sequence[Words], lattice: Lattice, data: Bytes, told: Bytes
+) -> bool:
+    """Whether a chunk was what it should be, and the first of the words are the task's now; see `decode`.
+
+    `words`: the elements to be moved, and those beside them that the decoder reads; contiguous, shape (n,) each.
+
+    Raises:
+        DamagedError: the words or the open bits do not end with the elements.
+    """
+    failed = decoder(
+        *(address(each) for each in words),
+        len(words[0]),
         lattice.bits,
         lattice.shift,
         lattice.mask,
@@ -251,7 +255,7 @@ def decode(lattice: Lattice, words: Words, data: Bytes, told: Bytes) -> bool:
         len(data),
         address(told),
         len(told),
-        address(entries),
+        address(scratch("lattice entries", MOST_TABLES << MOST_BITS, np.uint32)),
     )
     if failed in {1, 2}:
         raise DamagedError(ENDS if failed == 1 else OPEN_BITS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_double, c_int64, c_void_p
-from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,15 +75,7 @@ class Ladders:
 _LOGARITHM = _Logarithm(ROOT, tuple(SERIES.tolist()))
 
 
-def _kernels() -> Any:
-    chosen = library.chosen()
-    assert chosen is not None, "asked for where it is not available"
-    return _bound(chosen.variant)
-
-
-@cache
-def _bound(variant: str) -> Any:  # noqa: ARG001 - the variant in use is the key
-    return library.bind(_TABLE)
+_kernels = library.kernels_of(_TABLE, needed=True)
 
 
 def log2(values: Floats) -> Floats:

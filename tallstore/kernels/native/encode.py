@@ -8,7 +8,6 @@ thread's `scratch`.
 from __future__ import annotations
 
 from ctypes import Structure, byref, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,15 +75,7 @@ _COLUMNS = 512
 """Of rows whose products are made at a time: see `src/coherence.c`."""
 
 
-def _kernels() -> Any:
-    chosen = library.chosen()
-    assert chosen is not None, "asked for where it is not available"
-    return _bound(chosen.variant)
-
-
-@cache
-def _bound(variant: str) -> Any:  # noqa: ARG001 - the variant in use is the key
-    return library.bind(_TABLE)
+_kernels = library.kernels_of(_TABLE, needed=True)
 
 
 class _Row(Structure):

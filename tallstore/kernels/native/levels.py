@@ -6,8 +6,7 @@ As in `encode`: each gives what its reference in `encoder` gives, bit for bit.
 from __future__ import annotations
 
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +34,7 @@ _TABLE: dict[str, Function] = {
 }
 
 
-def _kernels() -> Any:
-    chosen = library.chosen()
-    assert chosen is not None, "asked for where it is not available"
-    return _bound(chosen.variant)
-
-
-@cache
-def _bound(variant: str) -> Any:  # noqa: ARG001 - the variant in use is the key
-    return library.bind(_TABLE)
+_kernels = library.kernels_of(_TABLE, needed=True)
 
 
 class MovedArrays(NamedTuple):

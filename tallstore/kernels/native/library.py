@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +157,21 @@ def bind(table: Mapping[str, Function], library: Library | None = None) -> Any:
         function.restype, function.argtypes = result, arguments  # type: ignore[attr-defined]
         setattr(bound, name, function)
     return bound
+
+
+def kernels_of(table: Mapping[str, Function], *, needed: bool = False) -> Callable[[], Any]:
+    """What gives the functions of a table, of the variant in use when it is called; they are bound once for each.
+
+    `needed`: who asks has seen that there is one. Otherwise None is given for the reference path.
+    """
+    bound = cache(partial(bind, table))
+
+    def kernels() -> Any:
+        library = chosen()
+        assert library is not None or not needed, "asked for where it is not available"
+        return None if library is None else bound(library)
+
+    return kernels
 
 
 def address(array: npt.NDArray[Any]) -> int:

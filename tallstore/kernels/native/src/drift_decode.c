@@ -7,10 +7,11 @@ enum { PAD = 32 };
 typedef struct { /* a chunk of mode 4, its model beside it: what `codecs.drift` reads */
     ts_drift by;
     lattice of;
-    int32_t bits, lanes, tables, kinds, unit;
-    const uint8_t *grades, *weights, *states, *words, *open, *gaps;
+    coded_steps steps;
+    int32_t tables, kinds, unit;
+    const uint8_t *grades, *weights, *gaps;
     const int8_t *odd;
-    int64_t coded, open_bytes, exceptions;
+    int64_t exceptions;
     bool still; /* whether there are tables that are */
     uint8_t table[MAP];
 } drift_chunk;
@@ -74,17 +75,10 @@ static bool read_exceptions(const drift_chunk *of, int64_t n) {
 
 /* Where the parts of a chunk lie, its first byte the mode; false if they do not fit it. */
 static bool read_chunk(drift_chunk *to, const uint8_t *data, int64_t size, const uint8_t *told, int64_t told_size, int64_t n) {
-    uint32_t counts[5]; /* width, first, bytes of the model, words, open bytes */
-    if (size < 24) return false;
-    memcpy(counts, data + 4, sizeof counts);
-    to->bits = data[1], to->of.low = data[3], to->by.width = counts[0], to->by.first = counts[1];
-    if (to->bits < 8 || to->bits > 12 || data[2] < 3 || data[2] > 8 || to->of.low > to->of.mask) return false;
-    if (to->by.first > to->by.width || (to->by.width && !to->by.first)) return false;
-    to->lanes = 1 << data[2], to->coded = counts[3], to->open_bytes = counts[4];
-    to->states = data + 24 + counts[2], to->words = to->states + 4 * to->lanes, to->open = to->words + 2 * to->coded;
-    to->gaps = to->open + to->open_bytes;
+    if (!read_steps(&to->steps, &to->of, &to->by.width, &to->by.first, data, size)) return false;
+    to->gaps = to->steps.rest;
     const int64_t left = data + size - to->gaps;
-    if (left < 0 || left % 3) return false;
+    if (left % 3) return false;
     to->exceptions = left / 3, to->odd = (const int8_t *)to->gaps + 2 * to->exceptions;
     return read_model(to, told, told_size, n) && read_exceptions(to, n);
 }
@@ -142,16 +136,16 @@ TS_KERNEL(int32_t, drift_decode)(
     drift_chunk of;
     of.of = (lattice){bits_of_word, shift, mask, 0};
     if (!read_chunk(&of, data, size, told, told_size, n)) return 3;
-    bit_reader open = {of.open, of.open_bytes, 0, false};
+    bit_reader open = {of.steps.open, of.steps.open_bytes, 0, false};
     stream from;
     packing by;
     uint32_t states[MOST_LANES];
     uint8_t found[BLOCK + PAD], some_symbols[BLOCK + PAD], grade[BLOCK], order[256][8];
     int8_t negative[BLOCK];
     int64_t exception = 0, place = of.exceptions ? of.gaps[0] | of.gaps[1] << 8 : n;
-    memcpy(states, of.states, (size_t)of.lanes * 4);
-    from.at = of.words, from.left = of.coded, from.last = from.over = false;
-    fill_entries(entries, of.weights, of.tables, of.kinds, of.bits);
+    memcpy(states, of.steps.states, (size_t)of.steps.lanes * 4);
+    from.at = of.steps.words, from.left = of.steps.coded, from.last = from.over = false;
+    fill_entries(entries, of.weights, of.tables, of.kinds, of.steps.bits);
     fill_order(order), fill_packing(&by);
     for (int64_t start = 0; start < n && !from.over; start += BLOCK) {
         const int64_t some = TS_MIN(n - start, BLOCK);
@@ -162,9 +156,9 @@ TS_KERNEL(int32_t, drift_decode)(
         memset(found + some, STILL, PAD);
         if (of.still) {
             const int64_t coded = pack_tables(some_symbols, found, some, &by);
-            decode_symbols(some_symbols, coded, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
+            decode_symbols(some_symbols, coded, entries, states, of.steps.lanes, of.steps.bits, &from, (const uint8_t (*)[8])order);
             spread_symbols(found, some_symbols, some, &by);
-        } else decode_symbols(found, some, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
+        } else decode_symbols(found, some, entries, states, of.steps.lanes, of.steps.bits, &from, (const uint8_t (*)[8])order);
         while (place < start + some) {
             if (of.odd[exception]) found[place - start] = (uint8_t)of.odd[exception];
             exception++;
@@ -175,9 +169,5 @@ TS_KERNEL(int32_t, drift_decode)(
         else if (bits_of_word == 32) apply(here, (const int8_t *)found, some, &open, 32);
         else apply(here, (const int8_t *)found, some, &open, 8);
     }
-    bool ended = !from.over && !from.left;
-    for (int lane = 0; lane < of.lanes; lane++) ended = ended && states[lane] == LOWEST;
-    if (!ended) return 1;
-    bool zero = !(open.at & 7) || !(of.open_bytes && of.open[of.open_bytes - 1] >> (open.at & 7));
-    return open.over || (open.at + 7) / 8 != of.open_bytes || !zero ? 2 : 0;
+    return ended(&from, &open, states, of.steps.lanes);
 }

@@ -5,9 +5,9 @@
 typedef struct {
     ts_rows by;
     lattice of;
-    int32_t bits, lanes, tables, kinds;
-    const uint8_t *weights, *states, *words, *open;
-    int64_t coded, open_bytes;
+    coded_steps steps;
+    int32_t tables, kinds;
+    const uint8_t *weights;
     uint8_t both[MOST_TABLES * KINDS]; /* weights of both signs, where those of magnitudes are written */
 } chunk;
 
@@ -52,15 +52,8 @@ static bool read_model(chunk *to, const uint8_t *told, int64_t size, int64_t n) 
 
 /* Where the parts of a chunk lie, its first byte the mode; false if they do not fit it. */
 static bool read_chunk(chunk *to, const uint8_t *data, int64_t size, const uint8_t *told, int64_t told_size, int64_t n) {
-    uint32_t counts[5]; /* width, first, bytes of the model, words, open bytes */
-    if (size < 24) return false;
-    memcpy(counts, data + 4, sizeof counts);
-    to->bits = data[1], to->of.low = data[3], to->by.width = counts[0], to->by.first = counts[1];
-    if (to->bits < 8 || to->bits > 12 || data[2] < 3 || data[2] > 8 || to->of.low > to->of.mask) return false;
-    if (to->by.first > to->by.width || (to->by.width && !to->by.first)) return false;
-    to->lanes = 1 << data[2], to->coded = counts[3], to->open_bytes = counts[4];
-    to->states = data + 24 + counts[2], to->words = to->states + 4 * to->lanes, to->open = to->words + 2 * to->coded;
-    return to->open + to->open_bytes == data + size && read_model(to, told, told_size, n);
+    if (!read_steps(&to->steps, &to->of, &to->by.width, &to->by.first, data, size)) return false;
+    return to->steps.rest == data + size && read_model(to, told, told_size, n);
 }
 
 /* Turn n of the base's elements into the task's, by a chunk and what its model holds. `entries` has room for all that there
@@ -72,15 +65,15 @@ TS_KERNEL(int32_t, lattice_decode)(
     chunk of;
     of.of = (lattice){bits_of_word, shift, mask, 0};
     if (!read_chunk(&of, data, size, told_data, told_size, n)) return 3;
-    bit_reader open = {of.open, of.open_bytes, 0, false};
+    bit_reader open = {of.steps.open, of.steps.open_bytes, 0, false};
     stream from;
     uint32_t states[MOST_LANES];
     uint8_t found[BLOCK], order[256][8];
     ts_told told;
     const ts_rows *by = &of.by;
-    memcpy(states, of.states, (size_t)of.lanes * 4);
-    from.at = of.words, from.left = of.coded, from.last = from.over = false;
-    fill_entries(entries, of.weights, of.tables, of.kinds, of.bits);
+    memcpy(states, of.steps.states, (size_t)of.steps.lanes * 4);
+    from.at = of.steps.words, from.left = of.steps.coded, from.last = from.over = false;
+    fill_entries(entries, of.weights, of.tables, of.kinds, of.steps.bits);
     fill_order(order);
     for (int64_t start = 0; start < n && !from.over; start += BLOCK) {
         int64_t some = TS_MIN(n - start, BLOCK);
@@ -89,15 +82,11 @@ TS_KERNEL(int32_t, lattice_decode)(
         else fill_levels(found, here, some, &of.of, bits_of_word);
         if (by->rank) predict(&told, start, some, by);
         fill_tables(found, by->rank ? told.grade : NULL, start, some, by);
-        decode_symbols(found, some, entries, states, of.lanes, of.bits, &from, (const uint8_t (*)[8])order);
+        decode_symbols(found, some, entries, states, of.steps.lanes, of.steps.bits, &from, (const uint8_t (*)[8])order);
         if (by->rank) turn_symbols((int8_t *)found, (const int8_t *)found, told.negative, some);
         if (bits_of_word == 16) apply(here, (const int8_t *)found, some, &open, 16);
         else if (bits_of_word == 32) apply(here, (const int8_t *)found, some, &open, 32);
         else apply(here, (const int8_t *)found, some, &open, 8);
     }
-    bool ended = !from.over && !from.left;
-    for (int lane = 0; lane < of.lanes; lane++) ended = ended && states[lane] == LOWEST;
-    if (!ended) return 1;
-    bool zero = !(open.at & 7) || !(of.open_bytes && of.open[of.open_bytes - 1] >> (open.at & 7));
-    return open.over || (open.at + 7) / 8 != of.open_bytes || !zero ? 2 : 0;
+    return ended(&from, &open, states, of.steps.lanes);
 }

@@ -25,6 +25,26 @@ ALWAYS uint32_t get_bits(bit_reader *from, int32_t width) {
     return (uint32_t)word & ((1u << width) - 1);
 }
 
+typedef struct { /* coded steps of a chunk: where their parts lie, and what is behind them */
+    int32_t bits, lanes;
+    const uint8_t *states, *words, *open, *rest;
+    int64_t coded, open_bytes;
+} coded_steps;
+
+/* Read a chunk's first 24 bytes. What is between these and the steps is its model. False if the parts do not fit it. */
+static bool read_steps(coded_steps *to, lattice *of, int64_t *width, int64_t *first, const uint8_t *data, int64_t size) {
+    uint32_t counts[5]; /* width, first, bytes of the model, words, open bytes */
+    if (size < 24) return false;
+    memcpy(counts, data + 4, sizeof counts);
+    to->bits = data[1], of->low = data[3], *width = counts[0], *first = counts[1];
+    if (to->bits < 8 || to->bits > 12 || data[2] < 3 || data[2] > 8 || of->low > of->mask) return false;
+    if (*first > *width || (*width && !*first)) return false;
+    to->lanes = 1 << data[2], to->coded = counts[3], to->open_bytes = counts[4];
+    to->states = data + 24 + counts[2], to->words = to->states + 4 * to->lanes, to->open = to->words + 2 * to->coded;
+    to->rest = to->open + to->open_bytes;
+    return to->rest <= data + size;
+}
+
 typedef struct { /* of words, `left` of them; the last ones are read from `tail`, where zeros stand behind them */
     const uint8_t *at;
     int64_t left;
@@ -167,6 +187,15 @@ ALWAYS uint8_t largest(const uint8_t *of, int64_t n) {
     uint8_t found = 0;
     for (int64_t i = 0; i < n; i++) found = TS_MAX(found, of[i]);
     return found;
+}
+
+/* What is said of a decoder that is done: 0; 1 if the stream does not end with the elements; 2 if the open bits do not. */
+static int32_t ended(const stream *from, const bit_reader *open, const uint32_t *states, int32_t lanes) {
+    bool all = !from->over && !from->left;
+    for (int lane = 0; lane < lanes; lane++) all = all && states[lane] == LOWEST;
+    if (!all) return 1;
+    const bool zero = !(open->at & 7) || !(open->bytes && open->data[open->bytes - 1] >> (open->at & 7));
+    return open->over || (open->at + 7) / 8 != open->bytes || !zero ? 2 : 0;
 }
 
 #endif
