@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from tallstore.archive.locations import Places
-from tallstore.archive.read_plan import ReadPlan
+from tallstore.archive.read_plan import ReadPlan, TensorPlan
 from tallstore.archive.reader import Reader
 from tallstore.errors import FormatError
 from tallstore.format.manifest import Manifest
@@ -42,27 +42,40 @@ def chain_of(manifest: Manifest, tasks: Sequence[str]) -> tuple[str, ...]:
 def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: bool, base: bool) -> None:
     """Tell the store which ranges decoding these tensors (all of them for None) will read, about in that order.
 
-    Errors in the archive are no business of this: the decoder finds them.
+    Of the base not even headers are announced unless something that is read builds on it. Errors in the archive are no
+    business of this: the decoder finds them.
     """
-    manifest = reader.manifest
-    paths = parts_of(manifest, task, exact=exact, base=base)
-    reader.store.prefetch([Range(path, 0, manifest.parts[path].header_size or 0) for path in paths])
-    if not reader.store.ranged:
+    manifest, store = reader.manifest, reader.store
+    whole = names is None or not store.far  # then the base's headers go with the task's, in one round trip
+    store.prefetch(_headers(manifest, parts_of(manifest, task, exact=exact, base=base and whole)))
+    if whole and not store.ranged:
         return  # whole files are there now
     places = Places(reader)
     plan = ReadPlan(places, embedded=base)
     asked: dict[str, dict[str, None]] = {task: dict.fromkeys(places.task(task) if names is None else names)}
-    ranges: dict[Range, None] = {}
+    tensors: list[TensorPlan] = []
     for name in _downwards(manifest, task):
         for each in asked.get(name, {}):
             with suppress(FormatError):
                 tensor = plan.of(name, places.source(name, each), exact=exact and name == task)
-                theirs = plan.base(tensor.base)
-                for segment in tensor.segments():
-                    ranges |= dict.fromkeys(chunk.range for chunk in tensor.chunks(segment, theirs))
+                tensors.append(tensor)
                 for _, other, source in tensor.start.members if tensor.start is not None else ():
                     asked.setdefault(other, {})[source] = None
-    reader.store.prefetch(list(ranges))
+    if base and not whole and any(tensor.base is not None for tensor in tensors):
+        store.prefetch(_headers(manifest, manifest.base.parts))
+    if not store.ranged:
+        return
+    ranges: dict[Range, None] = {}
+    for tensor in tensors:
+        with suppress(FormatError):
+            theirs = plan.base(tensor.base)
+            for segment in tensor.segments():
+                ranges |= dict.fromkeys(chunk.range for chunk in tensor.chunks(segment, theirs))
+    store.prefetch(list(ranges))
+
+
+def _headers(manifest: Manifest, paths: Iterable[str]) -> list[Range]:
+    return [Range(path, 0, manifest.parts[path].header_size or 0) for path in paths]
 
 
 def _downwards(manifest: Manifest, task: str) -> list[str]:

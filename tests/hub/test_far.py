@@ -96,7 +96,7 @@ def joined(ranges: list[Span]) -> list[Span]:
 def wanted(packed: Path, task: str, names: list[str] | None = None) -> dict[str, list[Span]]:
     """What decoding must read, worked out from the parts' own safetensors headers and chunk tables."""
     files = bytes_of(packed)
-    always = {BASE, f"tasks/{task}/mask.safetensors"}
+    always = {f"tasks/{task}/mask.safetensors"}
     out = {"tall.json": [(0, len(files["tall.json"]))]}
     with tallstore.open(packed) as zoo:
         facts = zoo.tensors(task)
@@ -155,6 +155,17 @@ def test_exactly_the_bytes_that_are_needed(form: str, names: list[str] | None, p
     directory = len(whole) - whole.rindex(b"PK\x01\x02", 0, whole.index(b"PK\x01\x02") + 4)
     heads = sum(30 + len(path) for path in wanted(packed, "a"))
     assert extra <= directory + 20 + heads, "the zip's directory, and the headers of the files that are read"
+
+
+def test_a_base_that_nothing_builds_on_is_not_downloaded(packed: Path, server: Hub, tmp_path: Path) -> None:
+    with (
+        tallstore.open(packed) as local,
+        tallstore.open("hf://user/zoo", lazy=False, endpoint=server.url, cache_dir=tmp_path / "cache") as zoo,
+    ):
+        assert_same(zoo.state_dict("a", names=["head"]), local.state_dict("a", names=["head"]))
+        assert sorted(server.got()) == ["tall.json", MASK, "tasks/a/private.safetensors"]
+        assert_same(zoo.state_dict("a", names=["fc"]), local.state_dict("a", names=["fc"]))
+        assert BASE in server.got()
 
 
 class Module(torch.nn.Module):
