@@ -51,14 +51,18 @@ class Zoo:
 
     def base(self) -> Any:
         """A model of the base, to be changed."""
-        if not self.loaded:
-            self.loaded.append(self.kind.load(self.path("base")))
-        return copy.deepcopy(self.loaded[0])
+        return copy.deepcopy(self._base())
 
     def state(self, name: str) -> State:
         if name not in self.states:
-            self.states[name] = parameters_of(self.base() if name == "base" else self.kind.load(self.path(name)))
+            model = self._base() if name == "base" else self.kind.load(self.path(name))
+            self.states[name] = parameters_of(model)
         return self.states[name]
+
+    def _base(self) -> Any:
+        if not self.loaded:
+            self.loaded.append(self.kind.load(self.path("base")))
+        return self.loaded[0]
 
     def decoded(self, task: str) -> State:
         """The state of a task's extracted folder."""
