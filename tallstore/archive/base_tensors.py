@@ -16,7 +16,7 @@ from tallstore.codecs.base import Bytes
 from tallstore.errors import BaseNeededError, WrongBaseError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.steps import Steps
 from tallstore.tensors import TORCH, as_bytes, empty
 

@@ -17,7 +17,7 @@ from tallstore.codecs.base import Floats
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.fill import ChunkMemory, FillSource
 from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.steps import Steps

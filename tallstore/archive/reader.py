@@ -18,7 +18,7 @@ from tallstore.errors import DamagedError, FormatError
 from tallstore.format import limits
 from tallstore.format.manifest import Manifest
 from tallstore.format.part import Entry, PartHeader
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.fill import FillSource, part_of
 from tallstore.kernels.scratch import scratch
 from tallstore.stores import Store

@@ -19,7 +19,7 @@ from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.part import METADATA_KEY
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.tensors import TORCH, as_bytes, empty
 
 _AT_ONCE = 1 << 30

@@ -22,9 +22,9 @@ from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.kernels import reference
-from tallstore.kernels.backends import kernel
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native import encode
+from tallstore.kernels.registry import kernel
 
 _PACKED, _GAPS = 0, 1
 _HEAD = struct.Struct("<B3xIII")

@@ -23,10 +23,10 @@ from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, VectorCodec
 from tallstore.errors import FormatError
-from tallstore.kernels.backends import kernel
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native import encode
 from tallstore.kernels.pairs import Pairs
+from tallstore.kernels.registry import kernel
 
 _HEAD = struct.Struct("<HBB")
 _DENSE, _SPARSE = 0, 1

@@ -19,9 +19,9 @@ from tallstore.codecs.base import Buffer, Bytes, WholeCodec
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels.backends import kernel
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native import encode
+from tallstore.kernels.registry import kernel
 
 _ROTATED = {"F64", "F32", "F16", "BF16"}
 _WORD: dict[int, np.dtype[Any]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}

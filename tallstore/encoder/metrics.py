@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode
+from tallstore.kernels.registry import kernel
 
 _DIGITS = 6
 """Significant digits that are recorded: sums of floats may differ in the last ones between machines."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.kernels import reference
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import levels as native
+from tallstore.kernels.registry import kernel
 
 __all__ = ["Moved", "moved_of", "scattered"]
 

@@ -20,9 +20,9 @@ from tallstore.codecs.codebook import Codebook, count_indices
 from tallstore.encoder.metrics import N_SUMS, TURNS, agreement, settled
 from tallstore.encoder.moved_elements import Moved, scattered
 from tallstore.encoder.rounded_levels import RoundedLevels
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import levels as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
+from tallstore.kernels.registry import kernel
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.dither import uniform_at, unmixed
 from tallstore.recipes.histogram import add_up

@@ -25,7 +25,7 @@ from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
 from tallstore.encoder.metrics import agreement
 from tallstore.encoder.moved_elements import Moved, moved_of
 from tallstore.encoder.quantize import mark_moved
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native_types import NARROW
 from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on

@@ -22,9 +22,9 @@ import torch
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.encoder.metrics import agreement
 from tallstore.encoder.moved_elements import Moved
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import levels as native
 from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.registry import kernel
 from tallstore.recipes.dither import uniform_at, unmixed
 
 __all__ = ["RoundedLevels"]

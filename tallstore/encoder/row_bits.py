@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode as native
+from tallstore.kernels.registry import kernel
 from tallstore.tensors import as_bytes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tallstore.kernels import reference
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 
 __all__ = ["apply_packed_delta", "apply_packed_mask"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode
+from tallstore.kernels.registry import kernel
 
 __all__ = ["BINS", "EDGES", "NARROW_BYTES", "SHIFT", "Floats", "Magnitudes", "add_up", "added", "magnitudes"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.native import encode
+from tallstore.kernels.registry import kernel
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.histogram import add_up
 from tallstore.recipes.masks import tall_masks

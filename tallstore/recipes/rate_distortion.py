@@ -19,9 +19,9 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.backends import kernel
 from tallstore.kernels.logarithm import log2
 from tallstore.kernels.native import choices as native
+from tallstore.kernels.registry import kernel
 from tallstore.recipes.histogram import Floats, Magnitudes, added
 from tallstore.recipes.quantizers import (
     ALL,

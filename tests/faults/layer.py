@@ -148,7 +148,7 @@ class Layer:
 
     def _kernels(self) -> None:
         """Readings that need no interpreter. Where one fails, the kernel leaves the chunk to the usual way."""
-        from tallstore.kernels.dispatch import NativeDecoding
+        from tallstore.kernels.decoding_backends import NativeDecoding
 
         layer, source, runs = self, NativeDecoding.file, NativeDecoding.gather
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tallstore.codecs.planes import Planes
 from tallstore.kernels import reference
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.fill import FillSource, part_of
 from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.steps import Steps

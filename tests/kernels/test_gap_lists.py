@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import examples
 
 from tallstore.kernels import reference
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native import encode
 
 pytestmark = pytest.mark.usefixtures("native")

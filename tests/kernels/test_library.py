@@ -14,7 +14,7 @@ from support import ROOT, child
 
 from tallstore.cli import output
 from tallstore.errors import DeviceError, OptionError
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native import build, library
 
 needs_library = pytest.mark.skipif(library.chosen() is None, reason=f"no native library: {library.why_not()}")

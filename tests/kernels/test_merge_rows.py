@@ -17,7 +17,7 @@ import tallstore
 from tallstore.archive.merging.merger import Merged, _move
 from tallstore.archive.merging.tiles import RowsTile, TaskVectorReader
 from tallstore.kernels import reference
-from tallstore.kernels.dispatch import merging
+from tallstore.kernels.decoding_backends import merging
 from tallstore.merging import MergeTile, make_method
 from tallstore.recipes.ordered_sum import sum_rows
 

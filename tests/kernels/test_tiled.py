@@ -13,7 +13,7 @@ from torch import Tensor
 from tallstore import codecs
 from tallstore.kernels import packed as whole
 from tallstore.kernels import reference
-from tallstore.kernels.dispatch import decoding
+from tallstore.kernels.decoding_backends import decoding
 
 pytestmark = pytest.mark.usefixtures("backend")
 

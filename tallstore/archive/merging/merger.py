@@ -24,7 +24,7 @@ from tallstore.archive.merging.untied_in_some import with_cut_ties
 from tallstore.errors import NoSuchTaskError, OptionError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest, names_of
-from tallstore.kernels.dispatch import merging
+from tallstore.kernels.decoding_backends import merging
 from tallstore.kernels.reference import wide
 from tallstore.merging import ALPHAS, MergeTile
 from tallstore.merging.base import checked_alpha

@@ -67,7 +67,7 @@ FUNCTIONS: dict[str, Function] = {
 
 
 class NativeDecoding:
-    """The native library's part of decoding; see `dispatch.Decoding`."""
+    """The native library's part of decoding; see `decoding_backends.Decoding`."""
 
     name = "native"
     by_gaps = True

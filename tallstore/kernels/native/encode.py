@@ -1,7 +1,7 @@
 """Encoding kernels of the native library (`src/marks.c`, `tally.c`, `encode.c` …) as functions of arrays.
 
 Each gives what the reference in `encoder`, `recipes` and `codecs` gives, bit for bit. They may be called only where the
-library is in use (`kernels.backends`). Callers see to sizes and types; results go to the caller's arrays or to this
+library is in use (`kernels.registry`). Callers see to sizes and types; results go to the caller's arrays or to this
 thread's `scratch`.
 """
 

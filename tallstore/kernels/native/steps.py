@@ -110,7 +110,7 @@ class NativeMaskSteps(NativeSteps):
         dtype: torch.dtype,
         vector: Singles | Pairs | None,
     ) -> None:
-        """See `dispatch.Decoding.mask`."""
+        """See `decoding_backends.Decoding.mask`."""
         pairs = vector if isinstance(vector, Pairs) else None
         values = None if vector is None or pairs is not None else np.ascontiguousarray(vector, np.float32)
         if (values is not None and len(values) < n) or (pairs is not None and 2 * len(pairs.packed) < n):
@@ -134,7 +134,7 @@ class LevelSteps(NativeSteps):
     kind = LEVELS
 
     def __init__(self, functions: Any, packed: Bytes, bits: int, n: int, table: Singles, dtype: torch.dtype) -> None:
-        """See `dispatch.Decoding.levels`."""
+        """See `decoding_backends.Decoding.levels`."""
         full = np.zeros(16 if bits == 4 else 256, np.float32)
         full[: len(table)] = table
         held: list[npt.NDArray[Any]] = [np.ascontiguousarray(packed), full]
@@ -150,7 +150,7 @@ class NativeValueSteps(NativeSteps):
     kind = VALUES
 
     def __init__(self, functions: Any, values: Singles, dtype: torch.dtype) -> None:
-        """See `dispatch.Decoding.values`."""
+        """See `decoding_backends.Decoding.values`."""
         own = np.ascontiguousarray(values, np.float32)
         super().__init__(functions, dtype, len(own), [own])
         self._share.values = address(own)
@@ -163,7 +163,7 @@ class GapSteps(NativeSteps):
     kind = GAPS
 
     def __init__(self, functions: Any, gaps: Bytes, signs: Bytes, n: int, scale: float, dtype: torch.dtype) -> None:
-        """See `dispatch.Decoding.gaps`."""
+        """See `decoding_backends.Decoding.gaps`."""
         held = [np.ascontiguousarray(gaps), np.ascontiguousarray(signs)]
         super().__init__(functions, dtype, n, held)
         self.gaps, self.signs, self.scale = gaps, signs, scale

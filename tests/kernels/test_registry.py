@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import tallstore
-from tallstore.kernels import backends
-from tallstore.kernels.backends import KERNELS, kernel
+from tallstore.kernels import registry
 from tallstore.kernels.native_types import BFLOAT16, FLOAT32
+from tallstore.kernels.registry import KERNELS, kernel
 from tallstore.recipes.base import Tile
 from tallstore.recipes.histogram import Magnitudes
 from tallstore.recipes.quantizers import Quantizer
@@ -155,7 +155,7 @@ def test_the_reference_is_called_where_it_is_in_use(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TALLSTORE_KERNELS", "reference")
     assert who() == "reference"
     monkeypatch.delenv("TALLSTORE_KERNELS")
-    assert who() == ("reference" if backends.library.chosen() is None else "native")
+    assert who() == ("reference" if registry.library.chosen() is None else "native")
 
 
 def test_kernels_are_sent_by_name() -> None:
@@ -173,8 +173,8 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
     assert asking == {
         "encoder/backend.py",
         "encoder/fused_rows.py",
-        "kernels/backends.py",
-        "kernels/dispatch.py",
+        "kernels/registry.py",
+        "kernels/decoding_backends.py",
         "kernels/drift_fast.py",
         "kernels/lattice_fast.py",
         "kernels/native/choices.py",

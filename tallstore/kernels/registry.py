@@ -11,7 +11,8 @@ Such a function is declared where it belongs, by its reference, and its native k
 
 Whoever calls it gets the native one where the library is in use (see `native.library`); `bits_on.reference` is what
 tests hold it against. `KERNELS` is the table of all. Jobs of several steps that share memory between them have backends
-as classes in place of this: decoding and merging (`dispatch`), products (`products`), whole rows (`encoder.backend`).
+as classes in place of this: decoding and merging (`decoding_backends`), products (`products`), whole rows
+(`encoder.backend`).
 """
 
 from __future__ import annotations
