@@ -49,13 +49,15 @@ def _options() -> list[Field[Any]]:
 
 
 def describe_machine() -> str:
-    """Processor, cores, memory and versions, in a line."""
+    """Processor, cores, memory, versions and the kernels in use, in a line: those of other sources are not."""
     import tallstore
+    from tallstore.kernels.native.library import describe
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return (
         f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; Python {platform.python_version()}, "
-        f"torch {version('torch')}, numpy {version('numpy')}, tallstore {tallstore.__version__}"
+        f"torch {version('torch')}, numpy {version('numpy')}, tallstore {tallstore.__version__} "
+        f"({describe()})"
     )
 
 

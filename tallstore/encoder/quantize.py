@@ -26,7 +26,7 @@ from tallstore.kernels.registry import kernel
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.dither import uniform_at, unmixed
 from tallstore.recipes.histogram import add_up
-from tallstore.recipes.quantizers import Quantizer
+from tallstore.recipes.quantizers import Quantizer, fitting_scale
 
 __all__ = ["Leveled", "Marked", "encode", "encode_moved", "mark_moved"]
 
@@ -95,7 +95,8 @@ def encode_moved(moved: Moved, levels: Quantizer, seed: int) -> Leveled:
     """The same of a row of few bits: what a decoder rounds is measured, and the scale settled by it."""
     indices, numbers, totals, norm = _begun(moved, levels, seed)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
-    factor, sums = _settled(moved, levels, seed, indices, table, partial(_off, levels.least and not levels.width))
+    wanted = partial(fitting_scale, least=levels.least and not levels.width)
+    factor, sums = _settled(moved, levels, seed, indices, table, wanted)
     table = table * np.float32(factor)
     if levels.width:
         numbers = count_indices(indices, len(table))
@@ -172,14 +173,6 @@ _FEW = 1 << 13
 
 def _kept_at(moved: Moved, table: Floats, indices: Bytes, scale: float) -> Sums:
     return agreement_of_levels(moved.tau, table * np.float32(scale), indices, moved.base, moved.form)
-
-
-def _off(least: bool, sums: tuple[float, ...]) -> float:
-    """By which factor the scale is off."""
-    _, norm, kept, dot, _ = sums
-    if least:
-        return dot / kept if kept > 0 else 1.0
-    return norm / dot if dot > 0 else 1.0
 
 
 @kernel

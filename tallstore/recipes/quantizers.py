@@ -5,6 +5,7 @@ In units of a tensor's root mean square, so that one table serves every tensor; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "SLOPE",
     "TABLES",
     "Quantizer",
+    "fitting_scale",
     "is_mask",
     "ladders",
     "levels_of",
@@ -101,6 +103,18 @@ def levels_of(ladder: int, rms: float) -> Quantizer:
             tuple(float(np.float32(b * rms)) for b in relative.bounds), float(np.float32(relative.width * rms))
         )
     return Quantizer(tuple(EDGES[np.searchsorted(EDGES, np.array(relative.bounds) * rms)].tolist()))
+
+
+def fitting_scale(sums: Sequence[float], *, least: bool) -> float:
+    """By which factor what is kept is off: what makes it unbiased, or nearest in least squares where `least`.
+
+    Args:
+        sums: what `encoder.metrics` measures of τ and what is kept: error, ‖τ‖², ‖kept‖², their product, count.
+    """
+    _, norm, kept, dot, _ = sums
+    above, below = (dot, kept) if least else (norm, dot)
+    # Else nothing is kept, or nothing that any factor brings nearer.
+    return above / below if dot > 0 and below > 0 else 1.0
 
 
 def is_mask(ladder: int) -> bool:

@@ -31,7 +31,7 @@ from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
 from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quality_levels import QUALITIES, TOLERABLE
-from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
+from tallstore.recipes.quantizers import Quantizer, fitting_scale, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
 from tallstore.recipes.steps import Steps, biased, join, steps
 
@@ -257,10 +257,7 @@ class Solo(Recipe):
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
         """The unbiased scale; at κ = 1 that of least squares."""
-        _, norm, kept, dot, _ = sums
-        if self.least:
-            return dot / kept if kept > 0 else 1.0
-        return norm / dot if dot > 0 else 1.0
+        return fitting_scale(sums, least=self.least)
 
 
 def _to(tensors: Mapping[Key, _Tensor], divergence: float) -> dict[Key, PrecisionChoice]:
