@@ -4,9 +4,9 @@ ZOO is what `lm_zoo.py` makes. Every task is packed in each setting, decoded and
 answers that are exactly right, KL(original ‖ decoded) in nats per answer token of the task and per token of text that
 the task never saw, each with its standard error, and the perplexity on that text. Bits are of the task's weights alone
 and of all its bytes, tokenizer and all, per parameter; a setting is a quality, `default`, or a number of bits, and `@4`
-behind it sets κ. `--peers` names others' methods (`rd_peers.py`), a regular expression: they are given the same task
-vectors in float32, and what comes of them is computed with as it is, not rounded to bf16. `--save` keeps what is
-measured, and what is kept there is not measured again.
+behind it sets κ. `--peers` names others' methods (`rd_peers.py`), and `subsampled` of `rd_own.py`, a regular
+expression: they are given the same task vectors in float32, and what comes of them is computed with as it is, not
+rounded to bf16. `--save` keeps what is measured, and what is kept there is not measured again.
 
 example:
   python benchmarks/lm_retention.py ~/lm ~/data --save lm.json --settings small default high lossless 0.4 0.8
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import rd_own
 import rd_peers
 import torch
 from common import describe_machine, table
@@ -158,7 +159,8 @@ def main() -> None:
     given = parser.parse_args()
     kept = json.loads(given.save.read_text()) if given.save and given.save.exists() else {"rows": []}
     scored = [Decoded(**each) for each in kept["rows"]]
-    peers = [each for each in rd_peers.methods() if given.peers and re.search(given.peers, each.name)]
+    methods = [*rd_peers.methods(), *(each for each in rd_own.methods() if each.family == "subsampled")]
+    peers = [each for each in methods if given.peers and re.search(given.peers, each.name)]
     for task in given.tasks or [task for task in TUNES if (given.zoo / task).exists()]:
         known = {each.setting for each in scored if each.task == task}
         wanted = [setting for setting in given.settings if setting not in known]

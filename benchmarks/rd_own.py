@@ -4,9 +4,10 @@ that lost to it, written out in torch: one threshold for every tensor, other sca
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,70 @@ def _code_vector(v: Tensor, levels: int) -> tuple[Tensor, int]:
     return table[index] * v.sign(), codes.levels(signed, levels)
 
 
+def subsampled(zoo: Zoo, bits: float) -> Packed:
+    """bf16: some elements, chosen by a seed that both sides have, so that only their values are coded; the more of an
+    exponent of the base's, the further its elements move for the bits that one of them takes. What is kept is taken a
+    whole number of times, on the mean as often as there are elements for each one kept: no bias, and nothing to round.
+
+    Bytes are those of the entropy of what is kept, given the base's exponent.
+    """
+    packed = Packed.of(zoo)
+    for task, taus in enumerate(zoo.taus):
+        classes = {name: _by_exponent(zoo.base[name].flatten(), tau) for name, tau in taus.items()}
+        every = [each for parts in classes.values() for each in parts]
+        most = bits * sum(tau.numel() for tau in taus.values())
+        low, high = 0.0, 1e9
+        for _ in range(100):
+            middle = (low + high) / 2
+            if sum(each.bits * each.share(middle) for each in every) <= most:
+                low = middle
+            else:
+                high = middle
+        for number, (name, tau) in enumerate(taus.items()):
+            random = torch.Generator().manual_seed(number * 1000 + task)
+            hat, size = torch.zeros_like(tau), 0.0
+            for each in classes[name]:
+                share = each.share(low)
+                if share:
+                    on = torch.rand(len(each.at), generator=random) < share
+                    times = (1 / share + torch.rand(len(each.at), generator=random)).floor()
+                    hat[each.at] = torch.where(on, tau[each.at] * times, 0.0)
+                    size += each.bits * share / 8
+            packed.keep(task, name, hat, round(size))
+    return packed
+
+
+@dataclass(frozen=True)
+class _Exponent:
+    """Elements of a tensor whose base has one exponent."""
+
+    at: Tensor
+    bits: float
+    """That all of them take, coded without loss."""
+    power: float
+    """Their change's mean square."""
+
+    def share(self, slope: float) -> float:
+        """How many of them are kept: noise is power · (1/share − 1), and a share costs its part of the bits."""
+        return min(1.0, slope * math.sqrt(self.power * len(self.at) / max(self.bits, 1.0)))
+
+
+def _by_exponent(base: Tensor, tau: Tensor) -> list[_Exponent]:
+    before, after = (each.bfloat16().view(torch.int16).int() for each in (base, base.float() + tau))
+    if not torch.equal(after.short().view(torch.bfloat16).float(), base.float() + tau):
+        raise Unavailable("for models in bf16")
+    left, right = (torch.where(bits < 0, -(bits & 0x7FFF), bits) for bits in (before, after))
+    exponent = (before >> 7) & 0xFF
+    found = []
+    for each in exponent.unique():
+        at = (exponent == each).nonzero().flatten()
+        _, numbers = (right[at] - left[at]).unique(return_counts=True)
+        shares = numbers.double() / len(at)
+        bits = float(-(shares * shares.log2()).sum()) * len(at)
+        found.append(_Exponent(at, bits, float(tau[at].double().square().mean())))
+    return found
+
+
 def methods() -> list[Method]:
     """The package's settings, and what lost to them."""
     m = Method
@@ -185,5 +250,9 @@ def methods() -> list[Method]:
         *(
             m(f"signed, {c} σ, {k} levels, unbiased", "shared vector", partial(shared_signed, c=c, levels=k))
             for c, k in ((1.0, 16), (1.5, 16), (1.5, 4), (2.0, 4))
+        ),
+        *(
+            m(f"subsampled, {bits} bits", "subsampled", partial(subsampled, bits=bits))
+            for bits in (0.1, 0.14, 0.2, 0.4)
         ),
     ]
