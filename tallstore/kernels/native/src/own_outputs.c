@@ -2,22 +2,28 @@
  * For tasks that move so much of a layer that their marks are better put into rows once than walked with every token. */
 #include "packed_walk.h"
 
+/* Columns whose products are added up by themselves: sums of so many, added up, are nearer than one of all. */
+enum { ADDED = 128 };
+
 /* sums[row · TOKENS + token] = Σ rows · columns, ROWS rows and N vectors of tokens side by side; each sum is in the columns'
  * order, whatever other tokens there are. */
-#define DEFINE_PRODUCT(NAME, VECTOR, ROWS, N, FUSED)                                                     \
-    static void NAME(float *sums, const float *rows, int64_t width, const float *columns) {              \
-        enum { LANES = sizeof(VECTOR) / sizeof(float) };                                                 \
-        const VECTOR none = {0};                                                                         \
-        for (int64_t row = 0; row < TILE_ROWS; row += ROWS, rows += ROWS * width) {                      \
-            VECTOR each[ROWS][N] = {{{0}}};                                                              \
-            for (int64_t k = 0; k < width; k++) {                                                        \
-                const VECTOR *at = (const VECTOR *)(const void *)(columns + k * (LANES * N));            \
-                for (int i = 0; i < ROWS; i++)                                                           \
-                    for (int j = 0; j < N; j++) each[i][j] = FUSED(each[i][j], at[j], rows[i * width + k] - none); \
-            }                                                                                            \
-            for (int i = 0; i < ROWS; i++)                                                               \
-                for (int j = 0; j < N; j++) *(VECTOR *)(void *)(sums + (row + i) * TOKENS + LANES * j) = each[i][j]; \
-        }                                                                                                \
+#define DEFINE_PRODUCT(NAME, VECTOR, ROWS, N, FUSED)                                                                  \
+    static void NAME(float *sums, const float *rows, int64_t width, const float *columns) {                           \
+        enum { LANES = sizeof(VECTOR) / sizeof(float) };                                                              \
+        const VECTOR none = {0};                                                                                      \
+        memset(sums, 0, TILE_ROWS * TOKENS * sizeof *sums);                                                           \
+        for (int64_t row = 0; row < TILE_ROWS; row += ROWS, rows += ROWS * width)                                     \
+            for (int64_t a = 0, k = 0; a < width; a += ADDED) {                                                       \
+                const int64_t end = TS_MIN(a + ADDED, width);                                                         \
+                VECTOR each[ROWS][N] = {{{0}}};                                                                       \
+                for (; k < end; k++) {                                                                                \
+                    const VECTOR *at = (const VECTOR *)(const void *)(columns + k * (LANES * N));                     \
+                    for (int i = 0; i < ROWS; i++)                                                                    \
+                        for (int j = 0; j < N; j++) each[i][j] = FUSED(each[i][j], at[j], rows[i * width + k] - none); \
+                }                                                                                                     \
+                for (int i = 0; i < ROWS; i++)                                                                        \
+                    for (int j = 0; j < N; j++) *(VECTOR *)(void *)(sums + (row + i) * TOKENS + LANES * j) += each[i][j]; \
+            }                                                                                                         \
     }
 #if defined(__AVX512F__)
 typedef float ts_sixteen __attribute__((vector_size(64), aligned(4), may_alias));
