@@ -14,14 +14,13 @@ from typing import Any
 from tallstore.archive.archive import Archive
 from tallstore.archive.export import WEIGHTS, check_folder
 from tallstore.errors import OptionError
+from tallstore.format.layout import METHOD
 from tallstore.stores import is_address
 from tallstore.stores.staging import Staging, followed, translated
 from tallstore.tensors import TORCH
 
-__all__ = ["CONFIG", "METHOD", "export_thin", "thin_files", "why_not_thin"]
+__all__ = ["CONFIG", "export_thin", "thin_files", "why_not_thin"]
 
-METHOD = "tallstore"
-"""What `quant_method` says in the configuration of a thin folder."""
 CONFIG = "config.json"
 _QUANTIZED = "quantization_config"
 _POINTER = """\

@@ -1,10 +1,11 @@
-"""Items that are made in a thread of their own while the one who asked works with those before."""
+"""What is made in a thread of its own while the one who asked works with other things: one result, or items in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from queue import Empty, Queue
 from typing import TypeVar
 
@@ -13,6 +14,24 @@ from tallstore.engines.cores import unbind
 T = TypeVar("T")
 _DEPTH = 8
 """Items that are made and not yet taken."""
+
+
+def begun(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin some work; what is given back waits for it, and gives its result or raises its error.
+
+    The thread, and those that it starts, may run on every core that the engine may use.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        unbind()
+        try:
+            result.set_result(work())
+        except BaseException as error:  # handed over
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="tallstore-begun", daemon=True).start()
+    return result.result
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

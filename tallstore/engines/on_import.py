@@ -1,16 +1,17 @@
-"""What makes `import tallstore` enough for transformers to know thin folders, at no cost where it is not used.
+"""Entering what is ours into a library's tables once that library loads them, at no cost where it never does.
 
-transformers keeps its table of quantizers in one module. If that is loaded already, ours is entered at once; if not,
-Python's own import machinery is told to enter it when that module has been loaded. transformers is not imported for it,
-and nothing of it is replaced. (What finds and loads modules is told by its methods: the base classes in `importlib.abc`
-cost more to import than all of this package.)
+`import tallstore` is enough for transformers to know thin folders, and for vLLM to know our load format. If the module
+that has the table is loaded already, ours is entered at once; if not, Python's own import machinery is told to enter it
+when that module has been loaded. The library is not imported for it, and nothing of it is replaced. (What finds and
+loads modules is told by its methods: the base classes in `importlib.abc` cost more to import than all of this package.)
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -19,12 +20,17 @@ _TABLE = "transformers.quantizers.auto"
 _OURS = "tallstore.engines.transformers"
 
 
+def after_import(module: str, work: Callable[[], object]) -> None:
+    """Have something done now, or when a module has been loaded. Any number of calls for a module are as one."""
+    if module in sys.modules:
+        work()
+    elif not any(isinstance(finder, _AfterImport) and finder.module == module for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(module, work))
+
+
 def register_with_transformers() -> None:
-    """Enter our quantizer now, or when transformers loads its table of them. Any number of calls are as one."""
-    if _TABLE in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    """Enter our quantizer now, or when transformers loads its table of them."""
+    after_import(_TABLE, _register)
 
 
 def _register() -> None:
@@ -40,23 +46,30 @@ def _register() -> None:
 class _AfterImport:
     """Finds one module as Python itself would, and has something done once it is loaded. Then it is gone."""
 
+    def __init__(self, module: str, work: Callable[[], object]) -> None:
+        self.module, self._work = module, work
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TABLE:
+        if fullname != self.module:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            sys.meta_path.remove(self)
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment] # by its methods
+            spec.loader = _Loader(spec.loader, self._loaded)  # type: ignore[assignment] # by its methods
         return spec
+
+    def _loaded(self) -> None:
+        with suppress(ValueError):
+            sys.meta_path.remove(self)
+        self._work()
 
 
 class _Loader:
     """The module's own loader, and what comes behind it."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
+    def __init__(self, inner: Any, behind: Callable[[], object]) -> None:
+        self._inner, self._behind = inner, behind
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         made: ModuleType | None = self._inner.create_module(spec)
@@ -67,4 +80,4 @@ class _Loader:
         if spec is not None:
             module.__loader__ = spec.loader = self._inner
         self._inner.exec_module(module)
-        _register()
+        self._behind()

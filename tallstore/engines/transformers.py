@@ -5,6 +5,8 @@ files will be read: there the task is decoded into a temporary safetensors file,
 list. All that follows is transformers' own and as for any checkpoint: names that it converts, types, ties, heads,
 shards of a parallel plan, device maps and offloading. The model that comes of it is a plain one: nothing of the
 quantizer stays with it, and it is trained and saved as any other.
+
+What reads archives is imported when a thin folder is loaded, and not by every process that uses transformers.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -23,12 +25,11 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tallstore.archive import Archive
-from tallstore.archive.thin_folder import METHOD
 from tallstore.errors import CheckpointError, NoSuchTaskError
-from tallstore.format.manifest import names_of
-from tallstore.hub.resolve import open_named
-from tallstore.stores import Access, is_address
+from tallstore.format.layout import METHOD
+
+if TYPE_CHECKING:
+    from tallstore.archive import Archive
 
 __all__ = ["ArchiveConfig", "ArchiveQuantizer"]
 
@@ -63,6 +64,9 @@ class ArchiveQuantizer(HfQuantizer):
     ) -> Any:
         if not checkpoint_files:
             raise CheckpointError("a thin folder is loaded by its name: without config=… and state_dict=… alone")
+        from tallstore.hub.resolve import open_named
+        from tallstore.stores import Access
+
         said: Any = self.quantization_config
         scratch = tempfile.TemporaryDirectory(prefix="tallstore-")
         weakref.finalize(model, scratch.cleanup)  # offloaded weights are read from it as long as the model lives
@@ -81,6 +85,8 @@ class ArchiveQuantizer(HfQuantizer):
 
 def _decoded(zoo: Archive, said: ArchiveConfig, folder: Path) -> Path:
     """A file with the task's weights."""
+    from tallstore.format.manifest import names_of
+
     if said.task not in zoo.tasks:
         raise NoSuchTaskError(f"{zoo.url}: no task {said.task!r}; there are {names_of(zoo.tasks)}")
     merged = zoo.manifest.tasks[said.task].adapter is not None
@@ -102,6 +108,8 @@ def _place(folder: Path, archive: str) -> _Found:
     A folder of the Hub's cache holds what was fetched and no more: from there the path leads to the repository, at the
     commit that the folder is of.
     """
+    from tallstore.stores import is_address
+
     if is_address(archive) or Path(archive).is_absolute():
         return _Found(archive)
     place = Path(*folder.absolute().parts)

@@ -15,9 +15,11 @@ from tallstore.errors import FormatError
 from tallstore.format import limits
 from tallstore.format.names import check_path, check_paths, check_tensor_name
 
-__all__ = ["ENDING", "PLAIN", "WeightsFile", "check_layout", "claimed", "index_name", "shard_name"]
+__all__ = ["ENDING", "METHOD", "PLAIN", "WeightsFile", "check_layout", "claimed", "index_name", "shard_name"]
 
 ENDING = ".safetensors"
+METHOD = "tallstore"
+"""What `quant_method` says in the configuration of a thin folder."""
 PLAIN: Mapping[str, str] = {"format": "pt"}
 """The metadata that files have of which none is recorded: what transformers asks for."""
 

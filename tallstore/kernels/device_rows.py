@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tallstore.kernels import reference
 from tallstore.kernels.packed_rows import PackedRows, SharedVector
@@ -138,6 +139,19 @@ class DeviceProducts:
 
     def outputs(self, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[DeviceShare]) -> None:
         """Left to torch."""
+
+    def makes(self, packed: DeviceRows, base: Tensor) -> bool:  # noqa: ARG002 - as `Products` has it
+        """A device looks codes up where it multiplies."""
+        return False
+
+    def own(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[DeviceShare]) -> None:
+        """By the task's rows, decoded."""
+        for packed, own, a, b in runs:
+            weight = base
+            if packed is not None:
+                weight = torch.empty_like(base)
+                self.rows(weight, base, packed, None)
+            y[a:b] = functional.linear(x[a:b], weight, bias if own is None else own)
 
 
 def _fields(codes: Tensor, bits: int, at: Tensor) -> Tensor:

@@ -82,6 +82,20 @@ class Products(Protocol):
             shape (tokens, rows), float32.
         """
 
+    def makes(self, packed: Any, base: Tensor) -> bool:
+        """Whether `own` is worth its while for these, as far as they tell."""
+
+    def own(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Any]) -> None:
+        """Write outputs of tokens by their tasks' own rows: x · θ̂ᵀ and the task's bias, or the base's.
+
+        Args:
+            y: shape (tokens, rows), float32, contiguous; of tokens of no run it is left as it is.
+            x: shape (tokens, width), float32, contiguous.
+            base: θ0, shape (rows, width), float32.
+            bias: the base's, shape (rows,), float32; None where no task has one.
+            runs: each with the tokens that it is for.
+        """
+
 
 class ReferenceProducts:
     """The reference."""
@@ -110,6 +124,16 @@ class ReferenceProducts:
 
     def outputs(self, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
         """Left to torch."""
+
+    def makes(self, packed: PackedRows, base: Tensor) -> bool:  # noqa: ARG002 - as `Products` has it
+        """It has no tiles."""
+        return False
+
+    def own(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
+        """By `moved_rows`."""
+        for packed, own, a, b in runs:
+            weight = base if packed is None else moved_rows(packed, base, 0)
+            y[a:b] = functional.linear(x[a:b], weight, bias if own is None else own)
 
 
 def backend_of(device: str) -> str:

@@ -7,7 +7,6 @@ A layer is the model's own module in another class, which has its original class
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,55 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tallstore.errors import ModelMismatchError, OptionError
-from tallstore.kernels.device_rows import DeviceRows
-from tallstore.kernels.products import add, outputs, products
-from tallstore.serving.rows import BASE, BatchRows, Call, Run, Tokens
+from tallstore.kernels.products import add
+from tallstore.serving.linear import by_product, linear, wide
+from tallstore.serving.plan import Plan
+from tallstore.serving.rows import BatchRows, Call, Tokens
 from tallstore.serving.task_by_task import PlacesRows, by_task, like, tensor_of
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
-__all__ = ["Plan", "kind_of", "planned", "rows_of_places"]
+__all__ = ["kind_of", "planned", "rows_of_places"]
 
 _INDICES = (torch.int64, torch.int32)
 """Types that torch looks up by."""
-_FEW_ON_DEVICE = 128
-"""Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
-_TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
-"""Nanoseconds, as measured: a mark with each token; a mark that is put into a layer, more than one that is found; and
-an element of a layer that is written and multiplied by itself."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What a layer knows."""
-
-    name: str
-    """Its dotted name in the model."""
-    call: Call
-    tensors: Mapping[str, list[OwnTensor | None]]
-    """By the names of its parameters and buffers, of those that any task has otherwise: each task's."""
-    tables: dict[str, Tensor] = field(default_factory=dict)
-    """Of small tensors: the base's, and behind it each task's. Tasks' own are parts of it from then on."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of what was made, without what tasks hold."""
-        of_base = {name: 1 + sum(own is None for own in self.tensors[name]) for name in self.tables}
-        return sum(n * self.tables[name][0].numel() * self.tables[name].element_size() for name, n in of_base.items())
-
-    @property
-    def rows(self) -> BatchRows:
-        """Of the batch that runs."""
-        return self.call.rows(self.name)
-
-    def own(self, name: str, task: int) -> OwnTensor | None:
-        """A task's tensor, if it is not the base's."""
-        held = self.tensors.get(name)
-        return None if held is None or task == BASE else held[task]
-
-    def value(self, name: str, task: int, base: Tensor) -> Tensor:
-        """A task's tensor, or the base's."""
-        own = self.own(name, task)
-        return base if own is None else own.whole(base)
 
 
 class _LinearRows(nn.Linear):
@@ -74,7 +35,7 @@ class _LinearRows(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Of rows of several tasks. Where tasks have other numbers of outputs, those that are missing are −∞."""
         tokens = Tokens.of(input, 1, self.plan.rows, self.plan.name)
-        return tokens.back(_linear(self.plan, tokens, self.weight, self.bias))
+        return tokens.back(linear(self.plan, tokens, self.weight, self.bias))
 
 
 class _TurnedLinearRows(nn.Module):
@@ -139,14 +100,14 @@ class _ConvolutionRows(nn.Module):
         for task, a, b in tokens.runs:
             own, own_bias = plan.own("weight", task), None if bias is None else plan.value("bias", task, bias)
             places = out[0, 0].numel() * (b - a)
-            if own is None or not (self._unfolds() and _by_product(own, weight, places)):
+            if own is None or not (self._unfolds() and by_product(own, weight, places)):
                 if own is not None or own_bias is not bias:
                     out[a:b] = self._conv_forward(tokens.flat[a:b], plan.value("weight", task, weight), own_bias)
                 continue
             seen = self._unfolded(tokens.flat[a:b])
             flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1).contiguous()
-            share = (own.packed if isinstance(own, RowsTensor) else None, _wide(own_bias), 0, places)
-            add(flat, seen, weight.flatten(1), _wide(bias), [share])
+            share = (own.packed if isinstance(own, RowsTensor) else None, wide(own_bias), 0, places)
+            add(flat, seen, weight.flatten(1), wide(bias), [share])
             out[a:b] = flat.reshape(b - a, -1, flat.shape[1]).transpose(1, 2).reshape(out[a:b].shape)
         return tokens.back(out)
 
@@ -239,81 +200,6 @@ def _between_places(index: Tensor) -> bool:
     if index.dim() != 2 or index.shape[0] != index.shape[1] or len(index) < 2:
         return False
     return bool((index[1:, 1:] == index[:-1, :-1]).all()) and not bool((index == index[0]).all())
-
-
-def _linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Outputs of a linear layer: shape (tokens, outputs)."""
-    flat = tokens.flat
-    sizes = [own.shape[0] for own in plan.tensors.get("weight", ()) if own is not None]
-    width = max(sizes, default=len(weight))
-    if any(size != len(weight) for size in sizes):
-        out = flat.new_full((len(flat), width), -torch.inf)
-        for task, a, b in tokens.runs:
-            own_weight = plan.value("weight", task, weight)
-            own_bias = None if bias is None else plan.value("bias", task, bias)
-            out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
-        return out
-    shares, whole = _shares(plan, tokens, weight, bias)
-    if not whole:
-        return outputs(flat, weight, bias, shares) if shares else functional.linear(flat, weight, bias)
-    out = flat.new_empty(len(flat), width)
-    at = 0
-    for task, a, b in (*whole, Run(BASE, len(flat), len(flat))):
-        if a > at:
-            _write(out[at:a], flat[at:a], weight, bias)
-        own_bias = None if bias is None else plan.value("bias", task, bias)
-        _write(out[a:b], flat[a:b], plan.value("weight", task, weight), own_bias)
-        at = b
-    if shares:
-        add(out, flat, weight, _wide(bias), shares)
-    return out
-
-
-def _shares(
-    plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None
-) -> tuple[list[tuple[Any, Tensor | None, int, int]], list[Run]]:
-    """What tasks add to a layer's outputs, for `kernels.products`; and the runs whose layers are decoded instead.
-
-    It is the same in every step of a generation, and is made in the first.
-    """
-    key = (plan, len(tokens.flat))
-    made: tuple[list[tuple[Any, Tensor | None, int, int]], list[Run]] | None = tokens.rows.made.get(key)
-    if made is not None:
-        return made
-    shares: list[tuple[Any, Tensor | None, int, int]] = []
-    whole: list[Run] = []
-    for run in tokens.runs:
-        own = plan.own("weight", run.task)
-        if own is not None and not _by_product(own, weight, run.last - run.first):
-            whole.append(run)
-            continue
-        more = None if bias is None else plan.own("bias", run.task)
-        if own is not None or more is not None:
-            value = None if more is None or bias is None else more.whole(bias)
-            shares.append((own.packed if isinstance(own, RowsTensor) else None, _wide(value), run.first, run.last))
-    tokens.rows.made[key] = shares, whole
-    return shares, whole
-
-
-def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if bias is None:
-        torch.mm(x, weight.T, out=out)
-    else:
-        torch.addmm(bias, x, weight.T, out=out)
-
-
-def _wide(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().float()
-
-
-def _by_product(own: OwnTensor, base: Tensor, tokens: int) -> bool:
-    """Whether what a task adds is quicker computed from the packed form than its layer is decoded."""
-    backend = products(base.device.type)
-    if not isinstance(own, RowsTensor) or own.tail is not None or not backend.takes(own.packed, base):
-        return False
-    if isinstance(own.packed, DeviceRows):
-        return tokens <= _FEW_ON_DEVICE
-    return own.packed.marks * (_TOKEN * tokens - _MARK) < WRITE * own.packed.numel
 
 
 def _by_row(plan: Plan, name: str, base: Tensor | None, rows: BatchRows, x: Tensor) -> Tensor | None:

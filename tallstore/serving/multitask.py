@@ -20,7 +20,8 @@ from tallstore.archive.load_into import version_of
 from tallstore.errors import ModelChangedError, ModelMismatchError, NoSuchTaskError, OptionError
 from tallstore.format.manifest import names_of
 from tallstore.kernels.native import library
-from tallstore.serving.layers import Plan, kind_of, planned, rows_of_places
+from tallstore.serving.layers import kind_of, planned, rows_of_places
+from tallstore.serving.plan import Plan
 from tallstore.serving.prepare import PreparedTensors, prepare
 from tallstore.serving.rows import BASE, BatchRows, Call
 from tallstore.serving.task_by_task import by_task

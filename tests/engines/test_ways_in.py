@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tallstore.engines.vllm import plugin
 from tallstore.engines.vllm.plugin import check_vllm, register
 from tallstore.errors import EngineError
 
@@ -43,6 +47,22 @@ def test_one_that_has_them_all_will_do(vllm: Path) -> None:
     check_vllm()
 
 
+def test_the_loader_is_entered_when_vllm_loads_its_table_and_once(vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that loads no weights imports neither the table nor the loader for it."""
+    table = LOADER.replace("/", ".")
+    text = "loaders = []\ndef register_model_loader(name):\n    return lambda made: loaders.append((name, made))\n"
+    (vllm / LOADER / "__init__.py").write_text(text)
+    monkeypatch.setattr(plugin, "entered", [])
+    for _ in range(3):
+        register()
+    assert table not in sys.modules
+    assert importlib.util.find_spec(table) is not None, "somebody who only asks for it changes nothing"
+    loaders = importlib.import_module(table).loaders
+    register()
+    assert [name for name, _ in loaders] == ["tallstore"]
+    assert "tallstore.engines.vllm.loader" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("name", "text", "lacks"),
     [
@@ -62,3 +82,20 @@ def test_what_is_missing_is_named(name: str, text: str, lacks: str, vllm: Path) 
         check_vllm()
     with pytest.warns(UserWarning, match=f"has no {lacks}"):
         register()
+
+
+@pytest.mark.slow  # a process that imports transformers
+def test_a_process_that_loads_no_weights_imports_nothing_that_reads_archives(vllm: Path) -> None:
+    """Each of vLLM's processes has transformers' table loaded, and asks for plug-ins."""
+    code = (
+        "import sys, transformers.quantizers.auto as auto\n"
+        "import tallstore.engines.vllm.plugin as plugin\n"
+        "plugin.register()\n"
+        "assert 'tallstore' in auto.AUTO_QUANTIZER_MAPPING\n"
+        "print(sorted(name for name in sys.modules if name in {'tallstore.archive', 'tallstore.format.manifest'}))\n"
+    )
+    paths = [str(vllm), *(path for path in sys.path if path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ":".join(paths)}
+    )
+    assert done.stdout.strip() == "[]", done.stderr

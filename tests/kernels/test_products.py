@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 from itertools import product as product_of
 
 import numpy as np
@@ -174,6 +175,54 @@ def test_native_products_are_the_reference_s(kind: str, form: str, native: str) 
         assert products().outputs(x[:65].to(model), base, torch.ones(shape[0]), runs[:4]) is None
         y = outputs(x[:13].to(model), base, torch.ones(shape[0], dtype=model), runs[:4])
         assert torch.equal(y, few.to(model))
+
+
+@pytest.mark.parametrize(("kind", "form"), held())
+def test_outputs_by_own_rows_are_the_reference_s(kind: str, form: str, native: str) -> None:
+    """All numbers are small multiples of a power of two: every order of summing gives the same."""
+    for task, shape in product_of((torch.float32, torch.bfloat16, torch.float16), SHAPES):
+        if kind in STEPS and task == torch.float32:
+            continue  # steps are of narrow types
+        own, other, base = (
+            packed(kind, shape, task, form),
+            packed(kind, shape, task, form, 5),
+            base_of(shape, task).float(),
+        )
+        counts = [1, 3, 0, 8, 9, 21, 40, 65]
+        x = torch.randint(-3, 4, (sum(counts) + 1, shape[1]), generator=torch.Generator().manual_seed(2)).float()
+        runs, at = [], 1
+        for n, count in enumerate(counts):
+            runs.append(((own, other, None)[n % 3], torch.arange(shape[0]).float() if n % 2 else None, at, at + count))
+            at += count
+        for bias in (None, torch.ones(shape[0])):
+            found, wanted = (torch.full((len(x), shape[0]), 9.0) for _ in range(2))
+            products().own(found, x, base, bias, runs)
+            ReferenceProducts().own(wanted, x, base, bias, runs)
+            assert torch.equal(found, wanted)
+            assert (found[0] == 9).all(), "of no run"
+
+
+def test_outputs_by_own_rows_depend_on_no_other_token_and_on_no_thread(native: str) -> None:
+    shape = (2000, 520)
+    base, x = torch.randn(shape), torch.randn(61, 520)
+    own = packed("levels", shape, torch.float32, "gaps")
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count, cuts in ((1, [0, 61]), (2, [0, 61]), (3, [0, 24, 61]), (1, [0, 1, 9, 40, 61])):
+            torch.set_num_threads(count)
+            y = torch.empty(61, 2000)
+            products().own(y, x, base, None, [(own, None, a, b) for a, b in pairwise(cuts)])
+            found.append(y)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert torch.allclose(found[0], x @ moved_rows(own, base, 0).T, atol=1e-4)
+
+
+def test_own_rows_are_made_of_no_other_types(native: str) -> None:
+    own, base = packed("levels", (16, 40), torch.bfloat16, None), base_of((16, 40), torch.bfloat16)
+    with pytest.raises(ValueError, match="multiplied in float32"):
+        products().own(torch.empty(1, 16), torch.zeros(1, 40), base, None, [(own, None, 0, 1)])
 
 
 DEVICE_KINDS = [kind for kind in KINDS if kind not in STEPS]

@@ -51,13 +51,18 @@ def test_so_it_is_by_the_reference(
         check_bert(zoo)
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_both_ways_of_a_layer_are_the_task_s(whole: bool, zoo: tallstore.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the packed form, and decoded first: which is quicker depends on how many rows want it."""
-    from tallstore.serving import layers
+@pytest.mark.parametrize("way", ["marks", "rows", "whole"])
+@pytest.mark.parametrize("kind", ["default", "shared", "without loss"])
+def test_every_way_of_a_layer_is_the_task_s(
+    way: str, kind: str, packed_bert: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From marks, by rows that are made and multiplied, and decoded first: which is quickest depends on the tokens."""
+    from tallstore.serving import linear
 
-    monkeypatch.setattr(layers, "WRITE", -1e9 if whole else 1e9)
-    check_bert(zoo)
+    monkeypatch.setattr(linear, "COPY", -1e9 if way == "rows" else 1e9)
+    monkeypatch.setattr(linear, "WRITE", -1e9 if way == "whole" else 1e9)
+    with tallstore.open(packed_bert(kind)) as zoo:
+        check_bert(zoo)
 
 
 @pytest.mark.parametrize("kind", ["default", "shared q8", "without loss"])

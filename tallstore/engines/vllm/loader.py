@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -11,7 +13,7 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
-from tallstore.engines.decode_ahead import ahead
+from tallstore.engines.decode_ahead import ahead, begun
 from tallstore.engines.decode_into_layers import WrittenParameter, written_parameters
 from tallstore.errors import ModelMismatchError
 
@@ -26,6 +28,20 @@ WRITTEN: WeakKeyDictionary[nn.Module, tuple[WrittenParameter, ...]] = WeakKeyDic
 class ArchiveLoader(BaseModelLoader):
     """Loads one task. Its options are `task` and those of `ArchiveSource`; the archive may be the model's name."""
 
+    _opened: Callable[[], Catalogue] | None = None
+    """Waits for what was begun to be opened."""
+
+    def load_model(self, vllm_config: Any, model_config: Any, *arguments: Any, **options: Any) -> nn.Module:
+        """Load a model: the archive is opened, and its base decoded, while vLLM makes the layers."""
+        self._opened = begun(partial(self._open, model_config, vllm_config.parallel_config))
+        try:
+            return cast(nn.Module, super().load_model(vllm_config, model_config, *arguments, **options))
+        finally:
+            opened, self._opened = self._opened, None
+            if opened is not None:  # nobody took it: something failed before
+                with suppress(Exception):
+                    opened().close()
+
     def download_model(self, model_config: Any) -> None:
         """Have the task's weights at hand, of an archive that is far away."""
         source, task = self._asked(model_config)
@@ -37,10 +53,10 @@ class ArchiveLoader(BaseModelLoader):
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
         """Give a model all tensors of the task. ModelMismatchError if it has others beside."""
-        source, task = self._asked(model_config)
         config = get_current_vllm_config().parallel_config
-        catalogue = Catalogue(source, resident=bool(config.worker_extension_cls))
-        catalogue.check(task)
+        opened, self._opened = self._opened, None
+        catalogue = (opened or begun(partial(self._open, model_config, config)))()
+        _, task = self._asked(model_config)
         applied: dict[str, str] = {}
         loaded = cast(Any, model).load_weights(
             given_weights(catalogue, task, list(catalogue.tensors(task)), config, applied)
@@ -65,6 +81,18 @@ class ArchiveLoader(BaseModelLoader):
             yield from catalogue.weights(task, list(catalogue.tensors(task)), {})
         finally:
             catalogue.close()
+
+    def _open(self, model_config: Any, parallel: Any) -> Catalogue:
+        """The archive, and its base in memory if tasks are to be exchanged. It has the task that is asked for."""
+        source, task = self._asked(model_config)
+        catalogue = Catalogue(source, resident=bool(parallel.worker_extension_cls))
+        try:
+            catalogue.check(task)
+            catalogue.announce(task)
+        except BaseException:
+            catalogue.close()
+            raise
+        return catalogue
 
     def _asked(self, model_config: Any) -> tuple[ArchiveSource, str]:
         options = self.load_config.model_loader_extra_config

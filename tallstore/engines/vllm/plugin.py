@@ -1,18 +1,26 @@
-"""What vLLM calls in each of its processes: enters the loader, if this vLLM has the ways in that it needs."""
+"""What vLLM calls in each of its processes: enters the loader, if this vLLM has the ways in that it needs.
+
+Most of these processes load no weights, and most engines are not ours: the loader is entered when vLLM loads its table
+of loaders, and is loaded itself when it is asked for.
+"""
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
 
+from tallstore.engines.on_import import after_import
 from tallstore.errors import EngineError
 
 __all__ = ["FORMAT", "check_vllm", "register"]
 
 FORMAT = "tallstore"
 """The name of the load format."""
+_TABLE = "vllm.model_executor.model_loader"
 
-
-_entered: list[str] = []
+entered: list[str] = []
 """vLLM asks more than once, and warns of what is entered again."""
 
 
@@ -23,19 +31,37 @@ def register() -> None:
     warning says why.
     """
     try:
+        there = find_spec(_TABLE) is not None
+    except (ImportError, ValueError):
+        there = False
+    if there:
+        after_import(_TABLE, _enter)
+    else:
+        _enter()
+
+
+def _enter() -> None:
+    """Enter it, or warn."""
+    if entered:
+        return
+    try:
         check_vllm()
     except EngineError as error:
-        import warnings
-
         warnings.warn(str(error), stacklevel=2)
         return
     from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-    from tallstore.engines.vllm.loader import ArchiveLoader
+    class LoaderWhenAsked(BaseModelLoader):
+        """Makes the loader, which is imported then."""
 
-    if not _entered:
-        register_model_loader(FORMAT)(ArchiveLoader)
-        _entered.append(FORMAT)
+        def __new__(cls, load_config: Any) -> Any:
+            from tallstore.engines.vllm import loader
+
+            return loader.ArchiveLoader(load_config)
+
+    register_model_loader(FORMAT)(LoaderWhenAsked)
+    entered.append(FORMAT)
 
 
 def check_vllm() -> None:

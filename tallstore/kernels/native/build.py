@@ -25,7 +25,7 @@ FLAGS = (
     *("-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"),
 )
 """Results do not depend on these: errno and floating-point exceptions, which nothing here looks at, are all that is
-given up for vectors; nothing is fused or reordered but where a source says so (`products.c`)."""
+given up for vectors; nothing is fused or reordered but where a source says so (`products.c`, `own_outputs.c`)."""
 _AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mpopcnt")
 _AVX512 = (f"-mavx512{each}" for each in ("f", "bw", "dq", "vl", "vbmi", "vbmi2"))
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {

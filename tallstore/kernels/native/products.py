@@ -1,4 +1,4 @@
-"""Rows and products of packed rows by the native library (`src/products.c`)."""
+"""Rows and products of packed rows by the native library (`src/products.c`, `src/own_outputs.c`)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _TABLE: dict[str, Function] = {
     "packed_rows": (None, (_P, _P, _I, _P, _P, _N, _N, _P, _P)),
     "token_columns": (None, (_P, _P, _N, _P, _N)),
     "packed_product": (None, (_P, _N, _P, _P, _P, _I, _P, _P, _N, _N, _N, _N, _N, _P, _P, _P, _P)),
+    "own_outputs": (None, (_P, _N, _P, _P, _P, _P, _N, _N, _N, _N, _P, _P, _P, _P)),
 }
 _TOKENS, _TOGETHER = 16, 512
-"""As `src/products.c` has them."""
+"""As `src/packed_walk.h` has them."""
 _ONCE = 16
 """Tokens up to which the base's outputs are computed tile by tile with what tasks add: the base is read once then."""
 _WIDE = 1 << 26
@@ -41,6 +42,10 @@ _FINDING = 12
 """What it takes to find a mark, in marks times tokens."""
 _SHARED = 1_000_000
 """Marks times tokens from which on threads share the work."""
+_WIDE_TILE = 1 << 16
+"""Elements of a row up to which a tile of own rows stays in the processor's caches."""
+_BY_VECTORS = ("avx2", "avx512")
+"""Variants whose tiles are multiplied as quickly as torch multiplies: elsewhere its library may use what C cannot."""
 _ORDER = np.zeros((256, 8), np.uint8)
 """Of each byte: the places of its bits that are 1, in order."""
 for _byte in range(256):
@@ -49,7 +54,7 @@ for _byte in range(256):
 
 
 class _Packed(Structure):
-    """`ts_packed_rows` of `src/products.c`."""
+    """`ts_packed_rows` of `src/packed_walk.h`."""
 
     _fields_ = (
         *((name, c_int32) for name in ("form", "bits", "type", "steps")),
@@ -70,7 +75,7 @@ class _Packed(Structure):
 
 
 class _Run(Structure):
-    """`ts_run` of `src/products.c`."""
+    """`ts_run` of `src/packed_walk.h`."""
 
     _fields_ = (
         ("packed", c_void_p),
@@ -86,6 +91,7 @@ class NativeProducts:
 
     def __init__(self, library: Library) -> None:
         self._functions = bind(_TABLE, library)
+        self._variant = library.variant
         self._told: weakref.WeakKeyDictionary[PackedRows, _Packed] = weakref.WeakKeyDictionary()
 
     def takes(self, packed: PackedRows, base: Tensor) -> bool:
@@ -126,30 +132,78 @@ class NativeProducts:
         self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share], *, whole: bool
     ) -> None:
         """whole: y, which may hold anything, is given the base's outputs too."""
-        if not (y.is_contiguous() and x.is_contiguous() and base.is_contiguous()):
-            raise ValueError("kernels take contiguous tensors alone")
-        width = x.shape[1]
+        _check(y, x, base)
+        own, size, longest, work = self._runs(runs, x.shape[1], _FEW)
+        turned = self._turned(x, own, size)
+        share = partial(self._share, y, x, turned, base, bias, own, longest, len(x) if whole else 0)
+        work += base.numel() if whole else 0
+        _shared(share, y.shape[1], torch.get_num_threads() if work > _SHARED else 1)
+
+    def makes(self, packed: PackedRows, base: Tensor) -> bool:
+        """Whether tiles stay in the caches, and are multiplied as quickly as torch does it."""
+        quick = self._variant in _BY_VECTORS and base.dtype == torch.float32
+        return quick and packed.width <= _WIDE_TILE and self.takes(packed, base)
+
+    def own(self, y: Tensor, x: Tensor, base: Tensor, bias: Tensor | None, runs: Sequence[Share]) -> None:
+        """`ts_own_outputs`."""
+        _check(y, x, base)
+        if not y.dtype == x.dtype == base.dtype == torch.float32:
+            raise ValueError(f"own rows are multiplied in float32, not in {base.dtype} and {x.dtype}")
+        own, size, _, _ = self._runs(runs, x.shape[1], 0)
+        turned = self._turned(x, own, size)
+        tokens = sum(each.count for each in own)
+        share = partial(self._own_share, y, turned, base, bias, own)
+        _shared(share, y.shape[1], torch.get_num_threads() if tokens * base.numel() > _SHARED else 1)
+
+    def _own_share(
+        self, y: Tensor, turned: int, base: Tensor, bias: Tensor | None, runs: Any, first: int, last: int
+    ) -> None:
+        width = base.shape[1]
+        places, values = self._room(width)
+        self._functions.own_outputs(
+            y.data_ptr(),
+            y.stride(0),
+            turned,
+            base.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            runs,
+            len(runs),
+            first,
+            last,
+            width,
+            address(scratch("walks", 3 * len(runs), np.int64)),
+            places,
+            values,
+            address(scratch("tile", TILE_ROWS * width, np.float32)),
+        )
+
+    def _runs(self, runs: Sequence[Share], width: int, few: int) -> tuple[Any, int, int, int]:
+        """What the kernels are told of runs; elements of their columns; the longest run; and the work of its marks.
+
+        few: tokens from which on a run's columns are laid out.
+        """
         own = (_Run * len(runs))()
         size = longest = work = 0
         for each, (packed, more, a, b) in zip(own, runs, strict=True):
-            each.first, each.count, each.columns = a, b - a, -1
+            n = b - a
+            each.first, each.count, each.columns = a, n, -1
             if more is not None:
                 each.bias = more.data_ptr()
-            longest = max(longest, b - a)
-            if packed is None:
-                continue
-            each.packed = addressof(self._tell(packed))
-            work += packed.marks * (b - a + _FINDING)
-            if b - a >= _FEW:
+            longest = max(longest, n)
+            if packed is not None:
+                each.packed = addressof(self._tell(packed))
+                work += packed.marks * (n + _FINDING)
+            if n >= few and (packed is not None or not few):
                 each.columns = size
-                size += width * ((b - a) // _TOKENS * _TOKENS + -(-((b - a) % _TOKENS) // 8) * 8)
-        turned = scratch("columns", max(size, 1), np.float32)
-        where = address(turned)
+                size += width * (n // _TOKENS * _TOKENS + -(-(n % _TOKENS) // 8) * 8)
+        return own, size, longest, work
+
+    def _turned(self, x: Tensor, runs: Any, size: int) -> int:
+        """Columns of tokens, as runs have them."""
+        where = address(scratch("columns", max(size, 1), np.float32))
         if size:
-            self._functions.token_columns(where, x.data_ptr(), width, own, len(own))
-        share = partial(self._share, y, x, where, base, bias, own, longest, len(x) if whole else 0)
-        work += base.numel() if whole else 0
-        _shared(share, y.shape[1], torch.get_num_threads() if work > _SHARED else 1)
+            self._functions.token_columns(where, x.data_ptr(), x.shape[1], runs, len(runs))
+        return where
 
     def _share(
         self,
@@ -218,6 +272,11 @@ class NativeProducts:
                 vector_bits=0 if vector is None else vector.bits,
             )
         return told
+
+
+def _check(*tensors: Tensor) -> None:
+    if not all(each.is_contiguous() for each in tensors):
+        raise ValueError("kernels take contiguous tensors alone")
 
 
 def _shared(work: Callable[[int, int], None], rows: int, threads: int) -> None:
