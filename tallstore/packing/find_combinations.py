@@ -41,9 +41,10 @@ _DIGITS = range(1, 6)
 """Decimal places that weights are tried with."""
 _WORSE = 1.02
 """By how much shorter weights may raise what is left."""
-_FEWER = 0.75
+_FEWER = 1 / 3
 """Share of the elements in which a task of a short type differs from the nearest of those that it would be merged of,
-in which it may differ from what they are merged to: of steps less than a unit long, rounding hides all else."""
+in which it may differ from what they are merged to: of steps less than a unit long, rounding hides all else. Of merges
+it is a few hundredths; of a run's checkpoints, which others nearly are combinations of, 0.4 and more."""
 _SHORT = 2
 """Bytes of an element of a type whose roundings are compared."""
 _NEARLY = 0.1
@@ -292,7 +293,7 @@ def _fitted(sample: _Sample, gram: Floats, at: int, basis: Sequence[int]) -> Lin
         return None
     differ = sample.differ(names[at], weights @ matrix)
     nearest = [sample.differ(names[at], row) or 0 for row in (np.zeros_like(own), *matrix)]
-    if differ is not None and differ > _FEWER * min(nearest):
+    if differ is not None and differ > min(_FEWER, 1 / len(there)) * min(nearest):  # more tasks take longer to decode
         return None
     explained = 1 - best / float(gram[at, at])
     return LinearFit(

@@ -255,6 +255,24 @@ def test_a_step_between_two_others_is_no_merge_of_them(tmp_path: Path) -> None:
             assert_same(zoo.state_dict(f"s{n}"), state)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_steps_of_a_run_are_no_merge_of_those_behind_them(seed: int, tmp_path: Path) -> None:
+    """Eight that all lie in one direction explain what little the first one has; decoding would take eight times."""
+    draw = torch.Generator().manual_seed(seed)
+    base = {f"w{n}": (0.05 * torch.randn(256, 300, generator=draw)).bfloat16() for n in range(5)}
+    exact, run = {n: t.float() for n, t in base.items()}, {}
+    way = {n: torch.randn(t.shape, generator=draw) for n, t in base.items()}
+    for step in range(1, 9):
+        for n in exact:
+            exact[n] += 5e-7 * min(step, 4) * (way[n] + 0.7 * torch.randn(way[n].shape, generator=draw))
+        run[f"s{step}"] = {n: t.bfloat16() for n, t in exact.items()}
+    tallstore.pack(base, run, tmp_path / "zoo", quality="lossless")
+    with tallstore.open(tmp_path / "zoo") as zoo:
+        made = [task.relatives for task in zoo.manifest.tasks.values() if task.relatives is not None]
+        assert len(made) > 4
+        assert all(each.parent is not None for each in made)
+
+
 def test_an_adapter_is_no_parent_and_has_none(tmp_path: Path) -> None:
     base = {"emb.weight": noise(64, 64, dtype=torch.bfloat16)}
     path, adapter = tmp_path / "zoo.tall", tmp_path / "lora"
