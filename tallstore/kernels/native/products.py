@@ -42,7 +42,7 @@ _FINDING = 12
 """What it takes to find a mark, in marks times tokens."""
 _SHARED = 1_000_000
 """Marks times tokens from which on threads share the work."""
-_WIDE_TILE = 1 << 16
+_WIDE_TILE = 1 << 14
 """Elements of a row up to which a tile of own rows stays in the processor's caches."""
 _BY_VECTORS = ("avx2", "avx512")
 """Variants whose tiles are multiplied as quickly as torch multiplies: elsewhere its library may use what C cannot."""
