@@ -28,6 +28,10 @@ SOUND = LOSSLESS["drift"].encode(
 )
 FIELDS = HEAD.unpack_from(SOUND)
 TOLD = zstandard.ZstdDecompressor().decompress(SOUND[24 : 24 + FIELDS[6]])
+ONE = 2 * TOLD[1] - 1
+"""Bytes of a table's weights."""
+SHIFT = 19 + TOLD[0] * ONE
+"""Where the shift of the only segment is in the model."""
 assert SOUND[0] == 4, "drift is to be told"
 
 
@@ -76,6 +80,22 @@ def make() -> None:
         ("exceptions-far", excepted([N - 1, 0], [0, 0]), "FormatError", "exceptions", "two, of which one is"),
         ("exception-large", excepted([0], [39]), "FormatError", "exceptions", "an exception of magnitude 39"),
         ("exception-open", excepted([0], [38]), "DamagedError", "open bits", "one without its open bits"),
+        ("no-tables", model(b"\0" + TOLD[1:]), "FormatError", "0 tables", "no tables"),
+        (
+            "many-tables",
+            model(b"\x41" + TOLD[1:19] + 65 * TOLD[19 : 19 + ONE] + TOLD[SHIFT:]),
+            "FormatError",
+            "65 tables",
+            "65 tables",
+        ),
+        (
+            "shift",
+            model(TOLD[:SHIFT] + b"\x10" + TOLD[SHIFT + 1 :] + bytes(16)),
+            "FormatError",
+            "fit",
+            "a shift of 16, and tables for it",
+        ),
+        ("frame", model(TOLD + bytes(1 << 13)), "FormatError", "declares", "a model larger than any may be"),
         ("cut-off", SOUND[:20], "FormatError", "cut off", "a head cut off"),
         ("as-lattice", b"\3" + SOUND[1:], "FormatError", "fit", "mode 3 with the model of mode 4"),
     )
