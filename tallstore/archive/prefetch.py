@@ -54,14 +54,19 @@ def announce(reader: Reader, task: str, names: Iterable[str] | None, *, exact: b
     plan = ReadPlan(places, embedded=base)
     asked: dict[str, dict[str, None]] = {task: dict.fromkeys(places.task(task) if names is None else names)}
     tensors: list[TensorPlan] = []
+    known = whole or not base  # whether there is nothing more to say of the base's headers
     for name in _downwards(manifest, task):
         for each in asked.get(name, {}):
             with suppress(FormatError):
-                tensor = plan.of(name, places.source(name, each), exact=exact and name == task)
+                source = places.source(name, each)
+                if not known and places.task(name)[source].entry.kind == "base":  # whose plan looks at the base's entry
+                    store.prefetch(_headers(manifest, manifest.base.parts))
+                    known = True
+                tensor = plan.of(name, source, exact=exact and name == task)
                 tensors.append(tensor)
-                for _, other, source in tensor.start.members if tensor.start is not None else ():
-                    asked.setdefault(other, {})[source] = None
-    if base and not whole and any(tensor.base is not None for tensor in tensors):
+                for _, other, member in tensor.start.members if tensor.start is not None else ():
+                    asked.setdefault(other, {})[member] = None
+    if not known and any(tensor.base is not None for tensor in tensors):
         store.prefetch(_headers(manifest, manifest.base.parts))
     if not store.ranged:
         return

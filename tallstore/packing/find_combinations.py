@@ -44,7 +44,10 @@ _WORSE = 1.02
 _FEWER = 1 / 3
 """Share of the elements in which a task of a short type differs from the nearest of those that it would be merged of,
 in which it may differ from what they are merged to: of steps less than a unit long, rounding hides all else. Of merges
-it is a few hundredths; of a run's checkpoints, which others nearly are combinations of, 0.4 and more."""
+that are rounded once it is a few hundredths, of others up to 0.4; of a run's checkpoints, which others nearly are
+combinations of, 0.4 and more."""
+_FEW = 4
+"""Tasks from which on fewer elements may differ, the more there are: each is one more to decode."""
 _SHORT = 2
 """Bytes of an element of a type whose roundings are compared."""
 _NEARLY = 0.1
@@ -293,7 +296,7 @@ def _fitted(sample: _Sample, gram: Floats, at: int, basis: Sequence[int]) -> Lin
         return None
     differ = sample.differ(names[at], weights @ matrix)
     nearest = [sample.differ(names[at], row) or 0 for row in (np.zeros_like(own), *matrix)]
-    if differ is not None and differ > min(_FEWER, 1 / len(there)) * min(nearest):  # more tasks take longer to decode
+    if differ is not None and differ > _FEWER * min(1.0, _FEW / len(there)) * min(nearest):
         return None
     explained = 1 - best / float(gram[at, at])
     return LinearFit(

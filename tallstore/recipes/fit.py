@@ -17,6 +17,7 @@ from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Kind, Recipe, Tile
 from tallstore.recipes.closed_form import best_magnitude, best_vector
 from tallstore.recipes.masks import nearer_than_zero
+from tallstore.recipes.quantizers import fitting_scale
 from tallstore.recipes.sorting_network import exchanges
 
 __all__ = ["Fit"]
@@ -46,8 +47,7 @@ class Fit(Recipe):
 
     def scale(self, task: int, sums: Sequence[float]) -> float:  # noqa: ARG002 - sums suffice
         """The unbiased scale."""
-        _, norm, _, dot, _ = sums
-        return norm / dot if dot > 0 else 1.0
+        return fitting_scale(sums, least=False)
 
     def rule(self, tasks: Sequence[int], tensor: str) -> Rule:  # noqa: ARG002 - all tensors are treated alike
         """The closed form by a sorting network."""

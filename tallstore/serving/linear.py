@@ -19,7 +19,7 @@ from tallstore.serving.plan import Plan
 from tallstore.serving.rows import BASE, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
-__all__ = ["COPY", "WRITE", "by_product", "linear", "wide"]
+__all__ = ["COPY", "WRITE", "by_product", "linear", "ways", "wide"]
 
 _FEW_ON_DEVICE = 128
 """Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
@@ -46,13 +46,13 @@ def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> T
     """Outputs: shape (tokens, outputs). Where tasks have other numbers of them, those that are missing are −∞."""
     flat = tokens.flat
     if plan.outputs - {len(weight)}:
-        out = flat.new_full((len(flat), max(plan.outputs)), -torch.inf)
-        for task, a, b in tokens.runs:
-            own_weight = plan.value("weight", task, weight)
+        weights = [plan.value("weight", run.task, weight) for run in tokens.runs]
+        out = flat.new_full((len(flat), max({*plan.outputs, *map(len, weights)})), -torch.inf)
+        for (task, a, b), own_weight in zip(tokens.runs, weights, strict=True):
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
-    marks, rows, whole = _ways(plan, tokens, weight, bias)
+    marks, rows, whole = ways(plan, tokens, weight, bias)
     if not rows and not whole:
         return outputs(flat, weight, bias, marks) if marks else functional.linear(flat, weight, bias)
     out = flat.new_empty(len(flat), len(weight))
@@ -73,9 +73,9 @@ def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> T
     return out
 
 
-def _ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Ways:
+def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Ways:
     """How each run is computed. It is the same in every step of a generation, and is made in the first."""
-    key = (plan, len(tokens.flat))
+    key = (plan, len(tokens.flat), tokens.flat.dtype)
     made: _Ways | None = tokens.rows.made.get(key)
     if made is not None:
         return made
@@ -89,7 +89,7 @@ def _ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _W
             continue
         n = run.last - run.first
         share = (own.packed if isinstance(own, RowsTensor) else None, more, run.first, run.last)
-        if own is not None and _by_rows(backend, own, weight, n):
+        if own is not None and tokens.flat.dtype == torch.float32 and _by_rows(backend, own, weight, n):
             made.rows.append(share)
         elif own is not None and not by_product(own, weight, n, backend):
             made.whole.append(run)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -28,20 +27,6 @@ WRITTEN: WeakKeyDictionary[nn.Module, tuple[WrittenParameter, ...]] = WeakKeyDic
 class ArchiveLoader(BaseModelLoader):
     """Loads one task. Its options are `task` and those of `ArchiveSource`; the archive may be the model's name."""
 
-    _opened: Callable[[], Catalogue] | None = None
-    """Waits for what was begun to be opened."""
-
-    def load_model(self, vllm_config: Any, model_config: Any, *arguments: Any, **options: Any) -> nn.Module:
-        """Load a model: the archive is opened, and its base decoded, while vLLM makes the layers."""
-        self._opened = begun(partial(self._open, model_config, vllm_config.parallel_config))
-        try:
-            return cast(nn.Module, super().load_model(vllm_config, model_config, *arguments, **options))
-        finally:
-            opened, self._opened = self._opened, None
-            if opened is not None:  # nobody took it: something failed before
-                with suppress(Exception):
-                    opened().close()
-
     def download_model(self, model_config: Any) -> None:
         """Have the task's weights at hand, of an archive that is far away."""
         source, task = self._asked(model_config)
@@ -54,8 +39,8 @@ class ArchiveLoader(BaseModelLoader):
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
         """Give a model all tensors of the task. ModelMismatchError if it has others beside."""
         config = get_current_vllm_config().parallel_config
-        opened, self._opened = self._opened, None
-        catalogue = (opened or begun(partial(self._open, model_config, config)))()
+        # On every core, but not while vLLM makes layers: their types are torch's default, which is set for the process.
+        catalogue = begun(partial(self._open, model_config, config))()
         _, task = self._asked(model_config)
         applied: dict[str, str] = {}
         loaded = cast(Any, model).load_weights(
@@ -88,7 +73,6 @@ class ArchiveLoader(BaseModelLoader):
         catalogue = Catalogue(source, resident=bool(parallel.worker_extension_cls))
         try:
             catalogue.check(task)
-            catalogue.announce(task)
         except BaseException:
             catalogue.close()
             raise
