@@ -54,6 +54,8 @@ class Staging:
             with translated(shown):
                 self._clear(keep=WORK if resume else None)
         except BaseException:
+            if self._lock is None:
+                _remove_unlocked(self.folder)
             self.abandon()
             raise
 
@@ -107,15 +109,15 @@ class Staging:
                 self.folder.rmdir()
             self._lock.close()
             self._lock = None
-        with contextlib.suppress(OSError):
-            while self._made:
+        while self._made:
+            with contextlib.suppress(OSError):
                 self._made.pop().rmdir()
 
     def _make_parents(self) -> None:
         parents = (self.target.parent, *self.target.parent.parents)
         for parent in reversed([p for p in parents if not p.exists()]):
+            self._made.append(parent)  # first: an interrupt may come when it is made
             parent.mkdir(exist_ok=True)
-            self._made.append(parent)
 
     def _clear(self, keep: str | None = None) -> None:
         for left in self.folder.iterdir():
@@ -204,29 +206,35 @@ def _locked(folder: Path) -> IO[bytes] | None:
     """The folder's lock, held; None if another process holds it. Makes the folder; leaves none behind that failed."""
     while True:
         folder.mkdir(exist_ok=True)
+        handle = None
         try:
             handle = (folder / _LOCK).open("ab")
-        except FileNotFoundError:
-            continue  # its last user removed the folder just now
-        except OSError:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-            raise
-        if not _try_lock(handle):
-            handle.close()
-            return None
-        try:
+            if not _try_lock(handle):
+                handle.close()
+                return None
             if (folder / _LOCK).stat().st_ino == os.fstat(handle.fileno()).st_ino:
                 return handle
         except FileNotFoundError:
-            pass
+            pass  # its last user removed the folder, or the lock, just now: what is locked protects nothing
         except BaseException:  # an interrupt, too
-            with contextlib.suppress(OSError):
+            if handle is not None:
+                handle.close()
+            _remove_unlocked(folder)
+            raise
+        if handle is not None:
+            handle.close()
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a scratch folder that nobody works in and that has nothing in it: an interrupt came before it was ours."""
+    with contextlib.suppress(OSError):
+        if not (folder / _LOCK).exists():
+            folder.rmdir()
+            return
+        with (folder / _LOCK).open("ab") as handle:
+            if _try_lock(handle):
                 (folder / _LOCK).unlink()
                 folder.rmdir()
-            handle.close()
-            raise
-        handle.close()  # a lock that its last user removed just now protects nothing
 
 
 def _try_lock(handle: IO[bytes]) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dis
 import random
 import signal
+import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from support import Forks, State, bytes_of, near, noise, stopped
 
 import tallstore
+from tallstore.stores import staging
 
 MOMENTS = 4
 
@@ -100,3 +105,50 @@ def test_an_export_that_is_killed_at_any_moment(forks: Forks, tmp_path: Path) ->
         opened.export("a", out, overwrite=True)
     assert bytes_of(out) == whole
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "zoo.tall"]
+
+
+CHECKED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD")
+"""Instructions behind which the interpreter looks for signals."""
+
+
+class InterruptAt:
+    """Traces a module's functions, and raises KeyboardInterrupt where the interpreter looks for signals the n-th time."""
+
+    def __init__(self, module: str, number: int) -> None:
+        self.came = False
+        self._module, self._left = module, number
+        self._before: dict[int, str] = {}  # by frames' identities: to hold a frame is to hold what it names
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != self._module:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not self.came:
+            checked = self._before.get(id(frame), "").startswith(CHECKED)
+            self._before[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if checked and self._left == 0:
+                self.came = True
+                raise KeyboardInterrupt
+            self._left -= checked
+        return self
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_while_a_place_is_made_leaves_nothing(tmp_path: Path) -> None:
+    """Wherever one can come, between a system call and the name of its result among these."""
+    target, number, came = tmp_path / "new" / "zoo.tall", 0, True
+    while came:
+        interrupt, made = InterruptAt(staging.__file__, number), None
+        tracing = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            made = staging.Staging(target)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(tracing)
+        if made is not None:
+            made.discard()
+        assert list(tmp_path.rglob("*")) == [], f"interrupted at step {number}"
+        came, number = interrupt.came, number + 1
+    assert number > 20
