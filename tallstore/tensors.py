@@ -32,21 +32,17 @@ NAME = {dtype: name for name, dtype in TORCH.items() if dtype is not _BYTES or n
 
 
 @contextmanager
-def usual_defaults() -> Iterator[None]:
-    """New tensors that say nothing else are float32 on the CPU, whatever defaults the caller works under.
+def usual_device() -> Iterator[None]:
+    """New tensors that say nothing else are on the CPU, in this thread, whatever device the caller works under.
 
-    Loaders of models set both while they work (the device `meta`, and the model's type), and so do users.
+    Loaders of models set it while they work (the device `meta`), and so do users. They set a type as well, but that is
+    the whole process's: it is not touched, as other threads may be making layers, and what is decoded says its own.
     """
-    dtype = torch.get_default_dtype()
-    if dtype is torch.float32 and torch.get_default_device().type == "cpu":
+    if torch.get_default_device().type == "cpu":
         yield
         return
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
+    with torch.device("cpu"):
+        yield
 
 
 def shape_of(dtype: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES, size_of
 from tallstore.format.layout import WeightsFile, claimed
 from tallstore.stores import Access, is_address, open_any
-from tallstore.tensors import usual_defaults
+from tallstore.tensors import usual_device
 
 if TYPE_CHECKING:
     from tallstore.hub import PushReport
@@ -121,7 +121,7 @@ class Zoo(Archive):
         make = partial(MultitaskModel, decoded_bytes=decoded_bytes, write=write_base)
         return self._retry_after_refetch(make, self._merging, self.url, model, adapters)
 
-    @usual_defaults()
+    @usual_device()
     def merged(
         self,
         method: str = "consensus",
@@ -169,7 +169,7 @@ class Zoo(Archive):
         with room_for(needed, f"{self.url}: the merged model"):
             return Merged(on_device(device, merger.state_dict(), "the merged model"), merger.report())
 
-    @usual_defaults()
+    @usual_device()
     def export_merged(
         self,
         out: str | os.PathLike[str],
@@ -261,7 +261,7 @@ class Zoo(Archive):
     def _merger(self, method: str, **options: Any) -> Merger:
         return Merger(self._decoder, self._manifest, MergeOptions.of(method, options))
 
-    @usual_defaults()
+    @usual_device()
     def verify(self, against: Mapping[str, Source] | None = None, *, progress: Progress | None = None) -> VerifyReport:
         """Check every byte against every hash, and what it says for sense.
 
@@ -289,7 +289,7 @@ class Zoo(Archive):
             against=compared,
         )
 
-    @usual_defaults()
+    @usual_device()
     def mask(self, task: str, name: str) -> Tensor:
         """A task's mask for one of its tensors, in the tensor's shape.
 
@@ -306,7 +306,7 @@ class Zoo(Archive):
             return symbols.bool()
         return (symbols == 1).to(torch.int8) - (symbols == 2).to(torch.int8)
 
-    @usual_defaults()
+    @usual_device()
     def vector(self, name: str, *, group: str | None = None) -> Tensor:
         """The multi-task vector for a base tensor, as the decoder uses it: float32, in the base's shape.
 
@@ -316,7 +316,7 @@ class Zoo(Archive):
         with room_for(4 * math.prod(self._manifest.base.tensors[base].shape), f"{self.url}: the vector of {name!r}"):
             return self._decoder.vector_tensor(group or self._manifest.groups[0].id, base)
 
-    @usual_defaults()
+    @usual_device()
     def delta(self, task: str, name: str) -> Tensor:
         """A task's own quantized task vector, for a tensor of kind `delta`: float32, in the tensor's shape.
 
@@ -329,7 +329,7 @@ class Zoo(Archive):
         with room_for(4 * entry.numel, f"{self.url}: the delta of {name!r}"):
             return self._decoder.delta(task, name)
 
-    @usual_defaults()
+    @usual_device()
     def scales(self, task: str, name: str) -> Tensor:
         """The scale s of every element of a task's tensor: float32, in the tensor's shape; 1 where there is none."""
         entry = self._places(task)[self._known(task, name)].entry
@@ -340,7 +340,7 @@ class Zoo(Archive):
                 out[index * entry.coded.chunk : min((index + 1) * entry.coded.chunk, entry.covered)] = scale
         return out.reshape(entry.shape or ())
 
-    @usual_defaults()
+    @usual_device()
     def base(self, name: str) -> Tensor:
         """A base tensor, bit for bit. `name` is the base's name of it, or the tasks' name of it."""
         base = self._base_name(name)

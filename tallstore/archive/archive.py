@@ -47,7 +47,7 @@ from tallstore.format.layout import WeightsFile
 from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Range, Store, open_any
 from tallstore.stores.staging import translated
-from tallstore.tensors import usual_defaults
+from tallstore.tensors import usual_device
 
 if TYPE_CHECKING:
     pass
@@ -305,7 +305,7 @@ class Archive:
                 target.write_bytes(self._file(name, path))
         return tuple(wanted)
 
-    @usual_defaults()
+    @usual_device()
     def base_state(self, names: Collection[str]) -> dict[str, Tensor]:
         """Tensors of the base, by its own names, bit for bit; tied ones share their memory."""
         self._announce_base()
@@ -408,7 +408,7 @@ class Archive:
 
     def _retry_after_refetch(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Work; once more where a file was fetched again, of the archive or of a referenced base."""
-        with usual_defaults():
+        with usual_device():
             return retry_after_refetch(work, *arguments, refetch_base=self._refetch_base)
 
     def _refetch_base(self) -> bool:

@@ -244,7 +244,7 @@ class Decoder:
             return self._chunks.coded_lossless(place, name)
         if entry.kind in reference.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
-            scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs))
+            scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs), dtype=torch.float32)
             return PackedTensor(
                 entry.kind, torch.from_numpy(symbols), reference.SYMBOL_BITS[entry.kind], size, scales=scales
             )

@@ -27,7 +27,7 @@ from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
 from tallstore.kernels import reference
-from tallstore.tensors import TORCH, empty, shape_of, usual_defaults
+from tallstore.tensors import TORCH, empty, shape_of, usual_device
 
 __all__ = ["DecodedPiece", "Pieces", "TaskWeights", "TensorSlice"]
 
@@ -141,7 +141,7 @@ class TensorSlice:
         """
         what = f"tensor {self._name!r} of shape {list(self._shape)}"
         selection = select(index, self._shape, what)
-        with usual_defaults():
+        with usual_device():
             parts = [self._box([rows, *selection.ranges]) for rows in selection.rows] or [self._box([])]
         read = parts[0] if len(parts) == 1 else torch.cat(parts)
         return selection.of(read).contiguous().to(self._device)

@@ -178,7 +178,9 @@ class GapSteps(NativeSteps):
         where = address(marks)
         self._functions.apply(where, where, start, len(out), FORMS[torch.float32], byref(plain), byref(cursor))
         symbols = np.where(marks < 0, 2, marks).astype(np.uint8)
-        reference.apply_mask(out, base, torch.ones(len(out)), torch.from_numpy(symbols), self.scale)
+        reference.apply_mask(
+            out, base, torch.ones(len(out), dtype=torch.float32), torch.from_numpy(symbols), self.scale
+        )
 
 
 def _is_plain(tensor: Tensor) -> bool:
