@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from tallstore import codecs
@@ -22,7 +23,8 @@ def _chunks(values: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
 
 def lossless(tensor: Tensor) -> int:
     """A float tensor, exactly: byte planes and zstd."""
-    values = tensor.detach().flatten().contiguous().numpy()
+    flat = tensor.detach().flatten().contiguous()
+    values = (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()  # which numpy lacks
     codec, kind = codecs.WHOLE["planes+zstd"], _FLOATS[values.itemsize]
     return sum(min(len(codec.encode(c.view(np.uint8), kind)), c.nbytes) for c in _chunks(values))
 
