@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 
@@ -36,6 +36,20 @@ PATIENCE = 30
 """Seconds that a scheduler is waited for."""
 _AHEAD = 3
 """Batches for each worker that are given out at a time."""
+
+
+class _Batch(NamedTuple, Generic[_R]):
+    """What was given out."""
+
+    number: int
+    future: Future[_R]
+    executor: Executor
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it went with its executor: what had not begun may have been cancelled as that was let go."""
+        future = self.future
+        return not future.done() or future.cancelled() or isinstance(future.exception(), BrokenExecutor)
 
 
 class Engine(ABC):
@@ -75,44 +89,45 @@ class Engine(ABC):
             WorkerError: workers died again and again, or cannot see what they need.
         """
         bound = self.bind(work, context)
-        waiting: deque[tuple[int, Future[_R]]] = deque()
+        waiting: deque[_Batch[_R]] = deque()
         deaths = 0
         try:
             for number in numbers:
-                waiting.append((number, self._submit(bound, number)))
+                waiting.append(self._submit(bound, number))
                 if len(waiting) >= self.workers * ahead:
                     deaths = self._settle(bound, waiting, deaths)
-                    yield waiting.popleft()[1].result()
+                    yield waiting.popleft().future.result()
             while waiting:
                 deaths = self._settle(bound, waiting, deaths)
-                yield waiting.popleft()[1].result()
+                yield waiting.popleft().future.result()
         finally:
-            for _, future in waiting:
-                future.cancel()
+            for batch in waiting:
+                batch.future.cancel()
 
-    def _submit(self, bound: Callable[[int], _R], number: int) -> Future[_R]:
+    def _submit(self, bound: Callable[[int], _R], number: int) -> _Batch[_R]:
+        executor = self.executor()
         try:
-            return self.executor().submit(bound, number)
+            return _Batch(number, executor.submit(bound, number), executor)
         except BrokenExecutor:
             self.restart()
-            return self.executor().submit(bound, number)
+            executor = self.executor()
+            return _Batch(number, executor.submit(bound, number), executor)
 
-    def _settle(self, bound: Callable[[int], _R], waiting: deque[tuple[int, Future[_R]]], deaths: int) -> int:
+    def _settle(self, bound: Callable[[int], _R], waiting: deque[_Batch[_R]], deaths: int) -> int:
         """Wait for the first result; where a worker died, give out again what it had. How many died in a row."""
         while True:
-            number, first = waiting[0]
-            error = first.exception()
+            first = waiting[0]
+            error = first.future.exception()
             if not isinstance(error, (BrokenExecutor, *self.hopeless)):
                 return 0
             deaths += 1
             if deaths >= _DEATHS or isinstance(error, self.hopeless):
-                raise WorkerError(f"workers died with batch {number}, again and again: {self.advice}") from error
-            self.restart()
-            for place, (each, future) in enumerate(waiting):
-                # What had not begun where the executor broke may have been cancelled as it was let go.
-                lost = not future.done() or future.cancelled() or isinstance(future.exception(), BrokenExecutor)
-                if lost:
-                    waiting[place] = each, self._submit(bound, each)
+                raise WorkerError(f"workers died with batch {first.number}, again and again: {self.advice}") from error
+            if first.executor is self.executor():  # else another one took its place when the next batch was given out
+                self.restart()
+            for place, batch in enumerate(waiting):
+                if batch.executor is first.executor and batch.is_lost:
+                    waiting[place] = self._submit(bound, batch.number)
 
     def __enter__(self) -> Self:
         return self
