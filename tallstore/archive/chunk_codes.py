@@ -75,12 +75,12 @@ class Codes:
         except (FormatError, DamagedError) as error:
             self._raise_named(place, name, error)
 
-    def lossless_bytes(self, place: Place, index: int, name: str, out: Bytes, origin: Bytes | None = None) -> None:
+    def conditional_bytes(self, place: Place, index: int, name: str, out: Bytes, origin: Bytes | None = None) -> None:
         """Turn the base's elements of one chunk, in the task's type, into the task's; in place, as bytes.
 
         `origin`: of a task that starts from others, what the base has, where the codec asks for that.
         """
-        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
+        codec = codecs.find(codecs.CONDITIONAL[place.entry.kind], coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk_here(place, index, name)
         self._guard(place, name, lambda: codec.decode(data, out, str(place.entry.dtype), origin))
         self._reader.verified.add(place.path, place.chunk(index))

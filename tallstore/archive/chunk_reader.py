@@ -12,7 +12,7 @@ from tallstore import codecs
 from tallstore.archive.chunk_codes import Codes
 from tallstore.archive.locations import ONES, RAW, coded
 from tallstore.archive.reader import Place
-from tallstore.archive.resident_lossless import CodedLossless
+from tallstore.archive.resident_conditional import CodedConditional
 from tallstore.codecs.base import Floats
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
@@ -154,13 +154,13 @@ class ChunkReader(Codes):
         lost = as_bytes(stored[first : first + len(out)])
         as_bytes(out)[:] = reference.undo_difference(lost, as_bytes(out), item)
 
-    def lossless(self, place: Place, index: int, name: str, out: Tensor, origin: Tensor | None = None) -> None:
-        """Turn the base's elements of one chunk, in the task's type, into the task's: see `lossless_bytes`."""
-        self.lossless_bytes(place, index, name, as_bytes(out), None if origin is None else as_bytes(origin))
+    def conditional(self, place: Place, index: int, name: str, out: Tensor, origin: Tensor | None = None) -> None:
+        """Turn the base's elements of one chunk, in the task's type, into the task's: see `conditional_bytes`."""
+        self.conditional_bytes(place, index, name, as_bytes(out), None if origin is None else as_bytes(origin))
 
-    def coded_lossless(self, place: Place, name: str) -> CodedLossless:
-        """All chunks of a tensor that is coded without loss, as they are."""
-        codec = codecs.find(codecs.LOSSLESS, coded(place).codec, self._reader.where(place.path))
+    def coded_conditional(self, place: Place, name: str) -> CodedConditional:
+        """All chunks of a tensor that is coded given the base's, as they are."""
+        codec = codecs.find(codecs.CONDITIONAL[place.entry.kind], coded(place).codec, self._reader.where(place.path))
         chunks = [bytes(self._reader.chunk(place, index, name)) for index in range(len(coded(place).chunks))]
         codes = torch.frombuffer(bytearray(b"".join(chunks)), dtype=torch.uint8)
-        return CodedLossless(codec, codes, tuple(accumulate(map(len, chunks))), coded(place).chunk)
+        return CodedConditional(codec, codes, tuple(accumulate(map(len, chunks))), coded(place).chunk)

@@ -14,6 +14,7 @@ from tallstore.codecs.base import Bytes
 from tallstore.errors import DamagedError
 from tallstore.format import limits
 from tallstore.format.dtypes import ITEM_BYTES
+from tallstore.format.part import CONDITIONAL
 from tallstore.kernels.conversion import convert
 
 __all__ = ["BaseReader", "Checker"]
@@ -97,8 +98,8 @@ class Checker:
             for name, place in self._places.task(task, part).items():
                 if place.entry.start is not None:
                     self._relative(task, name)
-                elif place.entry.kind == "lossless":
-                    self._lossless(place, name)
+                elif place.entry.kind in CONDITIONAL:
+                    self._conditional(place, name)
                 elif place.entry.coded is not None:
                     self._codes.check(place, name)
 
@@ -122,7 +123,7 @@ class Checker:
         for start, stop, fill in pieces.of(task, name, 0, entry.covered, exact=False):
             fill(empty(str(entry.dtype), stop - start))
 
-    def _lossless(self, place: Place, name: str) -> None:
+    def _conditional(self, place: Place, name: str) -> None:
         """Every chunk with the base's; without one that is at hand, against its checksum alone."""
         size, dtype = coded(place).chunk, str(place.entry.dtype)
         for index in range(len(coded(place).chunks)):
@@ -132,7 +133,7 @@ class Checker:
             n = min(size, place.entry.covered - index * size)
             out = np.empty(n * ITEM_BYTES[dtype], np.uint8)
             self._base.bytes_into(str(place.entry.base), index * size, out, dtype)
-            self._codes.lossless_bytes(place, index, name, out)
+            self._codes.conditional_bytes(place, index, name, out)
 
     def base(self) -> None:
         """Raise unless every tensor of the base is the one that the manifest identifies. There is a base."""

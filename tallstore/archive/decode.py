@@ -25,12 +25,13 @@ from tallstore.archive.memory_guard import bytes_of, room_for
 from tallstore.archive.read_plan import How, Segment, TensorPlan
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.resident import PackedTensor
-from tallstore.archive.resident_lossless import CodedLossless
+from tallstore.archive.resident_conditional import CodedConditional
 from tallstore.archive.slices import Pieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.concurrency import run_all
 from tallstore.errors import NoSuchTensorError
+from tallstore.format.part import CONDITIONAL
 from tallstore.kernels import reference
 from tallstore.kernels.steps import Run, Steps
 from tallstore.tensors import TORCH, empties, empty, shape_of
@@ -231,7 +232,7 @@ class Decoder:
 
         self._run([partial(job, index) for index in range(len(coded(place).chunks))])
 
-    def packed(self, task: str, name: str) -> PackedTensor | CodedLossless | None:
+    def packed(self, task: str, name: str) -> PackedTensor | CodedConditional | None:
         """What a task adds to the base in one of its tensors, still packed; None where it adds nothing."""
         place = self.task(task)[name]
         entry = place.entry
@@ -239,9 +240,9 @@ class Decoder:
             return None
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
-        if entry.kind == "lossless":
+        if entry.kind in CONDITIONAL:
             self.pieces.elements(task, name, 0, entry.covered)  # checked before it is believed
-            return self._chunks.coded_lossless(place, name)
+            return self._chunks.coded_conditional(place, name)
         if entry.kind in reference.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs), dtype=torch.float32)
@@ -375,7 +376,7 @@ class Decoder:
 
 
 def _prepared(prepared: Mapping[tuple[str, int], Steps], name: str, segment: Segment) -> Steps | None:
-    return prepared.get((name, segment.number)) if segment.how in {How.STEPS, How.LOSSLESS} else None
+    return prepared.get((name, segment.number)) if segment.how in {How.STEPS, How.CONDITIONAL} else None
 
 
 def _shape(place: Place) -> tuple[int, ...]:

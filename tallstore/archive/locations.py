@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from tallstore import codecs
 from tallstore.archive.reader import Place, Reader
-from tallstore.codecs import LOSSLESS
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.format.part import CodedRanges, Entry
+from tallstore.format.part import CONDITIONAL, CodedRanges, Entry
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.kernels import reference
 
@@ -25,9 +25,9 @@ RAW, ONES = "raw", "ones"
 
 def needs_origin(entry: Entry) -> bool:
     """Whether what is coded of a start is decoded given what the base has, too."""
-    if entry.kind != "lossless" or entry.coded is None:
+    if entry.kind not in CONDITIONAL or entry.coded is None:
         return False
-    codec = LOSSLESS.get(entry.coded.codec)
+    codec = codecs.CONDITIONAL[entry.kind].get(entry.coded.codec)
     return codec is not None and codec.needs_origin
 
 

@@ -1,11 +1,11 @@
 """How a tensor of a task is put together: the segments that are decoded by themselves, and the chunks each is made of.
 
-    how        elements are
-    whole      the task's own, stored whole
-    base       the base's, as they are
-    steps      the base's, with what a mask over a vector or a delta adds
-    lossless   the base's, with what turns them into the task's bit for bit
-    start      other tasks', merged, with what is coded of the difference
+    how          elements are
+    whole        the task's own, stored whole
+    base         the base's, as they are
+    steps        the base's, with what a mask over a vector or a delta adds
+    conditional  the base's, with what a codec needs to turn them into the task's
+    start        other tasks', merged, with what is coded of the difference
 
 One plan for everything that reads: a store far away is told of its chunks in advance (`prefetch`), whole tensors are
 checked and decoded by it (`decode`), and of a slice the segments that it touches (`slices`). Nothing is read here.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tallstore.archive.locations import Places, StartOf, coded, needs_origin
 from tallstore.archive.reader import Place
-from tallstore.format.part import Entry
+from tallstore.format.part import CONDITIONAL, Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.stores import Range
 
@@ -42,7 +42,7 @@ class How(Enum):
     WHOLE = "whole"
     BASE = "base"
     STEPS = "steps"
-    LOSSLESS = "lossless"
+    CONDITIONAL = "conditional"
     START = "start"
 
 
@@ -246,7 +246,9 @@ def _head(entry: Entry) -> How:
         return How.START
     if entry.base is None:
         return How.WHOLE
-    return {"base": How.BASE, "lossless": How.LOSSLESS}.get(entry.kind, How.STEPS)
+    if entry.kind in CONDITIONAL:
+        return How.CONDITIONAL
+    return How.BASE if entry.kind == "base" else How.STEPS
 
 
 def _cut(how: How, size: int, begin: int, end: int, start: int, stop: int) -> Iterator[Segment]:

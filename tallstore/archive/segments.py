@@ -13,6 +13,7 @@ from tallstore.archive.chunk_reader import ChunkReader
 from tallstore.archive.locations import needs_origin
 from tallstore.archive.piece_cache import Into, Read
 from tallstore.archive.read_plan import How, Origin, Segment, TensorPlan, chunks_of
+from tallstore.format.part import CONDITIONAL
 from tallstore.kernels.reference import wide
 from tallstore.kernels.steps import Steps
 from tallstore.kernels.tiled import DecodedSteps
@@ -68,7 +69,7 @@ class SegmentWriter:
             steps = steps or self.steps(plan, segment)
             if fill is None or not fill(segment.number, steps):
                 self._base.apply(str(plan.base), segment.start, out, steps, given)
-        elif segment.how is How.LOSSLESS and steps is not None:
+        elif segment.how is How.CONDITIONAL and steps is not None:
             steps.begin()(out, out)
         else:
             if given is not None or fill is None or not fill(segment.number):
@@ -76,8 +77,8 @@ class SegmentWriter:
             if origin is not None and origin.base == plan.base and origin.out.dtype == out.dtype:
                 as_bytes(origin.out)[...] = as_bytes(out)
                 met = True
-            if segment.how is How.LOSSLESS:
-                self._chunks.lossless(plan.own, segment.number, plan.name, out)
+            if segment.how is How.CONDITIONAL:
+                self._chunks.conditional(plan.own, segment.number, plan.name, out)
         if plan.lost is not None:
             for chunk in chunks_of(plan.lost, plan.name, segment.start, segment.stop):
                 begin, end = max(chunk.start, segment.start), min(chunk.stop, segment.stop)
@@ -100,7 +101,7 @@ class SegmentWriter:
 
     def steps(self, plan: TensorPlan, segment: Segment) -> Steps:
         """What a segment adds to the base's elements, or, coded without loss, has in their place; decoded here."""
-        if segment.how is How.LOSSLESS:
+        if segment.how is How.CONDITIONAL:
             out = empty(str(plan.entry.dtype), segment.stop - segment.start)
             self.write(plan, segment, out)
             return DecodedSteps(out)
@@ -176,7 +177,7 @@ class SegmentWriter:
         for chunk in chunks_of(plan.own, plan.name, segment.start, segment.stop):
             begin, end = chunk.start - segment.start, chunk.stop - segment.start
             part = out[begin:end]
-            if plan.entry.kind == "lossless":
-                self._chunks.lossless(*chunk, part, None if origin is None else origin[begin:end])
+            if plan.entry.kind in CONDITIONAL:
+                self._chunks.conditional(*chunk, part, None if origin is None else origin[begin:end])
             else:
                 self._chunks.steps(chunk.place, plan.vector, chunk.number, chunk.name).begin()(part, part)

@@ -20,7 +20,7 @@ from tallstore.archive.decode import Decoder, Job
 from tallstore.archive.load_into import check_overlaps, converted, touched, version_of
 from tallstore.archive.merging.alignment import line_up
 from tallstore.archive.resident import PackedTensor
-from tallstore.archive.resident_lossless import CodedLossless
+from tallstore.archive.resident_conditional import CodedConditional
 from tallstore.concurrency import run_all
 from tallstore.errors import ModelChangedError, NoSuchTaskError
 from tallstore.format.manifest import Manifest, names_of
@@ -88,7 +88,7 @@ class _Slot:
     """Where it goes; None if it must be converted with others first."""
     base: Tensor | None = None
     """θ0 of the leading elements, flat, on the model's device."""
-    packed: PackedTensor | CodedLossless | None = None
+    packed: PackedTensor | CodedConditional | None = None
     """What is added to it; the base as it is if None."""
     dtype: torch.dtype = torch.float32
     """The task's type D: what is computed is rounded to it before the model's type."""
@@ -227,13 +227,13 @@ class Switcher:
 
     def _packed(
         self, decoder: Decoder, task: str, name: str, device: torch.device
-    ) -> PackedTensor | CodedLossless | None:
+    ) -> PackedTensor | CodedConditional | None:
         packed = decoder.packed(task, name)
         if packed is None:
             return None
         packed = packed.to(partial(_resident, device=device))
         vector = decoder.vector_of(task, name)
-        if vector is None or isinstance(packed, CodedLossless):
+        if vector is None or isinstance(packed, CodedConditional):
             return packed
         key = (*vector, device)
         if key not in self._vectors:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from tallstore.codecs.adaptive import Adaptive
-from tallstore.codecs.base import LosslessCodec, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import ConditionalCodec, LosslessCodec, MaskCodec, VectorCodec, WholeCodec
 from tallstore.codecs.bits import Bits
 from tallstore.codecs.bits_zstd import BitsZstd
 from tallstore.codecs.codebook import Codebook
+from tallstore.codecs.dare import DareCodec
 from tallstore.codecs.drift import DriftCodec
 from tallstore.codecs.floats import BF16, F32, Ones
 from tallstore.codecs.lanes import Lanes
@@ -18,7 +19,20 @@ from tallstore.codecs.planes import Planes
 from tallstore.codecs.raw import Raw
 from tallstore.errors import CodecError
 
-__all__ = ["LOSSLESS", "MASK", "VECTOR", "WHOLE", "LosslessCodec", "MaskCodec", "VectorCodec", "WholeCodec", "find"]
+__all__ = [
+    "CONDITIONAL",
+    "LOSSLESS",
+    "MASK",
+    "SAMPLED",
+    "VECTOR",
+    "WHOLE",
+    "ConditionalCodec",
+    "LosslessCodec",
+    "MaskCodec",
+    "VectorCodec",
+    "WholeCodec",
+    "find",
+]
 
 MASK: Mapping[str, MaskCodec] = {c.id: c for c in (Bits(), BitsZstd(), Adaptive())}
 VECTOR: Mapping[str, VectorCodec] = {
@@ -26,6 +40,9 @@ VECTOR: Mapping[str, VectorCodec] = {
 }
 WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}
 LOSSLESS: Mapping[str, LosslessCodec] = {c.id: c for c in (LatticeCodec(), DriftCodec(), Lanes())}
+SAMPLED: Mapping[str, DareCodec] = {c.id: c for c in (DareCodec(),)}
+CONDITIONAL: Mapping[str, Mapping[str, ConditionalCodec]] = {"lossless": LOSSLESS, "sampled": SAMPLED}
+"""By the kind of entry: what turns the base's elements into a task's."""
 
 _C = TypeVar("_C")
 

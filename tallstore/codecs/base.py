@@ -124,15 +124,30 @@ Row = tuple[int, int]
 """Elements of a tensor's rows, and how many of the first one lie before the chunk; 0, 0 where rows mean nothing."""
 
 
-class LosslessCodec(ABC):
-    """A task's elements as bytes, given the base's ⇄ coded bytes, exactly.
+class ConditionalCodec(ABC):
+    """A task's elements ⇄ coded bytes, given the base's.
 
     Of a task that starts from others, what those merge to is in the base's place.
     """
 
     id: ClassVar[str]
     needs_origin: ClassVar[bool] = False
-    """Whether it is for such tasks alone, and is told what the base itself has."""
+    """Whether it is for tasks that start from others alone, and is told what the base itself has."""
+
+    @abstractmethod
+    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
+        """Turn the base's elements into the task's, in place.
+
+        Args:
+            data: what `encode` returned.
+            out: the base's elements, converted to `dtype`. Undefined after an error.
+            dtype: the task's element type.
+            origin: of a task that starts from others, the base's elements: as many bytes.
+        """
+
+
+class LosslessCodec(ConditionalCodec):
+    """A conditional codec that gives back every bit."""
 
     @abstractmethod
     def encode(self, raw: Bytes, base: Bytes, dtype: str, row: Row = (0, 0), origin: Bytes | None = None) -> bytes:
@@ -143,16 +158,5 @@ class LosslessCodec(ABC):
             base: the base's elements in their place, converted to `dtype`: as many bytes.
             dtype: the task's element type.
             row: see `Row`.
-            origin: of a task that starts from others, the base's elements: as many bytes.
-        """
-
-    @abstractmethod
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
-        """Turn the base's elements into the task's, in place.
-
-        Args:
-            data: what `encode` returned.
-            out: the base's elements, converted to `dtype`. Undefined after an error.
-            dtype: the task's element type.
-            origin: see `encode`.
+            origin: see `decode`.
         """

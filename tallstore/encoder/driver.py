@@ -192,7 +192,8 @@ class Stream:
                 self._step(f"statistics {number}", size)
             statistic.finish()
         forms = dict.fromkeys(self.recipe.lossless(), LOSSLESS) | dict(self._tools.forms)
-        self._tools = replace(self._tools, forms=forms)
+        drop = {key: rates for key, rates in self.recipe.dropped().items() if key not in forms}
+        self._tools = replace(self._tools, forms=forms, drop=drop)
 
     def _context(self, kind: str, batches: Sequence[Batch], statistic: Any = None) -> Context:
         return Context(

@@ -34,12 +34,14 @@ from tallstore.encoder.items import (
     row_lengths,
     row_of,
 )
-from tallstore.encoder.lossless_rows import encode_row, may_be_lossless
+from tallstore.encoder.lossless_rows import encode_row, encode_sampled, may_be_lossless
 from tallstore.encoder.plan import User
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.remeasure import remeasure
 from tallstore.encoder.row_bits import largest_of, same_bits
+from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.reference import difference
+from tallstore.recipes.dropping import DropRates
 from tallstore.tensors import as_bytes
 
 
@@ -50,7 +52,7 @@ def do(item: Item, tools: Tools) -> Done:
     origin = base if tools.origin is tools.base else tools.origin.read(item.name, item.start, item.stop)
     outcomes: dict[User, Outcome | None] = {}
     vector, size = b"", len(raw)
-    lossy = replace(item, users=tuple(user for user in item.users if not tools.is_lossless(user, item.name)))
+    lossy = replace(item, users=tuple(user for user in item.users if tools.is_masked(user, item.name)))
     for chunk, users in _together(lossy, origin, tools):
         if isinstance(chunk, Outcome):
             outcomes[users[0]] = chunk
@@ -61,7 +63,9 @@ def do(item: Item, tools: Tools) -> Done:
         size += chunk.bytes - origin.numel() * origin.element_size()
     for user in item.users:
         if user not in outcomes:
-            outcomes[user], read_bytes = _without_loss(item, user, base, tools)
+            drop = tools.dropped(user, item.name)
+            one = _without_loss(item, user, base, tools) if drop is None else _sampled(item, user, base, drop, tools)
+            outcomes[user], read_bytes = one
             size += read_bytes
     alike = tuple(same_bits(base, gather_runs(tools.tasks[u.task], u.name, [item], "row")) for u in item.alike)
     only = len(base) == tools.base.tensors[item.name].numel
@@ -84,6 +88,17 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     if encoded is None:
         return Outcome(moved=True, why_whole=Why(Reason.BASE_NAN)), size
     return Outcome(made=encoded[0], moved=encoded[1]), size
+
+
+def _sampled(item: Item, user: User, base: Tensor, drop: DropRates, tools: Tools) -> tuple[Outcome | None, int]:
+    """What becomes of a row of which some changes are dropped; and how many bytes were read for it."""
+    row = row_of(item, user, tools)
+    if row is None:
+        return None, 0
+    first = first_of(item.start, tools.recipe.seed(user.task, item.name))
+    dtype = tools.tasks[user.task].tensors[user.name].dtype
+    made, moved = encode_sampled(row, base[: len(row)], dtype, drop, first)
+    return Outcome(made=made, moved=moved), row.numel() * row.element_size()
 
 
 def identify(name: str, tools: Tools) -> str:

@@ -32,11 +32,11 @@ from tallstore.kernels.native import encode as native
 from tallstore.kernels.native import levels as native_levels
 from tallstore.kernels.native import library
 from tallstore.kernels.native_types import BFLOAT16, FLOAT16, FLOAT32
+from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.rules import Rule
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.coherence import BITS, gain_of
-from tallstore.recipes.dither import unmixed
 from tallstore.recipes.histogram import BINS, SHIFT, Magnitudes
 from tallstore.recipes.quantizers import Quantizer
 from tallstore.tensors import TORCH, as_bytes
@@ -184,7 +184,7 @@ def marked(
         return Fallback.SCALE if made is None else (made, differs)
     n, seen, totals = len(base.values), native.Seen(), np.zeros(N_SUMS)
     packed = scratch("marks", reference.packed_size(recipe.kind, n), np.uint8)
-    if not native.mark(packed, totals, seen, row, start, base.values, low, width, unmixed(start, rule.seeds[0])):
+    if not native.mark(packed, totals, seen, row, start, base.values, low, width, first_of(start, rule.seeds[0])):
         return Fallback.CUT_OFF
     _, norm, kept, dot, on = totals.tolist()
     # A number beyond reach is 2^77 at the least from any within, the square of which float32 has no more.

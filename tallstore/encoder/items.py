@@ -24,6 +24,7 @@ from tallstore.encoder.row_bits import largest_of
 from tallstore.encoder.select_gpu import has_kernels
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe
+from tallstore.recipes.dropping import DropRates
 from tallstore.tensors import TORCH
 
 LOSSLESS = "lossless"
@@ -138,6 +139,8 @@ class Tools:
     """Codec of lost bits."""
     forms: Mapping[tuple[int, str], str] = field(default_factory=dict)
     """(task, base tensor) → the vector codec of a delta of its own, or LOSSLESS: what a budget asks for."""
+    drop: Mapping[tuple[int, str], DropRates] = field(default_factory=dict)
+    """(task, base tensor) → what is kept of it, where some changes are dropped."""
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
     exactly: frozenset[int] = frozenset()
@@ -145,7 +148,18 @@ class Tools:
 
     def is_lossless(self, user: User, base: str) -> bool:
         """Whether a tensor that comes from the base's of that name is coded without loss."""
-        return user.lossless or user.task in self.exactly or self.forms.get((user.task, base)) == LOSSLESS
+        key = (user.task, base)
+        if user.lossless or user.task in self.exactly or self.forms.get(key) == LOSSLESS:
+            return True
+        return key in self.drop and user.task in self.exact  # one layer that loses nothing takes less than two
+
+    def is_masked(self, user: User, base: str) -> bool:
+        """Whether it is coded by masks or levels over the base."""
+        return not self.is_lossless(user, base) and (user.task, base) not in self.drop
+
+    def dropped(self, user: User, base: str) -> DropRates | None:
+        """What is kept of a tensor that comes from the base's of that name, where some changes are dropped."""
+        return None if self.is_lossless(user, base) else self.drop.get((user.task, base))
 
     @property
     def origin(self) -> Checkpoint:

@@ -26,7 +26,7 @@ from tallstore.encoder.fused_rows import (
 )
 from tallstore.encoder.inspect_rows import looks_of, usable_rows
 from tallstore.encoder.items import Item, Read, Tools, gather_runs, read, row_by_row
-from tallstore.encoder.lossless_rows import lossless_bits, may_be_lossless
+from tallstore.encoder.lossless_rows import level_costs, lossless_bits, may_be_lossless
 from tallstore.encoder.plan import User
 from tallstore.encoder.row_bits import largest_of
 from tallstore.format.dtypes import ITEM_BYTES
@@ -73,7 +73,8 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
             own = _read_rows(checkpoint, user.name, sample.runs)
         results.append(statistic.measure_rows(user.task, item.name, partial(_gain, checkpoint, user.name, sample, own)))
         if own is not None and (bits := lossless_bits(own, sample.base, user.covered, columns)) is not None:
-            results.append(statistic.measure_lossless(user.task, item.name, bits))
+            levels = level_costs(own, sample.base, user.covered)
+            results.append(statistic.measure_lossless(user.task, item.name, bits, levels))
     return results
 
 

@@ -22,9 +22,10 @@ from tallstore.encoder.moved_elements import Moved, scattered
 from tallstore.encoder.rounded_levels import RoundedLevels
 from tallstore.kernels.native import levels as native
 from tallstore.kernels.native_types import FLOAT32, NARROW
+from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.registry import kernel
 from tallstore.kernels.scratch import scratch
-from tallstore.recipes.dither import uniform_at, unmixed
+from tallstore.recipes.dither import uniform_at
 from tallstore.recipes.histogram import add_up
 from tallstore.recipes.quantizers import Quantizer, fitting_scale
 
@@ -84,7 +85,7 @@ def encode(tau: Floats, levels: Quantizer, start: int, seed: int, memory: Bytes 
         memory: shape (n,): indices go into it.
     """
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
-    numbers, totals, norm = sort_by_level(indices, tau, levels, None, unmixed(start, seed))
+    numbers, totals, norm = sort_by_level(indices, tau, levels, None, first_of(start, seed))
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
     sums = agreement_of_levels(tau, table, indices, None, FLOAT32)
     codec = codec_of(len(levels.bounds))
@@ -130,7 +131,7 @@ def mark_moved(moved: Moved, levels: Quantizer, seed: int, wanted: Callable[[Sum
 
 def _begun(moved: Moved, levels: Quantizer, seed: int) -> tuple[Bytes, Integers, npt.NDArray[np.float64], float]:
     indices = scratch("indices", len(moved.tau), np.uint8)
-    return indices, *sort_by_level(indices, moved.tau, levels, moved.places, unmixed(moved.start, seed))
+    return indices, *sort_by_level(indices, moved.tau, levels, moved.places, first_of(moved.start, seed))
 
 
 class _Settled(NamedTuple):

@@ -24,8 +24,9 @@ from tallstore.encoder.metrics import agreement
 from tallstore.encoder.moved_elements import Moved
 from tallstore.kernels.native import levels as native
 from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.registry import kernel
-from tallstore.recipes.dither import uniform_at, unmixed
+from tallstore.recipes.dither import uniform_at
 
 __all__ = ["RoundedLevels"]
 
@@ -72,7 +73,7 @@ def place_rounded(
     """
     moved = levels.moved
     magnitude, indices[:] = np.abs(moved.tau), 0
-    drawn = uniform_at(moved.places, unmixed(moved.start, levels.seed))
+    drawn = uniform_at(moved.places, first_of(moved.start, levels.seed))
     share, (before, kept) = drawn * np.float32(width) + np.float32(low), np.zeros((2, len(drawn)), np.float32)
     for level, value in enumerate(values.tolist(), 1):
         after = _moved_by(moved, value)
@@ -91,7 +92,7 @@ def _(
     indices: Bytes, levels: RoundedLevels, values: Floats, low: float, width: float, factor: float
 ) -> tuple[float, ...]:
     moved = levels.moved
-    shape = (low, width, factor, unmixed(moved.start, levels.seed))
+    shape = (low, width, factor, first_of(moved.start, levels.seed))
     return native.place_rounded(indices, moved.places, moved.tau, moved.base, values, shape, moved.form)
 
 

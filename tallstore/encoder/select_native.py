@@ -17,9 +17,9 @@ from tallstore.encoder.tile import TILE, ChunkChoice, TaskRow, spans
 from tallstore.kernels import reference
 from tallstore.kernels.native import encode
 from tallstore.kernels.native_types import FLOAT32
+from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.base import Recipe
-from tallstore.recipes.dither import unmixed
 
 __all__ = ["choose"]
 
@@ -68,7 +68,7 @@ def _mark(
     seen = encode.Seen()
     for a, b in cuts:
         marks = packed[a // 4 : -(-b // 4)] if not a % 4 else np.empty(-(-(b - a) // 4), np.uint8)
-        begin = unmixed(start + a, rule.seeds[at])
+        begin = first_of(start + a, rule.seeds[at])
         encode.mark(marks, sums, seen, source, a, before[a:b], float(low), float(width), begin)
         if a % 4:
             whole = np.concatenate([reference.unpack(packed, "signed", a), reference.unpack(marks, "signed", b - a)])

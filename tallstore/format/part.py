@@ -31,8 +31,8 @@ _HEX = re.compile("[0-9a-f]*")
 KINDS_IN_PART: Mapping[str, frozenset[str]] = {
     "base": frozenset({"whole", "tied"}),
     "vector": frozenset({"vector"}),
-    "mask": frozenset({"base", "binary", "signed", "delta", "lossless", "private", "tied"}),
-    "relative": frozenset({"base", "binary", "signed", "delta", "lossless", "private", "tied"}),
+    "mask": frozenset({"base", "binary", "signed", "delta", "lossless", "sampled", "private", "tied"}),
+    "relative": frozenset({"base", "binary", "signed", "delta", "lossless", "sampled", "private", "tied"}),
     "private": frozenset({"whole"}),
     "exact": frozenset({"difference"}),
 }
@@ -43,7 +43,10 @@ WHY = frozenset({"unmatched", "small", "type", "numbers", "budget"})
 
 _WORDS = ("U8", "U16", "U32", "U64")
 """What differences are coded as, by the size of an element."""
-_STARTING = frozenset({"base", "binary", "signed", "delta", "lossless"})
+CONDITIONAL = frozenset({"lossless", "sampled"})
+"""Kinds whose codec turns the elements that a tensor builds on into its own."""
+_SAMPLED = ("BF16", "F16")
+_STARTING = frozenset({"base", "binary", "signed", "delta"}) | CONDITIONAL
 """Kinds that build on elements that are there: the base's, or in a relative part those of other tasks."""
 _CODED = frozenset({"codec", "chunk", "chunks"})
 _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -55,6 +58,7 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "signed": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows", "scales"})),
     "delta": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
     "lossless": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
+    "sampled": (frozenset({"dtype", "shape", "base"}) | _CODED, frozenset({"rows"})),
     "private": (frozenset({"dtype", "shape"}), frozenset({"why"})),
     "tied": (frozenset({"to"}), frozenset()),
     "difference": (frozenset({"dtype", "shape"}) | _CODED, frozenset()),
@@ -220,6 +224,8 @@ class Entry:
             raise FormatError(f"{where}: a {self.kind} entry names no base whose vector it is over")
         if self.kind in {"binary", "signed", "delta"} and self.dtype not in MASKABLE:
             raise FormatError(f"{where}: a {self.kind} entry cannot have element type {self.dtype}")
+        if self.kind == "sampled" and self.dtype not in _SAMPLED:
+            raise FormatError(f"{where}: a sampled entry has element type {' or '.join(_SAMPLED)}, not {self.dtype}")
         if self.kind == "difference" and self.dtype not in _WORDS:
             raise FormatError(f"{where}: differences are of {', '.join(_WORDS)}, not {self.dtype}")
         if self.scales is not None and self.coded and len(self.scales) != len(self.coded.chunks):

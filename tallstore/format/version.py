@@ -12,7 +12,7 @@ from tallstore.errors import FormatError, VersionError
 
 VERSION = "1.0"
 """`major.minor` of what uses nothing newer. A reader takes every minor version of its major version."""
-NEWEST = "1.3"
+NEWEST = "1.4"
 """The newest version that this writer knows all of."""
 SINCE: dict[str, str] = {
     "task.weights": "1.1",
@@ -30,6 +30,8 @@ SINCE: dict[str, str] = {
     "task.relatives": "1.2",
     "relative": "1.2",
     "drift": "1.3",
+    "sampled": "1.4",
+    "dare": "1.4",
 }
 """Members (`object.member`), kinds of part and entry, codecs and element types that came after 1.0 → their version."""
 

@@ -40,6 +40,7 @@ __all__ = [
     "Rows",
     "drift_of",
     "frequencies",
+    "open_bits",
     "segment_of",
     "segments_of",
     "with_bits",
@@ -235,6 +236,11 @@ def least_of(symbols: Integers) -> Integers:
     return np.where(symbols < DIRECT, symbols, (2 + (symbols & 1)) << np.maximum(octave - 1, 0))
 
 
+def open_bits(magnitudes: Integers) -> Integers:
+    """How many bits each magnitude's symbol leaves open."""
+    return np.where(magnitudes < DIRECT, 0, 3 + (magnitudes - DIRECT) // 2)
+
+
 def prepare(lattice: Lattice, after: Words, base: Words, low: int) -> Prepared:
     """The steps from the base's elements to the task's, words of shape (n,), as symbols."""
     d = drift_of(lattice, after, base).astype(np.int64)
@@ -394,7 +400,7 @@ def _pack_bits(values: Integers, widths: Integers) -> Bytes:
 def with_bits(symbols: Integers, extra: Bytes) -> Integers:
     """Steps of signed symbols and the bits that they leave open."""
     magnitudes = np.abs(symbols)
-    widths = np.where(magnitudes < DIRECT, 0, 3 + (magnitudes - DIRECT) // 2)
+    widths = open_bits(magnitudes)
     ends = np.cumsum(widths)
     total = int(ends[-1]) if len(ends) else 0
     if len(extra) != -(-total // 8):
@@ -407,7 +413,7 @@ def with_bits(symbols: Integers, extra: Bytes) -> Integers:
     starts = (ends - widths)[some]
     lines = padded.view("<u4").astype(np.uint64)
     pairs = lines[starts >> 5] | lines[(starts >> 5) + 1] << np.uint64(32)
-    open_bits = (pairs >> (starts & 31).astype(np.uint64)).astype(np.int64) & ((1 << widths[some]) - 1)
+    left = (pairs >> (starts & 31).astype(np.uint64)).astype(np.int64) & ((1 << widths[some]) - 1)
     least = least_of(magnitudes)
-    least[some] += open_bits
+    least[some] += left
     return np.where(symbols < 0, -least, least)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.dither import seed_of
+from tallstore.recipes.dropping import DropRates, LevelCosts
 from tallstore.recipes.histogram import Magnitudes
 from tallstore.recipes.quantizers import Quantizer
 
@@ -106,13 +107,14 @@ class Statistic(ABC):
         """
         raise NotImplementedError
 
-    def measure_lossless(self, task: int, tensor: str, bits: float) -> Any:
+    def measure_lossless(self, task: int, tensor: str, bits: float, levels: LevelCosts | None) -> Any:
         """What `condense` is given of what one task's tensor would take without loss, where that may be little.
 
         Args:
             task: which.
             tensor: the base's name of the tensor.
             bits: of the whole tensor, estimated from the rows that `coherence.picked` names.
+            levels: the same by the exponents of the base's elements, in types of which some elements may be dropped.
         """
         raise NotImplementedError
 
@@ -194,6 +196,10 @@ class Recipe(ABC):
     def lossless(self) -> Collection[tuple[int, str]]:
         """The tasks' tensors that are to be coded without loss, once statistics are gathered."""
         return ()
+
+    def dropped(self) -> Mapping[tuple[int, str], DropRates]:
+        """Those of which a share of the changes is to be dropped and the rest rescaled."""
+        return {}
 
     def levels(self, task: int, tensor: str) -> Quantizer | None:  # noqa: ARG002 - part of the interface
         """Where a task's tensor gets levels of its own in place of a mask: the bounds of their magnitudes, ascending.

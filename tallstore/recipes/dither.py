@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-__all__ = ["seed_of", "uniform", "uniform_at", "unmixed"]
+from tallstore.kernels.place_hash import DRAWN, drawn_at, first_of
 
-_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
-"""Shifts and factors of a mixing function of 32 bits with little bias (Wellons 2018, "lowbias32")."""
-_GOLDEN = 0x9E3779B1
+__all__ = ["seed_of", "uniform", "uniform_at"]
 
 
 def seed_of(task: int, tensor: str) -> int:
@@ -23,35 +21,19 @@ def seed_of(task: int, tensor: str) -> int:
     return int(xxhash.xxh32_intdigest(tensor.encode(), seed=task))
 
 
-def unmixed(place: int, seed: int) -> int:
-    """What is mixed for a place: it counts up by one from place to place, modulo 2^32, as far as 2^32 divides none."""
-    high, low = divmod(place, 1 << 32)
-    return (low + (seed ^ (high * 0x85EBCA6B & 0xFFFFFFFF)) * _GOLDEN) & 0xFFFFFFFF
-
-
 def uniform(start: int, n: int, seed: int) -> npt.NDArray[np.float32]:
-    """Numbers for elements [start, start + n) of a tensor: multiples of 2^-24 in [0, 1), shape (n,).
-
-    x = (place + seed · 0x9E3779B1) mod 2^32, mixed. Elements 2^32 places apart differ, since the upper half of the
-    place joins the seed.
-    """
+    """Numbers for elements [start, start + n) of a tensor: multiples of 2^-24 in [0, 1), shape (n,)."""
     out = np.empty(n, np.float32)
     at = 0
     while at < n:
         run = min(n - at, (1 << 32) - (start + at) % (1 << 32))
-        out[at : at + run] = uniform_at(np.arange(run, dtype=np.uint32), unmixed(start + at, seed))
+        out[at : at + run] = uniform_at(np.arange(run, dtype=np.uint32), first_of(start + at, seed))
         at += run
     return out
 
 
 def uniform_at(places: npt.NDArray[np.uint32], first: int) -> npt.NDArray[np.float32]:
-    """The same of elements at places that are counted from one whose unmixed place is `first`."""
-    x = places + np.uint32(first)
-    spare = np.empty_like(x)
-    for shift, factor in _ROUNDS:
-        x ^= np.right_shift(x, shift, out=spare)
-        x *= np.uint32(factor)
-    x ^= np.right_shift(x, 16, out=spare)
-    x >>= 8
-    numbers: npt.NDArray[np.float32] = np.multiply(x, np.float32(2.0**-24), dtype=np.float32, casting="unsafe")
+    """The same of elements at places that are counted from one of which `first_of` is `first`."""
+    drawn = drawn_at(places, first)
+    numbers: npt.NDArray[np.float32] = np.multiply(drawn, np.float32(2.0**-DRAWN), dtype=np.float32, casting="unsafe")
     return numbers

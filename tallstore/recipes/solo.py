@@ -25,15 +25,17 @@ from torch import Tensor
 
 from tallstore.errors import OptionError
 from tallstore.kernels.rules import Rule
+from tallstore.recipes import dropping
 from tallstore.recipes.allocation import ENTRY_BITS, allocate, allocate_within
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
+from tallstore.recipes.dropping import DropRates, LevelCosts
 from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quality_levels import QUALITIES, TOLERABLE
 from tallstore.recipes.quantizers import Quantizer, fitting_scale, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
-from tallstore.recipes.steps import Steps, biased, join, steps
+from tallstore.recipes.steps import Steps, biased, join, join_below, steps
 
 __all__ = ["Solo"]
 
@@ -44,6 +46,8 @@ _NEARLY = 0.9
 is a few percent too much."""
 _WITHOUT_LOSS = -1
 """The ladder of losing nothing: a choice among others, where it is known what it takes."""
+_DROPPED = -2
+"""The first of those of dropping some changes; the next ones are below."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
@@ -102,6 +106,7 @@ class Solo(Recipe):
         self._chosen: dict[Key, Quantizer] = {}
         """Of each task's tensor; a single level is a mask's."""
         self._lossless: frozenset[Key] = frozenset()
+        self._dropped: dict[Key, DropRates] = {}
         self._predicted: dict[int, float] = {}
         self._tolerable_bits = 0.0
 
@@ -142,8 +147,15 @@ class Solo(Recipe):
         chosen = {key: choice for key, choice in chosen.items() if key not in self._lossless}
         if self.least:
             chosen = self._least({key: tensors[key] for key in chosen}, chosen)
+        self._dropped = {
+            key: tensors[key].rates[_DROPPED - choice.ladder]
+            for key, choice in chosen.items()
+            if choice.ladder <= _DROPPED
+        }
         self._chosen = {
-            key: tensors[key].levels(choice.ladder)._replace(least=self.least) for key, choice in chosen.items()
+            key: tensors[key].levels(choice.ladder)._replace(least=self.least)
+            for key, choice in chosen.items()
+            if key not in self._dropped
         }
 
     def _without_loss(self, tensors: Mapping[Key, _Tensor], chosen: Mapping[Key, PrecisionChoice]) -> frozenset[Key]:
@@ -204,6 +216,10 @@ class Solo(Recipe):
     def lossless(self) -> Collection[Key]:
         """Tensors for which the precision that was chosen costs at least what losing nothing does."""
         return self._lossless
+
+    def dropped(self) -> Mapping[Key, DropRates]:
+        """Tensors that diverge least at their bits where some changes are dropped."""
+        return self._dropped
 
     def vector(self, tile: Tile) -> Tensor:
         """v ≡ 1."""
@@ -296,6 +312,8 @@ class _Tensor:
     """What is chosen beforehand."""
     lossless_bits: float
     """What it takes without loss, estimated; infinite where that is not known, for it is never less."""
+    rates: Sequence[DropRates]
+    """Of dropping some."""
 
     def levels(self, ladder: int) -> Quantizer:
         """What a choice means."""
@@ -306,7 +324,8 @@ class _Tensor:
 class _Bits(NamedTuple):
     """What a tensor takes without loss."""
 
-    of_all: float
+    of_all: float = math.inf
+    by_level: LevelCosts | None = None
 
 
 class _Histograms(Statistic):
@@ -340,30 +359,32 @@ class _Histograms(Statistic):
     def measure_rows(self, task: int, tensor: str, gain: Callable[[], float]) -> list[tuple[Key, float]]:
         return [((task, tensor), 1.0 if self._recipe.as_it_comes(tensor) else gain())]
 
-    def measure_lossless(self, task: int, tensor: str, bits: float) -> list[tuple[Key, _Bits]]:
-        return [((task, tensor), _Bits(bits))]
+    def measure_lossless(
+        self, task: int, tensor: str, bits: float, levels: LevelCosts | None
+    ) -> list[tuple[Key, _Bits]]:
+        return [((task, tensor), _Bits(bits, levels))]
 
     def condense(self, measured: Iterable[list[tuple[Key, Magnitudes | float | _Bits]]]) -> list[tuple[Key, _Tensor]]:
         histograms: dict[Key, Magnitudes] = {}
         gains: dict[Key, float] = {}
-        lossless: dict[Key, float] = {}
+        lossless: dict[Key, _Bits] = {}
         for key, each in chain.from_iterable(measured):
             if isinstance(each, float):
                 gains[key] = each
             elif isinstance(each, _Bits):
-                lossless[key] = each.of_all
+                lossless[key] = each
             elif key in histograms:
                 histograms[key].add(each)
             else:
                 histograms[key] = each
         return [
-            (key, self._tensor(key[1], each, gains.get(key, 1.0), lossless.get(key, math.inf)))
+            (key, self._tensor(key[1], each, gains.get(key, 1.0), lossless.get(key, _Bits())))
             for key, each in histograms.items()
             if each.moved
         ]
 
-    def _tensor(self, tensor: str, histogram: Magnitudes, coherent: float, lossless_bits: float) -> _Tensor:
-        recipe = self._recipe
+    def _tensor(self, tensor: str, histogram: Magnitudes, coherent: float, lossless: _Bits) -> _Tensor:
+        recipe, lossless_bits = self._recipe, lossless.of_all
         small = histogram.moved < _FINE and (recipe.bits is not None or recipe.vector_like(tensor))
         kappa = recipe.narrow_kappa if histogram.narrow else recipe.kappa
         offers = choices(histogram, kappa)
@@ -373,6 +394,10 @@ class _Histograms(Statistic):
             offers = join(offers, biased(finer, histogram, kappa) if histogram.narrow else finer, ladders())
         if not len(offers):
             offers = Choices.only(_signs(histogram))
+        rates: Sequence[DropRates] = ()
+        if lossless.by_level is not None:
+            rates, bits, harm = dropping.offers(lossless.by_level)
+            offers = join_below(offers, bits, harm, _DROPPED)
         if math.isfinite(lossless_bits):
             offers = join(offers, ([], np.array([lossless_bits]), np.zeros(1)), _WITHOUT_LOSS)
         return _Tensor(
@@ -385,6 +410,7 @@ class _Histograms(Statistic):
             least=_squared(join(choices(histogram), finer, ladders())) if recipe.least else offers,
             fixed=fine(histogram, _FINE_BOUND) or offers[-1] if small else None,
             lossless_bits=lossless_bits,
+            rates=rates,
         )
 
     def _change(self, tensor: str, histogram: Magnitudes) -> float:

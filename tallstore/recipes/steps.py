@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tallstore.recipes.histogram import EDGES, Floats, Magnitudes
 from tallstore.recipes.rate_distortion import Choices, hull_of, prices
 
-__all__ = ["MOST", "Steps", "biased", "join", "steps"]
+__all__ = ["MOST", "Steps", "biased", "join", "join_below", "steps"]
 
 Steps = tuple[list[Floats], Floats, Floats]
 """Where levels begin, and the bits and the harm of each."""
@@ -75,7 +75,16 @@ def join(offered: Choices, stepped: Steps, first: int) -> Choices:
     The ladder of a step is its place among the steps, counted from `first` on.
     """
     _, bits, harm = stepped
-    ladders = np.concatenate([offered.ladders, first + np.arange(len(bits))]).astype(np.intp)
+    return _joined(offered, first + np.arange(len(bits)), bits, harm)
+
+
+def join_below(offered: Choices, bits: Floats, harm: Floats, first: int) -> Choices:
+    """The same of any others, whose ladders are counted from `first` down."""
+    return _joined(offered, first - np.arange(len(bits)), bits, harm)
+
+
+def _joined(offered: Choices, ladders: NDArray[np.intp], bits: Floats, harm: Floats) -> Choices:
+    ladders = np.concatenate([offered.ladders, ladders]).astype(np.intp)
     bits, harm = np.concatenate([offered.bits, bits]), np.concatenate([offered.harm, harm])
     best = hull_of(bits, harm)
     return Choices(ladders[best], bits[best], harm[best])

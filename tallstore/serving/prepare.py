@@ -16,7 +16,7 @@ from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
 from tallstore.archive.decode import Decoder
 from tallstore.archive.load_into import check_overlaps, converted, touched
 from tallstore.archive.resident import PackedTensor
-from tallstore.archive.resident_lossless import CodedLossless
+from tallstore.archive.resident_conditional import CodedConditional
 from tallstore.errors import ModelMismatchError
 from tallstore.kernels import reference
 from tallstore.kernels.device_rows import DeviceVector
@@ -184,10 +184,10 @@ class _Preparing:
         if levels is None and not _holds(own.dtype, decoder.base_dtype(str(entry.base))):
             return DecodedTensor(shape, decoded, self.shelf)
         form = form_for(own.device)
-        if levels is None or (form is not None and isinstance(packed, CodedLossless)):
+        if levels is None or (form is not None and isinstance(packed, CodedConditional)):
             applied = partial(_applied, packed, dtype, tail)
             return DecodedTensor(shape, applied, self.shelf, tuple(packed.tensors))
-        steps = isinstance(packed, CodedLossless)
+        steps = isinstance(packed, CodedConditional)
         made = pack_rows(levels, (rows, width), dtype, packed.chunk, steps=steps, vector=vector, form=form)
         return RowsTensor(shape, placed(made, own.device, self.out.on_device), tail)
 
@@ -258,10 +258,10 @@ def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
 
 
 def _chunks(
-    packed: PackedTensor | CodedLossless, n: int, dtype: torch.dtype, base: Callable[[], Tensor], *, alone: bool
+    packed: PackedTensor | CodedConditional, n: int, dtype: torch.dtype, base: Callable[[], Tensor], *, alone: bool
 ) -> Iterator[LevelChunk] | None:
     """Levels of every element, chunk by chunk; None where they are no levels. alone: no vector is needed."""
-    if isinstance(packed, CodedLossless):
+    if isinstance(packed, CodedConditional):
         return _steps(partial(_after, packed), base(), packed.chunk) if dtype in _NARROW else None
     if packed.kind == "values" or dtype not in {torch.float32, torch.float64, *_NARROW}:
         return None
@@ -288,7 +288,7 @@ def _levels(packed: PackedTensor, n: int, base: Tensor | None) -> Iterator[Level
         yield LevelChunk(levels, table)
 
 
-def _after(packed: CodedLossless, a: int, before: Tensor) -> Tensor:
+def _after(packed: CodedConditional, a: int, before: Tensor) -> Tensor:
     """A task's elements from `a` on, given the base's."""
     after = torch.empty_like(before)
     packed.apply(after, before, a)
@@ -342,7 +342,7 @@ def _ordered(words: Tensor) -> Tensor:
     return torch.where(wide < 0, wide ^ 0x7FFF, wide)
 
 
-def _applied(packed: PackedTensor | CodedLossless, dtype: torch.dtype, tail: Tensor | None, own: Tensor) -> Tensor:
+def _applied(packed: PackedTensor | CodedConditional, dtype: torch.dtype, tail: Tensor | None, own: Tensor) -> Tensor:
     """What codes make of the model's tensor, the base's."""
     covered = own.numel() - (0 if tail is None else tail.numel())
     base = own.reshape(-1)[:covered].to(dtype)

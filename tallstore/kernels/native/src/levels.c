@@ -1,5 +1,6 @@
 /* Rows on levels of their own, and the indices of codebooks. */
 #define _POSIX_C_SOURCE 200809L
+#include "place_hash.h"
 #include "rows.h"
 #include "sums.h"
 

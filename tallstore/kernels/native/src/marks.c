@@ -1,5 +1,6 @@
 /* Rows above a threshold: signed marks over v = 1, packed, and what they keep of a task vector. */
 #define _POSIX_C_SOURCE 200809L
+#include "place_hash.h"
 #include "rows.h"
 #include "sums.h"
 

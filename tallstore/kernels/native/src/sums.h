@@ -66,14 +66,4 @@ static inline double ts_add_blocks(double *sums, int64_t count) {
 TS_DEFINE_AGREE(f32, float)
 TS_DEFINE_AGREE(f64, double)
 
-/* The number in [0, 1) of an unmixed place: `recipes.dither.uniform`. */
-static inline float ts_uniform(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7FEB352Du;
-    x ^= x >> 15;
-    x *= 0x846CA68Bu;
-    x ^= x >> 16;
-    return (float)(int32_t)(x >> 8) * 0x1p-24f;
-}
-
 #endif

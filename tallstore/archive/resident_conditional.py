@@ -1,4 +1,4 @@
-"""A task's share of one tensor that is coded without loss, kept as it is coded: what is kept in memory to switch by.
+"""A task's share of one tensor that is coded given the base's, kept as it is coded, in memory, to switch by.
 
 Every chunk was decoded once when it was kept, so that applying it cannot fail.
 """
@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tallstore.codecs import LosslessCodec
+from tallstore.codecs import ConditionalCodec
 from tallstore.tensors import NAME, as_bytes
 
-__all__ = ["CodedLossless"]
+__all__ = ["CodedConditional"]
 
 
 @dataclass(frozen=True)
-class CodedLossless:
+class CodedConditional:
     """Coded chunks of N elements. Beside `packed.PackedTensor`, and used as it is."""
 
-    codec: LosslessCodec
+    codec: ConditionalCodec
     codes: Tensor
     """Coded bytes of all chunks: uint8."""
     ends: tuple[int, ...]
@@ -34,7 +34,7 @@ class CodedLossless:
         """All memory."""
         return [self.codes]
 
-    def to(self, move: Callable[[Tensor], Tensor]) -> CodedLossless:  # noqa: ARG002 - the processor decodes it
+    def to(self, move: Callable[[Tensor], Tensor]) -> CodedConditional:  # noqa: ARG002 - the processor decodes it
         """The same: it stays in host memory."""
         return replace(self)
 
