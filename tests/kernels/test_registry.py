@@ -175,6 +175,7 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
         "encoder/fused_rows.py",
         "kernels/registry.py",
         "kernels/decoding_backends.py",
+        "kernels/dare_fast.py",
         "kernels/drift_fast.py",
         "kernels/lattice_fast.py",
         "kernels/native/choices.py",
