@@ -174,6 +174,7 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
         "encoder/backend.py",
         "encoder/fused_rows.py",
         "kernels/registry.py",
+        "kernels/dare_fast.py",
         "kernels/decoding_backends.py",
         "kernels/drift_fast.py",
         "kernels/lattice_fast.py",

@@ -121,7 +121,9 @@ def test_examples_of_the_codecs_hold() -> None:
 def test_the_example_of_dare_holds() -> None:
     page = text("codecs/dare.md")
     rows = re.findall(
-        r"^\| ([0-9]) \| ([0-9]+) \| ([0-9–]) \| ([0-9A-F]{4}) \| ([0-9A-F]{4}|–) \| ([0-9A-F]{4}) \|", page, re.MULTILINE
+        r"^\| ([0-9]) \| ([0-9]+) \| ([0-9–]) \| ([0-9A-F]{4}) \| ([0-9A-F]{4}|–) \| ([0-9A-F]{4}) \|",
+        page,
+        re.MULTILINE,
     )
     chunk = next(line for line in page.splitlines() if line.startswith("    01 7E")).replace(" ", "")
     before, after = ([int(row[at], 16) for row in rows] for at in (3, 5))

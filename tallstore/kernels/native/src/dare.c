@@ -32,6 +32,7 @@ TS_KERNEL(void, dare_rescale)(
     uint16_t *restrict words, const uint32_t *restrict places, const uint32_t *restrict taken, const uint16_t *restrict after,
     int64_t count, int32_t form
 ) {
+    const uint16_t nan = form == TS_BFLOAT16 ? 0x7FC0 : 0x7E00; /* narrowing may make anything of one */
     for (int64_t from = 0; from < count; from += BLOCK) {
         int64_t size = TS_MIN(count - from, BLOCK);
         uint16_t base[BLOCK], rounded[BLOCK];
@@ -42,7 +43,8 @@ TS_KERNEL(void, dare_rescale)(
         ts_narrow(rounded, start, size, form);
         for (int64_t i = 0; i < size; i++) {
             bool exact = taken[from + i] == 1 || base[i] == after[from + i];
-            words[places[from + i]] = exact ? after[from + i] : rounded[i];
+            uint16_t moved = start[i] != start[i] ? nan : rounded[i];
+            words[places[from + i]] = exact ? after[from + i] : moved;
         }
     }
 }
