@@ -1,4 +1,4 @@
-"""What each of the five kinds of codec must do: give back what it was given, or that on the average, and refuse all else."""
+"""What each of the five kinds of codec must do: give back what it was given, and refuse all else in bounded memory."""
 
 from __future__ import annotations
 

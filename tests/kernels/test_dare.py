@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -229,12 +231,10 @@ def test_a_zero_with_a_sign_stays_where_it_did_not_move() -> None:
 def test_fewer_are_kept_in_fewer_bytes() -> None:
     base = weights("BF16", 1 << 16)
     after = tuned("BF16", base)
-    low, sizes = lowest(LATTICES["BF16"], base), []
-    given = after.view(np.uint8), base.view(np.uint8), "BF16"
-    for rate in (0, 8, 16, 24, 32):
-        sizes.append(len(CODEC.encode(*given, low, np.full(LEVELS, rate, np.uint8), 1)))
+    low, given = lowest(LATTICES["BF16"], base), (after.view(np.uint8), base.view(np.uint8), "BF16")
+    sizes = [len(CODEC.encode(*given, low, np.full(LEVELS, rate, np.uint8), 1)) for rate in (0, 8, 16, 24, 32)]
     assert sizes[0] <= len(LatticeCodec().encode(*given)) + 22
-    for before, now in zip(sizes, sizes[1:], strict=False):
+    for before, now in pairwise(sizes):
         assert now == pytest.approx(before / 2, rel=0.1)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from .build import Archive, Facts, sampled, whole
 from .numbers import BYTES, Tensor, bits, converted, floats, narrow, noise, noise_bytes, wide
 from .valid import Case, case
-from .valid_lossless import ODD, stepped
+from .valid_lossless import ODD
 from .valid_relatives import Family
 
 SHAPE, N = (50, 60), 3000
