@@ -44,10 +44,8 @@ Key = tuple[int, str]
 _NEARLY = 0.9
 """Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is predicted of the latter
 is a few percent too much."""
-_WITHOUT_LOSS = -1
-"""The ladder of losing nothing: a choice among others, where it is known what it takes."""
-_DROPPED = -2
-"""The first of those of dropping some changes; the next ones are below."""
+_WITHOUT_LOSS, _DROPPED = -1, -2
+"""The ladder of losing nothing, where it is known what it takes; and the first of those, counted down, of dropping some."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
@@ -147,11 +145,8 @@ class Solo(Recipe):
         chosen = {key: choice for key, choice in chosen.items() if key not in self._lossless}
         if self.least:
             chosen = self._least({key: tensors[key] for key in chosen}, chosen)
-        self._dropped = {
-            key: tensors[key].rates[_DROPPED - choice.ladder]
-            for key, choice in chosen.items()
-            if choice.ladder <= _DROPPED
-        }
+        dropped = {key: choice.ladder for key, choice in chosen.items() if choice.ladder <= _DROPPED}
+        self._dropped = {key: tensors[key].rates[_DROPPED - ladder] for key, ladder in dropped.items()}
         self._chosen = {
             key: tensors[key].levels(choice.ladder)._replace(least=self.least)
             for key, choice in chosen.items()

@@ -50,7 +50,9 @@ def test_what_is_kept_is_about_as_large_as_what_changed(bits: float, tmp_path: P
         state = zoo.state_dict("t")
     for name, start in base.items():
         tau, kept = (each[name].double() - start.double() for each in (task, state))
-        assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.02)
+        assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.02 if bits > 0.4 else 0.04), (
+            "a draw has an error"
+        )
 
 
 @pytest.mark.parametrize("bits", [0.8, 1.0])
