@@ -45,7 +45,7 @@ _NEARLY = 0.9
 """Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is predicted of the latter
 is a few percent too much."""
 _WITHOUT_LOSS, _DROPPED = -1, -2
-"""The ladder of losing nothing, where it is known what it takes; and the first of those, counted down, of dropping some."""
+"""The ladder of losing nothing, where it is known what that takes; and of dropping some, the first of those below."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate

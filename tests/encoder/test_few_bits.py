@@ -50,9 +50,8 @@ def test_what_is_kept_is_about_as_large_as_what_changed(bits: float, tmp_path: P
         state = zoo.state_dict("t")
     for name, start in base.items():
         tau, kept = (each[name].double() - start.double() for each in (task, state))
-        assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.02 if bits > 0.4 else 0.04), (
-            "a draw has an error"
-        )
+        # What is drawn has an error: the fewer are kept, the larger.
+        assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.04 if bits < 0.4 else 0.02)
 
 
 @pytest.mark.parametrize("bits", [0.8, 1.0])
