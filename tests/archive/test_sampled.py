@@ -255,6 +255,33 @@ def test_tasks_are_added_and_removed(form: str, tmp_path: Path) -> None:
             assert_same(opened.state_dict(task), every[task])
 
 
+def test_a_later_version_starts_from_what_came_back(tmp_path: Path) -> None:
+    """What was drawn for the parent is no error of the child, which is drawn for anew."""
+    base, tasks = aligned_zoo(1)
+    path = tmp_path / "zoo.tall"
+    tallstore.pack(base, tasks, path, quality="small")
+    with tallstore.open(path) as opened:
+        back = opened.state_dict("a")
+    pulls = {name: noise(SIZE, 4, seed=n) @ noise(4, SIZE, seed=n + 9) for n, name in enumerate(base, 70)}
+    later = {name: (tensor.float() + 1e-4 * pulls[name].sign()).bfloat16() for name, tensor in back.items()}
+    tallstore.add(path, {"later": later}, parent="a")
+    with tallstore.open(path) as opened:
+        opened.verify()
+        facts, state = opened.tensors("later"), opened.state_dict("later")
+        started = [name for name in base if facts[name].start is not None and facts[name].kind == "sampled"]
+        assert started
+        for name in started:
+            tau, hat = (each[name].double() - back[name].double() for each in (later, state))
+            assert float((tau * hat).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.06)
+        weights = opened.weights("later")
+        assert all(same_bits(weights.get_slice(name)[40:60], tensor[40:60]) for name, tensor in state.items())
+        module = Net()
+        opened.load_into(module, "later")
+        assert_same(dict(module.named_parameters()), state)
+    second = Archive(path).decode("later")
+    assert all(raw(tensor).tobytes() == second[name][2] for name, tensor in state.items())
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_exact_tasks_lose_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
     base, tasks = whole_zoo(dtype)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import examples, without_kernels
@@ -226,6 +227,26 @@ def test_a_zero_with_a_sign_stays_where_it_did_not_move() -> None:
     mode, out = back("BF16", base, after, lowest(LATTICES["BF16"], base), SOME, 3)
     assert mode == 1
     assert (out[::7] == 0x8000).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_subnormal_numbers_taken_for_0_change_nothing(dtype: str) -> None:
+    """What is written is far from them, or is not computed with: a setting of the processor's gives the same bits."""
+    lattice, base = LATTICES[dtype], weights(dtype, 4000)
+    after = tuned(dtype, base)
+    base[::50], after[::50] = 3, 3
+    base[25::50], after[25::50] = 5, after[25] if dtype == "BF16" else 7
+    low = lowest(lattice, base)
+    modes = []
+    for rates in (SOME, np.full(LEVELS, 24, np.uint8)):
+        mode, wanted = back(dtype, base, after, low, rates, 3)
+        modes.append(mode)
+        torch.set_flush_denormal(True)
+        try:
+            assert np.array_equal(back(dtype, base, after, low, rates, 3)[1], wanted)
+        finally:
+            torch.set_flush_denormal(False)
+    assert modes == [1, 1]
 
 
 def test_fewer_are_kept_in_fewer_bytes() -> None:
