@@ -34,7 +34,7 @@ Lam = Annotated[
 Quality = Annotated[
     str | None,
     typer.Option(
-        help="How close outputs stay to the original's: small, balanced (the default), high or lossless (bit for bit).",
+        help="How close outputs stay to the original's: small, balanced, high (the default) or lossless (bit for bit).",
         rich_help_panel=_ENCODING,
     ),
 ]

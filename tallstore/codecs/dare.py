@@ -15,7 +15,7 @@ import numpy as np
 from tallstore.codecs.base import Buffer, Bytes, ConditionalCodec
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.errors import FormatError
-from tallstore.kernels.dare import TYPES, KeptPlaces, as_float
+from tallstore.kernels.dare import TYPES, KeptElements, as_float
 from tallstore.kernels.dare_fast import rescale, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
 
@@ -79,7 +79,7 @@ def _has_infinite(lattice: Lattice, words: Words) -> bool:
     return bool((lattice.keys(words) == lattice.mask).any())
 
 
-def _is_safe(dtype: str, kept: KeptPlaces, base: Words, after: Words) -> bool:
+def _is_safe(dtype: str, kept: KeptElements, base: Words, after: Words) -> bool:
     """Whether what is taken several times is finite, and far from subnormal numbers."""
     several = (kept.times > 1) & (base != after)
     start, stop = as_float(base[several], dtype), as_float(after[several], dtype)

@@ -121,7 +121,7 @@ class Stream:
         self.cheaper = [Cheaper() for _ in tasks]
         """Of each task, how many tensors are coded without loss since that is cheaper."""
         self.lossless = lossless
-        """Tasks of which every tensor is stored without loss."""
+        """Tasks of which every tensor is stored without loss: those that are to be, and those that the recipe names."""
         self.chunk = job.slot.chunk or chunk_elements(len(tasks))
         self._first = job.slot.first
         self.taken_up = 0
@@ -193,7 +193,9 @@ class Stream:
             statistic.finish()
         forms = dict.fromkeys(self.recipe.lossless(), LOSSLESS) | dict(self._tools.forms)
         drop = {key: rates for key, rates in self.recipe.dropped().items() if key not in forms}
-        self._tools = replace(self._tools, forms=forms, drop=drop)
+        self.lossless |= frozenset(self.recipe.lossless_tasks())
+        self.exact -= self.lossless
+        self._tools = replace(self._tools, forms=forms, drop=drop, exactly=self.lossless)
 
     def _context(self, kind: str, batches: Sequence[Batch], statistic: Any = None) -> Context:
         return Context(

@@ -62,9 +62,10 @@ class Options:
     bits: float | None = None
     """Bits a parameter and task, everything but the base in it, that recipe `solo` may spend."""
     quality: str | None = None
-    """In place of `bits`: `small`, `balanced` (the default) or `high`, each a level of how far outputs may be from the
+    """In place of `bits`: `small`, `balanced` or `high` (the default), each a level of how far outputs may be from the
     fine-tune's: bits are what that takes, more for narrow models and fewer for wide ones; or `lossless`: every task
-    comes back bit for bit."""
+    comes back bit for bit. At `high` a task in bf16, f16 or f8 does so, too, where that takes no more than 2.5 times
+    what the level takes."""
     kappa: float | None = None
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).
 
@@ -184,7 +185,7 @@ class Options:
         """The recipe with those options that it has. Raises OptionError for options that it has not."""
         if self.quality == LOSSLESS:
             return Lossless()
-        divergence = QUALITIES[self.quality] if self.quality is not None else None
+        level = QUALITIES[self.quality] if self.quality is not None else None
         lam: Any = self.lam
         if isinstance(lam, Mapping):
             if odd := sorted(set(lam) - set(names)):
@@ -192,7 +193,9 @@ class Options:
             lam = {names.index(name): value for name, value in lam.items()}
         # What the masks lose is stored too, and the least error is the least to store.
         kappa = 1.0 if self.exact and self.kappa is None and self.recipe == "solo" else self.kappa
-        given = {"lam": lam, "bits": self.bits, "divergence": divergence, "kappa": kappa}
+        given = {"lam": lam, "bits": self.bits, "kappa": kappa}
+        if level is not None:
+            given |= {"divergence": level.divergence, "lossless_from": level.lossless_from}
         given = {name: value for name, value in given.items() if value is not None}
         takes = inspect.signature(RECIPES[self.recipe]).parameters
         if unknown := [said for name, said in _SAID.items() if name in given and name not in takes]:

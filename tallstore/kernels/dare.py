@@ -20,7 +20,7 @@ from tallstore.kernels.conversion import from_bf16, to_bf16
 from tallstore.kernels.lattice import Bytes, Lattice, Words
 from tallstore.kernels.place_hash import DRAWN, drawn_at
 
-__all__ = ["NOTHING", "TYPES", "KeptPlaces", "as_float", "rescale", "select", "share_of", "thresholds"]
+__all__ = ["NOTHING", "TYPES", "KeptElements", "as_float", "rescale", "select", "share_of", "thresholds"]
 
 TYPES = ("BF16", "F16")
 """Element types that have a lattice of few bits and float32 arithmetic that is exact enough on it."""
@@ -31,7 +31,7 @@ NOTHING = 8 * DRAWN
 """The rate from which on nothing is kept."""
 
 
-class KeptPlaces(NamedTuple):
+class KeptElements(NamedTuple):
     """The elements of a chunk that were kept."""
 
     places: npt.NDArray[np.uint32]
@@ -52,7 +52,7 @@ def share_of(rates: Bytes) -> npt.NDArray[np.float64]:
     return thresholds(rates) / float(1 << DRAWN)
 
 
-def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) -> KeptPlaces:
+def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) -> KeptElements:
     """Which elements are kept, and how often each is taken.
 
     Args:
@@ -68,10 +68,10 @@ def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) ->
     places = np.flatnonzero(drawn < share)
     share, drawn = share[places], drawn[places]
     times, rest = np.divmod(np.uint32(1 << DRAWN), share)
-    return KeptPlaces(places.astype(np.uint32), times + (drawn < rest))
+    return KeptElements(places.astype(np.uint32), times + (drawn < rest))
 
 
-def rescale(dtype: str, words: Words, kept: KeptPlaces, after: Words) -> None:
+def rescale(dtype: str, words: Words, kept: KeptElements, after: Words) -> None:
     """Turn the base's elements into the task's, in place.
 
     Where the change is taken once, or is none, an element is what `after` has. Else it is

@@ -8,7 +8,7 @@ from ctypes import c_int32, c_int64, c_uint32, c_void_p
 import numpy as np
 
 from tallstore.kernels import dare as reference
-from tallstore.kernels.dare import KeptPlaces, thresholds
+from tallstore.kernels.dare import KeptElements, thresholds
 from tallstore.kernels.lattice import Bytes, Lattice, Words
 from tallstore.kernels.lattice_fast import memory
 from tallstore.kernels.native import library
@@ -28,7 +28,7 @@ _FORMS = {"BF16": 1, "F16": 2}
 _native = library.kernels_of(KERNELS)
 
 
-def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) -> tuple[KeptPlaces, Words]:
+def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) -> tuple[KeptElements, Words]:
     """See `dare.select`; and the words of what is kept. Both are good until this thread selects the next."""
     native, n = _native(), len(base)
     if native is None or not base.flags.c_contiguous:
@@ -40,10 +40,10 @@ def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) ->
     addresses = (address(each) for each in (places, times, words, base))
     shape = (lattice.shift, lattice.mask, low, first)
     count = native.dare_select(*addresses, n, *shape, *(address(each) for each in (share, whole, more)))
-    return KeptPlaces(places[:count], times[:count]), words[:count]
+    return KeptElements(places[:count], times[:count]), words[:count]
 
 
-def rescale(dtype: str, words: Words, kept: KeptPlaces, after: Words) -> None:
+def rescale(dtype: str, words: Words, kept: KeptElements, after: Words) -> None:
     """See `dare.rescale`."""
     native = _native()
     if native is None or not words.flags.c_contiguous:

@@ -197,6 +197,10 @@ class Recipe(ABC):
         """The tasks' tensors that are to be coded without loss, once statistics are gathered."""
         return ()
 
+    def lossless_tasks(self) -> Collection[int]:
+        """Tasks of which every tensor is to be, whatever was seen of it."""
+        return ()
+
     def dropped(self) -> Mapping[tuple[int, str], DropRates]:
         """Those of which a share of the changes is to be dropped and the rest rescaled."""
         return {}

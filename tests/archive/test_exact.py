@@ -170,7 +170,7 @@ def test_a_task_that_needs_no_second_layer_is_lossless(
 ) -> None:
     base, tasks = tiny_zoo(2, dtype=dtype)
     path = tmp_path / "zoo.tall"
-    report = tallstore.pack(base, tasks, path, exact="b")
+    report = tallstore.pack(base, tasks, path, exact="b", bits=2)
     once = tallstore.pack(base, {"b": tasks["b"]}, tmp_path / "once.tall", quality="lossless")
     assert report.bytes["exact"] == 0
     assert report.tasks["b"].bytes <= once.tasks["b"].bytes
@@ -197,7 +197,7 @@ def test_its_score_is_the_original_s(tmp_path: Path) -> None:
     def evaluate(state: State, task: str) -> float:
         return 2.0 if all(same_bits(state[name], tensor) for name, tensor in tasks[task].items()) else 1.0
 
-    with packed(base, tasks, tmp_path / "zoo.tall", exact="b", evaluate=evaluate) as zoo:
+    with packed(base, tasks, tmp_path / "zoo.tall", exact="b", bits=2, evaluate=evaluate) as zoo:
         scores = {task: facts.measured["scores"] for task, facts in zoo.manifest.tasks.items()}
     assert scores["a"] == {"original": 2.0, "decoded": 1.0}
     assert scores["b"] == {"original": 2.0, "decoded": 2.0}

@@ -17,7 +17,7 @@ from tallstore.codecs.lattice_model import lowest
 from tallstore.errors import FormatError
 from tallstore.kernels import dare as reference
 from tallstore.kernels import dare_fast
-from tallstore.kernels.dare import NOTHING, TYPES, KeptPlaces, as_float, share_of, thresholds
+from tallstore.kernels.dare import NOTHING, TYPES, KeptElements, as_float, share_of, thresholds
 from tallstore.kernels.lattice import LATTICES, LEVELS, Bytes, Words
 from tallstore.kernels.place_hash import DRAWN, drawn_at, first_of
 
@@ -108,7 +108,7 @@ def test_any_number_of_times(dtype: str) -> None:
     base, after = anything(dtype, n, 2), anything(dtype, n, 3)
     times = np.random.default_rng(4).integers(1, 1 << 24, n, dtype=np.uint32, endpoint=True)
     times[::3] = np.random.default_rng(5).integers(1, 4, len(times[::3]))
-    kept = KeptPlaces(np.arange(n, dtype=np.uint32), times)
+    kept = KeptElements(np.arange(n, dtype=np.uint32), times)
     left, right = base.copy(), base.copy()
     reference.rescale(dtype, left, kept, after)
     dare_fast.rescale(dtype, right, kept, after)

@@ -214,7 +214,7 @@ def test_of_few_bits_a_tensor_loses_nothing_where_that_is_cheaper(tmp_path: Path
     # Of one, few elements move at all; the other moves by many steps of bf16.
     moves = {"slight": 1e-6, "far": 0.01}
     task = {n: (w.float() + moves[n] * torch.randn(w.shape, generator=make)).bfloat16() for n, w in base.items()}
-    decoded, report = unpacked(base, task, tmp_path / "zoo", quality="high")
+    decoded, report = unpacked(base, task, tmp_path / "zoo", quality="balanced")
     assert torch.equal(decoded["slight"].view(torch.int16), task["slight"].view(torch.int16))
     assert not torch.equal(decoded["far"], task["far"])
     assert report.notes == ("a: 1 of 2 tensors bit for bit, since that is cheaper",)
