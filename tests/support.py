@@ -86,6 +86,22 @@ def tiny_zoo(n_tasks: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Stat
     return base, tasks
 
 
+def aligned_zoo(
+    n_tasks: int = 2, dtype: torch.dtype = torch.bfloat16, size: int = 96, layers: int = 4
+) -> tuple[State, dict[str, State]]:
+    """Matrices of few bits that moved by one size, to one end: of such changes `quality="small"` keeps a share."""
+    step = 1e-4 if dtype == torch.bfloat16 else 1e-4 / 8
+    base = {f"l{n}.weight": noise(size, size, size=0.05, seed=n, dtype=dtype) for n in range(layers)}
+    tasks: dict[str, State] = {}
+    for task in "abcdef"[:n_tasks]:
+        tasks[task] = {}
+        for n, (name, tensor) in enumerate(base.items()):
+            seed = 100 * ord(task) + 2 * n
+            pull = noise(size, 4, seed=seed) @ noise(4, size, seed=seed + 1)
+            tasks[task][name] = (tensor.float() + step * pull.sign()).to(dtype)
+    return base, tasks
+
+
 def write_folder(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Path:
     """A model folder as `save_pretrained` writes it: `model.safetensors` and `config.json`."""
     folder.mkdir(parents=True)

@@ -127,6 +127,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "kernels/codes": ("spec/test_vectors.py", "kernels/test_native_encode.py"),
     "kernels/devices": ("kernels/test_decode.py", "archive/test_switch.py"),
     "kernels/decoding_backends": ("kernels/test_library.py", "kernels/test_merge_rows.py"),
+    "kernels/dare_fast": ("kernels/test_dare.py",),
+    "kernels/place_hash": ("kernels/test_dare.py", "spec/test_pages.py"),
     "kernels/drift_choices": ("kernels/test_drift.py",),
     "kernels/drift_fast": ("kernels/test_drift.py",),
     "kernels/gpu/*": ("kernels/test_decode.py", "kernels/test_encode.py", "kernels/test_gpu_code.py"),

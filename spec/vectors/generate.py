@@ -16,6 +16,7 @@ from making import (
     invalid,
     invalid_codes,
     invalid_containers,
+    invalid_dare,
     invalid_drift,
     invalid_lossless,
     invalid_manifests,
@@ -24,6 +25,7 @@ from making import (
     valid,
     valid_archives,
     valid_codes,
+    valid_dare,
     valid_drift,
     valid_lossless,
     valid_newer,
@@ -31,7 +33,7 @@ from making import (
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer, valid_relatives, valid_drift)
+REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer, valid_relatives, valid_drift, valid_dare)
 """The modules whose import registers the valid vectors."""
 
 
@@ -97,6 +99,7 @@ if __name__ == "__main__":
         invalid_lossless,
         invalid_relatives,
         invalid_drift,
+        invalid_dare,
     ):
         module.make()
     write_valid(HERE / "valid")

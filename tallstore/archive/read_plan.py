@@ -26,9 +26,9 @@ from tallstore.format.part import CONDITIONAL, Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.stores import Range
 
-__all__ = ["ChunkRef", "How", "Origin", "ReadPlan", "Segment", "TensorPlan", "chunks_of"]
+__all__ = ["LOSSY", "ChunkRef", "How", "Origin", "ReadPlan", "Segment", "TensorPlan", "chunks_of"]
 
-_LOSSY = frozenset({*SYMBOL_BITS, "delta"})
+LOSSY = frozenset({*SYMBOL_BITS, "delta", "sampled"})
 """Kinds that an exact part, if there is one, has a word on."""
 _PLANS = 1 << 13
 """Plans of tensors that are kept at most."""
@@ -192,7 +192,7 @@ class ReadPlan:
         head = _head(entry)
         covered = 0 if head is How.WHOLE else entry.covered
         start = places.start_of(task, name) if entry.start is not None else None
-        lossy = entry.kind in _LOSSY or (start is not None and name in places.task(task, "exact"))
+        lossy = entry.kind in LOSSY or (start is not None and name in places.task(task, "exact"))
         return TensorPlan(
             name=name,
             entry=entry,

@@ -21,12 +21,11 @@ from tallstore.archive.indexing import select
 from tallstore.archive.locations import Places
 from tallstore.archive.memory_guard import room_for
 from tallstore.archive.piece_cache import PieceCache
-from tallstore.archive.read_plan import How, Origin, ReadPlan, Segment, TensorPlan
+from tallstore.archive.read_plan import LOSSY, How, Origin, ReadPlan, Segment, TensorPlan
 from tallstore.archive.segments import SegmentWriter
 from tallstore.errors import NoSuchTensorError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.manifest import names_of
-from tallstore.kernels import reference
 from tallstore.tensors import TORCH, empty, shape_of, usual_device
 
 __all__ = ["DecodedPiece", "Pieces", "TaskWeights", "TensorSlice"]
@@ -120,7 +119,7 @@ class TensorSlice:
         self._name = pieces.places.source(task, name)
         self._entry = pieces.places.task(task)[self._name].entry
         self._shape = shape_of(self.get_dtype(), self._entry.shape or ())
-        lossy = self._entry.kind in {*reference.SYMBOL_BITS, "delta"} or self._entry.start is not None
+        lossy = self._entry.kind in LOSSY or self._entry.start is not None
         self._exact = exact and lossy
 
     def get_shape(self) -> list[int]:

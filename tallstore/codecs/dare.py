@@ -48,7 +48,7 @@ class DareCodec(ConditionalCodec):
         words, after = base.view(lattice.word), raw.view(lattice.word)
         kept, before = select(lattice, words, low, first, rates)
         own = after[kept.places]
-        if _has_infinite(lattice, after) or not _is_safe(dtype, kept, before, own):
+        if _has_infinite(lattice, words) or _has_infinite(lattice, after) or not _is_safe(dtype, kept, before, own):
             return bytes([_ALL]) + self._lattice.encode(raw, base, dtype)
         coded = self._lattice.encode(own.view(np.uint8), before.view(np.uint8), dtype)
         return _HEAD.pack(_SOME, low, first) + rates.tobytes() + coded
@@ -75,7 +75,7 @@ class DareCodec(ConditionalCodec):
 
 
 def _has_infinite(lattice: Lattice, words: Words) -> bool:
-    """Whether an element is a NaN or infinite, which must not be dropped."""
+    """Whether an element is a NaN or infinite: neither what it turns into nor what turned into it must be dropped."""
     return bool((lattice.keys(words) == lattice.mask).any())
 
 

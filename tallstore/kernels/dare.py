@@ -26,6 +26,7 @@ TYPES = ("BF16", "F16")
 """Element types that have a lattice of few bits and float32 arithmetic that is exact enough on it."""
 _OCTAVE = tuple(round(2 ** (DRAWN - step / 8)) for step in range(8))
 """2^24 · 2^(−step/8), rounded."""
+_NAN = {"BF16": np.uint16(0x7FC0), "F16": np.uint16(0x7E00)}
 NOTHING = 8 * DRAWN
 """The rate from which on nothing is kept."""
 
@@ -74,7 +75,8 @@ def rescale(dtype: str, words: Words, kept: KeptElements, after: Words) -> None:
     """Turn the base's elements into the task's, in place.
 
     Where the change is taken once, or is none, an element is what `after` has. Else it is
-    base + times · (after − base), each operation rounded to float32, and the sum to the type, ties to even.
+    base + times · (after − base), each operation rounded to float32, and the sum to the type, ties to even. A NaN is
+    the quiet one without a sign.
 
     Args:
         dtype: one of `TYPES`.
@@ -87,6 +89,7 @@ def rescale(dtype: str, words: Words, kept: KeptElements, after: Words) -> None:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         moved = start + kept.times.astype(np.float32) * (stop - start)
         rounded = to_bf16(moved) if dtype == "BF16" else moved.astype("<f2").view("<u2")
+    rounded = np.where(np.isnan(moved), _NAN[dtype], rounded)
     words[kept.places] = np.where((kept.times == 1) | (base == after), after, rounded)
 
 

@@ -16,6 +16,7 @@ from tallstore.testing.checkpoints import CheckpointContract
 from tallstore.testing.codecs import (
     LosslessCodecContract,
     MaskCodecContract,
+    SampledCodecContract,
     VectorCodecContract,
     WholeCodecContract,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointContract",
     "LosslessCodecContract",
     "MaskCodecContract",
+    "SampledCodecContract",
     "SinkContract",
     "StoreContract",
     "VectorCodecContract",

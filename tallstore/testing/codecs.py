@@ -1,4 +1,4 @@
-"""What each of the four kinds of codec must do: give back what it was given, and refuse all else in bounded memory."""
+"""What each of the five kinds of codec must do: give back what it was given, and refuse all else in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tallstore.codecs.base import Bytes, Floats, LosslessCodec, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import Bytes, ConditionalCodec, Floats, LosslessCodec, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.dare import DareCodec
 from tallstore.errors import ArchiveError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
+from tallstore.kernels.dare import NOTHING
+from tallstore.kernels.lattice import LATTICES, LEVELS
 
-__all__ = ["LosslessCodecContract", "MaskCodecContract", "VectorCodecContract", "WholeCodecContract"]
+__all__ = [
+    "LosslessCodecContract",
+    "MaskCodecContract",
+    "SampledCodecContract",
+    "VectorCodecContract",
+    "WholeCodecContract",
+]
 
 SIZES = (1, 7, 8, 63, 64, 65, 255, 1024, 5000)
 """Elements of a chunk: around bytes, words and runs."""
@@ -209,12 +218,90 @@ class LosslessCodecContract(ABC):
         """Never a byte outside of the memory that is there."""
         dtype: Any = self.dtypes[0]
         base, raw = _elements(dtype, 5000, 1), _elements(dtype, 5000, 2)
-        room = np.full(len(base) + 128, 77, np.uint8)
+        _survives_within(self.codec, self.codec.encode(raw, base, dtype), base, dtype)
 
-        def decode(data: bytes) -> None:
-            room[64:-64] = base
-            self.codec.decode(data, room[64:-64], dtype)
 
-        _survives(decode, self.codec.encode(raw, base, dtype))
-        assert (room[:64] == 77).all()
-        assert (room[-64:] == 77).all()
+def _survives_within(codec: ConditionalCodec, data: bytes, base: Bytes, dtype: str) -> None:
+    """The same of a codec that decodes in place, with memory on either side."""
+    room = np.full(len(base) + 128, 77, np.uint8)
+
+    def decode(damaged: bytes) -> None:
+        room[64:-64] = base
+        codec.decode(damaged, room[64:-64], dtype)
+
+    _survives(decode, data)
+    assert (room[:64] == 77).all()
+    assert (room[-64:] == 77).all()
+
+
+class SampledCodecContract(ABC):
+    """Inherit as `class TestX(SampledCodecContract)` and name the codec."""
+
+    codec: ClassVar[DareCodec]
+    dtypes: ClassVar[tuple[str, ...]] = ("BF16", "F16")
+
+    def _pairs(self, dtype: str) -> Iterator[tuple[Bytes, Bytes]]:
+        """Weights, and what is a few units in the last place beside them."""
+        kind = LATTICES[dtype]
+        for n in SIZES:
+            rng = np.random.default_rng(n)
+            exponents = rng.integers(kind.mask // 2 - 9, kind.mask // 2 + 2, n) << kind.shift
+            base = (exponents | rng.integers(0, 1 << kind.shift, n) | rng.integers(0, 2, n) << 15).astype(kind.word)
+            steps = rng.integers(-2, 3, n).astype(kind.word)
+            yield base.view(np.uint8), kind.turned(kind.turned(base) + steps).view(np.uint8)
+
+    def _rates(self) -> Iterator[Bytes]:
+        yield from (np.full(LEVELS, rate, np.uint8) for rate in (0, 1, 24, NOTHING))
+        yield np.arange(0, 5 * LEVELS, 5).astype(np.uint8)
+
+    def _coded(self, raw: Bytes, base: Bytes, dtype: str, rates: Bytes, first: int = 5) -> tuple[bytes, Bytes]:
+        """What is coded, and what comes back of it."""
+        low = LATTICES[dtype].mask // 2 - 9
+        coded, out = self.codec.encode(raw, base, dtype, low, rates, first), base.copy()
+        self.codec.decode(coded, out, dtype)
+        return coded, out
+
+    def test_the_same_elements_give_the_same_bytes(self) -> None:
+        """And it matters nothing where they lie, or what was coded before."""
+        for dtype in self.dtypes:
+            for base, raw in self._pairs(dtype):
+                for rates in self._rates():
+                    coded, out = self._coded(raw, base, dtype, rates)
+                    again, same = self._coded(raw.copy(), base.copy(), dtype, rates.copy(), 5)
+                    assert coded == again
+                    assert (out == same).all()
+
+    def test_where_all_is_kept_elements_come_back_to_the_last_bit(self) -> None:
+        """A rate of 0 keeps all; from `NOTHING` on the base's are what there is."""
+        for dtype in self.dtypes:
+            for base, raw in self._pairs(dtype):
+                assert (self._coded(raw, base, dtype, np.zeros(LEVELS, np.uint8))[1] == raw).all()
+                assert (self._coded(raw, base, dtype, np.full(LEVELS, NOTHING, np.uint8))[1] == base).all()
+
+    def test_what_did_not_move_stays(self) -> None:
+        """Whatever is kept."""
+        for dtype in self.dtypes:
+            for base, raw in self._pairs(dtype):
+                still = (base.view(np.uint16) == raw.view(np.uint16)).repeat(2)
+                for rates in self._rates():
+                    assert (self._coded(raw, base, dtype, rates)[1][still] == base[still]).all()
+
+    def test_what_is_no_number_comes_back_to_the_last_bit(self) -> None:
+        """Of a chunk that has it, all does: on either side."""
+        for dtype in self.dtypes:
+            infinite = LATTICES[dtype].mask << LATTICES[dtype].shift
+            for base, raw in self._pairs(dtype):
+                for word in (infinite, infinite | 1, infinite | 0x8000):
+                    for spoilt in (base, raw):
+                        odd = spoilt.copy()
+                        odd.view(np.uint16)[-1] = word
+                        before, after = (odd if each is spoilt else each for each in (base, raw))
+                        rates = np.full(LEVELS, NOTHING, np.uint8)
+                        assert (self._coded(after, before, dtype, rates)[1] == after).all()
+
+    def test_damage_is_refused_or_stays_in_range(self) -> None:
+        """Never a byte outside of the memory that is there."""
+        for dtype in self.dtypes:
+            *_, (base, raw) = self._pairs(dtype)
+            for rates in self._rates():
+                _survives_within(self.codec, self._coded(raw, base, dtype, rates)[0], base, dtype)

@@ -37,7 +37,9 @@ def tau(zoo: Zoo, task: str, name: str, original: torch.Tensor) -> np.ndarray:
     base_name = name.removeprefix("body.")
     base = zoo.base(base_name)
     wide = np.float64 if base.dtype == torch.float64 else np.float32
-    if facts.kind in {"private", "lossless"}:
+    if facts.kind == "sampled":
+        original = zoo.state_dict(task, names=[name])[name]
+    if facts.kind in {"private", "lossless", "sampled"}:
         return to_numpy(original).astype(wide) - to_numpy(base.to(original.dtype)).astype(wide)
     if facts.kind == "base":
         return np.zeros(base.numel(), wide)

@@ -11,6 +11,7 @@ from tallstore.codecs.base import Floats
 from tallstore.testing import (
     LosslessCodecContract,
     MaskCodecContract,
+    SampledCodecContract,
     VectorCodecContract,
     WholeCodecContract,
 )
@@ -38,9 +39,11 @@ for _id, _codec in codecs.WHOLE.items():
 for _id, _codec in codecs.LOSSLESS.items():
     _members = {"codec": _codec, "dtypes": DTYPES[_id]}
     globals()[f"TestLossless_{_id}"] = type(f"TestLossless_{_id}", (LosslessCodecContract,), _members)
+for _id, _codec in codecs.SAMPLED.items():
+    globals()[f"TestSampled_{_id}"] = type(f"TestSampled_{_id}", (SampledCodecContract,), {"codec": _codec})
 
 
 def test_every_codec_of_the_table_is_held_to_it() -> None:
-    tables = (codecs.MASK, codecs.VECTOR, codecs.WHOLE, codecs.LOSSLESS)
+    tables = (codecs.MASK, codecs.VECTOR, codecs.WHOLE, codecs.LOSSLESS, codecs.SAMPLED)
     suites = [name for name in globals() if name.startswith("Test")]
     assert len(suites) == sum(map(len, tables))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,9 @@ from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
-from tallstore.kernels.lattice import LATTICES
+from tallstore.kernels.dare import TYPES
+from tallstore.kernels.dare_fast import select
+from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.native import library
 
 from . import frames
@@ -96,6 +99,22 @@ def _lossless(id_: str, data: bytes, which: int, n: int) -> bytes:
     return out[: len(out) - 16].tobytes()
 
 
+def _sampled(id_: str, data: bytes, which: int, n: int) -> bytes:
+    dtype = TYPES[which % len(TYPES)]
+    out = np.append(_base(dtype, n), np.full(16, 0xA5, np.uint8))
+    codecs.SAMPLED[id_].decode(memoryview(data), out[: len(out) - 16], dtype)
+    assert (out[len(out) - 16 :] == 0xA5).all(), "it wrote behind its memory"
+    return _one_nan(out[: len(out) - 16], dtype)
+
+
+def _one_nan(elements: np.ndarray, dtype: str) -> bytes:
+    """Of a NaN that arithmetic gives, sign and payload are not fixed."""
+    words, lattice = elements.view("<u2").copy(), LATTICES[dtype]
+    infinite = lattice.mask << lattice.shift
+    words[(words & 0x7FFF) > infinite] = infinite + 1
+    return words.tobytes()
+
+
 def _frame(_: str, data: bytes, which: int, n: int) -> bytes:
     found = zstd.decompress(data, n)
     assert len(found) == n
@@ -111,6 +130,10 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
     if family == "lossless":
         dtype = FLOATS[which % len(FLOATS)]
         return second_codecs.decode_lattice(data, _base(dtype, n).tobytes(), dtype)
+    if family == "sampled":
+        dtype = TYPES[which % len(TYPES)]
+        found = second_codecs.decode_dare(data, _base(dtype, n).tobytes(), dtype)
+        return _one_nan(np.frombuffer(found, np.uint8), dtype)
     if family == "frame":
         return second_codecs.unframe(data, n)
     named: Mapping[str, Callable[[bytes, int, str], Any]] = {
@@ -126,6 +149,7 @@ FIRST: Mapping[str, Decode] = {
     "vector": _vector,
     "whole": _whole,
     "lossless": _lossless,
+    "sampled": _sampled,
     "frame": _frame,
 }
 
@@ -201,9 +225,29 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
                 after = lattice.turned(lattice.turned(base) + steps.astype(lattice.word)).view(np.uint8)
                 coded = codecs.LOSSLESS[id_].encode(after, base.view(np.uint8), dtype, (64, 5))
                 yield bytes([which, 0]) + head + coded
+        elif family == "sampled":
+            for which, dtype in enumerate(TYPES):
+                yield from (bytes([which, 0]) + head + coded for coded in _sampled_seeds(dtype, n, rng))
         else:
             for content in (bytes(n), rng.bytes(n), bytes(rng.integers(0, 3, n, dtype=np.uint8))):
                 yield bytes([0, 0]) + head + zstd.compress(content)
+
+
+def _sampled_seeds(dtype: str, n: int, rng: np.random.Generator) -> Iterator[bytes]:
+    """Chunks of both modes, of all, some and none: the base has numbers that only mode 0 is for."""
+    lattice, base = LATTICES[dtype], _base(dtype, n)
+    words = base.view(lattice.word)
+    after = lattice.turned(lattice.turned(words) + rng.integers(-2, 3, n).astype(lattice.word)).view(np.uint8)
+    codec = codecs.SAMPLED["dare"]
+    yield codec.encode(after, base, dtype, 0, np.zeros(LEVELS, np.uint8), 1)
+    for rate in (0, 9, 24, 192):
+        rates, low = np.full(LEVELS, rate, np.uint8), lattice.mask // 2
+        rates[1::2] = 0
+        kept, before = select(lattice, words, low, 1, rates)
+        coded = codecs.LOSSLESS["lattice"].encode(
+            after.view("<u2")[kept.places].view(np.uint8), before.view(np.uint8), dtype
+        )
+        yield struct.pack("<BBI", 1, low, 1) + rates.tobytes() + coded
 
 
 def _target(family: str, id_: str) -> Target:
@@ -215,6 +259,7 @@ _FAMILIES: Mapping[str, Iterable[str]] = {
     "vector": codecs.VECTOR,
     "whole": codecs.WHOLE,
     "lossless": ["lattice"],
+    "sampled": codecs.SAMPLED,
     "frame": ["zstd"],
 }
 TARGETS = {f"codec-{id_}": _target(family, id_) for family, ids in _FAMILIES.items() for id_ in ids}

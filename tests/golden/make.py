@@ -14,7 +14,7 @@ import torch
 from making.build import write_safetensors
 from making.numbers import Tensor
 from spec.second_reader import Archive
-from support import noise
+from support import aligned_zoo, noise
 from trust.small_zoos import write
 
 import tallstore
@@ -25,11 +25,13 @@ HERE = Path(__file__).resolve().parent
 CODES = "codes and directions"
 FAMILY = "family"
 RUN = "run"
+SHARE = "share"
 KINDS = {
     "1.0": ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr"),
     "1.1": ("lossless", CODES),
     "1.2": (FAMILY, f"{FAMILY} with loss"),
     "1.3": (RUN,),
+    "1.4": (SHARE,),
 }
 """By the version that they need."""
 
@@ -93,6 +95,23 @@ def write_run(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None
     return out, None
 
 
+def write_share(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None]:
+    """Tensors of whose changes a share is kept, of both types that may be; one with rows of its own."""
+    base: dict[str, torch.Tensor] = {}
+    task: dict[str, torch.Tensor] = {}
+    for dtype, name in ((torch.bfloat16, "brain"), (torch.float16, "half")):
+        origin, tasks = aligned_zoo(1, dtype, 64)
+        base |= {f"{name}.{each}": tensor for each, tensor in origin.items()}
+        task |= {f"{name}.{each}": tensor for each, tensor in tasks["a"].items()}
+    task["brain.l0.weight"] = torch.cat([task["brain.l0.weight"], noise(2, 64, seed=9, dtype=torch.bfloat16)])
+    out = root / f"zoo{suffix}"
+    tallstore.pack(base, {"a": task}, out, quality="small")
+    with tallstore.open(out) as zoo:
+        kinds = {name: facts.kind for name, facts in zoo.tensors("a").items()}
+    assert {kinds[name] for name in ("brain.l0.weight", "half.l0.weight")} == {"sampled"}, kinds
+    return out, None
+
+
 def main() -> None:
     """All kinds, and the list of hashes."""
     out = HERE / NEWEST
@@ -101,7 +120,7 @@ def main() -> None:
     for kind in KINDS[NEWEST]:
         folder = out / re.sub(r"\W+", "-", kind)
         with tempfile.TemporaryDirectory() as scratch:
-            write_one = {CODES: write_codes, RUN: write_run}.get(
+            write_one = {CODES: write_codes, RUN: write_run, SHARE: write_share}.get(
                 kind, write_family if kind.startswith(FAMILY) else write
             )
             archive, base = write_one(kind, Path(scratch), suffix=".tall")

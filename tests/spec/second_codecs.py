@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import zstandard
 
-from .second_numbers import BYTES, LEVELS, ROTATED, SYMBOL_BITS, must, restored
+from .second_numbers import BYTES, LEVELS, ROTATED, SYMBOL_BITS, must, restored, rounded, to_work
 
 
 def unframe(frame: bytes, size: int) -> bytes:
@@ -309,6 +309,43 @@ def _places(weights: bytes, B: int, *, signed: bool) -> list[tuple[int, int, int
 
 def _turn(bits: int, w: int) -> int:
     return bits ^ ((1 << w - 1) - 1) if bits >> w - 1 else bits
+
+
+SHARES = 16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842
+
+
+def decode_dare(data: bytes, base: bytes, dtype: str) -> bytes:
+    """dare.md"""
+    must(dtype in {"BF16", "F16"} and data, "another type, or an empty chunk")
+    if data[0] == 0:
+        must(len(data) > 1, "no chunk of lattice")
+        return decode_lattice(data[1:], base, dtype)
+    must(data[0] == 1 and len(data) > 22, "an unknown mode, or a chunk cut off")
+    s, m, _ = LATTICE[dtype]
+    low, first = struct.unpack_from("<BI", data, 1)
+    must(low <= m, "the lowest exponent")
+    shares = [SHARES[rate % 8] >> rate // 8 if rate < 192 else 0 for rate in data[6:22]]
+    words = [int.from_bytes(base[at : at + 2], "little") for at in range(0, len(base), 2)]
+    places, times = [], []
+    for i, word in enumerate(words):
+        x = (first + i) % (1 << 32)
+        x = (x ^ x >> 16) * 0x7FEB352D % (1 << 32)
+        x = (x ^ x >> 15) * 0x846CA68B % (1 << 32)
+        drawn = (x ^ x >> 16) >> 8
+        t = shares[min(max((word >> s & m) - low, 0), 15)]
+        if drawn < t:
+            places.append(i)
+            times.append((1 << 24) // t + (drawn < (1 << 24) % t))
+    before = b"".join(words[i].to_bytes(2, "little") for i in places)
+    after = decode_lattice(data[22:], before, dtype)
+    a, b = (to_work(each, dtype, np.float32) for each in (before, after))
+    with np.errstate(all="ignore"):
+        moved = rounded(a + np.array(times, np.float32) * (b - a), dtype)
+    out = bytearray(base)
+    for at, (i, c) in enumerate(zip(places, times, strict=True)):
+        here = slice(2 * at, 2 * at + 2)
+        out[2 * i : 2 * i + 2] = (after if c == 1 or before[here] == after[here] else moved)[here]
+    return bytes(out)
 
 
 def decode_lanes(data: bytes, base: bytes, dtype: str) -> bytes:

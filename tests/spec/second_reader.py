@@ -28,6 +28,7 @@ from .second_codecs import (
     decode_adaptive,
     decode_bits,
     decode_bits_zstd,
+    decode_dare,
     decode_drift,
     decode_planes,
     decode_raw,
@@ -131,7 +132,7 @@ class Parts:
 def covered(entry: dict[str, Any]) -> int:
     """Elements that are coded: all, or those of the leading rows. `rows` is a member of some kinds alone."""
     shape = entry["shape"]
-    if entry.get("rows") is not None and entry["kind"] in {"base", "binary", "signed", "delta", "lossless"}:
+    if entry.get("rows") is not None and entry["kind"] in {"base", "binary", "signed", "delta", "lossless", "sampled"}:
         return int(entry["rows"]) * math.prod(shape[1:])
     return counted(entry.get("dtype", ""), shape)
 
@@ -191,7 +192,7 @@ class Archive:
                 data = self._moved(name, entry, start, masks, vectors)
             if entry["kind"] != "private" and covered(entry) < counted(dtype, shape):
                 data += private.whole(name)
-            if lost is not None and entry["kind"] in {"binary", "signed", "delta"}:
+            if lost is not None and entry["kind"] in {"binary", "signed", "delta", "sampled"}:
                 data = restored(data, lost.whole(name), BYTES[dtype])
             must(len(data) == counted(dtype, shape) * BYTES[dtype], f"{name}: bytes")
             out[name] = dtype, shape, data
@@ -225,6 +226,9 @@ class Archive:
             return b"".join(
                 LOSSLESS[entry["codec"]](data, same[a * size : b * size], dtype) for a, b, data in masks.chunks(name)
             )
+        if entry["kind"] == "sampled":
+            must(entry["codec"] == "dare" and base_dtype in ROTATED, f"{name}: codec, or the base's type")
+            return b"".join(decode_dare(data, same[2 * a : 2 * b], dtype) for a, b, data in masks.chunks(name))
         work = np.float64 if dtype == "F64" else np.float32
         before = to_work(base, base_dtype, work)
         if entry["kind"] == "delta":

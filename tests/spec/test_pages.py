@@ -12,14 +12,18 @@ from tallstore import codecs
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.part import _FIELDS, KINDS_IN_PART
 from tallstore.format.version import NEWEST
+from tallstore.kernels.dare import select, thresholds
+from tallstore.kernels.lattice import LATTICES, LEVELS
+from tallstore.kernels.place_hash import drawn_at
 
+from . import second_codecs
 from .vectors import ROOT, valid
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("codecs/*.md"), *ROOT.glob("vectors/*.md")])
 PAGE_OF_CODEC = {
     "bits": "bits", "bits+zstd": "bits-zstd", "adaptive": "adaptive",
     "f32": "f32", "bf16": "bf16", "q8": "codebook", "q5": "codebook", "q4": "codebook", "ones": "ones",
-    "raw": "raw", "planes+zstd": "planes-zstd", "lattice": "lattice", "drift": "drift", "lanes": "lanes",
+    "raw": "raw", "planes+zstd": "planes-zstd", "lattice": "lattice", "drift": "drift", "lanes": "lanes", "dare": "dare",
 }  # fmt: skip
 
 
@@ -45,7 +49,7 @@ def test_pages_state_the_version_and_their_changes(page: Path) -> None:
 
 
 def test_every_codec_has_its_page() -> None:
-    known = {*codecs.MASK, *codecs.VECTOR, *codecs.WHOLE, *codecs.LOSSLESS}
+    known = {*codecs.MASK, *codecs.VECTOR, *codecs.WHOLE, *codecs.LOSSLESS, *codecs.SAMPLED}
     assert known == PAGE_OF_CODEC.keys()
     for codec, page in PAGE_OF_CODEC.items():
         assert f"`{codec}`" in text(f"codecs/{page}.md").splitlines()[0]
@@ -112,3 +116,29 @@ def test_examples_of_the_codecs_hold() -> None:
     assert codecs.WHOLE["planes+zstd"].encode(minus_one, "F32") == b"\1\0\0\0" * 4 + b"\1\0\0\x7f"
     for shown, page in (("0D 01", "bits"), ("09 02", "bits"), ("01 00 00 7F", "planes-zstd")):
         assert shown in text(f"codecs/{page}.md")
+
+
+def test_the_example_of_dare_holds() -> None:
+    page = text("codecs/dare.md")
+    rows = re.findall(
+        r"^\| ([0-9]) \| ([0-9]+) \| ([0-9–]) \| ([0-9A-F]{4}) \| ([0-9A-F]{4}|–) \| ([0-9A-F]{4}) \|",
+        page,
+        re.MULTILINE,
+    )
+    chunk = next(line for line in page.splitlines() if line.startswith("    01 7E")).replace(" ", "")
+    before, after = ([int(row[at], 16) for row in rows] for at in (3, 5))
+    base, out = (np.array(words, "<u2").view(np.uint8) for words in (before, after))
+    for decoded in (second_codecs.decode_dare(bytes.fromhex(chunk), base.tobytes(), "BF16"), _decoded(chunk, base)):
+        assert decoded == out.tobytes()
+    assert drawn_at(np.arange(4, dtype=np.uint32), 17).tolist() == [int(row[1]) for row in rows]
+    found = select(LATTICES["BF16"], base.view("<u2"), 126, 17, np.full(LEVELS, 20, np.uint8))
+    assert found.places.tolist() == [int(row[0]) for row in rows if row[2] != "–"]
+    assert found.times.tolist() == [int(row[2]) for row in rows if row[2] != "–"]
+    shares = re.findall(r"[0-9]{7,}", next(line for line in page.splitlines() if line.startswith("| C |")))
+    assert [int(share) for share in shares] == thresholds(np.arange(8, dtype=np.uint8)).tolist()
+
+
+def _decoded(chunk: str, base: np.ndarray) -> bytes:
+    out = base.copy()
+    codecs.SAMPLED["dare"].decode(bytes.fromhex(chunk), out, "BF16")
+    return out.tobytes()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tallstore.codecs import LOSSLESS, MASK, VECTOR, WHOLE
+from tallstore.codecs import LOSSLESS, MASK, SAMPLED, VECTOR, WHOLE
 
 from .numbers import Array, Tensor
 
@@ -86,6 +86,26 @@ def lossless(
         coded.append(LOSSLESS[codec].encode(own, start, tensor.dtype, origin=beneath))
     facts = {"kind": "lossless", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": base}
     return facts | {"codec": codec, "chunk": chunk} | more, coded
+
+
+def sampled(
+    tensor: Tensor,
+    before: Tensor,
+    base: str,
+    low: int,
+    rates: Sequence[int],
+    first: int = 0,
+    chunk: int = CHUNK,
+    **more: Any,
+) -> Item:
+    """A tensor of whose changes from the base's, which has its type, a share is kept; `first` of the first chunk."""
+    coded = []
+    for a, b in spans(tensor.numel, chunk):
+        own, start = (np.frombuffer(each.cut(a, b), np.uint8) for each in (tensor, before))
+        here = (first + a) % (1 << 32)
+        coded.append(SAMPLED["dare"].encode(own, start, tensor.dtype, low, np.array(rates, np.uint8), here))
+    facts = {"kind": "sampled", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": base}
+    return facts | {"codec": "dare", "chunk": chunk} | more, coded
 
 
 def kept(dtype: str, shape: Sequence[int], base: str, **more: Any) -> Item:

@@ -201,7 +201,7 @@ class Merger:
         if self._chosen.approximate is None and "delta" in kinds:
             return "of some tensors the archive holds no vector, but decoded task vectors: those are summed"
         if self._chosen.approximate is None and self._chosen.stored == "ties" and kinds & DECODED:
-            return "tensors that are stored whole or without loss are summed, not merged by TIES"
+            return "tensors stored whole, without loss or by a share of changes are summed, not merged by TIES"
         return self._chosen.approximate
 
     def _of_right_length(self) -> float:

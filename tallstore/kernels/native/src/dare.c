@@ -87,6 +87,7 @@ TS_KERNEL(void, dare_rescale)(
     uint16_t *restrict words, const uint32_t *restrict places, const uint32_t *restrict taken, const uint16_t *restrict after,
     int64_t count, int32_t form
 ) {
+    const uint16_t nan = form == TS_BFLOAT16 ? 0x7FC0 : 0x7E00; /* narrowing may make anything of one */
     for (int64_t from = 0; from < count; from += FEW, places += FEW, taken += FEW, after += FEW) {
         int64_t size = TS_MIN(count - from, FEW);
         uint16_t base[FEW], rounded[FEW], once[FEW];
@@ -96,6 +97,7 @@ TS_KERNEL(void, dare_rescale)(
         ts_widen(start, base, size, form), ts_widen(stop, after, size, form);
         for (int64_t i = 0; i < size; i++) start[i] += (float)(int32_t)taken[i] * (stop[i] - start[i]);
         ts_narrow(rounded, start, size, form);
+        for (int64_t i = 0; i < size; i++) rounded[i] = start[i] == start[i] ? rounded[i] : nan;
         for (int64_t i = 0; i < size; i++) { /* as masks: which it is cannot be foretold */
             uint16_t exact = (uint16_t)(once[i] | (base[i] == after[i] ? 0xFFFF : 0));
             rounded[i] = (uint16_t)((after[i] & exact) | (rounded[i] & ~exact));
