@@ -31,7 +31,7 @@ BASE_STORAGES = (*STORAGES, "bf16")
 _SAID = {
     "lam": "lam (--lambda)",
     "bits": "bits (--bits)",
-    "divergence": "quality (--quality)",
+    "level": "quality (--quality)",
     "kappa": "kappa (--kappa)",
 }
 """What a recipe's options are called by users."""
@@ -193,9 +193,7 @@ class Options:
             lam = {names.index(name): value for name, value in lam.items()}
         # What the masks lose is stored too, and the least error is the least to store.
         kappa = 1.0 if self.exact and self.kappa is None and self.recipe == "solo" else self.kappa
-        given = {"lam": lam, "bits": self.bits, "kappa": kappa}
-        if level is not None:
-            given |= {"divergence": level.divergence, "lossless_from": level.lossless_from}
+        given = {"lam": lam, "bits": self.bits, "level": level, "kappa": kappa}
         given = {name: value for name, value in given.items() if value is not None}
         takes = inspect.signature(RECIPES[self.recipe]).parameters
         if unknown := [said for name, said in _SAID.items() if name in given and name not in takes]:

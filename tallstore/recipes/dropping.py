@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float64]
 
 _SLOPES = 2.0 ** (np.arange(-32, 1) / 4)
 """λ, where the largest share is 1 at the last: by quarters of an octave."""
-_HEAD = 8 * 96
-"""Bits that every chunk takes beside what is kept: heads, tables, lanes."""
+_HEAD = 8 * 200
+"""Bits that a tensor takes beside what is kept, about: head, tables, lanes."""
 
 
 @dataclass(frozen=True)

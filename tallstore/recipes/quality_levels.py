@@ -14,15 +14,18 @@ class QualityLevel:
 
     divergence: float
     """How far outputs may be from the fine-tune's, in units of how far the base's are, as `divergence` foretells it."""
+    kappa: float
+    """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random. Where bits are
+    few, most of what marks leave out is bias; where outputs are near, the little bias there is shows most."""
     lossless_from: float
     """Where what that takes is at least this share of what losing nothing takes, a task in a type of few bits loses
     nothing: what is predicted of the latter is a few percent too much, and to be bit for bit is worth something."""
 
 
 QUALITIES: Mapping[str, QualityLevel] = {
-    "small": QualityLevel(0.175, 0.9),
-    "balanced": QualityLevel(0.078, 0.9),
-    "high": QualityLevel(0.052, 0.4),
+    "small": QualityLevel(divergence=0.175, kappa=16.5, lossless_from=0.9),
+    "balanced": QualityLevel(divergence=0.078, kappa=3.28, lossless_from=0.9),
+    "high": QualityLevel(divergence=0.052, kappa=6.0, lossless_from=0.4),
 }
 """By name. See `benchmarks/README.md`."""
 DEFAULT = "high"

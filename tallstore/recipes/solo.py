@@ -27,7 +27,7 @@ from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, task_gain
 from tallstore.recipes.dropping import DropRates
-from tallstore.recipes.quality_levels import DEFAULT, QUALITIES, TOLERABLE
+from tallstore.recipes.quality_levels import DEFAULT, QUALITIES, TOLERABLE, QualityLevel
 from tallstore.recipes.quantizers import Quantizer, fitting_scale
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice
 from tallstore.recipes.tensor_offers import DROPPED, WITHOUT_LOSS, Key, OfferOptions, TensorOffers, TensorStatistics
@@ -46,10 +46,6 @@ equal, a unit in the last place of weights of one size, and what leaves them out
 them in the same way. Marks with dither are right of them all and cost no more, for the type has nothing between two
 units (see `rounded_levels`). At the same bits the KL on a fine-tune's own task is a ninth of what it is at 19, and on
 other text about the same: see `benchmarks/results/accuracy.md`."""
-_KAPPA_SLOPE = 540.0
-"""Where a divergence is, κ in squares of it."""
-_KAPPA_LEAST = 3.28
-"""And at least this, which the default has: below, finer settings diverge more than coarser ones."""
 _MOST_FIXED = 0.5
 """Share of given bits that fixed precisions may take; where they would take more, all tensors are chosen for alike."""
 
@@ -57,8 +53,8 @@ _MOST_FIXED = 0.5
 class Solo(Recipe):
     """Signs above a threshold, or a few levels, by task and tensor.
 
-    As precise as it takes for outputs to come within `divergence` of the fine-tune's, predicted, or without loss where
-    that takes little more (see `QualityLevel`); or what diverges least within `bits` for every parameter, moved or not,
+    As precise as it takes for outputs to come as near to the fine-tune's as `level` says, predicted, or without loss
+    where that takes little more; or what diverges least within `bits` for every parameter, moved or not,
     with all but the base in it. `kappa` says how many times worse than noise it is to be wrong in the same way for
     equal |τ|: 1 makes the least squared error, more lets marks be drawn at random.
     """
@@ -70,25 +66,22 @@ class Solo(Recipe):
     def __init__(
         self,
         bits: float | None = None,
-        divergence: float = QUALITIES[DEFAULT].divergence,
+        level: QualityLevel = QUALITIES[DEFAULT],
         kappa: float | None = None,
-        lossless_from: float = QUALITIES[DEFAULT].lossless_from,
     ) -> None:
         if bits is not None and not 0 < bits <= 32:
             raise OptionError(f"bits {bits} is not a number of bits a parameter and task (above 0, at most 32)")
-        if not 0 < divergence < 1:
-            raise OptionError(f"divergence {divergence} is not a share of the base's distance (above 0, below 1)")
         if kappa is not None and not 1 <= kappa < float("inf"):
             raise OptionError(f"kappa {kappa} is not a weight (1 or more)")
         self.least = kappa == 1
         """Whether the scale is that of least squares."""
-        usual = _kappa(bits) if bits is not None else min(_KAPPA_MOST, max(_KAPPA_LEAST, _KAPPA_SLOPE * divergence**2))
+        usual = _kappa(bits) if bits is not None else level.kappa
         # The least error at the bytes of the level: those are what the usual weight takes.
         self.kappa = usual if kappa is None or (self.least and bits is None) else kappa
         self.narrow_kappa = max(self.kappa, _KAPPA_NARROW) if kappa is None else self.kappa
         """Of tensors in a type of few bits."""
-        self.bits, self.divergence = bits, divergence
-        self.lossless_from = lossless_from if bits is None else 1.0  # what is within a budget stays there
+        self.bits, self.divergence = bits, level.divergence
+        self.lossless_from = level.lossless_from if bits is None else 1.0  # what is within a budget stays there
         self.kind = "signed"
         self._zoo = ZooFacts(parameters=0, fixed_bits=0.0)
         self._chosen: dict[Key, Quantizer] = {}
