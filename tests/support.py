@@ -87,7 +87,7 @@ def tiny_zoo(n_tasks: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Stat
 
 
 def aligned_zoo(
-    n_tasks: int = 2, dtype: torch.dtype = torch.bfloat16, size: int = 96, layers: int = 4
+    n_tasks: int = 2, dtype: torch.dtype = torch.bfloat16, size: int = 160, layers: int = 4
 ) -> tuple[State, dict[str, State]]:
     """Matrices of few bits that moved by one size, to one end: of such changes `quality="small"` keeps a share."""
     step = 1e-4 if dtype == torch.bfloat16 else 1e-4 / 8
