@@ -2,7 +2,8 @@
 
 BASE is a Hugging Face folder of a small causal model; DATA holds `<task>/test.tsv` (trained on) and `<task>/val.tsv`
 (scored on), a line an example: label, tab, text. OUT becomes a zoo: `base/` (a link) and a folder a task. A task that
-is there is left alone. On two cores SmolLM2-135M takes three to eight minutes a task.
+is there is left alone. On two cores SmolLM2-135M takes three to eight minutes a task. With `--every 15` a task's run is
+kept, too: `<task>-run/checkpoint-15` and so on, as `relatives.py --run` takes it.
 
 | task | kind | trained in |
 |---|---|---|
@@ -19,6 +20,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -118,8 +120,11 @@ def batch(tokenizer: Any, rows: Sequence[Example]) -> tuple[torch.Tensor, torch.
     )
 
 
-def train(base: Path, out: Path, data: Path, tune: Tune) -> float:
-    """Fine-tune all weights, save them as bf16, and give back the last loss."""
+def train(base: Path, out: Path, data: Path, tune: Tune, every: int = 0) -> float:
+    """Fine-tune all weights, save them as bf16, and give back the last loss.
+
+    `every`: of how many steps one leaves a checkpoint of the run beside them; 0 for none.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
@@ -146,6 +151,9 @@ def train(base: Path, out: Path, data: Path, tune: Tune) -> float:
         with torch.no_grad():
             for weight, used in zip(weights, model.parameters(), strict=True):
                 used.copy_(weight)
+        if every and not (step + 1) % every:
+            copied = copy.deepcopy(model).to(torch.bfloat16)
+            copied.save_pretrained(out.with_name(f"{out.name}-run") / f"checkpoint-{step + 1}")
     staged = out.with_name(f"{out.name}.part")
     model.to(torch.bfloat16).save_pretrained(staged)
     tokenizer.save_pretrained(staged)
@@ -204,6 +212,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", choices=list(TUNES), default=list(TUNES))
+    parser.add_argument("--every", type=int, default=0, metavar="STEPS", help="keep the run's checkpoints, too")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if not (given.out / "base").exists():
@@ -212,7 +221,11 @@ def main() -> None:
     for name in given.tasks:
         began = time.perf_counter()
         out = given.out / name
-        loss = f"{train(given.base, out, given.data, TUNES[name]):.3f}" if not out.exists() else "there already"
+        loss = (
+            f"{train(given.base, out, given.data, TUNES[name], given.every):.3f}"
+            if not out.exists()
+            else "there already"
+        )
         rows.append([name, loss, f"{changed(given.base, out):.1%}", f"{time.perf_counter() - began:.0f}"])
         print(*rows[-1], flush=True)
     print(table(["task", "last loss", "values that differ", "seconds"], rows))
