@@ -76,7 +76,8 @@ class DareCodec(ConditionalCodec):
 
 def _has_infinite(lattice: Lattice, words: Words) -> bool:
     """Whether an element is a NaN or infinite: neither what it turns into nor what turned into it must be dropped."""
-    return bool((lattice.keys(words) == lattice.mask).any())
+    infinite = words.dtype.type(lattice.mask << lattice.shift)
+    return bool((words & infinite == infinite).any())
 
 
 def _is_safe(dtype: str, kept: KeptElements, base: Words, after: Words) -> bool:

@@ -22,7 +22,7 @@ from tallstore.editing.base import base_of, check_same
 from tallstore.editing.change import Change, changing
 from tallstore.editing.companions import note_on
 from tallstore.editing.distances import with_distances
-from tallstore.editing.options import inherited
+from tallstore.editing.options import inherited, recorded_options
 from tallstore.editing.report import GrowReport, facts_of
 from tallstore.encoder import GroupSlot, Options, Progress, TaskReport
 from tallstore.encoder.groups import choose_groups
@@ -180,7 +180,7 @@ class Packer:
     def _packed(self, tasks: Mapping[str, Source], beside: Sequence[SplicedArchive]) -> list[SplicedArchive]:
         archive = joined_archive(self._change.archive, beside)
         manifest, reader = archive.manifest, Reader(archive.store, archive.manifest)
-        settled = {**manifest.options, "groups": self._options.groups, "base_storage": "reference"}
+        settled = {**recorded_options(manifest), "groups": self._options.groups, "base_storage": "reference"}
         same = _plain(self._options.recorded()) == _plain(settled)
         home = find_home(reader, self._options.recipe) if same else None
         if home is not None:

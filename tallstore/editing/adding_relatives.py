@@ -13,16 +13,18 @@ from tallstore.editing.change import Change
 from tallstore.encoder import Options, Progress, TaskReport
 from tallstore.encoder.options import LOSSLESS
 from tallstore.errors import NoSuchTaskError, OptionError
-from tallstore.format.manifest import Manifest, names_of
+from tallstore.format.manifest import depth_of, names_of
 from tallstore.format.relatives import Relatives
-from tallstore.packing.choose_parents import CHAIN, LINKS
+from tallstore.packing.choose_parents import CHAIN
 from tallstore.packing.find_combinations import LinearFit, find_combinations
 from tallstore.packing.relative_packer import RelativePacker, relatives_of
 
-__all__ = ["AddedRelatives", "depth_of"]
+__all__ = ["AddedRelatives"]
 
 _MOST = 64
 """Tasks of an archive that are compared with new ones: more would take longer than they save."""
+_MERGED = 2
+"""Tasks at the end of so long a chain are not looked at: a merge of them would be too dear to decode."""
 
 
 class AddedRelatives:
@@ -56,7 +58,7 @@ class AddedRelatives:
         known = {
             name: ArchiveTask(decoder, name, name)
             for name, task in list(manifest.tasks.items())[-_MOST:]
-            if task.adapter is None and depth_of(self._change.manifest, name) < LINKS
+            if task.adapter is None and depth_of(self._change.manifest, name) < _MERGED
         }
         # With some loss a parent makes a child better, and hardly smaller: that is for users to say.
         parents_of = None
@@ -110,9 +112,3 @@ class AddedRelatives:
             raise OptionError(
                 f"parent {parent!r} is itself at the end of a chain of {CHAIN}: name one of those that it is made of"
             )
-
-
-def depth_of(manifest: Manifest, task: str) -> int:
-    """How long the longest chain is that a task is the end of."""
-    relatives = manifest.tasks[task].relatives
-    return 0 if relatives is None else 1 + max(depth_of(manifest, other) for other in relatives.tasks)

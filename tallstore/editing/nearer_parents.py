@@ -15,13 +15,12 @@ from tallstore.archive.checkpoint import ArchiveTask
 from tallstore.archive.decode import Decoder
 from tallstore.archive.splice import FileOfArchive, Spliced
 from tallstore.checkpoints import Source
-from tallstore.editing.adding_relatives import depth_of
 from tallstore.editing.base import base_of
 from tallstore.editing.change import Change
 from tallstore.editing.recode_tasks import recoded
 from tallstore.encoder import Progress
 from tallstore.encoder.options import LOSSLESS
-from tallstore.format.manifest import Manifest
+from tallstore.format.manifest import Manifest, depth_of
 from tallstore.packing.choose_parents import within
 from tallstore.packing.find_combinations import find_parents
 

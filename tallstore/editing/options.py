@@ -17,6 +17,14 @@ _OWN = ("groups",)
 """Not taken from the archive: how many groups it had says nothing about the new tasks."""
 
 
+def recorded_options(manifest: Manifest) -> dict[str, Any]:
+    """An archive's options, its quality by name: where none is recorded, the default of then, which was `balanced`."""
+    said = dict(manifest.options)
+    if said.get("recipe") == "solo" and said.get("quality") is None and said.get("bits") is None:
+        said["quality"] = "balanced"
+    return said
+
+
 def inherited(manifest: Manifest, given: Mapping[str, Any], names: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
     """Options for tasks of these names, and warnings.
 
@@ -25,7 +33,7 @@ def inherited(manifest: Manifest, given: Mapping[str, Any], names: Sequence[str]
     if odd := [key for key in _SETTLED if key in given]:
         raise OptionError(f"{odd[0]} was settled when the archive was packed; leave it out")
     known = {f.name for f in fields(Options)}
-    recorded = {key: value for key, value in manifest.options.items() if key in known and key not in _OWN}
+    recorded = {key: value for key, value in recorded_options(manifest).items() if key in known and key not in _OWN}
     if given.get("recipe", recorded.get("recipe")) != recorded.get("recipe"):
         recorded = {key: value for key, value in recorded.items() if key not in _OF_RECIPE}
     if given.get("bits") is not None or given.get("quality") is not None:

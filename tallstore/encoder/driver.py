@@ -165,7 +165,7 @@ class Stream:
         predicted_divergence = self.recipe.predicted_divergence(index)
         if predicted_divergence is None:
             return None
-        return 0.0 if self.cheaper[index].all else significant(predicted_divergence)
+        return 0.0 if self.bit_for_bit(index) else significant(predicted_divergence)
 
     def bit_for_bit(self, index: int) -> bool:
         """Whether a task comes back bit for bit, no exact part needed."""
@@ -177,7 +177,7 @@ class Stream:
         return asked or bool(self._warning(index))
 
     def _warning(self, index: int) -> str:
-        return "" if self.cheaper[index].all else self.recipe.warning(index)
+        return "" if self.bit_for_bit(index) else self.recipe.warning(index)
 
     def gather_statistics(self, engine: Engine) -> None:
         tensors = [tuple(items(self.base, self.plan, name, self.chunk)) for name in self.plan.read_of(self.base)]

@@ -134,15 +134,16 @@ def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: DropRates, f
         what becomes of the row, and whether it differs from the base in any bit.
     """
     after, before = as_bytes(weights), as_bytes(base)
-    coded = _SOME.encode(after, before, dtype, drop.low, drop.rates, first)
+    tau = task_vector(base, weights)
+    # A change that is infinite, or that float32 cannot hold, is not to be dropped.
+    rates = drop.rates if bool(tau.isfinite().all()) else np.zeros_like(drop.rates)
+    coded = _SOME.encode(after, before, dtype, drop.low, rates, first)
     out = before.copy()
     _SOME.decode(coded, out, dtype)
-    tau = task_vector(base, weights)
     hat = task_vector(base, torch.from_numpy(out).view(weights.dtype))
     word = np.dtype(f"<u{weights.element_size()}")
     on = int(np.count_nonzero(out.view(word) != before.view(word)))
+    error, norm, kept, dot = 0.0, float(on), float(on), float(on)  # of what is infinite, and comes back bit for bit
     if bool(tau.isfinite().all() and hat.isfinite().all()):
         error, norm, kept, dot, _ = agreement(tau, hat)
-    else:  # coded without loss
-        error, norm, kept, dot = 0.0, float(on), float(on), float(on)
     return Made("sampled", coded, 1.0, (error, norm, kept, dot, float(on)), _SOME.id), not np.array_equal(after, before)

@@ -18,7 +18,7 @@ from tallstore.format.manifest import STORAGES
 from tallstore.humanize import parse_size
 from tallstore.recipes import RECIPES, make_recipe
 from tallstore.recipes.base import Recipe
-from tallstore.recipes.quality_levels import QUALITIES
+from tallstore.recipes.quality_levels import DEFAULT, QUALITIES
 
 Evaluator = Callable[[dict[str, torch.Tensor], str], float]
 """Scores a task's state dict; higher is better."""
@@ -70,7 +70,8 @@ class Options:
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).
 
     1 makes the least relative error. It is tried before anything dearer where `max_error` is not kept, and taken with
-    `exact`. The default falls with the rate, from 19 to 1: few bits diverge less if errors are random.
+    `exact`. By default it is the quality's; where bits are given it falls with the rate, from 19 to 1: few bits
+    diverge less if errors are random.
     """
     vector: str | None = None
     """Codec of the multi-task vector; by default the recipe's own."""
@@ -169,8 +170,11 @@ class Options:
         return [self.exact] if isinstance(self.exact, str) else list(self.exact)
 
     def recorded(self) -> dict[str, Any]:
-        """For the manifest: those that change what is stored."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_RECORDED}
+        """For the manifest: those that change what is stored; the level by its name, for the default may change."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_RECORDED}
+        if self.recipe == "solo" and self.quality is None and self.bits is None:
+            said["quality"] = DEFAULT
+        return said
 
     def exact_tasks(self, names: Sequence[str]) -> list[str]:
         """The tasks that `exact` names. Raises OptionError for one that there is not."""

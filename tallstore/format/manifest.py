@@ -440,3 +440,9 @@ def names_of(tasks: Sequence[str]) -> str:
     """Task names for a message: all of them, or the first twenty and how many more."""
     shown = ", ".join(tasks[:20])
     return shown if len(tasks) <= 20 else f"{shown} and {len(tasks) - 20} more"
+
+
+def depth_of(manifest: Manifest, task: str) -> int:
+    """How long the longest chain is that a task is the end of."""
+    relatives = manifest.tasks[task].relatives
+    return 0 if relatives is None else 1 + max(depth_of(manifest, other) for other in relatives.tasks)

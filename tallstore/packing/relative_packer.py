@@ -28,8 +28,9 @@ from tallstore.encoder.components import matched
 from tallstore.encoder.options import LOSSLESS
 from tallstore.encoder.row_bits import same_bits
 from tallstore.encoder.tied_weights import tied_names
+from tallstore.format import limits
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
-from tallstore.format.manifest import PartRecord, Task
+from tallstore.format.manifest import PartRecord, Task, depth_of
 from tallstore.format.part import Entry, PartHeader
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.packing.choose_parents import OCTAVES, cost_of, step_cost
@@ -82,6 +83,7 @@ class RelativePacker:
         self._home = self.home or find_home(self._reader, LOSSLESS if self._lossless else self.options.recipe)
         self._seen = self._reader.manifest
         self._pieces = PieceCache()
+        self._drawn = 0
 
     def pack(
         self, tasks: Mapping[str, Checkpoint], relatives: Mapping[str, Relatives], *, said: Collection[str] = ()
@@ -142,7 +144,11 @@ class RelativePacker:
         options = replace(
             self.options, base_storage="reference", overwrite=False, resume=False, allow_distant=True, exact=()
         )
-        slot = replace(self.slot(), settled=frozenset(n for n, plan in each.plans.items() if plan.kept))
+        # What draws for a task must not have drawn for one that it is made of: the same changes would be dropped again.
+        depth = max(depth_of(self._reader.manifest, task) for task in each.relatives.tasks)
+        slot, self._drawn = self.slot(), self._drawn + 1
+        first = limits.TASKS * (1 + depth) + slot.first + self._drawn
+        slot = replace(slot, first=first, settled=frozenset(n for n, plan in each.plans.items() if plan.kept))
         scratch = f"relative-{each.name}"
         report, made = packed_beside(
             self.stack, self.sink, each.start, {each.name: each.task}, options, self.progress, slot, scratch

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT", "QUALITIES", "TOLERABLE", "QualityLevel"]
+__all__ = ["DEFAULT", "NEARLY", "QUALITIES", "TOLERABLE", "QualityLevel"]
+
+NEARLY = 0.9
+"""Where what was chosen takes this share of what losing nothing takes, nothing is lost: what is predicted of the latter
+is a few percent too much."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +21,14 @@ class QualityLevel:
     kappa: float
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random. Where bits are
     few, most of what marks leave out is bias; where outputs are near, the little bias there is shows most."""
-    lossless_from: float
-    """Where what that takes is at least this share of what losing nothing takes, a task in a type of few bits loses
-    nothing: what is predicted of the latter is a few percent too much, and to be bit for bit is worth something."""
+    lossless_from: float = NEARLY
+    """From which share of what losing nothing takes on a task in a type of few bits loses nothing: to be bit for bit is
+    worth something."""
 
 
 QUALITIES: Mapping[str, QualityLevel] = {
-    "small": QualityLevel(divergence=0.175, kappa=16.5, lossless_from=0.9),
-    "balanced": QualityLevel(divergence=0.078, kappa=3.28, lossless_from=0.9),
+    "small": QualityLevel(divergence=0.175, kappa=16.5),
+    "balanced": QualityLevel(divergence=0.078, kappa=3.28),
     "high": QualityLevel(divergence=0.052, kappa=6.0, lossless_from=0.4),
 }
 """By name. See `benchmarks/README.md`."""

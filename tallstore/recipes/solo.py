@@ -1,7 +1,9 @@
 """`solo`: every task vector coded by itself, at the precision that a budget of bits allows; nothing is shared.
 
 Each tensor becomes a signed mask over v ≡ 1 (its parameters above a threshold, by sign), or a few levels of its own
-where bits are plenty. One scale a chunk makes the result unbiased: with w the marks,
+where bits are plenty; in types of few bits a share of its changes (see `dropping`), or all of them, without loss. What
+diverges least at its price is taken, tensor by tensor. Of masks one scale a chunk makes the result unbiased: with w the
+marks,
 
     s = ⟨τ, τ⟩ / ⟨τ, w⟩,   so that   ⟨s·w, τ⟩ = ⟨τ, τ⟩
 
@@ -27,15 +29,13 @@ from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, task_gain
 from tallstore.recipes.dropping import DropRates
-from tallstore.recipes.quality_levels import DEFAULT, QUALITIES, TOLERABLE, QualityLevel
+from tallstore.recipes.quality_levels import DEFAULT, NEARLY, QUALITIES, TOLERABLE, QualityLevel
 from tallstore.recipes.quantizers import Quantizer, fitting_scale
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice
 from tallstore.recipes.tensor_offers import DROPPED, WITHOUT_LOSS, Key, OfferOptions, TensorOffers, TensorStatistics
 
 __all__ = ["Solo"]
 
-_NEARLY = 0.9
-"""Where what was chosen of a tensor takes this share of what losing nothing takes, nothing is lost."""
 _RATE = 0.95
 _KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
 """Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
@@ -121,6 +121,7 @@ class Solo(Recipe):
         self._lossless_tasks = frozenset(task for task, own in by_task.items() if self._bit_for_bit(own, chosen))
         self._lossless = self._without_loss(by_task, chosen)
         chosen |= {key: chosen[key]._replace(bits=tensors[key].lossless_bits, harm=0.0) for key in self._lossless}
+        chosen |= {key: chosen[key]._replace(harm=0.0) for key in chosen if key[0] in self._lossless_tasks}
         self._predicted = {task: predicted_divergence(self._parts(own, chosen)) for task, own in by_task.items()}
         if self.bits is not None and any(each > TOLERABLE for each in self._predicted.values()):
             enough = [choice for own in by_task.values() for choice in _to(own, TOLERABLE).values()]
@@ -144,7 +145,7 @@ class Solo(Recipe):
         self, by_task: Mapping[int, Mapping[Key, TensorOffers]], chosen: Mapping[Key, PrecisionChoice]
     ) -> frozenset[Key]:
         """Tensors that take about as little without loss; all of a task's that can, where they do together."""
-        nearly = _NEARLY if self.bits is None else 1.0
+        nearly = NEARLY if self.bits is None else 1.0
         cheap: set[Key] = set()
         for task, own in by_task.items():
             known = {key: tensor.lossless_bits for key, tensor in own.items() if math.isfinite(tensor.lossless_bits)}

@@ -255,6 +255,26 @@ def test_tasks_are_added_and_removed(form: str, tmp_path: Path) -> None:
             assert_same(opened.state_dict(task), every[task])
 
 
+def test_a_child_is_not_drawn_for_as_its_parent_was(tmp_path: Path) -> None:
+    """With one task less, the child has its parent's number; the same places would drop the same changes twice."""
+    base, tasks = aligned_zoo(2)
+    path = tmp_path / "zoo.tall"
+    pulls = {
+        name: noise(len(tensor), 4, seed=70 + n) @ noise(4, len(tensor), seed=79 + n)
+        for n, (name, tensor) in enumerate(base.items())
+    }
+    later = {name: (tensor.float() + 1e-5 * pulls[name].sign()).bfloat16() for name, tensor in tasks["b"].items()}
+    tallstore.pack(base, tasks, path, bits=0.5)
+    tallstore.remove(path, ["a"])
+    tallstore.add(path, {"later": later}, parent="b")
+    with tallstore.open(path) as opened:
+        assert opened.manifest.tasks["later"].relatives is not None
+        assert "sampled" in kinds(opened, "later").values()
+        back, state = opened.state_dict("b"), opened.state_dict("later")
+    tau, kept = (torch.cat([(each[n].double() - back[n].double()).flatten() for n in base]) for each in (later, state))
+    assert float((tau * kept).sum() / (tau * tau).sum()) == pytest.approx(1, abs=0.1)
+
+
 def test_a_later_version_starts_from_what_came_back(tmp_path: Path) -> None:
     """What was drawn for the parent is no error of the child, which is drawn for anew."""
     base, tasks = aligned_zoo(1)

@@ -377,7 +377,7 @@ def change_input(folder: Path, options: dict[str, Any], results: list[Path]) -> 
 
 
 def change_options(folder: Path, options: dict[str, Any], results: list[Path]) -> None:
-    options["quality"] = "high"
+    options["quality"] = "small"
 
 
 def damage(folder: Path, options: dict[str, Any], results: list[Path]) -> None:

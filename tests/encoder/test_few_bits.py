@@ -116,3 +116,55 @@ def test_a_settled_scale_is_nearer_or_as_it_was(kept: Callable[[float], float]) 
     assert not abs(off(found) - 1) > abs(off(measure(1.0)) - 1)
     if kept(1.0) == 1.3:
         assert off(found) == pytest.approx(1, abs=0.003)
+
+
+def short_tune(size: float, dtype: torch.dtype = torch.bfloat16) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Matrices and a norm that moved in about the same directions, and by little or much."""
+    generator = torch.Generator().manual_seed(0)
+    base, task = {}, {}
+    for n in range(3):
+        start = 0.05 * torch.randn(SHAPE, generator=generator)
+        pull = torch.randn(SHAPE[0], 2, generator=generator) @ torch.randn(2, SHAPE[1], generator=generator)
+        base[f"w{n}"] = start.to(dtype)
+        task[f"w{n}"] = (base[f"w{n}"].float() + size * pull).to(dtype)
+    base["norm"] = torch.rand(SHAPE[1], generator=generator).to(dtype)
+    task["norm"] = (base["norm"].float() * 1.01).to(dtype)
+    return base, task
+
+
+@pytest.mark.parametrize(("size", "exact"), [(5e-5, True), (3e-3, False)])
+def test_by_default_what_takes_little_more_without_loss_comes_back_bit_for_bit(
+    size: float, exact: bool, tmp_path: Path
+) -> None:
+    """Norms, too; and a task that moved far, of which all bits take more than 2.5 times the level's, does not."""
+    base, task = short_tune(size)
+    took = {}
+    for quality in ("high", "lossless"):
+        report = tallstore.pack(base, {"t": task}, tmp_path / quality, quality=quality, base_storage="reference")
+        took[quality] = report.bytes["masks"]
+    report = tallstore.pack(base, {"t": task}, tmp_path / "zoo", base_storage="reference")
+    with tallstore.open(tmp_path / "zoo", base=base) as zoo:
+        state, facts = zoo.state_dict("t"), zoo.info()["tasks"]["t"]
+    same = all(torch.equal(state[name].view(torch.int16), task[name].view(torch.int16)) for name in task)
+    assert same == exact == bool(facts.get("bit_for_bit"))
+    assert (facts["divergence"] == 0) == exact
+    assert (took["high"] == took["lossless"]) == exact
+    assert report.bytes["masks"] == took["high"]
+    if not exact:
+        assert 2.5 * took["high"] < took["lossless"]
+
+
+def test_a_task_in_types_of_many_bits_as_well_is_not(tmp_path: Path) -> None:
+    base, task = short_tune(5e-5)
+    wide = short_tune(1e-4, torch.float32)
+    base, task = base | {"wide": wide[0]["w0"]}, task | {"wide": wide[1]["w0"]}
+    with packed(base, {"t": task}, tmp_path / "zoo") as zoo:
+        assert not zoo.info()["tasks"]["t"].get("bit_for_bit")
+        assert not torch.equal(zoo.state_dict("t")["wide"], task["wide"])
+
+
+def test_the_level_is_recorded_by_its_name(tmp_path: Path) -> None:
+    base, task = short_tune(5e-5)
+    for options, name in (({}, "high"), ({"quality": "small"}, "small"), ({"bits": 0.5}, None)):
+        with packed(base, {"t": task}, tmp_path / f"{name}.tall", **options) as zoo:
+            assert zoo.manifest.options["quality"] == name
