@@ -175,7 +175,7 @@ def measured(archive: Path, tasks: dict[str, Path], arguments: argparse.Namespac
 
 
 def started(task: str, tasks: dict[str, Path]) -> list[list[int]]:
-    """Answers of an engine that was started on a task's plain folder: vLLM's reload may leave what is tied as it was."""
+    """Answers of an engine that was started on a plain folder: vLLM's reload may leave tied weights as they were."""
     engine = Engine(None, task, tasks)
     found = engine.answers()
     engine.close()
