@@ -13,7 +13,7 @@ class TensorFacts:
     """How a task's tensor is stored."""
 
     kind: str
-    """base, binary, signed, delta, private or tied."""
+    """base, binary, signed, delta, lossless, sampled, private or tied."""
     dtype: str
     shape: tuple[int, ...]
     base: str | None

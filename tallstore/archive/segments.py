@@ -100,7 +100,7 @@ class SegmentWriter:
         return wanted
 
     def steps(self, plan: TensorPlan, segment: Segment) -> Steps:
-        """What a segment adds to the base's elements, or, coded without loss, has in their place; decoded here."""
+        """What a segment adds to the base's elements, or, coded given these, has in their place; decoded here."""
         if segment.how is How.CONDITIONAL:
             out = empty(str(plan.entry.dtype), segment.stop - segment.start)
             self.write(plan, segment, out)

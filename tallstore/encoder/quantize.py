@@ -187,7 +187,7 @@ def sort_by_level(
         tau: τ, shape (n,).
         levels: where they begin.
         places: where in the chunk elements are, shape (n,); None where these are all of it.
-        first: the unmixed place of the chunk's first element.
+        first: what is mixed for the chunk's first element: `place_hash.first_of`.
     """
     bounds, width, size = np.array(levels.bounds, np.float32), np.float32(levels.width), 1 + 2 * len(levels.bounds)
     magnitude = np.abs(tau)

@@ -39,7 +39,9 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """base, binary, signed, delta, lossless, private (stored whole), relative or tied (see `untied_in_some`).
+        """base, binary, signed, delta, lossless, sampled, private (stored whole), relative or tied.
+
+        Tied: see `untied_in_some`.
 
         Relative is what builds on other tasks' weights, whatever its entry's own kind.
         """

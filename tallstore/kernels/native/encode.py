@@ -168,7 +168,7 @@ def mark(
         base: θ0, shape (n,).
         low: least magnitude, a float32.
         width: a float32. Above 0, u is the number of each parameter's place.
-        first: the unmixed place of the first parameter, modulo 2^32.
+        first: what is mixed for the first parameter: `place_hash.first_of`.
 
     Returns whether all of the row could be read.
     """

@@ -96,7 +96,7 @@ def levels(
         bounds: where levels begin, ascending, at most 127.
         width: a float32; above 0, bounds are raised by it times the number of each parameter's place.
         places: where in the chunk parameters are, shape (n,); None where they follow each other.
-        first: the unmixed place of the chunk's first parameter, modulo 2^32.
+        first: what is mixed for the chunk's first parameter: `place_hash.first_of`.
 
     Returns how many elements have each index, the sums of their magnitudes, and ‖τ‖².
     """
@@ -127,7 +127,7 @@ def place_rounded(
         tau: τ, shape (m,), not 0.
         base: θ0, shape (m,): finite numbers of the row's type.
         values: what levels add, ascending, at most 127.
-        shape: where levels begin, low, width and k there; the unmixed place of the chunk's first parameter, modulo
+        shape: where levels begin, low, width and k there; what is mixed for the chunk's first parameter, modulo
             2^32.
         form: BFLOAT16 or FLOAT16.
     """

@@ -56,7 +56,7 @@ static inline double squares(const float *tau, int64_t m) {
 /* Indices of n magnitudes, how many elements have each, and the sums of their magnitudes; see `encoder.quantize`.
  *   numbers, totals: 1 + 2 · count each; set. Totals are added up in four tables by turns.
  *   bounds: ascending, where levels begin; raised by width · u if width is above 0
- *   first: the unmixed place of the element at 0; places: where elements are, or NULL where they follow each other
+ *   first: what is mixed for the element at 0; places: where elements are, or NULL where they follow each other
  *   room: ts_power(blocks) numbers
  * Returns ‖τ‖². */
 TS_KERNEL(double, levels)

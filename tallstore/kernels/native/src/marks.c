@@ -31,7 +31,7 @@ static void pack_signs(uint8_t *restrict packed, const float *restrict kept) {
 
 typedef struct {
     float low, width; /* the limit is low + u · width */
-    uint32_t first;   /* the unmixed place of element 0 */
+    uint32_t first;   /* what is mixed for element 0 */
 } limits;
 
 /* One whole block: τ where it is kept, else 0; and the block's ‖τ‖² and ⟨τ, w⟩. */
