@@ -10,6 +10,7 @@ from tallstore.encoder.metrics import Quality
 from tallstore.encoder.parts import PartWriter
 from tallstore.encoder.plan import User
 from tallstore.encoder.reasons import Why
+from tallstore.errors import WorkerError
 from tallstore.stores import Sink
 
 __all__ = ["UNMOVED", "GrowingTensor", "TensorCost", "Writers"]
@@ -67,6 +68,11 @@ class GrowingTensor:
         self.if_moved = self.if_moved or row.if_moved
         if row.data is None or self.why_whole is not None:
             return
+        if self.kind and (self.kind, self.codec) != (row.kind, row.codec):  # of a job that another version left
+            raise WorkerError(
+                f"tensor {self.user.name!r}: chunks of {self.codec or self.kind} and of {row.codec or row.kind}: what "
+                "an earlier run left was made otherwise; pack without resume"
+            )
         self.kind, self.codec = row.kind, row.codec
         if row.lost is not None:
             writers.exacts[self.user.task].add(row.lost)
