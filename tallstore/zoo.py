@@ -32,7 +32,7 @@ from tallstore.errors import (
 from tallstore.format import strict_json
 from tallstore.format.dtypes import ITEM_BYTES, size_of
 from tallstore.format.layout import WeightsFile, claimed
-from tallstore.format.part import CONDITIONAL
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.stores import Access, is_address, open_any
 from tallstore.tensors import usual_device
 
@@ -298,7 +298,7 @@ class Zoo(Archive):
         Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
         """
         entry = self._places(task)[self._known(task, name)].entry
-        if entry.kind in CONDITIONAL | {"private", "tied", "delta"} or entry.start is not None:
+        if entry.kind in CONDITIONAL_KINDS | {"private", "tied", "delta"} or entry.start is not None:
             what = entry.kind if entry.start is None else "made of other tasks'"
             raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {what}")
         with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):

@@ -110,6 +110,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "encoder/result_files": ("encoder/test_parts.py", "encoder/test_engine.py"),
     "encoder/resume": ("encoder/test_engine.py",),
     "encoder/row_bits": ("kernels/test_native_encode.py",),
+    "encoder/sampled_rows": ("recipes/test_dropping.py", "archive/test_sampled.py"),
     "encoder/select_gpu": ("kernels/test_encode.py",),
     "encoder/select_native": ("kernels/test_native_encode.py",),
     "encoder/sidecars": ("checkpoints/test_nothing_is_silent.py",),

@@ -14,7 +14,7 @@ from tallstore.codecs.base import Bytes
 from tallstore.errors import DamagedError
 from tallstore.format import limits
 from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.format.part import CONDITIONAL
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.kernels.conversion import convert
 
 __all__ = ["BaseReader", "Checker"]
@@ -98,7 +98,7 @@ class Checker:
             for name, place in self._places.task(task, part).items():
                 if place.entry.start is not None:
                     self._relative(task, name)
-                elif place.entry.kind in CONDITIONAL:
+                elif place.entry.kind in CONDITIONAL_KINDS:
                     self._conditional(place, name)
                 elif place.entry.coded is not None:
                     self._codes.check(place, name)

@@ -31,7 +31,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
 from tallstore.concurrency import run_all
 from tallstore.errors import NoSuchTensorError
-from tallstore.format.part import CONDITIONAL
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.kernels import reference
 from tallstore.kernels.steps import Run, Steps
 from tallstore.tensors import TORCH, empties, empty, shape_of
@@ -240,7 +240,7 @@ class Decoder:
             return None
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
-        if entry.kind in CONDITIONAL:
+        if entry.kind in CONDITIONAL_KINDS:
             self.pieces.elements(task, name, 0, entry.covered)  # checked before it is believed
             return self._chunks.coded_conditional(place, name)
         if entry.kind in reference.SYMBOL_BITS:

@@ -13,7 +13,7 @@ from tallstore.archive.reader import Place, Reader
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.format.part import CONDITIONAL, CodedRanges, Entry
+from tallstore.format.part import CONDITIONAL_KINDS, CodedRanges, Entry
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.kernels import reference
 
@@ -25,7 +25,7 @@ RAW, ONES = "raw", "ones"
 
 def needs_origin(entry: Entry) -> bool:
     """Whether what is coded of a start is decoded given what the base has, too."""
-    if entry.kind not in CONDITIONAL or entry.coded is None:
+    if entry.kind not in CONDITIONAL_KINDS or entry.coded is None:
         return False
     codec = codecs.CONDITIONAL[entry.kind].get(entry.coded.codec)
     return codec is not None and codec.needs_origin

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tallstore.archive.locations import Places, StartOf, coded, needs_origin
 from tallstore.archive.reader import Place
-from tallstore.format.part import CONDITIONAL, Entry
+from tallstore.format.part import CONDITIONAL_KINDS, Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 from tallstore.stores import Range
 
@@ -246,7 +246,7 @@ def _head(entry: Entry) -> How:
         return How.START
     if entry.base is None:
         return How.WHOLE
-    if entry.kind in CONDITIONAL:
+    if entry.kind in CONDITIONAL_KINDS:
         return How.CONDITIONAL
     return How.BASE if entry.kind == "base" else How.STEPS
 

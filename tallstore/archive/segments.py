@@ -13,7 +13,7 @@ from tallstore.archive.chunk_reader import ChunkReader
 from tallstore.archive.locations import needs_origin
 from tallstore.archive.piece_cache import Into, Read
 from tallstore.archive.read_plan import How, Origin, Segment, TensorPlan, chunks_of
-from tallstore.format.part import CONDITIONAL
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.kernels.reference import wide
 from tallstore.kernels.steps import Steps
 from tallstore.kernels.tiled import DecodedSteps
@@ -177,7 +177,7 @@ class SegmentWriter:
         for chunk in chunks_of(plan.own, plan.name, segment.start, segment.stop):
             begin, end = chunk.start - segment.start, chunk.stop - segment.start
             part = out[begin:end]
-            if plan.entry.kind in CONDITIONAL:
+            if plan.entry.kind in CONDITIONAL_KINDS:
                 self._chunks.conditional(*chunk, part, None if origin is None else origin[begin:end])
             else:
                 self._chunks.steps(chunk.place, plan.vector, chunk.number, chunk.name).begin()(part, part)

@@ -16,7 +16,7 @@ from tallstore.archive.reader import Place, Reader
 from tallstore.archive.splice import SplicedArchive, weighed
 from tallstore.format import limits
 from tallstore.format.manifest import Manifest, PartRecord, Task
-from tallstore.format.part import CONDITIONAL, Entry, PartHeader
+from tallstore.format.part import CONDITIONAL_KINDS, Entry, PartHeader
 from tallstore.format.relatives import MergeRecipe, Relatives
 from tallstore.stores import Store
 
@@ -26,7 +26,7 @@ _LEAST = 1 << 12
 """Coded bytes of a tensor from which on it is worth a reference."""
 _DEEPEST = 2
 """How long a chain of tasks may be that another one refers to the end of."""
-_CODED = frozenset({"binary", "signed", "delta"}) | CONDITIONAL
+_CODED = frozenset({"binary", "signed", "delta"}) | CONDITIONAL_KINDS
 _Key = tuple[str, str, Entry]
 
 

@@ -34,11 +34,12 @@ from tallstore.encoder.items import (
     row_lengths,
     row_of,
 )
-from tallstore.encoder.lossless_rows import encode_row, encode_sampled, may_be_lossless
+from tallstore.encoder.lossless_rows import encode_row, may_be_lossless
 from tallstore.encoder.plan import User
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.remeasure import remeasure
 from tallstore.encoder.row_bits import largest_of, same_bits
+from tallstore.encoder.sampled_rows import encode_sampled
 from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.reference import difference
 from tallstore.recipes.dropping import DropRates

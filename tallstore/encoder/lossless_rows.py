@@ -8,22 +8,18 @@ from torch import Tensor
 
 from tallstore import codecs
 from tallstore.codecs.base import Row
-from tallstore.codecs.lattice_model import bits_by_level, estimate, lowest
+from tallstore.codecs.lattice_model import estimate
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
-from tallstore.kernels.dare import TYPES as DROPPED
-from tallstore.kernels.lattice import LATTICES, LEVELS
+from tallstore.kernels.lattice import LATTICES
 from tallstore.recipes.base import Recipe, Tile
-from tallstore.recipes.dropping import DropRates, LevelCosts
 from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["Lossless", "encode_row", "encode_sampled", "level_costs", "lossless_bits", "may_be_lossless"]
+__all__ = ["Lossless", "encode_row", "lossless_bits", "may_be_lossless"]
 
 _FLOATS = codecs.LOSSLESS["lattice"]
 _ONWARD = codecs.LOSSLESS["drift"]
 _CODES = codecs.LOSSLESS["lanes"]
-_SOME = codecs.SAMPLED["dare"]
-_DROPPED = {TORCH[name] for name in DROPPED}
 _FEW = {TORCH[name]: lattice for name, lattice in LATTICES.items() if lattice.bits <= 16 and name in TORCH}
 """Types of so few bits that a tensor may take no more without loss than with some."""
 
@@ -47,23 +43,6 @@ def lossless_bits(weights: Tensor, base: Tensor, elements: int, length: int = 0)
     word = np.dtype(f"<u{weights.element_size()}")
     sample = as_bytes(weights).view(word), as_bytes(base).view(word)
     return elements * estimate(_FEW[weights.dtype], *sample, elements, length)
-
-
-def level_costs(weights: Tensor, base: Tensor, elements: int) -> LevelCosts | None:
-    """The same by the exponents of the base's elements; None for types of which nothing is dropped."""
-    if base.dtype != weights.dtype or weights.dtype not in _DROPPED or not weights.numel():
-        return None
-    lattice = _FEW[weights.dtype]
-    after, before = as_bytes(weights).view(lattice.word), as_bytes(base).view(lattice.word)
-    low = lowest(lattice, before)
-    levels = lattice.levels(before, low)
-    changes = np.square(task_vector(base, weights).numpy().astype(np.float64))
-    if not np.isfinite(changes).all():
-        return None
-    times = elements / weights.numel()
-    count = np.bincount(levels, minlength=LEVELS).astype(np.float64)
-    power = np.bincount(levels, changes, LEVELS) / np.maximum(count, 1.0)
-    return LevelCosts(low, count * times, bits_by_level(lattice, after, before, low) * times, power)
 
 
 class Lossless(Recipe):
@@ -118,32 +97,3 @@ def encode_row(
     codec = _CODES if dtype not in LATTICES else _FLOATS if origin is None else _ONWARD
     coded = codec.encode(after, before, dtype, row, None if origin is None else as_bytes(origin))
     return Made("lossless", coded, 1.0, (0.0, norm, norm, norm, float(on)), codec.id), on > 0
-
-
-def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: DropRates, first: int) -> tuple[Made, bool]:
-    """Code a share of one chunk of a task's tensor.
-
-    Args:
-        weights: θt, flat.
-        base: θ0 in its place, as many elements of the same type.
-        dtype: the type, by the format's name.
-        drop: what is kept.
-        first: what draws for the first element: see `place_hash.first_of`.
-
-    Returns:
-        what becomes of the row, and whether it differs from the base in any bit.
-    """
-    after, before = as_bytes(weights), as_bytes(base)
-    tau = task_vector(base, weights)
-    # A change that is infinite, or that float32 cannot hold, is not to be dropped.
-    rates = drop.rates if bool(tau.isfinite().all()) else np.zeros_like(drop.rates)
-    coded = _SOME.encode(after, before, dtype, drop.low, rates, first)
-    out = before.copy()
-    _SOME.decode(coded, out, dtype)
-    hat = task_vector(base, torch.from_numpy(out).view(weights.dtype))
-    word = np.dtype(f"<u{weights.element_size()}")
-    on = int(np.count_nonzero(out.view(word) != before.view(word)))
-    error, norm, kept, dot = 0.0, float(on), float(on), float(on)  # of what is infinite, and comes back bit for bit
-    if bool(tau.isfinite().all() and hat.isfinite().all()):
-        error, norm, kept, dot, _ = agreement(tau, hat)
-    return Made("sampled", coded, 1.0, (error, norm, kept, dot, float(on)), _SOME.id), not np.array_equal(after, before)

@@ -26,9 +26,10 @@ from tallstore.encoder.fused_rows import (
 )
 from tallstore.encoder.inspect_rows import looks_of, usable_rows
 from tallstore.encoder.items import Item, Read, Tools, gather_runs, read, row_by_row
-from tallstore.encoder.lossless_rows import level_costs, lossless_bits, may_be_lossless
+from tallstore.encoder.lossless_rows import lossless_bits, may_be_lossless
 from tallstore.encoder.plan import User
 from tallstore.encoder.row_bits import largest_of
+from tallstore.encoder.sampled_rows import level_costs
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.recipes.base import Statistic
 from tallstore.recipes.coherence import COLUMNS, gain, picked

@@ -43,10 +43,10 @@ WHY = frozenset({"unmatched", "small", "type", "numbers", "budget"})
 
 _WORDS = ("U8", "U16", "U32", "U64")
 """What differences are coded as, by the size of an element."""
-CONDITIONAL = frozenset({"lossless", "sampled"})
+CONDITIONAL_KINDS = frozenset({"lossless", "sampled"})
 """Kinds whose codec turns the elements that a tensor builds on into its own."""
 _SAMPLED = ("BF16", "F16")
-_STARTING = frozenset({"base", "binary", "signed", "delta"}) | CONDITIONAL
+_STARTING = frozenset({"base", "binary", "signed", "delta"}) | CONDITIONAL_KINDS
 """Kinds that build on elements that are there: the base's, or in a relative part those of other tasks."""
 _CODED = frozenset({"codec", "chunk", "chunks"})
 _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {

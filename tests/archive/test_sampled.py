@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import tallstore
 from tallstore.cli import main
-from tallstore.encoder.lossless_rows import encode_sampled
+from tallstore.encoder.sampled_rows import encode_sampled
 from tallstore.errors import DamagedError, NoSuchTensorError
 from tallstore.kernels.lattice import LEVELS
 from tallstore.recipes.dropping import DropRates

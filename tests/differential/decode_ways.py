@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.format.part import CONDITIONAL
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.kernels import reference
 from tallstore.kernels.native import library
 from tallstore.tensors import NAME, TORCH, as_bytes, shape_of
@@ -235,7 +235,7 @@ def by_reference(asked: Asked) -> Found:
             found = {}
             for name, facts in zoo.tensors(task).items():
                 # What is coded given the base, or builds on other tasks, has no ingredients of its own.
-                if facts.base is None or facts.kind in CONDITIONAL or facts.start is not None:
+                if facts.base is None or facts.kind in CONDITIONAL_KINDS or facts.start is not None:
                     continue
                 pieces = _ingredients(zoo, task, group, name, facts)
                 flat = [(t if facts.rows is None else t[: facts.rows]).reshape(-1) for t in pieces]

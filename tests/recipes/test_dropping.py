@@ -9,7 +9,7 @@ from support import noise
 from torch import Tensor
 
 from tallstore.codecs import SAMPLED
-from tallstore.encoder.lossless_rows import encode_sampled, level_costs
+from tallstore.encoder.sampled_rows import encode_sampled, level_costs
 from tallstore.kernels.dare import NOTHING, share_of
 from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.place_hash import first_of

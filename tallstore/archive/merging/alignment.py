@@ -15,12 +15,12 @@ from tallstore.archive.decode import Decoder
 from tallstore.archive.reader import Place
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import BaseTensor, Manifest
-from tallstore.format.part import CONDITIONAL, Entry
+from tallstore.format.part import CONDITIONAL_KINDS, Entry
 from tallstore.kernels.reference import SYMBOL_BITS
 
 __all__ = ["DECODED", "Lineup", "Member", "line_up"]
 
-DECODED = frozenset({"private", "tied", "relative"}) | CONDITIONAL
+DECODED = frozenset({"private", "tied", "relative"}) | CONDITIONAL_KINDS
 """Kinds of which no task vector is stored: it is the decoded tensor, less the base's."""
 
 _WINDOW = 1 << 20

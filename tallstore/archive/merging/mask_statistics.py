@@ -22,7 +22,7 @@ from tallstore.archive.merging.alignment import Lineup, Member, line_up
 from tallstore.archive.merging.tiles import ahead
 from tallstore.format.dtypes import MASKABLE
 from tallstore.format.manifest import Manifest
-from tallstore.format.part import CONDITIONAL
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.merging import Agreement, count_agreement
 from tallstore.tensors import as_bytes
 
@@ -170,7 +170,7 @@ def _used(decoder: Decoder, member: Member, base: str, kept: Bits | None, span: 
     out = np.zeros(size, np.uint8)
     if member.kind == "delta":
         bits = np.packbits(decoder.delta_range(member.task, member.name, start, stop).numpy() != 0, bitorder="little")
-    elif member.kind in CONDITIONAL | {"relative"}:
+    elif member.kind in CONDITIONAL_KINDS | {"relative"}:
         after = decoder.own_range(member.task, member.source, start, stop)
         before = decoder.base_range(base, start, stop).to(after.dtype)
         differs = as_bytes(after).reshape(-1, after.element_size()) != as_bytes(before).reshape(

@@ -1,0 +1,75 @@
+"""Rows of which a share of the changes is kept, and what there is to know before the shares are chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tallstore import codecs
+from tallstore.codecs.lattice_model import bits_by_level, lowest
+from tallstore.encoder.chunk import Made, task_vector
+from tallstore.encoder.metrics import agreement
+from tallstore.kernels.dare import TYPES
+from tallstore.kernels.lattice import LATTICES, LEVELS
+from tallstore.recipes.dropping import DropRates, LevelCosts
+from tallstore.tensors import TORCH, as_bytes
+
+__all__ = ["encode_sampled", "level_costs"]
+
+_CODEC = codecs.SAMPLED["dare"]
+_TYPES = {TORCH[name]: LATTICES[name] for name in TYPES}
+
+
+def level_costs(weights: Tensor, base: Tensor, elements: int) -> LevelCosts | None:
+    """What coding a tensor takes by the exponents of the base's elements; None for types of which nothing is dropped.
+
+    Args:
+        weights: θt, flat: a sample of it.
+        base: θ0 in its place, of any type.
+        elements: of the tensor.
+    """
+    if base.dtype != weights.dtype or weights.dtype not in _TYPES or not weights.numel():
+        return None
+    lattice = _TYPES[weights.dtype]
+    after, before = as_bytes(weights).view(lattice.word), as_bytes(base).view(lattice.word)
+    low = lowest(lattice, before)
+    levels = lattice.levels(before, low)
+    changes = np.square(task_vector(base, weights).numpy().astype(np.float64))
+    if not np.isfinite(changes).all():
+        return None
+    times = elements / weights.numel()
+    count = np.bincount(levels, minlength=LEVELS).astype(np.float64)
+    power = np.bincount(levels, changes, LEVELS) / np.maximum(count, 1.0)
+    return LevelCosts(low, count * times, bits_by_level(lattice, after, before, low) * times, power)
+
+
+def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: DropRates, first: int) -> tuple[Made, bool]:
+    """Code a share of one chunk of a task's tensor.
+
+    Args:
+        weights: θt, flat.
+        base: θ0 in its place, as many elements of the same type.
+        dtype: the type, by the format's name.
+        drop: what is kept.
+        first: what draws for the first element: see `place_hash.first_of`.
+
+    Returns:
+        what becomes of the row, and whether it differs from the base in any bit.
+    """
+    after, before = as_bytes(weights), as_bytes(base)
+    tau = task_vector(base, weights)
+    # A change that is infinite, or that float32 cannot hold, is not to be dropped.
+    rates = drop.rates if bool(tau.isfinite().all()) else np.zeros_like(drop.rates)
+    coded = _CODEC.encode(after, before, dtype, drop.low, rates, first)
+    out = before.copy()
+    _CODEC.decode(coded, out, dtype)
+    hat = task_vector(base, torch.from_numpy(out).view(weights.dtype))
+    word = np.dtype(f"<u{weights.element_size()}")
+    on = int(np.count_nonzero(out.view(word) != before.view(word)))
+    error, norm, kept, dot = 0.0, float(on), float(on), float(on)  # of what is infinite, and comes back bit for bit
+    if bool(tau.isfinite().all() and hat.isfinite().all()):
+        error, norm, kept, dot, _ = agreement(tau, hat)
+    return Made("sampled", coded, 1.0, (error, norm, kept, dot, float(on)), _CODEC.id), not np.array_equal(
+        after, before
+    )
