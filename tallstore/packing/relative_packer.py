@@ -124,6 +124,10 @@ class RelativePacker:
                 made[each.name] = self._packed(each, kept.get(each.name))
             elif self._comes_back(kept[each.name], each):
                 made[each.name] = self._packed(each, kept[each.name])
+            elif all(self._reader.manifest.tasks[parent].bit_for_bit for parent in each.relatives.tasks):
+                # Nothing is lost of what it is made of: what is left of it is coded, as of one that somebody said is.
+                said_to_be = self._combined(each.name, each.task, each.relatives, searched=False)
+                made[each.name] = self._packed(said_to_be, kept[each.name])
         return made
 
     def _combined(self, name: str, task: Checkpoint, relatives: Relatives, *, searched: bool) -> Combination:
@@ -315,7 +319,7 @@ class RelativePacker:
 
 def _measured(each: Combination, kept: Kept | None, task: Task) -> dict[str, float | None]:
     """What is said of a task in place of what the encoder measured, which took what it starts from for the base."""
-    if kept is None:
+    if kept is None or (task.bit_for_bit and not each.searched):  # nothing is lost, whatever it starts from
         return {}
     if each.searched:
         return {"relative_error": kept.relative_error, "cosine": kept.cosine}

@@ -65,6 +65,30 @@ def zoo_with_merges(dtype: torch.dtype) -> tuple[State, dict[str, State]]:
     }
 
 
+def test_by_default_what_is_left_of_a_merge_is_coded_where_its_tasks_lose_nothing(tmp_path: Path) -> None:
+    """Of one that was tuned on by a unit in places, no weights give back every bit."""
+    base = base_of(torch.bfloat16)
+    tasks = {"a": tuned(base, 1), "b": tuned(base, 2)}
+    mix = summed([tasks["a"], tasks["b"]], [0.4, 0.6])
+    for n, name in enumerate(base):
+        touched = noise(*mix[name].shape, seed=900 + n) > 1
+        mix[name] = (mix[name].view(torch.int16) + touched.to(torch.int16)).view(torch.bfloat16)
+    tasks["mix"] = mix
+    sizes = {}
+    for name, relatives in (("with", True), ("without", False)):
+        report = tallstore.pack(base, tasks, tmp_path / f"{name}.tall", relatives=relatives)
+        sizes[name] = report.tasks["mix"].bytes
+    with tallstore.open(tmp_path / "with.tall") as zoo:
+        related = zoo.manifest.tasks["mix"].relatives
+        assert related is not None
+        assert set(related.tasks) == {"a", "b"}
+        facts = zoo.info()["tasks"]
+        assert all(facts[task]["bit_for_bit"] for task in tasks)
+        for task, state in tasks.items():
+            assert_same(zoo.state_dict(task), state)
+    assert sizes["with"] < 0.7 * sizes["without"]
+
+
 @pytest.mark.parametrize("quality", ["balanced", "lossless"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merges_are_found_among_tasks_in_any_order(dtype: torch.dtype, quality: str, tmp_path: Path) -> None:
