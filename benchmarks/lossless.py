@@ -165,9 +165,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
-    figure, panels = plt.subplots(1, len(found["tasks"]), figsize=(4.2 * len(found["tasks"]), 3.6), squeeze=False)
-    for panel, (task, one) in zip(panels[0], found["tasks"].items(), strict=True):
+    columns = min(3, len(found["tasks"]))
+    rows = -(-len(found["tasks"]) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), squeeze=False)
+    for panel in panels.flat[len(found["tasks"]) :]:
+        panel.set_visible(False)
+    for panel, (task, one) in zip(panels.flat, found["tasks"].items(), strict=False):
         speeds = one["GB/s per core"]
         for name in ("ours", *PEERS):
             speed = speeds.get("encode" if name == "ours" else f"{name} encode")
@@ -176,6 +181,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
                 panel.annotate(name, (speed, one["bits"][name]), textcoords="offset points", xytext=(4, 4), fontsize=8)
         panel.axhline(one["bits"]["H(d|e)"], linestyle=":", linewidth=1)
         panel.set(xscale="log", yscale="log", title=task, xlabel="encode, GB/s a core", ylabel="bits a parameter")
+        panel.margins(x=0.3, y=0.15)  # names stand to the right of their points
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_minor_formatter(NullFormatter())
     figure.tight_layout()
     figure.savefig(path)
 
