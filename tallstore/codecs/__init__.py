@@ -13,6 +13,7 @@ from tallstore.codecs.codebook import Codebook
 from tallstore.codecs.dare import DareCodec
 from tallstore.codecs.drift import DriftCodec
 from tallstore.codecs.floats import BF16, F32, Ones
+from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 from tallstore.codecs.lanes import Lanes
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.codecs.planes import Planes
@@ -24,6 +25,7 @@ __all__ = [
     "LOSSLESS",
     "MASK",
     "SAMPLED",
+    "SHARED",
     "VECTOR",
     "WHOLE",
     "ConditionalCodec",
@@ -34,10 +36,13 @@ __all__ = [
     "find",
 ]
 
-MASK: Mapping[str, MaskCodec] = {c.id: c for c in (Bits(), BitsZstd(), Adaptive())}
+MASK: Mapping[str, MaskCodec] = {c.id: c for c in (Bits(), BitsZstd(), Adaptive(), DitheredMask())}
 VECTOR: Mapping[str, VectorCodec] = {
-    c.id: c for c in (F32(), BF16(), Codebook("q8", 256), Codebook("q5", 32), Codebook("q4", 16), Ones())
+    c.id: c
+    for c in (F32(), BF16(), Codebook("q8", 256), Codebook("q5", 32), Codebook("q4", 16), Ones(), DitheredLevels())
 }
+SHARED: Mapping[str, VectorCodec] = {id_: codec for id_, codec in VECTOR.items() if id_ != DitheredLevels.id}
+"""Codecs of vectors that tasks share: those that take any values."""
 WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}
 LOSSLESS: Mapping[str, LosslessCodec] = {c.id: c for c in (LatticeCodec(), DriftCodec(), Lanes())}
 SAMPLED: Mapping[str, DareCodec] = {c.id: c for c in (DareCodec(),)}

@@ -17,11 +17,13 @@ from tallstore.codecs.base import Bytes, MaskCodec, VectorCodec
 from tallstore.encoder import quantize, select_native
 from tallstore.encoder import select_gpu as on_device
 from tallstore.encoder.backend import Backend, backend_of
+from tallstore.encoder.mark_codes import code_marks
 from tallstore.encoder.metrics import N_SUMS, agreement, scaled, sums
 from tallstore.encoder.moved_elements import moved_of
 from tallstore.encoder.tile import STATISTIC_TILE, TILE, ChunkChoice, TaskRow, spans, task_vector, tile_type, tiles
 from tallstore.kernels import reference
 from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.place_hash import first_of
 from tallstore.recipes.base import Recipe
 from tallstore.recipes.quantizers import Quantizer
 
@@ -52,7 +54,7 @@ class Made:
     sums: tuple[float, ...]
     """What `quality.sums` measured, at that scale."""
     codec: str = ""
-    """Of `data`, where it is a delta."""
+    """Of `data`."""
     decoded: Tensor | None = None
     """What the decoder will give back, where that was asked for."""
 
@@ -97,9 +99,16 @@ def encode_chunk(
         else:
             scale = float(np.float32(recipe.scale(row.task, total)))
             decoded = _decoded_mask(base, row, chosen.stored, marks, recipe.kind, scale) if row.exact else None
-            coded = mask_codec.encode_packed(marks, recipe.kind, len(row.weights))
-            made.append(Made(recipe.kind, coded, scale, scaled(total, scale), decoded=decoded))
+            width, seed = _dither(recipe, row.task, tensor)
+            codec, data = code_marks(mask_codec, marks, recipe.kind, len(row.weights), width, first_of(start, seed))
+            made.append(Made(recipe.kind, data, scale, scaled(total, scale), codec, decoded))
     return CodedChunk(chosen.vector, tuple(made))
+
+
+def _dither(recipe: Recipe, task: int, tensor: str) -> tuple[float, int]:
+    """Width and seed of the dither that draws a row's marks; 0 where none does."""
+    rule = recipe.rule([task], tensor)
+    return (rule.widths[0], rule.seeds[0]) if rule is not None and rule.widths else (0.0, 0)
 
 
 def choose(

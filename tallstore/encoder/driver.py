@@ -329,10 +329,10 @@ class Stream:
                 self.by_tensor[user.task, name] = TensorCost(gap, gap, user.covered, UNMOVED)
             return False
         scales = tuple(each.scales) if any(s != 1.0 for s in each.scales) else None
-        codec = each.codec or self._options.mask
         error, norm = each.quality.error, each.quality.norm
-        self.by_tensor[user.task, name] = TensorCost(error, norm, user.covered, each.codec or each.kind)
-        writer.end(user.name, codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
+        form = each.kind if each.kind in SYMBOL_BITS else each.codec
+        self.by_tensor[user.task, name] = TensorCost(error, norm, user.covered, form)
+        writer.end(user.name, each.codec, self.chunk, Entry(kind=each.kind, scales=scales, **facts))
         self.quality[user.task].merge(each.quality)
         if user.task not in self.lossless:
             self.cheaper[user.task].count(lossless=each.kind == "lossless")

@@ -23,6 +23,7 @@ from torch import Tensor
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import MaskCodec
 from tallstore.encoder.chunk import Made
+from tallstore.encoder.mark_codes import code_marks
 from tallstore.encoder.metrics import N_SUMS, scaled
 from tallstore.encoder.moved_elements import Moved
 from tallstore.encoder.quantize import encode, encode_moved
@@ -184,7 +185,8 @@ def marked(
         return Fallback.SCALE if made is None else (made, differs)
     n, seen, totals = len(base.values), native.Seen(), np.zeros(N_SUMS)
     packed = scratch("marks", reference.packed_size(recipe.kind, n), np.uint8)
-    if not native.mark(packed, totals, seen, row, start, base.values, low, width, first_of(start, rule.seeds[0])):
+    first = first_of(start, rule.seeds[0])
+    if not native.mark(packed, totals, seen, row, start, base.values, low, width, first):
         return Fallback.CUT_OFF
     _, norm, kept, dot, on = totals.tolist()
     # A number beyond reach is 2^77 at the least from any within, the square of which float32 has no more.
@@ -192,7 +194,8 @@ def marked(
         return Fallback.OUT_OF_REACH
     sums: tuple[float, ...] = (norm - 2 * dot + kept, norm, kept, dot, on)
     scale = float(np.float32(recipe.scale(task, sums)))
-    return Made(recipe.kind, mask.encode_packed(packed, recipe.kind, n), scale, scaled(sums, scale)), seen.differs
+    codec, data = code_marks(mask, packed, recipe.kind, n, width, first)
+    return Made(recipe.kind, data, scale, scaled(sums, scale), codec), seen.differs
 
 
 def _moved_elements(row: native.NativeRow, start: int, base: Start) -> tuple[Moved, bool] | Fallback:

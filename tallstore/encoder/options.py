@@ -127,7 +127,7 @@ class Options:
             object.__setattr__(self, "exact", "all" if self.exact else ())
         _one_of("recipe", self.recipe, RECIPES)
         if self.vector is not None:
-            _one_of("vector", self.vector, codecs.VECTOR)
+            _one_of("vector", self.vector, codecs.SHARED)
         if self.quality is not None:
             _one_of("quality", self.quality, (*QUALITIES, LOSSLESS))
             if self.bits is not None:

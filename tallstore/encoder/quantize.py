@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from tallstore.codecs.base import Bytes, Floats
-from tallstore.codecs.codebook import Codebook, count_indices
+from tallstore.codecs.codebook import count_indices
+from tallstore.encoder.mark_codes import code_levels
 from tallstore.encoder.metrics import N_SUMS, TURNS, agreement, settled
 from tallstore.encoder.moved_elements import Moved, scattered
 from tallstore.encoder.rounded_levels import RoundedLevels
@@ -34,14 +35,6 @@ __all__ = ["Leveled", "Marked", "encode", "encode_moved", "mark_moved"]
 Integers = npt.NDArray[np.int64]
 
 _TYPES = {form: dtype for dtype, form in NARROW.items()}
-_CODECS = (Codebook("q4", 16), Codebook("q5", 32), Codebook("q8", 256))
-
-
-def codec_of(count: int) -> Codebook:
-    """The codec of so many levels of each sign, at most 127."""
-    return next(codec for codec in _CODECS if 1 + 2 * count <= codec.levels)
-
-
 _TURNS = 4
 """Tables that magnitudes are added up in by turns, so that those of one level need not wait for each other."""
 
@@ -85,11 +78,12 @@ def encode(tau: Floats, levels: Quantizer, start: int, seed: int, memory: Bytes 
         memory: shape (n,): indices go into it.
     """
     indices = np.empty(len(tau), np.uint8) if memory is None else memory
-    numbers, totals, norm = sort_by_level(indices, tau, levels, None, first_of(start, seed))
+    first = first_of(start, seed)
+    numbers, totals, norm = sort_by_level(indices, tau, levels, None, first)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
     sums = agreement_of_levels(tau, table, indices, None, FLOAT32)
-    codec = codec_of(len(levels.bounds))
-    return Leveled(codec.id, codec.encode_indices(table, indices, numbers), table, indices, sums)
+    coded = code_levels(table, indices, numbers, levels.width, first)
+    return Leveled(*coded, table, indices, sums)
 
 
 def encode_moved(moved: Moved, levels: Quantizer, seed: int) -> Leveled:
@@ -102,8 +96,9 @@ def encode_moved(moved: Moved, levels: Quantizer, seed: int) -> Leveled:
     if levels.width:
         numbers = count_indices(indices, len(table))
     numbers[0] += moved.n - len(moved.tau)
-    everywhere, codec = scattered(indices, moved.places, moved.n, 8), codec_of(len(levels.bounds))
-    return Leveled(codec.id, codec.encode_indices(table, everywhere, numbers), table, everywhere, sums)
+    everywhere = scattered(indices, moved.places, moved.n, 8)
+    coded = code_levels(table, everywhere, numbers, levels.width, first_of(moved.start, seed))
+    return Leveled(*coded, table, everywhere, sums)
 
 
 def mark_moved(moved: Moved, levels: Quantizer, seed: int, wanted: Callable[[Sums], float]) -> Marked | None:

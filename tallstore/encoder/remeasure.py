@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tallstore.codecs import VECTOR
+from tallstore.codecs import MASK, VECTOR
 from tallstore.codecs.base import Floats, MaskCodec, VectorCodec
 from tallstore.encoder.backend import is_by_sign
 from tallstore.encoder.chunk import CodedChunk, Made, TaskRow, task_vector
+from tallstore.encoder.mark_codes import code_marks
 from tallstore.encoder.metrics import agreement
 from tallstore.encoder.moved_elements import Moved, moved_of
 from tallstore.encoder.quantize import mark_moved
 from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.steps import Steps
 from tallstore.merging.counting import count_on
 from tallstore.recipes.base import Recipe
@@ -69,7 +71,7 @@ def remeasure(
         start = base[: len(row.weights)]
 
         def measure(scale: float) -> tuple[float, ...]:
-            return _sums(replace(made, scale=scale), row.weights, start, shared, mask)
+            return _sums(replace(made, scale=scale), row.weights, start, shared)
 
         # Of what is exact too, lost bits are those of the scale that was chosen.
         if rounded or row.form is not None or recipe.shared or row.exact or base.dtype != row.weights.dtype:
@@ -102,11 +104,12 @@ def marks_of(moved: Moved, levels: Quantizer, seed: int, recipe: Recipe, mask: M
     marks = mark_moved(moved, levels, seed, partial(recipe.scale, task))
     if marks is None:
         return None
-    coded = mask.encode_packed(marks.packed, recipe.kind, moved.n)
-    return Made(recipe.kind, coded, marks.scale, marks.sums)
+    first = first_of(moved.start, seed)
+    codec, data = code_marks(mask, marks.packed, recipe.kind, moved.n, levels.width, first)
+    return Made(recipe.kind, data, marks.scale, marks.sums, codec)
 
 
-def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask: MaskCodec) -> tuple[float, ...]:
+def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None) -> tuple[float, ...]:
     n = len(weights)
     steps: Steps
     backend = decoding()
@@ -114,10 +117,10 @@ def _sums(made: Made, weights: Tensor, base: Tensor, shared: Floats | None, mask
         values = VECTOR[made.codec].decode(made.data, n)
         on = int(np.count_nonzero(values))
         steps = backend.values(values, weights.dtype)
-    elif shared is None and backend.by_gaps and (marks := mask.decode_marks(made.data, made.kind, n)) is not None:
+    elif shared is None and backend.by_gaps and (marks := MASK[made.codec].decode_marks(made.data, made.kind, n)):
         on, steps = marks.number, backend.gaps(marks.gaps, marks.signs, made.kind, n, made.scale, weights.dtype)
     else:
-        packed = mask.decode_packed(made.data, made.kind, n)
+        packed = MASK[made.codec].decode_packed(made.data, made.kind, n)
         on = count_on(np.pad(packed, (0, -len(packed) % 8)).view(np.uint64))
         steps = backend.mask(packed, made.kind, n, made.scale, weights.dtype, None if shared is None else shared[:n])
     return _kept(steps, weights, base, float(on))

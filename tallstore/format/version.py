@@ -32,6 +32,8 @@ SINCE: dict[str, str] = {
     "drift": "1.3",
     "sampled": "1.4",
     "dare": "1.4",
+    "dither": "1.4",
+    "dither-levels": "1.4",
 }
 """Members (`object.member`), kinds of part and entry, codecs and element types that came after 1.0 → their version."""
 

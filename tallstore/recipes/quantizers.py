@@ -16,6 +16,7 @@ from tallstore.recipes.histogram import EDGES
 __all__ = [
     "ALL",
     "CODER",
+    "DITHERS",
     "FEWEST",
     "HARD",
     "HARD_BOUNDS",
@@ -87,11 +88,20 @@ SLOPE = 1 / np.array([LADDERS[i].width for i in _RAMPED])
 """Of choices with dither and one level: where marks begin, ascending, and how much likelier they get from there on."""
 RATE = 1 / np.array([LADDERS[i].width for i in _EVEN])
 """Of choices with dither and several levels: levels a root mean square."""
+DITHERS = (np.arange(8) + 0.5) / 8
+"""Of choices with dither and several levels: those that stand for all."""
 LEVEL_BITS = 64.0
 """Bits that a level takes in a choice's table."""
-TABLES = np.array([0.0 if len(LADDERS[i].bounds) == 1 else LEVEL_BITS * len(LADDERS[i].bounds) for i in OFFERED])
+_DITHER_BITS = 3000.0
+"""Bits that models and states of what is coded given its dither take."""
+TABLES = np.array(
+    [
+        LEVEL_BITS * len(LADDERS[i].bounds) * (len(LADDERS[i].bounds) > 1) + _DITHER_BITS * (LADDERS[i].width > 0)
+        for i in OFFERED
+    ]
+)
 """Bits that a choice's table takes, in the order of `OFFERED`."""
-ALL = native.Ladders(HARD_BOUNDS, (LOW, SLOPE, RATE), LEVELS, TABLES, CODER, FEWEST)
+ALL = native.Ladders(HARD_BOUNDS, (LOW, SLOPE, RATE, DITHERS), LEVELS, TABLES, CODER, FEWEST)
 """The whole table, as the native library takes it."""
 
 

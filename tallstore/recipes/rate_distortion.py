@@ -26,6 +26,7 @@ from tallstore.recipes.histogram import Floats, Magnitudes, added
 from tallstore.recipes.quantizers import (
     ALL,
     CODER,
+    DITHERS,
     FEWEST,
     HARD,
     HARD_BOUNDS,
@@ -219,7 +220,8 @@ def dithered(histogram: Magnitudes, kappa: float) -> Offered:
     c, x, cx = c[:, None], x[:, None], cx[:, None]
     mean = np.clip((x - LOW) * SLOPE, 0.0, 1.0)
     marks, along, biased = _rows_added(mean * c), _rows_added(mean * cx), _rows_added(mean * mean * c)
-    _, cost = _cost(marks[:, None], among)
+    known = _KnownDither(histogram)
+    cost = marks + among * known.of_ramps()
     offered = (marks >= FEWEST) & (along > 0)
     harm = np.where(offered, _spoiled(energy, along, marks, biased, kappa), np.inf)
     ramped = cost, harm
@@ -231,17 +233,61 @@ def dithered(histogram: Magnitudes, kappa: float) -> Offered:
     shares = np.stack([(1.0 - np.abs(mean - (level + 1))) * c, (1.0 - (mean - level)) * c])
     shared = np.bincount(np.stack([cell + 1, cell]).reshape(-1), shares.reshape(-1), (LEVELS + 2) * len(RATE))
     counts = shared.astype(np.float64, copy=False).reshape(len(RATE), -1)[:, 1 : LEVELS + 1]
-    marks, cost = _cost(counts, among)
+    marks = added(counts)
+    cost = marks + among * known.of_evens()
     offered = (marks >= FEWEST) & ((counts > 0).sum(axis=1) > 1) & (along > 0)
     square = added(counts * np.square(np.arange(1.0, LEVELS + 1)))
     harm = np.where(offered, _spoiled(energy, along, square, biased, kappa), np.inf)
     return np.concatenate([ramped[0], cost]), np.concatenate([ramped[1], harm])
 
 
+class _KnownDither:
+    """Entropy of whether an element has a mark, or which level it has, given its dither: see `kernels.known_dither`.
+
+    How many magnitudes are above a threshold changes at the middles of bins; all are in root mean squares.
+    """
+
+    def __init__(self, histogram: Magnitudes) -> None:
+        self._x = histogram.middle / histogram.rms
+        share = np.cumsum(histogram.counts[::-1])[::-1] / histogram.among
+        self._share = np.concatenate([share, [0.0]])
+        says = information(share) + information(1.0 - share)
+        self._upto = np.concatenate([[0.0], np.cumsum(says * np.diff(self._x, prepend=0.0))])
+        self._says, self._below = np.concatenate([says, [0.0]]), np.concatenate([[0.0], self._x])
+
+    def of_ramps(self) -> Floats:
+        """In bits an element, of each choice with one level.
+
+        With dither u a mark says that |τ| ≥ t, t = low + u·width: the mean over u of what that says is one over t.
+        """
+        known: Floats = (self._integral(LOW + 1 / SLOPE) - self._integral(LOW)) * SLOPE
+        return known
+
+    def _integral(self, t: Floats) -> Floats:
+        at = np.searchsorted(self._x, t)
+        whole: Floats = self._upto[at] + self._says[at] * (t - self._below[at])
+        return whole
+
+    def of_evens(self) -> Floats:
+        """The same of each choice with several levels: level j is |τ| ≥ (j − 1 + u)·step; the mean of some u."""
+        at = (np.arange(LEVELS) + DITHERS[:, None]) / RATE[:, None, None]
+        above = self._share[np.searchsorted(self._x, at)]
+        ends = np.ones((len(RATE), len(DITHERS), 1))
+        shares = np.concatenate([ends, above], axis=2) - np.concatenate([above, 0 * ends], axis=2)
+        known: Floats = added(added(information(shares))) / len(DITHERS)
+        return known
+
+
+def information(share: Floats) -> Floats:
+    """−p · log2 p, 0 of what is not above 0."""
+    bits: Floats = -(share * log2(np.where(share > 0, share, 1.0)))
+    return bits
+
+
 @dithered.native
 def _(histogram: Magnitudes, kappa: float) -> Offered:
     x = histogram.middle / histogram.rms
-    return native.dithered(histogram.counts, x, LOW, SLOPE, RATE, LEVELS, histogram.among, kappa, FEWEST)
+    return native.dithered(histogram.counts, x, LOW, SLOPE, RATE, DITHERS, LEVELS, histogram.among, kappa, FEWEST)
 
 
 def _spoiled(energy: float, along: Floats, square: Floats, biased: Floats, kappa: float) -> Floats:

@@ -67,6 +67,26 @@ def rounded(rng: np.random.Generator) -> Any:
     return np.zeros(len(moved.tau), np.uint8), levels, np.array([0.25, 0.5], np.float32), 0.25, 0.5, 1.6
 
 
+def numbers(rng: np.random.Generator) -> Any:
+    return (rng.integers(-40, 40, N) * (rng.random(N) < 0.3)).astype(np.int8)
+
+
+def picked(rng: np.random.Generator) -> Any:
+    """Numbers, what of them is coded, and its words."""
+    from tallstore.kernels.known_dither import pick
+
+    bits, words = pick.reference(N, 77, 20, 5, np.array([0xFF, 0x0F], np.uint8), 8)
+    return numbers(rng), bits, words
+
+
+def put(rng: np.random.Generator) -> Any:
+    from tallstore.kernels.known_dither import take_out
+
+    every, bits, words = picked(rng)
+    after, rest = take_out.reference(every, bits, words)
+    return rest, bits, words, after, 40
+
+
 SYMBOLS = (np.arange(40) % 3).astype(np.uint8)
 LEVELS = np.array([0.0, 0.1, 0.5, -0.1, -0.5], np.float32)
 SORTING = Quantizer(bounds=(0.01, 0.1), width=0.02)
@@ -90,6 +110,19 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "encoder.rounded_levels.place_rounded": rounded,
     "encoder.row_bits.same_and_largest": lambda rng: near(rng, torch.float16)[:2],
     "encoder.row_bits.same_bits": lambda rng: near(rng, torch.float32)[:2],
+    "kernels.known_dither.count_bins": lambda rng: (numbers(rng), 77, 2),
+    "kernels.known_dither.pack_numbers": lambda rng: (np.sign(numbers(rng)),),
+    "kernels.known_dither.pick": lambda rng: (
+        N,
+        int(rng.integers(2**32)),
+        18,
+        13,
+        rng.integers(0, 256, 6, np.uint8),
+        6,
+    ),
+    "kernels.known_dither.put_back": put,
+    "kernels.known_dither.take_out": picked,
+    "kernels.known_dither.unpack_numbers": lambda rng: (symbols(rng)[0], N),
     "recipes.histogram.magnitudes": lambda rng: (floats(rng), floats(rng)),
     "recipes.norm_match.squared_norms": tile,
     "recipes.rate_distortion.choices": lambda rng: (magnitudes(rng), 3.0),
@@ -180,6 +213,7 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
         "kernels/lattice_fast.py",
         "kernels/native/choices.py",
         "kernels/native/encode.py",
+        "kernels/native/known_dither.py",
         "kernels/native/levels.py",
         "kernels/products.py",
     }

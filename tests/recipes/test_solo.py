@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from support import examples
 
 import tallstore
+from tallstore.codecs.known_dither import DitheredMask
+from tallstore.kernels.place_hash import first_of
+from tallstore.kernels.reference import pack
 from tallstore.recipes.allocation import allocate
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.histogram import magnitudes
@@ -189,8 +192,10 @@ def test_the_price_of_dither_is_what_it_costs_and_spoils() -> None:
         bias = np.square(mean - np.abs(values), dtype=np.float64).sum() / energy
         assert choice.harm == pytest.approx(noise + 19 * bias, rel=0.05)
         symbols = np.where(marks < 0, 2, marks != 0).astype(np.uint8)
-        coded = 8 * len(tallstore.codecs.MASK["adaptive"].encode(symbols, "signed"))
+        coded = 8 * len(DitheredMask().encode_drawn(pack(symbols, "signed"), len(symbols), first_of(0, 1)))
         assert choice.bits == pytest.approx(coded, rel=0.06)
+        undrawn = 8 * len(tallstore.codecs.MASK["adaptive"].encode(symbols, "signed"))
+        assert coded < 0.9 * undrawn, "that the dither is known is worth a tenth at least"
     assert tried > 5
 
 

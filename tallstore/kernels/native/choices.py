@@ -18,7 +18,7 @@ __all__ = ["Ladders", "dithered", "hard", "hull", "log2", "offers", "price"]
 Floats = npt.NDArray[np.float64]
 _P, _N = c_void_p, c_int64
 _TABLE: dict[str, Function] = {
-    "dithered": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _N, _P, _P)),
+    "dithered": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P, _N, _N, _P, _P)),
     "hard": (None, (_P, _P, _P, _P, _N, _N, _P, _P)),
     "hull": (_N, (_P, _P, _P, _N)),
     "log2_each": (None, (_P, _P, _N, _P)),
@@ -47,8 +47,8 @@ class _Ladders(Structure):
     """`ts_ladders` of `src/choices.c`."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("hards", "ramps", "evens", "levels")),
-        *((name, c_void_p) for name in ("bounds", "low", "slope", "rate", "tables")),
+        *((name, c_int64) for name in ("hards", "ramps", "evens", "dithers", "levels")),
+        *((name, c_void_p) for name in ("bounds", "low", "slope", "rate", "dither", "tables")),
         ("coder", c_double),
     )
 
@@ -59,15 +59,18 @@ class Ladders:
     def __init__(
         self,
         bounds: Floats,
-        dither: tuple[Floats, Floats, Floats],
+        dither: tuple[Floats, Floats, Floats, Floats],
         levels: int,
         tables: Floats,
         coder: float,
         fewest: float,
     ) -> None:
-        """`dither`: low, slope and rate; `tables`: bits that each choice takes beside `coder` times its entropy."""
+        """Arrays as `dithered` and `hard` take them.
+
+        `dither`: low, slope, rate, and some dithers; `tables`: bits beside `coder` times a choice's entropy.
+        """
         self._kept = bounds, *dither, tables  # as long as their addresses
-        self.sizes = len(bounds), len(dither[0]), len(dither[2]), levels
+        self.sizes = len(bounds), len(dither[0]), len(dither[2]), len(dither[3]), levels
         self.fewest = fewest
         self.passed = _Ladders(*self.sizes, *(address(each) for each in self._kept), coder)
 
@@ -128,6 +131,7 @@ def dithered(
     low: Floats,
     slope: Floats,
     rate: Floats,
+    dither: Floats,
     levels: int,
     among: float,
     kappa: float,
@@ -141,6 +145,7 @@ def dithered(
         low: where marks begin, in root mean squares, ascending, shape (R,).
         slope: how much likelier they are per root mean square more, shape (R,).
         rate: levels per root mean square, shape (E,).
+        dither: some, which stand for all, shape (D,).
         levels: of each of the E.
         among: how many parameters marks are among.
         kappa: how many times worse bias is than noise.
@@ -148,11 +153,11 @@ def dithered(
     """
     choices = len(low) + len(rate)
     cost, harm = np.empty(choices), np.empty(choices)
-    room = scratch("choices", 3 * len(low) + levels, np.float64)
+    room = scratch("choices", 3 * (len(low) + len(counted) + 1) + levels, np.float64)
     histogram = _Histogram(len(counted), address(counted), address(sizes), None, among, 0.0, 0.0, kappa, fewest)
     _kernels().dithered(
         *(address(cost), address(harm), byref(histogram), address(low), address(slope), len(low)),
-        *(address(rate), len(rate), levels, byref(_LOGARITHM), address(room)),
+        *(address(rate), len(rate), address(dither), len(dither), levels, byref(_LOGARITHM), address(room)),
     )
     return cost, harm
 
@@ -175,10 +180,10 @@ def offers(
     own: Ladders,
 ) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
     """`hull` of all choices, `dithered` ones only where kappa is above 1; and the bits and harm of all."""
-    hards, ramps, evens, levels = own.sizes
+    hards, ramps, evens, _, levels = own.sizes
     count = hards + (ramps + evens if kappa > 1 else 0)
     order, bits, harm = np.empty(count, np.int64), np.empty(count), np.empty(count)
-    room = scratch("choices", 3 * (len(counted) + hards + ramps + evens + levels + 1), np.float64)
+    room = scratch("choices", 4 * len(counted) + 3 * (hards + ramps + evens + levels + 1), np.float64)
     histogram = _Histogram(
         *(len(counted), address(counted), address(middle), address(edges), among, energy, rms, kappa, own.fewest)
     )

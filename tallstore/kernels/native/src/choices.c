@@ -108,17 +108,36 @@ static double spoiled(double energy, double along, double square, double biased,
     return larger(gain * gain * (square - biased + kappa * biased) / energy - kappa, 0.0);
 }
 
+static double share_says(const ts_logarithm *l, double share) { return -(share * log_2(l, share > 0 ? share : 1.0)); }
+
+/* The entropy of whether an element has a mark, given its dither, is the mean of `says` over thresholds: `upto` that from 0 to
+ * each bin's middle, `says` from the one before. This is the integral from 0 to t. */
+static double integral(const ts_histogram *h, const double *upto, const double *says, double t) {
+    const int64_t at = below(h->middle, h->n, t);
+    return upto[at] + says[at] * (t - (at ? h->middle[at - 1] : 0.0));
+}
+
 /* Choices with dither: `ramps` with one level, then `evens` with several, evenly spaced; h->middle is in root mean squares.
  *   low: where marks begin, ascending; slope: how much likelier they are per root mean square more
  *   rate: levels per root mean square, of each of the evens, which have `levels` each
- *   room: 3 · ramps + levels numbers */
+ *   dither: some, which stand for all
+ *   room: 3 · (ramps + n + 1) + levels numbers */
 TS_KERNEL(void, dithered)
 (double *cost, double *harm, const ts_histogram *h, const double *low, const double *slope, int64_t ramps,
- const double *rate, int64_t evens, int64_t levels, const ts_logarithm *l, double *room) {
+ const double *rate, int64_t evens, const double *dither, int64_t dithers, int64_t levels, const ts_logarithm *l, double *room) {
     const double infinite = __builtin_inf(), top = (double)levels;
     double *restrict ones = room, *restrict dots = room + ramps, *restrict means = dots + ramps;
-    double *counts = room + 3 * ramps, energy = 0, marks;
+    double *counts = room + 3 * ramps, *says = counts + levels, *upto = says + h->n + 1, *shares = upto + h->n + 1;
+    double energy = 0, marks, above_it = 0;
     int64_t begun = 0;
+    for (int64_t i = h->n - 1; i >= 0; i--) {
+        above_it += h->counted[i];
+        shares[i] = above_it / h->moved;
+        says[i] = share_says(l, shares[i]) + share_says(l, 1.0 - shares[i]);
+    }
+    upto[0] = says[h->n] = shares[h->n] = 0;
+    for (int64_t i = 0; i < h->n; i++)
+        upto[i + 1] = upto[i] + says[i] * (h->middle[i] - (i ? h->middle[i - 1] : 0.0));
     memset(room, 0, (size_t)(3 * ramps) * sizeof *room);
     for (int64_t i = 0; i < h->n; i++) {
         const double c = h->counted[i], x = h->middle[i], cx = c * x;
@@ -133,7 +152,9 @@ TS_KERNEL(void, dithered)
         }
     }
     for (int64_t i = 0; i < ramps; i++) {
-        cost[i] = cost_of(l, &marks, ones + i, 1, h->moved);
+        marks = ones[i];
+        const double end = integral(h, upto, says, low[i] + 1 / slope[i]), begin = integral(h, upto, says, low[i]);
+        cost[i] = marks + h->moved * ((end - begin) * slope[i]);
         const bool offered = marks >= h->fewest && dots[i] > 0;
         harm[i] = offered ? spoiled(energy, dots[i], marks, means[i], h->kappa) : infinite;
     }
@@ -160,7 +181,19 @@ TS_KERNEL(void, dithered)
             square += counts[j] * (size * size);
             filled += counts[j] > 0;
         }
-        cost[ramps + i] = cost_of(l, &marks, counts, levels, h->moved);
+        marks = 0;
+        for (int64_t j = 0; j < levels; j++) marks += counts[j];
+        double known = 0;
+        for (int64_t d = 0; d < dithers; d++) {
+            double last = 1.0, says_it = 0;
+            for (int64_t j = 0; j < levels; j++) {
+                const double next = shares[below(h->middle, h->n, ((double)j + dither[d]) / rate[i])];
+                says_it += share_says(l, last - next);
+                last = next;
+            }
+            known += says_it + share_says(l, last);
+        }
+        cost[ramps + i] = marks + h->moved * (known / (double)dithers);
         const bool offered = marks >= h->fewest && filled > 1 && along > 0;
         harm[ramps + i] = offered ? spoiled(energy, along, square, biased, h->kappa) : infinite;
     }
@@ -229,10 +262,10 @@ TS_KERNEL(void, price)
 
 /* Every choice on offer: `hard`, then `dithered` where κ is above 1, and of these `hull`, into `order`, which is returned.
  *   bits, harm: of all choices; bits are cost · coder + tables
- *   room: what these need: 3 · (n + choices + levels + 1) numbers */
+ *   room: what these need: 4 · n + 3 · (choices + levels + 1) numbers */
 typedef struct {
-    int64_t hards, ramps, evens, levels;
-    const double *bounds, *low, *slope, *rate, *tables;
+    int64_t hards, ramps, evens, dithers, levels;
+    const double *bounds, *low, *slope, *rate, *dither, *tables;
     double coder;
 } ts_ladders;
 
@@ -245,7 +278,7 @@ TS_KERNEL(int64_t, offers)
         relative.middle = room;
         for (int64_t k = 0; k < h->n; k++) room[k] = h->middle[k] / h->rms;
         TS_NAME(dithered)(bits + choices, harm + choices, &relative, own->low, own->slope, own->ramps, own->rate, own->evens,
-                          own->levels, l, room + h->n);
+                          own->dither, own->dithers, own->levels, l, room + h->n);
         choices += own->ramps + own->evens;
     }
     for (int64_t i = 0; i < choices; i++) bits[i] = bits[i] * own->coder + own->tables[i];

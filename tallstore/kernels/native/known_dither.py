@@ -1,0 +1,71 @@
+"""Kernels of numbers with a known dither (`src/known_dither.c`) as functions of arrays: see `kernels.known_dither`."""
+
+from __future__ import annotations
+
+from ctypes import c_int32, c_int64, c_uint32, c_void_p
+
+import numpy as np
+import numpy.typing as npt
+
+from tallstore.kernels.native import library
+from tallstore.kernels.native.library import Function, address
+
+__all__ = ["count_bins", "pack_numbers", "pick", "put_back", "take_out", "unpack_numbers"]
+
+Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int8]
+Words = npt.NDArray[np.uint16]
+_P, _I, _N, _U = c_void_p, c_int32, c_int64, c_uint32
+_TABLE: dict[str, Function] = {
+    "unpack_numbers": (None, (_P, _P, _N)),
+    "pack_numbers": (None, (_P, _P, _N)),
+    "count_bins": (None, (_P, _P, _N, _U, _I, _N)),
+    "pick": (_N, (_P, _P, _N, _U, _I, _I, _P, _I)),
+    "take_out": (None, (_P, _P, _P, _N, _P)),
+    "put_back": (_I, (_P, _P, _N, _P, _P, _I)),
+}
+_SPARE = 64
+"""Words behind the last that `pick` may write."""
+_kernels = library.kernels_of(_TABLE, needed=True)
+
+
+def unpack_numbers(packed: Bytes, n: int) -> Numbers:
+    """Symbols of a signed mask as 0, 1 and −1."""
+    out = np.empty(n, np.int8)
+    _kernels().unpack_numbers(address(out), address(packed), n)
+    return out
+
+
+def pack_numbers(numbers: Numbers) -> Bytes:
+    """The inverse."""
+    out = np.empty(-(-len(numbers) // 4), np.uint8)
+    _kernels().pack_numbers(address(out), address(numbers), len(numbers))
+    return out
+
+
+def count_bins(numbers: Numbers, first: int, bins: int, every: int) -> npt.NDArray[np.int64]:
+    """Elements that are not 0 by their dither: shape (bins,), a power of two. A run is counted of every so many."""
+    counts = np.zeros(bins, np.int64)
+    _kernels().count_bins(address(counts), address(numbers), len(numbers), first, bins.bit_length() - 1, every)
+    return counts
+
+
+def pick(n: int, first: int, shift: int, classes: int, live: Bytes, block: int) -> tuple[Bytes, Words]:
+    """A bit for each element, and the words of those that are coded."""
+    picked, words = np.empty(-(-n // 64) * 8, np.uint8), np.empty(n + _SPARE, np.uint16)
+    where = address(live) if len(live) else None
+    count = _kernels().pick(address(picked), address(words), n, first, shift, classes, where, block)
+    return picked[: -(-n // 8)], words[:count]
+
+
+def take_out(numbers: Numbers, picked: Bytes, words: Words) -> tuple[Words, Numbers]:
+    """Words with numbers added, and the other numbers."""
+    after, rest = words.copy(), numbers.copy()
+    _kernels().take_out(address(after), address(rest), address(numbers), len(numbers), address(picked))
+    return after, rest
+
+
+def put_back(rest: Numbers, picked: Bytes, words: Words, after: Words, most: int) -> bool:
+    """Set what is coded; whether all of it was in range, and nothing there before."""
+    n = len(rest)
+    return bool(_kernels().put_back(address(rest), address(picked), n, address(words), address(after), most))
