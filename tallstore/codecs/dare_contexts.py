@@ -16,9 +16,9 @@ __all__ = ["CONTEXTS", "choose_contexts"]
 
 CONTEXTS = 16
 """That there are for all levels together; and classes of what is drawn."""
-_SYMBOLS = 16
+_SYMBOLS = 8
 """Magnitudes that are told apart: the last one stands for all that are larger."""
-_LOOKED_AT = 1 << 17
+_LOOKED_AT = 1 << 16
 """About as many elements are counted."""
 _TABLE_BITS = 48.0
 """What a context more costs, about."""
@@ -59,22 +59,22 @@ def _groups(counts: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
     n = len(counts)
     start, stop = np.triu_indices(n + 1, 1)
     upto = np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])
-    costs = []
+    costs = np.full((len(_DOWN), n + 1, n + 1), np.inf)
     for down in _DOWN:
         pooled = upto.reshape(n + 1, CONTEXTS >> down, 1 << down, _SYMBOLS).sum(2)
-        costs.append(_bits(pooled[stop] - pooled[start]) + _TABLE_BITS * (CONTEXTS >> down))
-    # least[j][b]: bits of the first j levels in at most b contexts, and the group that is their last.
-    least = np.full((n + 1, CONTEXTS + 1), np.inf)
+        costs[down, start, stop] = _bits(pooled[stop] - pooled[start]) + _TABLE_BITS * (CONTEXTS >> down)
+    # Bits of the first so many levels in at most so many contexts; and the last group's beginning and shift.
+    least, last = np.full((n + 1, CONTEXTS + 1), np.inf), np.zeros((n + 1, CONTEXTS + 1, 2), np.intp)
     least[0] = 0
-    last = np.zeros((n + 1, CONTEXTS + 1, 2), np.intp)
-    for at in np.lexsort((start, stop)).tolist():
-        i, j = int(start[at]), int(stop[at])
+    for j in range(1, n + 1):
         for down in _DOWN:
             size = CONTEXTS >> down
-            reached = least[i, : CONTEXTS + 1 - size] + costs[down][at]
-            better = reached < least[j, size:]
-            least[j, size:][better] = reached[better]
-            last[j, size:][better] = i, down
+            reached = least[:j, : CONTEXTS + 1 - size] + costs[down, :j, j, None]
+            i = reached.argmin(0)
+            found = reached[i, np.arange(len(i))]
+            better = found < least[j, size:]
+            least[j, size:][better] = found[better]
+            last[j, size:, 0][better], last[j, size:, 1][better] = i[better], down
     groups: list[tuple[int, int, int]] = []
     j, left = n, CONTEXTS
     while j:

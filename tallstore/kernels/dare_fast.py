@@ -50,11 +50,12 @@ def select(
 def multiples(
     dtype: str, words: Words, after: Words, kept: KeptElements, sampling: Sampling, first: int
 ) -> npt.NDArray[np.int16] | None:
-    """See `dare.multiples`."""
+    """See `dare.multiples`; what is found is good until this thread rounds the next."""
     native = _native()
     if native is None or not (words.flags.c_contiguous and after.flags.c_contiguous):
         return reference.multiples(dtype, words, after, kept, sampling, first)
-    found, count = np.empty(len(kept.places), np.int16), len(kept.places)
+    count = len(kept.places)
+    found = memory("multiples", count, np.int16)[:count]
     share, step, width = thresholds(sampling.shares), reference.steps(sampling), from_bf16(sampling.widths)
     addresses = (address(each) for each in (found, words, after, kept.places, kept.tags))
     tables = (address(each) for each in (share, step, width))

@@ -36,8 +36,11 @@ __all__ = ["LevelCosts", "counted", "offers"]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-_SLOPES = 2.0 ** -(np.arange(41) / 2)
-"""Prices of a bit, from the one at which a share of about 2^(−8) is kept on: by quarters of an octave of shares."""
+_SLOPES = 2.0 ** (16 - np.arange(41) / 2)
+"""Prices of a bit, by what a bit of the dearest level's saves if all is kept: by quarters of an octave of shares, from about
+2^(−8) on."""
+_LEAST_BITS = 1e-6
+"""Levels whose elements take less on the average are not asked for prices."""
 _HEAD = 8 * 300
 """Bits that a tensor takes beside what is kept, about: heads, tables, lanes."""
 
@@ -137,7 +140,11 @@ def offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
     unit = units(costs.dtype, costs.low)
     tried = _tried(costs, moved)
     energy, n = costs.power[moved] * unit[moved] ** 2, costs.elements[moved] * costs.times
-    price = _SLOPES[:, None] * 65536 * float((energy / np.where(tried.bits < np.inf, tried.bits, 0.0).max(1)).max())
+    most = np.where(tried.bits < np.inf, tried.bits, 0.0).max(1)
+    worth = float(np.where(most > _LEAST_BITS, energy / np.maximum(most, _LEAST_BITS), 0.0).max())
+    if not worth:
+        return [], np.zeros(0), np.zeros(0)
+    price = _SLOPES[:, None] * worth
     best = _best(tried, costs.power[moved], price[..., None] / unit[moved, None] ** 2, moved == 0)
     share, width, bits, noise = best
     all_bits = added(n * share * bits) + _HEAD

@@ -140,3 +140,17 @@ def test_of_other_types_and_of_what_is_infinite_nothing_is_known() -> None:
     assert level_costs(weights[:0], base[:0], 1000) is None
     weights[5] = float("inf")
     assert level_costs(weights, base, 1000) is None
+
+
+@pytest.mark.parametrize("size", [2.0**-60, 2.0**-20, 1.0, 2.0**30])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_changes_of_any_size_are_offered_something_or_nothing(dtype: str, size: float) -> None:
+    """Far below what the lowest exponent has units for, and far above."""
+    change = np.array([size, 0, 3 * size, 0], np.float32)
+    for low in (0, 100 if dtype == "BF16" else 20, 255 if dtype == "BF16" else 31):
+        drops, bits, harm = offers(counted(dtype, low, np.array([0, 1, 15, 15], np.uint8), change, 10.0))
+        assert len(drops) == len(bits) == len(harm)
+        assert np.isfinite(bits).all()
+        assert np.isfinite(harm).all()
+        for drop in drops:
+            assert ((drop.widths > 0) & (drop.widths <= 0x7F7F)).all()
