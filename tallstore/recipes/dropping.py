@@ -59,7 +59,7 @@ _OPEN = np.arange(3, 14).repeat(2)
 """Bits that half octaves leave open."""
 _PHASES = (1.0, 1.5)
 """Steps are these times powers of two."""
-_MOST_STEPS = 24
+_MOST_STEPS = 8 * len(_PHASES)
 """That are tried of one level."""
 
 
@@ -175,13 +175,14 @@ def _tried(costs: LevelCosts, moved: npt.NDArray[np.intp]) -> _TriedSteps:
     n = costs.elements[moved]
     upto = np.concatenate([np.zeros((len(moved), 1), np.int64), np.cumsum(counts, axis=1)], axis=1)
     last = bins - 1 - (counts[:, ::-1] > 0).argmax(1)
-    usual = np.frexp(costs.power[moved])[1] // 2  # an octave of the root of it
-    first = np.where(moved > 0, np.maximum(usual - 6, 0), np.maximum(usual - 6, _LEAST + 5))
-    octave = first[:, None] + np.arange(_MOST_STEPS) // 2
-    size = np.ldexp(np.array(_PHASES)[np.arange(_MOST_STEPS) % 2], octave)
+    usual = np.frexp(costs.power[moved] * n / upto[:, -1])[1] // 2  # the octave of what a change is, about
+    first = np.where(moved > 0, np.maximum(usual - 4, 0), np.maximum(usual - 4, _LEAST + 5))
+    octave, phase = np.divmod(np.arange(_MOST_STEPS), len(_PHASES))
+    octave = first[:, None] + octave
+    size = np.ldexp(np.array(_PHASES)[phase], octave)
     inside = size <= np.maximum(2 * _VALUES[last], np.ldexp(1.0, first))[:, None]
     row, step = np.nonzero(inside)
-    above = np.clip(_ABOVE[step % 2] + octave[row, step, None] * _BINS - _LEAST * _BINS, 0, bins)
+    above = np.clip(_ABOVE[phase[step]] + octave[row, step, None] * _BINS - _LEAST * _BINS, 0, bins)
     more = upto[row, -1:] - np.take_along_axis(upto[row], above, 1)
     bits, rounding = np.full(size.shape, np.inf), np.zeros(size.shape)
     bits[row, step] = _entropy(more, n[row]) / n[row]
