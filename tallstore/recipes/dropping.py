@@ -37,8 +37,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _SLOPES = 2.0 ** (16 - np.arange(41) / 2)
-"""Prices of a bit, by what a bit of the dearest level's saves if all is kept: by quarters of an octave of shares, from about
-2^(−8) on."""
+"""Prices of a bit, by what a bit of the dearest level's saves if all is kept: by quarters of an octave of shares, from
+about 2^(−8) on."""
 _LEAST_BITS = 1e-6
 """Levels whose elements take less on the average are not asked for prices."""
 _HEAD = 8 * 300
