@@ -1,7 +1,7 @@
-"""Codec `dare`: the steps of a share of a task's elements, drawn by a hash of their places, each taken several times.
+"""Codec `dare`: the changes of a share of a task's elements, drawn and rounded by a hash of places, and rescaled.
 
     u8 0 | a chunk of `lattice`: nothing is dropped
-    u8 1 | u8 low | u32 first | u8 rate of each level | a chunk of `lattice`, of what is kept
+    u8 2 | u8 low | u32 first | shares, u16 each | widths, u16 each | contexts, u8 each | a chunk of `lattice`
 
 What comes back is the task on the average, and not bit for bit.
 """
@@ -11,20 +11,26 @@ from __future__ import annotations
 import struct
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.codecs.base import Buffer, Bytes, ConditionalCodec
+from tallstore.codecs.dare_contexts import CONTEXTS, choose_contexts
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.errors import FormatError
-from tallstore.kernels.dare import TYPES, KeptElements, as_float
-from tallstore.kernels.dare_fast import rescale, select
+from tallstore.kernels.dare import TYPES, Sampling, starts
+from tallstore.kernels.dare_fast import apply, multiples, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
 
 __all__ = ["DareCodec"]
 
-_ALL, _SOME = 0, 1
+_ALL, _SOME = 0, 2
 _HEAD = struct.Struct("<BBI")
-_LEAST = 2.0**-100
-"""Changes that are smaller are not rescaled: where a processor takes subnormal numbers for 0, they might be."""
+_START = _HEAD.size + 5 * LEVELS
+"""Where the chunk of `lattice` begins."""
+_STEPS = "BF16"
+"""The type whose exponents stand for contexts."""
+_WIDEST, _DOWN = 0x7F7F, 4
+"""The largest width, and the largest shift of classes."""
 
 
 class DareCodec(ConditionalCodec):
@@ -33,25 +39,31 @@ class DareCodec(ConditionalCodec):
     id = "dare"
     _lattice = LatticeCodec()
 
-    def encode(self, raw: Bytes, base: Bytes, dtype: str, low: int, rates: Bytes, first: int) -> bytes:
+    def encode(self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int) -> bytes:
         """Code one chunk; all of its elements where the arithmetic of what is kept would not be safe.
 
         Args:
             raw: the task's elements: little-endian bytes of `dtype`.
             base: the base's elements in their place, of the same type: as many bytes.
             dtype: one of `kernels.dare.TYPES`.
-            low: the exponent of level 0.
-            rates: of each level: a share of 2^(−rate/8) is kept; none from `kernels.dare.NOTHING` on. Shape (LEVELS,).
+            sampling: what is kept.
             first: what draws for the first element: see `place_hash.first_of`.
         """
         lattice = LATTICES[dtype]
         words, after = base.view(lattice.word), raw.view(lattice.word)
-        kept, before = select(lattice, words, low, first, rates)
-        own = after[kept.places]
-        if _has_infinite(lattice, words) or _has_infinite(lattice, after) or not _is_safe(dtype, kept, before, own):
+        by_class = np.zeros(LEVELS, np.uint8)
+        kept, _ = select(lattice, words, sampling, by_class, first)
+        times = multiples(dtype, words, after, kept, sampling, first)
+        if times is None or _has_large(dtype, words) or _has_large(dtype, after):
             return bytes([_ALL]) + self._lattice.encode(raw, base, dtype)
-        coded = self._lattice.encode(own.view(np.uint8), before.view(np.uint8), dtype)
-        return _HEAD.pack(_SOME, low, first) + rates.tobytes() + coded
+        contexts = choose_contexts(kept.tags, times)
+        tag = np.arange(256)
+        begin, down = contexts[tag & 15] & 15, contexts[tag & 15] >> 4
+        before = starts((begin + (tag >> 4 >> down) << 4).astype(np.uint8))[kept.tags]
+        own = LATTICES[_STEPS].turned(before + times.view(np.uint16))
+        parts = (sampling.shares.astype("<u2"), sampling.widths.astype("<u2"), contexts)
+        coded = self._lattice.encode(own.view(np.uint8), before.view(np.uint8), _STEPS)
+        return _HEAD.pack(_SOME, sampling.low, first) + b"".join(each.tobytes() for each in parts) + coded
 
     def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
         """By the first byte."""
@@ -62,30 +74,32 @@ class DareCodec(ConditionalCodec):
         if mode == _ALL:
             self._lattice.decode(view[1:], out, dtype, origin)
             return
-        if mode != _SOME or len(view) < _HEAD.size + LEVELS:
+        if mode != _SOME or len(view) < _START:
             raise FormatError(f"a chunk of which some is kept, of mode {mode}, is unknown or cut off")
         _, low, first = _HEAD.unpack_from(view)
-        if low > lattice.mask:
-            raise FormatError(f"the lowest level's exponent, {low}, is above {lattice.mask}")
-        rates = np.frombuffer(view[_HEAD.size : _HEAD.size + LEVELS], np.uint8)
+        told = np.frombuffer(view[_HEAD.size : _START], "<u2")
+        sampling = Sampling(low, *told[: 2 * LEVELS].astype(np.uint16).reshape(2, LEVELS))
+        contexts = told[2 * LEVELS :].view(np.uint8)
+        _check(lattice, sampling, contexts)
         words = out.view(lattice.word)
-        kept, after = select(lattice, words, low, first, rates)
-        self._lattice.decode(view[_HEAD.size + LEVELS :], after.view(np.uint8), dtype)
-        rescale(dtype, words, kept, after)
+        kept, after = select(lattice, words, sampling, contexts, first)
+        self._lattice.decode(view[_START:], after.view(np.uint8), _STEPS)
+        apply(dtype, words, kept, after, sampling)
 
 
-def _has_infinite(lattice: Lattice, words: Words) -> bool:
-    """Whether an element is a NaN or infinite: neither what it turns into nor what turned into it must be dropped."""
-    infinite = words.dtype.type(lattice.mask << lattice.shift)
-    return bool((words & infinite == infinite).any())
+def _check(lattice: Lattice, sampling: Sampling, contexts: npt.NDArray[np.uint8]) -> None:
+    """Refuse a head that says what it must not."""
+    if sampling.low > lattice.mask:
+        raise FormatError(f"the lowest level's exponent, {sampling.low}, is above {lattice.mask}")
+    if (widest := int(sampling.widths.max())) > _WIDEST:
+        raise FormatError(f"a level's width, {widest:04X}, is negative or not finite")
+    begin, down = contexts & 15, contexts >> 4
+    if (down > _DOWN).any() or (begin + (15 >> down) >= CONTEXTS).any():
+        raise FormatError(f"levels' contexts, {contexts.tobytes().hex()}, are not {CONTEXTS}")
 
 
-def _is_safe(dtype: str, kept: KeptElements, base: Words, after: Words) -> bool:
-    """Whether what is taken several times is finite, and far from subnormal numbers."""
-    several = (kept.times > 1) & (base != after)
-    start, stop = as_float(base[several], dtype), as_float(after[several], dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        changes = np.abs(stop - start)
-        reached = start + kept.times[several].astype(np.float32) * (stop - start)
-    most = np.float32(65504 if dtype == "F16" else 3.3895314e38)
-    return bool((changes >= _LEAST).all() and (np.abs(reached) <= most).all())
+def _has_large(dtype: str, words: Words) -> bool:
+    """Whether an element is a NaN or infinite, or so large that a change may be: nothing of it must be dropped."""
+    lattice = LATTICES[dtype]
+    large = lattice.mask - (dtype == "BF16") << lattice.shift
+    return bool((words & words.dtype.type(lattice.mask << lattice.shift) >= large).any())

@@ -14,15 +14,13 @@ import numpy.typing as npt
 
 from tallstore.codecs.base import Row
 from tallstore.codecs.lattice_rows import COEFFICIENT_BITS, affordable, directed
-from tallstore.kernels.lattice import LEVELS, SYMBOLS, Lattice, Model, Prepared, Rows, Words, open_bits
+from tallstore.kernels.lattice import LEVELS, Lattice, Model, Prepared, Rows
 from tallstore.kernels.lattice_choices import BITS, POINT, WEIGHT_BITS, both_signs
 from tallstore.kernels.lattice_fast import count_segments, count_symbols, prepare, shifts, tables
-from tallstore.kernels.logarithm import log2
 
-__all__ = ["bits_by_level", "choose", "estimate", "folded", "lanes_for", "lowest", "segmented", "undirected"]
+__all__ = ["choose", "estimate", "folded", "lanes_for", "lowest", "segmented", "undirected"]
 
 Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 _SEGMENT = 256
 """Fewest elements of a segment: short rows are taken together."""
@@ -34,8 +32,6 @@ _MANY_MOVED = 8
 """Where one element in so many moved, what lanes cost is next to nothing."""
 _ABOVE = 1 << 11
 """One element in so many may have a larger exponent than the highest level's."""
-_OPEN = open_bits((np.arange(2 * SYMBOLS - 1) + 1) // 2).astype(np.float64)
-"""Bits that each symbol leaves open, in the order 0, +1, −1, +2 …"""
 
 
 def lanes_for(symbols: npt.NDArray[np.int8]) -> int:
@@ -118,25 +114,6 @@ def _estimated(counts: Integers, elements: int, *, signed: bool) -> float:
     _, weights, cost = tables(counts, signed=signed)
     told = WEIGHT_BITS * int((weights.shape[1] - (weights[:, ::-1] > 0).argmax(1)).sum())  # as it is counted there
     return (cost / POINT - told) / float(counts.sum()) + told / elements
-
-
-def bits_by_level(lattice: Lattice, after: Words, base: Words, low: int) -> Floats:
-    """Bits that steps take if nothing but the level of the base's element tells of them: shape (LEVELS,).
-
-    Args:
-        lattice: of the type.
-        after: elements of the task as words, shape (n,).
-        base: the base's in their place.
-        low: the exponent of level 0.
-    """
-    counts = count_symbols(prepare(lattice, after, base, low), undirected())[0, :LEVELS].astype(np.float64)
-    total = counts.sum(1)
-    bits: Floats = _entropy(total) - _entropy(counts).sum(1) + (counts * _OPEN).sum(1)
-    return bits
-
-
-def _entropy(counts: Floats) -> Floats:
-    return counts * log2(np.maximum(counts, 1.0))
 
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:

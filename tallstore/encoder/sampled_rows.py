@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from tallstore import codecs
-from tallstore.codecs.lattice_model import bits_by_level, lowest
+from tallstore.codecs.lattice_model import lowest
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
-from tallstore.kernels.dare import TYPES
-from tallstore.kernels.lattice import LATTICES, LEVELS
-from tallstore.recipes.dropping import DropRates, LevelCosts
+from tallstore.kernels.dare import TYPES, Sampling
+from tallstore.kernels.lattice import LATTICES
+from tallstore.recipes.dropping import LevelCosts, counted
 from tallstore.tensors import TORCH, as_bytes
 
 __all__ = ["encode_sampled", "level_costs"]
 
 _CODEC = codecs.SAMPLED["dare"]
-_TYPES = {TORCH[name]: LATTICES[name] for name in TYPES}
+_TYPES = {TORCH[name]: name for name in TYPES}
 
 
 def level_costs(weights: Tensor, base: Tensor, elements: int) -> LevelCosts | None:
-    """What coding a tensor takes by the exponents of the base's elements; None for types of which nothing is dropped.
+    """What a tensor's changes are by the exponents of the base's elements; None for types of which nothing is dropped.
 
     Args:
         weights: θt, flat: a sample of it.
@@ -31,20 +31,17 @@ def level_costs(weights: Tensor, base: Tensor, elements: int) -> LevelCosts | No
     """
     if base.dtype != weights.dtype or weights.dtype not in _TYPES or not weights.numel():
         return None
-    lattice = _TYPES[weights.dtype]
-    after, before = as_bytes(weights).view(lattice.word), as_bytes(base).view(lattice.word)
-    low = lowest(lattice, before)
-    levels = lattice.levels(before, low)
-    changes = np.square(task_vector(base, weights).numpy().astype(np.float64))
-    if not np.isfinite(changes).all():
+    dtype = _TYPES[weights.dtype]
+    lattice = LATTICES[dtype]
+    before = as_bytes(base).view(lattice.word)
+    change = task_vector(base, weights).abs().numpy()
+    if not np.isfinite(change).all():
         return None
-    times = elements / weights.numel()
-    count = np.bincount(levels, minlength=LEVELS).astype(np.float64)
-    power = np.bincount(levels, changes, LEVELS) / np.maximum(count, 1.0)
-    return LevelCosts(low, count * times, bits_by_level(lattice, after, before, low) * times, power)
+    low = lowest(lattice, before)
+    return counted(dtype, low, lattice.levels(before, low), change, elements / weights.numel())
 
 
-def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: DropRates, first: int) -> tuple[Made, bool]:
+def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: Sampling, first: int) -> tuple[Made, bool]:
     """Code a share of one chunk of a task's tensor.
 
     Args:
@@ -59,9 +56,7 @@ def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: DropRates, f
     """
     after, before = as_bytes(weights), as_bytes(base)
     tau = task_vector(base, weights)
-    # A change that is infinite, or that float32 cannot hold, is not to be dropped.
-    rates = drop.rates if bool(tau.isfinite().all()) else np.zeros_like(drop.rates)
-    coded = _CODEC.encode(after, before, dtype, drop.low, rates, first)
+    coded = _CODEC.encode(after, before, dtype, drop, first)
     out = before.copy()
     _CODEC.decode(coded, out, dtype)
     hat = task_vector(base, torch.from_numpy(out).view(weights.dtype))

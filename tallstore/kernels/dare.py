@@ -1,10 +1,12 @@
-"""Drop and rescale on the lattice of numbers of a type of few bits: the reference.
+"""Drop, rescale and round on the lattice of numbers of a type of few bits: the reference.
 
-DARE (L. Yu et al. 2023, arXiv 2311.03099) keeps a share p of a task's changes, drawn at random, and takes what it kept
-1/p times. Here a hash of an element's place draws, so that which ones were kept costs nothing; the share depends on the
-exponent of the base's element, as the size of a change and its price do; and 1/p is a whole number, drawn by the same
-hash between the two that are nearest: changes of one unit in the last place, which most are, come back as whole units
-and are right on the average. A mean of many elements that a matrix product takes is right with little noise.
+DARE (L. Yu et al. 2023, arXiv 2311.03099) keeps a share p of a task's changes, drawn at random, and takes what it
+kept 1/p times. Here a hash of an element's place draws, so that which ones were kept costs nothing, and the share
+depends on the exponent of the base's element, as the size of a change and its price do. Beside the noise of what is
+dropped, that of rounding what is kept is small: a change is rounded to a multiple of a step, up or down by the same
+hash, so that it is right on the average (dither: L. Roberts 1962). The decoder knows the hash too: given it, next to
+nothing is left to tell of a change of about a step. An element's class is a sixteenth of what was drawn for it; level
+and class give the context in which its multiple is coded.
 
 The native kernels (`native/src/dare.c`) do the same, bit for bit.
 """
@@ -17,18 +19,52 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.kernels.conversion import from_bf16, to_bf16
-from tallstore.kernels.lattice import Bytes, Lattice, Words
+from tallstore.kernels.lattice import LATTICES, LEVELS, Bytes, Lattice, Words
 from tallstore.kernels.place_hash import DRAWN, drawn_at
 
-__all__ = ["NOTHING", "TYPES", "KeptElements", "as_float", "rescale", "select", "share_of", "thresholds"]
+__all__ = [
+    "LEAST",
+    "MOST",
+    "MOST_CHANGE",
+    "SHARES",
+    "TYPES",
+    "KeptElements",
+    "Sampling",
+    "apply",
+    "as_float",
+    "class_factors",
+    "multiples",
+    "select",
+    "starts",
+    "steps",
+    "thresholds",
+    "units",
+]
 
 TYPES = ("BF16", "F16")
 """Element types that have a lattice of few bits and float32 arithmetic that is exact enough on it."""
-_OCTAVE = tuple(round(2 ** (DRAWN - step / 8)) for step in range(8))
-"""2^24 · 2^(−step/8), rounded."""
+SHARES = 1 << 16
+"""Shares are multiples of one by this, from one to all of them."""
+MOST = 1 << 14
+"""Multiples that are larger are not written."""
+LEAST = 2.0**-100
+"""Changes that are smaller are not rescaled: where a processor takes subnormal numbers for 0, they might be."""
+MOST_CHANGE = {"BF16": np.float32(3.3895314e38), "F16": np.float32(65504)}
+"""The largest number of each type."""
 _NAN = {"BF16": np.uint16(0x7FC0), "F16": np.uint16(0x7E00)}
-NOTHING = 8 * DRAWN
-"""The rate from which on nothing is kept."""
+_BEHIND = LATTICES["BF16"].shift
+"""Contexts are exponents of the elements that `lattice` is told to start from."""
+
+
+class Sampling(NamedTuple):
+    """How the elements of each level are drawn and rounded."""
+
+    low: int
+    """The exponent of level 0; the first and the last level have all that lie beyond."""
+    shares: npt.NDArray[np.uint16]
+    """One less than the share that is kept, by `SHARES`: shape (LEVELS,)."""
+    widths: npt.NDArray[np.uint16]
+    """What a multiple of 1 changes an element by, as a bfloat16: shape (LEVELS,)."""
 
 
 class KeptElements(NamedTuple):
@@ -36,61 +72,109 @@ class KeptElements(NamedTuple):
 
     places: npt.NDArray[np.uint32]
     """Ascending: shape (K,)."""
-    times: npt.NDArray[np.uint32]
-    """How often each one's change is taken: shape (K,), at least 1."""
+    tags: Bytes
+    """Of each the level, plus 16 times the context: shape (K,)."""
 
 
-def thresholds(rates: Bytes) -> npt.NDArray[np.uint32]:
-    """Of rates, which stand for shares of 2^(−rate/8), those shares times 2^24: 0 from `NOTHING` on."""
-    octave = np.array(_OCTAVE, np.uint32)[rates & 7] >> (rates >> 3)
-    kept: npt.NDArray[np.uint32] = np.where(rates < NOTHING, octave, 0).astype(np.uint32)
-    return kept
+def thresholds(shares: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+    """Below what an element is kept, by level."""
+    return (shares.astype(np.uint32) + np.uint32(1)) << np.uint32(DRAWN - 16)
 
 
-def share_of(rates: Bytes) -> npt.NDArray[np.float64]:
-    """The same as shares."""
-    return thresholds(rates) / float(1 << DRAWN)
+def class_factors(shares: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
+    """What makes a class of the upper 16 bits that are drawn, by level."""
+    return np.uint32(1 << 20) // (shares.astype(np.uint32) + np.uint32(1))
 
 
-def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) -> KeptElements:
-    """Which elements are kept, and how often each is taken.
+def steps(sampling: Sampling) -> npt.NDArray[np.float64]:
+    """What changes are rounded to multiples of, by level: the width times the share."""
+    share = (sampling.shares.astype(np.float64) + 1) / SHARES
+    return from_bf16(sampling.widths).astype(np.float64) * share
+
+
+def units(dtype: str, low: int) -> npt.NDArray[np.float64]:
+    """A unit in the last place of each level, if its elements have its own exponent: shape (LEVELS,)."""
+    lattice = LATTICES[dtype]
+    exponents = np.clip(low + np.arange(LEVELS), 1, lattice.mask - 1)
+    return np.ldexp(1.0, exponents - lattice.mask // 2 - lattice.shift)
+
+
+def select(lattice: Lattice, base: Words, sampling: Sampling, contexts: Bytes, first: int) -> KeptElements:
+    """Which elements are kept, and in what contexts.
 
     Args:
         lattice: of the type.
         base: the base's elements as words, shape (n,).
-        low: the exponent of level 0.
+        sampling: see there.
+        contexts: of each level, that of class 0, plus 16 times how far classes are shifted down; shape (LEVELS,).
         first: what is mixed for the first element: see `place_hash.first_of`.
-        rates: of each level, shape (LEVELS,).
     """
-    below = thresholds(rates)
     drawn = drawn_at(np.arange(len(base), dtype=np.uint32), first)
-    share = below[lattice.levels(base, low)]
-    places = np.flatnonzero(drawn < share)
-    share, drawn = share[places], drawn[places]
-    times, rest = np.divmod(np.uint32(1 << DRAWN), share)
-    return KeptElements(places.astype(np.uint32), times + (drawn < rest))
+    levels = lattice.levels(base, sampling.low)
+    places = np.flatnonzero(drawn < thresholds(sampling.shares)[levels])
+    drawn, levels = drawn[places], levels[places]
+    classes = (drawn >> np.uint32(8)) * class_factors(sampling.shares)[levels] >> np.uint32(16)
+    context = (contexts[levels] & 15) + (classes >> (contexts[levels] >> 4))
+    return KeptElements(places.astype(np.uint32), (levels | context << 4).astype(np.uint8))
 
 
-def rescale(dtype: str, words: Words, kept: KeptElements, after: Words) -> None:
+def starts(tags: Bytes) -> npt.NDArray[np.uint16]:
+    """What `lattice` is to start from, of elements with these tags."""
+    return ((tags >> 4).astype(np.uint16) + np.uint16(1)) << np.uint16(_BEHIND)
+
+
+def multiples(
+    dtype: str, words: Words, after: Words, kept: KeptElements, sampling: Sampling, first: int
+) -> npt.NDArray[np.int16] | None:
+    """What the changes of elements that are kept are rounded to; None where the arithmetic of it would not be safe.
+
+    That is so where something is not finite, where a multiple or what is reached is too large, or a change too small:
+    see `MOST`, `MOST_CHANGE` and `LEAST`. Shape (K,).
+
+    Args:
+        dtype: one of `TYPES`.
+        words: the base's elements, shape (n,).
+        after: the task's, shape (n,).
+        kept: see there.
+        sampling: see there.
+        first: see `select`.
+    """
+    levels, base, own = kept.tags & 15, words[kept.places], after[kept.places]
+    start, stop, width = as_float(base, dtype), as_float(own, dtype), from_bf16(sampling.widths)[levels]
+    drawn = drawn_at(kept.places, first) / thresholds(sampling.shares)[levels]
+    with np.errstate(all="ignore"):
+        change = stop - start
+        size = np.abs(change)
+        exact = size.astype(np.float64) / steps(sampling)[levels] - drawn
+        few = exact <= MOST
+        times = np.ceil(np.maximum(np.where(few, exact, 0.0), 0.0)).astype(np.float32)
+        reached = start + np.copysign(times, change) * width
+        safe = few & ((base == own) | (size >= np.float32(LEAST)))
+        safe &= (times == 0) | ((times * width >= np.float32(LEAST)) & (np.abs(reached) <= MOST_CHANGE[dtype]))
+    return np.copysign(times, change).astype(np.int16) if safe.all() else None
+
+
+def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: Sampling) -> None:
     """Turn the base's elements into the task's, in place.
 
-    Where the change is taken once, or is none, an element is what `after` has. Else it is
-    base + times · (after − base), each operation rounded to float32, and the sum to the type, ties to even. A NaN is
-    the quiet one without a sign.
+    An element whose multiple q is not 0 becomes base + q · width, product and sum each rounded to float32, and the sum
+    to the type, ties to even. A NaN is the quiet one without a sign.
 
     Args:
         dtype: one of `TYPES`.
         words: the base's elements, shape (n,).
         kept: see there.
-        after: the task's elements at these places, shape (K,).
+        after: what `lattice` made of their starts: shape (K,).
+        sampling: see there.
     """
+    lattice = LATTICES["BF16"]
+    times = (lattice.turned(after) - starts(kept.tags)).view(np.int16).astype(np.float32)
     base = words[kept.places]
-    start, stop = as_float(base, dtype), as_float(after, dtype)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        moved = start + kept.times.astype(np.float32) * (stop - start)
+    with np.errstate(all="ignore"):
+        moved = as_float(base, dtype) + times * from_bf16(sampling.widths)[kept.tags & 15]
         rounded = to_bf16(moved) if dtype == "BF16" else moved.astype("<f2").view("<u2")
     rounded = np.where(np.isnan(moved), _NAN[dtype], rounded)
-    words[kept.places] = np.where((kept.times == 1) | (base == after), after, rounded)
+    words[kept.places] = np.where(times == 0, base, rounded)
 
 
 def as_float(words: Words, dtype: str) -> npt.NDArray[np.float32]:

@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from ctypes import c_int32, c_int64, c_uint32, c_void_p
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.kernels import dare as reference
-from tallstore.kernels.dare import KeptElements, thresholds
+from tallstore.kernels.conversion import from_bf16
+from tallstore.kernels.dare import KeptElements, Sampling, class_factors, starts, thresholds
 from tallstore.kernels.lattice import Bytes, Lattice, Words
 from tallstore.kernels.lattice_fast import memory
 from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address
-from tallstore.kernels.place_hash import DRAWN
 
-__all__ = ["KERNELS", "rescale", "select"]
+__all__ = ["KERNELS", "apply", "multiples", "select"]
 
 _P, _I, _L, _U = c_void_p, c_int32, c_int64, c_uint32
 KERNELS: Mapping[str, Function] = {
-    "dare_select": (_L, (_P, _P, _P, _P, _L, _I, _I, _I, _U, _P, _P, _P)),
-    "dare_rescale": (None, (_P, _P, _P, _P, _L, _I)),
+    "dare_select": (_L, (_P, _P, _P, _P, _L, _I, _I, _I, _U, _P, _P, _P, _P)),
+    "dare_multiples": (_I, (_P, _P, _P, _P, _P, _L, _I, _U, _P, _P, _P)),
+    "dare_apply": (None, (_P, _P, _P, _P, _L, _I, _P)),
 }
 """Of `native/src/dare.c`."""
 _FORMS = {"BF16": 1, "F16": 2}
@@ -28,26 +30,44 @@ _FORMS = {"BF16": 1, "F16": 2}
 _native = library.kernels_of(KERNELS)
 
 
-def select(lattice: Lattice, base: Words, low: int, first: int, rates: Bytes) -> tuple[KeptElements, Words]:
-    """See `dare.select`; and the words of what is kept. Both are good until this thread selects the next."""
+def select(
+    lattice: Lattice, base: Words, sampling: Sampling, contexts: Bytes, first: int
+) -> tuple[KeptElements, Words]:
+    """See `dare.select`; and `dare.starts`. All are good until this thread selects the next."""
     native, n = _native(), len(base)
     if native is None or not base.flags.c_contiguous:
-        kept = reference.select(lattice, base, low, first, rates)
-        return kept, base[kept.places]
-    places, times = memory("places", n, np.uint32), memory("times", n, np.uint32)
-    words, share = memory("kept", n, np.uint16), thresholds(rates)
-    whole, more = np.divmod(np.uint32(1 << DRAWN), np.maximum(share, 1))
-    addresses = (address(each) for each in (places, times, words, base))
-    shape = (lattice.shift, lattice.mask, low, first)
-    count = native.dare_select(*addresses, n, *shape, *(address(each) for each in (share, whole, more)))
-    return KeptElements(places[:count], times[:count]), words[:count]
+        kept = reference.select(lattice, base, sampling, contexts, first)
+        return kept, starts(kept.tags)
+    places, tags, words = memory("places", n, np.uint32), memory("tags", n, np.uint8), memory("kept", n, np.uint16)
+    share, factor = thresholds(sampling.shares), class_factors(sampling.shares)
+    begin, shift = (contexts & 15).astype(np.uint32), (contexts >> 4).astype(np.uint32)
+    shape = (lattice.shift, lattice.mask, sampling.low, first)
+    tables = (address(each) for each in (share, factor, begin, shift))
+    count = native.dare_select(*(address(each) for each in (places, tags, words, base)), n, *shape, *tables)
+    return KeptElements(places[:count], tags[:count]), words[:count]
 
 
-def rescale(dtype: str, words: Words, kept: KeptElements, after: Words) -> None:
-    """See `dare.rescale`."""
+def multiples(
+    dtype: str, words: Words, after: Words, kept: KeptElements, sampling: Sampling, first: int
+) -> npt.NDArray[np.int16] | None:
+    """See `dare.multiples`; what is found is good until this thread rounds the next."""
+    native = _native()
+    if native is None or not (words.flags.c_contiguous and after.flags.c_contiguous):
+        return reference.multiples(dtype, words, after, kept, sampling, first)
+    count = len(kept.places)
+    found = memory("multiples", count, np.int16)[:count]
+    share, step, width = thresholds(sampling.shares), reference.steps(sampling), from_bf16(sampling.widths)
+    addresses = (address(each) for each in (found, words, after, kept.places, kept.tags))
+    tables = (address(each) for each in (share, step, width))
+    return found if native.dare_multiples(*addresses, count, _FORMS[dtype], first, *tables) else None
+
+
+def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: Sampling) -> None:
+    """See `dare.apply`."""
     native = _native()
     if native is None or not words.flags.c_contiguous:
-        reference.rescale(dtype, words, kept, after)
+        reference.apply(dtype, words, kept, after, sampling)
         return
-    addresses = (address(each) for each in (words, kept.places, kept.times, after))
-    native.dare_rescale(*addresses, len(after), _FORMS[dtype])
+    width = from_bf16(sampling.widths)
+    addresses = (address(each) for each in (words, kept.places, kept.tags, after))
+    native.dare_apply(*addresses, len(after), _FORMS[dtype], address(width))

@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from tallstore.kernels.dare import Sampling
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.dither import seed_of
-from tallstore.recipes.dropping import DropRates, LevelCosts
+from tallstore.recipes.dropping import LevelCosts
 from tallstore.recipes.histogram import Magnitudes
 from tallstore.recipes.quantizers import Quantizer
 
@@ -201,8 +202,8 @@ class Recipe(ABC):
         """Tasks of which every tensor is to be, whatever was seen of it."""
         return ()
 
-    def dropped(self) -> Mapping[tuple[int, str], DropRates]:
-        """Those of which a share of the changes is to be dropped and the rest rescaled."""
+    def dropped(self) -> Mapping[tuple[int, str], Sampling]:
+        """Those of which a share of the changes is to be dropped and the rest rescaled and rounded."""
         return {}
 
     def levels(self, task: int, tensor: str) -> Quantizer | None:  # noqa: ARG002 - part of the interface

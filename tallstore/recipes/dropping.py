@@ -1,81 +1,243 @@
-"""What dropping and rescaling costs and spoils, share by share: `solo`'s choices in types of few bits beside marks.
+"""What keeping a share of the changes costs and spoils: `solo`'s choices in types of few bits beside marks.
 
-Of the elements whose base has an exponent e, a share p_e of the changes is kept, each 1/p_e times on the average: see
-`kernels.dare`. With n_e elements, H_e bits that one of them takes without loss and mean square q_e of their changes,
+Of the elements whose base has an exponent e, a share p of the changes x is kept, and rounded at random to multiples
+of a step σ; a multiple stands for the width W = σ/p: see `kernels.dare`. With n elements, q = E[x²] and r the
+fraction of |x|/σ,
 
-    bits = Σ n_e · p_e · H_e,     harm = Σ n_e · q_e · (1/p_e − 1 + p_e·f·(1 − f)) / Σ n_e · q_e
+    bits = n · p · H(σ),     noise = q · (1/p − 1) + p · W² · E[r(1 − r)]
 
-where f is the fraction of 1/p_e, which is rounded at random. For some bits the harm is least with
+where H is the entropy of a multiple, given the number u in [0, 1) by which it is rounded, up where r > u. At a price
+λ of a bit, a step's best share is
 
-    p_e = min(1, λ · √(q_e / H_e)).
+    p = √((q + σ² · E[r(1 − r)]) / (λ · H(σ)))
 
-There is no bias, so that κ does not matter.
+or 1, and each exponent has the step and the width that are the best for the price. There is no bias, so that κ does
+not matter. A tensor's harm is Σ n · noise / Σ n · q. Everything is counted in whole numbers, or added up one after
+the other, so that the same is chosen on every machine.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.kernels.dare import NOTHING, share_of
-from tallstore.kernels.lattice import Bytes
+from tallstore.kernels.conversion import to_bf16
+from tallstore.kernels.dare import SHARES, Sampling, units
+from tallstore.kernels.lattice import LEVELS, Bytes
 from tallstore.kernels.logarithm import log2
+from tallstore.recipes.histogram import added
+from tallstore.recipes.rate_distortion import hull_of
 
-__all__ = ["DropRates", "LevelCosts", "offers"]
+__all__ = ["LevelCosts", "counted", "offers"]
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
-_SLOPES = 2.0 ** (np.arange(-32, 1) / 4)
-"""λ, where the largest share is 1 at the last: by quarters of an octave."""
-_HEAD = 8 * 200
-"""Bits that a tensor takes beside what is kept, about: head, tables, lanes."""
+_SLOPES = 2.0 ** (16 - np.arange(41) / 2)
+"""Prices of a bit, by what a bit of the dearest level's saves if all is kept: by quarters of an octave of shares, from
+about 2^(−8) on."""
+_LEAST_BITS = 1e-6
+"""Levels whose elements take less on the average are not asked for prices."""
+_HEAD = 8 * 300
+"""Bits that a tensor takes beside what is kept, about: heads, tables, lanes."""
+
+_LEAST, _OCTAVES = -16, 34
+"""Changes are counted from units of 2^_LEAST on."""
+_BINS = 32
+"""To the octave: sixteenths, and what lies between them, by turns. So small whole numbers have bins of their own."""
+_MIDDLE = 1 + np.arange(_BINS) / _BINS
+_VALUES = (2.0 ** np.arange(_LEAST, _LEAST + _OCTAVES)[:, None] * _MIDDLE).reshape(-1)
+"""What each bin stands for."""
+
+_CLASSES, _TRIED, _DIRECT = 8, 2, 16
+"""Classes of the number u that a coder tells apart, about; how many numbers are tried of each; and magnitudes of
+multiples that are counted for each class, larger ones being counted for all, by half octaves."""
+_OPEN = np.arange(3, 14).repeat(2)
+"""Bits that half octaves leave open."""
+_PHASES = (1.0, 1.5)
+"""Steps are these times powers of two."""
+_MOST_STEPS = 8 * len(_PHASES)
+"""That are tried of one level."""
+
+
+def _bins_above() -> npt.NDArray[np.intp]:
+    """Of steps of `_PHASES` and all bounds of multiples, the first bin above, counted from that of a unit on.
+
+    The bounds: of 1 … _DIRECT by u, then of half octaves. Shape (phases, _DIRECT · _CLASSES · _TRIED + half octaves).
+    """
+    u = (np.arange(_CLASSES * _TRIED) + 0.5) / (_CLASSES * _TRIED)
+    direct = (np.arange(_DIRECT)[:, None] + u).reshape(-1)
+    halves = (2.0 ** np.arange(4, 15)[:, None] * _PHASES).reshape(-1)[1:] - 0.5
+    bounds = np.concatenate([direct, halves])
+    return np.stack([np.searchsorted(_VALUES, phase * bounds, side="right") for phase in _PHASES]) + _LEAST * _BINS
+
+
+_ABOVE = _bins_above()
 
 
 @dataclass(frozen=True)
 class LevelCosts:
-    """A tensor's elements by the exponent of the base's."""
+    """A sample of a tensor's changes, by the exponent of the base's elements."""
 
     low: int
     """The exponent of level 0; the first and the last level have all that lie beyond."""
-    elements: Floats
+    dtype: str
+    """One of `kernels.dare.TYPES`."""
+    times: float
+    """Elements of the tensor that one stands for."""
+    elements: Integers
     """Shape (LEVELS,)."""
-    bits: Floats
-    """That all of them take without loss."""
     power: Floats
-    """Their changes' mean square."""
+    """Their changes' mean square, by that of a level's unit in the last place: shape (LEVELS,)."""
+    bins: npt.NDArray[np.int16]
+    """Those of changes that occur, level by level, `_BINS` to the octave: shape (k,)."""
+    counts: npt.NDArray[np.int32]
+    """How many changes are in each: shape (k,)."""
 
 
-@dataclass(frozen=True)
-class DropRates:
-    """What the encoder is told of a tensor."""
+def counted(dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32], times: float) -> LevelCosts:
+    """Count changes.
 
-    low: int
-    rates: Bytes
-    """Of each level: see `kernels.dare.thresholds`."""
+    Args:
+        dtype: one of `kernels.dare.TYPES`.
+        low: the exponent of level 0.
+        levels: of each element, shape (n,).
+        change: their magnitudes, finite.
+        times: elements that one stands for.
+    """
+    elements = np.bincount(levels, minlength=LEVELS)
+    (moved,) = np.nonzero(change)
+    levels = levels[moved]
+    exact = change[moved] / units(dtype, low)[levels]
+    power = np.bincount(levels, exact * exact, LEVELS) / np.maximum(elements, 1)
+    part, octave = np.frexp(exact)
+    sixteenths = part * 32 - 16  # of an octave, from 0 on
+    bins = 2 * np.floor(sixteenths) + (sixteenths % 1 > 0)
+    bins = np.clip((octave - 1 - _LEAST) * _BINS + bins, 0, len(_VALUES) - 1).astype(np.int64)
+    found, counts = np.unique(levels * np.int64(len(_VALUES)) + bins, return_counts=True)
+    return LevelCosts(low, dtype, times, elements, power, found.astype(np.int16), counts.astype(np.int32))
 
 
-def offers(costs: LevelCosts) -> tuple[list[DropRates], Floats, Floats]:
-    """Rates, and the bits and the harm of each: none where nothing moved."""
-    n, power = costs.elements, costs.power
-    energy = float((n * power).sum())
-    moved = (n > 0) & (power > 0) & (costs.bits > 0)
-    if not energy or not moved.any():
+class _TriedSteps(NamedTuple):
+    """Steps that are tried of each level that moved, the largest first: shape (levels, _MOST_STEPS)."""
+
+    size: Floats
+    """In units of the level."""
+    bits: Floats
+    """Of an element that is kept; infinite for what is not tried."""
+    rounding: Floats
+    """Mean of r(1 − r)."""
+
+
+def offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
+    """What may be kept, and the bits and the harm of each, by rising bits: none where nothing moved."""
+    (moved,) = np.nonzero(costs.power)
+    if not len(moved):
         return [], np.zeros(0), np.zeros(0)
-    each = costs.bits / np.maximum(n, 1.0)
-    worth = np.sqrt(np.where(moved, power / np.where(moved, each, 1.0), 0.0))
-    shares = _SLOPES[:, None] * (worth / worth.max())
-    # What was seen to move nowhere costs nothing to keep, and would be lost for good.
-    rates = np.where(moved, np.minimum(_rounded(-8.0 * log2(np.maximum(shares, 2.0**-24))), NOTHING - 1), 0)
-    rates = rates.astype(np.uint8)
-    share = share_of(rates)
-    fraction = 1 / share % 1.0
-    spoiled = 1 / share - 1 + share * fraction * (1 - fraction)
-    bits = (share * costs.bits).sum(1) + _HEAD
-    harm = (spoiled * (n * power)).sum(1) / energy
-    return [DropRates(costs.low, row) for row in rates], bits, harm
+    unit = units(costs.dtype, costs.low)
+    tried = _tried(costs, moved)
+    energy, n = costs.power[moved] * unit[moved] ** 2, costs.elements[moved] * costs.times
+    most = np.where(tried.bits < np.inf, tried.bits, 0.0).max(1)
+    worth = float(np.where(most > _LEAST_BITS, energy / np.maximum(most, _LEAST_BITS), 0.0).max())
+    if not worth:
+        return [], np.zeros(0), np.zeros(0)
+    price = _SLOPES[:, None] * worth
+    best = _best(tried, costs.power[moved], price[..., None] / unit[moved, None] ** 2, moved == 0)
+    share, width, bits, noise = best
+    all_bits = added(n * share * bits) + _HEAD
+    harm = added(n * noise * unit[moved] ** 2) / float(added(n * energy))
+    shares, widths = np.full((len(_SLOPES), LEVELS), SHARES - 1), np.tile(_unseen(costs, unit), (len(_SLOPES), 1))
+    shares[:, moved], widths[:, moved] = np.rint(share * SHARES) - 1, width * unit[moved]
+    words = np.minimum(to_bf16(widths.astype(np.float32)), 0x7F7F).astype(np.uint16)
+    on = hull_of(all_bits, harm)
+    kept = [Sampling(costs.low, shares[at].astype(np.uint16), words[at]) for at in on.tolist()]
+    return kept, all_bits[on], harm[on]
 
 
-def _rounded(values: Floats) -> Floats:
-    return np.floor(values + 0.5)
+def _unseen(costs: LevelCosts, unit: Floats) -> Floats:
+    """Widths of levels in which nothing was seen to move: fine, and yet not too fine for what moved elsewhere."""
+    level, at = np.divmod(costs.bins.astype(np.intp), len(_VALUES))
+    largest = float((_VALUES[at] * unit[level]).max())
+    octave = np.frexp(largest)[1] - 12
+    fine: Floats = np.maximum(unit, np.ldexp(1.0, octave))
+    return fine
+
+
+def _tried(costs: LevelCosts, moved: npt.NDArray[np.intp]) -> _TriedSteps:
+    """Steps, from a unit or a small part of what is usual up to the largest change, and what is known of them."""
+    bins = len(_VALUES)
+    counts = np.zeros(LEVELS * bins, np.int64)
+    counts[costs.bins] = costs.counts
+    counts = counts.reshape(LEVELS, bins)[moved]
+    n = costs.elements[moved]
+    upto = np.concatenate([np.zeros((len(moved), 1), np.int64), np.cumsum(counts, axis=1)], axis=1)
+    last = bins - 1 - (counts[:, ::-1] > 0).argmax(1)
+    usual = np.frexp(costs.power[moved] * n / upto[:, -1])[1] // 2  # the octave of what a change is, about
+    first = np.where(moved > 0, np.maximum(usual - 4, 0), np.maximum(usual - 4, _LEAST + 5))
+    octave, phase = np.divmod(np.arange(_MOST_STEPS), len(_PHASES))
+    octave = first[:, None] + octave
+    size = np.ldexp(np.array(_PHASES)[phase], octave)
+    inside = size <= np.maximum(2 * _VALUES[last], np.ldexp(1.0, first))[:, None]
+    row, step = np.nonzero(inside)
+    above = np.clip(_ABOVE[phase[step]] + octave[row, step, None] * _BINS - _LEAST * _BINS, 0, bins)
+    more = upto[row, -1:] - np.take_along_axis(upto[row], above, 1)
+    bits, rounding = np.full(size.shape, np.inf), np.zeros(size.shape)
+    bits[row, step] = _entropy(more, n[row]) / n[row]
+    level, at = np.nonzero(counts)
+    exact = _VALUES[at][:, None] / size[level]
+    exact -= np.floor(exact)
+    whole = np.floor(exact * (1 - exact) * (1 << 20)).astype(np.int64) * counts[level, at][:, None]
+    rounding = np.add.reduceat(whole, np.searchsorted(level, np.arange(len(moved))), axis=0) / (n[:, None] * 2.0**20)
+    return _TriedSteps(*(np.ascontiguousarray(each[:, ::-1]) for each in (size, bits, rounding)))
+
+
+def _entropy(more: Integers, n: Integers) -> Floats:
+    """Bits that multiples of n elements take, signs too, by how many are beyond each of `_ABOVE`: shape (rows,)."""
+    by_class = _DIRECT * _CLASSES * _TRIED
+    direct = more[:, :by_class].reshape(-1, _DIRECT, _CLASSES, _TRIED).sum(3)
+    halves = np.concatenate([_TRIED * more[:, by_class:], np.zeros((len(more), 1), np.int64)], axis=1)
+    n = _TRIED * n
+    each = np.concatenate([n[:, None, None] - direct[:, :1], direct[:, :-1] - direct[:, 1:]], axis=1)
+    beyond, rest = direct[:, -1] - halves[:, :1], halves[:, :-1] - halves[:, 1:]
+    told = added(_information(each).reshape(len(more), -1)) + added(_information(beyond))
+    told += _CLASSES * added(_information(rest))
+    more_bits = direct[:, 0].sum(1) + beyond.sum(1) * _OPEN[0] + _CLASSES * (rest * _OPEN[1:]).sum(1)
+    bits: Floats = (_information(n) + (more_bits - told) / _CLASSES) / _TRIED
+    return bits
+
+
+def _information(counts: Integers) -> Floats:
+    """c · log2 c of each."""
+    found = np.zeros(counts.shape)
+    some = counts > 1
+    of = counts[some].astype(np.float64)
+    found[some] = of * log2(of)
+    return found
+
+
+def _best(tried: _TriedSteps, power: Floats, price: Floats, low: npt.NDArray[np.bool_]) -> tuple[Floats, ...]:
+    """Of each price and level the share, the width, an element's bits if it is kept, and noise; in units of the level.
+
+    Args:
+        tried: steps.
+        power: by level.
+        price: of a bit, shape (prices, levels, 1).
+        low: which levels have smaller exponents too, and widths that are no whole numbers.
+    """
+    bits, spread = np.maximum(tried.bits, 1e-9), power[:, None] + tried.size**2 * tried.rounding
+    share = np.sqrt(spread / (price * bits))
+    wanted = tried.size / np.clip(share, 1 / SHARES, 1.0)
+    # Whole numbers, of four bits where they are large: those next to it.
+    grain = np.ldexp(1.0, np.maximum(np.frexp(wanted)[1] - 4, np.where(low, -1000, 0)[:, None]))
+    width = np.stack([np.floor(wanted / grain), np.floor(wanted / grain) + 1], axis=-1) * grain[..., None]
+    share = np.ceil(SHARES * (tried.size[..., None] / np.maximum(width, grain[..., None]))) / SHARES
+    noise = power[:, None, None] * (1 / share - 1) + share * width * width * tried.rounding[..., None]
+    cost = np.where(share <= 1, noise + price[..., None] * share * bits[..., None], np.inf)
+    cost = np.where(width > 0, cost, np.inf).reshape(*cost.shape[:2], -1)
+    at = cost.argmin(2)[..., None]
+    found = [np.take_along_axis(each.reshape(cost.shape), at, 2)[..., 0] for each in (share, width, noise)]
+    taken = np.take_along_axis(np.broadcast_to(bits, share.shape[:3]), at // 2, 2)[..., 0]
+    return found[0], found[1], taken, found[2]

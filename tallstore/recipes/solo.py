@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
+from tallstore.kernels.dare import Sampling
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import ENTRY_BITS, allocate, allocate_within
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
 from tallstore.recipes.dither import seed_of, uniform
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, task_gain
-from tallstore.recipes.dropping import DropRates
 from tallstore.recipes.quality_levels import DEFAULT, NEARLY, QUALITIES, TOLERABLE, QualityLevel
 from tallstore.recipes.quantizers import Quantizer, fitting_scale
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice
@@ -88,7 +88,7 @@ class Solo(Recipe):
         """Of each task's tensor; a single level is a mask's."""
         self._lossless: frozenset[Key] = frozenset()
         self._lossless_tasks: frozenset[int] = frozenset()
-        self._dropped: dict[Key, DropRates] = {}
+        self._dropped: dict[Key, Sampling] = {}
         self._predicted: dict[int, float] = {}
         self._tolerable_bits = 0.0
 
@@ -215,7 +215,7 @@ class Solo(Recipe):
         """Those in types of few bits that take little more without loss than with some."""
         return self._lossless_tasks
 
-    def dropped(self) -> Mapping[Key, DropRates]:
+    def dropped(self) -> Mapping[Key, Sampling]:
         """Tensors that diverge least at their bits where some changes are dropped."""
         return self._dropped
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from tallstore.kernels.dare import Sampling
 from tallstore.recipes import dropping
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.divergence import TensorShare, read_as_it_comes
-from tallstore.recipes.dropping import DropRates, LevelCosts
+from tallstore.recipes.dropping import LevelCosts
 from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
@@ -72,7 +73,7 @@ class TensorOffers:
     """What is chosen beforehand."""
     lossless_bits: float
     """What it takes without loss, estimated; infinite where that is not known, for it is never less."""
-    rates: Sequence[DropRates]
+    rates: Sequence[Sampling]
     """Of dropping some."""
     narrow: bool
     """Whether it is of a type of few bits."""
@@ -159,7 +160,7 @@ class TensorStatistics(Statistic):
             offers = join(offers, biased(finer, histogram, kappa) if histogram.narrow else finer, ladders())
         if not len(offers):
             offers = Choices.only(_signs(histogram))
-        rates: Sequence[DropRates] = ()
+        rates: Sequence[Sampling] = ()
         if lossless.by_level is not None:
             rates, bits, harm = dropping.offers(lossless.by_level)
             offers = join_below(offers, bits, harm, DROPPED)

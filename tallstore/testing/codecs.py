@@ -13,7 +13,8 @@ from tallstore.codecs.dare import DareCodec
 from tallstore.errors import ArchiveError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
-from tallstore.kernels.dare import NOTHING
+from tallstore.kernels.conversion import to_bf16
+from tallstore.kernels.dare import SHARES, Sampling, as_float, units
 from tallstore.kernels.lattice import LATTICES, LEVELS
 
 __all__ = [
@@ -250,14 +251,18 @@ class SampledCodecContract(ABC):
             steps = rng.integers(-2, 3, n).astype(kind.word)
             yield base.view(np.uint8), kind.turned(kind.turned(base) + steps).view(np.uint8)
 
-    def _rates(self) -> Iterator[Bytes]:
-        yield from (np.full(LEVELS, rate, np.uint8) for rate in (0, 1, 24, NOTHING))
-        yield np.arange(0, 5 * LEVELS, 5).astype(np.uint8)
-
-    def _coded(self, raw: Bytes, base: Bytes, dtype: str, rates: Bytes, first: int = 5) -> tuple[bytes, Bytes]:
-        """What is coded, and what comes back of it."""
+    def _samplings(self, dtype: str) -> Iterator[Sampling]:
+        """All, some and next to none, with fine widths and coarse ones."""
         low = LATTICES[dtype].mask // 2 - 9
-        coded, out = self.codec.encode(raw, base, dtype, low, rates, first), base.copy()
+        unit = units(dtype, low).astype(np.float32)
+        for share, width in ((SHARES, 1), (SHARES, 3), (SHARES // 8, 8), (40000, 1.5), (1, 4096)):
+            yield Sampling(low, np.full(LEVELS, share - 1, np.uint16), to_bf16(unit * np.float32(width)))
+        shares = np.arange(LEVELS, dtype=np.uint16) * np.uint16(4369)
+        yield Sampling(low, shares, to_bf16((unit * np.arange(LEVELS, 0, -1)).astype(np.float32)))
+
+    def _coded(self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int = 5) -> tuple[bytes, Bytes]:
+        """What is coded, and what comes back of it."""
+        coded, out = self.codec.encode(raw, base, dtype, sampling, first), base.copy()
         self.codec.decode(coded, out, dtype)
         return coded, out
 
@@ -265,43 +270,58 @@ class SampledCodecContract(ABC):
         """And it matters nothing where they lie, or what was coded before."""
         for dtype in self.dtypes:
             for base, raw in self._pairs(dtype):
-                for rates in self._rates():
-                    coded, out = self._coded(raw, base, dtype, rates)
-                    again, same = self._coded(raw.copy(), base.copy(), dtype, rates.copy(), 5)
+                for sampling in self._samplings(dtype):
+                    coded, out = self._coded(raw, base, dtype, sampling)
+                    again, same = self._coded(raw.copy(), base.copy(), dtype, Sampling(*sampling), 5)
                     assert coded == again
                     assert (out == same).all()
 
-    def test_where_all_is_kept_elements_come_back_to_the_last_bit(self) -> None:
-        """A rate of 0 keeps all; from `NOTHING` on the base's are what there is."""
+    def test_where_all_is_kept_whole_units_come_back_to_the_last_bit(self) -> None:
+        """All shares are 1, and widths a unit in the last place of the level; other changes are rounded to one."""
+        for dtype in self.dtypes:
+            every = next(self._samplings(dtype))
+            for base, raw in self._pairs(dtype):
+                start, stop, found = (
+                    as_float(each.view(np.uint16), dtype)
+                    for each in (base, raw, self._coded(raw, base, dtype, every)[1])
+                )
+                unit = units(dtype, every.low)[LATTICES[dtype].levels(base.view(np.uint16), every.low)]
+                whole = (stop - start) % unit == 0
+                assert (found[whole] == stop[whole]).all()
+                assert (np.abs(found - stop) < unit).all()
+
+    def test_next_to_nothing_is_kept_of_the_least_share(self) -> None:
+        """One element in 65536: mostly, the base's are what there is."""
         for dtype in self.dtypes:
             for base, raw in self._pairs(dtype):
-                assert (self._coded(raw, base, dtype, np.zeros(LEVELS, np.uint8))[1] == raw).all()
-                assert (self._coded(raw, base, dtype, np.full(LEVELS, NOTHING, np.uint8))[1] == base).all()
+                for sampling in self._samplings(dtype):
+                    none = sampling._replace(shares=np.zeros(LEVELS, np.uint16))
+                    assert (self._coded(raw, base, dtype, none)[1] != base).sum() <= 4
 
     def test_what_did_not_move_stays(self) -> None:
         """Whatever is kept."""
         for dtype in self.dtypes:
             for base, raw in self._pairs(dtype):
                 still = (base.view(np.uint16) == raw.view(np.uint16)).repeat(2)
-                for rates in self._rates():
-                    assert (self._coded(raw, base, dtype, rates)[1][still] == base[still]).all()
+                for sampling in self._samplings(dtype):
+                    assert (self._coded(raw, base, dtype, sampling)[1][still] == base[still]).all()
 
     def test_what_is_no_number_comes_back_to_the_last_bit(self) -> None:
         """Of a chunk that has it, all does: on either side."""
         for dtype in self.dtypes:
             infinite = LATTICES[dtype].mask << LATTICES[dtype].shift
+            *_, sampling = self._samplings(dtype)
             for base, raw in self._pairs(dtype):
                 for word in (infinite, infinite | 1, infinite | 0x8000):
                     for spoilt in (base, raw):
                         odd = spoilt.copy()
                         odd.view(np.uint16)[-1] = word
                         before, after = (odd if each is spoilt else each for each in (base, raw))
-                        rates = np.full(LEVELS, NOTHING, np.uint8)
-                        assert (self._coded(after, before, dtype, rates)[1] == after).all()
+                        assert (self._coded(after, before, dtype, sampling)[1] == after).all()
 
     def test_damage_is_refused_or_stays_in_range(self) -> None:
         """Never a byte outside of the memory that is there."""
         for dtype in self.dtypes:
             *_, (base, raw) = self._pairs(dtype)
-            for rates in self._rates():
-                _survives_within(self.codec, self._coded(raw, base, dtype, rates)[0], base, dtype)
+            for sampling in self._samplings(dtype):
+                _survives_within(self.codec, self._coded(raw, base, dtype, sampling)[0], base, dtype)

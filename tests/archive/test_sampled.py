@@ -35,8 +35,8 @@ import tallstore
 from tallstore.cli import main
 from tallstore.encoder.sampled_rows import encode_sampled
 from tallstore.errors import DamagedError, NoSuchTensorError
+from tallstore.kernels.dare import SHARES, Sampling
 from tallstore.kernels.lattice import LEVELS
-from tallstore.recipes.dropping import DropRates
 from tallstore.tensors import NAME, as_bytes
 from tallstore.zoo import Zoo
 
@@ -264,7 +264,7 @@ def test_a_child_is_not_drawn_for_as_its_parent_was(tmp_path: Path) -> None:
         for n, (name, tensor) in enumerate(base.items())
     }
     later = {name: (tensor.float() + 1e-5 * pulls[name].sign()).bfloat16() for name, tensor in tasks["b"].items()}
-    tallstore.pack(base, tasks, path, bits=0.5)
+    tallstore.pack(base, tasks, path, bits=0.6)
     tallstore.remove(path, ["a"])
     tallstore.add(path, {"later": later}, parent="b")
     with tallstore.open(path) as opened:
@@ -352,7 +352,7 @@ def test_a_zero_that_turns_over_spoils_nothing_else(tmp_path: Path) -> None:
     base["l2.weight"][50], tasks["a"]["l2.weight"][50] = 0.0, -0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", 1024)
-        patch.setattr("tallstore.encoder.encode_item.encode_sampled", partial(_by_rate, 16))
+        patch.setattr("tallstore.encoder.encode_item.encode_sampled", partial(_by_share, SHARES // 4))
         tallstore.pack(base, tasks, tmp_path / "zoo.tall", bits=0.6)
     with tallstore.open(tmp_path / "zoo.tall") as opened:
         opened.verify()
@@ -362,10 +362,9 @@ def test_a_zero_that_turns_over_spoils_nothing_else(tmp_path: Path) -> None:
         assert not same_bits(flat[:1024], whole[:1024])
 
 
-def _by_rate(rate: int, weights: Tensor, base: Tensor, dtype: str, drop: DropRates, first: int) -> Any:
+def _by_share(share: int, weights: Tensor, base: Tensor, dtype: str, drop: Sampling, first: int) -> Any:
     """Every level at one share, the lowest too, which did not move in what was looked at."""
-    rates = np.full(LEVELS, rate, np.uint8)
-    return encode_sampled(weights, base, dtype, DropRates(drop.low, rates), first)
+    return encode_sampled(weights, base, dtype, drop._replace(shares=np.full(LEVELS, share - 1, np.uint16)), first)
 
 
 def test_the_same_zoo_gives_the_same_bytes(tmp_path: Path) -> None:

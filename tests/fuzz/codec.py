@@ -24,7 +24,8 @@ from tallstore.codecs import zstd
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
-from tallstore.kernels.dare import TYPES
+from tallstore.kernels.conversion import to_bf16
+from tallstore.kernels.dare import TYPES, Sampling, units
 from tallstore.kernels.dare_fast import select
 from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.native import library
@@ -234,20 +235,21 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
 
 
 def _sampled_seeds(dtype: str, n: int, rng: np.random.Generator) -> Iterator[bytes]:
-    """Chunks of both modes, of all, some and none: the base has numbers that only mode 0 is for."""
+    """Chunks of both modes, of all, some and next to none: the base has numbers that only mode 0 is for."""
     lattice, base = LATTICES[dtype], _base(dtype, n)
-    words = base.view(lattice.word)
+    words, low = base.view(lattice.word), lattice.mask // 2
     after = lattice.turned(lattice.turned(words) + rng.integers(-2, 3, n).astype(lattice.word)).view(np.uint8)
     codec = codecs.SAMPLED["dare"]
-    yield codec.encode(after, base, dtype, 0, np.zeros(LEVELS, np.uint8), 1)
-    for rate in (0, 9, 24, 192):
-        rates, low = np.full(LEVELS, rate, np.uint8), lattice.mask // 2
-        rates[1::2] = 0
-        kept, before = select(lattice, words, low, 1, rates)
-        coded = codecs.LOSSLESS["lattice"].encode(
-            after.view("<u2")[kept.places].view(np.uint8), before.view(np.uint8), dtype
-        )
-        yield struct.pack("<BBI", 1, low, 1) + rates.tobytes() + coded
+    width = to_bf16(units(dtype, low).astype(np.float32))
+    yield codec.encode(after, base, dtype, Sampling(low, np.full(LEVELS, 65535, np.uint16), width), 1)
+    for share, context in ((65535, 0x40), (30000, 0), (8000, 0x21), (0, 0x4F)):
+        sampling = Sampling(low, np.full(LEVELS, share, np.uint16), width * np.uint16(share > 0))
+        contexts = np.full(LEVELS, context, np.uint8)
+        _, before = select(lattice, words, sampling, contexts, 1)
+        own = LATTICES["BF16"].turned(before + rng.integers(-1, 2, len(before)).astype(np.uint16))
+        coded = codecs.LOSSLESS["lattice"].encode(own.view(np.uint8), before.view(np.uint8), "BF16")
+        told = sampling.shares.tobytes() + sampling.widths.tobytes() + contexts.tobytes()
+        yield struct.pack("<BBI", 2, low, 1) + told + coded
 
 
 def _target(family: str, id_: str) -> Target:

@@ -100,10 +100,10 @@ def write_share(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | No
     base: dict[str, torch.Tensor] = {}
     task: dict[str, torch.Tensor] = {}
     for dtype, name in ((torch.bfloat16, "brain"), (torch.float16, "half")):
-        origin, tasks = aligned_zoo(1, dtype, 112, layers=2)
+        origin, tasks = aligned_zoo(1, dtype, 144, layers=2)
         base |= {f"{name}.{each}": tensor for each, tensor in origin.items()}
         task |= {f"{name}.{each}": tensor for each, tensor in tasks["a"].items()}
-    task["brain.l0.weight"] = torch.cat([task["brain.l0.weight"], noise(2, 112, seed=9, dtype=torch.bfloat16)])
+    task["brain.l0.weight"] = torch.cat([task["brain.l0.weight"], noise(2, 144, seed=9, dtype=torch.bfloat16)])
     out = root / f"zoo{suffix}"
     tallstore.pack(base, {"a": task}, out, quality="small")
     with tallstore.open(out) as zoo:

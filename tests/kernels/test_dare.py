@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,26 @@ from tallstore.codecs.lattice_model import lowest
 from tallstore.errors import FormatError
 from tallstore.kernels import dare as reference
 from tallstore.kernels import dare_fast
-from tallstore.kernels.dare import NOTHING, TYPES, KeptElements, as_float, share_of, thresholds
+from tallstore.kernels.conversion import from_bf16, to_bf16
+from tallstore.kernels.dare import (
+    SHARES,
+    TYPES,
+    Sampling,
+    as_float,
+    class_factors,
+    starts,
+    steps,
+    thresholds,
+    units,
+)
 from tallstore.kernels.lattice import LATTICES, LEVELS, Bytes, Words
 from tallstore.kernels.place_hash import DRAWN, drawn_at, first_of
 
 CODEC = DareCodec()
 SIZES = (1, 7, 40, 1000, 4097, 20001)
 """Around blocks of the kernels."""
-SOME = np.array([255, 60, 40, 33, 31, 24, 23, 17, 16, 13, 9, 8, 5, 1, 0, 192], np.uint8)
-ALL, NONE = np.zeros(LEVELS, np.uint8), np.full(LEVELS, NOTHING, np.uint8)
+ALL = np.full(LEVELS, SHARES - 1, np.uint16)
+KINDS = ("all", "some", "odd", "least")
 
 
 def anything(dtype: str, n: int, seed: int = 0) -> Words:
@@ -46,24 +58,42 @@ def tuned(dtype: str, base: Words, seed: int = 0, most: int = 3) -> Words:
     return lattice.turned(lattice.turned(base) + steps)
 
 
-def back(dtype: str, base: Words, after: Words, low: int, rates: Bytes, first: int) -> tuple[int, Words]:
+def sampling_of(kind: str, dtype: str, low: int, seed: int = 0) -> Sampling:
+    """Of all, of some as they are chosen, of anything, and of next to none."""
+    rng, unit = np.random.default_rng(seed), units(dtype, low).astype(np.float32)
+    if kind == "odd":
+        shares, widths = rng.integers(0, SHARES, LEVELS, np.uint16), rng.integers(0, 0x7F80, LEVELS, np.uint16)
+        return Sampling(low, shares, widths)
+    share, width = {"all": (SHARES, 1), "some": (SHARES // 4, 3), "least": (1, 256)}[kind]
+    shares = np.full(LEVELS, share - 1, np.uint16)
+    if kind == "some":
+        shares[1::2] = rng.integers(SHARES // 8, SHARES, len(shares[1::2]))
+    with np.errstate(over="ignore"):
+        return Sampling(low, shares, np.minimum(to_bf16(unit * np.float32(width)), np.uint16(0x7F7F)))
+
+
+def contexts_of(seed: int) -> Bytes:
+    """Some that a reader takes."""
+    down = np.random.default_rng(seed).integers(0, 5, LEVELS, dtype=np.uint8)
+    return (15 - (15 >> down)) * np.uint8(seed % 2) + (down << np.uint8(4))
+
+
+def back(dtype: str, base: Words, after: Words, sampling: Sampling, first: int) -> tuple[int, Words]:
     """The mode that it is coded in, and what comes back."""
-    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, low, rates, first)
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, sampling, first)
     out = base.copy()
     CODEC.decode(coded, out.view(np.uint8), dtype)
     return coded[0], out
 
 
-def test_thresholds_are_shares_by_eighths_of_an_octave() -> None:
-    rates = np.arange(256, dtype=np.uint8)
-    found = thresholds(rates)
-    assert found[:8].tolist() == [16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842]
-    assert found[0] == 1 << DRAWN, "all are kept"
-    assert found[::8][:25].tolist() == [1 << 24 >> step for step in range(24)] + [0]
-    assert found[NOTHING - 1] == 1
-    assert not found[NOTHING:].any()
-    assert (np.diff(found[:NOTHING].astype(np.int64)) <= 0).all()
-    assert share_of(rates)[:100] == pytest.approx(2.0 ** -(rates[:100] / 8), rel=1e-3)
+def test_thresholds_and_classes_are_those_of_shares() -> None:
+    shares = np.array([0, 1, 2, 16383, 43690, 65534, 65535], np.uint16)
+    below = thresholds(shares)
+    assert below.tolist() == [256, 512, 768, 1 << 22, 43691 << 8, (1 << 24) - 256, 1 << DRAWN]
+    drawn = (np.arange(SHARES, dtype=np.uint32)[None] < below[:, None] >> 8) * np.arange(SHARES, dtype=np.uint32)
+    classes = drawn * class_factors(shares)[:, None] >> 16
+    assert classes.max(1).tolist()[2:] == [10, 15, 15, 15, 15]
+    assert (np.bincount(classes[-1]) == SHARES // 16).all(), "sixteenths"
 
 
 def test_what_is_drawn_is_even_and_counts_on_from_chunk_to_chunk() -> None:
@@ -87,44 +117,62 @@ def test_every_variant_is_the_reference(dtype: str, n: int) -> None:
         (weights(dtype, n), tuned(dtype, weights(dtype, n))),
     ):
         for low in (0, lowest(lattice, base), lattice.mask):
-            for rates in (SOME, ALL, NONE, np.full(LEVELS, NOTHING - 1, np.uint8), np.roll(SOME, 7)):
+            for seed, kind in enumerate(KINDS * 2):
                 for first in (0, 0xFFFFFF00):
-                    wanted = reference.select(lattice, base, low, first, rates)
-                    kept, words = dare_fast.select(lattice, base, low, first, rates)
+                    sampling, contexts = sampling_of(kind, dtype, low, seed), contexts_of(seed)
+                    wanted = reference.select(lattice, base, sampling, contexts, first)
+                    kept, words = dare_fast.select(lattice, base, sampling, contexts, first)
                     assert np.array_equal(wanted.places, kept.places)
-                    assert np.array_equal(wanted.times, kept.times)
-                    assert np.array_equal(base[wanted.places], words)
-                    left, right = base.copy(), base.copy()
-                    reference.rescale(dtype, left, wanted, after[wanted.places])
-                    dare_fast.rescale(dtype, right, kept, after[wanted.places])
-                    assert np.array_equal(left, right)
+                    assert np.array_equal(wanted.tags, kept.tags)
+                    assert np.array_equal(starts(wanted.tags), words)
+                    given = dtype, base, after, wanted, sampling, first
+                    assert_same(reference.multiples(*given), dare_fast.multiples(*given))
+                    for coded in (anything("BF16", len(words), 2), words, words + np.uint16(1)):
+                        left, right = base.copy(), base.copy()
+                        reference.apply(dtype, left, wanted, coded, sampling)
+                        dare_fast.apply(dtype, right, kept, coded, sampling)
+                        assert np.array_equal(left, right)
+
+
+def assert_same(left: Any, right: Any) -> None:
+    """Both nothing, or the same."""
+    assert (left is None) == (right is None)
+    assert left is None or np.array_equal(left, right)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.usefixtures("native")
-def test_any_number_of_times(dtype: str) -> None:
-    """As often as nothing is ever drawn for."""
-    n = 5000
-    base, after = anything(dtype, n, 2), anything(dtype, n, 3)
-    times = np.random.default_rng(4).integers(1, 1 << 24, n, dtype=np.uint32, endpoint=True)
-    times[::3] = np.random.default_rng(5).integers(1, 4, len(times[::3]))
-    kept = KeptElements(np.arange(n, dtype=np.uint32), times)
-    left, right = base.copy(), base.copy()
-    reference.rescale(dtype, left, kept, after)
-    dare_fast.rescale(dtype, right, kept, after)
-    assert np.array_equal(left, right)
+def test_multiples_of_single_elements_are_the_reference(dtype: str) -> None:
+    """Where all are judged together, one that is not safe hides what becomes of the others."""
+    lattice, n = LATTICES[dtype], 1500
+    rng, found = np.random.default_rng(6), []
+    for spread in (3, 200, 40000):
+        base, after = weights(dtype, n), tuned(dtype, weights(dtype, n), most=spread)
+        for at in range(0, n, 3):
+            sampling = sampling_of("some", dtype, lowest(lattice, base), at)
+            widths = sampling.widths + rng.integers(-9, 5, LEVELS).astype(np.uint16) * np.uint16(1 << 7)
+            given = (
+                base[at : at + 3],
+                after[at : at + 3],
+                sampling._replace(widths=widths.astype(np.uint16), shares=ALL),
+            )
+            kept = reference.select(lattice, given[0], given[2], np.zeros(LEVELS, np.uint8), 0)
+            wanted = reference.multiples(dtype, given[0], given[1], kept, given[2], at)
+            assert_same(wanted, dare_fast.multiples(dtype, given[0], given[1], kept, given[2], at))
+            found.append(wanted is None)
+    assert 0 < sum(found) < len(found)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_it_is_coded_in_the_same_bytes_with_kernels_and_without(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lattice, base = LATTICES[dtype], weights(dtype, 9001)
-    after = tuned(dtype, base)
-    given = after.view(np.uint8), base.view(np.uint8), dtype, lowest(lattice, base), SOME, 77
-    coded = CODEC.encode(*given)
-    _, decoded = back(*(dtype, base, after), *given[3:])
+    after, sampling = tuned(dtype, base), sampling_of("some", dtype, lowest(lattice, base))
+    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, sampling, 77)
+    mode, decoded = back(dtype, base, after, sampling, 77)
+    assert mode == 2
     without_kernels(monkeypatch)
-    assert CODEC.encode(*given) == coded
-    assert np.array_equal(back(*(dtype, base, after), *given[3:])[1], decoded)
+    assert CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, sampling, 77) == coded
+    assert np.array_equal(back(dtype, base, after, sampling, 77)[1], decoded)
 
 
 @settings(max_examples=examples(60), deadline=None)
@@ -132,65 +180,67 @@ def test_it_is_coded_in_the_same_bytes_with_kernels_and_without(dtype: str, monk
     st.sampled_from(TYPES),
     st.integers(1, 3000),
     st.integers(0, 2**32 - 1),
-    st.lists(st.integers(0, 255), min_size=LEVELS, max_size=LEVELS),
+    st.lists(st.tuples(st.integers(0, 65535), st.integers(-2, 12), st.integers(0, 127)), min_size=16, max_size=16),
     st.integers(0, 31),
     st.integers(0, 1 << 20),
 )
-def test_what_is_kept_moved_by_whole_changes(
-    dtype: str, n: int, first: int, rates: list[int], low: int, seed: int
+def test_what_is_kept_is_rounded_to_the_multiples_beside_it(
+    dtype: str, n: int, first: int, levels: list[tuple[int, int, int]], low: int, seed: int
 ) -> None:
-    """Every element is the base's, or that with its change a whole number of times, near 1 by the share."""
+    """Every element is the base's, or that with a multiple of the width, which is next to its change by the share."""
     lattice, base = LATTICES[dtype], weights(dtype, n, seed)
-    after = tuned(dtype, base, seed)
-    told = np.array(rates, np.uint8)
-    mode, out = back(dtype, base, after, low, told, first)
+    after, low = tuned(dtype, base, seed), low + lowest(lattice, base) - 15 if dtype == "BF16" else low
+    shares = np.array([share for share, *_ in levels], np.uint16)
+    part = np.array([2.0**octave * (1 + more / 128) for _, octave, more in levels])
+    sampling = Sampling(low, shares, to_bf16((units(dtype, low) * part).astype(np.float32)))
+    mode, out = back(dtype, base, after, sampling, first)
     if not mode:
         assert np.array_equal(out, after)
         return
-    share = thresholds(told)[lattice.levels(base, low)]
-    drawn = drawn_at(np.arange(n, dtype=np.uint32), first)
-    dropped = drawn >= share
+    level = lattice.levels(base, low)
+    dropped = drawn_at(np.arange(n, dtype=np.uint32), first) >= thresholds(shares)[level]
     assert np.array_equal(out[dropped], base[dropped])
-    times = (1 << 24) // np.maximum(share, 1)
-    times = times + (drawn < (1 << 24) % np.maximum(share, 1))
-    start, stop = (as_float(each, dtype).astype(np.float64) for each in (base, after))
-    exact = start + times * (stop - start)
-    unit = 2.0 ** -(lattice.shift + 1)
-    least = 2.0**-25 if dtype == "F16" else 0.0
-    found = as_float(out, dtype).astype(np.float64)
-    assert (np.abs(found - exact)[~dropped] <= (unit * np.abs(exact) * 1.001 + least)[~dropped]).all()
-    assert np.array_equal(out[~dropped & (share == 1 << 24)], after[~dropped & (share == 1 << 24)])
+    width = from_bf16(sampling.widths)[level].astype(np.float64)
+    start, stop, found = (as_float(each, dtype).astype(np.float64) for each in (base, after, out))
+    exact = (stop - start) / steps(sampling)[level]
+    rounding = 2.0 ** -(lattice.shift + 1) * np.abs(found) * 1.001 + (2.0**-25 if dtype == "F16" else 0.0)
+    over = np.minimum(*(np.abs(start + times * width - found) for times in (np.floor(exact), np.ceil(exact))))
+    assert (over <= rounding)[~dropped].all()
 
 
 @settings(max_examples=examples(40), deadline=None)
 @given(st.sampled_from(TYPES), st.integers(1, 2000), st.integers(0, 2**32 - 1), st.integers(0, 1 << 20))
-def test_a_rate_of_0_keeps_every_bit(dtype: str, n: int, first: int, seed: int) -> None:
+def test_what_anything_turns_into_comes_back_or_is_near(dtype: str, n: int, first: int, seed: int) -> None:
     base, after = anything(dtype, n, seed), anything(dtype, n, seed + 1)
-    assert np.array_equal(back(dtype, base, after, 0, ALL, first)[1], after)
+    mode, out = back(dtype, base, after, sampling_of("odd", dtype, 0, seed), first)
+    assert mode == 2 or np.array_equal(out, after)
 
 
-@pytest.mark.parametrize("rate", [1, 5, 8, 13, 20, 32])
+@pytest.mark.parametrize(
+    ("share", "width", "moved"), [(1, 1, 1), (4, 1, 1), (4, 3, 1), (3, 2, 5), (64, 96, 3), (2, 9, 20)]
+)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_mean_of_many_draws_is_the_task(dtype: str, rate: int) -> None:
+def test_the_mean_of_many_draws_is_the_task(dtype: str, share: int, width: int, moved: int) -> None:
     """Numbers that no rounding is needed of: the mean of τ is within its error, and so is its variance."""
-    n, draws = 4000, 400
-    one = np.array([1.5], np.float32)
-    base = np.full(n, one.astype("<f2").view("<u2")[0] if dtype == "F16" else one.view(np.uint32)[0] >> 16, np.uint16)
-    after = base + np.uint16(1)
-    unit = float(as_float(after[:1], dtype)[0] - one[0])
-    rates = np.full(LEVELS, rate, np.uint8)
+    n, draws = 4000, 300
+    base = np.full(n, (np.array([1.25], np.float32) if dtype == "BF16" else np.array([1.25], "<f2")).view("<u2")[-1])
+    after = base + np.uint16(moved)
+    low = LATTICES[dtype].mask // 2
+    unit = units(dtype, low)
+    shares = np.full(LEVELS, SHARES // share - 1, np.uint16)
+    sampling = Sampling(low, shares, to_bf16((unit * width).astype(np.float32)))
     times = np.zeros((draws, n))
     for seed in range(draws):
-        mode, out = back(dtype, base, after, LATTICES[dtype].mask // 2, rates, first_of(0, seed))
-        assert mode == 1
-        times[seed] = (as_float(out, dtype) - one) / unit
+        mode, out = back(dtype, base, after, sampling, first_of(0, seed))
+        assert mode == 2
+        times[seed] = (as_float(out, dtype) - 1.25) / unit[0]
     assert np.array_equal(times, np.rint(times))
-    share = float(share_of(rates)[0])
-    fraction = 1 / share % 1
-    variance = 1 / share - 1 + share * fraction * (1 - fraction)
-    assert times.mean() == pytest.approx(1, abs=5 * (variance / times.size) ** 0.5)
-    assert times.var() == pytest.approx(variance, rel=0.05)
-    assert np.abs(times.mean(0) - 1).max() < 7 * (variance / draws) ** 0.5, "of every element by itself"
+    part = (int(shares[0]) + 1) / SHARES
+    fraction = moved / (width * part) % 1
+    variance = moved * moved * (1 / part - 1) + part * width * width * fraction * (1 - fraction)
+    assert times.mean() == pytest.approx(moved, abs=5 * (variance / times.size) ** 0.5 + 1e-9)
+    assert times.var() == pytest.approx(variance, rel=0.05, abs=1e-9)
+    assert np.abs(times.mean(0) - moved).max() <= 7 * (variance / draws) ** 0.5 + 1e-9, "of every element by itself"
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -198,25 +248,34 @@ def test_what_is_not_safe_is_coded_without_loss(dtype: str) -> None:
     """NaN, infinities, numbers that would overflow, subnormal changes, a sign of 0: on either side, bit for bit."""
     lattice, n = LATTICES[dtype], 600
     base = weights(dtype, n)
-    after = tuned(dtype, base)
-    rates, low = np.full(LEVELS, 24, np.uint8), lowest(lattice, base)
-    places = np.flatnonzero(drawn_at(np.arange(n, dtype=np.uint32), 3) < thresholds(rates)[0])
-    assert back(dtype, base, after, low, rates, 3)[0] == 1
+    after, sampling = tuned(dtype, base), sampling_of("some", dtype, lowest(lattice, base))
+    sampling.shares[:] = SHARES // 8
+    places = np.flatnonzero(drawn_at(np.arange(n, dtype=np.uint32), 3) < thresholds(sampling.shares)[0])
+    assert back(dtype, base, after, sampling, 3)[0] == 2
     infinite = lattice.mask << lattice.shift
     odd = [(infinite, 0x3C00), (0x3C00, infinite), (infinite | 1, 0x3C00), (0x3C00, infinite | 0x8001)]
     odd += [(infinite - 2, infinite - 1), (0x8000, 0), (0, 0x8000)]
-    odd += [(0, 1), (1, 2), (0x8001, 1)] if dtype == "BF16" else []
+    odd += [(0, 1), (1, 2), (0x8001, 1), (0xFF7F, 0x7F7F)] if dtype == "BF16" else []
     for before, own in odd:
         for place in places[:2]:
             spoilt, moved = base.copy(), after.copy()
             spoilt[place], moved[place] = before, own
-            mode, out = back(dtype, spoilt, moved, low, rates, 3)
+            mode, out = back(dtype, spoilt, moved, sampling, 3)
             assert (mode, np.array_equal(out, moved)) == (0, True), (hex(before), hex(own))
     dropped = int(np.setdiff1d(np.arange(n), places)[0])
     for before, own in odd[:4]:
         spoilt, moved = base.copy(), after.copy()
         spoilt[dropped], moved[dropped] = before, own
-        assert back(dtype, spoilt, moved, low, rates, 3)[0] == 0, "what is infinite is not dropped either"
+        assert back(dtype, spoilt, moved, sampling, 3)[0] == 0, "what is infinite is not dropped either"
+
+
+def test_multiples_have_an_end() -> None:
+    base = weights("BF16", 600)
+    after, sampling = tuned("BF16", base, most=2), sampling_of("all", "BF16", lowest(LATTICES["BF16"], base))
+    for octaves, mode in ((12, 2), (14, 0)):
+        finer = sampling._replace(widths=sampling.widths - np.uint16(octaves << 7))
+        assert back("BF16", base, after, finer, 3)[0] == mode
+    assert back("BF16", base, after, sampling._replace(widths=np.zeros(LEVELS, np.uint16)), 3)[0] == 0
 
 
 def test_a_zero_with_a_sign_stays_where_it_did_not_move() -> None:
@@ -224,8 +283,8 @@ def test_a_zero_with_a_sign_stays_where_it_did_not_move() -> None:
     base[::7] = 0x8000
     after = tuned("BF16", base, most=1)
     after[::7] = 0x8000
-    mode, out = back("BF16", base, after, lowest(LATTICES["BF16"], base), SOME, 3)
-    assert mode == 1
+    mode, out = back("BF16", base, after, sampling_of("some", "BF16", lowest(LATTICES["BF16"], base)), 3)
+    assert mode == 2
     assert (out[::7] == 0x8000).all()
 
 
@@ -236,31 +295,65 @@ def test_subnormal_numbers_taken_for_0_change_nothing(dtype: str) -> None:
     after = tuned(dtype, base)
     base[::50], after[::50] = 3, 3
     base[25::50], after[25::50] = 5, after[25] if dtype == "BF16" else 7
-    low = lowest(lattice, base)
-    modes = []
-    for rates in (SOME, np.full(LEVELS, 24, np.uint8)):
-        mode, wanted = back(dtype, base, after, low, rates, 3)
-        modes.append(mode)
+    for kind in ("some", "all"):
+        sampling = sampling_of(kind, dtype, lowest(lattice, base))
+        if dtype == "BF16":
+            sampling.widths[0] = 0x3C00
+        mode, wanted = back(dtype, base, after, sampling, 3)
+        assert mode == 2
         torch.set_flush_denormal(True)
         try:
-            assert np.array_equal(back(dtype, base, after, low, rates, 3)[1], wanted)
+            assert np.array_equal(back(dtype, base, after, sampling, 3)[1], wanted)
         finally:
             torch.set_flush_denormal(False)
-    assert modes == [1, 1]
 
 
 def test_fewer_are_kept_in_fewer_bytes() -> None:
     base = weights("BF16", 1 << 16)
-    after = tuned("BF16", base)
-    low, given = lowest(LATTICES["BF16"], base), (after.view(np.uint8), base.view(np.uint8), "BF16")
-    sizes = [len(CODEC.encode(*given, low, np.full(LEVELS, rate, np.uint8), 1)) for rate in (0, 8, 16, 24, 32)]
-    assert sizes[0] <= len(LatticeCodec().encode(*given)) + 22
+    after, sampling = tuned("BF16", base), sampling_of("all", "BF16", lowest(LATTICES["BF16"], base))
+    given, sizes = (after.view(np.uint8), base.view(np.uint8), "BF16"), []
+    for octave in range(5):
+        fewer = sampling._replace(shares=(sampling.shares + 1 >> octave) - 1, widths=sampling.widths + (octave << 7))
+        fewer = fewer._replace(shares=np.full(LEVELS, (SHARES >> octave) - 1, np.uint16))
+        sizes.append(len(CODEC.encode(*given, fewer, 1)))
+    assert sizes[0] <= 1.01 * len(LatticeCodec().encode(*given)) + 150
     for before, now in pairwise(sizes):
         assert now == pytest.approx(before / 2, rel=0.1)
 
 
+def test_what_is_known_of_the_draw_is_not_coded() -> None:
+    """Of changes that are all of one size, less than a step, next to nothing is left to tell but signs."""
+    n = 1 << 18
+    base = np.full(n, 0x3F80, np.uint16)
+    base[1::2] |= 0x8000
+    sampling = Sampling(120, np.full(LEVELS, SHARES - 1, np.uint16), np.full(LEVELS, 0x3D00, np.uint16))
+    coded = CODEC.encode((base + np.uint16(1)).view(np.uint8), base.view(np.uint8), "BF16", sampling, 1)
+    assert coded[0] == 2
+    moved = n / 4
+    assert 8 * len(coded) == pytest.approx(moved, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        *((0, mode, f"mode {mode}") for mode in (1, 3, 255)),
+        (6 + 33, 0x80, "width"),
+        (6 + 32 + 31, 0x7F, "7FFF"),
+        (70, 0x50, "contexts"),
+        (85, 0x01, "contexts"),
+        (85, 0x2D, "contexts"),
+    ],
+)
+def test_heads_that_say_what_they_must_not_are_refused(at: int, value: int, said: str) -> None:
+    sampling = Sampling(100, np.full(LEVELS, 9, np.uint16), np.full(LEVELS, 0xFF, np.uint16))
+    coded = bytearray(CODEC.encode(*(weights("BF16", 40).view(np.uint8),) * 2, "BF16", sampling, 0))
+    coded[at] = value
+    with pytest.raises(FormatError, match=said):
+        CODEC.decode(bytes(coded), np.zeros(80, np.uint8), "BF16")
+
+
 def test_other_types_are_refused() -> None:
-    coded = CODEC.encode(*(weights("BF16", 40).view(np.uint8),) * 2, "BF16", 100, ALL, 0)
+    coded = CODEC.encode(*(weights("BF16", 40).view(np.uint8),) * 2, "BF16", sampling_of("all", "BF16", 100), 0)
     for dtype in ("F32", "F8_E4M3", "U16"):
         with pytest.raises(FormatError, match=f"BF16 and F16, not for {dtype}"):
             CODEC.decode(coded, np.zeros(80, np.uint8), dtype)

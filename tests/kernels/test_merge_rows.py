@@ -189,7 +189,7 @@ def test_an_archive_of_marks_is_merged_by_their_gaps(
         t: {name: w + 0.01 * torch.randn(w.shape, generator=g).to(dtype) for name, w in base.items()} for t in "abcd"
     }
     tasks["b"]["w"] = base["w"].clone()
-    with packed(base, tasks, tmp_path / "zoo", bits=0.3) as zoo:
+    with packed(base, tasks, tmp_path / "zoo", bits=0.3, kappa=1) as zoo:
         ways: list[dict[str, Any]] = [{"alpha": 0.4, "k": 2}, {"k": 0}, {"tasks": ["c", "a"], "alpha": 1.0}]
         by_gaps: list[bool] = []
         real = TaskVectorReader.gaps

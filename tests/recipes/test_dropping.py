@@ -1,4 +1,4 @@
-"""Dropping and rescaling: what each share is said to cost and to spoil is what a tensor that is so coded takes and loses."""
+"""Dropping, rescaling and rounding: what each share is said to cost and to spoil is what a tensor that is so coded takes and loses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from tallstore.codecs import SAMPLED
 from tallstore.encoder.sampled_rows import encode_sampled, level_costs
-from tallstore.kernels.dare import NOTHING, share_of
+from tallstore.kernels.conversion import from_bf16
+from tallstore.kernels.dare import MOST, SHARES, steps, units
 from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.place_hash import first_of
-from tallstore.recipes.dropping import LevelCosts, offers
+from tallstore.recipes.dropping import counted, offers
 from tallstore.tensors import as_bytes
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -53,17 +54,18 @@ def test_bits_rise_and_harm_falls_along_the_ladder(dtype: torch.dtype, step: flo
     assert (harm > 0).all()
     for drop in drops:
         assert drop.low == costs.low
-        assert drop.rates.dtype == np.uint8
-        assert drop.rates.max() < NOTHING, "something of everything is kept: else nothing would be right on the average"
+        assert drop.shares.dtype == drop.widths.dtype == np.uint16
+        assert (drop.widths <= 0x7F7F).all()
 
 
-@pytest.mark.parametrize("at", [6, 14, 20, 26, 32])
+@pytest.mark.parametrize("at", [6, 14, 20, 26, -8, -1])
+@pytest.mark.parametrize("step", [1e-5, 1e-4, 1e-3])
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
-def test_what_is_foretold_is_what_a_tensor_takes_and_loses(dtype: torch.dtype, at: int) -> None:
-    """Rounding, which offers do not know of, adds a little where many changes are of more than a unit."""
-    bits, harm, taken, lost = coded(*tuned(dtype, 1e-4 if dtype == torch.bfloat16 else 1e-5), at)
-    assert lost == pytest.approx(harm, rel=0.05, abs=0.005)
-    assert taken == pytest.approx(bits, rel=0.03, abs=2000), "a head and tables, whatever they say"
+def test_what_is_foretold_is_what_a_tensor_takes_and_loses(dtype: torch.dtype, step: float, at: int) -> None:
+    """Contexts, of which there are not enough for all levels and classes, make a few percent."""
+    bits, harm, taken, lost = coded(*tuned(dtype, step), at)
+    assert lost == pytest.approx(harm, rel=0.05 if harm < 50 else 0.1, abs=0.005)
+    assert taken == pytest.approx(bits, rel=0.07, abs=2500), "a head and tables, whatever they say"
 
 
 def test_there_is_no_bias() -> None:
@@ -83,17 +85,44 @@ def test_there_is_no_bias() -> None:
     assert left == pytest.approx(harm[18] / 64, rel=0.1)
 
 
-def test_levels_of_large_changes_are_kept_at_larger_shares() -> None:
-    """As √(mean square / bits of one), and the whole of what costs nothing."""
-    elements, bits, power = np.zeros((3, LEVELS))
-    elements[:4], bits[:4], power[:4] = 1000, (2000, 2000, 500, 0), (1e-8, 4e-8, 4e-8, 0)
-    drops, _, _ = offers(LevelCosts(100, elements, bits, power))
-    for drop in drops[8:]:
-        shares = share_of(drop.rates)
-        assert shares[1] == pytest.approx(min(1, 2 * shares[0]), rel=0.1)
-        assert shares[2] == pytest.approx(min(1, 4 * shares[0]), rel=0.1)
-        assert (shares[3:] == 1).all()
-    assert share_of(drops[-1].rates)[2] == 1
+def test_changes_of_one_size_are_rounded_to_it() -> None:
+    """Steps as large as most changes, shares that rise with the price, and the whole of what costs nothing."""
+    levels = np.repeat(np.arange(4, dtype=np.uint8), 1000)
+    unit = units("BF16", 100)[levels]
+    change = np.where(np.arange(4000) % 2 == 0, unit * np.array([1, 2, 8, 0])[levels], 0).astype(np.float32)
+    drops, _, harm = offers(counted("BF16", 100, levels, change, 100.0))
+    shares = np.array([drop.shares[:3] for drop in drops]).astype(int)
+    assert (np.diff(shares, axis=0) >= -1).all()
+    assert all((drop.shares[3:] == SHARES - 1).all() for drop in drops)
+    assert (steps(drops[-1])[:3] / unit[::1000][:3]).tolist() == [1, 2, 8], "half of all move, and none is rounded"
+    assert harm[-1] < 0.03
+    assert shares[-1, 2] == SHARES - 1
+    assert (shares[-1, :2] * np.array([16 * 2, 8]) / SHARES).min() > 1, "as the root of what it spoils"
+
+
+def test_a_sample_is_counted_by_level() -> None:
+    levels = np.array([0, 0, 1, 1, 1, 3], np.uint8)
+    change = np.array([0.25, 0, 2, 2, 2 * 31, 0], np.float32) * np.float32(2.0**-10)
+    costs = counted("F16", 5, levels, change, 2.0)
+    assert (units("F16", 5)[:2] * 2**10).tolist() == [2.0**-10, 2.0**-9]
+    assert costs.elements.tolist() == [2, 3, 0, 1] + [0] * 12
+    assert costs.power[:4].tolist() == [2**16 / 2, (2 * 2**20 + 31**2 * 2**20) / 3, 0, 0]
+    assert costs.counts.tolist() == [1, 2, 1]
+    assert costs.bins.dtype == np.int16
+
+
+def test_levels_that_were_not_seen_to_move_are_kept_whole_and_not_too_fine() -> None:
+    """A multiple has an end: what moves there unseen is likely to move as far as elsewhere."""
+    levels, change = np.array([12, 12], np.uint8), np.array([2.0**-10, 0], np.float32)
+    drops, _, _ = offers(counted("BF16", 100, levels, change, 1.0))
+    unit = units("BF16", 100)
+    for drop in drops:
+        width = from_bf16(drop.widths).astype(float)
+        still = np.arange(LEVELS) != 12
+        assert (drop.shares[still] == SHARES - 1).all()
+        assert (width[still] >= unit[still]).all()
+        assert (width[still] <= np.maximum(unit[still], 2.0**-20)).all()
+        assert (2.0**-10 / width[still]).max() < MOST / 4
 
 
 def test_nothing_is_offered_where_nothing_moved() -> None:
@@ -111,3 +140,17 @@ def test_of_other_types_and_of_what_is_infinite_nothing_is_known() -> None:
     assert level_costs(weights[:0], base[:0], 1000) is None
     weights[5] = float("inf")
     assert level_costs(weights, base, 1000) is None
+
+
+@pytest.mark.parametrize("size", [2.0**-60, 2.0**-20, 1.0, 2.0**30])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_changes_of_any_size_are_offered_something_or_nothing(dtype: str, size: float) -> None:
+    """Far below what the lowest exponent has units for, and far above."""
+    change = np.array([size, 0, 3 * size, 0], np.float32)
+    for low in (0, 100 if dtype == "BF16" else 20, 255 if dtype == "BF16" else 31):
+        drops, bits, harm = offers(counted(dtype, low, np.array([0, 1, 15, 15], np.uint8), change, 10.0))
+        assert len(drops) == len(bits) == len(harm)
+        assert np.isfinite(bits).all()
+        assert np.isfinite(harm).all()
+        for drop in drops:
+            assert ((drop.widths > 0) & (drop.widths <= 0x7F7F)).all()

@@ -311,40 +311,46 @@ def _turn(bits: int, w: int) -> int:
     return bits ^ ((1 << w - 1) - 1) if bits >> w - 1 else bits
 
 
-SHARES = 16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842
-
-
 def decode_dare(data: bytes, base: bytes, dtype: str) -> bytes:
     """dare.md"""
     must(dtype in {"BF16", "F16"} and data, "another type, or an empty chunk")
     if data[0] == 0:
         must(len(data) > 1, "no chunk of lattice")
         return decode_lattice(data[1:], base, dtype)
-    must(data[0] == 1 and len(data) > 22, "an unknown mode, or a chunk cut off")
+    must(data[0] == 2 and len(data) > 86, "an unknown mode, or a chunk cut off")
     s, m, _ = LATTICE[dtype]
-    low, first = struct.unpack_from("<BI", data, 1)
-    must(low <= m, "the lowest exponent")
-    shares = [SHARES[rate % 8] >> rate // 8 if rate < 192 else 0 for rate in data[6:22]]
+    low, first, *rest = struct.unpack_from("<BI16H16H16B", data, 1)
+    shares, widths, contexts = rest[:16], rest[16:32], rest[32:]
+    must(low <= m and max(widths) <= 0x7F7F, "the lowest exponent, or a width")
+    must(all(x >> 4 <= 4 and x % 16 + (15 >> (x >> 4)) <= 15 for x in contexts), "contexts")
     words = [int.from_bytes(base[at : at + 2], "little") for at in range(0, len(base), 2)]
-    places, times = [], []
+    places, levels, before = [], [], b""
     for i, word in enumerate(words):
         x = (first + i) % (1 << 32)
         x = (x ^ x >> 16) * 0x7FEB352D % (1 << 32)
         x = (x ^ x >> 15) * 0x846CA68B % (1 << 32)
         drawn = (x ^ x >> 16) >> 8
-        t = shares[min(max((word >> s & m) - low, 0), 15)]
-        if drawn < t:
+        level = min(max((word >> s & m) - low, 0), 15)
+        share = shares[level] + 1
+        if drawn < share << 8:
             places.append(i)
-            times.append((1 << 24) // t + (drawn < (1 << 24) % t))
-    before = b"".join(words[i].to_bytes(2, "little") for i in places)
-    after = decode_lattice(data[22:], before, dtype)
-    a, b = (to_work(each, dtype, np.float32) for each in (before, after))
+            levels.append(level)
+            k = (drawn >> 8) * ((1 << 20) // share) >> 16
+            c = contexts[level] % 16 + (k >> (contexts[level] >> 4))
+            before += ((c + 1) << 7).to_bytes(2, "little")
+    after = decode_lattice(data[86:], before, "BF16")
+    steps = []
+    for at in range(0, len(before), 2):
+        start, stop = (_turn(int.from_bytes(each[at : at + 2], "little"), 16) for each in (before, after))
+        steps.append(((stop - start + 0x8000) & 0xFFFF) - 0x8000)
+    a = to_work(b"".join(base[2 * i : 2 * i + 2] for i in places), dtype, np.float32)
+    w = to_work(b"".join(widths[level].to_bytes(2, "little") for level in levels), "BF16", np.float32)
     with np.errstate(all="ignore"):
-        moved = rounded(a + np.array(times, np.float32) * (b - a), dtype)
+        moved = rounded(a + np.array(steps, np.float32) * w, dtype)
     out = bytearray(base)
-    for at, (i, c) in enumerate(zip(places, times, strict=True)):
-        here = slice(2 * at, 2 * at + 2)
-        out[2 * i : 2 * i + 2] = (after if c == 1 or before[here] == after[here] else moved)[here]
+    for at, (i, q) in enumerate(zip(places, steps, strict=True)):
+        if q:
+            out[2 * i : 2 * i + 2] = moved[2 * at : 2 * at + 2]
     return bytes(out)
 
 

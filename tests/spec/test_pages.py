@@ -12,7 +12,7 @@ from tallstore import codecs
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.part import _FIELDS, KINDS_IN_PART
 from tallstore.format.version import NEWEST
-from tallstore.kernels.dare import select, thresholds
+from tallstore.kernels.dare import Sampling, select
 from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.place_hash import drawn_at
 
@@ -120,22 +120,21 @@ def test_examples_of_the_codecs_hold() -> None:
 
 def test_the_example_of_dare_holds() -> None:
     page = text("codecs/dare.md")
-    rows = re.findall(
-        r"^\| ([0-9]) \| ([0-9]+) \| ([0-9–]) \| ([0-9A-F]{4}) \| ([0-9A-F]{4}|–) \| ([0-9A-F]{4}) \|",
-        page,
-        re.MULTILINE,
-    )
-    chunk = next(line for line in page.splitlines() if line.startswith("    01 7E")).replace(" ", "")
-    before, after = ([int(row[at], 16) for row in rows] for at in (3, 5))
+    cells = r"\| ([0-9]) \| ([0-9]+) \|" + r" ([0-9–]) \|" * 3 + r" ([0-9A-F]{4}) \| ([0-9A-F]{4}) \|"
+    rows = re.findall(f"^{cells}", page, re.MULTILINE)
+    first = page.index("    02 7E")
+    chunk = re.sub(r"\s", "", page[first : page.index("\n\n", first)])
+    before, after = ([int(row[at], 16) for row in rows] for at in (5, 6))
     base, out = (np.array(words, "<u2").view(np.uint8) for words in (before, after))
     for decoded in (second_codecs.decode_dare(bytes.fromhex(chunk), base.tobytes(), "BF16"), _decoded(chunk, base)):
         assert decoded == out.tobytes()
     assert drawn_at(np.arange(4, dtype=np.uint32), 17).tolist() == [int(row[1]) for row in rows]
-    found = select(LATTICES["BF16"], base.view("<u2"), 126, 17, np.full(LEVELS, 20, np.uint8))
-    assert found.places.tolist() == [int(row[0]) for row in rows if row[2] != "–"]
-    assert found.times.tolist() == [int(row[2]) for row in rows if row[2] != "–"]
-    shares = re.findall(r"[0-9]{7,}", next(line for line in page.splitlines() if line.startswith("| C |")))
-    assert [int(share) for share in shares] == thresholds(np.arange(8, dtype=np.uint8)).tolist()
+    sampling = Sampling(126, np.full(LEVELS, 16383, np.uint16), np.full(LEVELS, 0x3C80, np.uint16))
+    kept = [row for row in rows if row[2] != "–"]
+    for context, at in ((0x20, 3), (0, 2)):
+        found = select(LATTICES["BF16"], base.view("<u2"), sampling, np.full(LEVELS, context, np.uint8), 17)
+        assert found.places.tolist() == [int(row[0]) for row in kept]
+        assert (found.tags >> 4).tolist() == [int(row[at]) for row in kept]
 
 
 def _decoded(chunk: str, base: np.ndarray) -> bytes:

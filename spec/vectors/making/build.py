@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from tallstore.codecs import LOSSLESS, MASK, SAMPLED, VECTOR, WHOLE
+from tallstore.kernels.dare import Sampling
 
 from .numbers import Array, Tensor
 
@@ -92,8 +93,7 @@ def sampled(
     tensor: Tensor,
     before: Tensor,
     base: str,
-    low: int,
-    rates: Sequence[int],
+    sampling: Sampling,
     first: int = 0,
     chunk: int = CHUNK,
     **more: Any,
@@ -103,7 +103,7 @@ def sampled(
     for a, b in spans(tensor.numel, chunk):
         own, start = (np.frombuffer(each.cut(a, b), np.uint8) for each in (tensor, before))
         here = (first + a) % (1 << 32)
-        coded.append(SAMPLED["dare"].encode(own, start, tensor.dtype, low, np.array(rates, np.uint8), here))
+        coded.append(SAMPLED["dare"].encode(own, start, tensor.dtype, sampling, here))
     facts = {"kind": "sampled", "dtype": tensor.dtype, "shape": list(tensor.shape), "base": base}
     return facts | {"codec": "dare", "chunk": chunk} | more, coded
 

@@ -7,16 +7,23 @@ import struct
 from .build import Facts, sampled
 from .invalid import add
 from .numbers import Tensor
-from .valid_dare import LOW, RATES, back, moved, numbers
+from .valid_dare import LEVELS, back, drawing, moved, numbers
 from .valid_relatives import Family
 
 SHAPE, N = (1024,), 1024
 BASE = numbers("BF16", "dare base", SHAPE)
 OWN = moved(BASE, "dare own")
-FACTS, CODED = sampled(OWN, BASE, "w", LOW["BF16"], RATES["some"])
+SAMPLING = drawing("BF16", LEVELS["some"])
+FACTS, CODED = sampled(OWN, BASE, "w", SAMPLING)
 SOUND = (CODED or [b""])[0]
-HEAD, INNER = SOUND[:22], SOUND[22:]
-assert (SOUND[0], INNER[0]) == (1, 3), "steps of some are to be coded"
+HEAD, INNER = SOUND[:86], SOUND[86:]
+WIDTHS, CONTEXTS = 6 + 32, 6 + 64
+assert (SOUND[0], INNER[0]) == (2, 3), "steps of some are to be coded"
+
+
+def spoilt(at: int, *more: int) -> bytes:
+    """The sound chunk with these bytes there."""
+    return SOUND[:at] + bytes(more) + SOUND[at + len(more) :]
 
 
 def inner(**changed: int) -> bytes:
@@ -30,16 +37,29 @@ def make() -> None:
     """Register them."""
     family = Family()
     family.base |= {"w": BASE, "half": Tensor("F16", SHAPE, BASE.data), "count": Tensor("U16", SHAPE, BASE.data)}
-    family.put("a", "w", (FACTS, [SOUND]), back(OWN, BASE, LOW["BF16"], RATES["some"]))
+    family.put("a", "w", (FACTS, [SOUND]), back(OWN, BASE, SAMPLING))
     words = struct.unpack_from("<I", INNER, 16)[0]
-    other = "rates that keep nothing, with a chunk of lattice of some"
+    other = "shares that keep next to nothing, with a chunk of lattice of some"
     chunks: tuple[tuple[str, bytes, str, str, str], ...] = (
         ("empty", b"", "FormatError", "mode None", "no byte"),
-        ("mode", b"\2" + SOUND[1:], "FormatError", "mode 2", "an unknown mode"),
+        ("mode", spoilt(0, 3), "FormatError", "mode 3", "an unknown mode"),
+        ("mode-1", spoilt(0, 1), "FormatError", "mode 1", "a mode that was never released"),
         ("as-lattice", INNER, "FormatError", "mode 3", "a chunk of lattice alone"),
         ("head", SOUND[:5], "FormatError", "cut off", "a head cut off"),
-        ("rates", SOUND[:21], "FormatError", "cut off", "rates cut off"),
+        ("levels", SOUND[:85], "FormatError", "cut off", "levels cut off"),
         ("low", SOUND, "FormatError", "above 31", "a lowest exponent that F16 does not have"),
+        ("width-signed", spoilt(WIDTHS, 0, 0x80), "FormatError", "8000", "a width of −0"),
+        ("width-infinite", spoilt(WIDTHS + 30, 0x80, 0x7F), "FormatError", "7F80", "a width that is infinite"),
+        ("width-nan", spoilt(WIDTHS + 6, 0x81, 0x7F), "FormatError", "7F81", "a width that is a NaN"),
+        ("context-shift", spoilt(CONTEXTS, 0x50), "FormatError", "contexts, 50", "classes shifted by five"),
+        ("context-beyond", spoilt(CONTEXTS + 15, 1), "FormatError", "contexts", "a context of 16"),
+        (
+            "context-beyond-few",
+            spoilt(CONTEXTS, 0x3F),
+            "FormatError",
+            "contexts, 3f",
+            "a context of 16 for some classes",
+        ),
         ("no-chunk", HEAD, "FormatError", "cut off", "no chunk of lattice"),
         ("no-chunk-of-all", b"\0", "FormatError", "cut off", "mode 0 without a chunk of lattice"),
         ("cut-off", SOUND[:-1], "FormatError", "fit", "the last byte cut off"),
@@ -49,7 +69,7 @@ def make() -> None:
         ("nested", b"\0" + HEAD + b"\0", "FormatError", "fit", "a chunk of dare within mode 0"),
         ("bits", inner(bits=13), "FormatError", "13", "tables of 2^13 places within"),
         ("words", inner(words=words - 1), "FormatError", "fit", "too few words within"),
-        ("other-kept", HEAD[:6] + bytes([255] * 16) + INNER, "DamagedError", "end", other),
+        ("other-kept", HEAD[:6] + bytes(32) + HEAD[38:] + INNER, "DamagedError", "end", other),
     )
     tasks: dict[str, tuple[str, str, str]] = {}
     for name, data, error, mentions, about in chunks:
