@@ -177,6 +177,8 @@ def _decode(view: memoryview, n: int, most: int) -> Numbers:
         rest = np.zeros(n, np.int8)
     else:
         rest = unpack_numbers(_MARKS.decode_packed(view[ends[-1] :], "signed", n), n)
+        if not most and rest.any():
+            raise FormatError("a mark with a known dither, and no level that it could be of")
     picked, words = pick(n, first, *choice, live, block)
     after = words.copy()
     _LATTICE.decode(view[ends[1] : ends[2]], after.view(np.uint8), "BF16")
@@ -195,7 +197,7 @@ def _live(numbers: Numbers, marks: float) -> Bytes:
     n, size = len(numbers), 1 << _BLOCK
     whole = n // size
     on = np.ones(-(-n // size), bool)
-    on[:whole] = numbers[: whole * size].view(np.uint64).reshape(whole, -1).any(1)
+    on[:whole] = numbers[: whole * size].view(np.uint64).reshape(whole, size // 8).any(1)
     some = int(np.count_nonzero(on))
     if some * _MOSTLY > len(on) * (_MOSTLY - 1):
         return np.zeros(0, np.uint8)
@@ -216,6 +218,7 @@ def _chosen(counts: Doubles, among: int) -> _Choice:
         counts: marks by their dither, shape (BINS,).
         among: elements of live blocks.
     """
+    among = max(among, 1)  # there are none where nothing has a mark
     steps = 1 << np.arange(len(_SHIFTS))[:, None]  # bins of a class
     upto = np.concatenate([[0.0], np.cumsum(counts)])[steps * np.arange(CLASSES + 1)]
     of = among / BINS * steps
