@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.kernels import reference
+from tallstore.kernels.pairs import Pairs
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -67,6 +68,10 @@ class IndexedValues(NamedTuple):
     """Indices below K: one a byte, or two, the first in the low half."""
     bits: int
     """Of an index: 8 or 4."""
+
+    def values(self, n: int) -> Floats:
+        """Every index looked up: shape (n,)."""
+        return self.table[self.packed] if self.bits == 8 else Pairs(self.packed, self.table).values[:n]
 
 
 class VectorCodec(ABC):

@@ -25,7 +25,6 @@ from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, VectorCo
 from tallstore.errors import FormatError
 from tallstore.kernels.decoding_backends import decoding
 from tallstore.kernels.native import encode
-from tallstore.kernels.pairs import Pairs
 from tallstore.kernels.registry import kernel
 
 _HEAD = struct.Struct("<HBB")
@@ -79,10 +78,7 @@ class Codebook(VectorCodec):
 
     def decode(self, data: Buffer, n: int) -> Floats:
         """Look every index up."""
-        table, packed, bits = self.decode_levels(data, n)
-        if bits == 8:
-            return table[packed]
-        return Pairs(packed, table).values[:n]
+        return self.decode_levels(data, n).values(n)
 
     def decode_levels(self, data: Buffer, n: int) -> IndexedValues:
         """The table as stored, and packed indices whatever the layout."""

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, MaskCodec, VectorCodec
+from tallstore.codecs.codebook import pack_indices
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.errors import FormatError
 from tallstore.kernels.known_dither import (
@@ -61,7 +62,7 @@ _ONE_IN, _LONG = 16, 1 << 17
 """Of how many runs one is counted, in chunks from so many elements on."""
 _SHORT = 1 << 16
 """Elements up to which marks are coded in the other form, too."""
-_MOST_LEVELS = 127
+_MOST_LEVELS, _IN_FOUR = 127, 16
 
 
 class DitheredMask(MaskCodec):
@@ -109,11 +110,10 @@ class DitheredLevels(VectorCodec):
 
     def decode(self, data: Buffer, n: int) -> Floats:
         """Look every index up."""
-        levels = self.decode_levels(data, n)
-        return levels.table[levels.packed]
+        return self.decode_levels(data, n).values(n)
 
     def decode_levels(self, data: Buffer, n: int) -> IndexedValues:
-        """0, the levels of +, then those of −; an index a byte."""
+        """0, the levels of +, then those of −."""
         view = memoryview(data).cast("B")
         count = view[0] if len(view) else 0
         if count > _MOST_LEVELS or len(view) < 1 + 4 * count:
@@ -123,9 +123,10 @@ class DitheredLevels(VectorCodec):
             raise FormatError("a level of a known dither is not finite")
         numbers = _decode(view[1 + 4 * count :], n, count)
         table = np.concatenate([np.zeros(1, np.float32), sizes, -sizes])
-        index = np.arange(256)
-        index[-count or 256 :] = count + np.arange(count, 0, -1)  # of −count … −1
-        return IndexedValues(table, index.astype(np.uint8)[numbers.view(np.uint8)], 8)
+        order = np.zeros(256, np.uint8)
+        order[np.arange(-count, count + 1)] = [*range(2 * count, count, -1), *range(count + 1)]
+        bits = 4 if len(table) <= _IN_FOUR else 8
+        return IndexedValues(table, pack_indices(numbers.view(np.uint8), bits, order), bits)
 
 
 class _Choice(NamedTuple):
@@ -148,7 +149,7 @@ def _encode(numbers: Numbers, first: int, most: int) -> bytes:
     picked, words = pick(n, first, *choice, live, _BLOCK)
     after, rest = take_out(numbers, picked, words)
     flags = zstd.compress(live) if len(live) else b""
-    coded = _LATTICE.encode(after.view(np.uint8), words.view(np.uint8), "BF16")
+    coded = _LATTICE.encode_moved(after, words, "BF16")
     others = b"" if _is_all(choice) else _MARKS.encode_packed(pack_numbers(rest), "signed", n)
     head = _HEAD.pack(*choice, _BLOCK if len(live) else 0, first, len(flags), len(coded))
     return head + flags + coded + others
@@ -232,7 +233,7 @@ def _chosen(counts: Doubles, among: int) -> _Choice:
     among = max(among, 1)  # there are none where nothing has a mark
     steps = 1 << np.arange(len(_SHIFTS))[:, None]  # bins of a class
     upto = np.concatenate([[0.0], np.cumsum(counts)])[steps * np.arange(CLASSES + 1)]
-    of = among / BINS * steps
+    of = max(among, 1) / BINS * steps
     share = np.clip(np.diff(upto, axis=1) / of, 0.0, 1.0)
     on, off = np.where(share > 0, share, 1.0), np.where(share < 1, 1.0 - share, 1.0)
     bits = np.cumsum(-of * (share * log2(on) + (1.0 - share) * log2(off)), axis=1)

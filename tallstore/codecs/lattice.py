@@ -77,6 +77,13 @@ class LatticeCodec(LosslessCodec):
         """Whichever mode is the smallest, as far as samples tell."""
         return self._encode(raw, base, dtype, lambda lattice, after, before: encode_steps(lattice, after, before, row))
 
+    @staticmethod
+    def encode_moved(after: Words, base: Words, dtype: str) -> bytes:
+        """Elements as words, of one row, that are known to be near the base's: their steps, or nothing if none moved."""
+        if np.array_equal(after, base):
+            return bytes([_SAME])
+        return encode_steps(LATTICES[dtype], after, base, (0, 0))
+
     def _encode(self, raw: Bytes, base: Bytes, dtype: str, steps: Callable[[Lattice, Words, Words], bytes]) -> bytes:
         """`steps`: the chunk of the mode of steps, of elements as words, given those that they start from."""
         if np.array_equal(raw[:_FEW], base[:_FEW]) and np.array_equal(raw, base):

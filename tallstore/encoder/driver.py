@@ -52,6 +52,8 @@ _MEMORY = 1 << 29
 """Bytes that the items in work may take together, roughly."""
 _BYTES_AN_ELEMENT = 16
 """What an item takes for each of its elements and tasks: as read, as float32, as task vector, and as symbols."""
+_PART_BITS = 8 * 600
+"""What the parts that hold a task's tensors take beside them, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +237,7 @@ class Stream:
         ]
         return ZooFacts(
             parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),
-            fixed_bits=float(sum(whole)),
+            fixed_bits=float(sum(whole)) + _PART_BITS * len(self.tasks),
             first=self._first,
             shapes={name: info.shape for name, info in self.base.tensors.items()},
         )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Bytes, Floats, MaskCodec
-from tallstore.codecs.codebook import Codebook
+from tallstore.codecs.codebook import Codebook, pack_indices
 from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 
 __all__ = ["MarkCode", "code_levels", "code_marks"]
@@ -53,8 +53,10 @@ def code_levels(table: Floats, indices: Bytes, numbers: npt.NDArray[np.int64], w
     """
     count = len(table) // 2
     if width:
-        signed = np.concatenate([np.arange(count + 1), np.arange(-1, -count - 1, -1)]).astype(np.int8)
+        signed = np.zeros(256, np.int8)
+        signed[: 2 * count + 1] = [*range(count + 1), *range(-1, -count - 1, -1)]
         largest = max((k for k in range(1, count + 1) if numbers[k] or numbers[count + k]), default=0)
-        return MarkCode(_LEVELS.id, _LEVELS.encode_drawn(signed[indices], table[1 : 1 + largest], first))
+        signed_indices = pack_indices(indices, 8, signed.view(np.uint8)).view(np.int8)
+        return MarkCode(_LEVELS.id, _LEVELS.encode_drawn(signed_indices, table[1 : 1 + largest], first))
     codec = next(codec for codec in _CODEBOOKS if len(table) <= codec.levels)
     return MarkCode(codec.id, codec.encode_indices(table, indices, numbers))

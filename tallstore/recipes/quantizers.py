@@ -16,6 +16,7 @@ from tallstore.recipes.histogram import EDGES
 __all__ = [
     "ALL",
     "CODER",
+    "CODERS",
     "DITHERS",
     "FEWEST",
     "HARD",
@@ -92,6 +93,8 @@ DITHERS = (np.arange(8) + 0.5) / 8
 """Of choices with dither and several levels: those that stand for all."""
 LEVEL_BITS = 64.0
 """Bits that a level takes in a choice's table."""
+CODERS = np.array([1.015 if LADDERS[i].width else CODER for i in OFFERED])
+"""The same of each choice, in the order of `OFFERED`: what is coded given its dither comes nearer to it."""
 _DITHER_BITS = 3000.0
 """Bits that models and states of what is coded given its dither take."""
 TABLES = np.array(
@@ -101,7 +104,7 @@ TABLES = np.array(
     ]
 )
 """Bits that a choice's table takes, in the order of `OFFERED`."""
-ALL = native.Ladders(HARD_BOUNDS, (LOW, SLOPE, RATE, DITHERS), LEVELS, TABLES, CODER, FEWEST)
+ALL = native.Ladders(HARD_BOUNDS, (LOW, SLOPE, RATE, DITHERS), LEVELS, TABLES, CODERS, FEWEST)
 """The whole table, as the native library takes it."""
 
 

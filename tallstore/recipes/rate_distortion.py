@@ -26,6 +26,7 @@ from tallstore.recipes.histogram import Floats, Magnitudes, added
 from tallstore.recipes.quantizers import (
     ALL,
     CODER,
+    CODERS,
     DITHERS,
     FEWEST,
     HARD,
@@ -179,7 +180,7 @@ def _nearest(bound: float) -> int:
 
 def _bits(cost: Floats, rows: slice) -> Floats:
     """What choices take in all, in bits: those of `OFFERED` that `rows` says."""
-    bits: Floats = cost * CODER + TABLES[rows]
+    bits: Floats = cost * CODERS[rows] + TABLES[rows]
     return bits
 
 

@@ -48,8 +48,7 @@ class _Ladders(Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("hards", "ramps", "evens", "dithers", "levels")),
-        *((name, c_void_p) for name in ("bounds", "low", "slope", "rate", "dither", "tables")),
-        ("coder", c_double),
+        *((name, c_void_p) for name in ("bounds", "low", "slope", "rate", "dither", "tables", "coder")),
     )
 
 
@@ -62,17 +61,17 @@ class Ladders:
         dither: tuple[Floats, Floats, Floats, Floats],
         levels: int,
         tables: Floats,
-        coder: float,
+        coder: Floats,
         fewest: float,
     ) -> None:
         """Arrays as `dithered` and `hard` take them.
 
-        `dither`: low, slope, rate, and some dithers; `tables`: bits beside `coder` times a choice's entropy.
+        `dither`: low, slope, rate, and some dithers; `tables`: bits beside `coder` times the entropy, of each choice.
         """
-        self._kept = bounds, *dither, tables  # as long as their addresses
+        self._kept = bounds, *dither, tables, coder  # as long as their addresses
         self.sizes = len(bounds), len(dither[0]), len(dither[2]), len(dither[3]), levels
         self.fewest = fewest
-        self.passed = _Ladders(*self.sizes, *(address(each) for each in self._kept), coder)
+        self.passed = _Ladders(*self.sizes, *(address(each) for each in self._kept))
 
 
 _LOGARITHM = _Logarithm(ROOT, tuple(SERIES.tolist()))

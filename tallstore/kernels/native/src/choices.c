@@ -265,8 +265,7 @@ TS_KERNEL(void, price)
  *   room: what these need: 4 · n + 3 · (choices + levels + 1) numbers */
 typedef struct {
     int64_t hards, ramps, evens, dithers, levels;
-    const double *bounds, *low, *slope, *rate, *dither, *tables;
-    double coder;
+    const double *bounds, *low, *slope, *rate, *dither, *tables, *coder;
 } ts_ladders;
 
 TS_KERNEL(int64_t, offers)
@@ -281,6 +280,6 @@ TS_KERNEL(int64_t, offers)
                           own->dither, own->dithers, own->levels, l, room + h->n);
         choices += own->ramps + own->evens;
     }
-    for (int64_t i = 0; i < choices; i++) bits[i] = bits[i] * own->coder + own->tables[i];
+    for (int64_t i = 0; i < choices; i++) bits[i] = bits[i] * own->coder[i] + own->tables[i];
     return TS_NAME(hull)(order, bits, harm, choices);
 }
