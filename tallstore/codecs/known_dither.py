@@ -230,10 +230,9 @@ def _chosen(counts: Doubles, among: int) -> _Choice:
         counts: marks by their dither, shape (BINS,).
         among: elements of live blocks.
     """
-    among = max(among, 1)  # there are none where nothing has a mark
     steps = 1 << np.arange(len(_SHIFTS))[:, None]  # bins of a class
     upto = np.concatenate([[0.0], np.cumsum(counts)])[steps * np.arange(CLASSES + 1)]
-    of = max(among, 1) / BINS * steps
+    of = max(among, 1) / BINS * steps  # there are none where nothing has a mark
     share = np.clip(np.diff(upto, axis=1) / of, 0.0, 1.0)
     on, off = np.where(share > 0, share, 1.0), np.where(share < 1, 1.0 - share, 1.0)
     bits = np.cumsum(-of * (share * log2(on) + (1.0 - share) * log2(off)), axis=1)
