@@ -25,7 +25,7 @@ from tallstore.kernels.reference import pack, packed_size
 MASK, LEVELS = DitheredMask(), DitheredLevels()
 SIZES = (0, 1, 63, 64, 65, 127, 128, 1000, 5000, 70001)
 FIXED = 3000
-"""Bits of models and states, as what is chosen is priced."""
+"""Bits of models and states, at most."""
 FIRST = st.one_of(st.integers(0, 2**32 - 1), st.integers(2**32 - 300, 2**32 - 1))
 """Some from which on 2^32 is passed."""
 
