@@ -102,6 +102,18 @@ def aligned_zoo(
     return base, tasks
 
 
+def drawn_zoo() -> tuple[State, State]:
+    """float32 of few bits, moved along one direction: marks and levels are drawn. Half the rows of `words` did not."""
+    base = {name: (noise(*shape, seed=seed) * 16).round() / 256
+            for seed, (name, shape) in enumerate({"matrix": (112, 112), "words": (640, 64)}.items(), 1)}  # fmt: skip
+    base |= {"little": noise(300, seed=3), "tiny": noise(40, seed=4)}
+    task = {name: tensor + noise(*tensor.shape, size=0.001, seed=5) for name, tensor in base.items()}
+    task["matrix"] = base["matrix"] + 0.0007 * noise(112, 1, seed=6) @ noise(1, 112, seed=7)
+    task["words"] = base["words"].clone()
+    task["words"][100:400] += 0.0012 * noise(300, 1, seed=8) @ noise(1, 64, seed=9)
+    return base, task
+
+
 def write_folder(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Path:
     """A model folder as `save_pretrained` writes it: `model.safetensors` and `config.json`."""
     folder.mkdir(parents=True)

@@ -82,6 +82,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "cli/*": ("cli/test_cli.py", "cli/test_terminal.py", "docs/test_code.py", "docs/test_mistakes.py"),
     # Every codec passes its kind's suite; its bytes are those of the specification.
     "codecs/*": ("codecs/test_every_codec.py", "spec/test_vectors.py"),
+    "codecs/known_dither": ("codecs/test_dither.py",),
     "demo/*": ("demo/test_demo.py",),
     "editing/*": (
         *("editing/test_adding.py", "editing/test_removing.py", "editing/test_compacting.py"),

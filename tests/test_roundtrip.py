@@ -20,7 +20,7 @@ from tallstore.recipes import RECIPES
 from tallstore.zoo import Zoo
 
 SIZES = (1, 255, 256, 257, 1023, 1024, 1025, 2047, 3000)
-VECTORS = tuple(codecs.VECTOR)
+VECTORS = tuple(codecs.SHARED)
 MASKS = tuple(codecs.MASK)
 
 

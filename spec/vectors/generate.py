@@ -17,6 +17,7 @@ from making import (
     invalid_codes,
     invalid_containers,
     invalid_dare,
+    invalid_dither,
     invalid_drift,
     invalid_lossless,
     invalid_manifests,
@@ -26,6 +27,7 @@ from making import (
     valid_archives,
     valid_codes,
     valid_dare,
+    valid_dither,
     valid_drift,
     valid_lossless,
     valid_newer,
@@ -33,7 +35,16 @@ from making import (
 )
 
 HERE = Path(__file__).resolve().parent
-REGISTERED_BY = (valid_archives, valid_codes, valid_lossless, valid_newer, valid_relatives, valid_drift, valid_dare)
+REGISTERED_BY = (
+    valid_archives,
+    valid_codes,
+    valid_lossless,
+    valid_newer,
+    valid_relatives,
+    valid_drift,
+    valid_dare,
+    valid_dither,
+)
 """The modules whose import registers the valid vectors."""
 
 
@@ -100,6 +111,7 @@ if __name__ == "__main__":
         invalid_relatives,
         invalid_drift,
         invalid_dare,
+        invalid_dither,
     ):
         module.make()
     write_valid(HERE / "valid")

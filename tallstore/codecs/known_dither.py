@@ -15,6 +15,7 @@ Vector codec `dither-levels`:    u8 L | L × f32: what 1 … L stand for | numbe
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import NamedTuple
 
@@ -142,7 +143,7 @@ def _encode(numbers: Numbers, first: int, most: int) -> bytes:
     """Numbers of a chunk, none larger than `most`."""
     n, one_in = len(numbers), _ONE_IN if len(numbers) >= _LONG else 1
     counts = count_bins(numbers, first, one_in).astype(np.float64) * one_in
-    live = _live(numbers, float(counts.sum()))
+    live = _live(numbers)
     among = n if not len(live) else int(np.unpackbits(live).sum()) << _BLOCK
     choice = _chosen(counts, among) if most == 1 else _ALL
     picked, words = pick(n, first, *choice, live, _BLOCK)
@@ -178,6 +179,8 @@ def _decode(view: memoryview, n: int, most: int) -> Numbers:
         rest = np.zeros(n, np.int8)
     else:
         rest = unpack_numbers(_MARKS.decode_packed(view[ends[-1] :], "signed", n), n)
+        if not most and rest.any():
+            raise FormatError("a mark with a known dither, and no level that it could be of")
     picked, words = pick(n, first, *choice, live, block)
     after = words.copy()
     _LATTICE.decode(view[ends[1] : ends[2]], after.view(np.uint8), "BF16")
@@ -191,23 +194,33 @@ def _is_all(choice: _Choice) -> bool:
     return choice.classes << choice.shift == 1 << DRAWN
 
 
-def _live(numbers: Numbers, marks: float) -> Bytes:
-    """A bit for each block, whether its elements are coded; empty where all are worth it. `marks`: how many, about."""
+def _live(numbers: Numbers) -> Bytes:
+    """A bit for each block, whether its elements are coded; empty where all are worth it."""
     n, size = len(numbers), 1 << _BLOCK
     whole = n // size
     on = np.ones(-(-n // size), bool)
-    on[:whole] = numbers[: whole * size].view(np.uint64).reshape(whole, -1).any(1)
+    on[:whole] = numbers[: whole * size].view(np.uint64).reshape(whole, size // 8).any(1)
     some = int(np.count_nonzero(on))
     if some * _MOSTLY > len(on) * (_MOSTLY - 1):
         return np.zeros(0, np.uint8)
     edges = np.flatnonzero(np.diff(np.concatenate([[True], on, [True]])))
     begins, ends = edges[::2], edges[1::2]
-    long = (ends - begins) * marks >= _NO_CHANCE * some
+    long = (ends - begins) * _density(int(np.count_nonzero(numbers)), some) >= _NO_CHANCE
     if int((ends - begins)[long].sum()) * _MOSTLY < len(on):
         return np.zeros(0, np.uint8)
     steps = np.zeros(len(on) + 1, np.int8)
     steps[begins[long]], steps[ends[long]] = 1, -1
     return np.packbits(np.cumsum(steps[:-1]) == 0, bitorder="little")
+
+
+def _density(marks: int, some: int) -> float:
+    """Marks of a block of those that may have any, `some` of which do: far below one where many have none by chance.
+
+    Of blocks with λ marks on the average a share of 1 − e^−λ has some. λ / (1 − e^−λ) = marks / some is solved by its
+    first terms, and where λ is large by the last: a little too low in between.
+    """
+    of = marks / max(some, 1)
+    return max(of - 1.0, math.sqrt(max(12.0 * of - 3.0, 9.0)) - 3.0)
 
 
 def _chosen(counts: Doubles, among: int) -> _Choice:
@@ -219,7 +232,7 @@ def _chosen(counts: Doubles, among: int) -> _Choice:
     """
     steps = 1 << np.arange(len(_SHIFTS))[:, None]  # bins of a class
     upto = np.concatenate([[0.0], np.cumsum(counts)])[steps * np.arange(CLASSES + 1)]
-    of = max(among, 1) / BINS * steps
+    of = max(among, 1) / BINS * steps  # there are none where nothing has a mark
     share = np.clip(np.diff(upto, axis=1) / of, 0.0, 1.0)
     on, off = np.where(share > 0, share, 1.0), np.where(share < 1, 1.0 - share, 1.0)
     bits = np.cumsum(-of * (share * log2(on) + (1.0 - share) * log2(off)), axis=1)

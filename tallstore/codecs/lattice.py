@@ -79,7 +79,7 @@ class LatticeCodec(LosslessCodec):
 
     @staticmethod
     def encode_moved(after: Words, base: Words, dtype: str) -> bytes:
-        """Elements as words, of one row, that are known to be near the base's: their steps, or nothing if none moved."""
+        """Elements as words, of one row, that are known to be near the base's: their steps, if any moved."""
         if np.array_equal(after, base):
             return bytes([_SAME])
         return encode_steps(LATTICES[dtype], after, base, (0, 0))

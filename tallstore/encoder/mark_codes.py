@@ -29,14 +29,14 @@ def code_marks(mask: MaskCodec, packed: Bytes, kind: str, n: int, width: float, 
     """Code the marks of a chunk.
 
     Args:
-        mask: the codec of masks that is asked for.
+        mask: the codec of masks that is asked for; `adaptive` takes what is known of a dither, too.
         packed: n symbols, packed.
         kind: of the mask.
         n: elements of the chunk.
         width: of the dither that drew the marks; 0: none did.
         first: what drew for the first element: see `place_hash.first_of`.
     """
-    if width and kind == "signed" and mask.id == Adaptive.id:
+    if width and kind == "signed" and mask.id in {Adaptive.id, DitheredMask.id}:
         return MarkCode(_MASK.id, _MASK.encode_drawn(packed, n, first))
     return MarkCode(mask.id, mask.encode_packed(packed, kind, n))
 

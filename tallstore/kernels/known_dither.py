@@ -107,7 +107,7 @@ def pick(n: int, first: int, shift: int, classes: int, live: Bytes, block: int) 
     of = drawn_at(np.arange(n, dtype=np.uint32), first) >> np.uint32(shift)
     picked = of < classes
     if len(live):
-        picked &= np.repeat(np.unpackbits(live, bitorder="little").view(bool), 1 << block)[:n]
+        picked &= np.unpackbits(live, bitorder="little").view(bool)[np.arange(n) >> block]
     words = ((of[picked] + 1) << EXPONENT).astype(np.uint16)
     return np.packbits(picked, bitorder="little"), words
 

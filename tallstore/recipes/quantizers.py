@@ -95,7 +95,7 @@ LEVEL_BITS = 64.0
 """Bits that a level takes in a choice's table."""
 CODERS = np.array([1.015 if LADDERS[i].width else CODER for i in OFFERED])
 """The same of each choice, in the order of `OFFERED`: what is coded given its dither comes nearer to it."""
-_DITHER_BITS = 3000.0
+_DITHER_BITS = 1700.0
 """Bits that models and states of what is coded given its dither take."""
 TABLES = np.array(
     [

@@ -14,6 +14,8 @@ network, and pytest itself is not imported.
 
 from tallstore.testing.checkpoints import CheckpointContract
 from tallstore.testing.codecs import (
+    DrawnLevelsContract,
+    DrawnMaskContract,
     LosslessCodecContract,
     MaskCodecContract,
     SampledCodecContract,
@@ -25,6 +27,8 @@ from tallstore.testing.stores import StoreContract
 
 __all__ = [
     "CheckpointContract",
+    "DrawnLevelsContract",
+    "DrawnMaskContract",
     "LosslessCodecContract",
     "MaskCodecContract",
     "SampledCodecContract",

@@ -10,6 +10,7 @@ import numpy as np
 
 from tallstore.codecs.base import Bytes, ConditionalCodec, Floats, LosslessCodec, MaskCodec, VectorCodec, WholeCodec
 from tallstore.codecs.dare import DareCodec
+from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 from tallstore.errors import ArchiveError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
@@ -18,6 +19,8 @@ from tallstore.kernels.dare import SHARES, Sampling, as_float, units
 from tallstore.kernels.lattice import LATTICES, LEVELS
 
 __all__ = [
+    "DrawnLevelsContract",
+    "DrawnMaskContract",
     "LosslessCodecContract",
     "MaskCodecContract",
     "SampledCodecContract",
@@ -100,6 +103,37 @@ class MaskCodecContract(ABC):
                 _survives(decode, self.codec.encode(symbols, kind))
 
 
+_FIRST = (0, 77, 0xFFFFFFC0)
+"""What draws for the first element: from the last on 2^32 is passed."""
+
+
+class DrawnMaskContract(MaskCodecContract):
+    """Of a codec that is told what drew the marks. Inherit as `class TestX(DrawnMaskContract)` and name the codec."""
+
+    codec: ClassVar[DitheredMask]
+
+    def test_marks_come_back_whatever_drew_them(self) -> None:
+        """A dither makes them cheaper, and changes none."""
+        for symbols in self._masks("signed"):
+            packed = reference.pack(symbols, "signed")
+            for first in _FIRST:
+                coded = self.codec.encode_drawn(packed, len(symbols), first)
+                assert coded == self.codec.encode_drawn(packed.copy(), len(symbols), first)
+                assert (self.codec.decode_packed(coded, "signed", len(symbols)) == packed).all()
+
+    def test_damage_of_drawn_marks_is_refused_or_stays_in_range(self) -> None:
+        """As of others."""
+
+        def decode(data: bytes) -> None:
+            symbols = self.codec.decode(data, "signed", 5000)
+            assert len(symbols) == 5000
+            assert symbols.max(initial=0) <= reference.SYMBOL_BITS["signed"]
+
+        for symbols in [s for s in self._masks("signed") if len(s) == 5000]:
+            coded = self.codec.encode_drawn(reference.pack(symbols, "signed"), 5000, 77)
+            _survives(decode, coded)
+
+
 class VectorCodecContract(ABC):
     """Inherit as `class TestX(VectorCodecContract)` and name the codec."""
 
@@ -146,7 +180,33 @@ class VectorCodecContract(ABC):
         def decode(data: bytes) -> None:
             assert len(self.codec.decode(data, 5000)) == 5000
 
-        _survives(decode, self.codec.encode(np.random.default_rng(1).standard_normal(5000).astype(np.float32)))
+        values = next(each for each in self._values() if len(each) == 5000)
+        _survives(decode, self.codec.encode(values))
+
+
+class DrawnLevelsContract(VectorCodecContract):
+    """Of a codec of few levels that is told what drew them; otherwise as `DrawnMaskContract`."""
+
+    codec: ClassVar[DitheredLevels]
+
+    def _values(self) -> Iterator[Floats]:
+        for values in super()._values():
+            yield (np.clip(np.rint(4 * values), -8, 8) / 4).astype(np.float32)
+
+    def test_numbers_come_back_whatever_drew_them(self) -> None:
+        """Up to as many levels as there are, the last one used or not."""
+        rng = np.random.default_rng(7)
+        for n in SIZES:
+            for most in (0, 1, 3, 127):
+                numbers = rng.integers(-most, most + 1, n).astype(np.int8)
+                numbers[rng.random(n) < 0.7] = 0
+                sizes = rng.standard_normal(most).astype(np.float32)
+                for first in _FIRST:
+                    coded = self.codec.encode_drawn(numbers, sizes, first)
+                    levels = self.codec.decode_levels(coded, n)
+                    assert (levels.table == np.concatenate([np.zeros(1, np.float32), sizes, -sizes])).all()
+                    wanted = levels.table[np.where(numbers < 0, most - numbers.astype(int), numbers)]
+                    assert self.codec.decode(coded, n).tobytes() == levels.values(n).tobytes() == wanted.tobytes()
 
 
 def _elements(dtype: str, n: int, seed: int) -> Bytes:

@@ -9,6 +9,8 @@ import numpy as np
 from tallstore import codecs
 from tallstore.codecs.base import Floats
 from tallstore.testing import (
+    DrawnLevelsContract,
+    DrawnMaskContract,
     LosslessCodecContract,
     MaskCodecContract,
     SampledCodecContract,
@@ -17,7 +19,7 @@ from tallstore.testing import (
 )
 from tallstore.testing.codecs import SIZES
 
-ERRORS = {"f32": 0.0, "bf16": 2.0**-8, "q8": 0.02, "q5": 0.08, "q4": 0.14, "ones": 0.0}
+ERRORS = {"f32": 0.0, "bf16": 2.0**-8, "q8": 0.02, "q5": 0.08, "q4": 0.14, "ones": 0.0, "dither-levels": 0.0}
 """What each vector codec may lose of normally distributed values, relative to their length."""
 DTYPES = {"lattice": ("F32", "BF16", "F16"), "drift": ("F32", "BF16", "F16"), "lanes": ("U8", "I8", "I32", "I64")}
 
@@ -29,11 +31,16 @@ class _OfOnes(VectorCodecContract):
         yield from (np.ones(n, np.float32) for n in SIZES)
 
 
+MASKS = {"dither": DrawnMaskContract}
+VECTORS = {"ones": _OfOnes, "dither-levels": DrawnLevelsContract}
+"""Suites of codecs that are more than those of their kind, or take less."""
+
 for _id, _codec in codecs.MASK.items():
-    globals()[f"TestMask_{_id}"] = type(f"TestMask_{_id}", (MaskCodecContract,), {"codec": _codec})
+    _suite = MASKS.get(_id, MaskCodecContract)
+    globals()[f"TestMask_{_id}"] = type(f"TestMask_{_id}", (_suite,), {"codec": _codec})
 for _id, _codec in codecs.VECTOR.items():
-    _suite = _OfOnes if _id == "ones" else VectorCodecContract
-    globals()[f"TestVector_{_id}"] = type(f"TestVector_{_id}", (_suite,), {"codec": _codec, "error": ERRORS[_id]})
+    _vectors = VECTORS.get(_id, VectorCodecContract)
+    globals()[f"TestVector_{_id}"] = type(f"TestVector_{_id}", (_vectors,), {"codec": _codec, "error": ERRORS[_id]})
 for _id, _codec in codecs.WHOLE.items():
     globals()[f"TestWhole_{_id}"] = type(f"TestWhole_{_id}", (WholeCodecContract,), {"codec": _codec})
 for _id, _codec in codecs.LOSSLESS.items():

@@ -21,14 +21,17 @@ from spec.second_numbers import BYTES
 from spec import second_codecs
 from tallstore import codecs
 from tallstore.codecs import zstd
+from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
 from tallstore.kernels.conversion import to_bf16
 from tallstore.kernels.dare import TYPES, Sampling, units
 from tallstore.kernels.dare_fast import select
+from tallstore.kernels.known_dither import pack_numbers, pick, take_out
 from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.native import library
+from tallstore.kernels.place_hash import DRAWN
 
 from . import frames
 from .base import Plain, Target
@@ -141,6 +144,7 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
         "bits": second_codecs.decode_bits,
         "bits+zstd": second_codecs.decode_bits_zstd,
         "adaptive": second_codecs.decode_adaptive,
+        "dither": second_codecs.decode_dither,
     }
     return bytes(named[id_](data, n, KINDS[which % len(KINDS)]).tobytes())
 
@@ -209,10 +213,19 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
                 for density in (0.0, 0.004, 0.1, 0.5, 1.0):
                     symbols = (rng.random(n) < density) * rng.integers(1, reference.SYMBOL_BITS[kind] + 1, n)
                     yield bytes([which, 0]) + head + codecs.MASK[id_].encode(symbols.astype(np.uint8), kind)
+            if id_ == DitheredMask.id:
+                yield from (
+                    bytes([KINDS.index("signed"), 0]) + head + b"\1" + coded for coded in _drawn_seeds(n, 1, rng)
+                )
         elif family == "vector":
             for share in (0.0, 0.2, 1.0):
                 values = (rng.standard_normal(n) * (rng.random(n) < share)).astype(np.float32)
-                yield bytes([0, 0]) + head + codecs.VECTOR[id_].encode(values)
+                few = np.clip(np.rint(4 * values), -8, 8) / 4 if id_ == DitheredLevels.id else values
+                yield bytes([0, 0]) + head + codecs.VECTOR[id_].encode(few)
+            if id_ == DitheredLevels.id:
+                for most in (0, 1, 5, 127):
+                    levels = bytes([most]) + rng.standard_normal(most).astype("<f4").tobytes()
+                    yield from (bytes([0, 0]) + head + levels + coded for coded in _drawn_seeds(n, most, rng))
         elif family == "whole":
             for which, dtype in enumerate(DTYPES):
                 raw = (rng.standard_normal(n) * 0.02).astype(np.float32).view(np.uint8)
@@ -250,6 +263,21 @@ def _sampled_seeds(dtype: str, n: int, rng: np.random.Generator) -> Iterator[byt
         coded = codecs.LOSSLESS["lattice"].encode(own.view(np.uint8), before.view(np.uint8), "BF16")
         told = sampling.shares.tobytes() + sampling.widths.tobytes() + contexts.tobytes()
         yield struct.pack("<BBI", 2, low, 1) + told + coded
+
+
+def _drawn_seeds(n: int, most: int, rng: np.random.Generator) -> Iterator[bytes]:
+    """Numbers of all forms: some classes and all, with blocks and without."""
+    for shift, classes, block in ((20, 16, 0), (20, 16, 6), (16, 9, 0), (22, 3, 7), (24, 1, 24)):
+        live = np.packbits(rng.random(-(-n >> block)) < 0.7, bitorder="little") if block else np.zeros(0, np.uint8)
+        picked, words = pick(n, 77, shift, classes, live, block)
+        numbers = (rng.integers(-most, most + 1, n) * (rng.random(n) < 0.3)).astype(np.int8)
+        after, rest = take_out(numbers, picked, words)
+        flags = zstd.compress(live) if block else b""
+        coded = codecs.LOSSLESS["lattice"].encode(after.view(np.uint8), words.view(np.uint8), "BF16")
+        others = b""
+        if classes << shift < 1 << DRAWN:
+            others = codecs.MASK["adaptive"].encode_packed(pack_numbers(np.sign(rest)), "signed", n)
+        yield struct.pack("<BBBxIII", shift, classes, block, 77, len(flags), len(coded)) + flags + coded + others
 
 
 def _target(family: str, id_: str) -> Target:

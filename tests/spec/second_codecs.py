@@ -59,6 +59,69 @@ def decode_adaptive(data: bytes, n: int, kind: str) -> np.ndarray:
     return symbols
 
 
+def decode_dither(data: bytes, n: int, kind: str) -> np.ndarray:
+    """dither.md"""
+    must(data and (data[0] == 0 or (data[0] == 1 and kind == "signed")), "an unknown mode, or of another kind")
+    if data[0] == 0:
+        must(len(data) > 1, "no chunk of adaptive")
+        return decode_adaptive(data[1:], n, kind)
+    return np.array([0, 1, 2])[_numbers(data[1:], n, 1)].astype(np.uint8)
+
+
+def _numbers(data: bytes, n: int, most: int) -> np.ndarray:
+    """dither.md, "Numbers": n numbers from −most to most."""
+    must(len(data) >= 16 and data[3] == 0, "a head")
+    shift, classes, block, _, first, flag_bytes, coded_bytes = struct.unpack_from("<BBBBIII", data)
+    must(1 <= classes <= 16 and shift <= 24 and classes << shift <= 1 << 24, "classes")
+    must(16 + flag_bytes + coded_bytes <= len(data), "sizes")
+    flags, coded, others = (
+        data[16:][:flag_bytes],
+        data[16 + flag_bytes :][:coded_bytes],
+        data[16 + flag_bytes + coded_bytes :],
+    )
+    drawn = _drawn(first, n)
+    picked = drawn >> shift < classes
+    if block == 0:
+        must(not flags, "flags of no blocks")
+    else:
+        must(6 <= block <= 24, "a block's size")
+        blocks = -(-n // (1 << block))
+        bits = np.unpackbits(np.frombuffer(unframe(flags, -(-blocks // 8)), np.uint8), bitorder="little")
+        must(not bits[blocks:].any(), "bits behind the last block")
+        picked &= bits[np.arange(n) // (1 << block)] == 1
+    if classes << shift == 1 << 24:
+        must(not others, "bytes behind the steps")
+        numbers = np.zeros(n, np.int64)
+    else:
+        must(others, "no chunk of adaptive")
+        numbers = np.array([0, 1, -1])[decode_adaptive(others, n, "signed")]
+        must(np.abs(numbers).max(initial=0) <= most, "marks, and no level")
+    before = 128 * ((drawn[picked] >> shift) + 1)
+    must(coded, "no chunk of lattice")
+    after = np.frombuffer(decode_lattice(coded, before.astype("<u2").tobytes(), "BF16"), "<u2").astype(np.int64)
+    must((np.abs(after - before) <= most).all(), "a number that is too large")
+    must(not numbers[picked].any(), "a number twice")
+    numbers[picked] = after - before
+    return numbers
+
+
+def _drawn(first: int, n: int) -> np.ndarray:
+    """dare.md, "Which elements are kept", as dither.md takes it."""
+    x = (first + np.arange(n, dtype=np.uint64)) % (1 << 32)
+    x = (x ^ x >> np.uint64(16)) * 0x7FEB352D % (1 << 32)
+    x = (x ^ x >> np.uint64(15)) * 0x846CA68B % (1 << 32)
+    return ((x ^ x >> np.uint64(16)) >> np.uint64(8)).astype(np.int64)
+
+
+def decode_dither_levels(data: bytes, n: int) -> np.ndarray:
+    """dither.md"""
+    must(data and data[0] <= 127 and len(data) > 4 * data[0], "levels")
+    count = data[0]
+    levels = np.frombuffer(data[1 : 1 + 4 * count], "<f4")
+    must(np.isfinite(levels).all(), "a level that is not finite")
+    return np.concatenate([[np.float32(0)], levels, -levels[::-1]])[_numbers(data[1 + 4 * count :], n, count)]
+
+
 def decode_vector(data: bytes, n: int, codec: str) -> np.ndarray:
     if codec == "ones":
         must(not data, "ones have no bytes")
@@ -67,6 +130,8 @@ def decode_vector(data: bytes, n: int, codec: str) -> np.ndarray:
         values = np.frombuffer(data, "<f4").astype(np.float32)
     elif codec == "bf16":
         values = (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    elif codec == "dither-levels":
+        values = decode_dither_levels(data, n)
     else:
         values = decode_codebook(data, n, LEVELS[codec])
     must(len(values) == n and np.isfinite(values).all(), "not so many finite values")

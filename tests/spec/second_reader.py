@@ -29,6 +29,7 @@ from .second_codecs import (
     decode_bits,
     decode_bits_zstd,
     decode_dare,
+    decode_dither,
     decode_drift,
     decode_planes,
     decode_raw,
@@ -124,7 +125,12 @@ class Parts:
     def symbols(self, name: str) -> np.ndarray:
         """A tensor that is coded with a mask codec."""
         entry = self.entries[name]
-        decode = {"bits": decode_bits, "bits+zstd": decode_bits_zstd, "adaptive": decode_adaptive}[entry["codec"]]
+        decode = {
+            "bits": decode_bits,
+            "bits+zstd": decode_bits_zstd,
+            "adaptive": decode_adaptive,
+            "dither": decode_dither,
+        }[entry["codec"]]
         decoded = [decode(piece, stop - start, entry["kind"]) for start, stop, piece in self.chunks(name)]
         return np.concatenate([np.empty(0, np.uint8), *decoded])
 

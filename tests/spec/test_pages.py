@@ -13,6 +13,7 @@ from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.part import _FIELDS, KINDS_IN_PART
 from tallstore.format.version import NEWEST
 from tallstore.kernels.dare import Sampling, select
+from tallstore.kernels.known_dither import pick
 from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.place_hash import drawn_at
 
@@ -24,6 +25,7 @@ PAGE_OF_CODEC = {
     "bits": "bits", "bits+zstd": "bits-zstd", "adaptive": "adaptive",
     "f32": "f32", "bf16": "bf16", "q8": "codebook", "q5": "codebook", "q4": "codebook", "ones": "ones",
     "raw": "raw", "planes+zstd": "planes-zstd", "lattice": "lattice", "drift": "drift", "lanes": "lanes", "dare": "dare",
+    "dither": "dither", "dither-levels": "dither",
 }  # fmt: skip
 
 
@@ -135,6 +137,37 @@ def test_the_example_of_dare_holds() -> None:
         found = select(LATTICES["BF16"], base.view("<u2"), sampling, np.full(LEVELS, context, np.uint8), 17)
         assert found.places.tolist() == [int(row[0]) for row in kept]
         assert (found.tags >> 4).tolist() == [int(row[at]) for row in kept]
+
+
+def test_the_example_of_dither_holds() -> None:
+    page = text("codecs/dither.md")
+    rows = re.findall(r"^\| ([0-9]) \| ([0-9]+) \| ([0-9]) \| (\S+) \| (\S+) \| (−?[0-9]) \|", page, re.MULTILINE)
+    chunk = bytes.fromhex(next(line for line in page.splitlines() if line.startswith("    01 14")))
+    head = bytes.fromhex(re.findall(r"With `(02 [0-9A-F ]+)`", page)[0])
+    assert drawn_at(np.arange(4, dtype=np.uint32), 17).tolist() == [int(row[1]) for row in rows]
+    picked, words = pick(4, 17, 20, 3, np.zeros(0, np.uint8), 0)
+    coded = [row for row in rows if row[3] != "–"]
+    assert np.flatnonzero(np.unpackbits(picked, bitorder="little")).tolist() == [int(row[0]) for row in coded]
+    assert words.tolist() == [int(row[3], 16) for row in coded]
+    numbers = [int(row[5].replace("−", "-")) for row in rows]
+    assert [int(row[4], 16) - int(row[3], 16) for row in coded] == [numbers[int(row[0])] for row in coded]
+    for decode in (codecs.MASK["dither"].decode, _second_dither):
+        assert decode(chunk, "signed", 4).tolist() == [number % 3 for number in numbers] == [2, 1, 0, 2]
+    levels = head + chunk[1:]
+    for values in (codecs.VECTOR["dither-levels"].decode(levels, 4), second_codecs.decode_dither_levels(levels, 4)):
+        assert values.tolist() == [0.5 * number for number in numbers]
+
+
+def _second_dither(chunk: bytes, kind: str, n: int) -> np.ndarray:
+    return second_codecs.decode_dither(chunk, n, kind)
+
+
+def test_families_of_codecs_are_those_of_the_code() -> None:
+    families = text("parts.md").split("Families: ")[1].split(".")[0]
+    tables = {"mask": codecs.MASK, "vector": codecs.VECTOR, "whole": codecs.WHOLE, "lossless": codecs.LOSSLESS}
+    tables["sampled"] = codecs.SAMPLED
+    named = {each.split()[0]: set(re.findall(r"`([^`]+)`", each)) for each in families.split(";")}
+    assert named == {family: set(table) for family, table in tables.items()}
 
 
 def _decoded(chunk: str, base: np.ndarray) -> bytes:
