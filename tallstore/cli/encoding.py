@@ -14,7 +14,7 @@ _PROMISES = "What to promise"
 # Said here and not read from the tables, so that --help needs no torch; a test compares.
 RECIPES = "solo, fit, tall, ties, mean, emr"
 VECTORS = "f32, bf16, q8, q5, q4"
-MASKS = "bits, bits+zstd, adaptive, dither"
+MASKS = "bits, bits+zstd, adaptive"
 
 Recipe = Annotated[
     str | None,

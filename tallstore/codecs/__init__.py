@@ -21,6 +21,7 @@ from tallstore.codecs.raw import Raw
 from tallstore.errors import CodecError
 
 __all__ = [
+    "ASKED",
     "CONDITIONAL",
     "LOSSLESS",
     "MASK",
@@ -41,6 +42,8 @@ VECTOR: Mapping[str, VectorCodec] = {
     c.id: c
     for c in (F32(), BF16(), Codebook("q8", 256), Codebook("q5", 32), Codebook("q4", 16), Ones(), DitheredLevels())
 }
+ASKED: Mapping[str, MaskCodec] = {id_: codec for id_, codec in MASK.items() if id_ != DitheredMask.id}
+"""Codecs of masks that one may ask for: `adaptive` becomes `dither` by itself where a dither drew the marks."""
 SHARED: Mapping[str, VectorCodec] = {id_: codec for id_, codec in VECTOR.items() if id_ != DitheredLevels.id}
 """Codecs of vectors that tasks share: those that take any values."""
 WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}

@@ -17,7 +17,7 @@ from tallstore.codecs.base import Buffer, Bytes, ConditionalCodec
 from tallstore.codecs.dare_contexts import CONTEXTS, choose_contexts
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.errors import FormatError
-from tallstore.kernels.dare import TYPES, Sampling, starts
+from tallstore.kernels.dare import TYPES, Sampling, starts, widened
 from tallstore.kernels.dare_fast import apply, multiples, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
 
@@ -54,6 +54,9 @@ class DareCodec(ConditionalCodec):
         by_class = np.zeros(LEVELS, np.uint8)
         kept, _ = select(lattice, words, sampling, by_class, first)
         times = multiples(dtype, words, after, kept, sampling, first)
+        if times is None:  # a change may be far beyond those that widths were chosen by
+            sampling = widened(dtype, words, after, kept, sampling)
+            times = multiples(dtype, words, after, kept, sampling, first)
         if times is None or _has_large(dtype, words) or _has_large(dtype, after):
             return bytes([_ALL]) + self._lattice.encode(raw, base, dtype)
         contexts = choose_contexts(kept.tags, times)

@@ -31,6 +31,7 @@ from tallstore.errors import FormatError
 from tallstore.kernels.known_dither import (
     BINS,
     CLASSES,
+    RUN,
     Numbers,
     count_bins,
     pack_numbers,
@@ -58,8 +59,8 @@ _MOSTLY = 32
 """They are, where one block in so many is in such a run."""
 _GAP, _FRAME = 1.5, 300.0
 """Bits that a gap takes beside its information, and a list of them, about."""
-_ONE_IN, _LONG = 16, 1 << 17
-"""Of how many runs one is counted, in chunks from so many elements on."""
+_ONE_IN, _LONG = 17, 1 << 17
+"""Of how many runs one is counted, in chunks from so many elements on: an odd number, so that rows fall out of step."""
 _SHORT = 1 << 16
 """Elements up to which marks are coded in the other form, too."""
 _MOST_LEVELS, _IN_FOUR = 127, 16
@@ -141,11 +142,9 @@ _ALL = _Choice(_SHIFTS[-1], CLASSES)
 
 def _encode(numbers: Numbers, first: int, most: int) -> bytes:
     """Numbers of a chunk, none larger than `most`."""
-    n, one_in = len(numbers), _ONE_IN if len(numbers) >= _LONG else 1
-    counts = count_bins(numbers, first, one_in).astype(np.float64) * one_in
-    live = _live(numbers)
+    n, live = len(numbers), _live(numbers)
     among = n if not len(live) else int(np.unpackbits(live).sum()) << _BLOCK
-    choice = _chosen(counts, among) if most == 1 else _ALL
+    choice = _chosen(_counted(numbers, first), among) if most == 1 else _ALL
     picked, words = pick(n, first, *choice, live, _BLOCK)
     after, rest = take_out(numbers, picked, words)
     flags = zstd.compress(live) if len(live) else b""
@@ -155,10 +154,24 @@ def _encode(numbers: Numbers, first: int, most: int) -> bytes:
     return head + flags + coded + others
 
 
+def _counted(numbers: Numbers, first: int) -> Doubles:
+    """Marks by their dither, about: of long chunks some tell of all."""
+    n = len(numbers)
+    one_in = _ONE_IN if n >= _LONG else 1
+    counts = count_bins(numbers, first, one_in)
+    if one_in == 1 or not counts.any():
+        return count_bins(numbers, first, 1).astype(np.float64)
+    whole, rest = divmod(n, RUN * one_in)
+    scaled: Doubles = counts.astype(np.float64) * (n / (whole * RUN + min(rest, RUN)))
+    return scaled
+
+
 def _decode(view: memoryview, n: int, most: int) -> Numbers:
     """The same, none larger than `most`."""
-    if len(view) < _HEAD.size or view[3]:
+    if len(view) < _HEAD.size:
         raise FormatError("numbers with a known dither are cut off")
+    if view[3]:
+        raise FormatError("a byte that is reserved is not zero")
     shift, classes, block, first, flag_bytes, coded_bytes = _HEAD.unpack_from(view)
     choice, ends = _Choice(shift, classes), np.cumsum([_HEAD.size, flag_bytes, coded_bytes])
     if not 0 < classes <= CLASSES or shift > DRAWN or classes << shift > 1 << DRAWN or ends[-1] > len(view):

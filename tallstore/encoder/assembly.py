@@ -42,7 +42,7 @@ class GrowingTensor:
     why_whole: Why | None = None
     if_moved: Why | None = None
     codec: str = ""
-    """Of a delta."""
+    """Of its chunks."""
     size: int = 0
     """Coded bytes so far, of both layers."""
     instead: list[tuple[LosslessRow, int]] = field(default_factory=list)

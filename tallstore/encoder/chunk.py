@@ -108,7 +108,7 @@ def encode_chunk(
 def _dither(recipe: Recipe, task: int, tensor: str) -> tuple[float, int]:
     """Width and seed of the dither that draws a row's marks; 0 where none does."""
     rule = recipe.rule([task], tensor)
-    return (rule.widths[0], rule.seeds[0]) if rule is not None and rule.widths else (0.0, 0)
+    return (float(np.float32(rule.widths[0])), rule.seeds[0]) if rule is not None and rule.widths else (0.0, 0)
 
 
 def choose(

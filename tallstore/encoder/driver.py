@@ -237,7 +237,7 @@ class Stream:
         ]
         return ZooFacts(
             parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),
-            fixed_bits=float(sum(whole)) + _PART_BITS * len(self.tasks),
+            fixed_bits=float(sum(whole)) + _PART_BITS * sum(task.adapter is None for task in self.tasks),
             first=self._first,
             shapes={name: info.shape for name, info in self.base.tensors.items()},
         )

@@ -36,7 +36,7 @@ def code_marks(mask: MaskCodec, packed: Bytes, kind: str, n: int, width: float, 
         width: of the dither that drew the marks; 0: none did.
         first: what drew for the first element: see `place_hash.first_of`.
     """
-    if width and kind == "signed" and mask.id in {Adaptive.id, DitheredMask.id}:
+    if width and kind == "signed" and mask.id == Adaptive.id:
         return MarkCode(_MASK.id, _MASK.encode_drawn(packed, n, first))
     return MarkCode(mask.id, mask.encode_packed(packed, kind, n))
 

@@ -76,7 +76,7 @@ class Options:
     vector: str | None = None
     """Codec of the multi-task vector; by default the recipe's own."""
     mask: str = "adaptive"
-    """Codec of the masks."""
+    """Codec of the masks; `adaptive` stores given the dither what one drew, and prices are of it."""
     base_storage: str = "embed"
     """`embed` keeps the base in the archive as it is; `bf16` with its matrices rounded to bfloat16, which is then the
     base that errors are measured from; `reference` only identifies it."""
@@ -148,7 +148,7 @@ class Options:
         parse_size(self.max_shard_size, "max_shard_size")
         if self.groups != "auto" and (type(self.groups) is not int or self.groups < 1):
             raise OptionError(f"groups {self.groups!r} is neither a number of groups nor 'auto'")
-        _one_of("mask", self.mask, codecs.MASK)
+        _one_of("mask", self.mask, codecs.ASKED)
         _one_of("base_codec", self.base_codec, codecs.WHOLE)
         _one_of("base_storage", self.base_storage, BASE_STORAGES)
         if self.exact and self.base_storage == "bf16":

@@ -82,7 +82,7 @@ def encode(tau: Floats, levels: Quantizer, start: int, seed: int, memory: Bytes 
     numbers, totals, norm = sort_by_level(indices, tau, levels, None, first)
     table = _table(levels, numbers.tolist(), totals.tolist(), norm)
     sums = agreement_of_levels(tau, table, indices, None, FLOAT32)
-    coded = code_levels(table, indices, numbers, levels.width, first)
+    coded = code_levels(table, indices, numbers, levels.width * levels.known, first)
     return Leveled(*coded, table, indices, sums)
 
 
@@ -97,7 +97,7 @@ def encode_moved(moved: Moved, levels: Quantizer, seed: int) -> Leveled:
         numbers = count_indices(indices, len(table))
     numbers[0] += moved.n - len(moved.tau)
     everywhere = scattered(indices, moved.places, moved.n, 8)
-    coded = code_levels(table, everywhere, numbers, levels.width, first_of(moved.start, seed))
+    coded = code_levels(table, everywhere, numbers, levels.width * levels.known, first_of(moved.start, seed))
     return Leveled(*coded, table, everywhere, sums)
 
 

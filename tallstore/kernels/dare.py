@@ -39,6 +39,7 @@ __all__ = [
     "steps",
     "thresholds",
     "units",
+    "widened",
 ]
 
 TYPES = ("BF16", "F16")
@@ -152,6 +153,20 @@ def multiples(
         safe = few & ((base == own) | (size >= np.float32(LEAST)))
         safe &= (times == 0) | ((times * width >= np.float32(LEAST)) & (np.abs(reached) <= MOST_CHANGE[dtype]))
     return np.copysign(times, change).astype(np.int16) if safe.all() else None
+
+
+def widened(dtype: str, words: Words, after: Words, kept: KeptElements, sampling: Sampling) -> Sampling:
+    """The same with wider levels where a multiple would be larger than `MOST`: arguments as those of `multiples`."""
+    levels, largest = kept.tags & 15, np.zeros(LEVELS)
+    with np.errstate(all="ignore"):
+        change = np.abs(as_float(after[kept.places], dtype) - as_float(words[kept.places], dtype))
+    if not np.isfinite(change).all():
+        return sampling
+    np.maximum.at(largest, levels, change.astype(np.float64))
+    least = largest * SHARES / ((sampling.shares.astype(np.float64) + 1) * (MOST - 1))
+    up = np.minimum(to_bf16(least.astype(np.float32)).astype(np.int64) + 1, 0x7F7F)
+    widths = np.where(least > from_bf16(sampling.widths), up, sampling.widths)
+    return sampling._replace(widths=widths.astype(np.uint16))
 
 
 def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: Sampling) -> None:

@@ -2,7 +2,8 @@
 
 With u uniform in [0, 1), a threshold a + u·b marks a magnitude x with probability (x − a)/b, clipped to 0 and 1. What
 is kept is then right on the average for every parameter by itself, and not for the tensor alone, so that the errors of
-a matrix product's terms cancel (dither; Schuchman 1964). Only the encoder needs to know.
+a matrix product's terms cancel (dither; Schuchman 1964). Decoders know it too, where what was drawn is coded given it:
+see `kernels.known_dither`.
 """
 
 from __future__ import annotations

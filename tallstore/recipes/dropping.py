@@ -18,6 +18,7 @@ the other, so that the same is chosen on every machine.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ __all__ = ["LevelCosts", "counted", "offers"]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-_SLOPES = 2.0 ** (16 - np.arange(41) / 2)
+_SLOPES = np.ldexp(np.where(np.arange(41) % 2, math.sqrt(2), 1.0), 16 - (np.arange(41) + 1) // 2)
 """Prices of a bit, by what a bit of the dearest level's saves if all is kept: by quarters of an octave of shares, from
 about 2^(−8) on."""
 _LEAST_BITS = 1e-6
@@ -151,7 +152,7 @@ def offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
     harm = added(n * noise * unit[moved] ** 2) / float(added(n * energy))
     shares, widths = np.full((len(_SLOPES), LEVELS), SHARES - 1), np.tile(_unseen(costs, unit), (len(_SLOPES), 1))
     shares[:, moved], widths[:, moved] = np.rint(share * SHARES) - 1, width * unit[moved]
-    words = np.minimum(to_bf16(widths.astype(np.float32)), 0x7F7F).astype(np.uint16)
+    words = np.clip(to_bf16(widths.astype(np.float32)), 1, 0x7F7F).astype(np.uint16)
     on = hull_of(all_bits, harm)
     kept = [Sampling(costs.low, shares[at].astype(np.uint16), words[at]) for at in on.tolist()]
     return kept, all_bits[on], harm[on]

@@ -67,6 +67,8 @@ class Quantizer(NamedTuple):
     """0: hard. For several levels it is otherwise the step between them."""
     least: bool = False
     """Whether they stand for what leaves the least squared error, and not for what is unbiased."""
+    known: bool = True
+    """Whether levels with dither are coded given it: of few elements that would take more."""
 
 
 LADDERS: tuple[Quantizer, ...] = (
@@ -94,7 +96,7 @@ DITHERS = (np.arange(8) + 0.5) / 8
 LEVEL_BITS = 64.0
 """Bits that a level takes in a choice's table."""
 CODERS = np.array([1.015 if LADDERS[i].width else CODER for i in OFFERED])
-"""The same of each choice, in the order of `OFFERED`: what is coded given its dither comes nearer to it."""
+"""`CODER` of each choice, in the order of `OFFERED`: what is coded given its dither comes nearer to it."""
 _DITHER_BITS = 1700.0
 """Bits that models and states of what is coded given its dither take."""
 TABLES = np.array(

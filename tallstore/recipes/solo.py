@@ -46,6 +46,8 @@ equal, a unit in the last place of weights of one size, and what leaves them out
 them in the same way. Marks with dither are right of them all and cost no more, for the type has nothing between two
 units (see `rounded_levels`). At the same bits the KL on a fine-tune's own task is a ninth of what it is at 19, and on
 other text about the same: see `benchmarks/results/accuracy.md`."""
+_LONG = 1 << 12
+"""Elements of a tensor from which on levels are coded given the dither that drew them."""
 _MOST_FIXED = 0.5
 """Share of given bits that fixed precisions may take; where they would take more, all tensors are chosen for alike."""
 
@@ -136,10 +138,13 @@ class Solo(Recipe):
             if choice.ladder <= DROPPED
         }
         self._chosen = {
-            key: tensors[key].levels(choice.ladder)._replace(least=self.least)
+            key: tensors[key].levels(choice.ladder)._replace(least=self.least, known=self._is_long(key[1]))
             for key, choice in chosen.items()
             if key not in self._dropped
         }
+
+    def _is_long(self, tensor: str) -> bool:
+        return math.prod(self._zoo.shapes.get(tensor, (_LONG,))) >= _LONG
 
     def _without_loss(
         self, by_task: Mapping[int, Mapping[Key, TensorOffers]], chosen: Mapping[Key, PrecisionChoice]

@@ -215,3 +215,15 @@ def test_any_bytes_are_refused_or_in_range(data: bytes, n: int, head: bool) -> N
         with suppress(FormatError, DamagedError):
             found = LEVELS.decode_levels(levels + data, n)
             assert np.isin(found.values(n), found.table).all()
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_rows_that_moved_are_seen_wherever_they_are(row: int) -> None:
+    """A sample that keeps step with rows would see none of them, or nothing else."""
+    n, width, first = 1 << 20, 4096, 77
+    u = drawn_at(np.arange(n, dtype=np.uint32), first) / 2.0**24
+    size = np.abs(np.random.default_rng(row).standard_normal(n)) / 8
+    size[np.arange(n) // width % 4 != row] = 0
+    symbols = (size > u).astype(np.uint8)
+    coded = DitheredMask().encode_drawn(pack(symbols, "signed"), n, first)
+    assert len(coded) < 0.6 * len(Adaptive().encode(symbols, "signed"))

@@ -32,6 +32,7 @@ from tallstore.kernels.dare import (
 )
 from tallstore.kernels.lattice import LATTICES, LEVELS, Bytes, Words
 from tallstore.kernels.place_hash import DRAWN, drawn_at, first_of
+from tallstore.tensors import as_bytes
 
 CODEC = DareCodec()
 SIZES = (1, 7, 40, 1000, 4097, 20001)
@@ -269,13 +270,16 @@ def test_what_is_not_safe_is_coded_without_loss(dtype: str) -> None:
         assert back(dtype, spoilt, moved, sampling, 3)[0] == 0, "what is infinite is not dropped either"
 
 
-def test_multiples_have_an_end() -> None:
+def test_multiples_have_an_end_and_levels_are_widened_to_keep_it() -> None:
     base = weights("BF16", 600)
     after, sampling = tuned("BF16", base, most=2), sampling_of("all", "BF16", lowest(LATTICES["BF16"], base))
-    for octaves, mode in ((12, 2), (14, 0)):
+    for octaves in (12, 14):
         finer = sampling._replace(widths=sampling.widths - np.uint16(octaves << 7))
-        assert back("BF16", base, after, finer, 3)[0] == mode
-    assert back("BF16", base, after, sampling._replace(widths=np.zeros(LEVELS, np.uint16)), 3)[0] == 0
+        coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), "BF16", finer, 3)
+        assert coded[0] == 2
+        widths = np.frombuffer(coded[38:70], "<u2")
+        assert (widths >= finer.widths).all()
+        assert (widths > finer.widths).any() == (octaves == 14)
 
 
 def test_a_zero_with_a_sign_stays_where_it_did_not_move() -> None:
@@ -357,3 +361,22 @@ def test_other_types_are_refused() -> None:
     for dtype in ("F32", "F8_E4M3", "U16"):
         with pytest.raises(FormatError, match=f"BF16 and F16, not for {dtype}"):
             CODEC.decode(coded, np.zeros(80, np.uint8), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_one_change_far_beyond_what_was_seen_makes_no_chunk_lossless(dtype: str) -> None:
+    """Its level becomes wider in that chunk; what is rounded there is right on the average as before."""
+    rng = np.random.default_rng(5)
+    kind = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
+    base = torch.from_numpy(rng.standard_normal(1 << 16).astype(np.float32)).to(kind)
+    task = base.clone()
+    task[7] = base[7] + 64
+    low = int(LATTICES[dtype].keys(as_bytes(base).view(np.uint16)).max()) - 15
+    widths = np.full(16, to_bf16(np.array([2.0**-13], np.float32))[0], np.uint16)
+    sampling = Sampling(low, np.full(16, 65535, np.uint16), widths)
+    coded = DareCodec().encode(as_bytes(task), as_bytes(base), dtype, sampling, 5)
+    assert coded[0] == 2
+    out = as_bytes(base).copy()
+    DareCodec().decode(coded, out, dtype)
+    moved = torch.from_numpy(out).view(base.dtype)[7].float() - base[7].float()
+    assert abs(float(moved) - 64) < 1

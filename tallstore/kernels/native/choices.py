@@ -1,4 +1,4 @@
-"""Costs and harms of choices by the native library (`src/choices.c`): the numbers of `recipes.allocation`."""
+"""Costs and harms of choices by the native library (`src/choices.c`): the numbers of `recipes.rate_distortion`."""
 
 from __future__ import annotations
 

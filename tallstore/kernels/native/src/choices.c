@@ -1,4 +1,4 @@
-/* Costs and harms of choices: see `recipes.allocation`, whose numbers these are. Sums are added up one after the other. */
+/* Costs and harms of choices: see `recipes.rate_distortion`, whose numbers these are. Sums are added up one after the other. */
 #include "common.h"
 
 enum { TERMS = 12, LEVELS = 127 };

@@ -8,15 +8,6 @@ enum { FEW = 512, BEHIND = 7 }; /* elements that are rounded at a time; bits beh
 /* What codec `lattice` is to start from. */
 ALWAYS uint16_t start_of(uint8_t tag) { return (uint16_t)(((tag >> 4) + 1) << BEHIND); }
 
-#if defined(__AVX512VBMI2__)
-ALWAYS __m512i drawn16(__m512i place, uint32_t first) {
-    __m512i x = _mm512_add_epi32(place, _mm512_set1_epi32((int32_t)first));
-    x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), _mm512_set1_epi32(0x7FEB352D));
-    x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), _mm512_set1_epi32((int32_t)0x846CA68Bu));
-    return _mm512_srli_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), 8);
-}
-#endif
-
 /* Which of 32 elements are kept: a bit each. `first` draws for the first of them. */
 ALWAYS uint32_t kept_of(const uint8_t *level, uint32_t first, const uint32_t *share) {
     uint32_t kept = 0;
@@ -24,10 +15,7 @@ ALWAYS uint32_t kept_of(const uint8_t *level, uint32_t first, const uint32_t *sh
     const __m256i low = _mm256_loadu_si256((const __m256i *)share), high = _mm256_loadu_si256((const __m256i *)(share + 8));
     for (int k = 0; k < 32; k += 8) {
         __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(level + k)));
-        __m256i x = _mm256_add_epi32(_mm256_set1_epi32((int32_t)(first + (uint32_t)k)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-        x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), _mm256_set1_epi32(0x7FEB352D));
-        x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 15)), _mm256_set1_epi32((int32_t)0x846CA68Bu));
-        x = _mm256_srli_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), 8);
+        __m256i x = ts_drawn8(first + (uint32_t)k);
         __m256i of = _mm256_blendv_epi8(
             _mm256_permutevar8x32_epi32(low, at), _mm256_permutevar8x32_epi32(high, at), _mm256_cmpgt_epi32(at, _mm256_set1_epi32(7))
         );
@@ -62,7 +50,7 @@ TS_KERNEL(int64_t, dare_select)(
 #if defined(__AVX512VBMI2__)
         for (; i + 16 <= size; i += 16) { /* `count` is not above `start + i`: there is room for 16 */
             __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(level + i)));
-            __m512i place = _mm512_add_epi32(_mm512_set1_epi32((int32_t)(start + i)), lane), x = drawn16(place, first);
+            __m512i place = _mm512_add_epi32(_mm512_set1_epi32((int32_t)(start + i)), lane), x = ts_drawn16(first + (uint32_t)(start + i));
             __mmask16 some = _mm512_cmplt_epu32_mask(x, _mm512_permutexvar_epi32(at, shares));
             __m512i class = _mm512_mullo_epi32(_mm512_srli_epi32(x, 8), _mm512_permutexvar_epi32(at, factors));
             class = _mm512_srlv_epi32(_mm512_srli_epi32(class, 16), _mm512_permutexvar_epi32(at, downs));

@@ -87,14 +87,9 @@ TS_KERNEL(int64_t, pick)(
             const uint64_t all = n - start >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << (n - start)) - 1;
             const uint32_t begin = first + (uint32_t)start;
 #if defined(__AVX512VBMI2__)
-            const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             const __m128i by = _mm_cvtsi32_si128(shift);
             for (int k = 0; k < 64; k += 16) {
-                __m512i x = _mm512_add_epi32(_mm512_set1_epi32((int32_t)(begin + (uint32_t)k)), lane);
-                x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), _mm512_set1_epi32(0x7FEB352D));
-                x = _mm512_mullo_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 15)), _mm512_set1_epi32((int32_t)0x846CA68Bu));
-                x = _mm512_srli_epi32(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)), 8);
-                x = _mm512_srl_epi32(x, by);
+                __m512i x = _mm512_srl_epi32(ts_drawn16(begin + (uint32_t)k), by);
                 const __mmask16 few = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(classes)) & (__mmask16)(all >> k);
                 const __m256i word = _mm512_cvtepi32_epi16(_mm512_slli_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(1)), EXPONENT));
                 _mm256_storeu_si256((__m256i *)(words + count), _mm256_maskz_compress_epi16(few, word));
@@ -103,11 +98,7 @@ TS_KERNEL(int64_t, pick)(
 #elif defined(__AVX2__)
             const __m128i by = _mm_cvtsi32_si128(shift);
             for (int k = 0; k < 64; k += 8) {
-                __m256i x = _mm256_add_epi32(_mm256_set1_epi32((int32_t)(begin + (uint32_t)k)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-                x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), _mm256_set1_epi32(0x7FEB352D));
-                x = _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 15)), _mm256_set1_epi32((int32_t)0x846CA68Bu));
-                x = _mm256_srli_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), 8);
-                x = _mm256_srl_epi32(x, by);
+                __m256i x = _mm256_srl_epi32(ts_drawn8(begin + (uint32_t)k), by);
                 unsigned few = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(classes), x)));
                 few &= (unsigned)(all >> k) & 0xFF;
                 x = _mm256_slli_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(1)), EXPONENT);
