@@ -24,7 +24,7 @@ from common import MIB, describe_machine, table
 
 import tallstore
 from tallstore import codecs
-from tallstore.encoder.parts import PartWriter
+from tallstore.encoder.part_writer import PartWriter
 from tallstore.format.manifest import MANIFEST, Base, BaseTensor, Group, Manifest, PartRecord, Task
 from tallstore.format.part import Entry
 from tallstore.stores import open_sink

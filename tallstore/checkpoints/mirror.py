@@ -20,7 +20,7 @@ from tallstore.errors import CheckpointError, DamagedError, FormatError, RemoteE
 from tallstore.format import limits
 from tallstore.format.names import check_path
 from tallstore.stores import open_files
-from tallstore.stores.remote import Files
+from tallstore.stores.ranged_files import Files
 from tallstore.stores.retries import with_retries
 
 __all__ = ["Mirror"]

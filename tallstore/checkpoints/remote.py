@@ -15,7 +15,7 @@ from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.format.part import METADATA_KEY
 from tallstore.stores import open_files
-from tallstore.stores.remote import Files
+from tallstore.stores.ranged_files import Files
 from tallstore.stores.retries import with_retries
 from tallstore.tensors import TORCH
 

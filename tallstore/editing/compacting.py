@@ -24,7 +24,7 @@ from tallstore.editing.report import CompactReport, facts_of
 from tallstore.editing.vector_pruning import CannotError, prune, resolve
 from tallstore.encoder import Progress
 from tallstore.encoder.options import LOSSLESS
-from tallstore.encoder.parts import PartWriter
+from tallstore.encoder.part_writer import PartWriter
 from tallstore.format.manifest import Group, Manifest, PartRecord, Task
 from tallstore.format.part import Entry
 

@@ -21,7 +21,7 @@ from tallstore.archive.locations import coded
 from tallstore.archive.reader import Place, Reader
 from tallstore.codecs.base import Bytes, Floats
 from tallstore.codecs.codebook import Codebook
-from tallstore.encoder.parts import PartWriter
+from tallstore.encoder.part_writer import PartWriter
 from tallstore.format.manifest import Group
 from tallstore.stores import Sink
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tallstore.encoder.batches import LosslessRow, RowResult
 from tallstore.encoder.metrics import Quality
-from tallstore.encoder.parts import PartWriter
+from tallstore.encoder.part_writer import PartWriter
 from tallstore.encoder.plan import User
 from tallstore.encoder.reasons import Why
 from tallstore.errors import WorkerError

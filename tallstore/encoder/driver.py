@@ -33,7 +33,7 @@ from tallstore.encoder.items import LOSSLESS, WORDS, Tools, WholePiece
 from tallstore.encoder.lossless_warnings import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
-from tallstore.encoder.parts import PartWriter
+from tallstore.encoder.part_writer import PartWriter
 from tallstore.encoder.plan import EncodePlan, User, Whole
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.report import Progress, sentence

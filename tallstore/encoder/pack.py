@@ -20,7 +20,7 @@ from tallstore.encoder.lossless_warnings import WithoutLoss
 from tallstore.encoder.match import spelled_as
 from tallstore.encoder.metrics import Cheaper
 from tallstore.encoder.options import LOSSLESS, Options
-from tallstore.encoder.parts import PartWriter, write_parts
+from tallstore.encoder.part_writer import PartWriter, write_parts
 from tallstore.encoder.plan import UNMATCHED, EncodePlan, plan
 from tallstore.encoder.report import PackReport, Progress, TaskReport, sentence
 from tallstore.encoder.resume import Journal

@@ -12,7 +12,7 @@ from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
 from tallstore.kernels.dare import TYPES, Sampling
 from tallstore.kernels.lattice import LATTICES
-from tallstore.recipes.dropping import LevelCosts, counted
+from tallstore.recipes.sampled_changes import LevelCosts, counted
 from tallstore.tensors import TORCH, as_bytes
 
 __all__ = ["encode_sampled", "level_costs"]

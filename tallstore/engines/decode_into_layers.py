@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from tallstore.concurrency import ordered
-from tallstore.engines.catalogue import Catalogue
 from tallstore.engines.cores import cores, unbind
 from tallstore.engines.digests import hash_of
+from tallstore.engines.worker_catalogue import Catalogue
 from tallstore.tensors import TORCH
 
 __all__ = ["Part", "StraightLayers", "WrittenParameter", "written_parameters"]

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 _TABLE = "transformers.quantizers.auto"
-_OURS = "tallstore.engines.transformers"
+_OURS = "tallstore.engines.transformers_quantizer"
 
 
 def after_import(module: str, work: Callable[[], object]) -> None:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.engines.digests import digest_of, hash_of_all, hashes_of
+from tallstore.engines.worker_catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.errors import EngineError, ModelChangedError, TallstoreError
 
 __all__ = ["EngineModel", "Exchange"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tallstore.hub.loading import from_pretrained, load_processor
 from tallstore.hub.pulling import PullReport, pull
 from tallstore.hub.pushing import PushReport, push
+from tallstore.hub.transformers_model import from_pretrained, load_processor
 
 __all__ = ["PullReport", "PushReport", "from_pretrained", "load_processor", "pull", "push"]

@@ -20,9 +20,9 @@ from torch import Tensor
 from tallstore.kernels.dare import Sampling
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.dither import seed_of
-from tallstore.recipes.dropping import LevelCosts
 from tallstore.recipes.histogram import Magnitudes
 from tallstore.recipes.quantizers import Quantizer
+from tallstore.recipes.sampled_changes import LevelCosts
 
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from tallstore.kernels.dare import Sampling
-from tallstore.recipes import dropping
+from tallstore.recipes import sampled_changes
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.divergence import TensorShare, read_as_it_comes
-from tallstore.recipes.dropping import LevelCosts
 from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
+from tallstore.recipes.sampled_changes import LevelCosts
 from tallstore.recipes.steps import Steps, biased, join, join_below, steps
 
 __all__ = ["DROPPED", "WITHOUT_LOSS", "Key", "OfferOptions", "TensorOffers", "TensorStatistics"]
@@ -162,7 +162,7 @@ class TensorStatistics(Statistic):
             offers = Choices.only(_signs(histogram))
         rates: Sequence[Sampling] = ()
         if lossless.by_level is not None:
-            rates, bits, harm = dropping.offers(lossless.by_level)
+            rates, bits, harm = sampled_changes.offers(lossless.by_level)
             offers = join_below(offers, bits, harm, DROPPED)
         if math.isfinite(lossless_bits):
             offers = join(offers, ([], np.array([lossless_bits]), np.zeros(1)), WITHOUT_LOSS)

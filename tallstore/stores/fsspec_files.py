@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tallstore.errors import AccessError, DamagedError, MissingExtraError, OptionError
-from tallstore.stores.remote import TIMEOUT, Files
+from tallstore.stores.ranged_files import TIMEOUT, Files
 from tallstore.stores.retries import TransientError
 
 _T = TypeVar("_T")

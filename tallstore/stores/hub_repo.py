@@ -18,10 +18,10 @@ from tallstore.errors import (
     TallstoreError,
     UnreachableError,
 )
+from tallstore.stores.http_files import Answer, range_header, take
 from tallstore.stores.hub_client import OFFLINE, SCHEME, Access, client, connect, explain, explained, summary
-from tallstore.stores.remote import TIMEOUT, Files
+from tallstore.stores.ranged_files import TIMEOUT, Files
 from tallstore.stores.retries import TransientError
-from tallstore.stores.web import Answer, range_header, take
 
 __all__ = ["DERIVED_CACHE", "HubFile", "HubFiles", "Repo"]
 

@@ -12,12 +12,12 @@ from tallstore.errors import OptionError, UnreachableError
 from tallstore.stores.base import Sink, Store
 from tallstore.stores.fsspec_files import SystemFiles
 from tallstore.stores.fsspec_sink import check_far_target, open_far_sink
+from tallstore.stores.http_files import WebFiles
 from tallstore.stores.hub import HubFileStore, HubStore
 from tallstore.stores.hub_client import OFFLINE, Access, parse_file, parse_id
 from tallstore.stores.hub_repo import HubFile, HubFiles, Repo
 from tallstore.stores.local import check_local_target, open_local_sink, open_store
-from tallstore.stores.remote import FarFile, FarFolder, Files
-from tallstore.stores.web import WebFiles
+from tallstore.stores.ranged_files import FarFile, FarFolder, Files
 from tallstore.stores.zip_directory import SUFFIX
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(::[^:]+)*://.*", re.DOTALL)

@@ -10,9 +10,9 @@ import torch
 from support import near, noise
 from torch import Tensor, nn
 
-from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded, layer_of
 from tallstore.engines.decode_ahead import ahead
 from tallstore.engines.task_exchange import Exchange
+from tallstore.engines.worker_catalogue import ArchiveSource, Catalogue, Loaded, layer_of
 
 State = dict[str, Tensor]
 PARTS = ("q_proj", "k_proj", "v_proj")

@@ -12,10 +12,10 @@ from support import near, noise, write_folder
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.engines.decode_into_layers import Part, StraightLayers, written_parameters
 from tallstore.engines.digests import hash_of
 from tallstore.engines.task_exchange import Exchange
+from tallstore.engines.worker_catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.errors import ModelMismatchError
 
 PARTS = ("q_proj", "k_proj", "v_proj")

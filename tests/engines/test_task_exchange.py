@@ -20,11 +20,11 @@ import torch
 from support import near, noise, spoilt, write_folder
 
 import tallstore
-from tallstore.engines.catalogue import ArchiveSource, Catalogue, layer_of
 from tallstore.engines.decode_ahead import ahead
 from tallstore.engines.lazy_tensor import LazyWeight
 from tallstore.engines.task_exchange import Exchange
 from tallstore.engines.vllm import engine_options, serving, switch, switch_async
+from tallstore.engines.worker_catalogue import ArchiveSource, Catalogue, layer_of
 from tallstore.errors import (
     CheckpointError,
     DamagedError,

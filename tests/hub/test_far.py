@@ -19,7 +19,7 @@ import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError
 from tallstore.stores import Range, blocks, retries
 from tallstore.stores.blocks import Block, BlockPlan
-from tallstore.stores.remote import FarFolder, Files
+from tallstore.stores.ranged_files import FarFolder, Files
 from tallstore.stores.retries import TransientError
 
 Span = tuple[int, int]

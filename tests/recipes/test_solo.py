@@ -51,7 +51,7 @@ def test_harm_is_what_an_unbiased_scale_leaves_and_bits_are_what_the_coder_takes
     for choice in choices(found):
         if not is_mask(choice.ladder):
             continue
-        ((threshold,), _, _) = levels_of(choice.ladder, found.rms)
+        (threshold,) = levels_of(choice.ladder, found.rms).bounds
         marks = np.where(np.abs(values) >= threshold, np.sign(values), 0)
         scale = float(values @ values) / float(values @ marks)
         left = np.square(values - scale * marks, dtype=np.float64).sum() / np.square(values, dtype=np.float64).sum()

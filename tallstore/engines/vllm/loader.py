@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from tallstore.engines.catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.engines.decode_ahead import ahead, begun
 from tallstore.engines.decode_into_layers import WrittenParameter, written_parameters
+from tallstore.engines.worker_catalogue import ArchiveSource, Catalogue, Loaded
 from tallstore.errors import ModelMismatchError
 
 __all__ = ["LOADED", "WRITTEN", "ArchiveLoader", "given_weights"]

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from tallstore.engines.catalogue import ArchiveSource, Catalogue
+from tallstore.engines.worker_catalogue import ArchiveSource, Catalogue
 from tallstore.errors import OptionError
 from tallstore.stores import is_address
 from tallstore.stores.staging import Staging, translated

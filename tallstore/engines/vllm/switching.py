@@ -19,8 +19,8 @@ from typing import Any
 from weakref import WeakSet
 
 from tallstore import errors
-from tallstore.engines.catalogue import ArchiveSource
 from tallstore.engines.vllm.options import WORKER
+from tallstore.engines.worker_catalogue import ArchiveSource
 from tallstore.errors import EngineError, OptionError
 
 __all__ = ["IN_FLIGHT", "serving", "switch", "switch_async"]

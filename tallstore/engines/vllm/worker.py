@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tallstore.engines.catalogue import Catalogue
 from tallstore.engines.decode_into_layers import StraightLayers, WrittenParameter
 from tallstore.engines.task_exchange import Exchange
 from tallstore.engines.vllm.plugin import check_vllm
+from tallstore.engines.worker_catalogue import Catalogue
 
 __all__ = ["TaskWorker"]
 

@@ -13,7 +13,7 @@ import xxhash
 from support import leftovers, near, noise, read_all, tiny_zoo
 
 import tallstore
-from tallstore.encoder import driver, parts, result_files
+from tallstore.encoder import driver, part_writer, result_files
 from tallstore.encoder.result_files import Taker
 from tallstore.errors import OutputError
 from tallstore.stores.staging import give_back
@@ -23,7 +23,7 @@ from tallstore.stores.staging import give_back
 def test_blocks_make_no_difference(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, tasks = tiny_zoo(2)
     tallstore.pack(base, tasks, tmp_path / "plain.tall")
-    monkeypatch.setattr(parts, "IO_BLOCK", block)
+    monkeypatch.setattr(part_writer, "IO_BLOCK", block)
     tallstore.pack(base, tasks, tmp_path / "blocks.tall")
     assert (tmp_path / "blocks.tall").read_bytes() == (tmp_path / "plain.tall").read_bytes()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tallstore-part")]
@@ -43,7 +43,7 @@ def test_damage_that_the_reading_thread_finds_ends_the_packing(tmp_path: Path, m
         file._path.write_bytes(data)
 
     monkeypatch.setattr(result_files.ResultFile, "end", flip)
-    monkeypatch.setattr(parts, "IO_BLOCK", 64)
+    monkeypatch.setattr(part_writer, "IO_BLOCK", 64)
     with pytest.raises(OutputError, match="damaged on its disk"):
         tallstore.pack(base, tasks, tmp_path / "zoo", overwrite=True)
     assert read_all(tmp_path / "zoo") == before
@@ -116,7 +116,7 @@ def test_few_files_are_open_however_many_parts_and_results_there_are(
     monkeypatch.setattr(Taker, "open_file", counted)
     monkeypatch.setattr(result_files, "MOST_OPEN", 3)
     monkeypatch.setattr(driver, "CHUNK_ELEMENTS", 1 << 16)
-    monkeypatch.setattr(parts, "IO_BLOCK", block)
+    monkeypatch.setattr(part_writer, "IO_BLOCK", block)
     base = {f"w{n}": noise(300, 400, seed=n) for n in range(8)}
     tasks = {f"t{k}": {name: near(tensor, k) for name, tensor in base.items()} for k in range(6)}
     tallstore.pack(base, tasks, tmp_path / "zoo.tall")
@@ -143,6 +143,6 @@ def test_results_stay_for_a_run_that_may_be_taken_up(
 
 def test_a_block_longer_than_its_room_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tallstore.pack(*tiny_zoo(2), tmp_path / "plain.tall")
-    monkeypatch.setattr(parts, "LARGEST_BLOCK", 50)
+    monkeypatch.setattr(part_writer, "LARGEST_BLOCK", 50)
     tallstore.pack(*tiny_zoo(2), tmp_path / "narrow.tall")
     assert (tmp_path / "narrow.tall").read_bytes() == (tmp_path / "plain.tall").read_bytes()

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 from tallstore._version import __version__
 from tallstore.errors import AccessError, DamagedError, RemoteError
-from tallstore.stores.remote import TIMEOUT, Files
+from tallstore.stores.ranged_files import TIMEOUT, Files
 from tallstore.stores.retries import TransientError
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)", re.ASCII)

@@ -14,7 +14,7 @@ from tallstore.kernels.conversion import from_bf16
 from tallstore.kernels.dare import MOST, SHARES, steps, units
 from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.place_hash import first_of
-from tallstore.recipes.dropping import counted, offers
+from tallstore.recipes.sampled_changes import counted, offers
 from tallstore.tensors import as_bytes
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
