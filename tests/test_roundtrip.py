@@ -21,7 +21,7 @@ from tallstore.zoo import Zoo
 
 SIZES = (1, 255, 256, 257, 1023, 1024, 1025, 2047, 3000)
 VECTORS = tuple(codecs.SHARED)
-MASKS = tuple(codecs.MASK)
+MASKS = tuple(codecs.ASKED)
 
 
 def check_all(zoo: Zoo, tasks: dict[str, State]) -> set[str]:

@@ -105,7 +105,7 @@ def zoos(draw: Draw) -> Zoo:
     recipe = draw(st.sampled_from([*RECIPES, "solo", "solo", "solo"]))
     zoo.options = {
         "recipe": recipe,
-        "mask": draw(st.sampled_from(list(codecs.MASK))),
+        "mask": draw(st.sampled_from(list(codecs.ASKED))),
         "base_codec": draw(st.sampled_from(list(codecs.WHOLE))),
         "base_storage": draw(st.sampled_from(["embed", "embed", "reference"])),
         "exact": draw(st.sampled_from(["all", (), ()])),

@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "referenced": {"recipe": "fit", "base_storage": "reference"},
     "referenced, exact": {"base_storage": "reference", "exact": "all", "base_codec": "raw"},
     **{f"fit {vector}": {"recipe": "fit", "vector": vector} for vector in codecs.SHARED if vector != "ones"},
-    **{f"fit {mask}": {"recipe": "fit", "mask": mask, "vector": "f32", "base_codec": "raw"} for mask in codecs.MASK},
+    **{f"fit {mask}": {"recipe": "fit", "mask": mask, "vector": "f32", "base_codec": "raw"} for mask in codecs.ASKED},
     "emr": {"recipe": "emr", "exact": "all"},
     "lossless": {"quality": "lossless"},
     "tall": {"recipe": "tall", "vector": "bf16"},

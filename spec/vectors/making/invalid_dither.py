@@ -67,7 +67,7 @@ CLAIM = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 60) + b"\1\0\0"
 SPOILED: tuple[tuple[str, bytes, str, str], ...] = (
     ("head-cut-off", SOUND[:15], "cut off", "a head cut off"),
     ("head-only", SOUND[:16], "cut off", "a head alone"),
-    ("head-fourth", head(zero=1), "cut off", "a fourth byte that is not 0"),
+    ("head-fourth", head(zero=1), "reserved", "a fourth byte that is not 0"),
     ("classes-0", head(classes=0), "out of range", "no classes"),
     ("classes-17", head(shift=12, classes=17), "out of range", "17 classes"),
     ("shift-25", head(shift=25, classes=1), "out of range", "a class of 2^25 places"),
