@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import islice
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -21,27 +22,35 @@ __all__ = ["Background", "ordered", "run_all"]
 _T = TypeVar("_T")
 
 
-def run_all(jobs: Sequence[Callable[[], object]], threads: int, name: str = "tallstore") -> None:
+def run_all(
+    jobs: Sequence[Callable[[], object]],
+    threads: int,
+    name: str = "tallstore",
+    within: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> None:
     """Run jobs side by side, the calling thread among the workers.
 
     Args:
         jobs: what to run, in the order in which they begin.
         threads: how many at a time, at most. Where no more threads can be had, those that there are do all of it.
         name: of the threads, for debuggers.
+        within: what each of the workers is in meanwhile.
     """
     waiting = deque(enumerate(jobs))
     failed: list[tuple[int, BaseException]] = []
 
     def work() -> None:
-        while waiting and not failed:
-            try:
-                index, job = waiting.popleft()
-            except IndexError:  # another worker took it
-                return
-            try:
-                job()
-            except BaseException as error:  # raised below
-                failed.append((index, error))
+        index = -1
+        try:
+            with within():
+                while waiting and not failed:
+                    try:
+                        index, job = waiting.popleft()
+                    except IndexError:  # another worker took it
+                        return
+                    job()
+        except BaseException as error:  # raised below
+            failed.append((index, error))
 
     helpers = []
     with contextlib.suppress(RuntimeError):  # no more threads can be had

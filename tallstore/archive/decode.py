@@ -33,6 +33,7 @@ from tallstore.concurrency import run_all
 from tallstore.errors import NoSuchTensorError
 from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.kernels import reference
+from tallstore.kernels.native import library
 from tallstore.kernels.steps import Run, Steps
 from tallstore.tensors import TORCH, empties, empty, shape_of
 
@@ -135,7 +136,7 @@ class Decoder:
         for name, flat in out.items():
             plan = self._plan.of(task, self._places.source(task, name))
             jobs += self._writer.jobs(plan, flat, partial(_prepared, prepared, plan.name))
-        run_all(jobs, threads, "tallstore-decode")
+        run_all(jobs, threads, "tallstore-decode", library.held)
 
     def check(self, task: str) -> None:
         """Raise for any entry of a task that does not fit the archive, without reading coded bytes.
@@ -372,7 +373,7 @@ class Decoder:
         return np.concatenate(pieces)[: stop - start]
 
     def _run(self, jobs: list[Job]) -> None:
-        run_all(jobs, self._threads, "tallstore-decode")
+        run_all(jobs, self._threads, "tallstore-decode", library.held)
 
 
 def _prepared(prepared: Mapping[tuple[str, int], Steps], name: str, segment: Segment) -> Steps | None:

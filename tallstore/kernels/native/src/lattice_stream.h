@@ -99,6 +99,36 @@ ALWAYS const uint8_t *decode_lanes(
 }
 #endif
 
+#if defined(__AVX512VBMI2__)
+/* The same of a multiple of 16 lanes. */
+ALWAYS const uint8_t *decode_wide(
+    uint8_t *restrict found, int32_t size, const uint32_t *restrict entries, uint32_t *restrict states, int32_t bits,
+    const uint8_t *restrict at
+) {
+    const __m512i mask = _mm512_set1_epi32((1 << bits) - 1), twelve = _mm512_set1_epi32(0xFFF), one = _mm512_set1_epi32(1);
+    const __m128i by = _mm_cvtsi32_si128(bits);
+    uint32_t slots[MOST_LANES];
+    for (int32_t lane = 0; lane < size; lane += 16) {
+        __m512i x = _mm512_loadu_si512(states + lane), table = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(found + lane)));
+        _mm512_storeu_si512(slots + lane, _mm512_or_si512(_mm512_sll_epi32(table, by), _mm512_and_si512(x, mask)));
+    }
+    for (int32_t lane = 0; lane < size; lane += 16) {
+        __m512i x = _mm512_loadu_si512(states + lane);
+        __m512i entry = _mm512_inserti64x4(_mm512_castsi256_si512(eight(entries, slots + lane)), eight(entries, slots + lane + 8), 1);
+        __m512i share = _mm512_add_epi32(_mm512_and_si512(entry, twelve), one);
+        x = _mm512_mullo_epi32(share, _mm512_srl_epi32(x, by));
+        x = _mm512_add_epi32(x, _mm512_and_si512(_mm512_srli_epi32(entry, 12), twelve));
+        const __mmask16 few = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(LOWEST));
+        __m512i next = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
+        x = _mm512_mask_or_epi32(x, few, _mm512_slli_epi32(x, 16), _mm512_maskz_expand_epi32(few, next));
+        _mm512_storeu_si512(states + lane, x);
+        at += 2 * __builtin_popcount(few);
+        _mm_storeu_si128((__m128i *)(found + lane), _mm512_cvtepi32_epi8(_mm512_srli_epi32(entry, 24)));
+    }
+    return at;
+}
+#endif
+
 /* Symbols of n elements, in place of their tables. */
 static void decode_symbols(
     uint8_t *found, int64_t n, const uint32_t *entries, uint32_t *states, int32_t lanes, int32_t bits, stream *from,
@@ -114,8 +144,13 @@ static void decode_symbols(
         const uint8_t *at = from->at;
         (void)order;
 #if defined(__AVX2__)
-        lane = size & ~7;
-        at = decode_lanes(found, lane, entries, states, bits, at, order);
+#if defined(__AVX512VBMI2__)
+        lane = size & ~15;
+        at = decode_wide(found, lane, entries, states, bits, at);
+#endif
+        const int32_t eights = size & ~7;
+        at = decode_lanes(found + lane, eights - lane, entries, states + lane, bits, at, order);
+        lane = eights;
 #endif
         for (; lane < size; lane++) {
             uint32_t x = states[lane], entry = entries[(uint32_t)found[lane] << bits | (x & ((1u << bits) - 1))];
