@@ -15,11 +15,21 @@ _AT_FIRST, _OBJECTS = 1_000_000, 50_000
 which stay, and looking through them took a tenth of a second and more of every command."""
 
 
+_COUNTED = frozenset({"triton", "jaxlib"})
+"""Packages bound with nanobind, which lists all that it made and that is still there at the end as leaks."""
+
+
+def _leave_garbage() -> None:
+    """What is there at the end goes with the process: no one looks through it."""
+    if not _COUNTED & sys.modules.keys():
+        gc.freeze()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed (one line says why), 2 wrong usage."""
     gc.set_threshold(_AT_FIRST)
     gc.callbacks.append(_begun)
-    atexit.register(gc.freeze)  # what is there at the end goes with the process: no one looks through it
+    atexit.register(_leave_garbage)
     from tallstore.cli import output, plain
     from tallstore.cli.app import command
     from tallstore.cli.hub import keep_to_lines

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -293,3 +295,12 @@ def test_info_tells_how_tasks_are_stored(tmp_path: Path, capsys: pytest.CaptureF
     assert note.startswith("t: 1 tensor of types that no mask fits")
     _, out, _ = run(capsys, "info", tmp_path / "z.tall")
     assert note in " ".join(out.split())
+
+
+def test_a_command_that_met_triton_tells_of_no_leaks() -> None:
+    """Its bindings take garbage that is left at the end for leaks, and list it."""
+    pytest.importorskip("triton")
+    code = "import triton; from tallstore.cli import main; main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("tallstore ")
+    assert done.stderr == ""
