@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # imported where they are used: the process that hands tests to workers runs none, and needs no torch
-    from support import Forks, Shared
+    from processes import Forks, Shared
 
 # The Hub's client reads these when it is imported. No test sees the user's token or cache, or leaves this machine.
 _HOME = tempfile.mkdtemp(prefix="tallstore-tests-")
@@ -96,7 +96,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Processes for jobs that are to be killed, limited, or told of another Hub before anything is imported."""
-    from support import FORKS, Forks, child_args, child_env
+    from processes import FORKS, Forks, child_args, child_env
 
     folder = tmp_path_factory.mktemp("forks")
     folder.chmod(0o777)
@@ -110,7 +110,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """What takes long to make, made once for all workers."""
-    from support import Shared
+    from processes import Shared
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
@@ -121,6 +121,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 @pytest.fixture(scope="session")
 def compiler(shared: Shared) -> str:
     """A C compiler for builds of the native library that are looked at, not waited for."""
-    from support import quick_compiler
+    from processes import quick_compiler
 
     return quick_compiler(shared.folder)

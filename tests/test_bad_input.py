@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 import xxhash
-from support import bytes_of, child, leftovers, near, noise, tiny_base, tiny_zoo, write_folder
+from processes import child
+from support import bytes_of, leftovers, near, noise, tiny_base, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import (

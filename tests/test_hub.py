@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from loopback import Hub, serving
+from processes import Forks
 from safetensors.torch import save
-from support import Forks, State, leftovers, same_bits, tiny_zoo
+from support import State, leftovers, same_bits, tiny_zoo
 
 import tallstore
 

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support import ROOT, child
+from processes import child
+from support import ROOT
 
 PACKAGE = ROOT / "tallstore"
 LOW = {"errors", "format"}

@@ -17,7 +17,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from support import ROOT, Shared
+from processes import Shared
+from support import ROOT
 
 from tallstore.kernels.native.build import find_compiler, library_path, sum_path
 

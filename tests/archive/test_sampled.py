@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from loopback import serving
+from processes import child
 from safetensors.torch import load_file, save_file
 from spec.second_reader import Archive
 from support import (
@@ -19,7 +20,6 @@ from support import (
     aligned_zoo,
     assert_same,
     both,
-    child,
     kinds,
     near,
     noise,

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Forks
 from safetensors.torch import save_file
-from support import ROOT, Forks, noise
+from support import ROOT, noise
 
 import tallstore
 

@@ -6,17 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import (
-    State,
-    assert_same,
-    near,
-    noise,
-    read_all,
-    same_bits,
-    spoilt,
-    tiny_zoo,
-    write_folder,
-)
+from support import State, assert_same, near, noise, read_all, same_bits, spoilt, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import BaseNeededError, WrongBaseError

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from processes import child_env
 from rich.cells import cell_len
-from support import child_env, tiny_zoo
+from support import tiny_zoo
 
 import tallstore
 from tallstore.cli import main

@@ -24,8 +24,9 @@ from generated_zoos import Zoo, archives, write_archive, zoos
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from loopback import Hub, Repository, serving
+from processes import child_args, child_env
 from spec.second_reader import Archive
-from support import bytes_of, child_args, child_env, near, noise
+from support import bytes_of, near, noise
 
 import tallstore
 from spec.vectors import VALID, valid

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, Shared
+from processes import Shared
+from support import ROOT
 
 
 @pytest.fixture(scope="session")

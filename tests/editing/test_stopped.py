@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Forks, bytes_of, near, noise, stopped
+from processes import Forks, stopped
+from support import bytes_of, near, noise
 
 import tallstore
 from tallstore.errors import OutputError

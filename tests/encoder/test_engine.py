@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import Forks, State, bytes_of, leftovers, near, noise, write_folder
+from processes import Forks
+from support import State, bytes_of, leftovers, near, noise, write_folder
 
 import tallstore
 from tallstore.encoder import batches, driver, encode_item, items

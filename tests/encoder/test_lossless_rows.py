@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import child
 from safetensors.torch import load_file
-from support import FLOATS, State, assert_same, child, kinds, near, noise, packed, same_bits, spoilt, tiny_zoo
+from support import FLOATS, State, assert_same, kinds, near, noise, packed, same_bits, spoilt, tiny_zoo
 from torch import nn
 
 import tallstore

@@ -6,17 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import (
-    State,
-    formula,
-    kinds,
-    near,
-    noise,
-    packed,
-    raw,
-    same_bits,
-    tiny_zoo,
-)
+from support import State, formula, kinds, near, noise, packed, raw, same_bits, tiny_zoo
 
 import tallstore
 from tallstore.errors import NoSuchTensorError

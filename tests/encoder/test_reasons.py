@@ -6,18 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import (
-    formula,
-    kinds,
-    near,
-    noise,
-    packed,
-    raw,
-    same_bits,
-    spoilt,
-    tiny_base,
-    tiny_zoo,
-)
+from support import formula, kinds, near, noise, packed, raw, same_bits, spoilt, tiny_base, tiny_zoo
 
 import tallstore
 from tallstore.recipes import RECIPES

@@ -7,19 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import (
-    State,
-    formula,
-    kinds,
-    near,
-    noise,
-    packed,
-    raw,
-    read_all,
-    same_bits,
-    slots,
-    tiny_zoo,
-)
+from support import State, formula, kinds, near, noise, packed, raw, read_all, same_bits, slots, tiny_zoo
 
 
 def tied_zoo() -> tuple[State, State]:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from loopback import serving
+from processes import Forks
 from safetensors.torch import save_file
 from small_models import BERT, WORDS, tune
-from support import Forks, assert_same, bytes_of
+from support import assert_same, bytes_of
 
 import tallstore
 from tallstore.errors import (

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from support import FORKS, Forks, child_args, child_env
+from processes import FORKS, Forks, child_args, child_env
 
 from .jobs import JOBS
 from .points import FAULTS, Bench, bench

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from loopback import Hub, serving
-from support import Forks, bytes_of, leftovers
+from processes import Forks
+from support import bytes_of, leftovers
 
 from .jobs import INPUTS, JOBS, TOKEN, Job, write_inputs
 

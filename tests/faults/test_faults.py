@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import Forks
+from processes import Forks
 
 from .jobs import JOBS
 from .points import FAULTS, bench

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import child_env
+from processes import child_env
 
 from .base import guarded
 from .targets import TARGETS

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from loopback import Hub, Repository, serving
+from processes import Forks
 from safetensors.torch import save
-from support import Forks, bytes_of, tiny_zoo, write_folder
+from support import bytes_of, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.cli import main

@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Hub, serving
-from support import Forks, assert_same, bytes_of, examples, near, noise, slots
+from processes import Forks
+from support import assert_same, bytes_of, examples, near, noise, slots
 
 import tallstore
 from tallstore.errors import AccessError, DamagedError, NotAnArchiveError, OptionError, RemoteError, UnreachableError

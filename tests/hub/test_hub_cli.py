@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from loopback import Hub, Repository
+from processes import Forks
 from safetensors.torch import load_file, save
-from support import Forks, assert_same, bytes_of, leftovers, tiny_zoo
+from support import assert_same, bytes_of, leftovers, tiny_zoo
 
 import tallstore
 

@@ -10,8 +10,9 @@ import huggingface_hub
 import pytest
 import torch
 from loopback import Hub, Repository
+from processes import Forks
 from safetensors.torch import load_file
-from support import Forks, assert_same, bytes_of, leftovers, same_bits, slots, tiny_zoo
+from support import assert_same, bytes_of, leftovers, same_bits, slots, tiny_zoo
 
 import tallstore
 from tallstore.errors import (

@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from support import Forks, bytes_of, child_env, import_later, slots, tiny_zoo
+from processes import Forks, child_env
+from support import bytes_of, import_later, slots, tiny_zoo
 
 import tallstore
 

@@ -8,8 +8,9 @@ import huggingface_hub
 import loopback
 import pytest
 from loopback import Hub, Repository
+from processes import Forks
 from safetensors.torch import load_file, save
-from support import Forks, assert_same, bytes_of, leftovers, slots, tiny_zoo
+from support import assert_same, bytes_of, leftovers, slots, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError, NoSuchRevisionError, NotAnArchiveError, OptionError, UnreachableError

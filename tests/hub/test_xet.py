@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from loopback import Hub
-from support import Forks, bytes_of, leftovers
+from processes import Forks
+from support import bytes_of, leftovers
 
 from .conftest import TOKEN
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support import Shared, child
+from processes import Shared, child
 
 pytest.importorskip("triton")
 

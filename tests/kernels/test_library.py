@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ROOT, child
+from processes import child
+from support import ROOT
 
 from tallstore.cli import output
 from tallstore.errors import DeviceError, OptionError

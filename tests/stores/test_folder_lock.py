@@ -9,7 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import Forks, State, assert_same, leftovers, raw, tiny_zoo
+from processes import Forks
+from support import State, assert_same, leftovers, raw, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError

@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support import Forks, State, bytes_of, near, noise, stopped
+from processes import Forks, stopped
+from support import State, bytes_of, near, noise
 
 import tallstore
 from tallstore.stores import staging

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import Forks, State, assert_same, bytes_of, leftovers, near, noise, slots, tiny_zoo
+from processes import Forks
+from support import State, assert_same, bytes_of, leftovers, near, noise, slots, tiny_zoo
 
 import tallstore
 from tallstore.errors import CheckpointError, DamagedError, NotAnArchiveError, OutputError, OutputExistsError

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Forks, State, bytes_of, leftovers, tiny_base, tiny_zoo, write_folder
+from processes import Forks
+from support import State, bytes_of, leftovers, tiny_base, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import OutputError

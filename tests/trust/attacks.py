@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from support import child_args, child_env
+from processes import child_args, child_env
 
 from spec.vectors import INVALID
 

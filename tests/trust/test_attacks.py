@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Forks, bytes_of, tiny_zoo, write_folder
+from processes import Forks
+from support import bytes_of, tiny_zoo, write_folder
 
 import tallstore
 from spec.vectors import INVALID, VECTORS
