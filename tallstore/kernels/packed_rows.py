@@ -8,8 +8,9 @@ three forms, whichever takes the fewest bytes:
     bitmap   a bit an element, least significant first
     codes    every element's level, also of those that do not move
 
-and what a mark adds is its level's value in a table a chunk, times the vector's element where there is one. An index
-says, every few rows, where walking may begin. All of this is in memory only; archives have codecs of their own.
+and what a mark adds is its level's value in a table a chunk, times the vector's element where there is one. Of many
+levels the commonest may have fewer bits: marks with rare ones are then told apart, by gaps between them. An index says,
+every few rows, where walking may begin. All of this is in memory only; archives have codecs of their own.
 
 The functions here are the reference: native and Triton kernels equal them, products but for how their sums are rounded.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "FORMS",
     "TILE_ROWS",
     "PackedRows",
+    "RareLevels",
     "SharedVector",
     "fields_of",
     "moved_rows",
@@ -67,6 +69,26 @@ class SharedVector:
         return self.tables[at // self.chunk, fields_of(self.codes, self.bits, at)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RareLevels:
+    """Marks whose levels are none of the commonest, in order."""
+
+    fields: Bytes
+    """Each `gap_bits` of a gap, in marks whose levels are common, and above these the level's number: at most 12 bits
+    in all. A gap of ones stands for as many marks as it says, and that the gap goes on."""
+    count: int
+    """Of fields."""
+    gap_bits: int
+
+    def marks(self, bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Their numbers among all marks, and their levels, of so many bits each."""
+        every = fields_of(self.fields, self.gap_bits + bits, np.arange(self.count))
+        most = (1 << self.gap_bits) - 1
+        gaps = every & most
+        ends = np.flatnonzero(gaps != most)
+        return np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(len(ends)), every[ends] >> self.gap_bits
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedRows:
     """Of a tensor of `rows` rows of `width` elements each."""
@@ -80,11 +102,13 @@ class PackedRows:
     places: Bytes
     """Gaps, bits or codes, of the rows that are held."""
     levels: Bytes
-    """Of each mark, in order, `bits` each, least significant first; empty for codes, and for 0 bits."""
+    """Of each mark, in order, `bits` each, least significant first; empty for codes, and for 0 bits. Of one with a rare
+    level it may be any."""
     bits: int
     """Of a level: 0, 1, 2, 4 or 8; of steps also 16: then it is the step itself, modulo 2^16."""
     tables: Singles
-    """What levels stand for, a row a chunk: float32, shape (chunks, 2^bits); of 16 bits there are none."""
+    """What levels stand for, a row a chunk, the commonest first: float32, shape (chunks, 2^k); of 16 bits there are
+    none."""
     chunk: int
     """Elements a chunk: a power of two."""
     marks: int
@@ -94,7 +118,8 @@ class PackedRows:
     block: int = 1
     """Rows between two entries of the index."""
     index: npt.NDArray[np.int64]
-    """Shape (blocks, 3): gaps, marks, and the element behind the last mark, before each block of rows that are held."""
+    """Shape (blocks, 5): gaps, marks, and the element behind the last mark, before each block of rows that are held; of
+    rare levels, fields, and the mark behind the last one."""
     gaps: int = 0
     """How many gaps there are; continued ones count again."""
     gap_bits: int = 8
@@ -103,14 +128,22 @@ class PackedRows:
     """Of the rows that are held, in order; None: all are."""
     tiles: npt.NDArray[np.int32] | None = None
     """How many rows are held before each `TILE_ROWS` of the tensor's, and in all."""
+    rare: RareLevels | None = None
+    """None where every mark's level is among the first 2^bits."""
     vector: SharedVector | None = None
     """What levels are factors of; None where it is 1."""
+
+    @property
+    def table_bits(self) -> int:
+        """Of a level's number."""
+        return int(self.tables.shape[1]).bit_length() - 1
 
     @property
     def nbytes(self) -> int:
         """Memory of its own: the vector, which tasks share, is not counted."""
         held = (self.places, self.levels, self.tables, self.index, self.numbers, self.tiles)
-        return sum(each.nbytes for each in held if each is not None)
+        rare = 0 if self.rare is None else self.rare.fields.nbytes
+        return rare + sum(each.nbytes for each in held if each is not None)
 
     @property
     def held(self) -> int:
@@ -142,7 +175,13 @@ class PackedRows:
         """What marks at elements, the first of them number `mark`, stand for."""
         if self.bits == 16:
             return self.levels[: 2 * (mark + len(own))].view(np.int16)[mark:].astype(np.float32)
-        level = fields_of(self.levels, self.bits, np.arange(mark, mark + len(own))) if self.bits else 0
+        level = np.zeros(len(own), np.int32)
+        if self.bits:
+            level = fields_of(self.levels, self.bits, np.arange(mark, mark + len(own)))
+        if self.rare is not None:
+            at, number = self.rare.marks(self.table_bits)
+            here = (at >= mark) & (at < mark + len(own))
+            level[at[here] - mark] = number[here]
         values: Singles = self.tables[own // self.chunk, level]
         return values
 
@@ -150,7 +189,7 @@ class PackedRows:
         """Elements in [start, stop) of held rows that move, and how many marks lie before. `start` begins a row."""
         if start >= stop:
             return np.zeros(0, np.int64), 0
-        gap, mark, place = (int(n) for n in self.index[start // self.width // self.block])
+        gap, mark, place = (int(n) for n in self.index[start // self.width // self.block, :3])
         if self.form == "bitmap":
             begin = start // self.width // self.block * self.block * self.width
             bits = np.unpackbits(self.places[begin // 8 : -(-stop // 8)], bitorder="little")

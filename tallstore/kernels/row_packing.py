@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tallstore.kernels.packed_rows import TILE_ROWS, PackedRows, SharedVector
+from tallstore.kernels.packed_rows import TILE_ROWS, PackedRows, RareLevels, SharedVector
 from tallstore.kernels.pairs import NIBBLES, Singles
 from tallstore.kernels.reference import Bytes
 
@@ -18,7 +18,7 @@ __all__ = ["LevelChunk", "pack_rows", "unpacked"]
 
 _SPARE = 16
 """Bytes of zero behind packed ones: kernels load so many at once."""
-_BLOCK = 2048
+_BLOCK = 4096
 """Marks between two entries of the index, about: it takes a tenth of a bit a mark."""
 _GAP_BITS = range(3, 13)
 """Of fields of gaps."""
@@ -70,7 +70,8 @@ def pack_rows(
     if vector is None and len(tables) > 1 and all(np.array_equal(each, tables[0]) for each in tables):
         tables, chunk = tables[:1], _ALONE
     own = np.concatenate(levels) if levels else np.zeros(0, np.uint8)
-    values, packed, bits = _levels(tables, own, steps=steps)
+    chosen = _levels(tables, own, steps=steps)
+    values, packed, bits, rare = chosen.tables, chosen.packed, chosen.bits, chosen.rare
     marked = np.concatenate(flags).reshape(rows, width) if flags else np.zeros((rows, width), bool)
     marks, held = len(own), np.flatnonzero(marked.any(1)).astype(np.int32)
     numbers: npt.NDArray[np.int32] | None = None
@@ -87,7 +88,7 @@ def pack_rows(
             numbers, marked, gaps, gap_bits, sizes = held, marked[held], fewer, fewer_bits, less
     code_bits = next((each for each in (1, 2, 4, 8) if max(map(len, tables), default=1) <= 1 << each), None)
     if code_bits is not None:
-        sizes["codes"] = -(-rows * width * code_bits // 8) - len(packed)
+        sizes["codes"] = -(-rows * width * code_bits // 8) - chosen.nbytes
     form = form or min(sizes, key=sizes.__getitem__)
     field_count = 0
     if form == "codes":
@@ -95,7 +96,7 @@ def pack_rows(
         values = np.zeros((max(len(tables), 1), 1 << code_bits), np.float32)
         for row, table in zip(values, tables, strict=False):
             row[: len(table)] = table
-        numbers, bits, packed = None, code_bits, np.zeros(0, np.uint8)
+        numbers, bits, packed, rare = None, code_bits, np.zeros(0, np.uint8), None
         places = _packed(np.concatenate(every) if every else own, code_bits)
     elif form == "bitmap":
         places = np.packbits(marked.reshape(-1), bitorder="little")
@@ -120,11 +121,12 @@ def pack_rows(
         marks=marks,
         steps=steps,
         block=block,
-        index=_index(marked, count, block, (1 << gap_bits) - 1 if form == "gaps" else 1 << 62),
+        index=_index(marked, count, block, (1 << gap_bits) - 1 if form == "gaps" else 1 << 62, rare, chosen.at),
         gaps=field_count,
         gap_bits=gap_bits,
         numbers=numbers,
         tiles=tiles,
+        rare=None if rare is None else replace(rare, fields=_spared(rare.fields)),
         vector=vector,
     )
 
@@ -144,25 +146,56 @@ def _packed(fields: npt.NDArray[Any], bits: int) -> Bytes:
     return np.packbits(np.unpackbits(apart, axis=1, bitorder="little")[:, :bits].reshape(-1), bitorder="little")
 
 
-def _levels(tables: Sequence[Singles], levels: npt.NDArray[Any], *, steps: bool) -> tuple[Singles, Bytes, int]:
-    """Tables of the levels that marks have, the marks' levels in them, packed, and bits of a level."""
+class _Levels(NamedTuple):
+    """What marks' levels are packed as: see `PackedRows`."""
+
+    tables: Singles
+    packed: Bytes
+    bits: int
+    rare: RareLevels | None = None
+    at: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+    """Marks with rare levels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the marks' own."""
+        return len(self.packed) + (0 if self.rare is None else len(self.rare.fields))
+
+
+def _levels(tables: Sequence[Singles], levels: npt.NDArray[Any], *, steps: bool) -> _Levels:
+    """Pack levels, an index into each chunk's table for every mark; the commonest in as many bits as pays."""
     size = max(map(len, tables), default=1)
-    used = np.zeros(size, bool)
-    used[levels] = True
-    number = np.cumsum(used) - 1
-    count = max(int(used.sum()), 1)
-    bits = next((each for each in (0, 1, 2, 4, 8) if count <= 1 << each), 16)
-    if steps and len(tables) == 1 and (bits == 16 or len(levels) < 4 << bits):
+    often = np.bincount(levels, minlength=size)
+    count = max(int(np.count_nonzero(often)), 1)
+    whole = next((each for each in (0, 1, 2, 4, 8) if count <= 1 << each), 16)
+    if steps and len(tables) == 1 and (whole == 16 or len(levels) < 4 << whole):
         direct = tables[0][levels].astype(np.int32).astype("<i2")
-        return np.zeros((1, 1), np.float32), direct.view(np.uint8), 16
-    assert bits < 16
+        return _Levels(np.zeros((1, 1), np.float32), direct.view(np.uint8), 16)
+    assert whole < 16
+    table_bits = (count - 1).bit_length()
+    order = np.argsort(-often, kind="stable")[:count]
     full = np.zeros((max(len(tables), 1), size), np.float32)
     for row, table in zip(full, tables, strict=False):
         row[: len(table)] = table
-    out = np.zeros((len(full), 1 << bits), np.float32)
-    out[:, : int(used.sum())] = full[:, used]
-    own = number[levels].astype(np.uint8)
-    return out, _packed(own, bits) if bits else np.zeros(0, np.uint8), bits
+    out = np.zeros((len(full), 1 << table_bits), np.float32)
+    out[:, :count] = full[:, order]
+    number = np.zeros(size, np.uint8)
+    number[order] = np.arange(count)
+    own = number[levels]
+    best = _Levels(out, _packed(own, whole) if whole else np.zeros(0, np.uint8), whole)
+    for bits in (each for each in (0, 1, 2, 4) if each < whole):
+        at = np.flatnonzero(own >> bits)
+        if bits * len(own) // 8 + len(at) * table_bits // 8 >= best.nbytes:
+            continue
+        gaps = np.diff(at, prepend=-1) - 1
+        gap_bits, taken = _gap_bits(gaps, table_bits)
+        if -(-bits * len(own) // 8) + taken < best.nbytes:
+            fields = _fields_of_gaps(gaps, (1 << gap_bits) - 1)
+            fields[np.cumsum(gaps // ((1 << gap_bits) - 1) + 1) - 1] |= own[at].astype(np.uint16) << gap_bits
+            rare = RareLevels(fields=_packed(fields, gap_bits + table_bits), count=len(fields), gap_bits=gap_bits)
+            packed = _packed(own & ((1 << bits) - 1), bits) if bits else np.zeros(0, np.uint8)
+            best = _Levels(out, packed, bits, rare, at)
+    return best
 
 
 def _gaps_of(marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -170,16 +203,17 @@ def _gaps_of(marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.diff(np.flatnonzero(marked), prepend=-1) - 1
 
 
-def _gap_bits(gaps: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """Bits of fields that take the fewest bytes, and how many these are."""
+def _gap_bits(gaps: npt.NDArray[np.int64], beside: int = 0) -> tuple[int, int]:
+    """Bits of gaps whose fields, with so many other bits in each, take the fewest bytes, and how many these are."""
     often = np.bincount(np.minimum(gaps, _LONG), minlength=_LONG + 1)[:_LONG]
     lengths, long = np.arange(_LONG), gaps[gaps >= _LONG]
     fields = {
         bits: len(gaps) + int(often @ (lengths // ((1 << bits) - 1))) + int((long // ((1 << bits) - 1)).sum())
         for bits in _GAP_BITS
+        if bits + beside <= _GAP_BITS[-1]
     }
-    best = min(_GAP_BITS, key=lambda bits: bits * fields[bits])
-    return best, -(-best * fields[best] // 8)
+    best = min(fields, key=lambda bits: (bits + beside) * fields[bits])
+    return best, -(-(best + beside) * fields[best] // 8)
 
 
 def _fields_of_gaps(gaps: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.uint16]:
@@ -189,17 +223,29 @@ def _fields_of_gaps(gaps: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.ui
     return out
 
 
-def _index(marked: npt.NDArray[np.bool_], rows: int, block: int, most: int) -> npt.NDArray[np.int64]:
+def _index(
+    marked: npt.NDArray[np.bool_],
+    rows: int,
+    block: int,
+    most: int,
+    rare: RareLevels | None,
+    rare_marks: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
     """See `PackedRows.index`."""
     at, width = np.flatnonzero(marked), marked.shape[1]
     starts = np.arange(0, max(rows, 1), block, dtype=np.int64) * width
     marks = np.searchsorted(at, starts)
-    ends = np.cumsum((np.diff(at, prepend=-1) - 1) // most + 1) if len(at) else np.zeros(0, np.int64)
-    before = np.maximum(marks - 1, 0)
-    some = marks > 0
-    gap, place = np.zeros_like(starts), np.zeros_like(starts)
-    gap[some], place[some] = ends[before[some]], at[before[some]] + 1
-    return np.ascontiguousarray(np.stack([gap, marks, place], axis=1))
+    gap, place = _behind(at, marks, most)
+    field, common = _behind(rare_marks, np.searchsorted(rare_marks, marks), (1 << rare.gap_bits) - 1 if rare else 1)
+    return np.ascontiguousarray(np.stack([gap, marks, place, field, common], axis=1))
+
+
+def _behind(
+    at: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of the first so many of ascending places: fields of their gaps, and the place behind the last of them."""
+    ends = np.concatenate([[0], np.cumsum((np.diff(at, prepend=-1) - 1) // most + 1)])
+    return ends[numbers], np.concatenate([[0], at + 1])[numbers]
 
 
 def _spared(data: Bytes) -> Bytes:

@@ -18,10 +18,15 @@ from tallstore.kernels.row_packing import LevelChunk, pack_rows
 
 CHUNK = 1024
 SHAPES = [(1, 8), (3, 1), (37, 24), (5, 700), (70, 33), (2, 1500)]
-KINDS = ["binary", "signed", "levels", "many levels", "vector", "vector codes", "steps", "many steps"]
+KINDS = [
+    *("binary", "signed", "levels", "many levels", "one common level", "two common levels", "rare levels"),
+    *("vector", "vector codes", "steps", "many steps"),
+]
 
 
 STEPS = ("steps", "many steps")
+COMMON = {"one common level": (1, 4), "two common levels": (2, 7), "rare levels": (4, 250)}
+"""How many of how many levels five in six marks have."""
 
 
 def forms(kind: str) -> tuple[str, ...]:
@@ -33,10 +38,14 @@ def forms(kind: str) -> tuple[str, ...]:
 def packed(kind: str, shape: tuple[int, int], dtype: torch.dtype, form: str | None, seed: int = 0) -> PackedRows:
     rng = np.random.default_rng(seed)
     n = shape[0] * shape[1]
-    count = {"binary": 2, "signed": 3, "levels": 13, "many levels": 200, "steps": 7, "many steps": 700}.get(kind, 3)
+    counts = {"binary": 2, "levels": 13, "many levels": 200, "steps": 7, "many steps": 700}
+    count = counts.get(kind, COMMON[kind][1] if kind in COMMON else 3)
     every_step = rng.integers(-350, 351, count).astype(np.float32)  # one table for all chunks
     chances = np.full(count, 0.12 / max(count - 1, 1))
     chances[0] = 0.88
+    if kind in COMMON:
+        chances[1:] = 0.02 / (count - 1)
+        chances[1 : 1 + COMMON[kind][0]] += 0.1 / COMMON[kind][0]
     chunks = []
     for start in range(0, n, CHUNK):
         table = rng.integers(-8, 9, count).astype(np.float32) / 64
@@ -95,6 +104,19 @@ def test_every_form_holds_the_same_values(kind: str, shape: tuple[int, int]) -> 
             assert (own.values(first, last) == wanted[first:last]).all()
         sizes[form] = len(own.places) + len(own.levels)
     assert len(packed(kind, shape, dtype, None).places) <= max(sizes.values())
+
+
+def test_levels_that_are_rare_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.choice(7, 50_000, p=[0.6, 0.18, 0.18, 0.015, 0.015, 0.005, 0.005]).astype(np.uint8)
+    table = np.array([0, 1, -1, 2, -2, 3, -3], np.float32)
+    own = pack_rows([LevelChunk(codes, table)], (500, 100), torch.float32, 1 << 16)
+    assert (own.values(0, 500).reshape(-1) == table[codes]).all()
+    assert (own.form, own.bits, own.table_bits) == ("bitmap", 1, 3)
+    share = -np.log2(0.18 / 0.4) * 0.36 / 0.4 + 0.04 / 0.4 * 5  # about what an entropy code would take of each mark
+    assert own.rare is not None
+    assert 8 * (len(own.levels) + len(own.rare.fields)) < 1.2 * share * own.marks
+    assert own.nbytes < 50_000 / 8 + 1.2 * share * own.marks / 8 + 1000
 
 
 def held() -> list[tuple[str, str]]:

@@ -63,6 +63,8 @@ class _Packed(Structure):
         ("levels", c_void_p),
         ("gaps", c_int64),
         ("gap_bits", c_int64),
+        ("rare", c_void_p),
+        *((name, c_int64) for name in ("rare_count", "rare_gap_bits", "table_bits")),
         ("numbers", c_void_p),
         ("tiles", c_void_p),
         ("tables", c_void_p),
@@ -171,7 +173,7 @@ class NativeProducts:
             first,
             last,
             width,
-            address(scratch("walks", 3 * len(runs), np.int64)),
+            address(scratch("walks", 5 * len(runs), np.int64)),
             places,
             values,
             address(scratch("tile", TILE_ROWS * width, np.float32)),
@@ -233,7 +235,7 @@ class NativeProducts:
             first,
             last,
             x.shape[1],
-            address(scratch("walks", 3 * len(runs), np.int64)),
+            address(scratch("walks", 5 * len(runs), np.int64)),
             places,
             values,
             address(scratch("sums", longest * TILE_ROWS, np.float32)),
@@ -248,7 +250,7 @@ class NativeProducts:
         """What the kernels are told of packed rows; made once."""
         told = self._told.get(packed)
         if told is None:
-            vector = packed.vector
+            vector, rare = packed.vector, packed.rare
             told = self._told[packed] = _Packed(
                 form=PLACES.index(packed.form),
                 bits=packed.bits,
@@ -262,6 +264,10 @@ class NativeProducts:
                 levels=address(packed.levels),
                 gaps=packed.gaps,
                 gap_bits=packed.gap_bits,
+                rare=None if rare is None else address(rare.fields),
+                rare_count=0 if rare is None else rare.count,
+                rare_gap_bits=0 if rare is None else rare.gap_bits,
+                table_bits=packed.table_bits,
                 numbers=None if packed.numbers is None else address(packed.numbers),
                 tiles=None if packed.tiles is None else address(packed.tiles),
                 tables=address(packed.tables),

@@ -69,7 +69,7 @@ TS_KERNEL(void, own_outputs)
             const ts_packed_rows *p = run->packed;
             const float *more = run->bias ? run->bias : bias, *from = turned + run->columns;
             memcpy(tile, base + a * width, (size_t)(size * width) * sizeof *tile);
-            if (a == first) walks[r] = (ts_walk){0, 0, 0};
+            if (a == first) walks[r] = (ts_walk){0};
             if (p)
                 own_rows(tile, p, walks + r, a, p->numbers ? p->tiles[number] : a,
                          p->numbers ? p->tiles[number + 1] : a + size, places, values);

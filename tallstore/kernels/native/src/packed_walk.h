@@ -18,6 +18,8 @@ typedef struct {
     int64_t rows, width, block, shift; /* rows: those that are held; shift: log2 of elements a chunk */
     const uint8_t *places, *levels;
     int64_t gaps, gap_bits; /* how many there are, continued ones counted again; bits of one */
+    const uint8_t *rare;    /* of marks with rare levels: fields of a gap, counted in marks, and a level above it */
+    int64_t rare_count, rare_gap_bits, table_bits; /* how many fields; bits of their gaps, and of their levels */
     const int32_t *numbers; /* of the rows that are held; NULL: all */
     const int32_t *tiles;   /* rows that are held before each TILE_ROWS of the tensor's */
     const float *tables;
@@ -35,9 +37,10 @@ typedef struct {
     int64_t first, count, columns; /* tokens; where the run's columns begin, or below 0 */
 } ts_run;
 
-/* Where a walk is: gaps and marks behind it, and the element, of rows that are held, that the next gap counts from. */
+/* Where a walk is: gaps and marks behind it, and the element, of rows that are held, that the next gap counts from; fields of
+ * rare levels behind it, and the mark that the next one's gap counts from. */
 typedef struct {
-    int64_t at, mark, place;
+    int64_t at, mark, place, rare, common;
 } ts_walk;
 
 typedef float ts_eight __attribute__((vector_size(32), aligned(4), may_alias));
@@ -46,6 +49,11 @@ typedef int32_t ts_eight_words __attribute__((vector_size(32), aligned(4), may_a
 static inline unsigned field(const uint8_t *codes, int64_t i, int32_t bits) {
     const int64_t bit = i * bits;
     return (codes[bit >> 3] >> (bit & 7)) & ((1u << bits) - 1);
+}
+
+/* The same where fields may lie across bytes; 4 bytes are read. */
+static inline unsigned wide_field(const uint8_t *codes, int64_t i, int64_t bits) {
+    return (ts_load32(codes + (i * bits >> 3)) >> (i * bits & 7)) & ((1u << bits) - 1);
 }
 
 static inline float base_at(const void *base, int64_t i, int32_t form) {
@@ -92,7 +100,7 @@ static int64_t places_by_gaps(int32_t *places, int64_t *ends, const ts_packed_ro
     int64_t n = 0, at = w->at, end = p->width, place = w->place - start, before = w->mark;
     *mark = -1;
     for (; place < -FAR && at < p->gaps; at++) { /* what follows counts in 32 bits */
-        const int64_t gap = (int64_t)(ts_load32(p->places + (at * bits >> 3)) >> (at * bits & 7)) & most;
+        const int64_t gap = wide_field(p->places, at, bits);
         place += gap + (gap != most), before += gap != most;
     }
 #if defined(__AVX2__)
@@ -139,7 +147,7 @@ static int64_t places_by_gaps(int32_t *places, int64_t *ends, const ts_packed_ro
     place = (int64_t)_mm256_extract_epi32(next, 0) + 1;
 #else
     for (; at < p->gaps; at++) {
-        const int64_t gap = (int64_t)(ts_load32(p->places + (at * bits >> 3)) >> (at * bits & 7)) & most, own = place + gap;
+        const int64_t gap = wide_field(p->places, at, bits), own = place + gap;
         if (gap != most) {
             while (own >= end) {
                 ends[row++ - first] = n, end += p->width;
@@ -182,10 +190,25 @@ static int64_t places_by_bits(int32_t *places, int64_t *ends, const ts_packed_ro
     return row;
 }
 
+/* Values of marks [mark, mark + n) whose levels are rare. A walk before these goes on as far as its marks have gone, which may
+ * be less: it finds some of a row's again. */
+static void put_rare(float *values, const int32_t *places, int64_t n, const ts_packed_rows *p, ts_walk *w, int64_t start,
+                     int64_t mark) {
+    const int64_t bits = p->rare_gap_bits + p->table_bits, most = ((int64_t)1 << p->rare_gap_bits) - 1;
+    for (int64_t i = w->rare, common = w->common; i < p->rare_count; i++) {
+        const int64_t own = wide_field(p->rare, i, bits), gap = own & most, at = common + gap - mark;
+        if (at >= n) break;
+        common += gap + (gap != most);
+        if (gap != most && at >= 0)
+            values[at] = p->tables[((start + places[at]) >> p->shift << p->table_bits) + (own >> p->rare_gap_bits)];
+        if (common <= w->mark) w->rare = i + 1, w->common = common;
+    }
+}
+
 /* What marks, from number `mark` on, stand for. start: the element that places are counted from; size: how many elements
  * they are of. Up to 7 values behind them are written too. */
-static void values_of(float *values, const int32_t *places, int64_t n, const ts_packed_rows *p, int64_t start, int64_t size,
-                      int64_t mark) {
+static void values_of(float *values, const int32_t *places, int64_t n, const ts_packed_rows *p, ts_walk *w, int64_t start,
+                      int64_t size, int64_t mark) {
     if (p->bits == 16) { /* steps */
         for (int64_t k = 0; k < n; k++) {
             int16_t step;
@@ -195,7 +218,7 @@ static void values_of(float *values, const int32_t *places, int64_t n, const ts_
         return;
     }
     const bool alone = start >> p->shift == (start + size - 1) >> p->shift;
-    const float *table = p->tables + (start >> p->shift << p->bits);
+    const float *table = p->tables + (start >> p->shift << p->table_bits);
     if (alone && p->bits <= 1) {
         const uint32_t low = ts_bits(table[0]), turned = p->bits ? low ^ ts_bits(table[1]) : 0;
         const ts_eight_words each = {1, 2, 4, 8, 16, 32, 64, 128};
@@ -203,12 +226,12 @@ static void values_of(float *values, const int32_t *places, int64_t n, const ts_
             const int32_t bits = p->bits ? (int32_t)(ts_load64(p->levels + ((mark + k) >> 3)) >> ((mark + k) & 7)) : 0;
             *(ts_eight_words *)(void *)(values + k) = (((bits & each) != 0) & (int32_t)turned) ^ (int32_t)low;
         }
-        return;
-    }
-    for (int64_t k = 0; k < n; k++) {
-        if (!alone) table = p->tables + ((start + places[k]) >> p->shift << p->bits);
-        values[k] = table[p->bits ? field(p->levels, mark + k, p->bits) : 0];
-    }
+    } else
+        for (int64_t k = 0; k < n; k++) {
+            if (!alone) table = p->tables + ((start + places[k]) >> p->shift << p->table_bits);
+            values[k] = table[p->bits ? field(p->levels, mark + k, p->bits) : 0];
+        }
+    put_rare(values, places, n, p, w, start, mark);
 }
 
 static inline int64_t number_of(const ts_packed_rows *p, int64_t row) { return p->numbers ? p->numbers[row] : row; }
@@ -223,7 +246,7 @@ static int64_t marks_of(int32_t *places, float *values, int64_t *ends, const ts_
     if (p->form == CODES)
         do {
             for (int64_t own = (row - first) * width, c = own; c < own + width; c++) {
-                const float *table = p->tables + ((start + c) >> p->shift << p->bits);
+                const float *table = p->tables + ((start + c) >> p->shift << p->table_bits);
                 const float value = table[field(p->places, start + c, p->bits)];
                 places[n] = (int32_t)c, values[n] = value;
                 n += value != 0;
@@ -237,7 +260,7 @@ static int64_t marks_of(int32_t *places, float *values, int64_t *ends, const ts_
             const int64_t more = (p->numbers[own] - own - (p->numbers[first] - first)) * width;
             for (; k < ends[own - first]; k++) places[k] += (int32_t)more;
         }
-        values_of(values, places, n, p, start, (number_of(p, row - 1) + 1) * width - start, mark);
+        values_of(values, places, n, p, w, start, (number_of(p, row - 1) + 1) * width - start, mark);
     }
     if (p->vector)
         for (int64_t k = 0; k < n; k++) {
@@ -251,8 +274,8 @@ static int64_t marks_of(int32_t *places, float *values, int64_t *ends, const ts_
 
 /* Bring a walk nearer to a row of those that are held: to the index's entry, if that is nearer than where it is. */
 static void walk_to(ts_walk *w, const ts_packed_rows *p, int64_t row) {
-    const int64_t *entry = p->index + 3 * (row / p->block);
-    if (p->form != CODES && (w->place > row * p->width || entry[2] > w->place)) *w = (ts_walk){entry[0], entry[1], entry[2]};
+    const int64_t *entry = p->index + 5 * (row / p->block);
+    if (p->form != CODES && (w->place > row * p->width || entry[2] > w->place)) memcpy(w, entry, sizeof *w);
 }
 
 static inline int64_t padded(int64_t count) { return (count + 7) & ~(int64_t)7; }

@@ -43,7 +43,7 @@ TS_KERNEL(void, packed_rows)
  int32_t *places, float *values) {
     const size_t item = form == TS_FLOAT32 ? 4 : 2, size = (size_t)p->width * item;
     int64_t count;
-    ts_walk w = {0, 0, 0};
+    ts_walk w = {0};
     for (int64_t k = 0; k < n; k++) {
         const int64_t number = index ? index[k] : first + k, row = held_at(p, number);
         char *own = (char *)out + (size_t)k * size;
@@ -196,7 +196,7 @@ TS_KERNEL(void, packed_product)
             const ts_run *run = runs + r;
             const ts_packed_rows *p = run->packed;
             const int64_t from = !p ? 0 : p->numbers ? p->tiles[tile] : a, to = !p ? 0 : p->numbers ? p->tiles[tile + 1] : a + size;
-            if (a == first) walks[r] = (ts_walk){0, 0, 0}; /* before tiles are passed over: the room holds another call's */
+            if (a == first) walks[r] = (ts_walk){0}; /* before tiles are passed over: the room holds another call's */
             if (from == to && !run->bias) continue;
             memset(sums, 0, (size_t)run->count * TILE_ROWS * sizeof *sums);
             if (from < to) walk_to(walks + r, p, from);
