@@ -23,25 +23,25 @@ ENTRY_BITS = 8 * 380
 
 
 def allocate(offers: Mapping[_K, Choices], weights: Mapping[_K, float], budget: float) -> dict[_K, PrecisionChoice]:
-    """For every key one choice, all within `budget` bits if that can be, at the least weighted harm."""
-    return _allocate(offers, weights, lambda bits, _: bits > budget)
+    """For every key one choice, all within `budget` bits if that can be, at about the least weighted harm."""
+    return _allocate(offers, weights, lambda bits, _: bits > budget, budget)
 
 
 def allocate_within(
     offers: Mapping[_K, Choices], weights: Mapping[_K, float], most: float
 ) -> dict[_K, PrecisionChoice]:
     """For every key one choice, their weighted harm at most `most` if that can be, at the fewest bits."""
-    return _allocate(offers, weights, lambda _, harm: harm <= most, dearest=True)
+    return _allocate(offers, weights, lambda _, harm: harm <= most)
 
 
 def _allocate(
     offers: Mapping[_K, Choices],
     weights: Mapping[_K, float],
     lower: Callable[[float, float], bool],
-    *,
-    dearest: bool = False,
+    budget: float | None = None,
 ) -> dict[_K, PrecisionChoice]:
-    """The choices at one price of a bit: the least from which on `lower` is not so, or the greatest where it still is.
+    """The choices at one price of a bit: the greatest where `lower` is still so, or with a budget the least from which
+    on it is not. What bits are left of a budget then buys single tensors the next finer choice, where these suffice.
 
     `lower` is asked with the bits and the weighted harm that a price makes; it is so for low prices, if for any.
     """
@@ -65,8 +65,16 @@ def _allocate(
         middle = (low + high) / 2
         picked = at(2.0**middle)
         low, high = (middle, high) if lower(math.fsum(bits[picked]), math.fsum(harm[picked])) else (low, middle)
-    best = (at(2.0 ** (low if dearest else high)) - starts).tolist()
-    return {key: offered[i] for (key, offered), i in zip(offers.items(), best, strict=True)}
+    best = at(2.0 ** (low if budget is None else high))
+    if budget is not None:
+        left = budget - math.fsum(bits[best])
+        (finer,) = np.nonzero(best + 1 < starts + lengths)
+        more, less = (values[best[finer] + 1] - values[best[finer]] for values in (bits, harm))
+        for number in np.argsort(less / np.maximum(more, 1e-300), kind="stable").tolist():
+            if more[number] <= left:
+                best[finer[number]] += 1
+                left -= float(more[number])
+    return {key: offered[i] for (key, offered), i in zip(offers.items(), (best - starts).tolist(), strict=True)}
 
 
 _PRICES = (-60.0, 60.0)

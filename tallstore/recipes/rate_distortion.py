@@ -1,8 +1,10 @@
 """What each quantizer costs a tensor and what it loses, from the histogram of its magnitudes alone.
 
 Cost is entropy, in bits. Distortion (here `harm`) is what is added to the task vector once its scale is unbiased (see
-`solo`): the variance of the noise, and κ times the square of what is the same for equal magnitudes (bias). At κ = 1 it
-is the squared error, ‖τ‖²·‖w‖²/⟨τ,w⟩² − 1, and dither is never worth its bits. Nothing is coded to know it.
+`solo`): the variance of the noise, and κ times the square of what is the same for equal magnitudes (bias). Of several
+hard levels that is what lies below the first one: what is rounded to one of them is off by as much in either direction.
+At κ = 1 harm is the squared error, ‖τ‖²·‖w‖²/⟨τ,w⟩² − 1, and dither is never worth its bits. Nothing is coded to know
+it.
 
 Logarithms are made of the four operations, so that the same choices come of the same weights on every machine, with
 native kernels and without.
@@ -203,7 +205,9 @@ def hard(histogram: Magnitudes, kappa: float, rows: slice = slice(None)) -> Offe
     kept = added(totals * totals / np.maximum(counts, 1e-300))
     marks, cost = _cost(counts, among)
     offered = (marks >= FEWEST) & (kept > 0) & (~several | ((counts > 0).sum(axis=1) > 1))
-    harm = kappa * np.maximum(energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
+    spread = np.maximum(energy / np.where(kept > 0, kept, np.inf) - 1, 0.0)
+    under = np.concatenate([[0.0], np.cumsum(counted * (histogram.middle * histogram.middle))])
+    harm = np.where(several, spread + (kappa - 1) * (under[at[:, 0]] / energy), kappa * spread)
     return cost, np.where(offered, harm, np.inf)
 
 

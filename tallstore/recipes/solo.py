@@ -36,10 +36,10 @@ from tallstore.recipes.tensor_offers import DROPPED, WITHOUT_LOSS, Key, OfferOpt
 
 __all__ = ["Solo"]
 
-_RATE = 0.95
-_KAPPA, _KAPPA_MOST, _FINE_RATE = 4.0, 19.0, 1.8
-"""Where bits are given, κ at this rate and above; it rises as the square below, to a limit, and is 1 from the last rate
-on. That keeps it near what diverges least: see `benchmarks/README.md`."""
+_RATE = 0.6
+_KAPPA, _KAPPA_MOST = 10.0, 19.0
+"""Where bits are given, κ at this rate and above; it rises as the square below, to a limit. That keeps it near what
+diverges least: see `benchmarks/README.md`."""
 _KAPPA_NARROW = 100.0
 """In types of few bits at least this, whatever the rate, which is as good as no bias at all: there many magnitudes are
 equal, a unit in the last place of weights of one size, and what leaves them out, or takes them all, errs for each of
@@ -103,7 +103,6 @@ class Solo(Recipe):
         options = OfferOptions(
             kappa=self.kappa,
             narrow_kappa=self.narrow_kappa,
-            budgeted=self.bits is not None,
             least=self.least,
             shapes=self._zoo.shapes,
         )
@@ -300,8 +299,6 @@ _GOOD = 0.05
 
 def _kappa(rate: float) -> float:
     """What diverges least, or nearly, at so many bits."""
-    if rate >= _FINE_RATE:
-        return 1.0
     return min(_KAPPA_MOST, _KAPPA * max(1.0, _RATE / rate) ** 2)
 
 

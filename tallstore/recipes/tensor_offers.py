@@ -19,7 +19,7 @@ from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
 from tallstore.recipes.sampled_changes import LevelCosts
-from tallstore.recipes.steps import Steps, biased, join, join_below, steps
+from tallstore.recipes.steps import biased, join, join_below, steps
 
 __all__ = ["DROPPED", "WITHOUT_LOSS", "Key", "OfferOptions", "TensorOffers", "TensorStatistics"]
 
@@ -30,8 +30,7 @@ WITHOUT_LOSS = -1
 DROPPED = -2
 """The first of those of dropping some changes; the next ones are below."""
 _FINE = 8192
-"""Tensors with fewer parameters that moved (norms, biases) get a fixed fine precision: cheap, and they matter much.
-Where no bits are given these are vectors alone."""
+"""Norms and biases with fewer parameters that moved get a fixed fine precision: cheap, and they matter much."""
 _FINE_BOUND = 0.4
 """Where its first level begins, in root mean squares."""
 
@@ -44,8 +43,6 @@ class OfferOptions:
     """How many times worse bias is than noise."""
     narrow_kappa: float
     """Of tensors in a type of few bits."""
-    budgeted: bool
-    """Whether bits are given: then there are no levels beyond the ladders of `quantizers`."""
     least: bool
     """Whether offers with the scale of least squares are wanted, too."""
     shapes: Mapping[str, tuple[int, ...]]
@@ -70,7 +67,7 @@ class TensorOffers:
     least: Choices
     """Those with the scale of least squares: harm is the squared error."""
     fixed: PrecisionChoice | None
-    """What is chosen beforehand."""
+    """What is chosen beforehand, while it is affordable."""
     lossless_bits: float
     """What it takes without loss, estimated; infinite where that is not known, for it is never less."""
     rates: Sequence[Sampling]
@@ -151,13 +148,11 @@ class TensorStatistics(Statistic):
 
     def _tensor(self, tensor: str, histogram: Magnitudes, coherent: float, lossless: _Bits) -> TensorOffers:
         options, lossless_bits = self._options, lossless.of_all
-        small = histogram.moved < _FINE and (options.budgeted or options.vector_like(tensor))
+        small = histogram.moved < _FINE and options.vector_like(tensor)
         kappa = options.narrow_kappa if histogram.narrow else options.kappa
         offers = choices(histogram, kappa)
-        finer: Steps = ([], np.zeros(0), np.zeros(0))
-        if not options.budgeted:
-            finer = steps(histogram)
-            offers = join(offers, biased(finer, histogram, kappa) if histogram.narrow else finer, ladders())
+        finer = steps(histogram)
+        offers = join(offers, biased(finer, histogram, kappa), ladders())
         if not len(offers):
             offers = Choices.only(_signs(histogram))
         rates: Sequence[Sampling] = ()

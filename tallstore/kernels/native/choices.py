@@ -113,7 +113,7 @@ def hard(
     """
     choices, levels = bounds.shape
     cost, harm = np.empty(choices), np.empty(choices)
-    room = scratch("choices", 2 * len(counted) + 2 + levels, np.float64)
+    room = scratch("choices", 3 * (len(counted) + 1) + levels, np.float64)
     histogram = _Histogram(
         *(len(counted), address(counted), address(middle), address(edges), among, energy, rms, kappa, fewest)
     )

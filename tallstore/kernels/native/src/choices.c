@@ -71,14 +71,15 @@ typedef struct {
 
 /* Choices without dither: cost in bits, and harm, infinite where a choice is not offered.
  *   bounds: choices · levels numbers: where levels begin, in root mean squares; infinite where none does
- *   room: 2 · (n + 1) + levels numbers */
+ *   room: 3 · (n + 1) + levels numbers */
 TS_KERNEL(void, hard)
 (double *cost, double *harm, const ts_histogram *h, const double *bounds, int64_t choices, int64_t levels,
  const ts_logarithm *l, double *room) {
     const double infinite = __builtin_inf();
     const int64_t n = h->n;
-    double *tail = room, *total = room + n + 1, *counts = total + n + 1;
-    tail[n] = total[n] = 0;
+    double *tail = room, *total = room + n + 1, *under = total + n + 1, *counts = under + n + 1;
+    tail[n] = total[n] = under[0] = 0;
+    for (int64_t k = 0; k < n; k++) under[k + 1] = under[k] + h->counted[k] * (h->middle[k] * h->middle[k]);
     for (int64_t k = n - 1; k >= 0; k--) {
         tail[k] = tail[k + 1] + h->counted[k];
         total[k] = total[k + 1] + h->counted[k] * h->middle[k];
@@ -87,6 +88,7 @@ TS_KERNEL(void, hard)
         const double *own = bounds + i * levels;
         double kept = 0, marks;
         int64_t filled = 0, here = below(h->edges, n, own[0] * h->rms);
+        const double left_out = under[here] / h->energy;
         for (int64_t j = 0; j < levels; j++) {
             int64_t end = n;
             if (j + 1 < levels && own[j + 1] < infinite) end = below(h->edges, n, own[j + 1] * h->rms);
@@ -99,7 +101,8 @@ TS_KERNEL(void, hard)
         cost[i] = cost_of(l, &marks, counts, levels, h->moved);
         const bool several = levels > 1 && own[1] < infinite;
         const bool offered = marks >= h->fewest && kept > 0 && (!several || filled > 1);
-        harm[i] = offered ? h->kappa * larger(h->energy / kept - 1, 0.0) : infinite;
+        const double spread = larger(h->energy / kept - 1, 0.0);
+        harm[i] = !offered ? infinite : several ? spread + (h->kappa - 1) * left_out : h->kappa * spread;
     }
 }
 
