@@ -17,48 +17,49 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tallstore.codecs import zstd
-from tallstore.codecs.adaptive import Adaptive
+from tallstore.codecs.adaptive import Adaptive, bits_on
 from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, MaskCodec, VectorCodec
 from tallstore.codecs.codebook import pack_indices
 from tallstore.codecs.lattice import LatticeCodec
+from tallstore.codecs.lattice_model import lowest_of, sampled
 from tallstore.errors import FormatError
 from tallstore.kernels.known_dither import (
-    BINS,
+    BLOCK,
     CLASSES,
+    EXPONENT,
     RUN,
+    SHIFTS,
+    Doubles,
     Numbers,
+    choose_classes,
     count_bins,
     pack_numbers,
     pick,
     put_back,
-    take_out,
+    take_marks,
+    take_numbers,
     unpack_numbers,
 )
-from tallstore.kernels.logarithm import log2
+from tallstore.kernels.lattice import DIRECT, LATTICES, LEVELS, Prepared
+from tallstore.kernels.lattice_fast import prepare
 from tallstore.kernels.place_hash import DRAWN
 
 __all__ = ["DitheredLevels", "DitheredMask"]
 
-Doubles = npt.NDArray[np.float64]
-
 _HEAD = struct.Struct("<BBBxIII")
 _OTHERWISE, _KNOWN = 0, 1
 _LATTICE, _MARKS = LatticeCodec(), Adaptive()
-_SHIFTS = range(DRAWN - BINS.bit_length() + 1, DRAWN - CLASSES.bit_length() + 2)
-"""Classes are as wide as a bin, or more, up to all of the dither in as many as there can be."""
-_BLOCK, _LEAST_BLOCK, _MOST_BLOCK = 6, 6, 24
+_LEAST_BLOCK, _MOST_BLOCK = 6, 24
 _NO_CHANCE = 12.0
 """A run of blocks without marks is told of where so many were expected in it."""
 _MOSTLY = 32
 """They are, where one block in so many is in such a run."""
-_GAP, _FRAME = 1.5, 300.0
-"""Bits that a gap takes beside its information, and a list of them, about."""
 _ONE_IN, _LONG = 17, 1 << 17
 """Of how many runs one is counted, in chunks from so many elements on: an odd number, so that rows fall out of step."""
 _SHORT = 1 << 16
@@ -77,7 +78,7 @@ class DitheredMask(MaskCodec):
 
     def encode_drawn(self, packed: Bytes, n: int, first: int) -> bytes:
         """Signed marks, given what drew them: see `place_hash.first_of`."""
-        coded = bytes([_KNOWN]) + _encode(unpack_numbers(packed, n), first, 1)
+        coded = bytes([_KNOWN]) + _encode_marks(packed, n, first)
         return coded if n > _SHORT else min(coded, self.encode_packed(packed, "signed", n), key=len)
 
     def decode_packed(self, data: Buffer, kind: str, n: int) -> Bytes:
@@ -107,7 +108,9 @@ class DitheredLevels(VectorCodec):
 
     def encode_drawn(self, numbers: Numbers, sizes: Floats, first: int) -> bytes:
         """Numbers, given what drew them; `sizes`: what 1 … L stand for."""
-        return bytes([len(sizes)]) + sizes.astype("<f4").tobytes() + _encode(numbers, first, len(sizes))
+        n, most = len(numbers), len(sizes)
+        coded = _encode_marks(pack_numbers(numbers), n, first) if most == 1 else _encode_numbers(numbers, first, most)
+        return bytes([most]) + sizes.astype("<f4").tobytes() + coded
 
     def decode(self, data: Buffer, n: int) -> Floats:
         """Look every index up."""
@@ -137,33 +140,58 @@ class _Choice(NamedTuple):
     classes: int
 
 
-_ALL = _Choice(_SHIFTS[-1], CLASSES)
+_ALL = _Choice(SHIFTS[-1], CLASSES)
 
 
-def _encode(numbers: Numbers, first: int, most: int) -> bytes:
+def _encode_marks(packed: Bytes, n: int, first: int) -> bytes:
+    """Numbers of a chunk, none larger than 1, as symbols of a signed mask."""
+    live = _live(packed, 1 << BLOCK - 2, n, lambda: bits_on(packed))
+    among = bits_on(live) << BLOCK if len(live) else n
+    choice = _Choice(*choose_classes(_counted(packed, n, first), among))
+    low = _low(choice)
+    symbols, levels, rest = take_marks(packed, n, first, *choice, low, live)
+    others = b"" if _is_all(choice) else _MARKS.encode_packed(rest, "signed", n)
+    return _joined(choice, first, live, _coded(symbols, levels, low, 1), others)
+
+
+def _encode_numbers(numbers: Numbers, first: int, most: int) -> bytes:
     """Numbers of a chunk, none larger than `most`."""
-    n, live = len(numbers), _live(numbers)
-    among = n if not len(live) else int(np.unpackbits(live).sum()) << _BLOCK
-    choice = _chosen(_counted(numbers, first), among) if most == 1 else _ALL
-    picked, words = pick(n, first, *choice, live, _BLOCK)
-    after, rest = take_out(numbers, picked, words)
+    live = _live(numbers.view(np.uint8), 1 << BLOCK, len(numbers), lambda: int(np.count_nonzero(numbers)))
+    low = _low(_ALL)
+    return _joined(_ALL, first, live, _coded(*take_numbers(numbers, first, *_ALL, low, live), low, most), b"")
+
+
+def _low(choice: _Choice) -> int:
+    """The exponent of level 0, where each class has elements."""
+    return max(0, choice.classes - LEVELS + 1)
+
+
+def _coded(numbers: Numbers, levels: Bytes, low: int, most: int) -> bytes:
+    """The chunk of `lattice`, of levels that begin at an exponent, or at another one if a sample of them says so."""
+    said = lowest_of(sampled(levels).astype(np.int64) + low) if len(levels) else low
+    if said != low:
+        levels = np.minimum(levels + np.uint8(low - said), np.uint8(LEVELS - 1))
+    if most < DIRECT:
+        return _LATTICE.encode_prepared(Prepared(numbers, levels, np.zeros(0, np.uint8)), said)
+    words = (levels.astype(np.uint16) + np.uint16(said)) << EXPONENT
+    return _LATTICE.encode_prepared(prepare(LATTICES["BF16"], words + numbers.astype(np.uint16), words, said), said)
+
+
+def _joined(choice: _Choice, first: int, live: Bytes, coded: bytes, others: bytes) -> bytes:
     flags = zstd.compress(live) if len(live) else b""
-    coded = _LATTICE.encode_moved(after, words, "BF16")
-    others = b"" if _is_all(choice) else _MARKS.encode_packed(pack_numbers(rest), "signed", n)
-    head = _HEAD.pack(*choice, _BLOCK if len(live) else 0, first, len(flags), len(coded))
+    head = _HEAD.pack(*choice, BLOCK if len(live) else 0, first, len(flags), len(coded))
     return head + flags + coded + others
 
 
-def _counted(numbers: Numbers, first: int) -> Doubles:
+def _counted(packed: Bytes, n: int, first: int) -> Doubles:
     """Marks by their dither, about: of long chunks some tell of all."""
-    n = len(numbers)
-    one_in = _ONE_IN if n >= _LONG else 1
-    counts = count_bins(numbers, first, one_in)
-    if one_in == 1 or not counts.any():
-        return count_bins(numbers, first, 1).astype(np.float64)
-    whole, rest = divmod(n, RUN * one_in)
-    scaled: Doubles = counts.astype(np.float64) * (n / (whole * RUN + min(rest, RUN)))
-    return scaled
+    if n >= _LONG:
+        counts = count_bins(packed, n, first, _ONE_IN)
+        whole, rest = divmod(n, RUN * _ONE_IN)
+        if counts.any():
+            scaled: Doubles = counts.astype(np.float64) * (n / (whole * RUN + min(rest, RUN)))
+            return scaled
+    return count_bins(packed, n, first, 1).astype(np.float64)
 
 
 def _decode(view: memoryview, n: int, most: int) -> Numbers:
@@ -207,18 +235,27 @@ def _is_all(choice: _Choice) -> bool:
     return choice.classes << choice.shift == 1 << DRAWN
 
 
-def _live(numbers: Numbers) -> Bytes:
-    """A bit for each block, whether its elements are coded; empty where all are worth it."""
-    n, size = len(numbers), 1 << _BLOCK
-    whole = n // size
-    on = np.ones(-(-n // size), bool)
-    on[:whole] = numbers[: whole * size].view(np.uint64).reshape(whole, size // 8).any(1)
+def _live(data: Bytes, size: int, n: int, marks: Callable[[], int]) -> Bytes:
+    """A bit for each block, whether its elements are coded; empty where all are worth it.
+
+    Args:
+        data: of n elements, which are 0 where they have no mark.
+        size: bytes of a block.
+        n: elements.
+        marks: counts those that have one.
+    """
+    whole = n >> BLOCK
+    on = np.ones(-(-n >> BLOCK), bool)  # the last one, if it is shorter, is not left out
+    words = data[: whole * size].view(np.uint64).reshape(whole, size // 8)
+    while words.shape[1] > 1:
+        words = words[:, ::2] | words[:, 1::2]
+    on[:whole] = words[:, 0] != 0
     some = int(np.count_nonzero(on))
     if some * _MOSTLY > len(on) * (_MOSTLY - 1):
         return np.zeros(0, np.uint8)
     edges = np.flatnonzero(np.diff(np.concatenate([[True], on, [True]])))
     begins, ends = edges[::2], edges[1::2]
-    long = (ends - begins) * _density(int(np.count_nonzero(numbers)), some) >= _NO_CHANCE
+    long = (ends - begins) * _density(marks(), some) >= _NO_CHANCE
     if int((ends - begins)[long].sum()) * _MOSTLY < len(on):
         return np.zeros(0, np.uint8)
     steps = np.zeros(len(on) + 1, np.int8)
@@ -234,24 +271,3 @@ def _density(marks: int, some: int) -> float:
     """
     of = marks / max(some, 1)
     return max(of - 1.0, math.sqrt(max(12.0 * of - 3.0, 9.0)) - 3.0)
-
-
-def _chosen(counts: Doubles, among: int) -> _Choice:
-    """How much of the dither is coded, by what it takes.
-
-    Args:
-        counts: marks by their dither, shape (BINS,).
-        among: elements of live blocks.
-    """
-    steps = 1 << np.arange(len(_SHIFTS))[:, None]  # bins of a class
-    upto = np.concatenate([[0.0], np.cumsum(counts)])[steps * np.arange(CLASSES + 1)]
-    of = max(among, 1) / BINS * steps  # there are none where nothing has a mark
-    share = np.clip(np.diff(upto, axis=1) / of, 0.0, 1.0)
-    on, off = np.where(share > 0, share, 1.0), np.where(share < 1, 1.0 - share, 1.0)
-    bits = np.cumsum(-of * (share * log2(on) + (1.0 - share) * log2(off)), axis=1)
-    # What is left behind them is coded as gaps, in a frame.
-    left = upto[-1, -1] - upto[:, 1:]
-    bits += np.where(left > 0, left * (log2(among / np.maximum(left, 1.0)) + _GAP) + _FRAME, 0.0)
-    bits[1:, : CLASSES // 2] = np.inf  # as many places as classes of half their width
-    shift, classes = divmod(int(np.argmin(bits)), CLASSES)
-    return _Choice(_SHIFTS[shift], classes + 1)

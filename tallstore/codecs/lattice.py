@@ -38,6 +38,7 @@ from tallstore.kernels.lattice import (
     Lattice,
     LatticeSymbols,
     Model,
+    Prepared,
     Rows,
     Words,
     segments_of,
@@ -78,11 +79,9 @@ class LatticeCodec(LosslessCodec):
         return self._encode(raw, base, dtype, lambda lattice, after, before: encode_steps(lattice, after, before, row))
 
     @staticmethod
-    def encode_moved(after: Words, base: Words, dtype: str) -> bytes:
-        """Elements as words, of one row, that are known to be near the base's: their steps, if any moved."""
-        if np.array_equal(after, base):
-            return bytes([_SAME])
-        return encode_steps(LATTICES[dtype], after, base, (0, 0))
+    def encode_prepared(prepared: Prepared, low: int) -> bytes:
+        """Steps of one row, that are known to be small, if any element moved; `low`: the exponent of level 0."""
+        return _coded(prepared, low, (0, 0)) if prepared.symbols.view(np.bool_).any() else bytes([_SAME])
 
     def _encode(self, raw: Bytes, base: Bytes, dtype: str, steps: Callable[[Lattice, Words, Words], bytes]) -> bytes:
         """`steps`: the chunk of the mode of steps, of elements as words, given those that they start from."""
@@ -124,7 +123,10 @@ class LatticeCodec(LosslessCodec):
 def encode_steps(lattice: Lattice, after: npt.NDArray[Any], base: npt.NDArray[Any], row: Row) -> bytes:
     """The chunk of mode 3 of elements as words."""
     low = lowest(lattice, base)
-    prepared = prepare(lattice, after, base, low)
+    return _coded(prepare(lattice, after, base, low), low, row)
+
+
+def _coded(prepared: Prepared, low: int, row: Row) -> bytes:
     model = choose(prepared, low, row)
     return written(encode(prepared, model, lanes_for(prepared.symbols)), model)
 

@@ -18,7 +18,7 @@ from tallstore.kernels.lattice import LEVELS, Lattice, Model, Prepared, Rows
 from tallstore.kernels.lattice_choices import BITS, POINT, WEIGHT_BITS, both_signs
 from tallstore.kernels.lattice_fast import count_segments, count_symbols, prepare, shifts, tables
 
-__all__ = ["choose", "estimate", "folded", "lanes_for", "lowest", "segmented", "undirected"]
+__all__ = ["choose", "estimate", "folded", "lanes_for", "lowest", "lowest_of", "sampled", "segmented", "undirected"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -118,9 +118,18 @@ def _estimated(counts: Integers, elements: int, *, signed: bool) -> float:
 
 def lowest(lattice: Lattice, base: npt.NDArray[Any]) -> int:
     """The exponent of level 0: the highest level's is about the largest that there is, a few outliers aside."""
-    some = base[:: max(1, len(base) // _SAMPLED)]
-    above = np.cumsum(np.bincount(lattice.keys(some), minlength=lattice.mask + 1)[::-1])[::-1]
-    top = int(np.flatnonzero(above > len(some) // _ABOVE)[-1])
+    return lowest_of(lattice.keys(sampled(base)))
+
+
+def sampled(elements: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Those of a chunk that say where levels begin, evenly strided."""
+    return elements[:: max(1, len(elements) // _SAMPLED)]
+
+
+def lowest_of(exponents: Integers) -> int:
+    """The exponent of level 0, of a sample."""
+    above = np.cumsum(np.bincount(exponents)[::-1])[::-1]
+    top = int(np.flatnonzero(above > len(exponents) // _ABOVE)[-1])
     return max(0, top - LEVELS + 1)
 
 

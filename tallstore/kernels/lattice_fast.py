@@ -40,6 +40,7 @@ from tallstore.kernels.scratch import scratch
 
 __all__ = [
     "KERNELS",
+    "SPARE",
     "along_rows",
     "count_segments",
     "count_symbols",
@@ -96,14 +97,16 @@ def _addresses(*arrays: npt.NDArray[Any]) -> list[int]:
     return [address(array) for array in arrays]
 
 
+SPARE = 64
+"""Numbers that kernels may write behind the last."""
 _KEPT = 1 << 21
 """Elements up to which this thread's memory is used again: the system takes as long to hand out pages as kernels take
 to fill them."""
 
 
 def memory(name: str, n: int, kind: type[_Kind], each: int = 1) -> npt.NDArray[_Kind]:
-    """Room for `each` numbers of every of n elements, and a few more; it holds anything."""
-    size = each * n + 8
+    """Room for `each` numbers of every of n elements, and `SPARE` more; it holds anything."""
+    size = each * n + SPARE
     return scratch(f"lattice {name}", size, kind) if n <= _KEPT else np.empty(size, kind)
 
 

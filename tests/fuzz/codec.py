@@ -28,7 +28,7 @@ from tallstore.kernels import reference
 from tallstore.kernels.conversion import to_bf16
 from tallstore.kernels.dare import TYPES, Sampling, units
 from tallstore.kernels.dare_fast import select
-from tallstore.kernels.known_dither import pack_numbers, pick, take_out
+from tallstore.kernels.known_dither import pack_numbers, pick
 from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.native import library
 from tallstore.kernels.place_hash import DRAWN
@@ -271,7 +271,8 @@ def _drawn_seeds(n: int, most: int, rng: np.random.Generator) -> Iterator[bytes]
         live = np.packbits(rng.random(-(-n >> block)) < 0.7, bitorder="little") if block else np.zeros(0, np.uint8)
         picked, words = pick(n, 77, shift, classes, live, block)
         numbers = (rng.integers(-most, most + 1, n) * (rng.random(n) < 0.3)).astype(np.int8)
-        after, rest = take_out(numbers, picked, words)
+        at = np.unpackbits(picked, count=n, bitorder="little").view(bool)
+        after, rest = words + numbers[at].astype(np.uint16), np.where(at, np.int8(0), numbers)
         flags = zstd.compress(live) if block else b""
         coded = codecs.LOSSLESS["lattice"].encode(after.view(np.uint8), words.view(np.uint8), "BF16")
         others = b""

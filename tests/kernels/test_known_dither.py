@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,17 +13,23 @@ from support import examples
 
 from tallstore.kernels.known_dither import (
     BINS,
+    BLOCK,
     CLASSES,
     EXPONENT,
     RUN,
     Numbers,
+    choose_classes,
     count_bins,
     pack_numbers,
     pick,
     put_back,
-    take_out,
+    take_marks,
+    take_numbers,
     unpack_numbers,
 )
+from tallstore.kernels.lattice import DIRECT, LATTICES, prepare
+from tallstore.kernels.lattice_fast import SPARE
+from tallstore.kernels.native import known_dither as native
 from tallstore.kernels.place_hash import DRAWN, drawn_at
 from tallstore.kernels.reference import Bytes, pack
 
@@ -62,17 +71,36 @@ def test_numbers_are_packed_and_unpacked_as_the_reference_does(n: int) -> None:
 def test_bins_are_counted_as_the_reference_does(n: int) -> None:
     for first in FIRST:
         for one_in in (1, 3, 16):
-            numbers = numbers_of(n)
-            found = count_bins(numbers, first, one_in)
-            assert np.array_equal(found, count_bins.reference(numbers, first, one_in))
+            numbers = numbers_of(n, 1)
+            packed = pack_numbers(numbers)
+            found = count_bins(packed, n, first, one_in)
+            assert np.array_equal(found, count_bins.reference(packed, n, first, one_in))
             assert len(found) == BINS
-        assert count_bins(numbers, first, 1).sum() == np.count_nonzero(numbers)
+        assert count_bins(packed, n, first, 1).sum() == np.count_nonzero(numbers)
 
 
 def test_a_run_of_every_so_many_is_counted() -> None:
-    numbers = np.ones(5 * RUN, np.int8)
-    assert count_bins(numbers, 5, 3).sum() == 2 * RUN
-    assert count_bins.reference(numbers, 5, 3).sum() == 2 * RUN
+    packed = pack_numbers(np.ones(5 * RUN, np.int8))
+    assert count_bins(packed, 5 * RUN, 5, 3).sum() == 2 * RUN
+    assert count_bins.reference(packed, 5 * RUN, 5, 3).sum() == 2 * RUN
+
+
+@pytest.mark.usefixtures("native")
+def test_as_much_of_the_dither_is_coded_as_the_reference_chooses() -> None:
+    """Of counts of all shapes, whole and scaled, down to none, and of few elements."""
+    rng, bins, chosen = np.random.default_rng(3), np.arange(BINS) / BINS, set()
+    for _ in range(examples(1000)):
+        among = int(2 ** rng.uniform(0, 24))
+        shape = (bins < rng.random(), np.exp(-bins * rng.uniform(0, 300)), (1 - bins) ** rng.uniform(0, 9))[
+            rng.integers(3)
+        ]
+        counts = rng.poisson(among / BINS * rng.choice((0, 0.01, 0.3, 1)) * shape).astype(np.float64)
+        counts *= rng.choice((1.0, 1 << 20, 17.003)) if rng.random() < 0.5 else 1.0
+        found = choose_classes(counts, among)
+        assert found == choose_classes.reference(counts, among)
+        chosen.add(found)
+    assert choose_classes(np.zeros(BINS), 0) == choose_classes.reference(np.zeros(BINS), 0)
+    assert len(chosen) > 20
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -86,15 +114,55 @@ def test_what_is_coded_is_what_the_reference_codes(n: int) -> None:
                 assert np.array_equal(bits, wanted)
                 assert np.array_equal(words, right)
                 numbers = numbers_of(n, seed=shift)
-                after, rest = take_out(numbers, bits, words)
-                expected = take_out.reference(numbers, bits, words)
-                assert np.array_equal(after, expected[0])
-                assert np.array_equal(rest, expected[1])
+                at = places(bits, n)
+                after, rest = words + numbers[at].astype(np.uint16), np.where(at, np.int8(0), numbers)
                 back, again = rest.copy(), rest.copy()
                 assert put_back(back, bits, words, after, 127)
                 assert put_back.reference(again, bits, words, after, 127)
                 assert np.array_equal(back, numbers)
                 assert np.array_equal(again, numbers)
+
+
+def places(bits: Bytes, n: int) -> npt.NDArray[np.bool_]:
+    """Whether each element is coded."""
+    return np.unpackbits(bits, count=n, bitorder="little").view(bool)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.usefixtures("native")
+def test_what_is_taken_out_is_what_lattice_makes_of_words(n: int) -> None:
+    """Of the words that a decoder begins with, moved by the numbers; the others stay where they are."""
+    lattice = LATTICES["BF16"]
+    for first, live in itertools.product(FIRST, (np.zeros(0, np.uint8), live_of(n, BLOCK))):
+        for low, (shift, classes) in itertools.product((0, 1), FORMS):
+            marks, numbers = numbers_of(n, 1, seed=shift), numbers_of(n, DIRECT - 1)
+            packed = pack_numbers(marks)
+            bits, words = pick.reference(n, first, shift, classes, live, BLOCK)
+            at = places(bits, n)
+            for take in (take_marks, take_marks.reference):
+                symbols, levels, rest = take(packed, n, first, shift, classes, low, live)
+                wanted = prepare(lattice, words + marks[at].astype(np.uint16), words, low)
+                assert np.array_equal(symbols, wanted.symbols)
+                assert np.array_equal(levels, wanted.levels)
+                assert np.array_equal(rest, pack_numbers(np.where(at, np.int8(0), marks)))
+            for each in (take_numbers, take_numbers.reference):
+                symbols, levels = each(numbers, first, shift, classes, low, live)
+                wanted = prepare(lattice, words + numbers[at].astype(np.uint16), words, low)
+                assert np.array_equal(symbols, wanted.symbols)
+                assert np.array_equal(levels, wanted.levels)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.usefixtures("native")
+def test_taking_out_stays_within_its_memory(n: int) -> None:
+    """Up to `SPARE` elements behind the last are written, and of what is left as many bytes as it takes."""
+    symbols, levels, rest = (np.full(size + 64, 0x5A, np.uint8) for size in (n + SPARE, n + SPARE, -(-n // 4)))
+    packed, numbers = pack_numbers(numbers_of(n, 1)), numbers_of(n)
+    kernels, out = native._kernels(), [each.ctypes.data for each in (symbols, levels, rest)]
+    assert kernels.take_out(*out, packed.ctypes.data, None, n, 77, 20, CLASSES, 1, None) == n
+    assert kernels.take_out(*out[:2], None, None, numbers.ctypes.data, n, 77, 20, CLASSES, 1, None) == n
+    for each in (symbols, levels, rest):
+        assert (each[-64:] == 0x5A).all()
 
 
 def test_the_reference_codes_the_first_classes_of_live_blocks() -> None:
@@ -140,3 +208,7 @@ def test_any_form_is_the_reference(n: int, first: int, shift: int, classes: int,
     found, wanted = (each(n, first, shift, classes, live, block) for each in (pick, pick.reference))
     assert np.array_equal(found[0], wanted[0])
     assert np.array_equal(found[1], wanted[1])
+    packed, live = pack_numbers(numbers_of(n, 1, seed=shift)), live_of(n, BLOCK) if block % 2 else live[:0]
+    taken, right = (each(packed, n, first, shift, classes, n % 2, live) for each in (take_marks, take_marks.reference))
+    for one, other in zip(taken, right, strict=True):
+        assert np.array_equal(one, other)

@@ -19,6 +19,7 @@ from tallstore.kernels import lattice_choices, lattice_fast
 from tallstore.kernels.lattice import (
     LARGEST,
     LATTICES,
+    LEVELS,
     Lattice,
     LatticeSymbols,
     Model,
@@ -169,6 +170,30 @@ def test_every_variant_is_the_reference(dtype: str, n: int, rank: int, variant: 
             out = base.copy()
             decode(lattice, out, model, steps)
             assert np.array_equal(out, after)
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12])
+@pytest.mark.parametrize(
+    ("tables", "largest"), [(1, 1), (16, 1), (21, 1), (22, 1), (17, 7), (51, 2), (16, 9), (64, 70)]
+)
+def test_few_tables_and_many_are_coded_as_the_reference_does(
+    tables: int, largest: int, bits: int, variant: str
+) -> None:
+    """Up to 64 frequencies in all, 256, and more; some of them 1, some nearly all."""
+    assert variant
+    rng, n, weights = np.random.default_rng(tables), 9001, np.full((tables, 2 * largest + 1), 1, np.uint8)
+    weights[:, 0] = rng.integers(1, 28, tables)
+    levels = rng.integers(0, LEVELS, n).astype(np.uint8)
+    symbols = (rng.integers(-largest, largest + 1, n) * (rng.random(n) < 0.3)).astype(np.int8)
+    table = rng.integers(0, tables, (1, LEVELS)).astype(np.uint8)
+    model = Model(bits=bits, low=0, rows=undirected(), table=table, weights=weights)
+    share = frequencies(weights, bits)
+    symbols[(share[table[0, levels], reference.places(symbols)]) == 0] = 0
+    for lanes, some in itertools.product((8, 16, 32, 128, 256), (n, 31, 32, 4096)):
+        told = Prepared(symbols[:some], levels[:some], np.zeros(0, np.uint8))
+        wanted, found = reference.encode(told, model, lanes), lattice_fast.encode(told, model, lanes)
+        assert np.array_equal(wanted.states, found.states)
+        assert np.array_equal(wanted.words, found.words)
 
 
 def test_directions_pay_where_elements_moved_together() -> None:

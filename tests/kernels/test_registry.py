@@ -71,20 +71,17 @@ def numbers(rng: np.random.Generator) -> Any:
     return (rng.integers(-40, 40, N) * (rng.random(N) < 0.3)).astype(np.int8)
 
 
-def picked(rng: np.random.Generator) -> Any:
-    """Numbers, what of them is coded, and its words."""
-    from tallstore.kernels.known_dither import pick
-
-    bits, words = pick.reference(N, 77, 20, 5, np.array([0xFF, 0x0F], np.uint8), 8)
-    return numbers(rng), bits, words
+def live(rng: np.random.Generator) -> Any:
+    return np.packbits(rng.random(-(-N // 64)) < 0.5, bitorder="little")
 
 
 def put(rng: np.random.Generator) -> Any:
-    from tallstore.kernels.known_dither import take_out
+    from tallstore.kernels.known_dither import pick
 
-    every, bits, words = picked(rng)
-    after, rest = take_out.reference(every, bits, words)
-    return rest, bits, words, after, 40
+    bits, words = pick.reference(N, 77, 20, 5, np.array([0xFF, 0x0F], np.uint8), 8)
+    at = np.unpackbits(bits, count=N, bitorder="little").view(bool)
+    every = numbers(rng)
+    return np.where(at, np.int8(0), every), bits, words, words + every[at].astype(np.uint16), 40
 
 
 SYMBOLS = (np.arange(40) % 3).astype(np.uint8)
@@ -110,7 +107,8 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "encoder.rounded_levels.place_rounded": rounded,
     "encoder.row_bits.same_and_largest": lambda rng: near(rng, torch.float16)[:2],
     "encoder.row_bits.same_bits": lambda rng: near(rng, torch.float32)[:2],
-    "kernels.known_dither.count_bins": lambda rng: (numbers(rng), 77, 2),
+    "kernels.known_dither.choose_classes": lambda rng: (rng.integers(0, 9, 4096).astype(np.float64), 40000),
+    "kernels.known_dither.count_bins": lambda rng: (symbols(rng)[0], N, 77, 2),
     "kernels.known_dither.pack_numbers": lambda rng: (np.sign(numbers(rng)),),
     "kernels.known_dither.pick": lambda rng: (
         N,
@@ -121,7 +119,8 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
         6,
     ),
     "kernels.known_dither.put_back": put,
-    "kernels.known_dither.take_out": picked,
+    "kernels.known_dither.take_marks": lambda rng: (symbols(rng)[0], N, 77, 19, 13, 0, live(rng)),
+    "kernels.known_dither.take_numbers": lambda rng: (numbers(rng), 77, 20, 16, 1, live(rng)),
     "kernels.known_dither.unpack_numbers": lambda rng: (symbols(rng)[0], N),
     "recipes.histogram.magnitudes": lambda rng: (floats(rng), floats(rng)),
     "recipes.norm_match.squared_norms": tile,

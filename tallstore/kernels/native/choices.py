@@ -13,7 +13,7 @@ from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address
 from tallstore.kernels.scratch import scratch
 
-__all__ = ["Ladders", "dithered", "hard", "hull", "log2", "offers", "price"]
+__all__ = ["LOGARITHM", "Ladders", "dithered", "hard", "hull", "log2", "offers", "price"]
 
 Floats = npt.NDArray[np.float64]
 _P, _N = c_void_p, c_int64
@@ -28,7 +28,7 @@ _TABLE: dict[str, Function] = {
 
 
 class _Logarithm(Structure):
-    """`ts_logarithm` of `src/choices.c`."""
+    """`ts_logarithm` of `src/logarithm.h`."""
 
     _fields_ = (("root", c_double), ("series", c_double * 12))
 
@@ -74,7 +74,7 @@ class Ladders:
         self.passed = _Ladders(*self.sizes, *(address(each) for each in self._kept))
 
 
-_LOGARITHM = _Logarithm(ROOT, tuple(SERIES.tolist()))
+LOGARITHM = _Logarithm(ROOT, tuple(SERIES.tolist()))
 
 
 _kernels = library.kernels_of(_TABLE, needed=True)
@@ -83,7 +83,7 @@ _kernels = library.kernels_of(_TABLE, needed=True)
 def log2(values: Floats) -> Floats:
     """What `logarithm.log2` finds, of positive numbers, shape (n,)."""
     out = np.empty(len(values))
-    _kernels().log2_each(address(out), address(values), len(values), byref(_LOGARITHM))
+    _kernels().log2_each(address(out), address(values), len(values), byref(LOGARITHM))
     return out
 
 
@@ -119,7 +119,7 @@ def hard(
     )
     _kernels().hard(
         *(address(cost), address(harm), byref(histogram), address(bounds), choices, levels),
-        *(byref(_LOGARITHM), address(room)),
+        *(byref(LOGARITHM), address(room)),
     )
     return cost, harm
 
@@ -156,7 +156,7 @@ def dithered(
     histogram = _Histogram(len(counted), address(counted), address(sizes), None, among, 0.0, 0.0, kappa, fewest)
     _kernels().dithered(
         *(address(cost), address(harm), byref(histogram), address(low), address(slope), len(low)),
-        *(address(rate), len(rate), address(dither), len(dither), levels, byref(_LOGARITHM), address(room)),
+        *(address(rate), len(rate), address(dither), len(dither), levels, byref(LOGARITHM), address(room)),
     )
     return cost, harm
 
@@ -188,7 +188,7 @@ def offers(
     )
     kept = _kernels().offers(
         *(address(order), address(bits), address(harm), byref(histogram), byref(own.passed)),
-        *(byref(_LOGARITHM), address(room)),
+        *(byref(LOGARITHM), address(room)),
     )
     return order[:kept].astype(np.intp, copy=False), bits, harm
 
@@ -223,6 +223,6 @@ def price(
     )
     _kernels().price(
         *(address(bits), address(harm), byref(histogram), address(every), address(ends), len(ends)),
-        *(coder, level, byref(_LOGARITHM), address(room)),
+        *(coder, level, byref(LOGARITHM), address(room)),
     )
     return bits, harm

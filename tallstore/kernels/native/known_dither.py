@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from ctypes import c_int32, c_int64, c_uint32, c_void_p
+from ctypes import byref, c_double, c_int32, c_int64, c_uint32, c_void_p
 
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.kernels.lattice_fast import memory
 from tallstore.kernels.native import library
+from tallstore.kernels.native.choices import LOGARITHM
 from tallstore.kernels.native.library import Function, address
 
-__all__ = ["count_bins", "pack_numbers", "pick", "put_back", "take_out", "unpack_numbers"]
+__all__ = [
+    "choose_classes",
+    "count_bins",
+    "pack_numbers",
+    "pick",
+    "put_back",
+    "take_marks",
+    "take_numbers",
+    "unpack_numbers",
+]
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int8]
@@ -19,9 +30,10 @@ _P, _I, _N, _U = c_void_p, c_int32, c_int64, c_uint32
 _TABLE: dict[str, Function] = {
     "unpack_numbers": (None, (_P, _P, _N)),
     "pack_numbers": (None, (_P, _P, _N)),
+    "choose_classes": (_I, (_P, _I, _N, _I, c_double, c_double, _P)),
     "count_bins": (None, (_P, _P, _N, _U, _I, _N)),
     "pick": (_N, (_P, _P, _N, _U, _I, _I, _P, _I)),
-    "take_out": (None, (_P, _P, _P, _N, _P)),
+    "take_out": (_N, (_P, _P, _P, _P, _P, _N, _U, _I, _I, _I, _P)),
     "put_back": (_I, (_P, _P, _N, _P, _P, _I)),
 }
 _SPARE = 64
@@ -43,11 +55,18 @@ def pack_numbers(numbers: Numbers) -> Bytes:
     return out
 
 
-def count_bins(numbers: Numbers, first: int, bins: int, every: int) -> npt.NDArray[np.int64]:
-    """Elements that are not 0 by their dither: shape (bins,), a power of two. A run is counted of every so many."""
+def count_bins(packed: Bytes, n: int, first: int, bins: int, every: int) -> npt.NDArray[np.int64]:
+    """Symbols that are not 0 by their dither: shape (bins,), a power of two. A run is counted of every so many."""
     counts = np.zeros(bins, np.int64)
-    _kernels().count_bins(address(counts), address(numbers), len(numbers), first, bins.bit_length() - 1, every)
+    _kernels().count_bins(address(counts), address(packed), n, first, bins.bit_length() - 1, every)
     return counts
+
+
+def choose_classes(counts: npt.NDArray[np.float64], among: int, least: int, gap: float, frame: float) -> int:
+    """The best shift and number of classes, as one number."""
+    bits = len(counts).bit_length() - 1
+    chosen: int = _kernels().choose_classes(address(counts), bits, among, least, gap, frame, byref(LOGARITHM))
+    return chosen
 
 
 def pick(n: int, first: int, shift: int, classes: int, live: Bytes, block: int) -> tuple[Bytes, Words]:
@@ -58,11 +77,25 @@ def pick(n: int, first: int, shift: int, classes: int, live: Bytes, block: int) 
     return picked[: -(-n // 8)], words[:count]
 
 
-def take_out(numbers: Numbers, picked: Bytes, words: Words) -> tuple[Words, Numbers]:
-    """Words with numbers added, and the other numbers."""
-    after, rest = words.copy(), numbers.copy()
-    _kernels().take_out(address(after), address(rest), address(numbers), len(numbers), address(picked))
-    return after, rest
+def take_marks(
+    packed: Bytes, n: int, first: int, shift: int, classes: int, low: int, live: Bytes
+) -> tuple[Numbers, Bytes, Bytes]:
+    """Symbols and levels of the marks that are coded, and the others, packed: good until this thread asks again."""
+    symbols, levels, rest = memory("symbols", n, np.int8), memory("levels", n, np.uint8), memory("rest", n, np.uint8)
+    out, where = (address(symbols), address(levels), address(rest)), address(live) if len(live) else None
+    count = _kernels().take_out(*out, address(packed), None, n, first, shift, classes, low, where)
+    return symbols[:count], levels[:count], rest[: -(-n // 4)]
+
+
+def take_numbers(
+    numbers: Numbers, first: int, shift: int, classes: int, low: int, live: Bytes
+) -> tuple[Numbers, Bytes]:
+    """The same of numbers, without the others."""
+    n = len(numbers)
+    symbols, levels = memory("symbols", n, np.int8), memory("levels", n, np.uint8)
+    out, where = (address(symbols), address(levels), None), address(live) if len(live) else None
+    count = _kernels().take_out(*out, None, address(numbers), n, first, shift, classes, low, where)
+    return symbols[:count], levels[:count]
 
 
 def put_back(rest: Numbers, picked: Bytes, words: Words, after: Words, most: int) -> bool:

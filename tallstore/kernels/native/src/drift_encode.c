@@ -57,7 +57,7 @@ TS_KERNEL(void, drift_count_symbols)(
     for (int32_t at = 0; at < contexts * KINDS; at++) counts[at] = (int64_t)some[0][at] + some[1][at];
 }
 
-/* Code n symbols. `words` has room for n + 4; those that are used are the last of n. `places` and `odd`: of the `exceptions`
+/* Code n symbols. `words` has room for n + 4; those that are used are the last of it. `places` and `odd`: of the `exceptions`
  * still elements that moved nevertheless, in order. Returns how many words there are. */
 TS_KERNEL(int64_t, drift_encode)(
     uint16_t *words, uint32_t *states, uint32_t *places, int8_t *odd, int64_t exceptions, const int8_t *symbols,
@@ -65,11 +65,12 @@ TS_KERNEL(int64_t, drift_encode)(
     const ts_drift *by, const uint8_t *weights, int32_t tables, int32_t kinds
 ) {
     coder coders[MOST_TABLES * KINDS];
-    uint8_t found[BLOCK], order[16][16];
+    uint8_t found[BLOCK];
+    lookups look;
     int8_t own[BLOCK];
     uint16_t place[BLOCK], *out = words + n + 4;
     for (int table = 0; table < tables; table++) fill_coders(coders + table * kinds, weights + table * kinds, kinds, bits);
-    fill_fours(order);
+    fill_lookups(&look, coders, tables * kinds, lanes, bits);
     for (int lane = 0; lane < lanes; lane++) states[lane] = LOWEST;
     for (int64_t start = n ? (n - 1) / BLOCK * BLOCK : -1; start >= 0; start -= BLOCK) {
         int64_t size = TS_MIN(n - start, BLOCK), coded = 0;
@@ -85,7 +86,7 @@ TS_KERNEL(int64_t, drift_encode)(
             place[coded] = place[i];
             coded += found[i] != STILL;
         }
-        out = encode_some(out, states, place, coded, coders, lanes, bits, (const uint8_t (*)[16])order);
+        out = encode_some(out, states, place, coded, coders, lanes, bits, &look);
     }
     return words + n + 4 - out;
 }

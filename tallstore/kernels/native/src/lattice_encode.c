@@ -139,19 +139,20 @@ TS_KERNEL(void, lattice_count_symbols)(
     for (uint32_t at = 0; at < grades * CONTEXTS * KINDS; at++) counts[at] = (int64_t)some[0][at] + some[1][at];
 }
 
-/* Code n symbols of these levels. `words` has room for n + 4; those that are used are the last of n. `weights`: `kinds` of
+/* Code n symbols of these levels. `words` has room for n + 4; those that are used are the last of it. `weights`: `kinds` of
  * each table, of 0, +1, −1, +2, …; `states`: `lanes` of them. Returns how many words there are. */
 TS_KERNEL(int64_t, lattice_encode)(
     uint16_t *words, uint32_t *states, const int8_t *symbols, const uint8_t *levels, int64_t n, int32_t lanes, int32_t bits,
     const ts_rows *by, const uint8_t *weights, int32_t tables, int32_t kinds
 ) {
     coder coders[MOST_TABLES * KINDS];
-    uint8_t found[BLOCK], order[16][16];
+    uint8_t found[BLOCK];
+    lookups look;
     int8_t turned_over[BLOCK];
     uint16_t place[BLOCK], *out = words + n + 4;
     ts_told told;
     for (int table = 0; table < tables; table++) fill_coders(coders + table * kinds, weights + table * kinds, kinds, bits);
-    fill_fours(order);
+    fill_lookups(&look, coders, tables * kinds, lanes, bits);
     for (int lane = 0; lane < lanes; lane++) states[lane] = LOWEST;
     for (int64_t start = n ? (n - 1) / BLOCK * BLOCK : -1; start >= 0; start -= BLOCK) {
         int64_t size = TS_MIN(n - start, BLOCK);
@@ -164,7 +165,7 @@ TS_KERNEL(int64_t, lattice_encode)(
         }
         fill_tables(found, by->rank ? told.grade : NULL, start, size, by);
         fill_places(place, found, here, size, (uint16_t)kinds);
-        out = encode_some(out, states, place, size, coders, lanes, bits, (const uint8_t (*)[16])order);
+        out = encode_some(out, states, place, size, coders, lanes, bits, &look);
     }
     return words + n + 4 - out;
 }
