@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.codecs.base import Buffer, Bytes, ConditionalCodec
+from tallstore.codecs.codebook import pack_indices
 from tallstore.codecs.dare_contexts import CONTEXTS, choose_contexts
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.errors import FormatError
-from tallstore.kernels.dare import TYPES, Sampling, starts, widened
+from tallstore.kernels.dare import TYPES, Sampling, widened
 from tallstore.kernels.dare_fast import apply, multiples, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
 
@@ -62,10 +63,10 @@ class DareCodec(ConditionalCodec):
         contexts = choose_contexts(kept.tags, times)
         tag = np.arange(256)
         begin, down = contexts[tag & 15] & 15, contexts[tag & 15] >> 4
-        before = starts((begin + (tag >> 4 >> down) << 4).astype(np.uint8))[kept.tags]
-        own = LATTICES[_STEPS].turned(before + times.view(np.uint16))
+        context = pack_indices(kept.tags, 8, (begin + (tag >> 4 >> down)).astype(np.uint8))
+        largest = max(int(times.max(initial=0)), -int(times.min(initial=0)))
+        coded = self._lattice.encode_numbers(times, context, 1, largest)  # a context's exponent is one more
         parts = (sampling.shares.astype("<u2"), sampling.widths.astype("<u2"), contexts)
-        coded = self._lattice.encode(own.view(np.uint8), before.view(np.uint8), _STEPS)
         return _HEAD.pack(_SOME, sampling.low, first) + b"".join(each.tobytes() for each in parts) + coded
 
     def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:

@@ -27,12 +27,10 @@ from tallstore.codecs.adaptive import Adaptive, bits_on
 from tallstore.codecs.base import Buffer, Bytes, Floats, IndexedValues, MaskCodec, VectorCodec
 from tallstore.codecs.codebook import pack_indices
 from tallstore.codecs.lattice import LatticeCodec
-from tallstore.codecs.lattice_model import lowest_of, sampled
 from tallstore.errors import FormatError
 from tallstore.kernels.known_dither import (
     BLOCK,
     CLASSES,
-    EXPONENT,
     RUN,
     SHIFTS,
     Doubles,
@@ -46,8 +44,7 @@ from tallstore.kernels.known_dither import (
     take_numbers,
     unpack_numbers,
 )
-from tallstore.kernels.lattice import DIRECT, LATTICES, LEVELS, Prepared
-from tallstore.kernels.lattice_fast import prepare
+from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.place_hash import DRAWN
 
 __all__ = ["DitheredLevels", "DitheredMask"]
@@ -151,30 +148,20 @@ def _encode_marks(packed: Bytes, n: int, first: int) -> bytes:
     low = _low(choice)
     symbols, levels, rest = take_marks(packed, n, first, *choice, low, live)
     others = b"" if _is_all(choice) else _MARKS.encode_packed(rest, "signed", n)
-    return _joined(choice, first, live, _coded(symbols, levels, low, 1), others)
+    return _joined(choice, first, live, _LATTICE.encode_numbers(symbols, levels, low, 1), others)
 
 
 def _encode_numbers(numbers: Numbers, first: int, most: int) -> bytes:
     """Numbers of a chunk, none larger than `most`."""
     live = _live(numbers.view(np.uint8), 1 << BLOCK, len(numbers), lambda: int(np.count_nonzero(numbers)))
     low = _low(_ALL)
-    return _joined(_ALL, first, live, _coded(*take_numbers(numbers, first, *_ALL, low, live), low, most), b"")
+    coded = _LATTICE.encode_numbers(*take_numbers(numbers, first, *_ALL, low, live), low, most)
+    return _joined(_ALL, first, live, coded, b"")
 
 
 def _low(choice: _Choice) -> int:
     """The exponent of level 0, where each class has elements."""
     return max(0, choice.classes - LEVELS + 1)
-
-
-def _coded(numbers: Numbers, levels: Bytes, low: int, most: int) -> bytes:
-    """The chunk of `lattice`, of levels that begin at an exponent, or at another one if a sample of them says so."""
-    said = lowest_of(sampled(levels).astype(np.int64) + low) if len(levels) else low
-    if said != low:
-        levels = np.minimum(levels + np.uint8(low - said), np.uint8(LEVELS - 1))
-    if most < DIRECT:
-        return _LATTICE.encode_prepared(Prepared(numbers, levels, np.zeros(0, np.uint8)), said)
-    words = (levels.astype(np.uint16) + np.uint16(said)) << EXPONENT
-    return _LATTICE.encode_prepared(prepare(LATTICES["BF16"], words + numbers.astype(np.uint16), words, said), said)
 
 
 def _joined(choice: _Choice, first: int, live: Bytes, coded: bytes, others: bytes) -> bytes:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tallstore.codecs import zstd
 from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
 from tallstore.codecs.coded_steps import Head, checked_weights, coded_chunk, read_head
-from tallstore.codecs.lattice_model import choose, lanes_for, lowest
+from tallstore.codecs.lattice_model import choose, lanes_for, lowest, lowest_of, sampled
 from tallstore.codecs.planes import Planes
 from tallstore.codecs.sample import sample
 from tallstore.errors import FormatError
@@ -29,6 +29,7 @@ from tallstore.kernels import lattice as steps
 from tallstore.kernels import reference
 from tallstore.kernels.lattice import (
     CONTEXTS,
+    DIRECT,
     GRADES,
     LARGEST,
     LATTICES,
@@ -79,9 +80,27 @@ class LatticeCodec(LosslessCodec):
         return self._encode(raw, base, dtype, lambda lattice, after, before: encode_steps(lattice, after, before, row))
 
     @staticmethod
-    def encode_prepared(prepared: Prepared, low: int) -> bytes:
-        """Steps of one row, that are known to be small, if any element moved; `low`: the exponent of level 0."""
-        return _coded(prepared, low, (0, 0)) if prepared.symbols.view(np.bool_).any() else bytes([_SAME])
+    def encode_numbers(numbers: npt.NDArray[np.signedinteger[Any]], levels: Bytes, low: int, most: int) -> bytes:
+        """Whole numbers as steps of BF16 from made-up elements, of which nothing but the exponent says anything.
+
+        Args:
+            numbers: int8 or int16, shape (K,).
+            levels: of each the exponent of what it starts from, less `low`: at most 15.
+            low: where levels begin; it is elsewhere, if a sample of them says so.
+            most: no number is larger.
+        """
+        if not numbers.any():
+            return bytes([_SAME])
+        said = lowest_of(sampled(levels).astype(np.int64) + low)
+        if said != low:
+            levels = np.minimum(levels + np.uint8(low - said), np.uint8(LEVELS - 1))
+        if most < DIRECT:  # a step is its own symbol
+            symbols = numbers.astype(np.int8, copy=False)
+            return _coded(Prepared(symbols, levels, np.zeros(0, np.uint8)), said, (0, 0))
+        lattice = LATTICES["BF16"]
+        words = (levels.astype(np.uint16) + np.uint16(said)) << np.uint16(lattice.shift)
+        after = lattice.turned(words + numbers.astype(np.uint16))
+        return _coded(prepare(lattice, after, words, said), said, (0, 0))
 
     def _encode(self, raw: Bytes, base: Bytes, dtype: str, steps: Callable[[Lattice, Words, Words], bytes]) -> bytes:
         """`steps`: the chunk of the mode of steps, of elements as words, given those that they start from."""

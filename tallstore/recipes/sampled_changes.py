@@ -203,14 +203,14 @@ def _entropy(more: Integers, n: Integers) -> Floats:
     n = _TRIED * n
     each = np.concatenate([n[:, None, None] - direct[:, :1], direct[:, :-1] - direct[:, 1:]], axis=1)
     beyond, rest = direct[:, -1] - halves[:, :1], halves[:, :-1] - halves[:, 1:]
-    told = added(_information(each).reshape(len(more), -1)) + added(_information(beyond))
-    told += _CLASSES * added(_information(rest))
+    told = added(_times_log2(each).reshape(len(more), -1)) + added(_times_log2(beyond))
+    told += _CLASSES * added(_times_log2(rest))
     more_bits = direct[:, 0].sum(1) + beyond.sum(1) * _OPEN[0] + _CLASSES * (rest * _OPEN[1:]).sum(1)
-    bits: Floats = (_information(n) + (more_bits - told) / _CLASSES) / _TRIED
+    bits: Floats = (_times_log2(n) + (more_bits - told) / _CLASSES) / _TRIED
     return bits
 
 
-def _information(counts: Integers) -> Floats:
+def _times_log2(counts: Integers) -> Floats:
     """c · log2 c of each."""
     found = np.zeros(counts.shape)
     some = counts > 1
