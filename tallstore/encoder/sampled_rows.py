@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,17 +56,15 @@ def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: Sampling, fi
     Returns:
         what becomes of the row, and whether it differs from the base in any bit.
     """
-    after, before = as_bytes(weights), as_bytes(base)
-    tau = task_vector(base, weights)
-    coded = _CODEC.encode(after, before, dtype, drop, first)
-    out = before.copy()
-    _CODEC.decode(coded, out, dtype)
-    hat = task_vector(base, torch.from_numpy(out).view(weights.dtype))
     word = np.dtype(f"<u{weights.element_size()}")
-    on = int(np.count_nonzero(out.view(word) != before.view(word)))
-    error, norm, kept, dot = 0.0, float(on), float(on), float(on)  # of what is infinite, and comes back bit for bit
-    if bool(tau.isfinite().all() and hat.isfinite().all()):
-        error, norm, kept, dot, _ = agreement(tau, hat)
-    return Made("sampled", coded, 1.0, (error, norm, kept, dot, float(on)), _CODEC.id), not np.array_equal(
-        after, before
+    after, before = as_bytes(weights).view(word), as_bytes(base).view(word)
+    coded = _CODEC.encode(after.view(np.uint8), before.view(np.uint8), dtype, drop, first)
+    out = before.copy()
+    _CODEC.decode(coded, out.view(np.uint8), dtype)
+    on = float(np.count_nonzero(out != before))
+    error, norm, kept, dot, _ = agreement(
+        task_vector(base, weights), task_vector(base, torch.from_numpy(out.view(np.uint8)).view(weights.dtype))
     )
+    if not math.isfinite(norm + kept):  # something is infinite, or no number, and comes back bit for bit
+        error, norm, kept, dot = 0.0, on, on, on
+    return Made("sampled", coded, 1.0, (error, norm, kept, dot, on), _CODEC.id), not np.array_equal(after, before)
