@@ -77,10 +77,14 @@ class NativeKernels(BuildHookInterface):
         return []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's interface
-        """Build, and put the library into the wheel. An editable install finds it in the checkout."""
-        if self.target_name != "wheel" or os.environ.get("TALLSTORE_BUILD") == "0":
+        """Build, and put the library into the wheel, or what it is built of. An editable install has both at hand."""
+        if self.target_name != "wheel":
             return
         build = build_module(self.root)
+        sources = {str(build.SOURCES): build.SOURCES.relative_to(self.root).as_posix()}
+        if os.environ.get("TALLSTORE_BUILD") == "0":
+            build_data["force_include"].update(sources)
+            return
         target = os.environ.get("TALLSTORE_BUILD_TARGET")
         try:
             made = build.build(target=target)
@@ -88,6 +92,7 @@ class NativeKernels(BuildHookInterface):
             if os.environ.get("TALLSTORE_BUILD") == "1":
                 raise
             self.app.display_warning(f"tallstore is installed without its native kernels: {error}")
+            build_data["force_include"].update(sources)
             return
         for path in (made, build.sum_path(made)):
             build_data["artifacts"].append(f"/{path.relative_to(self.root).as_posix()}")

@@ -81,10 +81,11 @@ def sources(built: Path) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    here = [*(ROOT / "tallstore").rglob("*.py"), *(ROOT / NATIVE / "src").iterdir()]
-    package = {p.relative_to(ROOT).as_posix() for p in here} | ASSETS
+    package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tallstore").rglob("*.py")} | ASSETS
     if find_compiler() is not None:
         package |= {f"{NATIVE}/{library_path().name}", f"{NATIVE}/{sum_path(library_path()).name}"}
+    else:
+        package |= {p.relative_to(ROOT).as_posix() for p in (ROOT / NATIVE / "src").iterdir()}
     info = f"tallstore-{PROJECT['version']}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
         assert set(archive.namelist()) == package | {f"{info}/{name}" for name in RECORDS}

@@ -41,7 +41,12 @@ class BuildError(Exception):
 
 
 def stamp() -> int:
-    """64 bits of a hash of all sources: a library that was built from others is not used."""
+    """64 bits of a hash of all sources: a library that was built from others is not used.
+
+    A wheel has the library and not its sources: there it is what was written down when it was built.
+    """
+    if not SOURCES.is_dir():
+        return int(sum_path(library_path()).read_text(encoding="utf-8").split()[0], 16)
     hasher = hashlib.blake2b(digest_size=8)
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in {".c", ".h"}:
