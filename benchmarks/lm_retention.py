@@ -6,7 +6,8 @@ the task never saw, each with its standard error, and the perplexity on that tex
 and of all its bytes, tokenizer and all, per parameter; a setting is a quality, `default`, or a number of bits, and `@4`
 behind it sets κ. `--peers` names others' methods (`rd_peers.py`), and `subsampled` of `rd_own.py`, a regular
 expression: they are given the same task vectors in float32, and what comes of them is computed with as it is, not
-rounded to bf16. `--save` keeps what is measured, and what is kept there is not measured again.
+rounded to bf16. `--save` keeps what is measured, and what is kept there is not measured again; `--plot` draws the task
+that is named.
 
 example:
   python benchmarks/lm_retention.py ~/lm ~/data --save lm.json --settings small default high lossless 0.4 0.8
@@ -31,6 +32,7 @@ import torch
 from common import describe_machine, table
 from lm_zoo import TUNES, answers, continuations, divergence
 from rd_method import Method, Unavailable
+from rd_plot import Point, View, draw
 from rd_zoo import load_zoo
 
 import tallstore
@@ -41,6 +43,7 @@ class Decoded:
     """One task in one setting."""
 
     setting: str
+    family: str = "tallstore"
     task: str
     bits: float
     """Of the weights; `bits_in_all`: of everything that the task alone has."""
@@ -59,6 +62,15 @@ class Decoded:
     def retention(self) -> float:
         """Its share of the original's accuracy."""
         return self.accuracy / self.original if self.original else math.nan
+
+
+MOST_TEXTS = 150
+"""Some 10,000 tokens."""
+VIEWS = (
+    View("answers kept, %", 80.0),
+    View("KL from the original's answers, nats a token", 1e-6, log=True),
+    View("KL on text that the task never saw, nats a token", 1e-6, log=True),
+)
 
 
 def texts_of(data: Path, most: int) -> list[str]:
@@ -114,13 +126,13 @@ def measure(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(zoo / "base")
-    rows, texts = TUNES[task].examples(data, "score", examples), texts_of(data, max(1, examples // 4))
+    rows, texts = TUNES[task].examples(data, "score", examples), texts_of(data, min(examples, MOST_TEXTS))
     model = AutoModelForCausalLM.from_pretrained(zoo / task, dtype=torch.float32).eval()
     original, due = answers(model, tokenizer, rows)
     told, _ = continuations(model, tokenizer, texts)
-    ways = {setting: partial(decoded, zoo, task, setting) for setting in settings}
-    ways |= {method.name: partial(by_peer, zoo, task, method) for method in peers}
-    for setting, way in ways.items():
+    ways = [(setting, "tallstore", partial(decoded, zoo, task, setting)) for setting in settings]
+    ways += [(method.name, method.family, partial(by_peer, zoo, task, method)) for method in peers]
+    for setting, family, way in ways:
         try:
             model, bits, bits_in_all = way()
         except Unavailable as error:
@@ -132,6 +144,7 @@ def measure(
         text, text_error = divergence(own, told)
         yield Decoded(
             setting=setting,
+            family=family,
             task=task,
             bits=bits,
             bits_in_all=bits_in_all,
@@ -156,6 +169,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TUNES))
     parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--save", type=Path, metavar="JSON")
+    parser.add_argument("--plot", nargs=2, metavar=("TASK", "PNG"), help="draw what is known of a task")
     given = parser.parse_args()
     kept = json.loads(given.save.read_text()) if given.save and given.save.exists() else {"rows": []}
     scored = [Decoded(**each) for each in kept["rows"]]
@@ -176,12 +190,22 @@ def main() -> None:
         [
             *(each.task, each.setting, f"{each.bits:.3f}", f"{each.bits_in_all:.3f}", f"{each.retention:.1%}"),
             f"{each.kept_error:.1%}",
-            *(f"{each.kl_task:.5f}", f"{each.kl_task_error:.5f}", f"{each.kl_text:.5f}", f"{each.kl_text_error:.5f}"),
+            *(f"{value:.2g}" for value in (each.kl_task, each.kl_task_error, each.kl_text, each.kl_text_error)),
             f"{each.perplexity:.2f}",
         ]
         for each in sorted(scored, key=lambda each: (each.task, each.bits))
     ]
     print(table(head, rows))
+    if given.plot:
+        draw(
+            [
+                Point(each.family, each.bits, (100 * each.retention, each.kl_task, each.kl_text))
+                for each in scored
+                if each.task == given.plot[0]
+            ],
+            VIEWS,
+            Path(given.plot[1]),
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 ZOO holds `base/` and a folder a task, as Hugging Face checkpoints; DATA holds `<task>/test.tsv`, a line an example:
 label, tab, text. Bits are bytes on disk for all but the base (masks, vector, scales, codebooks, tensors stored whole),
-over the parameters of all tasks. Writes rate_distortion.csv, .md and .png to OUT. Results are kept there as they
-come, so that a second run measures only what is new.
+over the parameters of all tasks. KL is from the originals' outputs, in nats an example, with its standard error, on
+each task's test set and on texts of the other tasks. Writes rate_distortion.csv, .md and .png to OUT. Results are kept
+there as they come, so that a second run measures only what is new.
 
 example:
   python benchmarks/rate_distortion.py ~/zoo ~/data --out /tmp/rd
@@ -25,8 +26,15 @@ import rd_peers
 import torch
 from common import describe_machine, table
 from rd_method import Method, Unavailable
-from rd_plot import draw
+from rd_plot import Point, View, draw
 from rd_zoo import Judge, Zoo, average, load_zoo, tested
+
+VIEWS = (
+    View("mean retention, %", 85.0),
+    View("worst task's retention, %", 70.0),
+    View("KL divergence from the original's outputs, nats", 1e-6, log=True),
+    View("the same, on the other tasks' texts", 1e-6, log=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,9 @@ class Row:
     relative_error: float
     cosine: float
     kl: float
+    kl_error: float
+    kl_other: float
+    kl_other_error: float
     logit_error: float
     flips: float
     retention: float
@@ -88,14 +99,17 @@ def write_rows(file: Path, rows: Sequence[Row]) -> None:
 
 def show(rows: Sequence[Row]) -> str:
     """A Markdown table, ordered by bits."""
-    head = ("method", "bits", "error", "cosine", "KL", "logit error", "changed", "retention", "worst", "encode s")
+    head = (
+        *("method", "bits", "error", "cosine", "KL", "±", "KL other texts", "±", "logit error", "changed"),
+        *("retention", "worst", "encode s"),
+    )
     cells = [
         (
             r.method,
             f"{r.bits:.3f}",
             f"{r.relative_error:.3f}",
             f"{r.cosine:.3f}",
-            f"{r.kl:.4f}",
+            *(f"{value:.2g}" for value in (r.kl, r.kl_error, r.kl_other, r.kl_other_error)),
             f"{r.logit_error:.3f}",
             f"{r.flips:.2%}",
             f"{r.retention:.2%}",
@@ -121,7 +135,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     ]
     if wanted:
         zoo = load_zoo(arguments.zoo, tested(arguments.zoo, arguments.data)[: arguments.tasks])
-        judge = Judge(zoo, arguments.data, arguments.examples)
+        judge = Judge(zoo, arguments.data, arguments.examples, arguments.other)
     for method in wanted:
         try:
             row = measure(method, zoo, judge)
@@ -133,7 +147,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()}, flush=True)
     lines = [describe_machine(), "", show(rows), ""]
     (out / "rate_distortion.md").write_text("\n".join(lines), encoding="utf-8")
-    draw(rows, out / "rate_distortion.png")
+    points = [Point(r.family, r.bits, (100 * r.retention, 100 * r.worst, r.kl, r.kl_other)) for r in rows]
+    draw(points, VIEWS, out / "rate_distortion.png")
     return rows
 
 
@@ -146,6 +161,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="folder with <task>/test.tsv")
     parser.add_argument("--tasks", type=int, help="only the first N tasks by name")
     parser.add_argument("--examples", type=int, help="only the first N test examples a task (default: all)")
+    parser.add_argument("--other", type=int, default=64, help="texts of each other task (default: %(default)s)")
     parser.add_argument("--only", default="", help="methods whose name has this regular expression in it")
     parser.add_argument("--out", type=Path, default=Path("rate_distortion"), help="folder for CSV, table and plot")
     parser.add_argument("--threads", type=int, help="threads for torch")

@@ -1,12 +1,13 @@
 """A real zoo in memory, and the judge who measures what an approximation of it is worth.
 
 The error of the weights says little about a model: what is judged is what its outputs do. Beside the accuracy kept
-(`retention`, noisy on small test sets) there are three smooth measures against the original's logits: mean KL
-divergence, relative error of the logits, and the share of predictions that changed.
+(`retention`, noisy on small test sets) there are smooth measures against the original's logits: mean KL divergence, on
+the task and on texts of other tasks, relative error of the logits, and the share of predictions that changed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,10 @@ class Score:
 
     retention: float
     kl: float
+    kl_error: float
+    """Standard error; `other`: on texts of the other tasks."""
+    kl_other: float
+    kl_other_error: float
     logit_error: float
     flips: float
     relative_error: float
@@ -96,27 +101,39 @@ class Score:
 
 
 def average(scores: Sequence[Score]) -> dict[str, float]:
-    """Means, and the worst retention."""
+    """Means, the standard errors of means, and the worst retention."""
     found = {name: mean(getattr(s, name) for s in scores) for name in Score.__dataclass_fields__}
+    for name in ("kl_error", "kl_other_error"):
+        found[name] = math.hypot(*(getattr(s, name) for s in scores)) / len(scores)
     return found | {"worst": min(s.retention for s in scores)}
+
+
+_Batches = list[tuple[list[int], Tensor]]
+"""Places of texts of one length, and their tokens."""
 
 
 @dataclass
 class _Case:
     model: Any
-    batches: list[tuple[list[int], Tensor]]
+    batches: _Batches
+    other: _Batches
+    """Texts of other tasks."""
     labels: Tensor
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    other_logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Judge:
     """Evaluates text classifiers on `DATA/<task>/test.tsv`: label, tab, text. Originals are evaluated once."""
 
-    def __init__(self, zoo: Zoo, data: Path, examples: int | None) -> None:
-        self._zoo = zoo
-        self._cases = [_load_case(zoo.folder / t, data / t / "test.tsv", examples) for t in zoo.tasks]
-        for case in self._cases:
-            case.logits = _logits(case)
+    def __init__(self, zoo: Zoo, data: Path, examples: int | None, other: int) -> None:
+        self._zoo, self._cases = zoo, list[_Case]()
+        lines = {task: _lines(data / task / "test.tsv") for task in zoo.tasks}
+        for task in zoo.tasks:
+            texts = [text for each in zoo.tasks if each != task for _, text in lines[each][:other]]
+            case = _load_case(zoo.folder / task, lines[task][:examples], texts)
+            case.logits, case.other_logits = _logits(case.model, case.batches), _logits(case.model, case.other)
+            self._cases.append(case)
 
     def scores(self, hats: Sequence[Mapping[str, Tensor]]) -> list[Score]:
         """Score each task's approximate task vector; tensors that are absent from it count as 0."""
@@ -129,7 +146,9 @@ class Judge:
             for start, name in self._zoo.names.items():
                 value = self._zoo.base[start].float().flatten()
                 own[name].copy_((value + hat[start] if start in hat else value).view_as(own[name]))
-        logits = _logits(case)
+        logits = _logits(case.model, case.batches)
+        kl, kl_error = _divergence(case.logits, logits)
+        kl_other, kl_other_error = _divergence(case.other_logits, _logits(case.model, case.other))
         gap = norm = dot = kept = 0.0
         for name, true in tau.items():
             got = hat.get(name, torch.zeros_like(true))
@@ -137,11 +156,13 @@ class Judge:
             norm += float(true.double().square().sum())
             kept += float(got.double().square().sum())
             dot += float((got.double() * true.double()).sum())
-        p, q = case.logits.log_softmax(1), logits.log_softmax(1)
         before, after = case.logits.argmax(1), logits.argmax(1)
         return Score(
             retention=float((after == case.labels).sum() / (before == case.labels).sum()),
-            kl=float((p.exp() * (p - q)).sum(1).mean()),
+            kl=kl,
+            kl_error=kl_error,
+            kl_other=kl_other,
+            kl_other_error=kl_other_error,
             logit_error=float((logits - case.logits).norm() / case.logits.norm()),
             flips=float((after != before).float().mean()),
             relative_error=(gap / norm) ** 0.5,
@@ -149,29 +170,49 @@ class Judge:
         )
 
 
-def _load_case(folder: Path, test: Path, examples: int | None) -> _Case:
+def _lines(file: Path) -> list[tuple[str, str]]:
+    lines = (line.partition("\t") for line in file.read_text(encoding="utf-8").splitlines())
+    return [(label, text) for label, _, text in lines]
+
+
+def _load_case(folder: Path, lines: Sequence[tuple[str, str]], other: Sequence[str]) -> _Case:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    lines = [line.split("\t", 1) for line in test.read_text(encoding="utf-8").splitlines()][:examples]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer([text for _, text in lines], truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    # Batches of one length need no padding: the result does not depend on how they are cut.
+    labels = torch.tensor([int(label) for label, _ in lines])
+    return _Case(model, _batches(tokenizer, [text for _, text in lines]), _batches(tokenizer, other), labels)
+
+
+def _batches(tokenizer: Any, texts: Sequence[str]) -> _Batches:
+    """Batches of one length need no padding: the result does not depend on how they are cut."""
+    if not texts:
+        return []
+    tokens = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
     lengths: dict[int, list[int]] = {}
     for n, ids in enumerate(tokens):
         lengths.setdefault(len(ids), []).append(n)
     cuts = [same[a : a + BATCH] for _, same in sorted(lengths.items()) for a in range(0, len(same), BATCH)]
-    batches = [(cut, torch.tensor([tokens[n] for n in cut])) for cut in cuts]
-    return _Case(model, batches, torch.tensor([int(label) for label, _ in lines]))
+    return [(cut, torch.tensor([tokens[n] for n in cut])) for cut in cuts]
 
 
-def _logits(case: _Case) -> Tensor:
+def _logits(model: Any, batches: _Batches) -> Tensor:
+    """Shape (texts, labels)."""
     parts: list[Tensor] = []
     where: list[int] = []
     with torch.inference_mode():
-        for cut, ids in case.batches:
-            parts.append(case.model(input_ids=ids).logits)
+        for cut, ids in batches:
+            parts.append(model(input_ids=ids).logits)
             where += cut
     order = torch.empty(len(where), dtype=torch.long)
-    order[torch.tensor(where)] = torch.arange(len(where))
-    return torch.cat(parts)[order]
+    order[torch.tensor(where, dtype=torch.long)] = torch.arange(len(where))
+    return torch.cat(parts)[order] if parts else torch.empty(0, 1)
+
+
+def _divergence(original: Tensor, found: Tensor) -> tuple[float, float]:
+    """KL(original ‖ found) in nats an example, the mean and its standard error; 0 without examples."""
+    if not len(original):
+        return 0.0, 0.0
+    p, q = original.double().log_softmax(1), found.double().log_softmax(1)
+    each = (p.exp() * (p - q)).sum(1)
+    return float(each.mean()), float(each.std() / len(each) ** 0.5)
