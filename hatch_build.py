@@ -76,12 +76,13 @@ class NativeKernels(BuildHookInterface):
         self.app.display_warning(f"tallstore: no C compiler, and pip cannot get {_ZIG}: no native kernels are built")
         return []
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's interface
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build, and put the library into the wheel, or what it is built of. An editable install has both at hand."""
         if self.target_name != "wheel":
             return
         build = build_module(self.root)
-        sources = {str(build.SOURCES): build.SOURCES.relative_to(self.root).as_posix()}
+        own = {str(build.SOURCES): build.SOURCES.relative_to(self.root).as_posix()}
+        sources = {} if version == "editable" else own
         if os.environ.get("TALLSTORE_BUILD") == "0":
             build_data["force_include"].update(sources)
             return

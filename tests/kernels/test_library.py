@@ -179,6 +179,23 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
 
 @needs_compiler
+def test_without_sources_a_library_is_what_was_written_down_of_it(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a wheel brings it."""
+    made, stamp = build.build(tmp_path / "_native.so", compiler=[compiler]), build.stamp()
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "src")
+    monkeypatch.setattr(build, "library_path", lambda: made)
+    assert build.stamp() == stamp
+    assert library.open_library(made).variant
+    with pytest.raises(build.BuildError, match="install tallstore anew"):
+        build.build(tmp_path / "_native.so")
+    build.sum_path(made).write_text(f"nonsense {build.digest(made)}\n")
+    with pytest.raises(library._UnusableError, match="not built to the end"):
+        library.open_library(made)
+
+
+@needs_compiler
 def test_a_build_is_of_its_sources_and_runs(compiler: str, tmp_path: Path) -> None:
     made = build.build(tmp_path / "_native.so", compiler=[compiler])
     found = library.open_library(made)

@@ -68,6 +68,22 @@ def test_what_is_foretold_is_what_a_tensor_takes_and_loses(dtype: torch.dtype, s
     assert taken == pytest.approx(bits, rel=0.07, abs=2500), "a head and tables, whatever they say"
 
 
+@pytest.mark.parametrize("infinite", [False, True])
+@pytest.mark.parametrize("size", [1.0, 1e20])
+def test_nothing_that_is_lost_counts_as_exact(size: float, infinite: bool) -> None:
+    """Where squares are beyond float32, as where they are not; what is infinite comes back bit for bit."""
+    base = noise(4096, seed=1).mul(size).bfloat16()
+    weights = (base.float() * (1 + 0.02 * noise(4096, seed=2))).bfloat16()
+    costs = level_costs(weights, base, len(base))
+    assert costs is not None
+    drops, *_ = offers(costs)
+    if infinite:
+        weights[7] = float("inf")
+    made, moved = encode_sampled(weights, base, "BF16", drops[len(drops) // 2], first_of(0, 0))
+    assert moved
+    assert (made.sums[0] == 0) == infinite
+
+
 def test_there_is_no_bias() -> None:
     """The mean of what comes back, over many draws, is nearer to τ by the root of their number."""
     base, weights = tuned(torch.bfloat16, 1e-4, 1 << 14)

@@ -99,6 +99,10 @@ def build(
     import tempfile
     from concurrent.futures import ThreadPoolExecutor
 
+    if not SOURCES.is_dir():
+        raise BuildError(
+            "a wheel that brings the library has no sources: install tallstore anew (pip --force-reinstall)"
+        )
     compiler = list(compiler or (zig() if target else find_compiler()) or ())
     if not compiler:
         raise BuildError("there is no C compiler: neither $CC, cc, gcc, clang nor the package ziglang")

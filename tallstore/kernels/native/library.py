@@ -54,7 +54,11 @@ class Library:
     """Whether it has XXH3: kernels that check a file's bytes need it."""
 
 
-_REMEDY = "(python -m tallstore.kernels.native.build builds it anew)"
+_REMEDY = (
+    "(python -m tallstore.kernels.native.build builds it anew)"
+    if build.SOURCES.is_dir()
+    else "(pip install --force-reinstall --no-deps tallstore brings it anew)"
+)
 _STALE = f"was built from other sources {_REMEDY}"
 
 
@@ -140,10 +144,10 @@ def _check(path: Path) -> None:
         stamp, digest = build.sum_path(path).read_bytes().decode().split()
         if digest != build.digest(path):
             raise _UnusableError(f"{path} is damaged: its digest differs {_REMEDY}")
+        if stamp != f"{build.stamp():016x}":
+            raise _UnusableError(f"{path} {_STALE}")
     except (OSError, ValueError) as error:
         raise _UnusableError(f"{path} was not built to the end, or cannot be read {_REMEDY}") from error
-    if stamp != f"{build.stamp():016x}":
-        raise _UnusableError(f"{path} {_STALE}")
 
 
 def bind(table: Mapping[str, Function], library: Library | None = None) -> Any:
