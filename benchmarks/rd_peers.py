@@ -15,7 +15,7 @@ import math
 import sys
 import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -61,6 +61,16 @@ def emr(zoo: Zoo) -> Packed:
     return packed
 
 
+def _matrices(zoo: Zoo, packed: Packed, *, embeddings: bool = True) -> Iterator[tuple[int, str, Tensor]]:
+    """Each task's change of each matrix, flat, by name; small tensors are kept whole, embeddings where asked for."""
+    for name in zoo.names:
+        for task, tau in enumerate(zoo.stacked(name)):
+            if is_small(zoo, name) or ("embed" in name and not embeddings):
+                packed.keep_half(task, name, tau)
+            else:
+                yield task, name, tau
+
+
 def bitdelta(zoo: Zoo, everywhere: bool, coded: bool, scale: Scale = least_squares) -> Packed:
     """BitDelta (Liu et al. 2024): sign(τ) and one scale, the mean of |τ|, a matrix.
 
@@ -68,14 +78,10 @@ def bitdelta(zoo: Zoo, everywhere: bool, coded: bool, scale: Scale = least_squar
     entropy-codes the symbols.
     """
     packed = Packed.of(zoo)
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name) or ("embed" in name and not everywhere):
-                packed.keep_half(task, name, tau)
-                continue
-            w = tau.sign() if coded else torch.where(tau > 0, 1.0, -1.0)
-            size = codes.mask(w, "signed") if coded else codes.packed(len(w), 1)
-            packed.keep(task, name, scale(tau, w) * w, size + codes.SCALE)
+    for task, name, tau in _matrices(zoo, packed, embeddings=everywhere):
+        w = tau.sign() if coded else torch.where(tau > 0, 1.0, -1.0)
+        size = codes.mask(w, "signed") if coded else codes.packed(len(w), 1)
+        packed.keep(task, name, scale(tau, w) * w, size + codes.SCALE)
     return packed
 
 
@@ -83,45 +89,33 @@ def per_axis(zoo: Zoo) -> Packed:
     """Per-Axis Weight Deltas (Kuyumdzhiev and Cholakov 2025): sign(τ) and a float16 scale, the mean of |τ|, for each
     row or for each column, whichever leaves the smaller error."""
     packed = Packed.of(zoo)
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name):
-                packed.keep_half(task, name, tau)
-                continue
-            matrix = _matrix(zoo, name, tau)
-            sign = torch.where(matrix > 0, 1.0, -1.0)
-            scales = [matrix.abs().mean(axis, keepdim=True).half().float() for axis in (0, 1)]
-            scale = min(scales, key=lambda each: float((matrix - each * sign).square().sum()))
-            packed.keep(task, name, (scale * sign).flatten(), codes.packed(len(tau), 1) + 2 * scale.numel())
+    for task, name, tau in _matrices(zoo, packed):
+        matrix = _matrix(zoo, name, tau)
+        sign = torch.where(matrix > 0, 1.0, -1.0)
+        scales = [matrix.abs().mean(axis, keepdim=True).half().float() for axis in (0, 1)]
+        scale = min(scales, key=lambda each: float((matrix - each * sign).square().sum()))
+        packed.keep(task, name, (scale * sign).flatten(), codes.packed(len(tau), 1) + 2 * scale.numel())
     return packed
 
 
 def magnitude(zoo: Zoo, c: float, scale: Scale = least_squares) -> Packed:
     """Each task alone, ternary: what exceeds c standard deviations of its tensor keeps its sign, entropy-coded."""
     packed = Packed.of(zoo)
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name):
-                packed.keep_half(task, name, tau)
-            else:
-                w = ternary(tau, c * float(tau.std()))
-                packed.keep(task, name, scale(tau, w) * w, codes.mask(w, "signed") + codes.SCALE)
+    for task, name, tau in _matrices(zoo, packed):
+        w = ternary(tau, c * float(tau.std()))
+        packed.keep(task, name, scale(tau, w) * w, codes.mask(w, "signed") + codes.SCALE)
     return packed
 
 
 def tsv(zoo: Zoo, share: float, width: int) -> Packed:
     """TSV-Compress (Gargiulo et al. 2025): each matrix by its leading singular triples, `share` of the rank."""
     packed = Packed.of(zoo)
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name):
-                packed.keep_half(task, name, tau)
-                continue
-            matrix = _matrix(zoo, name, tau)
-            left, size, right = _singular(matrix, max(1, round(min(matrix.shape) * share)))
-            if width == 2:
-                left, size, right = (each.half().float() for each in (left, size, right))
-            packed.keep(task, name, (left * size @ right.T).flatten(), width * len(size) * (sum(matrix.shape) + 1))
+    for task, name, tau in _matrices(zoo, packed):
+        matrix = _matrix(zoo, name, tau)
+        left, size, right = _singular(matrix, max(1, round(min(matrix.shape) * share)))
+        if width == 2:
+            left, size, right = (each.half().float() for each in (left, size, right))
+        packed.keep(task, name, (left * size @ right.T).flatten(), width * len(size) * (sum(matrix.shape) + 1))
     return packed
 
 
@@ -132,24 +126,20 @@ def delta_come(zoo: Zoo, bits: float, bands: tuple[tuple[int, int], ...] = ((8, 
     and matrices of 4,096 rows it is what was published, 2 of 8 bits, 32 of 3 and 968 of 2.
     """
     packed = Packed.of(zoo)
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name):
-                packed.keep_half(task, name, tau)
-                continue
-            matrix = _matrix(zoo, name, tau)
-            room, widths = bits * len(tau) / sum(matrix.shape), list[int]()
-            for width, count in (*bands, (2, min(matrix.shape))):
-                own = min(count, int(room // width), min(matrix.shape) - len(widths))
-                widths += [width] * own
-                room -= width * own
-            left, size, right = _singular(matrix, max(1, len(widths)))
-            taken = 2 * len(size)
-            for place, width in enumerate(widths or [2]):
-                for factor in (left, right):
-                    factor[:, place], cost = _rounded(factor[:, place], width)
-                    taken += cost
-            packed.keep(task, name, (left * size.half().float() @ right.T).flatten(), taken)
+    for task, name, tau in _matrices(zoo, packed):
+        matrix = _matrix(zoo, name, tau)
+        room, widths = bits * len(tau) / sum(matrix.shape), list[int]()
+        for width, count in (*bands, (2, min(matrix.shape))):
+            own = min(count, int(room // width), min(matrix.shape) - len(widths))
+            widths += [width] * own
+            room -= width * own
+        left, size, right = _singular(matrix, max(1, len(widths)))
+        taken = 2 * len(size)
+        for place, width in enumerate(widths or [2]):
+            for factor in (left, right):
+                factor[:, place], cost = _rounded(factor[:, place], width)
+                taken += cost
+        packed.keep(task, name, (left * size.half().float() @ right.T).flatten(), taken)
     return packed
 
 
@@ -291,16 +281,12 @@ def nncodec(zoo: Zoo, qp: int, scale: Scale | None = None) -> Packed:
     encode, decode = _nncodec()
     packed = Packed.of(zoo)
     options = {"approx_method": "uniform", "qp": qp, "use_dq": True, "tensor_id": "0", "verbose": False}
-    for name in zoo.names:
-        for task, tau in enumerate(zoo.stacked(name)):
-            if is_small(zoo, name):
-                packed.keep_half(task, name, tau)
-                continue
-            with tempfile.TemporaryDirectory() as folder:  # it writes each stream, too
-                stream = encode(_matrix(zoo, name, tau), options | {"results": folder})
-            hat = torch.from_numpy(np.array(decode(stream, "0"), np.float32)).flatten()
-            size = len(stream) + (codes.SCALE if scale else 0)
-            packed.keep(task, name, hat * scale(tau, hat) if scale else hat, size)
+    for task, name, tau in _matrices(zoo, packed):
+        with tempfile.TemporaryDirectory() as folder:  # it writes each stream, too
+            stream = encode(_matrix(zoo, name, tau), options | {"results": folder})
+        hat = torch.from_numpy(np.array(decode(stream, "0"), np.float32)).flatten()
+        size = len(stream) + (codes.SCALE if scale else 0)
+        packed.keep(task, name, hat * scale(tau, hat) if scale else hat, size)
     return packed
 
 
