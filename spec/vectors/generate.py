@@ -20,6 +20,7 @@ from making import (
     invalid_dither,
     invalid_drift,
     invalid_lossless,
+    invalid_low_rank,
     invalid_manifests,
     invalid_parts,
     invalid_relatives,
@@ -30,6 +31,7 @@ from making import (
     valid_dither,
     valid_drift,
     valid_lossless,
+    valid_low_rank,
     valid_newer,
     valid_relatives,
 )
@@ -44,6 +46,7 @@ REGISTERED_BY = (
     valid_drift,
     valid_dare,
     valid_dither,
+    valid_low_rank,
 )
 """The modules whose import registers the valid vectors."""
 
@@ -112,6 +115,7 @@ if __name__ == "__main__":
         invalid_drift,
         invalid_dare,
         invalid_dither,
+        invalid_low_rank,
     ):
         module.make()
     write_valid(HERE / "valid")

@@ -2,6 +2,7 @@
 
     u8 0 | a chunk of `lattice`: nothing is dropped
     u8 2 | u8 low | u32 first | shares, u16 each | widths, u16 each | contexts, u8 each | a chunk of `lattice`
+    u8 3 | what is added to the base's elements (see `codecs.low_rank`) | a chunk of mode 0 or 2, given the sums
 
 What comes back is the task on the average, and not bit for bit.
 """
@@ -17,14 +18,17 @@ from tallstore.codecs.base import Buffer, Bytes, ConditionalCodec
 from tallstore.codecs.codebook import pack_indices
 from tallstore.codecs.dare_contexts import CONTEXTS, choose_contexts
 from tallstore.codecs.lattice import LatticeCodec
+from tallstore.codecs.low_rank import read_low_rank, write_low_rank
 from tallstore.errors import FormatError
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels.dare import TYPES, Sampling, widened
 from tallstore.kernels.dare_fast import apply, multiples, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
+from tallstore.kernels.low_rank import LowRank, add_product
 
 __all__ = ["DareCodec"]
 
-_ALL, _SOME = 0, 2
+_ALL, _SOME, _ADDED = 0, 2, 3
 _HEAD = struct.Struct("<BBI")
 _START = _HEAD.size + 5 * LEVELS
 """Where the chunk of `lattice` begins."""
@@ -40,7 +44,9 @@ class DareCodec(ConditionalCodec):
     id = "dare"
     _lattice = LatticeCodec()
 
-    def encode(self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int) -> bytes:
+    def encode(
+        self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int, added: LowRank | None = None
+    ) -> bytes:
         """Code one chunk; all of its elements where the arithmetic of what is kept would not be safe.
 
         Args:
@@ -49,9 +55,17 @@ class DareCodec(ConditionalCodec):
             dtype: one of `kernels.dare.TYPES`.
             sampling: what is kept.
             first: what draws for the first element: see `place_hash.first_of`.
+            added: what is added to the base's elements before anything is kept: of rank · (rows + width) numbers, no
+                more than there are elements.
         """
         lattice = LATTICES[dtype]
         words, after = base.view(lattice.word), raw.view(lattice.word)
+        if added is not None and not (_has_large(dtype, words) or _has_large(dtype, after)):
+            moved = words.copy()
+            add_product(dtype, moved, added)
+            if not _has_large(dtype, moved):
+                rest = self.encode(raw, moved.view(np.uint8), dtype, sampling, first)
+                return bytes([_ADDED]) + write_low_rank(added) + rest
         by_class = np.zeros(LEVELS, np.uint8)
         kept, _ = select(lattice, words, sampling, by_class, first)
         times = multiples(dtype, words, after, kept, sampling, first)
@@ -77,6 +91,13 @@ class DareCodec(ConditionalCodec):
         mode = view[0] if len(view) else None
         if mode == _ALL:
             self._lattice.decode(view[1:], out, dtype, origin)
+            return
+        if mode == _ADDED:
+            added, view = read_low_rank(view[1:], len(out) // ITEM_BYTES[dtype])
+            if len(view) and view[0] == _ADDED:
+                raise FormatError("a product is added to another one")
+            add_product(dtype, out.view(lattice.word), added)
+            self.decode(view, out, dtype, origin)
             return
         if mode != _SOME or len(view) < _START:
             raise FormatError(f"a chunk of which some is kept, of mode {mode}, is unknown or cut off")

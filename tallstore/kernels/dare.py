@@ -32,6 +32,7 @@ __all__ = [
     "Sampling",
     "apply",
     "as_float",
+    "as_words",
     "class_factors",
     "multiples",
     "select",
@@ -53,6 +54,7 @@ LEAST = 2.0**-100
 MOST_CHANGE = {"BF16": np.float32(3.3895314e38), "F16": np.float32(65504)}
 """The largest number of each type."""
 _NAN = {"BF16": np.uint16(0x7FC0), "F16": np.uint16(0x7E00)}
+"""What every NaN becomes."""
 _BEHIND = LATTICES["BF16"].shift
 """Contexts are exponents of the elements that `lattice` is told to start from."""
 
@@ -187,9 +189,15 @@ def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: 
     base = words[kept.places]
     with np.errstate(all="ignore"):
         moved = as_float(base, dtype) + times * from_bf16(sampling.widths)[kept.tags & 15]
-        rounded = to_bf16(moved) if dtype == "BF16" else moved.astype("<f2").view("<u2")
-    rounded = np.where(np.isnan(moved), _NAN[dtype], rounded)
-    words[kept.places] = np.where(times == 0, base, rounded)
+    words[kept.places] = np.where(times == 0, base, as_words(moved, dtype))
+
+
+def as_words(values: npt.NDArray[np.float32], dtype: str) -> Words:
+    """Numbers rounded to a type, ties to even; every NaN is the same."""
+    with np.errstate(all="ignore"):
+        rounded = to_bf16(values) if dtype == "BF16" else values.astype("<f2").view("<u2")
+    words: Words = np.where(np.isnan(values), _NAN[dtype], rounded)
+    return words
 
 
 def as_float(words: Words, dtype: str) -> npt.NDArray[np.float32]:

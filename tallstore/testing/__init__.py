@@ -18,10 +18,10 @@ from tallstore.testing.codecs import (
     DrawnMaskContract,
     LosslessCodecContract,
     MaskCodecContract,
-    SampledCodecContract,
     VectorCodecContract,
     WholeCodecContract,
 )
+from tallstore.testing.sampled_codecs import SampledCodecContract
 from tallstore.testing.sinks import SinkContract
 from tallstore.testing.stores import StoreContract
 

@@ -1,4 +1,7 @@
-"""What each of the five kinds of codec must do: give back what it was given, and refuse all else in bounded memory."""
+"""What each kind of codec must do: give back what it was given, and refuse all else in bounded memory.
+
+That of sampled codecs is in `sampled_codecs`.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tallstore.codecs.base import Bytes, ConditionalCodec, Floats, LosslessCodec, MaskCodec, VectorCodec, WholeCodec
-from tallstore.codecs.dare import DareCodec
 from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 from tallstore.errors import ArchiveError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
-from tallstore.kernels.conversion import to_bf16
-from tallstore.kernels.dare import SHARES, Sampling, as_float, units
-from tallstore.kernels.lattice import LATTICES, LEVELS
 
 __all__ = [
+    "SIZES",
     "DrawnLevelsContract",
     "DrawnMaskContract",
     "LosslessCodecContract",
     "MaskCodecContract",
-    "SampledCodecContract",
     "VectorCodecContract",
     "WholeCodecContract",
+    "survives_within",
 ]
 
 SIZES = (1, 7, 8, 63, 64, 65, 255, 1024, 5000)
@@ -279,10 +279,10 @@ class LosslessCodecContract(ABC):
         """Never a byte outside of the memory that is there."""
         dtype: Any = self.dtypes[0]
         base, raw = _elements(dtype, 5000, 1), _elements(dtype, 5000, 2)
-        _survives_within(self.codec, self.codec.encode(raw, base, dtype), base, dtype)
+        survives_within(self.codec, self.codec.encode(raw, base, dtype), base, dtype)
 
 
-def _survives_within(codec: ConditionalCodec, data: bytes, base: Bytes, dtype: str) -> None:
+def survives_within(codec: ConditionalCodec, data: bytes, base: Bytes, dtype: str) -> None:
     """The same of a codec that decodes in place, with memory on either side."""
     room = np.full(len(base) + 128, 77, np.uint8)
 
@@ -293,95 +293,3 @@ def _survives_within(codec: ConditionalCodec, data: bytes, base: Bytes, dtype: s
     _survives(decode, data)
     assert (room[:64] == 77).all()
     assert (room[-64:] == 77).all()
-
-
-class SampledCodecContract(ABC):
-    """Inherit as `class TestX(SampledCodecContract)` and name the codec."""
-
-    codec: ClassVar[DareCodec]
-    dtypes: ClassVar[tuple[str, ...]] = ("BF16", "F16")
-
-    def _pairs(self, dtype: str) -> Iterator[tuple[Bytes, Bytes]]:
-        """Weights, and what is a few units in the last place beside them."""
-        kind = LATTICES[dtype]
-        for n in SIZES:
-            rng = np.random.default_rng(n)
-            exponents = rng.integers(kind.mask // 2 - 9, kind.mask // 2 + 2, n) << kind.shift
-            base = (exponents | rng.integers(0, 1 << kind.shift, n) | rng.integers(0, 2, n) << 15).astype(kind.word)
-            steps = rng.integers(-2, 3, n).astype(kind.word)
-            yield base.view(np.uint8), kind.turned(kind.turned(base) + steps).view(np.uint8)
-
-    def _samplings(self, dtype: str) -> Iterator[Sampling]:
-        """All, some and next to none, with fine widths and coarse ones."""
-        low = LATTICES[dtype].mask // 2 - 9
-        unit = units(dtype, low).astype(np.float32)
-        for share, width in ((SHARES, 1), (SHARES, 3), (SHARES // 8, 8), (40000, 1.5), (1, 4096)):
-            yield Sampling(low, np.full(LEVELS, share - 1, np.uint16), to_bf16(unit * np.float32(width)))
-        shares = np.arange(LEVELS, dtype=np.uint16) * np.uint16(4369)
-        yield Sampling(low, shares, to_bf16((unit * np.arange(LEVELS, 0, -1)).astype(np.float32)))
-
-    def _coded(self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int = 5) -> tuple[bytes, Bytes]:
-        """What is coded, and what comes back of it."""
-        coded, out = self.codec.encode(raw, base, dtype, sampling, first), base.copy()
-        self.codec.decode(coded, out, dtype)
-        return coded, out
-
-    def test_the_same_elements_give_the_same_bytes(self) -> None:
-        """And it matters nothing where they lie, or what was coded before."""
-        for dtype in self.dtypes:
-            for base, raw in self._pairs(dtype):
-                for sampling in self._samplings(dtype):
-                    coded, out = self._coded(raw, base, dtype, sampling)
-                    again, same = self._coded(raw.copy(), base.copy(), dtype, Sampling(*sampling), 5)
-                    assert coded == again
-                    assert (out == same).all()
-
-    def test_where_all_is_kept_whole_units_come_back_to_the_last_bit(self) -> None:
-        """All shares are 1, and widths a unit in the last place of the level; other changes are rounded to one."""
-        for dtype in self.dtypes:
-            every = next(self._samplings(dtype))
-            for base, raw in self._pairs(dtype):
-                start, stop, found = (
-                    as_float(each.view(np.uint16), dtype)
-                    for each in (base, raw, self._coded(raw, base, dtype, every)[1])
-                )
-                unit = units(dtype, every.low)[LATTICES[dtype].levels(base.view(np.uint16), every.low)]
-                whole = (stop - start) % unit == 0
-                assert (found[whole] == stop[whole]).all()
-                assert (np.abs(found - stop) < unit).all()
-
-    def test_next_to_nothing_is_kept_of_the_least_share(self) -> None:
-        """One element in 65536: mostly, the base's are what there is."""
-        for dtype in self.dtypes:
-            for base, raw in self._pairs(dtype):
-                for sampling in self._samplings(dtype):
-                    none = sampling._replace(shares=np.zeros(LEVELS, np.uint16))
-                    assert (self._coded(raw, base, dtype, none)[1] != base).sum() <= 4
-
-    def test_what_did_not_move_stays(self) -> None:
-        """Whatever is kept."""
-        for dtype in self.dtypes:
-            for base, raw in self._pairs(dtype):
-                still = (base.view(np.uint16) == raw.view(np.uint16)).repeat(2)
-                for sampling in self._samplings(dtype):
-                    assert (self._coded(raw, base, dtype, sampling)[1][still] == base[still]).all()
-
-    def test_what_is_no_number_comes_back_to_the_last_bit(self) -> None:
-        """Of a chunk that has it, all does: on either side."""
-        for dtype in self.dtypes:
-            infinite = LATTICES[dtype].mask << LATTICES[dtype].shift
-            *_, sampling = self._samplings(dtype)
-            for base, raw in self._pairs(dtype):
-                for word in (infinite, infinite | 1, infinite | 0x8000):
-                    for spoilt in (base, raw):
-                        odd = spoilt.copy()
-                        odd.view(np.uint16)[-1] = word
-                        before, after = (odd if each is spoilt else each for each in (base, raw))
-                        assert (self._coded(after, before, dtype, sampling)[1] == after).all()
-
-    def test_damage_is_refused_or_stays_in_range(self) -> None:
-        """Never a byte outside of the memory that is there."""
-        for dtype in self.dtypes:
-            *_, (base, raw) = self._pairs(dtype)
-            for sampling in self._samplings(dtype):
-                _survives_within(self.codec, self._coded(raw, base, dtype, sampling)[0], base, dtype)

@@ -22,6 +22,7 @@ from spec import second_codecs
 from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
+from tallstore.codecs.low_rank import write_low_rank
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
@@ -30,6 +31,7 @@ from tallstore.kernels.dare import TYPES, Sampling, units
 from tallstore.kernels.dare_fast import select
 from tallstore.kernels.known_dither import pack_numbers, pick
 from tallstore.kernels.lattice import LATTICES, LEVELS
+from tallstore.kernels.low_rank import LowRank, add_product
 from tallstore.kernels.native import library
 from tallstore.kernels.place_hash import DRAWN
 
@@ -248,8 +250,23 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
 
 
 def _sampled_seeds(dtype: str, n: int, rng: np.random.Generator) -> Iterator[bytes]:
-    """Chunks of both modes, of all, some and next to none: the base has numbers that only mode 0 is for."""
-    lattice, base = LATTICES[dtype], _base(dtype, n)
+    """Chunks of all modes, of all, some and next to none: the base has numbers that only mode 0 is for."""
+    base = _base(dtype, n)
+    yield from _without_product(dtype, base, rng)
+    for rank, width, gone, most in ((1, 2, 0, 127), (1, 16, 9, 3), (2, 20, 19, 127), (7, 30, 1, 40), (14, 40, 11, 15)):
+        rows = -(-(gone + n) // width)
+        if rank * (rows + width) <= n:
+            across, along = (rng.integers(-most, most + 1, (rank, m)).astype(np.int8) for m in (rows, width))
+            across[:, ::3] = 0
+            shifts = rng.integers(0, 5, rank).astype(np.uint8)
+            of, moved = LowRank(np.float32(2.0**-16), shifts, across, along, gone), base.copy()
+            add_product(dtype, moved.view(LATTICES[dtype].word), of)
+            yield from (b"\3" + write_low_rank(of) + rest for rest in _without_product(dtype, moved, rng))
+
+
+def _without_product(dtype: str, base: np.ndarray, rng: np.random.Generator) -> Iterator[bytes]:
+    """Chunks of modes 0 and 2."""
+    lattice, n = LATTICES[dtype], len(base) // ITEM_BYTES[dtype]
     words, low = base.view(lattice.word), lattice.mask // 2
     after = lattice.turned(lattice.turned(words) + rng.integers(-2, 3, n).astype(lattice.word)).view(np.uint8)
     codec = codecs.SAMPLED["dare"]

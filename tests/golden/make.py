@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "spec" / "vectors"))
 import torch
 from making.build import write_safetensors
 from making.numbers import Tensor
+from safetensors import deserialize
 from spec.second_reader import Archive
 from support import aligned_zoo, drawn_zoo, noise
 from trust.small_zoos import write
@@ -27,12 +29,13 @@ FAMILY = "family"
 RUN = "run"
 SHARE = "share"
 DRAWN = "drawn"
+LOW_RANK = "low rank"
 KINDS = {
     "1.0": ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr"),
     "1.1": ("lossless", CODES),
     "1.2": (FAMILY, f"{FAMILY} with loss"),
     "1.3": (RUN,),
-    "1.4": (SHARE, DRAWN),
+    "1.4": (SHARE, DRAWN, LOW_RANK),
 }
 """By the version that they need."""
 
@@ -125,6 +128,23 @@ def write_drawn(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | No
     return out, None
 
 
+def write_low_rank(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None]:
+    """Matrices of both types that moved by few directions and a little noise; one has rows of its own."""
+    base, task = {}, {}
+    for seed, (dtype, name) in enumerate(((torch.bfloat16, "brain"), (torch.float16, "half")), 1):
+        base[name] = noise(128, 128, size=0.05, seed=seed, dtype=dtype)
+        pull = noise(128, 3, seed=10 * seed) @ noise(3, 128, seed=10 * seed + 1)
+        own = noise(128, 128, size=0.0005, seed=10 * seed + 2)
+        task[name] = (base[name].float() + 0.002 * pull + own).to(dtype)
+    task["brain"] = torch.cat([task["brain"], noise(2, 128, seed=9, dtype=torch.bfloat16)])
+    out = root / f"zoo{suffix}"
+    tallstore.pack(base, {"a": task}, out, quality="small")
+    with zipfile.ZipFile(out) as file:
+        coded = dict(deserialize(file.read("tasks/a/mask.safetensors")))
+    assert {name: facts["data"][0] for name, facts in coded.items()} == {"brain": 3, "half": 3}, "their chunks' modes"
+    return out, None
+
+
 def main() -> None:
     """All kinds, and the list of hashes."""
     out = HERE / NEWEST
@@ -135,9 +155,13 @@ def main() -> None:
         if folder.exists():
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            write_one = {CODES: write_codes, RUN: write_run, SHARE: write_share, DRAWN: write_drawn}.get(
-                kind, write_family if kind.startswith(FAMILY) else write
-            )
+            write_one = {
+                CODES: write_codes,
+                RUN: write_run,
+                SHARE: write_share,
+                DRAWN: write_drawn,
+                LOW_RANK: write_low_rank,
+            }.get(kind, write_family if kind.startswith(FAMILY) else write)
             archive, base = write_one(kind, Path(scratch), suffix=".tall")
             folder.mkdir(parents=True)
             shutil.copyfile(archive, folder / "zoo.tall")

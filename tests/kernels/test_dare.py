@@ -340,7 +340,7 @@ def test_what_is_known_of_the_draw_is_not_coded() -> None:
 @pytest.mark.parametrize(
     ("at", "value", "said"),
     [
-        *((0, mode, f"mode {mode}") for mode in (1, 3, 255)),
+        *((0, mode, f"mode {mode}") for mode in (1, 4, 255)),
         (6 + 33, 0x80, "width"),
         (6 + 32 + 31, 0x7F, "7FFF"),
         (70, 0x50, "contexts"),

@@ -75,6 +75,15 @@ def live(rng: np.random.Generator) -> Any:
     return np.packbits(rng.random(-(-N // 64)) < 0.5, bitorder="little")
 
 
+def product(rng: np.random.Generator) -> Any:
+    """Words of float16, and a matrix of rank 3 of which they are a run, from within a row on."""
+    from tallstore.kernels.low_rank import LowRank
+
+    rows, columns = (rng.integers(-127, 128, (3, count)).astype(np.int8) for count in (-(-(17 + N) // 64), 64))
+    words = rng.integers(0, 1 << 16, N).astype(np.uint16)
+    return "F16", words, LowRank(np.float32(1e-6), np.array([0, 4, 2], np.uint8), rows, columns, 17)
+
+
 def put(rng: np.random.Generator) -> Any:
     from tallstore.kernels.known_dither import pick
 
@@ -122,6 +131,7 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "kernels.known_dither.take_marks": lambda rng: (symbols(rng)[0], N, 77, 19, 13, 0, live(rng)),
     "kernels.known_dither.take_numbers": lambda rng: (numbers(rng), 77, 20, 16, 1, live(rng)),
     "kernels.known_dither.unpack_numbers": lambda rng: (symbols(rng)[0], N),
+    "kernels.low_rank.add_product": product,
     "recipes.histogram.magnitudes": lambda rng: (floats(rng), floats(rng)),
     "recipes.norm_match.squared_norms": tile,
     "recipes.rate_distortion.choices": lambda rng: (magnitudes(rng), 3.0),
@@ -214,5 +224,6 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
         "kernels/native/encode.py",
         "kernels/native/known_dither.py",
         "kernels/native/levels.py",
+        "kernels/native/low_rank.py",
         "kernels/products.py",
     }

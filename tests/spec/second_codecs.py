@@ -382,6 +382,10 @@ def decode_dare(data: bytes, base: bytes, dtype: str) -> bytes:
     if data[0] == 0:
         must(len(data) > 1, "no chunk of lattice")
         return decode_lattice(data[1:], base, dtype)
+    if data[0] == 3:
+        rest, moved = _low_rank(data, base, dtype)
+        must(rest and rest[0] in {0, 2}, "a mode that does not follow, or a chunk cut off")
+        return decode_dare(rest, moved, dtype)
     must(data[0] == 2 and len(data) > 86, "an unknown mode, or a chunk cut off")
     s, m, _ = LATTICE[dtype]
     low, first, *rest = struct.unpack_from("<BI16H16H16B", data, 1)
@@ -403,11 +407,7 @@ def decode_dare(data: bytes, base: bytes, dtype: str) -> bytes:
             k = (drawn >> 8) * ((1 << 20) // share) >> 16
             c = contexts[level] % 16 + (k >> (contexts[level] >> 4))
             before += ((c + 1) << 7).to_bytes(2, "little")
-    after = decode_lattice(data[86:], before, "BF16")
-    steps = []
-    for at in range(0, len(before), 2):
-        start, stop = (_turn(int.from_bytes(each[at : at + 2], "little"), 16) for each in (before, after))
-        steps.append(((stop - start + 0x8000) & 0xFFFF) - 0x8000)
+    steps = _steps(data[86:], before)
     a = to_work(b"".join(base[2 * i : 2 * i + 2] for i in places), dtype, np.float32)
     w = to_work(b"".join(widths[level].to_bytes(2, "little") for level in levels), "BF16", np.float32)
     with np.errstate(all="ignore"):
@@ -417,6 +417,54 @@ def decode_dare(data: bytes, base: bytes, dtype: str) -> bytes:
         if q:
             out[2 * i : 2 * i + 2] = moved[2 * at : 2 * at + 2]
     return bytes(out)
+
+
+def _steps(chunk: bytes, before: bytes) -> list[int]:
+    """dare.md: the steps from there, as signed whole numbers of 16 bits."""
+    after, steps = decode_lattice(chunk, before, "BF16"), []
+    for at in range(0, len(before), 2):
+        start, stop = (_turn(int.from_bytes(each[at : at + 2], "little"), 16) for each in (before, after))
+        steps.append(((stop - start + 0x8000) & 0xFFFF) - 0x8000)
+    return steps
+
+
+def _low_rank(data: bytes, base: bytes, dtype: str) -> tuple[bytes, bytes]:
+    """dare.md, "Low rank": the chunk that follows, and base'."""
+    must(len(data) >= 14, "a head cut off")
+    rank, width, gone, scale = struct.unpack_from("<BIIf", data, 1)
+    must(1 <= rank <= 32 and gone < width, "a rank, or what is gone of a row")
+    must(0 < scale < float("inf"), "a scale")
+    n, sizes = len(base) // 2, 14 + rank
+    rows = -(-(gone + n) // width)
+    must(rank * (rows + width) <= n, "more numbers than elements")
+    must(len(data) >= sizes + 8, "a head cut off")
+    shifts, (a, b) = data[14:sizes], struct.unpack_from("<II", data, sizes)
+    must(max(shifts) <= 4, "a shift")
+    middle, end = sizes + 8 + a, sizes + 8 + a + b
+    must(a and b and end <= len(data), "two chunks of lattice")
+    u = _whole_numbers(data[sizes + 8 : middle], rank, rows)
+    v = _whole_numbers(data[middle:end], rank, width)
+    sums = []
+    for i in range(n):
+        row, column = divmod(gone + i, width)
+        sums.append(sum(u[k * rows + row] * v[k * width + column] << shift for k, shift in enumerate(shifts)))
+    with np.errstate(all="ignore"):
+        wide = to_work(base, dtype, np.float32) + np.float32(scale) * np.array(sums, np.float32)
+        moved = bytearray(rounded(wide, dtype))
+    for i, total in enumerate(sums):
+        if total == 0:
+            moved[2 * i : 2 * i + 2] = base[2 * i : 2 * i + 2]
+        elif np.isnan(wide[i]):
+            moved[2 * i : 2 * i + 2] = {"BF16": 0x7FC0, "F16": 0x7E00}[dtype].to_bytes(2, "little")
+    return data[end:], bytes(moved)
+
+
+def _whole_numbers(chunk: bytes, rank: int, count: int) -> list[int]:
+    """So many of each component."""
+    before = b"".join(((k // 2 + 1) << 7).to_bytes(2, "little") * count for k in range(rank))
+    numbers = _steps(chunk, before)
+    must(all(-127 <= number <= 127 for number in numbers), "a number")
+    return numbers
 
 
 def decode_lanes(data: bytes, base: bytes, dtype: str) -> bytes:

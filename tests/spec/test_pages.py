@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tallstore import codecs
+from tallstore.codecs.low_rank import read_low_rank
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.part import _FIELDS, KINDS_IN_PART
 from tallstore.format.version import NEWEST
 from tallstore.kernels.dare import Sampling, select
 from tallstore.kernels.known_dither import pick
 from tallstore.kernels.lattice import LATTICES, LEVELS
+from tallstore.kernels.low_rank import add_product
 from tallstore.kernels.place_hash import drawn_at
 
 from . import second_codecs
@@ -137,6 +139,32 @@ def test_the_example_of_dare_holds() -> None:
         found = select(LATTICES["BF16"], base.view("<u2"), sampling, np.full(LEVELS, context, np.uint8), 17)
         assert found.places.tolist() == [int(row[0]) for row in kept]
         assert (found.tags >> 4).tolist() == [int(row[at]) for row in kept]
+
+
+def test_the_example_of_low_rank_holds() -> None:
+    page = text("codecs/dare.md").split("### Low rank")[1].split("## For writers")[0].replace("−", "-")
+    cells = r"\| (-?[0-9]) " * 6 + r"\| ([0-9A-F]{4}) \|"
+    table = np.array([[int(each, 16) for each in row] for row in re.findall(f"^{cells}", page, re.MULTILINE)])
+    places, rows, columns, u, v, sums, wanted = table.T
+    coded = bytes.fromhex("".join(line for line in page.splitlines() if re.fullmatch(r"    [0-9A-F ]+", line)))
+    assert coded[:1] == b"\3"
+    of, rest = read_low_rank(coded[1:], 4)
+    assert (of.scale, of.shifts.tolist(), of.gone, rest.tobytes()) == (2.0**-7, [1], 0, b"\0\0")
+    assert (places.tolist(), len(of.rows)) == ([0, 1, 2, 3], 1)
+    assert of.rows[0, rows].tolist() == u.tolist()
+    assert of.columns[0, columns].tolist() == v.tolist()
+    assert (u * v * 2).tolist() == sums.tolist()
+    starts = page.split("The chunks of `lattice` start from ")[1].split("\n\n")[0]
+    before, after = re.findall(r"[0-9A-F]{4}", starts)[:2], re.findall(r"[0-9A-F]{4}", starts)[2:]
+    assert before == ["0080", "0080"]
+    assert [int(word, 16) - 0x80 for word in after] == [*of.rows[0].tolist(), *of.columns[0].tolist()]
+    base = np.full(4, 0x3F80, "<u2")
+    moved = base.copy()
+    add_product("BF16", moved, of)
+    assert moved.tolist() == wanted.tolist()
+    whole = coded.hex()
+    for decoded in (second_codecs.decode_dare(coded, base.tobytes(), "BF16"), _decoded(whole, base.view(np.uint8))):
+        assert decoded == wanted.astype("<u2").tobytes()
 
 
 def test_the_example_of_dither_holds() -> None:

@@ -6,6 +6,7 @@ import ast
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -14,7 +15,9 @@ import tallstore
 from tallstore.tensors import NAME, as_bytes
 
 from .conftest import Packed, State, task_state
+from .second_numbers import Refused
 from .second_reader import Archive, Decoded
+from .vectors import invalid
 
 
 def plain(state: State) -> dict[str, Decoded]:
@@ -35,6 +38,18 @@ def test_exact_tasks_are_the_originals(packed: Packed) -> None:
     for task, facts in archive.manifest["tasks"].items():
         if "exact" in facts["parts"]:
             assert archive.decode(task, exact=True) == plain(task_state(packed.base, int(task[-1])))
+
+
+LOW_RANK = invalid("codes-of-low-rank")
+
+
+@pytest.mark.parametrize("task", LOW_RANK.expected["tasks"])
+def test_it_refuses_products_that_say_what_they_must_not(task: str) -> None:
+    """The page says enough for that; and the sound one beside them is not refused."""
+    archive = Archive(LOW_RANK.archive)
+    assert list(archive.decode("a")) == ["w"]
+    with pytest.raises(Refused):
+        archive.decode(task)
 
 
 def test_it_puts_tensors_into_the_files_that_extract_writes(tmp_path: Path) -> None:

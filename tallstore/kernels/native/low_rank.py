@@ -1,0 +1,33 @@
+"""The kernel of products of thin matrices (`src/low_rank.c`) as a function of arrays: see `kernels.low_rank`."""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int32, c_int64, c_void_p
+
+import numpy as np
+import numpy.typing as npt
+
+from tallstore.kernels.native import library
+from tallstore.kernels.native.library import Function, address
+
+__all__ = ["add_product"]
+
+_P, _I, _N = c_void_p, c_int32, c_int64
+_TABLE: dict[str, Function] = {"add_product": (None, (_P, _N, _P, _P, _I, _N, _N, _N, c_float, _I))}
+_FORMS = {"BF16": 1, "F16": 2}
+"""As `src/common.h` numbers them; `native_types`, which does too, needs torch."""
+_kernels = library.kernels_of(_TABLE, needed=True)
+
+
+def add_product(
+    dtype: str,
+    words: npt.NDArray[np.uint16],
+    scale: np.float32,
+    across: npt.NDArray[np.float32],
+    along: npt.NDArray[np.float32],
+    gone: int,
+) -> None:
+    """Add scale · across.T @ along to words: `across` has the shape (rank, R), `along` (rank, width)."""
+    arrays = (address(words), len(words), address(across), address(along))
+    shape = (*across.shape, along.shape[1], gone)
+    _kernels().add_product(*arrays, *shape, float(scale), _FORMS[dtype])

@@ -1,0 +1,188 @@
+"""A product of thin matrices, added: every native variant and the reference against whole numbers of 64 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from tallstore.kernels.dare import TYPES
+from tallstore.kernels.lattice import Words
+from tallstore.kernels.low_rank import LARGEST, MOST_RANK, MOST_SHIFT, LowRank, add_product
+
+KINDS = {"BF16": torch.bfloat16, "F16": torch.float16}
+NAN = {"BF16": 0x7FC0, "F16": 0x7E00}
+SCALES = (2.0**-12, 3e-5, 1.0, 2.0**-100, 2.0**-149, 3e38)
+"""As they are written, and what no writer should: products that are subnormal, and that overflow."""
+SHAPES = ((40, 1, 0), (101, 3, 2), (257, 16, 5), (511, 255, 254), (800, 257, 1), (1500, 600, 300), (37, 64, 9))
+"""Elements, a row's, and those of the first row that are gone: around 256 that are worked on at a time; no whole row."""
+ODD = (0, 0x8000, 1, 0x8001, 0x007F, 0x03FF, 0x7C00, 0xFC00, 0x7C01, 0xFE55, 0x7F80, 0xFF80, 0x7F81, 0xFFFF, 0x7F7F)
+"""Zeros, subnormal numbers, infinities and NaN of either type, and the largest."""
+
+
+def anything(n: int, seed: int) -> Words:
+    """Any bits, the odd ones among them."""
+    words = np.random.default_rng(seed).integers(0, 1 << 16, n).astype(np.uint16)
+    words[::3] = np.resize(np.array(ODD, np.uint16), len(words[::3]))
+    return words
+
+
+def matrix(rank: int, n: int, width: int, gone: int, scale: float, seed: int = 0) -> LowRank:
+    """Of any numbers, a quarter of them 0 and some the largest; of the last row and of the last column all are 0."""
+    rng = np.random.default_rng([seed, rank, n])
+    parts = []
+    for count in (-(-(gone + n) // width), width):
+        numbers = rng.integers(-LARGEST, LARGEST + 1, (rank, count)) * (rng.random((rank, count)) < 0.75)
+        numbers[rng.random((rank, count)) < 0.05] = LARGEST
+        if count > 1:
+            numbers[:, -1] = 0
+        parts.append(numbers.astype(np.int8))
+    shifts = rng.integers(0, MOST_SHIFT + 1, rank).astype(np.uint8)
+    return LowRank(np.float32(scale), shifts, parts[0], parts[1], gone)
+
+
+def sums(of: LowRank, n: int) -> np.ndarray:
+    """P of n elements, in whole numbers of 64 bits."""
+    row, column = np.divmod(of.gone + np.arange(n), of.columns.shape[1])
+    rows, columns = of.rows.astype(np.int64)[:, row], of.columns.astype(np.int64)[:, column]
+    found: np.ndarray = (rows * columns << of.shifts.astype(np.int64)[:, None]).sum(0)
+    return found
+
+
+def wanted(dtype: str, words: Words, of: LowRank) -> Words:
+    """By torch's conversions."""
+    before = torch.from_numpy(words.view(np.int16)).view(KINDS[dtype]).float().numpy()
+    added = sums(of, len(words))
+    with np.errstate(all="ignore"):
+        moved = before + of.scale * added.astype(np.float32)
+    found = torch.from_numpy(moved).to(KINDS[dtype]).view(torch.int16).numpy().view(np.uint16).copy()
+    found[np.isnan(moved)] = NAN[dtype]
+    return np.where(added == 0, words, found)
+
+
+def ways(dtype: str, words: Words, of: LowRank) -> Iterator[Words]:
+    """What the variant in use makes of it, and what the reference does."""
+    assert add_product.is_native(dtype, words, of)
+    for function in (add_product, add_product.reference):
+        out = words.copy()
+        function(dtype, out, of)
+        yield out
+
+
+@pytest.mark.parametrize("rank", range(1, MOST_RANK + 1))
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("native")
+def test_every_variant_is_what_whole_numbers_give(dtype: str, rank: int) -> None:
+    for seed, (n, width, gone) in enumerate(SHAPES):
+        scale = SCALES[(rank + seed) % len(SCALES)]
+        words, of = anything(n, seed), matrix(rank, n, width, gone, scale, seed)
+        due = wanted(dtype, words, of)
+        for found in ways(dtype, words, of):
+            assert np.array_equal(found, due)
+
+
+@pytest.mark.parametrize(("n", "width", "gone"), [(150_001, 3, 1), (150_001, 70_000, 69_999), (140_000, 65_537, 0)])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("native")
+def test_long_chunks_and_long_rows(dtype: str, n: int, width: int, gone: int) -> None:
+    """Beyond what the reference takes at a time."""
+    words, of = anything(n, 1), matrix(2, n, width, gone, 1e-4)
+    due = wanted(dtype, words, of)
+    assert (due != words).any()
+    for found in ways(dtype, words, of):
+        assert np.array_equal(found, due)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("native")
+def test_a_sum_of_the_largest_numbers_is_exact_to_the_last_unit(dtype: str, sign: int) -> None:
+    """Of all 32 components, a unit in near eight million: the base's element takes away all but that."""
+    last = np.arange(-LARGEST, LARGEST + 1)
+    large = 16 * (30 * LARGEST**2 + 114 * 121)
+    assert (large, large % (1 << 15)) == (243 << 15, 0)
+    columns = np.full((MOST_RANK, len(last)), LARGEST)
+    columns[30], columns[31] = 121, sign * last
+    rows = np.full((MOST_RANK, 1), sign * LARGEST)
+    rows[30], rows[31] = sign * 114, 1
+    shifts = np.array([MOST_SHIFT] * 31 + [0], np.uint8)
+    of = LowRank(np.float32(2.0**-8), shifts, rows.astype(np.int8), columns.astype(np.int8), 0)
+    assert np.array_equal(sums(of, len(last)), sign * (large + last))
+    start = torch.full((len(last),), -sign * large / 256, dtype=KINDS[dtype])
+    assert (start.double() * 256 == -sign * large).all(), "the type has that number"
+    words = start.view(torch.int16).numpy().view(np.uint16)
+    for found in ways(dtype, words, of):
+        left = torch.from_numpy(found.view(np.int16)).view(KINDS[dtype]).double()
+        assert (left * 256).tolist() == (sign * last).tolist()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("native")
+def test_the_largest_sum_there_is(dtype: str) -> None:
+    """Every number ±127, every shift the largest: below 2^24, and rounded once."""
+    rows, columns = np.full((MOST_RANK, 2), LARGEST, np.int8), np.full((MOST_RANK, 300), LARGEST, np.int8)
+    rows[:, 1] = -LARGEST
+    of = LowRank(np.float32(2.0**-9), np.full(MOST_RANK, MOST_SHIFT, np.uint8), rows, columns, 0)
+    most = MOST_RANK * LARGEST**2 << MOST_SHIFT
+    assert most < 1 << 24
+    zeros = np.zeros(600, np.uint16)
+    due = torch.tensor([most, -most], dtype=torch.float64).mul(2.0**-9).to(KINDS[dtype]).tolist()
+    for found in ways(dtype, zeros, of):
+        values = torch.from_numpy(found.view(np.int16)).view(KINDS[dtype])
+        assert set(values[:300].tolist()) == {due[0]}
+        assert set(values[300:].tolist()) == {due[1]}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("native")
+def test_where_the_sum_is_0_every_element_stays_bit_for_bit(dtype: str) -> None:
+    """Whatever it is, NaN with their payload too: numbers are 0, or components cancel. A NaN that is added to is quiet."""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    numbers = np.random.default_rng(3).integers(1, LARGEST + 1, 256).astype(np.int8)
+    nothing = np.zeros((2, 256), np.int8)
+    against = np.stack([numbers, -numbers])
+    alike = np.stack([numbers, numbers])
+    shifts, scale = np.array([3, 3], np.uint8), np.float32(0.5)
+    for rows, columns in ((nothing, alike), (alike, nothing), (against, alike)):
+        for found in ways(dtype, every, LowRank(scale, shifts, rows, columns, 0)):
+            assert np.array_equal(found, every)
+    infinite = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
+    for found in ways(dtype, every, LowRank(scale, shifts, alike, alike, 0)):
+        assert set(found[(every & 0x7FFF) > infinite].tolist()) == {NAN[dtype]}
+        assert (found[(every & 0x7FFF) == infinite] == every[(every & 0x7FFF) == infinite]).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.usefixtures("native")
+def test_subnormal_numbers_taken_for_0_change_nothing(dtype: str) -> None:
+    """With scales as they should be, a setting of the processor's gives the same bits."""
+    words = anything(3000, 2)
+    for scale in (2.0**-100, 2.0**-60, 1e-5):
+        of = matrix(5, len(words), 77, 3, scale)
+        due = wanted(dtype, words, of)
+        torch.set_flush_denormal(True)
+        try:
+            found = list(ways(dtype, words, of))
+        finally:
+            torch.set_flush_denormal(False)
+        assert [np.array_equal(each, due) for each in found] == [True, True]
+
+
+def test_words_that_are_not_one_run_go_to_the_reference() -> None:
+    words, of = anything(400, 4), matrix(3, 200, 20, 0, 1e-3)
+    due = wanted("BF16", words[::2].copy(), of)
+    apart = words.copy()[::2]
+    assert not add_product.is_native("BF16", apart, of)
+    add_product("BF16", apart, of)
+    assert np.array_equal(apart, due)
+
+
+@pytest.mark.usefixtures("native")
+def test_factors_may_lie_in_memory_as_they_like() -> None:
+    words, of = anything(500, 5), matrix(4, 500, 25, 7, 1e-3)
+    due = wanted("BF16", words, of)
+    turned = of._replace(rows=np.asfortranarray(of.rows), columns=np.asfortranarray(of.columns))
+    for found in ways("BF16", words, turned):
+        assert np.array_equal(found, due)
