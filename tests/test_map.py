@@ -83,6 +83,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     # Every codec passes its kind's suite; its bytes are those of the specification.
     "codecs/*": ("codecs/test_every_codec.py", "spec/test_vectors.py"),
     "codecs/known_dither": ("codecs/test_dither.py",),
+    "codecs/low_rank": ("codecs/test_low_rank_bytes.py",),
     "demo/*": ("demo/test_demo.py",),
     "editing/*": (
         *("editing/test_adding.py", "editing/test_removing.py", "editing/test_compacting.py"),
@@ -152,6 +153,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "names/*": ("names/test_conversions.py", "names/test_folders_of_modules.py"),
     "packing/*": ("packing/test_targets.py", "packing/test_pack_one_group.py"),
     # Recipes: golden values of the paper's code, and the formulas.
+    "recipes/low_rank": ("recipes/test_low_rank_parts.py", "archive/test_low_rank_archive.py"),
     "recipes/*": (
         "recipes/test_recipes.py",
         "recipes/test_golden.py",

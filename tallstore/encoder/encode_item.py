@@ -40,9 +40,9 @@ from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.remeasure import remeasure
 from tallstore.encoder.row_bits import largest_of, same_bits
 from tallstore.encoder.sampled_rows import encode_sampled
-from tallstore.kernels.dare import Sampling
 from tallstore.kernels.place_hash import first_of
 from tallstore.kernels.reference import difference
+from tallstore.recipes.sampled_changes import SampledPrecision
 from tallstore.tensors import as_bytes
 
 
@@ -91,14 +91,14 @@ def _without_loss(item: Item, user: User, base: Tensor, tools: Tools) -> tuple[O
     return Outcome(made=encoded[0], moved=encoded[1]), size
 
 
-def _sampled(item: Item, user: User, base: Tensor, drop: Sampling, tools: Tools) -> tuple[Outcome | None, int]:
+def _sampled(item: Item, user: User, base: Tensor, drop: SampledPrecision, tools: Tools) -> tuple[Outcome | None, int]:
     """What becomes of a row of which some changes are dropped; and how many bytes were read for it."""
     row = row_of(item, user, tools)
     if row is None:
         return None, 0
     first = first_of(item.start, tools.recipe.seed(user.task, item.name))
-    dtype = tools.tasks[user.task].tensors[user.name].dtype
-    made, moved = encode_sampled(row, base[: len(row)], dtype, drop, first)
+    info = tools.tasks[user.task].tensors[user.name]
+    made, moved = encode_sampled(row, base[: len(row)], info.dtype, drop, first, row_lengths(info, item))
     return Outcome(made=made, moved=moved), row.numel() * row.element_size()
 
 

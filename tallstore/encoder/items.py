@@ -22,9 +22,9 @@ from tallstore.encoder.plan import User
 from tallstore.encoder.reasons import Why
 from tallstore.encoder.row_bits import largest_of
 from tallstore.encoder.select_gpu import has_kernels
-from tallstore.kernels.dare import Sampling
 from tallstore.kernels.scratch import scratch
 from tallstore.recipes.base import Recipe
+from tallstore.recipes.sampled_changes import SampledPrecision
 from tallstore.tensors import TORCH
 
 LOSSLESS = "lossless"
@@ -139,7 +139,7 @@ class Tools:
     """Codec of lost bits."""
     forms: Mapping[tuple[int, str], str] = field(default_factory=dict)
     """(task, base tensor) → the vector codec of a delta of its own, or LOSSLESS: what a budget asks for."""
-    drop: Mapping[tuple[int, str], Sampling] = field(default_factory=dict)
+    drop: Mapping[tuple[int, str], SampledPrecision] = field(default_factory=dict)
     """(task, base tensor) → what is kept of it, where some changes are dropped."""
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
@@ -157,7 +157,7 @@ class Tools:
         """Whether it is coded by masks or levels over the base."""
         return not self.is_lossless(user, base) and (user.task, base) not in self.drop
 
-    def dropped(self, user: User, base: str) -> Sampling | None:
+    def dropped(self, user: User, base: str) -> SampledPrecision | None:
         """What is kept of a tensor that comes from the base's of that name, where some changes are dropped."""
         return None if self.is_lossless(user, base) else self.drop.get((user.task, base))
 

@@ -74,7 +74,7 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
             own = _read_rows(checkpoint, user.name, sample.runs)
         results.append(statistic.measure_rows(user.task, item.name, partial(_gain, checkpoint, user.name, sample, own)))
         if own is not None and (bits := lossless_bits(own, sample.base, user.covered, columns)) is not None:
-            levels = level_costs(own, sample.base, user.covered)
+            levels = level_costs(own, sample.base, user.covered, width if columns == width else 0, tools.chunk)
             results.append(statistic.measure_lossless(user.task, item.name, bits, levels))
     return results
 

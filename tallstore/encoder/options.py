@@ -64,7 +64,7 @@ class Options:
     quality: str | None = None
     """In place of `bits`: `small`, `balanced` or `high` (the default), each a level of how far outputs may be from the
     fine-tune's: bits are what that takes, more for narrow models and fewer for wide ones; or `lossless`: every task
-    comes back bit for bit. At `high` a task in bf16, f16 or f8 does so, too, where that takes no more than 2.5 times
+    comes back bit for bit. At `high` a task in bf16, f16 or f8 does so, too, where that takes no more than three times
     what the level takes."""
     kappa: float | None = None
     """How many times worse it is to be wrong in the same way for equal |τ| than to be wrong at random (recipe `solo`).

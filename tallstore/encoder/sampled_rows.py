@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.codecs.base import Row
 from tallstore.codecs.lattice_model import lowest
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
-from tallstore.kernels.dare import TYPES, Sampling
+from tallstore.kernels.dare import TYPES, as_float, as_words
 from tallstore.kernels.lattice import LATTICES
-from tallstore.recipes.sampled_changes import LevelCosts, counted
+from tallstore.kernels.low_rank import LowRank
+from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, find_low_rank, spectrum_of
+from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, counted
 from tallstore.tensors import TORCH, as_bytes
 
 __all__ = ["encode_sampled", "level_costs"]
@@ -23,27 +28,50 @@ _CODEC = codecs.SAMPLED["dare"]
 _TYPES = {TORCH[name]: name for name in TYPES}
 
 
-def level_costs(weights: Tensor, base: Tensor, elements: int) -> LevelCosts | None:
-    """What a tensor's changes are by the exponents of the base's elements; None for types of which nothing is dropped.
+def level_costs(weights: Tensor, base: Tensor, elements: int, length: int, chunk: int) -> list[LevelCosts]:
+    """What a tensor's changes are by the exponents of the base's elements; and what is left where some are told first.
 
     Args:
-        weights: θt, flat: a sample of it.
+        weights: θt, flat: a sample of it, whole rows.
         base: θ0 in its place, of any type.
         elements: of the tensor.
+        length: of a row; 0 where rows of the sample are not whole.
+        chunk: elements of the tensor that are coded together.
+
+    Returns:
+        nothing for types of which nothing is dropped.
     """
     if base.dtype != weights.dtype or weights.dtype not in _TYPES or not weights.numel():
-        return None
+        return []
     dtype = _TYPES[weights.dtype]
     lattice = LATTICES[dtype]
     before = as_bytes(base).view(lattice.word)
-    change = task_vector(base, weights).abs().numpy()
+    change = task_vector(base, weights).numpy()
     if not np.isfinite(change).all():
-        return None
-    low = lowest(lattice, before)
-    return counted(dtype, low, lattice.levels(before, low), change, elements / weights.numel())
+        return []
+    low, times = lowest(lattice, before), elements / weights.numel()
+    found = [counted(dtype, low, lattice.levels(before, low), np.abs(change), times)]
+    rows = min(elements, chunk) // length if length else 0
+    spectrum = spectrum_of(change.reshape(-1, length)) if rows > 1 else None
+    if spectrum is None:
+        return found
+    own, start = as_float(as_bytes(weights).view(lattice.word), dtype), as_float(before, dtype)
+    rms = math.sqrt(spectrum.total / len(change))
+    for share in SHARES_OF_RMS:
+        part = common_part(change.reshape(-1, length), share * rms, rows, elements / (rows * length), spectrum)
+        if part is None:
+            continue
+        words = as_words(start + part.product.reshape(-1), dtype)
+        rest = np.abs(own - as_float(words, dtype))
+        left = float(np.square(rest, dtype=np.float64).sum()) / spectrum.total
+        costs = counted(dtype, low, lattice.levels(words, low), rest, times)
+        found.append(replace(costs, step=share * rms, common_bits=part.bits, left=left))
+    return found
 
 
-def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: Sampling, first: int) -> tuple[Made, bool]:
+def encode_sampled(
+    weights: Tensor, base: Tensor, dtype: str, drop: SampledPrecision, first: int, row: Row
+) -> tuple[Made, bool]:
     """Code a share of one chunk of a task's tensor.
 
     Args:
@@ -52,20 +80,33 @@ def encode_sampled(weights: Tensor, base: Tensor, dtype: str, drop: Sampling, fi
         dtype: the type, by the format's name.
         drop: what is kept.
         first: what draws for the first element: see `place_hash.first_of`.
+        row: of the tensor: see `codecs.base.Row`.
 
     Returns:
         what becomes of the row, and whether it differs from the base in any bit.
     """
     word = np.dtype(f"<u{weights.element_size()}")
     after, before = as_bytes(weights).view(word), as_bytes(base).view(word)
-    coded = _CODEC.encode(after.view(np.uint8), before.view(np.uint8), dtype, drop, first)
+    tau = task_vector(base, weights)
+    added = _in_common(tau.numpy(), drop, row)
+    coded = _CODEC.encode(after.view(np.uint8), before.view(np.uint8), dtype, drop.sampling, first, added)
     out = before.copy()
     _CODEC.decode(coded, out.view(np.uint8), dtype)
     on = float(np.count_nonzero(out != before))
-    tau = task_vector(base, weights)
     hat = task_vector(base, torch.from_numpy(out.view(np.uint8)).view(weights.dtype))
     error, norm, kept, dot, _ = agreement(tau, hat)
     # Sums are finite where all elements are, the squares of very large ones aside: so few rows are looked at twice.
     if not math.isfinite(norm + kept) and not bool(tau.isfinite().all() and hat.isfinite().all()):
         error, norm, kept, dot = 0.0, on, on, on  # of what is infinite, and comes back bit for bit
     return Made("sampled", coded, 1.0, (error, norm, kept, dot, on), _CODEC.id), not np.array_equal(after, before)
+
+
+def _in_common(change: npt.NDArray[np.float32], drop: SampledPrecision, row: Row) -> LowRank | None:
+    """What rows of a chunk have in common, as far as that is wanted."""
+    length, gone = row
+    if not (drop.step and length and np.isfinite(change).all()):
+        return None
+    count = -(-(gone + len(change)) // length)
+    if count * length != len(change):
+        change = np.pad(change, (gone, count * length - gone - len(change)))
+    return find_low_rank(change.reshape(count, length), drop.step, gone)

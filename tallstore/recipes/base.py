@@ -17,12 +17,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from tallstore.kernels.dare import Sampling
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.dither import seed_of
 from tallstore.recipes.histogram import Magnitudes
 from tallstore.recipes.quantizers import Quantizer
-from tallstore.recipes.sampled_changes import LevelCosts
+from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision
 
 Kind = Literal["binary", "signed"]
 """The two kinds of mask: symbols 0 and 1, or 0, 1 (+) and 2 (−)."""
@@ -108,14 +107,15 @@ class Statistic(ABC):
         """
         raise NotImplementedError
 
-    def measure_lossless(self, task: int, tensor: str, bits: float, levels: LevelCosts | None) -> Any:
+    def measure_lossless(self, task: int, tensor: str, bits: float, levels: Sequence[LevelCosts]) -> Any:
         """What `condense` is given of what one task's tensor would take without loss, where that may be little.
 
         Args:
             task: which.
             tensor: the base's name of the tensor.
             bits: of the whole tensor, estimated from the rows that `coherence.picked` names.
-            levels: the same by the exponents of the base's elements, in types of which some elements may be dropped.
+            levels: its changes by the exponents of the base's elements, in types of which some may be dropped; and what
+                is left of them where those that rows have in common are told first.
         """
         raise NotImplementedError
 
@@ -202,7 +202,7 @@ class Recipe(ABC):
         """Tasks of which every tensor is to be, whatever was seen of it."""
         return ()
 
-    def dropped(self) -> Mapping[tuple[int, str], Sampling]:
+    def dropped(self) -> Mapping[tuple[int, str], SampledPrecision]:
         """Those of which a share of the changes is to be dropped and the rest rescaled and rounded."""
         return {}
 

@@ -29,7 +29,7 @@ class QualityLevel:
 QUALITIES: Mapping[str, QualityLevel] = {
     "small": QualityLevel(divergence=0.175, kappa=16.5),
     "balanced": QualityLevel(divergence=0.078, kappa=3.28),
-    "high": QualityLevel(divergence=0.052, kappa=6.0, lossless_from=0.4),
+    "high": QualityLevel(divergence=0.052, kappa=6.0, lossless_from=1 / 3),
 }
 """By name. See `benchmarks/README.md`."""
 DEFAULT = "high"

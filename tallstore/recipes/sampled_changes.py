@@ -19,6 +19,7 @@ the other, so that the same is chosen on every machine.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from tallstore.kernels.logarithm import log2
 from tallstore.recipes.histogram import added
 from tallstore.recipes.rate_distortion import hull_of
 
-__all__ = ["LevelCosts", "counted", "offers"]
+__all__ = ["LevelCosts", "SampledPrecision", "counted", "offers"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -79,7 +80,15 @@ def _bins_above() -> npt.NDArray[np.intp]:
 _ABOVE = _bins_above()
 
 
-@dataclass(frozen=True)
+class SampledPrecision(NamedTuple):
+    """How a tensor is coded of which a share of the changes is kept."""
+
+    sampling: Sampling
+    step: float = 0.0
+    """That of the numbers of what rows have in common, which is coded first: see `low_rank`; 0 where nothing is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LevelCosts:
     """A sample of a tensor's changes, by the exponent of the base's elements."""
 
@@ -97,6 +106,12 @@ class LevelCosts:
     """Those of changes that occur, level by level, `_BINS` to the octave: shape (k,)."""
     counts: npt.NDArray[np.int32]
     """How many changes are in each: shape (k,)."""
+    step: float = 0.0
+    """Of what is coded of the changes first: see `SampledPrecision`. These are the others."""
+    common_bits: float = 0.0
+    """What that takes."""
+    left: float = 1.0
+    """The share of the changes' square that these have."""
 
 
 def counted(dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32], times: float) -> LevelCosts:
@@ -119,7 +134,15 @@ def counted(dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32]
     bins = 2 * np.floor(sixteenths) + (sixteenths % 1 > 0)
     bins = np.clip((octave - 1 - _LEAST) * _BINS + bins, 0, len(_VALUES) - 1).astype(np.int64)
     found, counts = np.unique(levels * np.int64(len(_VALUES)) + bins, return_counts=True)
-    return LevelCosts(low, dtype, times, elements, power, found.astype(np.int16), counts.astype(np.int32))
+    return LevelCosts(
+        low=low,
+        dtype=dtype,
+        times=times,
+        elements=elements,
+        power=power,
+        bins=found.astype(np.int16),
+        counts=counts.astype(np.int32),
+    )
 
 
 class _TriedSteps(NamedTuple):
@@ -133,8 +156,24 @@ class _TriedSteps(NamedTuple):
     """Mean of r(1 − r)."""
 
 
-def offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
-    """What may be kept, and the bits and the harm of each, by rising bits: none where nothing moved."""
+def offers(each: Sequence[LevelCosts]) -> tuple[list[SampledPrecision], Floats, Floats]:
+    """What may be kept, and the bits and the harm of each, by rising bits: none where nothing moved.
+
+    `each`: a tensor's changes, and what is left of them where some was told before.
+    """
+    kept = list[SampledPrecision]()
+    all_bits, all_harm = np.zeros(0), np.zeros(0)
+    for costs in each:
+        samplings, bits, harm = _offers(costs)
+        kept += (SampledPrecision(sampling, costs.step) for sampling in samplings)
+        all_bits = np.concatenate([all_bits, bits + costs.common_bits])
+        all_harm = np.concatenate([all_harm, harm * costs.left])
+    on = hull_of(all_bits, all_harm)
+    return [kept[at] for at in on.tolist()], all_bits[on], all_harm[on]
+
+
+def _offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
+    """The same of one."""
     (moved,) = np.nonzero(costs.power)
     if not len(moved):
         return [], np.zeros(0), np.zeros(0)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from tallstore.errors import OptionError
-from tallstore.kernels.dare import Sampling
 from tallstore.kernels.rules import Rule
 from tallstore.recipes.allocation import ENTRY_BITS, allocate, allocate_within
 from tallstore.recipes.base import Recipe, Statistic, Tile, ZooFacts
@@ -32,6 +31,7 @@ from tallstore.recipes.divergence import TensorShare, predicted_divergence, task
 from tallstore.recipes.quality_levels import DEFAULT, NEARLY, QUALITIES, TOLERABLE, QualityLevel
 from tallstore.recipes.quantizers import Quantizer, fitting_scale
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice
+from tallstore.recipes.sampled_changes import SampledPrecision
 from tallstore.recipes.tensor_offers import DROPPED, WITHOUT_LOSS, Key, OfferOptions, TensorOffers, TensorStatistics
 
 __all__ = ["Solo"]
@@ -90,7 +90,7 @@ class Solo(Recipe):
         """Of each task's tensor; a single level is a mask's."""
         self._lossless: frozenset[Key] = frozenset()
         self._lossless_tasks: frozenset[int] = frozenset()
-        self._dropped: dict[Key, Sampling] = {}
+        self._dropped: dict[Key, SampledPrecision] = {}
         self._predicted: dict[int, float] = {}
         self._tolerable_bits = 0.0
 
@@ -219,7 +219,7 @@ class Solo(Recipe):
         """Those in types of few bits that take little more without loss than with some."""
         return self._lossless_tasks
 
-    def dropped(self) -> Mapping[Key, Sampling]:
+    def dropped(self) -> Mapping[Key, SampledPrecision]:
         """Tensors that diverge least at their bits where some changes are dropped."""
         return self._dropped
 

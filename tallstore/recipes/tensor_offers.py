@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tallstore.kernels.dare import Sampling
 from tallstore.recipes import sampled_changes
 from tallstore.recipes.base import Statistic, Tile
 from tallstore.recipes.divergence import TensorShare, read_as_it_comes
 from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
-from tallstore.recipes.sampled_changes import LevelCosts
+from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision
 from tallstore.recipes.steps import biased, join, join_below, steps
 
 __all__ = ["DROPPED", "WITHOUT_LOSS", "Key", "OfferOptions", "TensorOffers", "TensorStatistics"]
@@ -70,7 +69,7 @@ class TensorOffers:
     """What is chosen beforehand, while it is affordable."""
     lossless_bits: float
     """What it takes without loss, estimated; infinite where that is not known, for it is never less."""
-    rates: Sequence[Sampling]
+    rates: Sequence[SampledPrecision]
     """Of dropping some."""
     narrow: bool
     """Whether it is of a type of few bits."""
@@ -85,7 +84,7 @@ class _Bits(NamedTuple):
     """What a tensor takes without loss."""
 
     of_all: float = math.inf
-    by_level: LevelCosts | None = None
+    by_level: Sequence[LevelCosts] = ()
 
 
 class TensorStatistics(Statistic):
@@ -121,7 +120,7 @@ class TensorStatistics(Statistic):
         return [((task, tensor), 1.0 if read_as_it_comes(tensor, self._options.shapes) else gain())]
 
     def measure_lossless(
-        self, task: int, tensor: str, bits: float, levels: LevelCosts | None
+        self, task: int, tensor: str, bits: float, levels: Sequence[LevelCosts]
     ) -> list[tuple[Key, _Bits]]:
         return [((task, tensor), _Bits(bits, levels))]
 
@@ -155,9 +154,10 @@ class TensorStatistics(Statistic):
         offers = join(offers, biased(finer, histogram, kappa), ladders())
         if not len(offers):
             offers = Choices.only(_signs(histogram))
-        rates: Sequence[Sampling] = ()
-        if lossless.by_level is not None:
-            rates, bits, harm = sampled_changes.offers(lossless.by_level)
+        rates: Sequence[SampledPrecision] = ()
+        if lossless.by_level:
+            # With the scale of least squares none of these is taken: changes as they come say what the level costs.
+            rates, bits, harm = sampled_changes.offers(lossless.by_level[: 1 if options.least else None])
             offers = join_below(offers, bits, harm, DROPPED)
         if math.isfinite(lossless_bits):
             offers = join(offers, ([], np.array([lossless_bits]), np.zeros(1)), WITHOUT_LOSS)

@@ -148,7 +148,7 @@ def test_each_tensor_of_few_bits_is_stored_the_smaller_way(
 ) -> None:
     base, task = two_matrices(dtype)
     once = tallstore.pack(base, {"t": task}, tmp_path / "once.tall", quality="lossless")
-    both = tallstore.pack(base, {"t": task}, tmp_path / "both.tall", exact="t", mask="bits")
+    both = tallstore.pack(base, {"t": task}, tmp_path / "both.tall", exact="t", mask="bits", quality="balanced")
     with tallstore.open(tmp_path / "both.tall") as zoo:
         zoo.verify({"t": task})
         found = kinds(zoo, "t")

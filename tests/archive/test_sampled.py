@@ -33,10 +33,12 @@ from torch import Tensor, nn
 
 import tallstore
 from tallstore.cli import main
+from tallstore.codecs.base import Row
 from tallstore.encoder.sampled_rows import encode_sampled
 from tallstore.errors import DamagedError, NoSuchTensorError
-from tallstore.kernels.dare import SHARES, Sampling
+from tallstore.kernels.dare import SHARES
 from tallstore.kernels.lattice import LEVELS
+from tallstore.recipes.sampled_changes import SampledPrecision
 from tallstore.tensors import NAME, as_bytes
 from tallstore.zoo import Zoo
 
@@ -362,9 +364,12 @@ def test_a_zero_that_turns_over_spoils_nothing_else(tmp_path: Path) -> None:
         assert not same_bits(flat[:1024], whole[:1024])
 
 
-def _by_share(share: int, weights: Tensor, base: Tensor, dtype: str, drop: Sampling, first: int) -> Any:
+def _by_share(
+    share: int, weights: Tensor, base: Tensor, dtype: str, drop: SampledPrecision, first: int, row: Row
+) -> Any:
     """Every level at one share, the lowest too, which did not move in what was looked at."""
-    return encode_sampled(weights, base, dtype, drop._replace(shares=np.full(LEVELS, share - 1, np.uint16)), first)
+    sampling = drop.sampling._replace(shares=np.full(LEVELS, share - 1, np.uint16))
+    return encode_sampled(weights, base, dtype, drop._replace(sampling=sampling), first, row)
 
 
 def test_the_same_zoo_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tallstore.kernels.conversion import from_bf16
 from tallstore.kernels.dare import MOST, SHARES, steps, units
 from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.place_hash import first_of
-from tallstore.recipes.sampled_changes import counted, offers
+from tallstore.recipes.sampled_changes import LevelCosts, counted, offers
 from tallstore.tensors import as_bytes
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -27,14 +27,19 @@ def tuned(dtype: torch.dtype, step: float, n: int = N) -> tuple[Tensor, Tensor]:
     return base, (base.float() + step * noise(n, seed=2)).to(dtype)
 
 
+def costs_of(weights: Tensor, base: Tensor) -> LevelCosts:
+    """Without products, which what is no matrix has not."""
+    (costs,) = level_costs(weights, base, base.numel(), 0, 1 << 20)
+    return costs
+
+
 def coded(base: Tensor, weights: Tensor, at: int, draws: int = 8) -> tuple[float, float, float, float]:
     """Bits and harm as they are foretold of one offer, and as they are on the mean of some draws."""
-    costs = level_costs(weights, base, base.numel())
-    assert costs is not None
-    drops, bits, harm = offers(costs)
+    costs = costs_of(weights, base)
+    drops, bits, harm = offers([costs])
     taken = lost = 0.0
     for seed in range(draws):
-        made, moved = encode_sampled(weights, base, NAMES[base.dtype], drops[at], first_of(0, seed))
+        made, moved = encode_sampled(weights, base, NAMES[base.dtype], drops[at], first_of(0, seed), (0, 0))
         assert moved
         error, norm, *_ = made.sums
         taken, lost = taken + 8 * len(made.data), lost + error / norm
@@ -45,14 +50,13 @@ def coded(base: Tensor, weights: Tensor, at: int, draws: int = 8) -> tuple[float
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_bits_rise_and_harm_falls_along_the_ladder(dtype: torch.dtype, step: float) -> None:
     base, weights = tuned(dtype, step)
-    costs = level_costs(weights, base, N)
-    assert costs is not None
-    drops, bits, harm = offers(costs)
+    costs = costs_of(weights, base)
+    drops, bits, harm = offers([costs])
     assert len(drops) == len(bits) == len(harm) > 20
     assert (np.diff(bits) > 0).all()
     assert (np.diff(harm) < 1e-9).all()
     assert (harm > 0).all()
-    for drop in drops:
+    for drop, _ in drops:
         assert drop.low == costs.low
         assert drop.shares.dtype == drop.widths.dtype == np.uint16
         assert (drop.widths <= 0x7F7F).all()
@@ -74,12 +78,11 @@ def test_nothing_that_is_lost_counts_as_exact(size: float, infinite: bool) -> No
     """Where squares are beyond float32, as where they are not; what is infinite comes back bit for bit."""
     base = noise(4096, seed=1).mul(size).bfloat16()
     weights = (base.float() * (1 + 0.02 * noise(4096, seed=2))).bfloat16()
-    costs = level_costs(weights, base, len(base))
-    assert costs is not None
-    drops, *_ = offers(costs)
+    costs = costs_of(weights, base)
+    drops, *_ = offers([costs])
     if infinite:
         weights[7] = float("inf")
-    made, moved = encode_sampled(weights, base, "BF16", drops[len(drops) // 2], first_of(0, 0))
+    made, moved = encode_sampled(weights, base, "BF16", drops[len(drops) // 2], first_of(0, 0), (0, 0))
     assert moved
     assert (made.sums[0] == 0) == infinite
 
@@ -87,13 +90,12 @@ def test_nothing_that_is_lost_counts_as_exact(size: float, infinite: bool) -> No
 def test_there_is_no_bias() -> None:
     """The mean of what comes back, over many draws, is nearer to τ by the root of their number."""
     base, weights = tuned(torch.bfloat16, 1e-4, 1 << 14)
-    costs = level_costs(weights, base, len(base))
-    assert costs is not None
-    drops, _, harm = offers(costs)
+    costs = costs_of(weights, base)
+    drops, _, harm = offers([costs])
     tau = (weights.float() - base.float()).double()
     total = torch.zeros_like(tau)
     for seed in range(64):
-        made, _ = encode_sampled(weights, base, "BF16", drops[18], first_of(0, seed))
+        made, _ = encode_sampled(weights, base, "BF16", drops[18], first_of(0, seed), (0, 0))
         out = as_bytes(base).copy()
         SAMPLED["dare"].decode(made.data, out, "BF16")
         total += (torch.from_numpy(out).view(torch.bfloat16).float() - base.float()).double()
@@ -106,11 +108,13 @@ def test_changes_of_one_size_are_rounded_to_it() -> None:
     levels = np.repeat(np.arange(4, dtype=np.uint8), 1000)
     unit = units("BF16", 100)[levels]
     change = np.where(np.arange(4000) % 2 == 0, unit * np.array([1, 2, 8, 0])[levels], 0).astype(np.float32)
-    drops, _, harm = offers(counted("BF16", 100, levels, change, 100.0))
-    shares = np.array([drop.shares[:3] for drop in drops]).astype(int)
+    drops, _, harm = offers([counted("BF16", 100, levels, change, 100.0)])
+    shares = np.array([drop.shares[:3] for drop, _ in drops]).astype(int)
     assert (np.diff(shares, axis=0) >= -1).all()
-    assert all((drop.shares[3:] == SHARES - 1).all() for drop in drops)
-    assert (steps(drops[-1])[:3] / unit[::1000][:3]).tolist() == [1, 2, 8], "half of all move, and none is rounded"
+    assert all((drop.shares[3:] == SHARES - 1).all() for drop, _ in drops)
+    assert (steps(drops[-1].sampling)[:3] / unit[::1000][:3]).tolist() == [1, 2, 8], (
+        "half of all move, and none is rounded"
+    )
     assert harm[-1] < 0.03
     assert shares[-1, 2] == SHARES - 1
     assert (shares[-1, :2] * np.array([16 * 2, 8]) / SHARES).min() > 1, "as the root of what it spoils"
@@ -130,9 +134,9 @@ def test_a_sample_is_counted_by_level() -> None:
 def test_levels_that_were_not_seen_to_move_are_kept_whole_and_not_too_fine() -> None:
     """A multiple has an end: what moves there unseen is likely to move as far as elsewhere."""
     levels, change = np.array([12, 12], np.uint8), np.array([2.0**-10, 0], np.float32)
-    drops, _, _ = offers(counted("BF16", 100, levels, change, 1.0))
+    drops, _, _ = offers([counted("BF16", 100, levels, change, 1.0)])
     unit = units("BF16", 100)
-    for drop in drops:
+    for drop, _ in drops:
         width = from_bf16(drop.widths).astype(float)
         still = np.arange(LEVELS) != 12
         assert (drop.shares[still] == SHARES - 1).all()
@@ -143,19 +147,18 @@ def test_levels_that_were_not_seen_to_move_are_kept_whole_and_not_too_fine() -> 
 
 def test_nothing_is_offered_where_nothing_moved() -> None:
     base, _ = tuned(torch.bfloat16, 1e-4, 1000)
-    costs = level_costs(base, base, len(base))
-    assert costs is not None
-    drops, bits, harm = offers(costs)
+    costs = costs_of(base, base)
+    drops, bits, harm = offers([costs])
     assert (drops, len(bits), len(harm)) == ([], 0, 0)
 
 
 def test_of_other_types_and_of_what_is_infinite_nothing_is_known() -> None:
     base, weights = tuned(torch.bfloat16, 1e-4, 1000)
-    assert level_costs(weights.float(), base.float(), 1000) is None
-    assert level_costs(weights, base.half(), 1000) is None
-    assert level_costs(weights[:0], base[:0], 1000) is None
+    assert level_costs(weights.float(), base.float(), 1000, 0, 1000) == []
+    assert level_costs(weights, base.half(), 1000, 0, 1000) == []
+    assert level_costs(weights[:0], base[:0], 1000, 0, 1000) == []
     weights[5] = float("inf")
-    assert level_costs(weights, base, 1000) is None
+    assert level_costs(weights, base, 1000, 0, 1000) == []
 
 
 @pytest.mark.parametrize("size", [2.0**-60, 2.0**-20, 1.0, 2.0**30])
@@ -164,9 +167,9 @@ def test_changes_of_any_size_are_offered_something_or_nothing(dtype: str, size: 
     """Far below what the lowest exponent has units for, and far above."""
     change = np.array([size, 0, 3 * size, 0], np.float32)
     for low in (0, 100 if dtype == "BF16" else 20, 255 if dtype == "BF16" else 31):
-        drops, bits, harm = offers(counted(dtype, low, np.array([0, 1, 15, 15], np.uint8), change, 10.0))
+        drops, bits, harm = offers([counted(dtype, low, np.array([0, 1, 15, 15], np.uint8), change, 10.0)])
         assert len(drops) == len(bits) == len(harm)
         assert np.isfinite(bits).all()
         assert np.isfinite(harm).all()
-        for drop in drops:
+        for drop, _ in drops:
             assert ((drop.widths > 0) & (drop.widths <= 0x7F7F)).all()

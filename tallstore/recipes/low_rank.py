@@ -1,0 +1,238 @@
+"""What rows of a matrix's changes have in common: its strongest components, in as few bits as they are worth.
+
+The longer a model was tuned, the more of what it changed is of low rank, and the less is like noise. With σ_k the
+singular values of an m × n matrix and δ a step, σ_k times a left vector is rounded to multiples of δ, and a right
+vector to multiples of δ/σ_k: each component then errs by δ²·(m + n)/12, whatever its σ, so that strong ones get more
+bits (Delta-CoMe gives them more by hand: B. Ping et al. 2024, arXiv 2406.08903). What is left is coded as it is
+without, and is smaller.
+
+Sums are over whole numbers and exact in float64, so that threads and processors change none; what follows is rounded
+to few bits. The components of a chunk come of a sketch and one power iteration (N. Halko et al. 2011, arXiv
+0909.4061); those of a sample of a tensor's rows say what a chunk's will be.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tallstore.kernels.logarithm import log2
+from tallstore.kernels.low_rank import LARGEST, MOST_RANK, MOST_SHIFT, LowRank
+from tallstore.kernels.place_hash import DRAWN, drawn_at
+
+__all__ = ["SHARES_OF_RMS", "CommonPart", "Spectrum", "common_part", "find_low_rank", "spectrum_of"]
+
+Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
+
+SHARES_OF_RMS = (5.0, 2.0)
+"""Steps that are tried, by the root mean square of the changes."""
+_WORTH = 0.28
+"""A component is worth its bits if σ² ≥ this · δ² · (m + n)."""
+_LEAST_SAVED = 0.15
+"""Of the changes' square that components must take, together, to be asked for at all."""
+_ROWS_A_COMPONENT = 4
+"""Of a sample, at least."""
+_OF_NOISE = 0.3
+"""An eigenvalue stands out if it is more than this times what the least one, which is noise, is below 0. On real tunes
+what is foretold of steps up to three root mean squares is then within a tenth or two of what is left."""
+_SPARE = 6
+"""Vectors of a sketch beside those that may be wanted."""
+_BITS, _VECTOR_BITS = 16, 15
+"""Of whole numbers: products of them add up to less than 2^53 over 2^20 elements."""
+_MORE = 1.4
+"""Components that a few rows do not show are worth their bits in a chunk: it takes so many times as many, about."""
+_HEAD = 8 * 120
+"""Bits of a chunk beside the numbers, about: heads, tables, lanes."""
+_LEAST_SCALE = 2.0**-90
+_LEAST_UNIT = 2.0**-120
+"""What is smaller is turned over in float64: in float32 it might be infinite."""
+
+
+class CommonPart(NamedTuple):
+    """What a product of low rank would be of a tensor's changes, as a sample of its rows tells."""
+
+    bits: float
+    """Of the numbers, of all chunks together."""
+    product: Singles
+    """Of the rows of the sample: shape (R, n)."""
+
+
+def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
+    """The strong components of a chunk's changes; None where none is worth its bits.
+
+    Args:
+        changes: shape (m, n), finite: 0 where an element is not the chunk's.
+        step: δ.
+        gone: elements of the first row that lie before the chunk.
+    """
+    rows, columns = changes.shape
+    # No more numbers than elements, of which the first row and the last may have few.
+    most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns))
+    if not most or step <= 0 or not changes.any():
+        return None
+    whole, unit = _whole(changes, _BITS)
+    count = min(most + _SPARE, rows, columns)
+    drawn = drawn_at(np.arange(rows * count, dtype=np.uint32), 0).reshape(rows, count)
+    signs = np.where(drawn >> np.uint32(DRAWN - 1), 1.0, -1.0)
+    basis = _orthonormal(_product(whole, _vectors(_orthonormal(_product(whole.T, signs)))))
+    along = _product(whole.T, _vectors(basis))
+    short, of_short = _whole(along, _BITS)
+    squares, turn = _strongest(_product(short.T, short))
+    sigma = np.sqrt(squares) * (of_short * unit / (1 << _VECTOR_BITS - 1))
+    worth = int(np.count_nonzero(sigma[:most] ** 2 >= _WORTH * step * step * (rows + columns)))
+    if not worth:
+        return None
+    turn = turn[:, :worth]
+    right = _product(along, turn * (unit / (1 << _VECTOR_BITS - 1)) / sigma[:worth])
+    return _rounded(_product(basis, turn * sigma[:worth]), right, sigma[:worth], step, gone)
+
+
+def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas: Spectrum) -> CommonPart | None:
+    """What `find_low_rank` would tell of chunks of so many rows, by a few of them; None where that is not worth it.
+
+    Args:
+        changes: shape (R, n), finite.
+        step: δ.
+        rows: of a chunk, R or more.
+        chunks: how many there are.
+        sigmas: what `spectrum_of` says of the same.
+    """
+    columns = changes.shape[1]
+    square = sigmas.square * (rows / len(changes))
+    most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns))
+    worth = int(np.count_nonzero(square[:most] >= _WORTH * step * step * (rows + columns)))
+    if not worth or float(sigmas.square[:worth].sum()) < _LEAST_SAVED * sigmas.total:
+        return None
+    sigma = np.sqrt(square[:worth])
+    left, own = sigmas.left[:, :worth], np.sqrt(sigmas.own[:worth])
+    right = _product(changes.astype(np.float64).T, left / own)
+    found = _rounded(left * own * sigmas.kept[:worth], right, sigma, step, 0)
+    if found is None:
+        return None
+    across = np.ldexp(found.rows.astype(np.float32), found.shifts[:, None].astype(np.int32))
+    product = found.scale * _product(across.T, found.columns.astype(np.float32))
+    bits = rows * _entropy(sigma / (step * math.sqrt(rows))) + columns * _entropy(sigma / (step * math.sqrt(columns)))
+    return CommonPart(chunks * (_MORE * float(bits.sum()) + _HEAD), product)
+
+
+class Spectrum(NamedTuple):
+    """Components of a sample of rows."""
+
+    square: Floats
+    """Of each what is more than noise, largest first: shape (k,)."""
+    total: float
+    """The square of all changes."""
+    own: Floats
+    """The square that it has there, noise too: shape (k,)."""
+    kept: Floats
+    """The share of it that is no noise: shape (k,)."""
+    left: Floats
+    """Left singular vectors: shape (R, k)."""
+
+
+def spectrum_of(changes: Singles) -> Spectrum | None:
+    """The components of a sample of rows, shape (R, n); None where nothing stands out that they have in common.
+
+    What a row has in common with itself says nothing: products of rows with themselves are taken to be what the
+    components make of them, as in principal axis factoring. Without these eigenvalues of noise are as often below 0.
+    """
+    whole, unit = _whole(changes, _BITS)
+    products = _product(whole, whole.T)
+    total = float(np.trace(products))
+    if not total:
+        return None
+    between = products - np.diag(np.diagonal(products))
+    squares, left = _eigen(between)
+    few = slice(None, -1 - len(squares) // _ROWS_A_COMPONENT, -1)
+    stands = squares[few] > -_OF_NOISE * squares[0]
+    count = len(stands) if stands.all() else int(np.argmin(stands))
+    if not count:
+        return None
+    most = slice(None, -1 - count, -1)
+    again = between + np.diag((left[:, most] ** 2 * squares[most]).sum(axis=1))
+    squares, left = (each[..., most].copy() for each in _eigen(again))
+    own = (left * _product(products, left)).sum(axis=0)
+    if squares[-1] <= 0 or float(squares.sum()) < _LEAST_SAVED * total:
+        return None
+    scaled = unit * unit
+    return Spectrum(squares * scaled, total * scaled, own * scaled, np.minimum(squares / own, 1.0), left)
+
+
+def _rounded(left: Floats, right: Floats, sigma: Floats, step: float, gone: int) -> LowRank | None:
+    """Components as whole numbers.
+
+    Args:
+        left: σ times left vectors, shape (m, k).
+        right: right vectors, shape (n, k).
+        sigma: σ, descending, shape (k,).
+        step: δ.
+        gone: see `LowRank`.
+    """
+    of_left = np.maximum(step, np.abs(left).max(0) / LARGEST)
+    both = of_left * np.maximum(step / sigma, np.abs(right).max(0) / LARGEST)
+    scale = np.float32(max(both.min(), both.max() / 2.0 ** (MOST_SHIFT + 0.5)))  # the strongest comes first
+    if not _LEAST_SCALE < scale < 1.0:
+        return None
+    shifts = np.clip(np.rint(log2(both / float(scale))), 0, MOST_SHIFT)
+    of_right = float(scale) * np.exp2(shifts) / of_left
+    across = np.rint(left.T / of_left[:, None]).astype(np.int8)
+    along = np.clip(np.rint(right.T / of_right[:, None]), -LARGEST, LARGEST).astype(np.int8)
+    # Either sign of both is the same component: one is chosen by what does not depend on the machine.
+    turned = np.take_along_axis(across, np.abs(across.astype(np.int16)).argmax(1)[:, None], 1) < 0
+    across, along = np.where(turned, -across, across), np.where(turned, -along, along)
+    if not (across.any() and along.any()):
+        return None
+    return LowRank(scale, shifts.astype(np.uint8), across, along, gone)
+
+
+def _product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """left @ right, by torch: workers tell it to take one thread each, where numpy would take all cores for each."""
+    product: npt.NDArray[Any] = (torch.from_numpy(left) @ torch.from_numpy(np.ascontiguousarray(right))).numpy()
+    return product
+
+
+def _eigen(symmetric: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues, ascending, and their vectors as columns."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy(symmetric))
+    return values.numpy(), vectors.numpy()
+
+
+def _whole(values: npt.NDArray[np.floating], bits: int) -> tuple[Floats, float]:
+    """Values as whole numbers of at most so many bits, and what 1 stands for: a power of two."""
+    largest = float(np.abs(values).max())
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - bits) if largest else 1.0
+    if unit < _LEAST_UNIT:
+        values = values.astype(np.float64)
+    return np.rint(values * (1.0 / unit)).astype(np.float64, copy=False), unit
+
+
+def _vectors(basis: Floats) -> Floats:
+    """Unit vectors as whole numbers."""
+    return np.rint(basis * (1 << _VECTOR_BITS - 1))
+
+
+def _orthonormal(columns: Floats) -> Floats:
+    """An orthonormal basis of columns, shape (m, k) to (m, ≤ k)."""
+    whole, _ = _whole(columns, _BITS)
+    squares, turn = _strongest(_product(whole.T, whole))
+    length = np.sqrt(np.maximum(squares, 1.0))  # of whole numbers; less is 0, where all cancel out
+    return _product(whole, turn / length)
+
+
+def _strongest(products: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues that are not next to 0, descending, and their vectors as columns."""
+    squares, vectors = _eigen(products)
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    some = squares >= 1e-10 * float(squares[0])
+    return squares[some].copy(), vectors[:, some]
+
+
+def _entropy(spread: Floats) -> Floats:
+    """Bits of a number that is rounded to a whole one, normal with such a deviation: about."""
+    bits: Floats = 0.5 * log2(1.0 + 2.0 * math.pi * math.e * spread * spread)
+    return bits
