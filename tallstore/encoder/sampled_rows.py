@@ -62,7 +62,10 @@ def level_costs(weights: Tensor, base: Tensor, elements: int, length: int, chunk
         if part is None:
             continue
         words = as_words(start + part.product.reshape(-1), dtype)
-        rest = np.abs(own - as_float(words, dtype))
+        with np.errstate(invalid="ignore"):
+            rest = np.abs(own - as_float(words, dtype))
+        if not np.isfinite(rest).all():  # sums may be beyond the type, where the base's elements nearly are
+            continue
         left = float(np.square(rest, dtype=np.float64).sum()) / spectrum.total
         costs = counted(dtype, low, lattice.levels(words, low), rest, times)
         found.append(replace(costs, step=share * rms, common_bits=part.bits, left=left))

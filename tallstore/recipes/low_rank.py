@@ -48,7 +48,7 @@ _MORE = 1.4
 """Components that a few rows do not show are worth their bits in a chunk: it takes so many times as many, about."""
 _HEAD = 8 * 120
 """Bits of a chunk beside the numbers, about: heads, tables, lanes."""
-_LEAST_SCALE = 2.0**-90
+_LEAST_SCALE, _MOST_SCALE = 2.0**-90, 2.0**60
 _LEAST_UNIT = 2.0**-120
 """What is smaller is turned over in float64: in float32 it might be infinite."""
 
@@ -176,7 +176,7 @@ def _rounded(left: Floats, right: Floats, sigma: Floats, step: float, gone: int)
     of_left = np.maximum(step, np.abs(left).max(0) / LARGEST)
     both = of_left * np.maximum(step / sigma, np.abs(right).max(0) / LARGEST)
     scale = np.float32(max(both.min(), both.max() / 2.0 ** (MOST_SHIFT + 0.5)))  # the strongest comes first
-    if not _LEAST_SCALE < scale < 1.0:
+    if not _LEAST_SCALE < scale < _MOST_SCALE:
         return None
     shifts = np.clip(np.rint(log2(both / float(scale))), 0, MOST_SHIFT)
     of_right = float(scale) * np.exp2(shifts) / of_left

@@ -43,6 +43,10 @@ _SLOPES = np.ldexp(np.where(np.arange(41) % 2, math.sqrt(2), 1.0), 16 - (np.aran
 about 2^(−8) on."""
 _LEAST_BITS = 1e-6
 """Levels whose elements take less on the average are not asked for prices."""
+_UNEVEN = 1.5
+"""How many times as bad noise is behind a product: what is left is smaller, so that fewer elements are kept and each
+stands for more; rows that the product does not tell of have more of the noise. On real tunes the KL on the task was 1.3
+to 1.8 times what it is without at the same noise."""
 _HEAD = 8 * 300
 """Bits that a tensor takes beside what is kept, about: heads, tables, lanes."""
 
@@ -167,7 +171,7 @@ def offers(each: Sequence[LevelCosts]) -> tuple[list[SampledPrecision], Floats, 
         samplings, bits, harm = _offers(costs)
         kept += (SampledPrecision(sampling, costs.step) for sampling in samplings)
         all_bits = np.concatenate([all_bits, bits + costs.common_bits])
-        all_harm = np.concatenate([all_harm, harm * costs.left])
+        all_harm = np.concatenate([all_harm, harm * costs.left * (_UNEVEN if costs.step else 1.0)])
     on = hull_of(all_bits, all_harm)
     return [kept[at] for at in on.tolist()], all_bits[on], all_harm[on]
 

@@ -86,6 +86,10 @@ def same(left: LowRank, right: LowRank) -> bool:
 # What is found.
 
 
+UNEVEN = 1.5
+"""How many times as bad noise behind a product is counted to be."""
+
+
 @pytest.mark.parametrize("share", [4.0, 2.0, 1.0])
 @pytest.mark.parametrize("strengths", STRENGTHS.values(), ids=STRENGTHS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -451,7 +455,7 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
             error, norm, *_ = made.sums
             taken, lost = taken + 8 * len(made.data) / 3, lost + error / norm / 3
         assert taken == pytest.approx(bits[at], rel=0.1, abs=2500)
-        assert lost == pytest.approx(harm[at], rel=0.2)
+        assert lost == pytest.approx(harm[at] / UNEVEN, rel=0.2)
 
 
 def test_products_are_asked_for_only_where_rows_are_whole_and_in_one_chunk() -> None:
@@ -461,3 +465,18 @@ def test_products_are_asked_for_only_where_rows_are_whole_and_in_one_chunk() -> 
     assert len(level_costs(own, before, 120_000, 300, 1 << 20)) > 1
     assert len(level_costs(own, before, 120_000, 0, 1 << 20)) == 1
     assert len(level_costs(own, before, 120_000, 300, 599)) == 1, "a chunk of one row and a part"
+
+
+def test_sums_beyond_the_type_are_no_offer() -> None:
+    """Where the base has numbers next to the largest, a product may carry them over: plain offers stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(64, 512, generator=generator) * 1000
+    base.view(-1)[::97] = 65504
+    pull = 30 * torch.randn(64, 1, generator=generator) @ torch.randn(1, 512, generator=generator)
+    task = (base + pull).clamp(-65504, 65504).half().reshape(-1)
+    costs = level_costs(task, base.half().reshape(-1), 64 * 512 * 16, 512, 1 << 20)
+    assert len(costs) >= 1
+    _, bits, harm = offers(costs)
+    assert len(bits) >= len(offers(costs[:1])[1]) > 10
+    assert np.isfinite(bits).all()
+    assert np.isfinite(harm).all()
