@@ -5,9 +5,9 @@ answers that are exactly right, KL(original ‖ decoded) in nats per answer toke
 the task never saw, each with its standard error, and the perplexity on that text. Bits are of the task's weights alone
 and of all its bytes, tokenizer and all, per parameter; a setting is a quality, `default`, or a number of bits, and `@4`
 behind it sets κ. `--peers` names others' methods (`rd_peers.py`), and `subsampled` of `rd_own.py`, a regular
-expression: they are given the same task vectors in float32, and what comes of them is computed with as it is, not
-rounded to bf16. `--save` keeps what is measured, and what is kept there is not measured again; `--plot` draws the task
-that is named.
+expression: they are given the same task vectors in float32, and what comes of them is computed with as it is, or, with
+`--rounded`, rounded to bf16, which is what a tune is stored in. `--save` keeps what is measured, and what is kept there
+is not measured again; `--plot` draws the task that is named.
 
 example:
   python benchmarks/lm_retention.py ~/lm ~/data --save lm.json --settings small default high lossless 0.4 0.8
@@ -21,7 +21,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,8 @@ def decoded(zoo: Path, task: str, setting: str) -> tuple[Any, float, float]:
     return model.float(), 8 * weights / parameters, 8 * own.measured["bytes"] / parameters
 
 
-def by_peer(zoo: Path, task: str, method: Method) -> tuple[Any, float, float]:
-    """A task as another's method leaves it, in float32; bits a parameter of its weights, twice."""
+def by_peer(zoo: Path, task: str, method: Method, *, rounded: bool) -> tuple[Any, float, float]:
+    """A task as another's method leaves it, in float32, perhaps rounded to bf16; bits a parameter, twice."""
     from transformers import AutoModelForCausalLM
 
     loaded = load_zoo(zoo, [task])
@@ -115,12 +115,14 @@ def by_peer(zoo: Path, task: str, method: Method) -> tuple[Any, float, float]:
     with torch.no_grad():
         for name, hat in packed.hats[0].items():
             own[loaded.names[name]].add_(hat.view_as(own[loaded.names[name]]))
+    if rounded:
+        model = model.to(torch.bfloat16).to(torch.float32)
     bits = 8 * packed.bytes / loaded.parameters
     return model, bits, bits
 
 
 def measure(
-    zoo: Path, data: Path, task: str, settings: list[str], peers: list[Method], examples: int
+    zoo: Path, data: Path, task: str, settings: list[str], peers: list[Method], examples: int, *, rounded: bool
 ) -> Iterator[Decoded]:
     """Score one task in every setting, and by every peer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,7 +133,7 @@ def measure(
     original, due = answers(model, tokenizer, rows)
     told, _ = continuations(model, tokenizer, texts)
     ways = [(setting, "tallstore", partial(decoded, zoo, task, setting)) for setting in settings]
-    ways += [(method.name, method.family, partial(by_peer, zoo, task, method)) for method in peers]
+    ways += [(each.name, each.family, partial(by_peer, zoo, task, each, rounded=rounded)) for each in peers]
     for setting, family, way in ways:
         try:
             model, bits, bits_in_all = way()
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--settings", nargs="*", default=["small", "default", "high", "lossless"])
     parser.add_argument("--peers", metavar="REGEX", help="others' methods, too")
+    parser.add_argument("--rounded", action="store_true", help="round what comes of them to bf16")
     parser.add_argument("--tasks", nargs="+", choices=list(TUNES))
     parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--save", type=Path, metavar="JSON")
@@ -175,11 +178,15 @@ def main() -> None:
     scored = [Decoded(**each) for each in kept["rows"]]
     methods = [*rd_peers.methods(), *(each for each in rd_own.methods() if each.family == "subsampled")]
     peers = [each for each in methods if given.peers and re.search(given.peers, each.name)]
+    if given.rounded:
+        peers = [replace(each, name=f"{each.name}, in bf16") for each in peers]
     for task in given.tasks or [task for task in TUNES if (given.zoo / task).exists()]:
         known = {each.setting for each in scored if each.task == task}
         wanted = [setting for setting in given.settings if setting not in known]
         others = [each for each in peers if each.name not in known]
-        for each in measure(given.zoo, given.data, task, wanted, others, given.examples) if wanted or others else ():
+        if not (wanted or others):
+            continue
+        for each in measure(given.zoo, given.data, task, wanted, others, given.examples, rounded=given.rounded):
             scored.append(each)
             print(json.dumps(asdict(each)), flush=True)
             if given.save:
