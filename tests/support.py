@@ -170,6 +170,18 @@ def packed(base: Any, tasks: Mapping[str, Any], path: Path, **options: Any) -> I
         yield zoo
 
 
+@contextmanager
+def packed_in_chunks(
+    base: Any, tasks: Mapping[str, Any], path: Path, elements: int, **options: Any
+) -> Iterator[tuple[Zoo, Path]]:
+    """Pack so many elements a chunk, and open."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", elements)
+        tallstore.pack(base, tasks, path, **options)
+    with tallstore.open(path) as zoo:
+        yield zoo, path
+
+
 def kinds(zoo: Zoo, task: str) -> dict[str, str]:
     """How each tensor of a task is stored."""
     return {name: facts.kind for name, facts in zoo.tensors(task).items()}

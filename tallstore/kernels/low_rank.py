@@ -16,7 +16,7 @@ from tallstore.kernels.lattice import Words
 from tallstore.kernels.native import low_rank as native
 from tallstore.kernels.registry import kernel
 
-__all__ = ["LARGEST", "MOST_RANK", "MOST_SHIFT", "LowRank", "add_product"]
+__all__ = ["LARGEST", "MOST_RANK", "MOST_SHIFT", "LowRank", "add_product", "factors"]
 
 MOST_RANK, LARGEST, MOST_SHIFT = 32, 127, 4
 """Components, the magnitude of their numbers, and how far each may be shifted up: 32 · 127² · 2^4 < 2^24."""
@@ -49,7 +49,7 @@ def add_product(dtype: str, words: Words, of: LowRank) -> None:
         of: the matrix.
     """
     width = of.columns.shape[1]
-    across, along = _factors(of)
+    across, along = factors(of)
     step = max(1, _BLOCK // width)
     for row in range(0, of.rows.shape[1], step):
         product = (across[:, row : row + step].T @ along).reshape(-1)
@@ -63,7 +63,7 @@ def add_product(dtype: str, words: Words, of: LowRank) -> None:
 
 @add_product.native
 def _(dtype: str, words: Words, of: LowRank) -> None:
-    native.add_product(dtype, words, of.scale, *_factors(of), of.gone)
+    native.add_product(dtype, words, of.scale, *factors(of), of.gone)
 
 
 @add_product.takes
@@ -71,6 +71,7 @@ def _(dtype: str, words: Words, of: LowRank) -> bool:  # noqa: ARG001 - the kern
     return bool(words.flags.c_contiguous)
 
 
-def _factors(of: LowRank) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def factors(of: LowRank) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Rows, shifted, and columns, of whose product the matrix is the multiple by its scale: shapes as theirs."""
     across = np.ldexp(of.rows.astype(np.float32, "C"), of.shifts[:, None].astype(np.int32))
     return across, of.columns.astype(np.float32, "C")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from tallstore.kernels.logarithm import log2
-from tallstore.kernels.low_rank import LARGEST, MOST_RANK, MOST_SHIFT, LowRank
+from tallstore.kernels.low_rank import LARGEST, MOST_RANK, MOST_SHIFT, LowRank, factors
 from tallstore.kernels.place_hash import DRAWN, drawn_at
 
 __all__ = ["SHARES_OF_RMS", "CommonPart", "Spectrum", "common_part", "find_low_rank", "spectrum_of"]
@@ -114,8 +114,8 @@ def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas:
     found = _rounded(left * own * sigmas.kept[:worth], right, sigma, step, 0)
     if found is None:
         return None
-    across = np.ldexp(found.rows.astype(np.float32), found.shifts[:, None].astype(np.int32))
-    product = found.scale * _product(across.T, found.columns.astype(np.float32))
+    across, along = factors(found)
+    product = found.scale * _product(across.T, along)
     bits = rows * _entropy(sigma / (step * math.sqrt(rows))) + columns * _entropy(sigma / (step * math.sqrt(columns)))
     return CommonPart(chunks * (_MORE * float(bits.sum()) + _HEAD), product)
 

@@ -18,6 +18,7 @@ from support import (
     kinds,
     noise,
     packed,
+    packed_in_chunks,
     raw,
     read_all,
     same_bits,
@@ -87,11 +88,8 @@ def flat(state: State, base: State) -> Tensor:
 def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zoo, Path]]:
     """Packed in several chunks a tensor, which begin and end within a row."""
     path = tmp_path_factory.mktemp("low-rank") / "zoo.tall"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", 1 << 14)
-        tallstore.pack(*whole_zoo(request.param), path, bits=1.0)
-    with tallstore.open(path) as found:
-        yield found, path
+    with packed_in_chunks(*whole_zoo(request.param), path, 1 << 14, bits=1.0) as found:
+        yield found
 
 
 def dtype_of(zoo: Zoo) -> torch.dtype:

@@ -24,6 +24,7 @@ from support import (
     near,
     noise,
     packed,
+    packed_in_chunks,
     raw,
     read_all,
     same_bits,
@@ -76,11 +77,8 @@ def whole_zoo(dtype: torch.dtype) -> tuple[State, dict[str, State]]:
 def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zoo, Path]]:
     """Packed in several chunks a tensor."""
     path = tmp_path_factory.mktemp("sampled") / "zoo.tall"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tallstore.encoder.driver.CHUNK_ELEMENTS", 4096)
-        tallstore.pack(*whole_zoo(request.param), path, quality="small")
-    with tallstore.open(path) as found:
-        yield found, path
+    with packed_in_chunks(*whole_zoo(request.param), path, 4096, quality="small") as found:
+        yield found
 
 
 def dtype_of(zoo: Zoo) -> torch.dtype:

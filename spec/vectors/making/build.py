@@ -183,6 +183,12 @@ class Archive:
     on_manifest_bytes: Callable[[bytes], bytes] = lambda data: data
     on_files: Callable[[dict[str, bytes]], None] = nothing
 
+    def since(self, version: str, *kinds: str) -> None:
+        """Say that the archive needs a version, and so do its parts of these kinds."""
+        self.version = version
+        for part in self.parts().values():
+            part.version = version if part.part in kinds else part.version
+
     def parts(self) -> dict[str, Part]:
         """Every part by path."""
         found = dict(self.base_parts)

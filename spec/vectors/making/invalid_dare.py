@@ -87,8 +87,6 @@ def make() -> None:
         tasks[f"entry-{name}"] = about, error, mentions
         family.put(f"entry-{name}", "w", (FACTS | facts, [SOUND]), OWN)
     archive = family.archive()
-    archive.version = "1.4"
-    for part in archive.parts().values():
-        part.version = "1.4" if part.part == "mask" else part.version
+    archive.since("1.4", "mask")
     about = "chunks of codec dare, and entries of kind sampled, that say what they must not"
     add("codes-of-dare", about, "FormatError", "decode", "", archive.build(), tasks=tasks)

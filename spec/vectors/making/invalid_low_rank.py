@@ -132,8 +132,6 @@ def make() -> None:
         more = {"shape": [MANY], "chunk": 8192, "base": "many"} if data is beyond else {}
         family.put(name, "w", (facts | more, [data]), OWN)
     archive = family.archive()
-    archive.version = "1.4"
-    for part in archive.parts().values():
-        part.version = "1.4" if part.part == "mask" else part.version
+    archive.since("1.4", "mask")
     about = "chunks of codec dare in mode 3 that say what they must not"
     add("codes-of-low-rank", about, "FormatError", "decode", "", archive.build(), tasks=tasks)

@@ -119,9 +119,7 @@ def dare() -> Case:
         _onward(family, dtype)
     _by_hand(family)
     archive = _with_rows(family)
-    archive.version = "1.4"
-    for part in archive.parts().values():
-        part.version = "1.4" if part.part in {"mask", "relative"} else part.version
+    archive.since("1.4", "mask", "relative")
     about = "kind sampled with codec dare: both types and modes, levels of all kinds, the ends of levels, rows, a start"
     return Case(about, archive, family.decoded, file=True)
 

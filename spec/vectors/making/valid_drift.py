@@ -113,9 +113,7 @@ def drift() -> Case:
     family.put("b", "far", (facts, [chunk]), own)
     family.put("c", "far", kept("BF16", own.shape, "far", start=[1]), own)
     found = family.case("kind lossless with codec drift: every type, segments, odd numbers, chains of two links")
-    found.archive.version = "1.3"
-    for part in found.archive.parts().values():
-        part.version = "1.3" if part.part == "relative" else part.version
+    found.archive.since("1.3", "relative")
     return found
 
 

@@ -69,9 +69,7 @@ def lattice() -> Case:
     found = one.case(
         "kind lossless with codec lattice: every type and mode, directions, other types, odd numbers, rows", file=True
     )
-    for part in found.archive.parts().values():
-        part.version = "1.1" if part.part == "mask" else part.version
-    found.archive.version = "1.1"
+    found.archive.since("1.1", "mask")
     return found
 
 

@@ -108,9 +108,7 @@ def low_rank() -> Case:
     due = family.base["BF16"]
     family.put("a", "nothing", item("BF16", due, [nothing.told((0, 2), b"\0\0")], 2048), due)
     archive = family.archive()
-    archive.version = "1.4"
-    for part in archive.parts().values():
-        part.version = "1.4" if part.part in {"mask", "relative"} else part.version
+    archive.since("1.4", "mask", "relative")
     about = "codec dare in mode 3: ranks from 1 to 32, shifts, rows cut by chunks, sums of 0, the largest sums, both modes behind"
     return Case(about, archive, family.decoded, file=True)
 
