@@ -24,7 +24,7 @@ __all__ = ["read_low_rank", "write_low_rank"]
 _HEAD = struct.Struct("<BIIf")
 _SIZES = struct.Struct("<II")
 _LATTICE, _STEPS = LatticeCodec(), "BF16"
-_SHARING = 2
+_SHARING = 4
 """Components that have a context together."""
 
 

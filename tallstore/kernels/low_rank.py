@@ -18,8 +18,8 @@ from tallstore.kernels.registry import kernel
 
 __all__ = ["LARGEST", "MOST_RANK", "MOST_SHIFT", "LowRank", "add_product", "factors"]
 
-MOST_RANK, LARGEST, MOST_SHIFT = 32, 127, 4
-"""Components, the magnitude of their numbers, and how far each may be shifted up: 32 · 127² · 2^4 < 2^24."""
+MOST_RANK, LARGEST, MOST_SHIFT = 64, 127, 4
+"""Components, the magnitude of their numbers, and how far each may be shifted up: 64 · 127² · 2^4 < 2^24."""
 _BLOCK = 1 << 16
 """Elements that are worked on at a time, about."""
 

@@ -29,10 +29,11 @@ __all__ = ["SHARES_OF_RMS", "CommonPart", "Spectrum", "common_part", "find_low_r
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 
-SHARES_OF_RMS = (5.0, 2.0)
+SHARES_OF_RMS = (4.0, 1.5)
 """Steps that are tried, by the root mean square of the changes."""
-_WORTH = 0.28
-"""A component is worth its bits if σ² ≥ this · δ² · (m + n)."""
+_STRONG, _WORTH = 0.28, 0.15
+"""Components are worth their bits if σ² ≥ the first · δ² · (m + n); beside such, those from the second on are, too.
+Alone they might be noise: the strongest component of that has up to 2 · (m + n) times its mean square."""
 _LEAST_SAVED = 0.15
 """Of the changes' square that components must take, together, to be asked for at all."""
 _ROWS_A_COMPONENT = 4
@@ -84,9 +85,10 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     short, of_short = _whole(along, _BITS)
     squares, turn = _strongest(_product(short.T, short))
     sigma = np.sqrt(squares) * (of_short * unit / (1 << _VECTOR_BITS - 1))
-    worth = int(np.count_nonzero(sigma[:most] ** 2 >= _WORTH * step * step * (rows + columns)))
-    if not worth:
+    strong, worth = _worth(sigma[:most] ** 2, step, rows + columns)
+    if not strong:
         return None
+    worth = max(strong, min(worth, _above_noise(sigma**2, float(np.vdot(whole, whole)) * unit * unit, changes.shape)))
     turn = turn[:, :worth]
     right = _product(along, turn * (unit / (1 << _VECTOR_BITS - 1)) / sigma[:worth])
     return _rounded(_product(basis, turn * sigma[:worth]), right, sigma[:worth], step, gone)
@@ -105,8 +107,8 @@ def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas:
     columns = changes.shape[1]
     square = sigmas.square * (rows / len(changes))
     most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns))
-    worth = int(np.count_nonzero(square[:most] >= _WORTH * step * step * (rows + columns)))
-    if not worth or float(sigmas.square[:worth].sum()) < _LEAST_SAVED * sigmas.total:
+    strong, worth = _worth(square[:most], step, rows + columns)
+    if not strong or float(sigmas.square[:strong].sum()) < _LEAST_SAVED * sigmas.total:
         return None
     sigma = np.sqrt(square[:worth])
     left, own = sigmas.left[:, :worth], np.sqrt(sigmas.own[:worth])
@@ -118,6 +120,23 @@ def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas:
     product = found.scale * _product(across.T, along)
     bits = rows * _entropy(sigma / (step * math.sqrt(rows))) + columns * _entropy(sigma / (step * math.sqrt(columns)))
     return CommonPart(chunks * (_MORE * float(bits.sum()) + _HEAD), product)
+
+
+def _worth(square: Floats, step: float, numbers: int) -> tuple[int, int]:
+    """How many components, strongest first, are worth so many numbers each: by themselves, and beside those."""
+    strong, worth = (np.count_nonzero(square >= least * step * step * numbers) for least in (_STRONG, _WORTH))
+    return int(strong), int(worth)
+
+
+def _above_noise(square: Floats, total: float, shape: tuple[int, int]) -> int:
+    """How many components, strongest first, are not as noise has them.
+
+    Of m × n numbers that are noise with the mean square s² no component has more than s² · (√m + √n)² (V. Marchenko and
+    L. Pastur 1967). Here s² is that of what is left, with the square `total` of all.
+    """
+    left = np.maximum(total - np.cumsum(square), 0.0) / (shape[0] * shape[1])
+    above = square > left * (math.sqrt(shape[0]) + math.sqrt(shape[1])) ** 2
+    return len(above) if above.all() else int(np.argmin(above))
 
 
 class Spectrum(NamedTuple):

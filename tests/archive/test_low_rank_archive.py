@@ -179,7 +179,7 @@ def test_models_are_switched_and_loaded(
                 assert_same(dict(other.named_parameters()), wanted)
 
 
-@pytest.mark.parametrize("bits", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("bits", [0.75, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_the_task_comes_back_on_the_average_and_nearer_than_without_products(
     dtype: torch.dtype, bits: float, tmp_path: Path

@@ -52,7 +52,7 @@ def numbered(rows: bytes, columns: bytes) -> bytes:
 
 def steps(numbers: np.ndarray) -> bytes:
     """Numbers of three components, as `lattice` codes them: any of 16 bits."""
-    before = np.repeat(np.array([1, 1, 2], np.uint16) << np.uint16(7), numbers.shape[1])
+    before = np.repeat(np.full(3, 1 << 7, np.uint16), numbers.shape[1])
     sums = before + numbers.reshape(-1).astype(np.int64).astype(np.uint16)
     after = np.where(sums >> 15, sums ^ 0x7FFF, sums).astype(np.uint16)
     return LatticeCodec().encode(after.view(np.uint8), before.view(np.uint8), "BF16")
@@ -120,7 +120,7 @@ def test_numbers_are_in_a_context_that_two_components_share() -> None:
     ("data", "said"),
     [
         (head(rank=0), r"rank 0, from element 5 of 12 on, is out of range"),
-        (head(rank=33), r"rank 33, from element 5 of 12 on, is out of range"),
+        (head(rank=65), r"rank 65, from element 5 of 12 on, is out of range"),
         (head(rank=255), r"rank 255, "),
         (head(gone=WIDTH), r"from element 12 of 12 on, is out of range"),
         (head(gone=0xFFFFFFFF), r"from element 4294967295 of 12 on"),

@@ -138,7 +138,7 @@ def write_low_rank(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path |
         task[name] = (base[name].float() + 0.002 * pull + own).to(dtype)
     task["brain"] = torch.cat([task["brain"], noise(2, 128, seed=9, dtype=torch.bfloat16)])
     out = root / f"zoo{suffix}"
-    tallstore.pack(base, {"a": task}, out, quality="small")
+    tallstore.pack(base, {"a": task}, out, quality="balanced")
     with zipfile.ZipFile(out) as file:
         coded = dict(deserialize(file.read("tasks/a/mask.safetensors")))
     assert {name: facts["data"][0] for name, facts in coded.items()} == {"brain": 3, "half": 3}, "their chunks' modes"

@@ -99,15 +99,15 @@ def test_long_chunks_and_long_rows(dtype: str, n: int, width: int, gone: int) ->
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.usefixtures("native")
 def test_a_sum_of_the_largest_numbers_is_exact_to_the_last_unit(dtype: str, sign: int) -> None:
-    """Of all 32 components, a unit in near eight million: the base's element takes away all but that."""
+    """Of all 64 components, a unit in near sixteen million: the base's element takes away all but that."""
     last = np.arange(-LARGEST, LARGEST + 1)
-    large = 16 * (30 * LARGEST**2 + 114 * 121)
-    assert (large, large % (1 << 15)) == (243 << 15, 0)
+    large = 16 * (61 * LARGEST**2 + 127 * 122 + 61)
+    assert large == 244 << 16
     columns = np.full((MOST_RANK, len(last)), LARGEST)
-    columns[30], columns[31] = 121, sign * last
+    columns[61], columns[62], columns[63] = 122, 61, sign * last
     rows = np.full((MOST_RANK, 1), sign * LARGEST)
-    rows[30], rows[31] = sign * 114, 1
-    shifts = np.array([MOST_SHIFT] * 31 + [0], np.uint8)
+    rows[62], rows[63] = sign, 1
+    shifts = np.array([MOST_SHIFT] * 63 + [0], np.uint8)
     of = LowRank(np.float32(2.0**-8), shifts, rows.astype(np.int8), columns.astype(np.int8), 0)
     assert np.array_equal(sums(of, len(last)), sign * (large + last))
     start = torch.full((len(last),), -sign * large / 256, dtype=KINDS[dtype])

@@ -86,10 +86,6 @@ def same(left: LowRank, right: LowRank) -> bool:
 # What is found.
 
 
-UNEVEN = 1.5
-"""How many times as bad noise behind a product is counted to be."""
-
-
 @pytest.mark.parametrize("share", [4.0, 2.0, 1.0])
 @pytest.mark.parametrize("strengths", STRENGTHS.values(), ids=STRENGTHS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -103,7 +99,7 @@ def test_what_is_left_is_what_the_best_of_its_rank_leaves_and_rounding(
     check_form(of, *shape)
     sigma = np.linalg.svd(changes.astype(np.float64), compute_uv=False)
     rank = len(of.shifts)
-    assert rank == np.count_nonzero(sigma[:MOST_RANK] ** 2 >= 0.28 * step**2 * sum(shape)), "all that are worth it"
+    assert rank == np.count_nonzero(sigma[:MOST_RANK] ** 2 >= 0.15 * step**2 * sum(shape)), "all that are worth it"
     best, rounding = float((sigma[rank:] ** 2).sum()), rank * step**2 * sum(shape) / 12
     left = square(changes - product(of))
     assert left > best
@@ -420,6 +416,15 @@ def test_it_never_does_where_they_have_nothing(dtype: str, huge: int) -> None:
         assert {drop.step for drop in drops} == {0.0}
 
 
+UNEVEN = 1.5
+"""How many times as bad noise behind a product is counted to be: at least; or as it is to them."""
+
+
+def noise_of(harm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The noise that is counted as such harm behind a product."""
+    return np.minimum(harm / UNEVEN, np.sqrt(harm))
+
+
 def test_the_bits_and_the_rest_of_a_product_count() -> None:
     costs, _, _ = costs_of(1e-3 * planted(400, 300, (1.0, 0.6), 0.3), "BF16")
     plain, told = costs[0], costs[1]
@@ -429,7 +434,7 @@ def test_the_bits_and_the_rest_of_a_product_count() -> None:
     free, free_bits, free_harm = offers([replace(told, common_bits=0.0, left=1.0)])
     assert len(drops) == len(free)
     assert bits == pytest.approx(free_bits + told.common_bits)
-    assert harm == pytest.approx(free_harm * told.left)
+    assert noise_of(harm) == pytest.approx(noise_of(free_harm) * told.left)
     alone = offers([plain])
     for dear in (replace(told, common_bits=1e9), replace(told, left=1e9)):
         drops, bits, harm = offers([plain, dear])
@@ -455,7 +460,7 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
             error, norm, *_ = made.sums
             taken, lost = taken + 8 * len(made.data) / 3, lost + error / norm / 3
         assert taken == pytest.approx(bits[at], rel=0.1, abs=2500)
-        assert lost == pytest.approx(harm[at] / UNEVEN, rel=0.2)
+        assert lost == pytest.approx(float(noise_of(harm[at])), rel=0.2)
 
 
 def test_products_are_asked_for_only_where_rows_are_whole_and_in_one_chunk() -> None:

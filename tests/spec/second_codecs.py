@@ -432,7 +432,7 @@ def _low_rank(data: bytes, base: bytes, dtype: str) -> tuple[bytes, bytes]:
     """dare.md, "Low rank": the chunk that follows, and base'."""
     must(len(data) >= 14, "a head cut off")
     rank, width, gone, scale = struct.unpack_from("<BIIf", data, 1)
-    must(1 <= rank <= 32 and gone < width, "a rank, or what is gone of a row")
+    must(1 <= rank <= 64 and gone < width, "a rank, or what is gone of a row")
     must(0 < scale < float("inf"), "a scale")
     n, sizes = len(base) // 2, 14 + rank
     rows = -(-(gone + n) // width)
@@ -461,7 +461,7 @@ def _low_rank(data: bytes, base: bytes, dtype: str) -> tuple[bytes, bytes]:
 
 def _whole_numbers(chunk: bytes, rank: int, count: int) -> list[int]:
     """So many of each component."""
-    before = b"".join(((k // 2 + 1) << 7).to_bytes(2, "little") * count for k in range(rank))
+    before = b"".join(((k // 4 + 1) << 7).to_bytes(2, "little") * count for k in range(rank))
     numbers = _steps(chunk, before)
     must(all(-127 <= number <= 127 for number in numbers), "a number")
     return numbers

@@ -25,8 +25,8 @@ SOUND = PRODUCT.told(after=REST)
 SHIFTS, SIZES, NUMBERS = 14, 17, 25
 FIRST, SECOND = struct.unpack_from("<II", SOUND, SIZES)
 assert REST[0] == 2
-MANY = 66 * 67
-"""So many elements may have a product of rank 33, but for its rank."""
+MANY = 130 * 131
+"""So many elements may have a product of rank 65, but for its rank."""
 
 
 def head(rank: int = 3, width: int = WIDTH, gone: int = GONE, scale: float = 2.0**-22) -> bytes:
@@ -59,12 +59,12 @@ def make() -> None:
     family.put("a", "w", (facts, [SOUND]), back(OWN, START, SAMPLING))
     u, v = SOUND[NUMBERS : NUMBERS + FIRST], SOUND[NUMBERS + FIRST : NUMBERS + FIRST + SECOND]
     before, cut_off, size = "out of range", "cut off", "more numbers"
-    zeros = np.zeros((33, 67), np.int64)
-    beyond = Product(1.0, [0] * 33, zeros[:, :66], zeros).told(after=b"\0\0")
+    zeros = np.zeros((65, 131), np.int64)
+    beyond = Product(1.0, [0] * 65, zeros[:, :130], zeros).told(after=b"\0\0")
     one_more = Product(1.0, [0], np.zeros((1, 2), np.int64), np.zeros((1, N - 1), np.int64)).told(after=b"\0\0")
     chunks: tuple[tuple[str, bytes, str, str], ...] = (
         ("rank-0", head(rank=0), before, "a rank of 0"),
-        ("rank-33", beyond, "rank 33", "a rank of 33, of elements that are enough for it"),
+        ("rank-65", beyond, "rank 65", "a rank of 65, of elements that are enough for it"),
         ("rank-255", head(rank=255), "rank 255", "a rank of 255"),
         ("gone", head(gone=WIDTH), before, "a row that is all gone"),
         ("gone-far", head(gone=0xFFFFFFFF), before, "2^32 − 1 elements gone of a row of 20"),
@@ -129,7 +129,7 @@ def make() -> None:
     tasks: dict[str, tuple[str, str, str]] = {}
     for name, data, mentions, about in chunks:
         tasks[name] = about, "FormatError", mentions
-        more = {"shape": [MANY], "chunk": 8192, "base": "many"} if data is beyond else {}
+        more = {"shape": [MANY], "chunk": 32768, "base": "many"} if data is beyond else {}
         family.put(name, "w", (facts | more, [data]), OWN)
     archive = family.archive()
     archive.since("1.4", "mask")

@@ -38,7 +38,7 @@ class Product(NamedTuple):
         """As bytes, and what follows; `modes`: of the chunks of `lattice`, by number, or whichever is the smallest."""
         parts = []
         for each, mode in zip((self.u, self.v), modes, strict=True):
-            before = np.repeat(np.arange(len(each)) // 2 + 1 << 7, each.shape[1]).astype(np.uint16)
+            before = np.repeat(np.arange(len(each)) // 4 + 1 << 7, each.shape[1]).astype(np.uint16)
             parts.append(steps(before, (before + each.reshape(-1)).astype(np.uint16), mode))
         head = struct.pack("<BBIIf", 3, len(self.shifts), self.v.shape[1], self.gone, self.scale)
         return head + bytes(self.shifts) + struct.pack("<II", *map(len, parts)) + b"".join(parts) + after

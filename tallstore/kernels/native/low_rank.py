@@ -28,6 +28,7 @@ def add_product(
     gone: int,
 ) -> None:
     """Add scale · across.T @ along to words: `across` has the shape (rank, R), `along` (rank, width)."""
-    arrays = (address(words), len(words), address(across), address(along))
+    turned = np.ascontiguousarray(across.T)
+    arrays = (address(words), len(words), address(turned), address(along))
     shape = (*across.shape, along.shape[1], gone)
     _kernels().add_product(*arrays, *shape, float(scale), _FORMS[dtype])
