@@ -80,18 +80,18 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     count = min(most + _SPARE, rows, columns)
     drawn = drawn_at(np.arange(rows * count, dtype=np.uint32), 0).reshape(rows, count)
     signs = np.where(drawn >> np.uint32(DRAWN - 1), 1.0, -1.0)
-    basis = _orthonormal(_product(whole, _vectors(_orthonormal(_product(whole.T, signs)))))
-    along = _product(whole.T, _vectors(basis))
+    basis = _orthonormal(_product(_vectors(_orthonormal(_product(signs.T, whole))), whole.T))
+    along = _product(_vectors(basis), whole)
     short, of_short = _whole(along, _BITS)
-    squares, turn = _strongest(_product(short.T, short))
+    squares, turn = _strongest(_product(short, short.T))
     sigma = np.sqrt(squares) * (of_short * unit / (1 << _VECTOR_BITS - 1))
     strong, worth = _worth(sigma[:most] ** 2, step, rows + columns)
     if not strong:
         return None
     worth = max(strong, min(worth, _above_noise(sigma**2, float(np.vdot(whole, whole)) * unit * unit, changes.shape)))
-    turn = turn[:, :worth]
-    right = _product(along, turn * (unit / (1 << _VECTOR_BITS - 1)) / sigma[:worth])
-    return _rounded(_product(basis, turn * sigma[:worth]), right, sigma[:worth], step, gone)
+    turn, sigma = turn[:, :worth], sigma[:worth]
+    right = _product((turn * (unit / (1 << _VECTOR_BITS - 1)) / sigma).T, along)
+    return _rounded(_product((turn * sigma).T, basis), right, sigma, step, gone)
 
 
 def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas: Spectrum) -> CommonPart | None:
@@ -112,8 +112,8 @@ def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas:
         return None
     sigma = np.sqrt(square[:worth])
     left, own = sigmas.left[:, :worth], np.sqrt(sigmas.own[:worth])
-    right = _product(changes.astype(np.float64).T, left / own)
-    found = _rounded(left * own * sigmas.kept[:worth], right, sigma, step, 0)
+    right = _product((left / own).T, changes.astype(np.float64))
+    found = _rounded((left * own * sigmas.kept[:worth]).T, right, sigma, step, 0)
     if found is None:
         return None
     across, along = factors(found)
@@ -186,21 +186,21 @@ def _rounded(left: Floats, right: Floats, sigma: Floats, step: float, gone: int)
     """Components as whole numbers.
 
     Args:
-        left: σ times left vectors, shape (m, k).
-        right: right vectors, shape (n, k).
+        left: σ times left vectors, shape (k, m).
+        right: right vectors, shape (k, n).
         sigma: σ, descending, shape (k,).
         step: δ.
         gone: see `LowRank`.
     """
-    of_left = np.maximum(step, np.abs(left).max(0) / LARGEST)
-    both = of_left * np.maximum(step / sigma, np.abs(right).max(0) / LARGEST)
+    of_left = np.maximum(step, np.abs(left).max(1) / LARGEST)
+    both = of_left * np.maximum(step / sigma, np.abs(right).max(1) / LARGEST)
     scale = np.float32(max(both.min(), both.max() / 2.0 ** (MOST_SHIFT + 0.5)))  # the strongest comes first
     if not _LEAST_SCALE < scale < _MOST_SCALE:
         return None
     shifts = np.clip(np.rint(log2(both / float(scale))), 0, MOST_SHIFT)
     of_right = float(scale) * np.exp2(shifts) / of_left
-    across = np.rint(left.T / of_left[:, None]).astype(np.int8)
-    along = np.clip(np.rint(right.T / of_right[:, None]), -LARGEST, LARGEST).astype(np.int8)
+    across = np.rint(left / of_left[:, None]).astype(np.int8)
+    along = np.clip(np.rint(right / of_right[:, None]), -LARGEST, LARGEST).astype(np.int8)
     # Either sign of both is the same component: one is chosen by what does not depend on the machine.
     turned = np.take_along_axis(across, np.abs(across.astype(np.int16)).argmax(1)[:, None], 1) < 0
     across, along = np.where(turned, -across, across), np.where(turned, -along, along)
@@ -210,8 +210,11 @@ def _rounded(left: Floats, right: Floats, sigma: Floats, step: float, gone: int)
 
 
 def _product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """left @ right, by torch: workers tell it to take one thread each, where numpy would take all cores for each."""
-    product: npt.NDArray[Any] = (torch.from_numpy(left) @ torch.from_numpy(np.ascontiguousarray(right))).numpy()
+    """left @ right, by torch: workers tell it to take one thread each, where numpy would take all cores for each.
+
+    Few rows by a matrix are quicker than a matrix by few columns.
+    """
+    product: npt.NDArray[Any] = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
     return product
 
 
@@ -223,11 +226,12 @@ def _eigen(symmetric: Floats) -> tuple[Floats, Floats]:
 
 def _whole(values: npt.NDArray[np.floating], bits: int) -> tuple[Floats, float]:
     """Values as whole numbers of at most so many bits, and what 1 stands for: a power of two."""
-    largest = float(np.abs(values).max())
+    largest = max(float(values.max()), -float(values.min()))
     unit = math.ldexp(1.0, math.frexp(largest)[1] - bits) if largest else 1.0
     if unit < _LEAST_UNIT:
         values = values.astype(np.float64)
-    return np.rint(values * (1.0 / unit)).astype(np.float64, copy=False), unit
+    whole = values * values.dtype.type(1.0 / unit)
+    return np.rint(whole, out=whole).astype(np.float64, copy=False), unit
 
 
 def _vectors(basis: Floats) -> Floats:
@@ -235,12 +239,12 @@ def _vectors(basis: Floats) -> Floats:
     return np.rint(basis * (1 << _VECTOR_BITS - 1))
 
 
-def _orthonormal(columns: Floats) -> Floats:
-    """An orthonormal basis of columns, shape (m, k) to (m, ≤ k)."""
-    whole, _ = _whole(columns, _BITS)
-    squares, turn = _strongest(_product(whole.T, whole))
+def _orthonormal(rows: Floats) -> Floats:
+    """An orthonormal basis of rows, shape (k, m) to (≤ k, m)."""
+    whole, _ = _whole(rows, _BITS)
+    squares, turn = _strongest(_product(whole, whole.T))
     length = np.sqrt(np.maximum(squares, 1.0))  # of whole numbers; less is 0, where all cancel out
-    return _product(whole, turn / length)
+    return _product((turn / length).T, whole)
 
 
 def _strongest(products: Floats) -> tuple[Floats, Floats]:
