@@ -11,8 +11,12 @@ import numpy.typing as npt
 
 from tallstore.kernels.lattice import LEVELS, Bytes
 from tallstore.kernels.logarithm import log2
+from tallstore.kernels.native import sampled as native
+from tallstore.kernels.registry import kernel
 
-__all__ = ["CONTEXTS", "choose_contexts"]
+__all__ = ["CONTEXTS", "choose_contexts", "costs_of_groups"]
+
+Integers = npt.NDArray[np.int64]
 
 CONTEXTS = 16
 """That there are for all levels together; and classes of what is drawn."""
@@ -24,6 +28,8 @@ _TABLE_BITS = 48.0
 """What a context more costs, about."""
 _DOWN = range(5)
 """By how much classes may be shifted."""
+_BEFORE = np.arange(CONTEXTS, 2 * CONTEXTS + 1) - (CONTEXTS >> np.arange(len(_DOWN)))[:, None]
+"""Contexts that are left for levels before a group, by its shift and how many there are: from `CONTEXTS` on."""
 
 
 def choose_contexts(tags: Bytes, multiples: npt.NDArray[np.int16]) -> Bytes:
@@ -51,30 +57,23 @@ def choose_contexts(tags: Bytes, multiples: npt.NDArray[np.int16]) -> Bytes:
     return found
 
 
-def _groups(counts: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def _groups(counts: Integers) -> list[tuple[int, int, int]]:
     """Levels one beside the other that share contexts, and how far their classes are shifted down.
 
     counts: by level, class and magnitude.
     """
     n = len(counts)
-    start, stop = np.triu_indices(n + 1, 1)
-    upto = np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])
-    costs = np.full((len(_DOWN), n + 1, n + 1), np.inf)
-    for down in _DOWN:
-        pooled = upto.reshape(n + 1, CONTEXTS >> down, 1 << down, _SYMBOLS).sum(2)
-        costs[down, start, stop] = _bits(pooled[stop] - pooled[start]) + _TABLE_BITS * (CONTEXTS >> down)
-    # Bits of the first so many levels in at most so many contexts; and the last group's beginning and shift.
-    least, last = np.full((n + 1, CONTEXTS + 1), np.inf), np.zeros((n + 1, CONTEXTS + 1, 2), np.intp)
-    least[0] = 0
+    costs = costs_of_groups(counts)
+    # Bits of the first so many levels in at most so many contexts, infinite for fewer than none, which lie before; and
+    # the last group's beginning and shift.
+    least, last = np.full((n + 1, 2 * CONTEXTS + 1), np.inf), np.zeros((n + 1, CONTEXTS + 1, 2), np.intp)
+    least[0, CONTEXTS:] = 0
     for j in range(1, n + 1):
-        for down in _DOWN:
-            size = CONTEXTS >> down
-            reached = least[:j, : CONTEXTS + 1 - size] + costs[down, :j, j, None]
-            i = reached.argmin(0)
-            found = reached[i, np.arange(len(i))]
-            better = found < least[j, size:]
-            least[j, size:][better] = found[better]
-            last[j, size:, 0][better], last[j, size:, 1][better] = i[better], down
+        reached = least[:j, _BEFORE].swapaxes(0, 1) + costs[:, :j, j, None]
+        reached = reached.reshape(-1, CONTEXTS + 1)
+        at = reached.argmin(0)
+        least[j, CONTEXTS:] = reached.min(0)
+        last[j, :, 1], last[j, :, 0] = np.divmod(at, j)
     groups: list[tuple[int, int, int]] = []
     j, left = n, CONTEXTS
     while j:
@@ -84,12 +83,42 @@ def _groups(counts: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
     return groups[::-1]
 
 
-def _bits(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+@kernel
+def costs_of_groups(counts: Integers) -> npt.NDArray[np.float64]:
+    """Bits of levels from one up to before another that share contexts, infinite where there are none.
+
+    Args:
+        counts: of elements, by level, class and magnitude: shape (n, CONTEXTS, _SYMBOLS).
+
+    Returns:
+        shape (shifts of classes, n + 1, n + 1).
+    """
+    n = len(counts)
+    start, stop = np.triu_indices(n + 1, 1)
+    upto = _upto(counts)
+    costs = np.full((len(_DOWN), n + 1, n + 1), np.inf)
+    for down in _DOWN:
+        pooled = upto.reshape(n + 1, CONTEXTS >> down, 1 << down, _SYMBOLS).sum(2)
+        costs[down, start, stop] = _bits(pooled[stop] - pooled[start]) + _TABLE_BITS * (CONTEXTS >> down)
+    return costs
+
+
+@costs_of_groups.native
+def _(counts: Integers) -> npt.NDArray[np.float64]:
+    return native.context_costs(_upto(counts), len(_DOWN), _TABLE_BITS)
+
+
+def _upto(counts: Integers) -> Integers:
+    """Of the first 0, 1 … levels."""
+    return np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])
+
+
+def _bits(counts: Integers) -> npt.NDArray[np.float64]:
     """That elements take, by what contexts tell of them; counts: by group, context and magnitude."""
     each = _entropy(counts.sum(2)) - np.cumsum(_entropy(counts), axis=2)[..., -1]
     bits: npt.NDArray[np.float64] = np.cumsum(each, axis=1)[..., -1]
     return bits
 
 
-def _entropy(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _entropy(counts: Integers) -> npt.NDArray[np.float64]:
     return counts * log2(np.maximum(counts, 1).astype(np.float64))

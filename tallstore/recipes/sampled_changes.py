@@ -30,10 +30,12 @@ from tallstore.kernels.conversion import to_bf16
 from tallstore.kernels.dare import SHARES, Sampling, units
 from tallstore.kernels.lattice import LEVELS, Bytes
 from tallstore.kernels.logarithm import log2
+from tallstore.kernels.native import sampled as native
+from tallstore.kernels.registry import kernel
 from tallstore.recipes.histogram import added
 from tallstore.recipes.rate_distortion import hull_of
 
-__all__ = ["LevelCosts", "SampledPrecision", "counted", "offers"]
+__all__ = ["LevelCosts", "SampledPrecision", "changes_by_bin", "costs_of_steps", "counted", "offers"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -129,25 +131,48 @@ def counted(dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32]
         change: their magnitudes, finite.
         times: elements that one stands for.
     """
-    elements = np.bincount(levels, minlength=LEVELS)
-    (moved,) = np.nonzero(change)
-    levels = levels[moved]
-    exact = change[moved] / units(dtype, low)[levels]
-    power = np.bincount(levels, exact * exact, LEVELS) / np.maximum(elements, 1)
-    part, octave = np.frexp(exact)
-    sixteenths = part * 32 - 16  # of an octave, from 0 on
-    bins = 2 * np.floor(sixteenths) + (sixteenths % 1 > 0)
-    bins = np.clip((octave - 1 - _LEAST) * _BINS + bins, 0, len(_VALUES) - 1).astype(np.int64)
-    found, counts = np.unique(levels * np.int64(len(_VALUES)) + bins, return_counts=True)
+    by_bin, power = changes_by_bin(levels, change, units(dtype, low))
+    elements, counts = by_bin.sum(1), by_bin[:, :-1].reshape(-1)
+    (found,) = np.nonzero(counts)
     return LevelCosts(
         low=low,
         dtype=dtype,
         times=times,
         elements=elements,
-        power=power,
+        power=power / np.maximum(elements, 1),
         bins=found.astype(np.int16),
-        counts=counts.astype(np.int32),
+        counts=counts[found],
     )
+
+
+@kernel
+def changes_by_bin(
+    levels: Bytes, change: npt.NDArray[np.float32], unit: Floats
+) -> tuple[npt.NDArray[np.int32], Floats]:
+    """Changes by level and bin, and the sums of their squares by that of the level's unit.
+
+    Args:
+        levels: of each element, shape (n,).
+        change: their magnitudes, finite.
+        unit: of each level: a power of two.
+
+    Returns:
+        shape (LEVELS, bins + 1), the last of which has those that are 0; and shape (LEVELS,).
+    """
+    bins = len(_VALUES)
+    exact = change / unit[levels]
+    power: Floats = np.bincount(levels, exact * exact, LEVELS).astype(np.float64, copy=False)
+    part, octave = np.frexp(exact)
+    sixteenths = part * 32 - 16  # of an octave, from 0 on
+    at = 2 * np.floor(sixteenths) + (sixteenths % 1 > 0)
+    at = np.where(exact > 0, np.clip((octave - 1 - _LEAST) * _BINS + at, 0, bins - 1), bins).astype(np.int64)
+    counts = np.bincount(levels * np.int64(bins + 1) + at, minlength=LEVELS * (bins + 1))
+    return counts.astype(np.int32).reshape(LEVELS, -1), power
+
+
+@changes_by_bin.native
+def _(levels: Bytes, change: npt.NDArray[np.float32], unit: Floats) -> tuple[npt.NDArray[np.int32], Floats]:
+    return native.count_changes(levels, change, unit, len(_VALUES))
 
 
 class _TriedSteps(NamedTuple):
@@ -220,25 +245,50 @@ def _tried(costs: LevelCosts, moved: npt.NDArray[np.intp]) -> _TriedSteps:
     counts[costs.bins] = costs.counts
     counts = counts.reshape(LEVELS, bins)[moved]
     n = costs.elements[moved]
-    upto = np.concatenate([np.zeros((len(moved), 1), np.int64), np.cumsum(counts, axis=1)], axis=1)
     last = bins - 1 - (counts[:, ::-1] > 0).argmax(1)
-    usual = np.frexp(costs.power[moved] * n / upto[:, -1])[1] // 2  # the octave of what a change is, about
+    usual = np.frexp(costs.power[moved] * n / counts.sum(1))[1] // 2  # the octave of what a change is, about
     first = np.where(moved > 0, np.maximum(usual - 4, 0), np.maximum(usual - 4, _LEAST + 5))
     octave, phase = np.divmod(np.arange(_MOST_STEPS), len(_PHASES))
     octave = first[:, None] + octave
     size = np.ldexp(np.array(_PHASES)[phase], octave)
     inside = size <= np.maximum(2 * _VALUES[last], np.ldexp(1.0, first))[:, None]
-    row, step = np.nonzero(inside)
-    above = np.clip(_ABOVE[phase[step]] + octave[row, step, None] * _BINS - _LEAST * _BINS, 0, bins)
+    bits, rounding = costs_of_steps(counts, n, size, (octave - _LEAST) * np.int64(_BINS), inside.sum(1))
+    return _TriedSteps(*(np.ascontiguousarray(each[:, ::-1]) for each in (size, bits, rounding)))
+
+
+@kernel
+def costs_of_steps(
+    counts: Integers, n: Integers, size: Floats, shift: Integers, tried: Integers
+) -> tuple[Floats, Floats]:
+    """Of each level and step the bits of an element that is kept, infinite where it is not tried, and its rounding.
+
+    Args:
+        counts: changes by level and bin, some of each level: shape (L, bins).
+        n: elements of each level.
+        size: of steps, ascending, of each of `_PHASES` by turns: shape (L, steps).
+        shift: of each step: from what is one of its phase, in bins.
+        tried: how many of the steps are, of each level: shape (L,).
+
+    Returns:
+        of shapes (L, steps) both; rounding is the mean of r(1 − r).
+    """
+    upto = np.concatenate([np.zeros((len(counts), 1), np.int64), np.cumsum(counts, axis=1)], axis=1)
+    row, step = np.nonzero(np.arange(size.shape[1]) < tried[:, None])
+    above = np.clip(_ABOVE[step % len(_PHASES)] + shift[row, step, None], 0, counts.shape[1])
     more = upto[row, -1:] - np.take_along_axis(upto[row], above, 1)
-    bits, rounding = np.full(size.shape, np.inf), np.zeros(size.shape)
+    bits = np.full(size.shape, np.inf)
     bits[row, step] = _entropy(more, n[row]) / n[row]
     level, at = np.nonzero(counts)
     exact = _VALUES[at][:, None] / size[level]
     exact -= np.floor(exact)
     whole = np.floor(exact * (1 - exact) * (1 << 20)).astype(np.int64) * counts[level, at][:, None]
-    rounding = np.add.reduceat(whole, np.searchsorted(level, np.arange(len(moved))), axis=0) / (n[:, None] * 2.0**20)
-    return _TriedSteps(*(np.ascontiguousarray(each[:, ::-1]) for each in (size, bits, rounding)))
+    rounding = np.add.reduceat(whole, np.searchsorted(level, np.arange(len(n))), axis=0) / (n[:, None] * 2.0**20)
+    return bits, rounding
+
+
+@costs_of_steps.native
+def _(counts: Integers, n: Integers, size: Floats, shift: Integers, tried: Integers) -> tuple[Floats, Floats]:
+    return native.costs_of_steps(counts, _VALUES, n, size, _ABOVE, shift, tried)
 
 
 def _entropy(more: Integers, n: Integers) -> Floats:

@@ -84,6 +84,28 @@ def product(rng: np.random.Generator) -> Any:
     return "F16", words, LowRank(np.float32(1e-6), np.array([0, 4, 2], np.uint8), rows, columns, 17)
 
 
+def few(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Counts, half of which are 0."""
+    return rng.integers(0, 900, shape) * rng.integers(0, 2, shape)
+
+
+def changes(rng: np.random.Generator) -> Any:
+    """Magnitudes far below units and far above, whole ones and others; and those that are 0."""
+    size = np.abs(floats(rng)) * (2.0 ** rng.integers(-30, 40, N)).astype(np.float32)
+    whole = np.where(rng.random(N) < 0.5, np.rint(size), size).astype(np.float32)
+    return rng.integers(0, 16, N).astype(np.uint8), whole, np.ldexp(1.0, rng.integers(-9, 3, 16))
+
+
+def steps_tried(rng: np.random.Generator) -> Any:
+    """Of three levels, the last of which has changes in one bin alone, of four steps up to all."""
+    counts = few(rng, (3, 34 * 32)) * (rng.random((3, 34 * 32)) < 0.2)
+    counts[2] = 0
+    counts[:, 600] += 1
+    octave = rng.integers(-3, 9, 3)[:, None] + np.array([0, 0, 1, 1])
+    size = np.ldexp(np.array([1.0, 1.5, 1.0, 1.5]), octave)
+    return counts, counts.sum(1) + rng.integers(0, 99, 3), size, (octave + 16) * 32, np.array([4, 1, 3])
+
+
 def put(rng: np.random.Generator) -> Any:
     from tallstore.kernels.known_dither import pick
 
@@ -104,6 +126,7 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "codecs.codebook.nearest": lambda rng: (floats(rng), LEVELS),
     "codecs.codebook.pack_indices": lambda rng: (rng.integers(0, 16, N).astype(np.uint8), 4),
     "codecs.codebook.without_zeros": lambda rng: ((on := rng.integers(0, 3, N).astype(np.uint8)), int((on > 0).sum())),
+    "codecs.dare_contexts.costs_of_groups": lambda rng: (few(rng, (5, 16, 8)),),
     "codecs.planes.split_words": lambda rng: (rng.integers(0, 2**32, N).astype(np.uint32), True),
     "encoder.metrics.agreement": lambda rng: (torch.from_numpy(floats(rng)), torch.from_numpy(floats(rng))),
     "encoder.quantize.agreement_of_levels": lambda rng: (
@@ -134,6 +157,8 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "kernels.low_rank.add_product": product,
     "recipes.histogram.magnitudes": lambda rng: (floats(rng), floats(rng)),
     "recipes.norm_match.squared_norms": tile,
+    "recipes.sampled_changes.changes_by_bin": changes,
+    "recipes.sampled_changes.costs_of_steps": steps_tried,
     "recipes.rate_distortion.choices": lambda rng: (magnitudes(rng), 3.0),
     "recipes.rate_distortion.dithered": lambda rng: (magnitudes(rng), 3.0),
     "recipes.rate_distortion.hard": lambda rng: (magnitudes(rng), 3.0),
@@ -225,5 +250,6 @@ def test_the_package_asks_nowhere_else_whether_a_function_has_a_kernel() -> None
         "kernels/native/known_dither.py",
         "kernels/native/levels.py",
         "kernels/native/low_rank.py",
+        "kernels/native/sampled.py",
         "kernels/products.py",
     }
