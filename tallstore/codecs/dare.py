@@ -34,6 +34,8 @@ _START = _HEAD.size + 5 * LEVELS
 """Where the chunk of `lattice` begins."""
 _STEPS = "BF16"
 """The type whose exponents stand for contexts."""
+_LEAST = 1 << LATTICES[_STEPS].shift
+"""What the least context starts from: it takes larger multiples to change a sign."""
 _WIDEST, _DOWN = 0x7F7F, 4
 """The largest width, and the largest shift of classes."""
 
@@ -58,30 +60,40 @@ class DareCodec(ConditionalCodec):
             added: what is added to the base's elements before anything is kept: of rank · (rows + width) numbers, no
                 more than there are elements.
         """
+        return self.coded(raw, base, dtype, sampling, first, added)[0]
+
+    def coded(
+        self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int, added: LowRank | None = None
+    ) -> tuple[bytes, Words]:
+        """The same, and what becomes of the base's elements: what `decode` makes of them, at less than it takes."""
         lattice = LATTICES[dtype]
-        words, after = base.view(lattice.word), raw.view(lattice.word)
-        if added is not None and not (_has_large(dtype, words) or _has_large(dtype, after)):
-            moved = words.copy()
-            add_product(dtype, moved, added)
-            if not _has_large(dtype, moved):
-                rest = self.encode(raw, moved.view(np.uint8), dtype, sampling, first)
-                return bytes([_ADDED]) + write_low_rank(added) + rest
-        by_class = np.zeros(LEVELS, np.uint8)
-        kept, _ = select(lattice, words, sampling, by_class, first)
+        words, after = base.view(lattice.word).copy(), raw.view(lattice.word)
+        safe = not (_has_large(dtype, words) or _has_large(dtype, after))
+        head = b""
+        if added is not None and safe:
+            add_product(dtype, words, added)
+            if _has_large(dtype, words):
+                words = base.view(lattice.word).copy()
+            else:
+                head = bytes([_ADDED]) + write_low_rank(added)
+        kept, begun = select(lattice, words, sampling, np.zeros(LEVELS, np.uint8), first)
         times = multiples(dtype, words, after, kept, sampling, first)
         if times is None:  # a change may be far beyond those that widths were chosen by
             sampling = widened(dtype, words, after, kept, sampling)
             times = multiples(dtype, words, after, kept, sampling, first)
-        if times is None or _has_large(dtype, words) or _has_large(dtype, after):
-            return bytes([_ALL]) + self._lattice.encode(raw, base, dtype)
+        if times is None or not safe:
+            return head + bytes([_ALL]) + self._lattice.encode(raw, words.view(np.uint8), dtype), after.copy()
+        largest = max(int(times.max(initial=0)), -int(times.min(initial=0)))
         contexts = choose_contexts(kept.tags, times)
         tag = np.arange(256)
         begin, down = contexts[tag & 15] & 15, contexts[tag & 15] >> 4
         context = pack_indices(kept.tags, 8, (begin + (tag >> 4 >> down)).astype(np.uint8))
-        largest = max(int(times.max(initial=0)), -int(times.min(initial=0)))
         coded = self._lattice.encode_numbers(times, context, 1, largest)  # a context's exponent is one more
+        begun += times.view(np.uint16)
+        apply(dtype, words, kept, begun if largest < _LEAST else LATTICES[_STEPS].turned(begun), sampling)
         parts = (sampling.shares.astype("<u2"), sampling.widths.astype("<u2"), contexts)
-        return _HEAD.pack(_SOME, sampling.low, first) + b"".join(each.tobytes() for each in parts) + coded
+        head += _HEAD.pack(_SOME, sampling.low, first) + b"".join(each.tobytes() for each in parts)
+        return head + coded, words
 
     def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
         """By the first byte."""
@@ -126,5 +138,5 @@ def _check(lattice: Lattice, sampling: Sampling, contexts: npt.NDArray[np.uint8]
 def _has_large(dtype: str, words: Words) -> bool:
     """Whether an element is a NaN or infinite, or so large that a change may be: nothing of it must be dropped."""
     lattice = LATTICES[dtype]
-    large = lattice.mask - (dtype == "BF16") << lattice.shift
-    return bool((words & words.dtype.type(lattice.mask << lattice.shift) >= large).any())
+    large, signed = lattice.mask - (dtype == "BF16") << lattice.shift, words.view(f"i{words.itemsize}")
+    return bool(len(words)) and bool(signed.max() >= large or words.max() >= large | 1 << lattice.bits - 1)

@@ -159,7 +159,8 @@ def agreement(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
 
 @agreement.native
 def _(tau: Tensor, kept: Tensor) -> tuple[float, ...]:
-    return *encode.agree(tau.numpy(), kept.numpy()), float(np.count_nonzero(kept.numpy()))
+    # Of numbers it takes several times as long as of what says of each whether it is 0.
+    return *encode.agree(tau.numpy(), kept.numpy()), float(np.count_nonzero(kept.numpy() != 0))
 
 
 def add_blocks(sums_by_block: Tensor) -> Tensor:

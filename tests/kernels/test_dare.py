@@ -81,10 +81,13 @@ def contexts_of(seed: int) -> Bytes:
 
 
 def back(dtype: str, base: Words, after: Words, sampling: Sampling, first: int) -> tuple[int, Words]:
-    """The mode that it is coded in, and what comes back."""
-    coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, sampling, first)
+    """The mode that it is coded in, and what comes back: what the encoder says comes back, and the base stays."""
+    before = base.copy()
+    coded, said = CODEC.coded(after.view(np.uint8), base.view(np.uint8), dtype, sampling, first)
     out = base.copy()
     CODEC.decode(coded, out.view(np.uint8), dtype)
+    assert np.array_equal(said, out)
+    assert np.array_equal(base, before)
     return coded[0], out
 
 

@@ -286,6 +286,7 @@ def test_chunks_that_begin_or_end_within_a_row(dtype: str, length: int, gone: in
     assert float((back.float() - weights.float()).abs().max()) < 2.0**-7 * float(weights.float().abs().max())
     error, norm, *_ = made.sums
     assert error < 1e-3 * norm
+    assert error == pytest.approx(square((weights.float() - back.float()).numpy()), rel=1e-4, abs=1e-12 * norm)
 
 
 # What is foretold of it.
