@@ -70,6 +70,8 @@ _PHASES = (1.0, 1.5)
 """Steps are these times powers of two."""
 _MOST_STEPS = 8 * len(_PHASES)
 """That are tried of one level."""
+_EXPONENT = np.int64(0x7FF << 52)
+"""Of a float64: what is left without the others is the power of two at or below it."""
 
 
 def _bins_above() -> npt.NDArray[np.intp]:
@@ -191,31 +193,50 @@ def offers(each: Sequence[LevelCosts]) -> tuple[list[SampledPrecision], Floats, 
 
     `each`: a tensor's changes, and what is left of them where some was told before.
     """
-    kept = list[SampledPrecision]()
-    all_bits, all_harm = np.zeros(0), np.zeros(0)
-    for costs in each:
-        samplings, bits, harm = _offers(costs)
-        kept += (SampledPrecision(sampling, costs.step) for sampling in samplings)
-        all_bits = np.concatenate([all_bits, bits + costs.common_bits])
-        harm *= costs.left
-        worse = np.maximum(_UNEVEN, harm) if costs.step else 1.0
-        all_harm = np.concatenate([all_harm, harm * worse])
-    on = hull_of(all_bits, all_harm)
-    return [kept[at] for at in on.tolist()], all_bits[on], all_harm[on]
-
-
-def _offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
-    """The same of one."""
-    (moved,) = np.nonzero(costs.power)
-    if not len(moved):
+    if not each:
         return [], np.zeros(0), np.zeros(0)
+    found = [_offers(costs) for costs in each]
+    of = np.repeat(np.arange(len(found)), [len(own.bits) for own in found])
+    bits = np.concatenate([own.bits + costs.common_bits for own, costs in zip(found, each, strict=True)])
+    noise = [own.harm * costs.left for own, costs in zip(found, each, strict=True)]
+    harm = np.concatenate(
+        [more * np.maximum(_UNEVEN, more) if costs.step else more for more, costs in zip(noise, each, strict=True)]
+    )
+    shares, widths = np.concatenate([own.shares for own in found]), np.concatenate([own.widths for own in found])
+    on = hull_of(bits, harm)
+    kept = [
+        SampledPrecision(Sampling(each[i].low, shares[at], widths[at]), each[i].step)
+        for at, i in zip(on.tolist(), of[on].tolist(), strict=True)
+    ]
+    return kept, bits[on], harm[on]
+
+
+class _Offered(NamedTuple):
+    """What may be kept of one tensor's changes, by rising bits: k of it."""
+
+    shares: npt.NDArray[np.uint16]
+    """See `Sampling`: shape (k, LEVELS)."""
+    widths: npt.NDArray[np.uint16]
+    """Likewise."""
+    bits: Floats
+    """Shape (k,)."""
+    harm: Floats
+    """Likewise."""
+
+
+def _offers(costs: LevelCosts) -> _Offered:
+    """The same of one, whatever else is told."""
+    (moved,) = np.nonzero(costs.power)
+    none = _Offered(np.zeros((0, LEVELS), np.uint16), np.zeros((0, LEVELS), np.uint16), np.zeros(0), np.zeros(0))
+    if not len(moved):
+        return none
     unit = units(costs.dtype, costs.low)
     tried = _tried(costs, moved)
     energy, n = costs.power[moved] * unit[moved] ** 2, costs.elements[moved] * costs.times
     most = np.where(tried.bits < np.inf, tried.bits, 0.0).max(1)
     worth = float(np.where(most > _LEAST_BITS, energy / np.maximum(most, _LEAST_BITS), 0.0).max())
     if not worth:
-        return [], np.zeros(0), np.zeros(0)
+        return none
     price = _SLOPES[:, None] * worth
     best = _best(tried, costs.power[moved], price[..., None] / unit[moved, None] ** 2, moved == 0)
     share, width, bits, noise = best
@@ -223,10 +244,9 @@ def _offers(costs: LevelCosts) -> tuple[list[Sampling], Floats, Floats]:
     harm = added(n * noise * unit[moved] ** 2) / float(added(n * energy))
     shares, widths = np.full((len(_SLOPES), LEVELS), SHARES - 1), np.tile(_unseen(costs, unit), (len(_SLOPES), 1))
     shares[:, moved], widths[:, moved] = np.rint(share * SHARES) - 1, width * unit[moved]
-    words = np.clip(to_bf16(widths.astype(np.float32)), 1, 0x7F7F).astype(np.uint16)
     on = hull_of(all_bits, harm)
-    kept = [Sampling(costs.low, shares[at].astype(np.uint16), words[at]) for at in on.tolist()]
-    return kept, all_bits[on], harm[on]
+    words = np.clip(to_bf16(widths[on].astype(np.float32)), 1, 0x7F7F).astype(np.uint16)
+    return _Offered(shares[on].astype(np.uint16), words, all_bits[on], harm[on])
 
 
 def _unseen(costs: LevelCosts, unit: Floats) -> Floats:
@@ -326,15 +346,43 @@ def _best(tried: _TriedSteps, power: Floats, price: Floats, low: npt.NDArray[np.
     """
     bits, spread = np.maximum(tried.bits, 1e-9), power[:, None] + tried.size**2 * tried.rounding
     share = np.sqrt(spread / (price * bits))
-    wanted = tried.size / np.clip(share, 1 / SHARES, 1.0)
+    wanted = np.divide(tried.size, np.clip(share, 1 / SHARES, 1.0, out=share), out=share)
     # Whole numbers, of four bits where they are large: those next to it.
-    grain = np.ldexp(1.0, np.maximum(np.frexp(wanted)[1] - 4, np.where(low, -1000, 0)[:, None]))
-    width = np.stack([np.floor(wanted / grain), np.floor(wanted / grain) + 1], axis=-1) * grain[..., None]
-    share = np.ceil(SHARES * (tried.size[..., None] / np.maximum(width, grain[..., None]))) / SHARES
-    noise = power[:, None, None] * (1 / share - 1) + share * width * width * tried.rounding[..., None]
-    cost = np.where(share <= 1, noise + price[..., None] * share * bits[..., None], np.inf)
-    cost = np.where(width > 0, cost, np.inf).reshape(*cost.shape[:2], -1)
-    at = cost.argmin(2)[..., None]
-    found = [np.take_along_axis(each.reshape(cost.shape), at, 2)[..., 0] for each in (share, width, noise)]
-    taken = np.take_along_axis(np.broadcast_to(bits, share.shape[:3]), at // 2, 2)[..., 0]
-    return found[0], found[1], taken, found[2]
+    grain = (wanted.view(np.int64) & _EXPONENT).view(np.float64)
+    grain = np.maximum(grain / 8, np.where(low, 2.0**-1000, 1.0)[:, None], out=grain)
+    times = np.floor(np.divide(wanted, grain, out=wanted), out=wanted)
+    (cost, *near), (other, *far) = (
+        _at_width(tried, power, price, bits, grain, width) for width in (times * grain, (times + 1) * grain)
+    )
+    wider = other < cost
+    step = np.where(wider, other, cost).argmin(2)
+    at = step + np.arange(step.size).reshape(step.shape) * cost.shape[2]
+    wider = wider.take(at)
+    share, width, noise = (np.where(wider, b.take(at), a.take(at)) for a, b in zip(near, far, strict=True))
+    return share, width, bits[np.arange(len(bits)), step], noise
+
+
+def _at_width(
+    tried: _TriedSteps, power: Floats, price: Floats, bits: Floats, grain: Floats, width: Floats
+) -> tuple[Floats, ...]:
+    """Of each price, level and step at such a width: cost, infinite where it cannot be; share, width and noise.
+
+    Arrays are worked on in place: there are tens of thousands of numbers, hundreds of times.
+    """
+    share = np.maximum(width, grain)
+    share = np.divide(tried.size, share, out=share)
+    share *= SHARES
+    share = np.ceil(share, out=share)
+    share /= SHARES
+    noise = 1 / share
+    noise -= 1
+    noise *= power[:, None]
+    spent = share * width
+    spent *= width
+    spent *= tried.rounding
+    noise += spent
+    spent = np.multiply(price, share, out=spent)
+    spent *= bits
+    spent += noise
+    spent[(share > 1) | (width <= 0)] = np.inf
+    return spent, share, width, noise
