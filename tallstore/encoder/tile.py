@@ -6,13 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tallstore.codecs.base import Bytes
 from tallstore.kernels import reference
+from tallstore.kernels.native import encode
+from tallstore.kernels.native_types import NARROW
+from tallstore.kernels.registry import kernel
 from tallstore.recipes.base import Tile
 from tallstore.recipes.histogram import NARROW_BYTES
+from tallstore.tensors import as_bytes
 
 __all__ = ["STATISTIC_TILE", "TILE", "ChunkChoice", "TaskRow", "spans", "task_vector", "tile_type", "tiles"]
 
@@ -55,10 +60,23 @@ def tiles(base: Tensor, rows: Sequence[TaskRow], tensor: str, size: int = TILE, 
         yield _tile(base, rows, a, b, tensor, start)
 
 
+@kernel
 def task_vector(base: Tensor, weights: Tensor) -> Tensor:
     """τ = θt − θ0, where θ0 is rounded to the task's type first: what did not move is exactly 0."""
     kind = reference.wide(weights.dtype)
     return weights.to(kind) - base.to(weights.dtype).to(kind)
+
+
+@task_vector.takes
+def _(base: Tensor, weights: Tensor) -> bool:
+    plain = all(each.dim() == 1 and each.is_contiguous() and each.device.type == "cpu" for each in (base, weights))
+    return plain and base.dtype == weights.dtype and weights.dtype in NARROW and len(base) == len(weights)
+
+
+@task_vector.native
+def _(base: Tensor, weights: Tensor) -> Tensor:
+    after, before = (as_bytes(each).view(np.uint16) for each in (weights, base))
+    return torch.from_numpy(encode.changes(after, before, NARROW[weights.dtype]))
 
 
 def spans(n: int, rows: Sequence[TaskRow], size: int = TILE) -> list[tuple[int, int]]:

@@ -139,6 +139,7 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "encoder.rounded_levels.place_rounded": rounded,
     "encoder.row_bits.same_and_largest": lambda rng: near(rng, torch.float16)[:2],
     "encoder.row_bits.same_bits": lambda rng: near(rng, torch.float32)[:2],
+    "encoder.tile.task_vector": lambda rng: near(rng, (torch.float16, torch.bfloat16)[int(rng.integers(2))])[:2],
     "kernels.known_dither.choose_classes": lambda rng: (rng.integers(0, 9, 4096).astype(np.float64), 40000),
     "kernels.known_dither.count_bins": lambda rng: (symbols(rng)[0], N, 77, 2),
     "kernels.known_dither.pack_numbers": lambda rng: (np.sign(numbers(rng)),),

@@ -22,6 +22,7 @@ __all__ = [
     "Seen",
     "agree",
     "bits_on",
+    "changes",
     "coherence",
     "count_bytes",
     "look",
@@ -48,6 +49,7 @@ _P, _I, _N, _D, _F, _U = c_void_p, c_int32, c_int64, c_double, c_float, c_uint32
 _TABLE: dict[str, Function] = {
     "agree": (None, (_P, _P, _P, _N, _I, _P)),
     "bits_on": (_N, (_P, _N)),
+    "changes": (None, (_P, _P, _P, _N, _I)),
     "coherence": (_N, (_P, _P, _P, _N, _N, _P, _I, _P, _P, _P, _P)),
     "count_bytes": (None, (_P, _P, _N)),
     "look": (_I, (_P, _P, _P, _N, _I)),
@@ -187,6 +189,13 @@ def agree(tau: Array, kept: Array) -> tuple[float, ...]:
     form = _FLOAT64 if tau.dtype == np.float64 else _FLOAT32
     _kernels().agree(address(sums), address(tau), address(kept), n, form, room(n, 4))
     return tuple(sums.tolist())
+
+
+def changes(weights: Array, base: Array, form: int) -> Singles:
+    """θt − θ0 in float32, of words of a type of 16 bits, shape (n,); `form`: the type, as `native_types` numbers it."""
+    out = np.empty(len(weights), np.float32)
+    _kernels().changes(address(out), address(weights), address(base), len(weights), form)
+    return out
 
 
 def subtract(tau: Singles, seen: Seen, row: NativeRow, runs: Integers, base: Singles) -> bool:

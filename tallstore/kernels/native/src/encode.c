@@ -1,5 +1,5 @@
 /* Codes of masks and planes: lists of gaps from packed marks, and bytes of equal place together. */
-#include "common.h"
+#include "half.h"
 
 #if defined(__AVX512VBMI2__)
 #include <immintrin.h>
@@ -134,4 +134,15 @@ TS_KERNEL(void, split)(uint8_t *planes, const void *words, int64_t n, int32_t it
     if (item == 2) TS_SPLIT(uint16_t)
     if (item == 4) TS_SPLIT(uint32_t)
     TS_SPLIT(uint64_t)
+}
+
+/* θt − θ0 of n elements of a type of 16 bits, in float32. */
+TS_KERNEL(void, changes)(float *restrict out, const uint16_t *restrict weights, const uint16_t *restrict base, int64_t n, int32_t form) {
+    enum { SOME = 512 };
+    float start[SOME];
+    for (int64_t at = 0, size; at < n; at += size) {
+        size = TS_MIN(n - at, SOME);
+        ts_widen(out + at, weights + at, size, form), ts_widen(start, base + at, size, form);
+        for (int64_t i = 0; i < size; i++) out[at + i] -= start[i];
+    }
 }
