@@ -40,8 +40,8 @@ def choose_contexts(tags: Bytes, multiples: npt.NDArray[np.int16]) -> Bytes:
         multiples: what they are coded as: shape (K,).
     """
     every = max(1, len(tags) // _LOOKED_AT)
-    at = tags[::every].astype(np.intp) * _SYMBOLS
-    at += np.minimum(np.abs(multiples[::every]), _SYMBOLS - 1)
+    at = tags[::every].astype(np.int16) * np.int16(_SYMBOLS)
+    at += np.minimum(np.abs(multiples[::every]), np.int16(_SYMBOLS - 1))
     counts = np.bincount(at, minlength=256 * _SYMBOLS).reshape(CONTEXTS, LEVELS, _SYMBOLS).swapaxes(0, 1)
     total = counts.sum((1, 2))
     (used,) = np.nonzero(total)

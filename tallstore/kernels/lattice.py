@@ -111,7 +111,9 @@ class Lattice:
 
     def levels(self, words: Words, low: int) -> Bytes:
         """The same as 0 … LEVELS − 1, from one exponent on."""
-        return np.clip(self.keys(words) - low, 0, LEVELS - 1).astype(np.uint8)
+        exponents = (words >> words.dtype.type(self.shift)).astype(np.int16) & np.int16(self.mask)
+        levels: Bytes = np.clip(exponents - np.int16(low), 0, LEVELS - 1).astype(np.uint8)
+        return levels
 
 
 LATTICES: Mapping[str, Lattice] = {
