@@ -6,9 +6,9 @@ vector to multiples of δ/σ_k: each component then errs by δ²·(m + n)/12, wh
 bits (Delta-CoMe gives them more by hand: B. Ping et al. 2024, arXiv 2406.08903). What is left is coded as it is
 without, and is smaller.
 
-Sums are over whole numbers and exact in float64, so that threads and processors change none; what follows is rounded
-to few bits. The components of a chunk come of a sketch and one power iteration (N. Halko et al. 2011, arXiv
-0909.4061); those of a sample of a tensor's rows say what a chunk's will be.
+Sums are over whole numbers and exact, so that threads and processors change none; what follows is rounded to few bits.
+The components of a chunk come of a sketch and one power iteration (N. Halko et al. 2011, arXiv 0909.4061); those of a
+sample of a tensor's rows say what a chunk's will be.
 """
 
 from __future__ import annotations
@@ -43,8 +43,14 @@ _OF_NOISE = 0.3
 what is foretold of steps up to three root mean squares is then within a tenth or two of what is left."""
 _SPARE = 6
 """Vectors of a sketch beside those that may be wanted."""
-_BITS, _VECTOR_BITS = 16, 15
+_BITS = 16
 """Of whole numbers: products of them add up to less than 2^53 over 2^20 elements."""
+_NORM_BITS, _VECTOR_SIZE = 13, 1 << 10
+"""Of whole numbers in float32. Products with a row or a column add up to no more than the norm of both, whichever come
+first: to less than 2^24, which float32 holds, where the norm of rows and columns is at most 2^_NORM_BITS, and 1 of a
+unit vector is `_VECTOR_SIZE`. Rounding adds half the root of their length to both, and signs have the root of that."""
+_MANY = 1 << 22
+"""More elements than these, up to 2^24, may have rows or columns so long that norms must be half as large."""
 _MORE = 1.4
 """Components that a few rows do not show are worth their bits in a chunk: it takes so many times as many, about."""
 _HEAD = 8 * 120
@@ -76,21 +82,21 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns))
     if not most or step <= 0 or not changes.any():
         return None
-    whole, unit = _whole(changes, _BITS)
+    whole, unit, total = _singles(changes)
     count = min(most + _SPARE, rows, columns)
     drawn = drawn_at(np.arange(rows * count, dtype=np.uint32), 0).reshape(rows, count)
-    signs = np.where(drawn >> np.uint32(DRAWN - 1), 1.0, -1.0)
+    signs = np.where(drawn >> np.uint32(DRAWN - 1), np.float32(1), np.float32(-1))
     basis = _orthonormal(_product(_vectors(_orthonormal(_product(signs.T, whole))), whole.T))
-    along = _product(_vectors(basis), whole)
+    along = _product(_vectors(basis), whole).astype(np.float64)
     short, of_short = _whole(along, _BITS)
     squares, turn = _strongest(_product(short, short.T))
-    sigma = np.sqrt(squares) * (of_short * unit / (1 << _VECTOR_BITS - 1))
+    sigma = np.sqrt(squares) * (of_short * unit / _VECTOR_SIZE)
     strong, worth = _worth(sigma[:most] ** 2, step, rows + columns)
     if not strong:
         return None
-    worth = max(strong, min(worth, _above_noise(sigma**2, float(np.vdot(whole, whole)) * unit * unit, changes.shape)))
+    worth = max(strong, min(worth, _above_noise(sigma**2, total, changes.shape)))
     turn, sigma = turn[:, :worth], sigma[:worth]
-    right = _product((turn * (unit / (1 << _VECTOR_BITS - 1)) / sigma).T, along)
+    right = _product((turn * (unit / _VECTOR_SIZE) / sigma).T, along)
     return _rounded(_product((turn * sigma).T, basis), right, sigma, step, gone)
 
 
@@ -161,6 +167,7 @@ def spectrum_of(changes: Singles) -> Spectrum | None:
     components make of them, as in principal axis factoring. Without these eigenvalues of noise are as often below 0.
     """
     whole, unit = _whole(changes, _BITS)
+    whole = whole.astype(np.float64, copy=False)
     products = _product(whole, whole.T)
     total = float(np.trace(products))
     if not total:
@@ -180,6 +187,23 @@ def spectrum_of(changes: Singles) -> Spectrum | None:
         return None
     scaled = unit * unit
     return Spectrum(squares * scaled, total * scaled, own * scaled, np.minimum(squares / own, 1.0), left)
+
+
+def _singles(changes: Singles) -> tuple[Singles, float, float]:
+    """Changes as whole numbers in float32, and what 1 stands for: see `_NORM_BITS`. And the square of all.
+
+    Products in float32 take half as long, and there are as many bits as a sketch can use.
+    """
+    whole, unit = _whole(changes, _BITS)
+    squares = whole.astype(np.float64)
+    squares *= squares  # sums of these are exact
+    of_rows = squares.sum(1)
+    longest = max(float(of_rows.max()), float(squares.sum(0).max()))
+    bits = _NORM_BITS - (changes.size > _MANY)
+    down = max(0, -(-(math.frexp(longest)[1] - 2 * bits) // 2))
+    whole = whole.astype(np.float32, copy=False)
+    whole *= np.float32(2.0**-down)
+    return np.rint(whole, out=whole), unit * 2.0**down, float(of_rows.sum()) * unit * unit
 
 
 def _rounded(left: Floats, right: Floats, sigma: Floats, step: float, gone: int) -> LowRank | None:
@@ -224,24 +248,24 @@ def _eigen(symmetric: Floats) -> tuple[Floats, Floats]:
     return values.numpy(), vectors.numpy()
 
 
-def _whole(values: npt.NDArray[np.floating], bits: int) -> tuple[Floats, float]:
-    """Values as whole numbers of at most so many bits, and what 1 stands for: a power of two."""
+def _whole(values: npt.NDArray[np.floating], bits: int) -> tuple[npt.NDArray[np.floating], float]:
+    """Values as whole numbers of at most so many bits, in their type or float64; and what 1 is: a power of two."""
     largest = max(float(values.max()), -float(values.min()))
     unit = math.ldexp(1.0, math.frexp(largest)[1] - bits) if largest else 1.0
     if unit < _LEAST_UNIT:
         values = values.astype(np.float64)
     whole = values * values.dtype.type(1.0 / unit)
-    return np.rint(whole, out=whole).astype(np.float64, copy=False), unit
+    return np.rint(whole, out=whole), unit
 
 
-def _vectors(basis: Floats) -> Floats:
+def _vectors(basis: Floats) -> Singles:
     """Unit vectors as whole numbers."""
-    return np.rint(basis * (1 << _VECTOR_BITS - 1))
+    return np.rint(basis * _VECTOR_SIZE).astype(np.float32)
 
 
-def _orthonormal(rows: Floats) -> Floats:
+def _orthonormal(rows: npt.NDArray[np.floating]) -> Floats:
     """An orthonormal basis of rows, shape (k, m) to (≤ k, m)."""
-    whole, _ = _whole(rows, _BITS)
+    whole, _ = _whole(rows.astype(np.float64, copy=False), _BITS)
     squares, turn = _strongest(_product(whole, whole.T))
     length = np.sqrt(np.maximum(squares, 1.0))  # of whole numbers; less is 0, where all cancel out
     return _product((turn / length).T, whole)
