@@ -7,7 +7,7 @@ bits (Delta-CoMe gives them more by hand: B. Ping et al. 2024, arXiv 2406.08903)
 without, and is smaller.
 
 Sums are over whole numbers and exact, so that threads and processors change none; what follows is rounded to few bits.
-The components of a chunk come of a sketch and one power iteration (N. Halko et al. 2011, arXiv 0909.4061); those of a
+The components of a chunk come of a sketch and power iterations (N. Halko et al. 2011, arXiv 0909.4061); those of a
 sample of a tensor's rows say what a chunk's will be.
 """
 
@@ -43,6 +43,9 @@ _OF_NOISE = 0.3
 what is foretold of steps up to three root mean squares is then within a tenth or two of what is left."""
 _SPARE = 6
 """Vectors of a sketch beside those that may be wanted."""
+_ITERATIONS = 2
+"""Where many components are little more than noise, bits are 1.6 % fewer than after one, and 8 % fewer than after none;
+a third saves 0.2 %."""
 _BITS = 16
 """Of whole numbers: products of them add up to less than 2^53 over 2^20 elements."""
 _NORM_BITS, _VECTOR_SIZE = 13, 1 << 10
@@ -86,8 +89,11 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     count = min(most + _SPARE, rows, columns)
     drawn = drawn_at(np.arange(rows * count, dtype=np.uint32), 0).reshape(rows, count)
     signs = np.where(drawn >> np.uint32(DRAWN - 1), np.float32(1), np.float32(-1))
-    basis = _orthonormal(_product(_vectors(_orthonormal(_product(signs.T, whole))), whole.T))
-    along = _product(_vectors(basis), whole).astype(np.float64)
+    vectors = signs.T
+    for _ in range(_ITERATIONS):
+        basis = _orthonormal(_product(_vectors(_orthonormal(_product(vectors, whole))), whole.T))
+        vectors = _vectors(basis)
+    along = _product(vectors, whole).astype(np.float64)
     short, of_short = _whole(along, _BITS)
     squares, turn = _strongest(_product(short, short.T))
     sigma = np.sqrt(squares) * (of_short * unit / _VECTOR_SIZE)
