@@ -98,9 +98,9 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     squares, turn = _strongest(_product(short, short.T))
     sigma = np.sqrt(squares) * (of_short * unit / _VECTOR_SIZE)
     strong, worth = _worth(sigma[:most] ** 2, step, rows + columns)
-    if not strong:
+    worth = min(worth, _above_noise(sigma**2, total, changes.shape))
+    if not (strong and worth):
         return None
-    worth = max(strong, min(worth, _above_noise(sigma**2, total, changes.shape)))
     turn, sigma = turn[:, :worth], sigma[:worth]
     right = _product((turn * (unit / _VECTOR_SIZE) / sigma).T, along)
     return _rounded(_product((turn * sigma).T, basis), right, sigma, step, gone)
