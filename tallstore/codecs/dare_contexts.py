@@ -105,7 +105,7 @@ def costs_of_groups(counts: Integers) -> npt.NDArray[np.float64]:
 
 @costs_of_groups.native
 def _(counts: Integers) -> npt.NDArray[np.float64]:
-    return native.context_costs(_upto(counts), len(_DOWN), _TABLE_BITS)
+    return native.context_costs(np.ascontiguousarray(_upto(counts)), len(_DOWN), _TABLE_BITS)
 
 
 def _upto(counts: Integers) -> Integers:

@@ -2,7 +2,7 @@
 
     u8 rank | u32 width | u32 gone | f32 scale | shifts, u8 each | u32 a | u32 b | a bytes: rows | b bytes: columns
 
-Numbers of a component, of rows or of columns, are steps of `lattice` in a context that two components share.
+Numbers of a component, of rows or of columns, are steps of `lattice` in a context that four components share.
 """
 
 from __future__ import annotations

@@ -47,13 +47,15 @@ _ITERATIONS = 2
 """Where many components are little more than noise, bits are 1.6 % fewer than after one, and 8 % fewer than after none;
 a third saves 0.2 %."""
 _BITS = 16
-"""Of whole numbers: products of them add up to less than 2^53 over 2^20 elements."""
+"""Of whole numbers: products of them add up to less than 2^53 over `_MOST` elements."""
 _NORM_BITS, _VECTOR_SIZE = 13, 1 << 10
 """Of whole numbers in float32. Products with a row or a column add up to no more than the norm of both, whichever come
 first: to less than 2^24, which float32 holds, where the norm of rows and columns is at most 2^_NORM_BITS, and 1 of a
 unit vector is `_VECTOR_SIZE`. Rounding adds half the root of their length to both, and signs have the root of that."""
-_MANY = 1 << 22
-"""More elements than these, up to 2^24, may have rows or columns so long that norms must be half as large."""
+_MOST = 1 << 21
+"""Elements of a chunk beyond which nothing is told: sums would not be exact, and unit vectors of a few bits vanish."""
+_EDGE = 1.1
+"""Of few rows or columns, noise may be beyond its bound by so much."""
 _MORE = 1.4
 """Components that a few rows do not show are worth their bits in a chunk: it takes so many times as many, about."""
 _HEAD = 8 * 120
@@ -83,7 +85,7 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     rows, columns = changes.shape
     # No more numbers than elements, of which the first row and the last may have few.
     most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns))
-    if not most or step <= 0 or not changes.any():
+    if not most or step <= 0 or changes.size > _MOST or not changes.any():
         return None
     whole, unit, total = _singles(changes)
     count = min(most + _SPARE, rows, columns)
@@ -98,7 +100,9 @@ def find_low_rank(changes: Singles, step: float, gone: int) -> LowRank | None:
     squares, turn = _strongest(_product(short, short.T))
     sigma = np.sqrt(squares) * (of_short * unit / _VECTOR_SIZE)
     strong, worth = _worth(sigma[:most] ** 2, step, rows + columns)
-    worth = min(worth, _above_noise(sigma**2, total, changes.shape))
+    behind = columns - 1 - int(np.flatnonzero(changes[-1]).max(initial=-1))
+    real = (rows * columns - gone - behind) / columns
+    worth = min(worth, _above_noise(sigma**2, total, (real, columns)))
     if not (strong and worth):
         return None
     turn, sigma = turn[:, :worth], sigma[:worth]
@@ -118,7 +122,7 @@ def common_part(changes: Singles, step: float, rows: int, chunks: float, sigmas:
     """
     columns = changes.shape[1]
     square = sigmas.square * (rows / len(changes))
-    most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns))
+    most = min(MOST_RANK, max(rows - 2, 0) * columns // (rows + columns)) if rows * columns <= _MOST else 0
     strong, worth = _worth(square[:most], step, rows + columns)
     if not strong or float(sigmas.square[:strong].sum()) < _LEAST_SAVED * sigmas.total:
         return None
@@ -140,14 +144,17 @@ def _worth(square: Floats, step: float, numbers: int) -> tuple[int, int]:
     return int(strong), int(worth)
 
 
-def _above_noise(square: Floats, total: float, shape: tuple[int, int]) -> int:
+def _above_noise(square: Floats, total: float, shape: tuple[float, int]) -> int:
     """How many components, strongest first, are not as noise has them.
 
     Of m × n numbers that are noise with the mean square s² no component has more than s² · (√m + √n)² (V. Marchenko and
-    L. Pastur 1967). Here s² is that of what is left, with the square `total` of all.
+    L. Pastur 1967). Here s² is that of what is left without the first k, in which there is as much to choose as in a
+    matrix of k rows and columns less; `total` is the square of all.
     """
-    left = np.maximum(total - np.cumsum(square), 0.0) / (shape[0] * shape[1])
-    above = square > left * (math.sqrt(shape[0]) + math.sqrt(shape[1])) ** 2
+    rows, columns = shape
+    gone = np.arange(1, len(square) + 1)
+    left = np.maximum(total - np.cumsum(square), 0.0) / (np.maximum(rows - gone, 1.0) * np.maximum(columns - gone, 1.0))
+    above = square > _EDGE * left * (math.sqrt(rows) + math.sqrt(columns)) ** 2
     return len(above) if above.all() else int(np.argmin(above))
 
 
@@ -205,8 +212,7 @@ def _singles(changes: Singles) -> tuple[Singles, float, float]:
     squares *= squares  # sums of these are exact
     of_rows = squares.sum(1)
     longest = max(float(of_rows.max()), float(squares.sum(0).max()))
-    bits = _NORM_BITS - (changes.size > _MANY)
-    down = max(0, -(-(math.frexp(longest)[1] - 2 * bits) // 2))
+    down = max(0, -(-(math.frexp(longest)[1] - 2 * _NORM_BITS) // 2))
     whole = whole.astype(np.float32, copy=False)
     whole *= np.float32(2.0**-down)
     return np.rint(whole, out=whole), unit * 2.0**down, float(of_rows.sum()) * unit * unit

@@ -174,6 +174,7 @@ def changes_by_bin(
 
 @changes_by_bin.native
 def _(levels: Bytes, change: npt.NDArray[np.float32], unit: Floats) -> tuple[npt.NDArray[np.int32], Floats]:
+    levels, change, unit = np.ascontiguousarray(levels), np.ascontiguousarray(change), np.ascontiguousarray(unit)
     return native.count_changes(levels, change, unit, len(_VALUES))
 
 

@@ -52,7 +52,15 @@ class SampledCodecContract(ABC):
 
     def _products(self, n: int) -> Iterator[LowRank]:
         """What may be added to n elements: few components and many, whole rows or not; to every fourth row nothing."""
-        for rank, width, gone in ((1, 2, 0), (1, 7, 3), (2, 8, 7), (3, 20, 1), (5, 31, 30), (24, 64, 5), (32, 71, 70)):
+        for rank, width, gone in (
+            (1, 2, 0),
+            (1, 7, 3),
+            (2, 8, 7),
+            (3, 20, 1),
+            (5, 31, 30),
+            (24, 64, 5),
+            (64, 140, 139),
+        ):
             rows = -(-(gone + n) // width)
             if rank * (rows + width) > n:
                 continue

@@ -105,15 +105,24 @@ def test_every_rank_up_to_as_many_numbers_as_there_are_elements(rank: int) -> No
         read_low_rank(coded, rows * width - 1)
 
 
-def test_numbers_are_in_a_context_that_two_components_share() -> None:
-    """As the page has it: `lattice` is told to start from exponents 1, 1, 2, 2, 3, and no other gives these numbers."""
-    of = matrix(5, 30, 30, 0)
+@pytest.mark.parametrize(("exponents", "right"), [((1, 1, 1, 1, 2), True), ((1, 1, 2, 2, 3), False)])
+def test_numbers_are_in_a_context_that_four_components_share(exponents: tuple[int, ...], right: bool) -> None:
+    """As the page has it: `lattice` is told to start from exponents 1, 1, 1, 1, 2, and no other gives these numbers."""
+    rng = np.random.default_rng(2)
+    rows = (rng.standard_normal((5, 600)) * np.array([[2], [2], [2], [2], [9]])).round().astype(np.int8)
+    of = matrix(5, 36000, 60, 0)._replace(rows=rows)
     coded = write_low_rank(of)
     size = struct.unpack_from("<I", coded, 13 + 5)[0]
-    before = np.repeat(np.array([1, 1, 2, 2, 3], np.uint16) << np.uint16(7), 30)
+    chunk = coded[13 + 5 + 8 :][:size]
+    assert chunk[0] not in {0, 2}, "they are coded, and not told as they are"
+    before = np.repeat(np.array(exponents, np.uint16) << np.uint16(7), 600)
     after = before.copy()
-    LatticeCodec().decode(coded[13 + 5 + 8 :][:size], after.view(np.uint8), "BF16")
-    assert np.array_equal((after - before).view(np.int16).reshape(5, 30), of.rows)
+    if right:
+        LatticeCodec().decode(chunk, after.view(np.uint8), "BF16")
+        assert np.array_equal((after - before).view(np.int16).reshape(5, 600), rows)
+        return
+    with pytest.raises((FormatError, DamagedError)):
+        LatticeCodec().decode(chunk, after.view(np.uint8), "BF16")
 
 
 @pytest.mark.parametrize(

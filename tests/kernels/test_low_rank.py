@@ -16,8 +16,19 @@ KINDS = {"BF16": torch.bfloat16, "F16": torch.float16}
 NAN = {"BF16": 0x7FC0, "F16": 0x7E00}
 SCALES = (2.0**-12, 3e-5, 1.0, 2.0**-100, 2.0**-149, 3e38)
 """As they are written, and what no writer should: products that are subnormal, and that overflow."""
-SHAPES = ((40, 1, 0), (101, 3, 2), (257, 16, 5), (511, 255, 254), (800, 257, 1), (1500, 600, 300), (37, 64, 9))
-"""Elements, a row's, and those of the first row that are gone: around 256 that are worked on at a time; no whole row."""
+SHAPES = (
+    (40, 1, 0),
+    (101, 3, 2),
+    (257, 16, 5),
+    (511, 255, 254),
+    (800, 257, 1),
+    (1500, 600, 300),
+    (37, 64, 9),
+    (900, 65, 64),
+    (900, 127, 1),
+    (900, 129, 60),
+)
+"""Elements, a row's, and those of the first row that are gone: around 64 columns that are worked on at a time."""
 ODD = (0, 0x8000, 1, 0x8001, 0x007F, 0x03FF, 0x7C00, 0xFC00, 0x7C01, 0xFE55, 0x7F80, 0xFF80, 0x7F81, 0xFFFF, 0x7F7F)
 """Zeros, subnormal numbers, infinities and NaN of either type, and the largest."""
 

@@ -120,12 +120,35 @@ def test_all_components_err_alike() -> None:
     assert errors == pytest.approx([1, 1, 1], rel=0.15)
 
 
-@pytest.mark.parametrize("share", [3.0, 4.0, 6.0])
-@pytest.mark.parametrize("shape", [*SHAPES, (64, 64), (2, 5000)], ids=str)
+@pytest.mark.parametrize("share", [*SHARES_OF_RMS, 3.0, 6.0])
+@pytest.mark.parametrize("shape", [*SHAPES, (64, 64), (2, 5000), (64, 4096), (73, 14336)], ids=str)
 def test_in_white_noise_there_is_nothing_worth_its_bits(shape: tuple[int, int], share: float) -> None:
     for seed in range(3):
         noise = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
         assert find_low_rank(noise, share, 0) is None
+
+
+@pytest.mark.parametrize("shape", [(64, 2048), (73, 14336), (90, 1000), (400, 500)], ids=str)
+def test_behind_what_rows_have_in_common_noise_is_not_told_either(shape: tuple[int, int]) -> None:
+    changes = planted(*shape, (1.0, 0.8, 0.6), 1.0)
+    of = find_low_rank(changes, 1.5 * rms(changes), 0)
+    assert of is not None
+    assert len(of.shifts) == 3
+
+
+@pytest.mark.parametrize(("rows", "columns", "gone", "behind"), [(17, 60000, 59000, 0), (9, 8000, 100, 7000)])
+def test_elements_that_are_another_chunks_are_no_part_of_the_noise(
+    rows: int, columns: int, gone: int, behind: int
+) -> None:
+    for seed in range(3):
+        noise = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+        noise[0, :gone] = 0
+        noise[-1, columns - behind :] = 0
+        assert find_low_rank(noise, 1.5, gone) is None
+
+
+def test_of_chunks_too_large_for_exact_sums_nothing_is_told() -> None:
+    assert find_low_rank(np.ones((1 << 21, 1), np.float32).repeat(2, 1), 1e-3, 0) is None
 
 
 def test_nothing_is_found_where_nothing_is_or_can_be() -> None:

@@ -109,7 +109,7 @@ def low_rank() -> Case:
     family.put("a", "nothing", item("BF16", due, [nothing.told((0, 2), b"\0\0")], 2048), due)
     archive = family.archive()
     archive.since("1.4", "mask", "relative")
-    about = "codec dare in mode 3: ranks from 1 to 32, shifts, rows cut by chunks, sums of 0, the largest sums, both modes behind"
+    about = "codec dare in mode 3: ranks from 1 to 64, shifts, rows cut by chunks, sums of 0, the largest sums, both modes behind"
     return Case(about, archive, family.decoded, file=True)
 
 
@@ -159,20 +159,20 @@ def _odd(family: Family, dtype: str) -> None:
 
 
 def _last_rank(family: Family, dtype: str) -> None:
-    """Of 32 components with the largest numbers and shifts: the base takes away all but the last unit of the sum.
+    """Of 64 components with the largest numbers and shifts: the base takes away all but the last unit of the sum.
 
-    30 · 16 · 127² + 16 · 114 · 121 = 243 · 2^15, which both types have.
+    16 · (61 · 127² + 127 · 122 + 61) = 244 · 2^16, which both types have.
     """
-    last = np.arange(-32, 32)
-    v = np.full((32, 64), 127)
-    v[30], v[31] = 121, last
-    u = np.full((32, 64), 127)
-    u[30], u[31] = 114, 1
+    last = np.arange(-64, 64)
+    v = np.full((64, 128), 127)
+    v[61], v[62], v[63] = 122, 61, last
+    u = np.full((64, 128), 127)
+    u[62], u[63] = 1, 1
     u[:, 1::2] *= -1
-    product = Product(2.0**-8, [4] * 31 + [0], u, v)
-    sign = np.where(np.arange(64) % 2, -1.0, 1.0)[:, None]
+    product = Product(2.0**-8, [4] * 63 + [0], u, v)
+    sign = np.where(np.arange(128) % 2, -1.0, 1.0)[:, None]
     name = f"last rank {dtype}"
-    base = family.base[name] = floats(dtype, np.repeat(-sign * 243 * 2.0**7, 64, axis=1))
+    base = family.base[name] = floats(dtype, np.repeat(-sign * 244 * 2.0**8, 128, axis=1))
     due = product.plus(base)
-    assert np.array_equal(wide(dtype, due.data, "F32").reshape(64, 64) * 256, sign * last)
-    family.put("a", name, item(name, due, [product.told(after=b"\0\0")], 4096), due)
+    assert np.array_equal(wide(dtype, due.data, "F32").reshape(128, 128) * 256, sign * last)
+    family.put("a", name, item(name, due, [product.told(after=b"\0\0")], 16384), due)
