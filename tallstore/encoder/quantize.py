@@ -177,6 +177,8 @@ def sort_by_level(
 ) -> tuple[Integers, npt.NDArray[np.float64], float]:
     """Set indices: 0, then each level of +, then each of −. How many have each, the sums of their |τ|, and ‖τ‖².
 
+    The sum of what is on no level is not asked for: it is 0.
+
     Args:
         indices: shape (n,); set.
         tau: τ, shape (n,).
@@ -195,6 +197,7 @@ def sort_by_level(
     turn = cell + np.arange(len(cell)) % _TURNS * size
     one, two, three, four = np.bincount(turn, magnitude, _TURNS * size).astype(np.float64).reshape(_TURNS, size)
     total = (one + three) + (two + four)
+    total[0] = 0
     return np.bincount(cell, minlength=size), total, add_up(np.square(tau, dtype=np.float64))
 
 

@@ -54,7 +54,7 @@ static inline double squares(const float *tau, int64_t m) {
 }
 
 /* Indices of n magnitudes, how many elements have each, and the sums of their magnitudes; see `encoder.quantize`.
- *   numbers, totals: 1 + 2 · count each; set. Totals are added up in four tables by turns.
+ *   numbers, totals: 1 + 2 · count each; set. Totals are added up in four tables by turns; that of index 0 is 0.
  *   bounds: ascending, where levels begin; raised by width · u if width is above 0
  *   first: what is mixed for the element at 0; places: where elements are, or NULL where they follow each other
  *   room: ts_power(blocks) numbers
@@ -62,24 +62,38 @@ static inline double squares(const float *tau, int64_t m) {
 TS_KERNEL(double, levels)
 (uint8_t *indices, int64_t *numbers, double *totals, const float *tau, int64_t n, const float *bounds, int32_t count,
  float width, const uint32_t *places, uint32_t first, double *room) {
-    int64_t number[TURNS][INDICES] = {{0}};
+    int64_t number[TURNS][INDICES] = {{0}}, some = 0;
     double total[TURNS][INDICES] = {{0}};
     float size[TS_BLOCK], drawn[TS_BLOCK];
+    uint16_t taken[TS_BLOCK + 1];
     for (int64_t a = 0; a < n; a += TS_BLOCK) {
         const int64_t m = TS_MIN(n - a, TS_BLOCK);
+        int64_t on = 0;
         uint8_t *own = indices + a;
+        if (ts_still(tau + a, m)) { /* rows of an embedding that never came up */
+            memset(own, 0, (size_t)m);
+            room[a / TS_BLOCK] = 0;
+            continue;
+        }
         if (width > 0) draw(drawn, places, a, m, first);
         place(own, size, tau + a, m, bounds, count, width, drawn);
         room[a / TS_BLOCK] = squares(tau + a, m);
-        for (int64_t k = 0; k < m; k++) {
+        for (int64_t k = 0; k < m; k++) { /* most are on no level, and would wait for each other at one place */
+            taken[on] = (uint16_t)k;
+            on += own[k] != 0;
+        }
+        for (int64_t j = 0; j < on; j++) {
+            const int64_t k = taken[j];
             number[k & 3][own[k]]++;
             total[k & 3][own[k]] += (double)size[k];
         }
+        some += on;
     }
     for (int32_t i = 0; i <= 2 * count; i++) {
         numbers[i] = number[0][i] + number[1][i] + number[2][i] + number[3][i];
         totals[i] = (total[0][i] + total[2][i]) + (total[1][i] + total[3][i]);
     }
+    numbers[0] = n - some;
     return ts_add_blocks(room, ts_blocks(n));
 }
 

@@ -122,6 +122,9 @@ TS_KERNEL(void, measure_levels)
         float kept[TS_BLOCK];
         uint16_t words[TS_BLOCK];
         const int64_t m = TS_MIN(n - a, TS_BLOCK);
+        uint8_t some = 0;
+        for (int64_t k = 0; k < m; k++) some |= indices[a + k];
+        if (!some && table[0] == 0 && ts_still(tau + a, m)) continue; /* nothing to add */
         for (int64_t k = 0; k < m; k++) kept[k] = table[indices[a + k]];
         for (int64_t k = 0; k < m; k++) on += kept[k] != 0;
         if (form != TS_FLOAT32) {

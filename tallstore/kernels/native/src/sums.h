@@ -23,6 +23,13 @@ TS_DEFINE_HALVE(f64, double)
 /* Four products of a block that lie a quarter apart, as two halvings add them up. */
 #define TS_FOUR(a, b, c, d) (((a) + (c)) + ((b) + (d)))
 
+/* Whether all of them are 0, of whichever sign. */
+static inline bool ts_still(const float *tau, int64_t m) {
+    uint32_t bits = 0;
+    for (int64_t k = 0; k < m; k++) bits |= ts_bits(tau[k]);
+    return (bits & 0x7FFFFFFFu) == 0;
+}
+
 static inline int64_t ts_blocks(int64_t n) { return (n + TS_BLOCK - 1) / TS_BLOCK; }
 
 static inline int64_t ts_power(int64_t count) { /* the least power of two that is not less */
