@@ -19,9 +19,9 @@ def scratch(name: str, n: int, kind: type[_Kind] | np.dtype[_Kind]) -> npt.NDArr
 
     Whoever asks for the same name and type again gets the same memory.
     """
-    key = f"{name} {np.dtype(kind).char}"
-    buffer: npt.NDArray[Any] | None = getattr(_local, key, None)
+    buffers: dict[Any, npt.NDArray[Any]] = _local.__dict__
+    key = name, kind
+    buffer = buffers.get(key)
     if buffer is None or len(buffer) < n:
-        buffer = np.empty(n, kind)
-        setattr(_local, key, buffer)
+        buffer = buffers[key] = np.empty(n, kind)
     return buffer[:n]

@@ -252,3 +252,14 @@ def test_verifying_needs_no_torch(kernels: str) -> None:
     done = child(LISTING, "verify", *archives, env={library.VARIABLE: kernels})
     assert not done.returncode, done.stderr
     assert done.stdout.count(": whole: ") == len(archives)
+
+
+def test_the_address_of_an_array_is_where_it_begins_whoever_may_write_to_it() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    fixed = array.view()
+    fixed.flags.writeable = False
+    for each in (array, array[1:], fixed, fixed[2], np.zeros((0, 4))):
+        assert library.address(each) == each.ctypes.data
+    for odd in (array[:, 1:], fixed[::2], array.T):
+        with pytest.raises(ValueError, match="contiguous arrays alone"):
+            library.address(odd)

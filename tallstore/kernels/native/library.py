@@ -42,7 +42,7 @@ _BITS = {"plain": 1, "avx2": 2, "avx512": 4, "neon": 8}
 """Variants by the bit of `ts_variants`, each better than those before it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # one is looked up by what it is, before each call
 class Library:
     """A library that can be used, and one of its variants."""
 
@@ -180,15 +180,17 @@ def kernels_of(table: Mapping[str, Function], *, needed: bool = False) -> Callab
 
 def address(array: npt.NDArray[Any]) -> int:
     """Where a contiguous array begins. Whoever passes it on keeps the array."""
-    if not array.flags.c_contiguous:
-        raise ValueError("kernels take contiguous arrays alone")
-    if array.flags.writeable:  # what is asked of a buffer takes a fraction of the time that `ctypes.data` takes
-        return ctypes.addressof(_Nothing.from_buffer(array.data))
+    try:  # what is asked of a buffer takes a fraction of the time that `ctypes.data` takes
+        return _address(_begin(array))
+    except (TypeError, ValueError):  # of one that is not contiguous, or that nobody may write to
+        if not array.flags.c_contiguous:
+            raise ValueError("kernels take contiguous arrays alone") from None
     pointer: int = array.ctypes.data
     return pointer
 
 
-_Nothing = ctypes.c_char * 0
+_address = ctypes.addressof
+_begin: Callable[[Any], ctypes.Array[ctypes.c_char]] = (ctypes.c_char * 0).from_buffer
 
 
 class _Hashing(ctypes.Structure):
