@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import xxhash
@@ -25,7 +26,7 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property  # asked for many times of each
     def numel(self) -> int:
         """Number of elements; of bytes where several elements share one."""
         return count(self.dtype, self.shape)

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -61,10 +62,7 @@ def suffixes(name: str) -> Iterator[str]:
 
 def prefixes(base: Mapping[str, TensorInfo], task: Mapping[str, TensorInfo]) -> Counter[tuple[str, str]]:
     """Pairs of prefixes, the task's and the base's, with how many names of equal shapes differ by them."""
-    by_suffix: dict[str, list[str]] = defaultdict(list)
-    for name in base:
-        for suffix in suffixes(name):
-            by_suffix[suffix].append(name)
+    by_suffix = _by_suffix(tuple(base))
     votes: Counter[tuple[str, str]] = Counter()
     for name, info in task.items():
         for suffix in suffixes(name):
@@ -74,6 +72,15 @@ def prefixes(base: Mapping[str, TensorInfo], task: Mapping[str, TensorInfo]) -> 
             if suffix in by_suffix:
                 break
     return votes
+
+
+@lru_cache(maxsize=4)  # every task of a zoo is held against the same base, several times
+def _by_suffix(names: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        for suffix in suffixes(name):
+            found[suffix].append(name)
+    return dict(found)
 
 
 def distance(base: Checkpoint, task: Checkpoint, pairs: Sequence[tuple[str, str]]) -> float:

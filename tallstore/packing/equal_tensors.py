@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.components import matched
@@ -28,15 +29,24 @@ def any_alike(base: Checkpoint, tasks: Mapping[str, Checkpoint]) -> bool:
         for tensor, info in task.tensors.items() if task.adapter is None else ():
             if tensor not in task.ties and size_of(info.dtype, info.shape) >= _LEAST:
                 groups.setdefault((tensor, info.dtype, info.shape, _sample(task, tensor)), []).append(task)
-    return any(_others_than_the_base(base, str(key[0]), group) for key, group in groups.items() if len(group) > 1)
+    counterparts = cache(partial(_counterparts, base))
+    return any(
+        _others_than_the_base(base, str(key[0]), group, counterparts) for key, group in groups.items() if len(group) > 1
+    )
 
 
-def _others_than_the_base(base: Checkpoint, tensor: str, tasks: Sequence[Checkpoint]) -> bool:
+_Counterparts = Callable[[Checkpoint], Mapping[str, str]]
+"""By a task's names, the base's tensors that its own come from."""
+
+
+def _others_than_the_base(
+    base: Checkpoint, tensor: str, tasks: Sequence[Checkpoint], counterparts: _Counterparts
+) -> bool:
     """Whether a later one of these tasks has the first one's tensor, and the base has it not.
 
     Mostly the base has it, in full: then no more is read than that one and the base's.
     """
-    places = [_in_base(base, task, tensor) for task in tasks[1:]]
+    places = [_in_base(base, task, tensor, counterparts) for task in tasks[1:]]
     in_base = [there for there in dict.fromkeys(places) if there is not None]
     equal = _equal_ones(tasks[0], tensor, [(base, there) for there in in_base])
     bases = {there for number, there in enumerate(in_base) if number in equal}
@@ -44,18 +54,18 @@ def _others_than_the_base(base: Checkpoint, tensor: str, tasks: Sequence[Checkpo
     return bool(_equal_ones(tasks[0], tensor, [(task, tensor) for task in others]))
 
 
-def _in_base(base: Checkpoint, task: Checkpoint, tensor: str) -> str | None:
+def _in_base(base: Checkpoint, task: Checkpoint, tensor: str, counterparts: _Counterparts) -> str | None:
     """The base's tensor that a task's may be; None where there is none of its type and shape."""
-    there = tensor
-    if tensor not in base.tensors:
-        try:
-            matches = matched(base, task, tied_names(task, base), allow_distant=True)
-        except TallstoreError:  # said where it is packed
-            return None
-        if tensor not in matches:
-            return None
-        there = matches[tensor].base
-    return there if base.tensors[there] == task.tensors[tensor] else None
+    there = tensor if tensor in base.tensors else counterparts(task).get(tensor)
+    return there if there is not None and base.tensors[there] == task.tensors[tensor] else None
+
+
+def _counterparts(base: Checkpoint, task: Checkpoint) -> Mapping[str, str]:
+    try:
+        matches = matched(base, task, tied_names(task, base), allow_distant=True)
+    except TallstoreError:  # said where it is packed
+        return {}
+    return {name: match.base for name, match in matches.items()}
 
 
 def _sample(task: Checkpoint, tensor: str) -> bytes:
