@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from tallstore.codecs.adaptive import Adaptive
 from tallstore.codecs.base import Bytes, Floats, MaskCodec
-from tallstore.codecs.codebook import Codebook, pack_indices
+from tallstore.codecs.codebook import Codebook
 from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
+from tallstore.kernels.native import encode
+from tallstore.kernels.registry import kernel
 
-__all__ = ["MarkCode", "code_levels", "code_marks"]
+__all__ = ["MarkCode", "code_levels", "code_marks", "signed_levels"]
 
 _MASK, _LEVELS = DitheredMask(), DitheredLevels()
 _CODEBOOKS = (Codebook("q4", 16), Codebook("q5", 32), Codebook("q8", 256))
@@ -53,10 +55,19 @@ def code_levels(table: Floats, indices: Bytes, numbers: npt.NDArray[np.int64], w
     """
     count = len(table) // 2
     if width:
-        signed = np.zeros(256, np.int8)
-        signed[: 2 * count + 1] = [*range(count + 1), *range(-1, -count - 1, -1)]
         largest = max((k for k in range(1, count + 1) if numbers[k] or numbers[count + k]), default=0)
-        signed_indices = pack_indices(indices, 8, signed.view(np.uint8)).view(np.int8)
-        return MarkCode(_LEVELS.id, _LEVELS.encode_drawn(signed_indices, table[1 : 1 + largest], first))
+        return MarkCode(_LEVELS.id, _LEVELS.encode_drawn(signed_levels(indices, count), table[1 : 1 + largest], first))
     codec = next(codec for codec in _CODEBOOKS if len(table) <= codec.levels)
     return MarkCode(codec.id, codec.encode_indices(table, indices, numbers))
+
+
+@kernel
+def signed_levels(indices: Bytes, count: int) -> npt.NDArray[np.int8]:
+    """Indices into 0, the levels of +, then those of −, `count` of each and at most 127, as numbers: shape (n,)."""
+    numbers = indices.astype(np.int16)
+    return np.where(numbers > count, count - numbers, numbers).astype(np.int8)
+
+
+@signed_levels.native
+def _(indices: Bytes, count: int) -> npt.NDArray[np.int8]:
+    return encode.signed_levels(indices, count)

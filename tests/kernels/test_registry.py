@@ -133,6 +133,7 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
         *(floats(rng), LEVELS, rng.integers(0, 5, N).astype(np.uint8), None, FLOAT32),
     ),
     "encoder.moved_elements.scattered": lambda rng: (SYMBOLS, np.sort(rng.permutation(N)[:40]).astype(np.uint32), N, 2),
+    "encoder.mark_codes.signed_levels": lambda rng: (rng.integers(0, 255, N).astype(np.uint8), 127),
     "encoder.quantize.sort_by_level": lambda rng: (
         *(np.zeros(N, np.uint8), floats(rng), SORTING, (3 * np.arange(N)).astype(np.uint32), 9),
     ),
@@ -181,6 +182,22 @@ def test_native_and_reference_give_the_same(name: str, native: str) -> None:
         made = KERNELS[name]
         assert made.is_native(*quick)
         assert said(made(*quick), quick) == said(made.reference(*slow), slow)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.02])
+def test_levels_of_rows_of_which_blocks_never_moved(native: str, width: float) -> None:
+    """They are passed over: whole ones, one of −0, one with a single number, and what follows the last whole one."""
+    assert native
+    tau = floats(np.random.default_rng(3), 6 * 1024 + 300)
+    tau[1024:3072], tau[2048:3072], tau[4096:5120] = 0, -0.0, 0
+    tau[5000], tau[6144:] = 0.3, 0
+    levels, indices = Quantizer(bounds=(0.01, 0.1), width=width), np.ones((2, len(tau)), np.uint8)
+    sort, measure = (KERNELS[f"encoder.quantize.{name}"] for name in ("sort_by_level", "agreement_of_levels"))
+    found = sort(indices[0], tau, levels, None, 9), sort.reference(indices[1], tau, levels, None, 9)
+    assert said(found[0], [indices[0]]) == said(found[1], [indices[1]])
+    for table in (LEVELS, LEVELS + np.float32(0.25)):  # the second adds something everywhere
+        arguments = tau, table, indices[0], None, FLOAT32
+        assert measure(*arguments) == measure.reference(*arguments)
 
 
 def said(result: Any, arguments: Any) -> list[bytes]:

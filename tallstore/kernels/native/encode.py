@@ -7,7 +7,7 @@ thread's `scratch`.
 
 from __future__ import annotations
 
-from ctypes import Structure, byref, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import Structure, byref, c_double, c_float, c_int32, c_int64, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "pack_indices",
     "packed_to_gaps",
     "room",
+    "signed_levels",
     "split",
     "subtract",
     "tally",
@@ -58,6 +59,7 @@ _TABLE: dict[str, Function] = {
     "norms": (None, (_P, _P, _P, _P, _P, _N, _P, _N, _P)),
     "pack_indices": (None, (_P, _P, _N, _P, _I)),
     "packed_to_gaps": (_N, (_P, _P, _P, _N, _I)),
+    "signed_levels": (None, (_P, _P, _N, c_uint8)),
     "split": (None, (_P, _P, _N, _I, _I)),
     "subtract": (_N, (_P, _P, _P, _P, _N, _P)),
     "tally": (_N, (_P, _P, _P, _P, _P, _N, _I, _P, _N, _P)),
@@ -313,6 +315,13 @@ def pack_indices(indices: Bytes, order: Bytes, bits: int) -> Bytes:
     out = np.empty(-(-len(indices) * bits // 8), np.uint8)
     _kernels().pack_indices(address(out), address(indices), len(indices), address(order), bits)
     return out
+
+
+def signed_levels(indices: Bytes, count: int) -> npt.NDArray[np.int8]:
+    """Indices into 0, the levels of +, then those of −, `count` of each, as numbers."""
+    numbers = np.empty(len(indices), np.int8)
+    _kernels().signed_levels(address(numbers), address(indices), len(indices), count)
+    return numbers
 
 
 def without_zeros(indices: Bytes, count: int) -> Bytes:

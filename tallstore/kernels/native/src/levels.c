@@ -9,6 +9,7 @@
 #endif
 
 enum { RUN = 1 << 14, TURNS = 4, INDICES = 256 };
+typedef double pair __attribute__((vector_size(16))); /* a sum, and of how many: one addition for both */
 
 /* The numbers in [0, 1) of a block's elements, which are at `places`, or else follow each other from `at` on. */
 static inline void draw(float *restrict drawn, const uint32_t *places, int64_t at, int64_t m, uint32_t first) {
@@ -53,6 +54,24 @@ static inline double squares(const float *tau, int64_t m) {
     return ts_halve_f64(sums);
 }
 
+/* Which of 64 bytes, or fewer, are not 0. */
+static inline uint64_t not_zero(const uint8_t *from, int64_t count) {
+    uint8_t all[64] = {0};
+    uint64_t found = 0;
+    if (count < 64) from = memcpy(all, from, (size_t)count);
+#if defined(__AVX512BW__)
+    found = _mm512_test_epi8_mask(_mm512_loadu_si512(from), _mm512_set1_epi8(-1));
+#else
+    for (int k = 0; k < 64; k += 8) {
+        uint64_t eight;
+        memcpy(&eight, from + k, 8);
+        eight = (((eight & 0x7F7F7F7F7F7F7F7Fu) + 0x7F7F7F7F7F7F7F7Fu) | eight) >> 7 & 0x0101010101010101u;
+        found |= (eight * 0x0102040810204080u >> 56) << k; /* a bit of each byte */
+    }
+#endif
+    return found;
+}
+
 /* Indices of n magnitudes, how many elements have each, and the sums of their magnitudes; see `encoder.quantize`.
  *   numbers, totals: 1 + 2 · count each; set. Totals are added up in four tables by turns; that of index 0 is 0.
  *   bounds: ascending, where levels begin; raised by width · u if width is above 0
@@ -62,13 +81,11 @@ static inline double squares(const float *tau, int64_t m) {
 TS_KERNEL(double, levels)
 (uint8_t *indices, int64_t *numbers, double *totals, const float *tau, int64_t n, const float *bounds, int32_t count,
  float width, const uint32_t *places, uint32_t first, double *room) {
-    int64_t number[TURNS][INDICES] = {{0}}, some = 0;
-    double total[TURNS][INDICES] = {{0}};
+    pair sums[TURNS][INDICES] = {{{0}}};
+    int64_t some = 0;
     float size[TS_BLOCK], drawn[TS_BLOCK];
-    uint16_t taken[TS_BLOCK + 1];
     for (int64_t a = 0; a < n; a += TS_BLOCK) {
         const int64_t m = TS_MIN(n - a, TS_BLOCK);
-        int64_t on = 0;
         uint8_t *own = indices + a;
         if (ts_still(tau + a, m)) { /* rows of an embedding that never came up */
             memset(own, 0, (size_t)m);
@@ -78,20 +95,18 @@ TS_KERNEL(double, levels)
         if (width > 0) draw(drawn, places, a, m, first);
         place(own, size, tau + a, m, bounds, count, width, drawn);
         room[a / TS_BLOCK] = squares(tau + a, m);
-        for (int64_t k = 0; k < m; k++) { /* most are on no level, and would wait for each other at one place */
-            taken[on] = (uint16_t)k;
-            on += own[k] != 0;
+        for (int64_t k = 0; k < m; k += 64) { /* most are on no level, and would wait for each other at one place */
+            uint64_t on = not_zero(own + k, TS_MIN(m - k, 64));
+            some += __builtin_popcountll(on);
+            for (; on; on &= on - 1) {
+                const int64_t one = k + __builtin_ctzll(on);
+                sums[one & 3][own[one]] += (pair){(double)size[one], 1.0};
+            }
         }
-        for (int64_t j = 0; j < on; j++) {
-            const int64_t k = taken[j];
-            number[k & 3][own[k]]++;
-            total[k & 3][own[k]] += (double)size[k];
-        }
-        some += on;
     }
     for (int32_t i = 0; i <= 2 * count; i++) {
-        numbers[i] = number[0][i] + number[1][i] + number[2][i] + number[3][i];
-        totals[i] = (total[0][i] + total[2][i]) + (total[1][i] + total[3][i]);
+        const pair all = (sums[0][i] + sums[2][i]) + (sums[1][i] + sums[3][i]);
+        totals[i] = all[0], numbers[i] = (int64_t)all[1];
     }
     numbers[0] = n - some;
     return ts_add_blocks(room, ts_blocks(n));
@@ -242,6 +257,14 @@ TS_KERNEL(void, pack_indices)(uint8_t *out, const uint8_t *indices, int64_t n, c
     }
     for (int64_t k = 0; k < n >> 1; k++) out[k] = (uint8_t)(order[indices[2 * k]] | order[indices[2 * k + 1]] << 4);
     if (n & 1) out[n >> 1] = order[indices[n - 1]];
+}
+
+/* Indices into 0, the levels of +, then those of −, `count` of each, as numbers. */
+TS_KERNEL(void, signed_levels)(int8_t *restrict numbers, const uint8_t *restrict indices, int64_t n, uint8_t count) {
+    for (int64_t k = 0; k < n; k++) {
+        const uint8_t of = indices[k];
+        numbers[k] = (int8_t)(of > count ? count - of : of);
+    }
 }
 
 /* The bytes that are not 0, one behind the other: `rest` has room for one more than there are. */
