@@ -42,13 +42,18 @@ def steps(histogram: Magnitudes) -> Steps:
     top = float(edges[bins[-1]])
     first, last = histogram.first + int(bins[0]), histogram.first + int(bins[-1])
     above = EDGES[last + _QUARTER : last + 1 + _QUARTERS * _QUARTER : _QUARTER]
-    every = np.sort(np.concatenate([edges[bins], EDGES[first:last:_QUARTER], above]))
+    every = np.concatenate([edges[bins], EDGES[first:last:_QUARTER], above])
+    every.sort()
     bounds = [_distinct(every)]
-    for step in _STEPS:
-        count = math.ceil(top / (step * rms) - _FIRST)
-        if 1 <= count <= MOST:
-            at = _distinct(np.searchsorted(edges, step * rms * _PLACES[: count + 1]))
-            bounds.append(np.concatenate([edges[at[at < len(edges)]], above]))
+    counts = [(step * rms, math.ceil(top / (step * rms) - _FIRST)) for step in _STEPS]
+    evenly = [step * _PLACES[: count + 1] for step, count in counts if 1 <= count <= MOST]
+    if evenly:  # looked up at once: there is little to each
+        at = edges.searchsorted(np.concatenate(evenly))
+        end = 0
+        for places in evenly:
+            begin, end = end, end + len(places)
+            own = _distinct(at[begin:end])
+            bounds.append(np.concatenate([edges[own[: own.searchsorted(len(edges))]], above]))
     bounds = [each for each in bounds if len(each) <= MOST]
     return bounds, *prices(histogram, bounds)
 

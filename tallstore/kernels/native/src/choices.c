@@ -110,7 +110,8 @@ TS_KERNEL(void, dithered)
     for (int64_t i = h->n - 1; i >= 0; i--) {
         above_it += h->counted[i];
         shares[i] = above_it / h->moved;
-        says[i] = share_says(l, shares[i]) + share_says(l, 1.0 - shares[i]);
+        says[i] = says[i + 1]; /* an empty bin's is that of the one above */
+        if (h->counted[i] > 0 || i == h->n - 1) says[i] = share_says(l, shares[i]) + share_says(l, 1.0 - shares[i]);
     }
     upto[0] = says[h->n] = shares[h->n] = 0;
     for (int64_t i = 0; i < h->n; i++)
@@ -142,6 +143,7 @@ TS_KERNEL(void, dithered)
         double level = 0, here = 0, above = 0, along = 0, biased = 0, square = 0;
         for (int64_t k = 0; k < h->n; k++) {
             const double c = h->counted[k], x = h->middle[k], steep = x * rate[i], mean = steep < top ? steep : top;
+            if (!(c > 0)) continue; /* likewise */
             while (mean >= level + 1) {
                 if (at) counts[at - 1] = here;
                 at++, level += 1, here = above, above = 0;
@@ -163,9 +165,9 @@ TS_KERNEL(void, dithered)
         double known = 0;
         for (int64_t d = 0; d < dithers; d++) {
             double last = 1.0, says_it = 0;
-            for (int64_t j = 0; j < levels; j++) {
+            for (int64_t j = 0; j < levels && last > 0; j++) { /* what is empty would add 0 */
                 const double next = shares[below(h->middle, h->n, ((double)j + dither[d]) / rate[i])];
-                says_it += share_says(l, last - next);
+                if (last > next) says_it += share_says(l, last - next);
                 last = next;
             }
             known += says_it + share_says(l, last);
