@@ -132,6 +132,19 @@ def test_it_comes_back(dtype: str, n: int) -> None:
         assert np.array_equal(out, after)
 
 
+@pytest.mark.parametrize("n", [1 << 15, 70001])
+def test_small_symbols_are_counted_as_any_others_are(n: int, variant: str) -> None:
+    """By pairs, but for blocks that hold a larger one, or end on an odd one; in contexts up to the last."""
+    assert variant
+    rng = np.random.default_rng(n)
+    symbols = rng.integers(-1, 2, n).astype(np.int8)
+    symbols[5000], symbols[9000] = 2, -70
+    told = Prepared(symbols, rng.integers(0, LEVELS, n).astype(np.uint8), np.zeros(0, np.uint8))
+    shifts = rng.integers(0, 16, segments_of(n, 300, 17)).astype(np.uint8)
+    for rows_of in (undirected(), undirected(300, 17, shifts)):
+        assert np.array_equal(reference.count_symbols(told, rows_of), lattice_fast.count_symbols(told, rows_of))
+
+
 @pytest.mark.parametrize(("n", "rank"), [*((n, 0) for n in SIZES), *itertools.product((1000, 4097), (1, 3, 4, 8))])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F8_E4M3"])
 def test_every_variant_is_the_reference(dtype: str, n: int, rank: int, variant: str) -> None:
