@@ -68,9 +68,9 @@ def named_shape(dtype: str, tensor: Tensor) -> tuple[int, ...]:
 def as_bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
     """A contiguous CPU tensor's bytes, shape (bytes,): a view, nothing is copied."""
     flat = tensor.detach().reshape(-1)
-    if not flat.numel():
+    if not (n := flat.numel()):
         return np.empty(0, np.uint8)
-    if len(flat) == 1:  # whose stride may be anything
+    if n == 1:  # whose stride may be anything
         flat = flat.as_strided((1,), (1,))
     raw: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return raw

@@ -75,7 +75,6 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "checkpoints/quantized": ("quantized/test_quantized.py", "quantized/test_stock_quantized.py"),
     "checkpoints/remote": ("checkpoints/test_every_kind.py", "checkpoints/test_folders_at_an_address.py"),
     "checkpoints/respelled": ("names/test_conversions.py",),
-    "checkpoints/safetensors": ("checkpoints/test_every_kind.py",),
     "checkpoints/torch_files": ("checkpoints/test_refused_sources.py", "checkpoints/test_trainers_files.py"),
     "checkpoints/weights_files": ("checkpoints/test_nothing_is_silent.py",),
     # Verbs are tested as people use them.

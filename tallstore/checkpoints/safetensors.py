@@ -8,6 +8,8 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -24,6 +26,21 @@ from tallstore.tensors import TORCH, as_bytes, empty
 
 _AT_ONCE = 1 << 30
 """Bytes that are read in one call, at most: the system has a limit."""
+_SHORT = 1 << 20
+"""Bytes of headers that are remembered."""
+
+
+def _header(data: bytes, size: int, where: str) -> safetensors.Header:
+    if len(data) <= _SHORT:
+        with suppress(FormatError):  # said below, of this file
+            return _parsed(data, size)
+    return safetensors.parse(data, size, where)
+
+
+@lru_cache(maxsize=4)
+def _parsed(data: bytes, size: int) -> safetensors.Header:
+    """Tasks of a zoo mostly have one and the same header, and files are opened more than once."""
+    return safetensors.parse(data, size, "")
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -57,7 +74,7 @@ class SafetensorsCheckpoint(Checkpoint):
             size = os.fstat(handle).st_size
             length = safetensors.header_size(os.pread(handle, safetensors.PREFIX, 0), size, str(path))
             data = os.pread(handle, length, 0)
-            header = safetensors.parse(data, size, str(path))
+            header = _header(data, size, str(path))
             self._marks.append(f"{size} {os.fstat(handle).st_mtime_ns} {xxhash.xxh3_128_hexdigest(data)}")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -129,7 +129,8 @@ class CodedRanges:
     @property
     def padded(self) -> int:
         """Coded bytes with the zeros that follow them."""
-        return self.size + -self.size % limits.BLOB_ALIGNMENT
+        size = self.size
+        return size + -size % limits.BLOB_ALIGNMENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
