@@ -21,13 +21,13 @@ SOURCES = Path(__file__).parent / "src"
 _ONCE = "library.c"
 """Compiled once, not per variant."""
 FLAGS = (
-    *("-std=c11", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"),
+    *("-std=c11", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fno-asynchronous-unwind-tables"),
     *("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"),
     *("-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"),
 )
 """Results do not depend on these: errno and floating-point exceptions, which nothing here looks at, are all that is
-given up for vectors; nothing is fused or reordered but where a source says so (`products.c`, `own_outputs.c`,
-`low_rank.c`)."""
+given up for vectors, and tables that exceptions of C++ would need for a smaller library; nothing is fused or reordered
+but where a source says so (`products.c`, `own_outputs.c`, `low_rank.c`)."""
 _UNROLLED = {
     *("drift_decode", "drift_encode", "lattice_choices", "lattice_decode", "lattice_encode"),
     *("known_dither", "low_rank", "marks"),
