@@ -180,7 +180,7 @@ out="" ; key=""
 for word in "$@"; do
   [ "$last" = -o ] && out=$word
   last=$word
-  [ "$word" = -O3 ] && word=-O0
+  case $word in -O2|-O3) word=-O0 ;; esac
   case $word in /*) ;; *) key="$key $word" ;; esac
   set -- "$@" "$word"; shift
 done

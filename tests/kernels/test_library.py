@@ -205,6 +205,27 @@ def test_a_build_is_of_its_sources_and_runs(compiler: str, tmp_path: Path) -> No
     assert totals.tolist() == [259, 3]
 
 
+@needs_compiler
+def test_a_compiler_that_refuses_a_flag_of_another_builds_without_it(compiler: str, tmp_path: Path) -> None:
+    """As clang does, and zig's compiler, which is that."""
+    choosy, words = tmp_path / "choosy", tmp_path / "words"
+    choosy.write_text(
+        f"""#!/bin/sh
+for word in "$@"; do
+  case $word in
+    -fvect-cost-model=*) echo "error: unknown option" >&2; exit 1 ;;
+  esac
+done
+echo "$*" >> {words}
+exec {compiler} "$@"
+"""
+    )
+    choosy.chmod(0o755)
+    made = build.build(tmp_path / "_native.so", compiler=[str(choosy)])
+    assert library.open_library(made).variant
+    assert words.read_text().count(" -c ") > 10
+
+
 def test_a_compiler_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     for name in ("gcc", "clang"):

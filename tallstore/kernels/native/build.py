@@ -21,13 +21,15 @@ SOURCES = Path(__file__).parent / "src"
 _ONCE = "library.c"
 """Compiled once, not per variant."""
 FLAGS = (
-    *("-std=c11", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fno-asynchronous-unwind-tables"),
+    *("-std=c11", "-O2", "-ftree-vectorize", "-fno-asynchronous-unwind-tables"),
     *("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"),
     *("-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"),
 )
 """Results do not depend on these: errno and floating-point exceptions, which nothing here looks at, are all that is
 given up for vectors, and tables that exceptions of C++ would need for a smaller library; nothing is fused or reordered
 but where a source says so (`products.c`, `own_outputs.c`, `low_rank.c`)."""
+_VECTORS = "-fvect-cost-model=dynamic"
+"""Of gcc, which else makes few vectors at -O2; clang makes them, and refuses the flag."""
 _UNROLLED = {
     *("drift_decode", "drift_encode", "lattice_choices", "lattice_decode", "lattice_encode"),
     *("known_dither", "low_rank", "marks"),
@@ -118,7 +120,8 @@ def build(
     out = out or library_path("darwin" if target and "macos" in target else sys.platform)
     machine = (target.split("-")[0] if target else platform.machine()).lower()
     variants = VARIANTS.get(_ARCHITECTURES.get(machine, machine), {"plain": ()})
-    flags = [*FLAGS, *extra, f"-DTS_STAMP={stamp()}ULL", *(["-target", target] if target else [])]
+    of_gcc = [_VECTORS] if _takes(compiler, _VECTORS) else []
+    flags = [*FLAGS, *of_gcc, *extra, f"-DTS_STAMP={stamp()}ULL", *(["-target", target] if target else [])]
     jobs = [(source, name, variants[name]) for source in _per_variant() for name in variants]
     jobs.append((SOURCES / _ONCE, "", ()))
     with tempfile.TemporaryDirectory(prefix="tallstore-build-") as folder:
@@ -169,6 +172,15 @@ def _baseline() -> str | None:
         return f"{machine}-macos"
     libc = platform.libc_ver()[0] == "glibc"
     return f"{machine}-linux-{'gnu' if libc else 'musl'}"
+
+
+def _takes(compiler: Sequence[str], flag: str) -> bool:
+    """Whether a compiler knows a flag. One that does nothing at all is told of where it should compile."""
+    try:
+        _run([*compiler, flag, "-fsyntax-only", "-x", "c", os.devnull])
+    except BuildError:
+        return False
+    return True
 
 
 def _run(command: Sequence[str]) -> None:
