@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from spec.second_codecs import decode_vector
-from torch import Tensor
+from torch import Tensor, nn
 
 import tallstore
+from tallstore.cli import main
 from tallstore.kernels.native import library
 from tallstore.stores import Store, open_store
 from tallstore.zoo import Zoo
@@ -180,6 +181,56 @@ def packed_in_chunks(
         tallstore.pack(base, tasks, path, **options)
     with tallstore.open(path) as zoo:
         yield zoo, path
+
+
+def check_that_all_loading_agrees(
+    opened: Zoo, path: Path, folder: Path, name: str, runs: Sequence[tuple[int, int]], rows: list[int]
+) -> None:
+    """Whichever way a task is loaded, its tensors are `state_dict`'s: whole, one, by rows, by columns, as files, of a part.
+
+    Args:
+        opened: the archive.
+        path: its file.
+        folder: for files.
+        name: a matrix, of more than 43 columns.
+        runs: of its rows.
+        rows: of it, one by one.
+    """
+    for task in opened.tasks:
+        state = opened.state_dict(task)
+        exported = load_file(opened.export(task, folder / task) / "model.safetensors")
+        assert all(same_bits(exported[each], tensor) for each, tensor in state.items())
+        assert_same(opened.state_dict(task, names=[name]), {name: state[name]})
+        weights = opened.weights(task)
+        assert all(same_bits(weights.get_tensor(each), tensor) for each, tensor in state.items())
+        lazy, wanted = weights.get_slice(name), state[name]
+        assert all(same_bits(lazy[first:last], wanted[first:last]) for first, last in runs)
+        assert same_bits(lazy[:, 40:43], wanted[:, 40:43])
+        assert same_bits(lazy[rows], wanted[rows])
+        opened.write_subset([task], folder / f"{task}.tall")
+        with tallstore.open(folder / f"{task}.tall") as part:
+            part.verify()
+            assert_same(part.state_dict(task), state)
+    with pytest.raises(SystemExit, match="0"):
+        main(["extract", str(path), "a", "-o", str(folder / "by hand")])
+    by_hand = (folder / "by hand" / "model.safetensors").read_bytes()
+    assert by_hand == (folder / "a" / "model.safetensors").read_bytes()
+
+
+def check_that_models_are_switched(
+    opened: Zoo, model_of: Callable[[torch.dtype], nn.Module], dtype: torch.dtype
+) -> None:
+    """Models of a type and of float32 get what `state_dict` has of the tasks a and b, one after the other and at once."""
+    for of_model in (dtype, torch.float32):
+        model = model_of(of_model)
+        switcher = opened.switcher(model)
+        for task in ("a", "b", "a"):
+            wanted = {name: tensor.to(of_model) for name, tensor in opened.state_dict(task).items()}
+            switcher.switch(task)
+            assert_same(dict(model.named_parameters()), wanted)
+            other = model_of(of_model)
+            opened.load_into(other, task)
+            assert_same(dict(other.named_parameters()), wanted)
 
 
 def kinds(zoo: Zoo, task: str) -> dict[str, str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from spec.second_reader import Archive
 from support import (
     State,
     assert_same,
     both,
+    check_that_all_loading_agrees,
+    check_that_models_are_switched,
     kinds,
     noise,
     packed,
@@ -29,7 +30,6 @@ from support import (
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.cli import main
 from tallstore.tensors import NAME, as_bytes
 from tallstore.zoo import Zoo
 
@@ -134,28 +134,9 @@ def test_the_second_reader_and_the_reference_read_the_same(zoo: tuple[Zoo, Path]
 
 
 def test_everything_that_loads_agrees(zoo: tuple[Zoo, Path], tmp_path: Path) -> None:
-    opened, path = zoo
-    for task in opened.tasks:
-        state = opened.state_dict(task)
-        out = opened.export(task, tmp_path / task)
-        exported = load_file(out / "model.safetensors")
-        assert all(same_bits(exported[name], tensor) for name, tensor in state.items())
-        assert_same(opened.state_dict(task, names=["l1.weight"]), {"l1.weight": state["l1.weight"]})
-        weights = opened.weights(task)
-        assert all(same_bits(weights.get_tensor(name), tensor) for name, tensor in state.items())
-        rows, wanted = weights.get_slice("l1.weight"), state["l1.weight"]
-        for first, last in ((0, 1), (17, 98), (74, 75), (73, 150), (179, 183)):
-            assert same_bits(rows[first:last], wanted[first:last])
-        assert same_bits(rows[:, 40:43], wanted[:, 40:43])
-        assert same_bits(rows[[3, 178, 4]], wanted[[3, 178, 4]])
-        opened.write_subset([task], tmp_path / f"{task}.tall")
-        with tallstore.open(tmp_path / f"{task}.tall") as part:
-            part.verify()
-            assert_same(part.state_dict(task), state)
-    with pytest.raises(SystemExit, match="0"):
-        main(["extract", str(path), "a", "-o", str(tmp_path / "by hand")])
-    by_hand = (tmp_path / "by hand" / "model.safetensors").read_bytes()
-    assert by_hand == (tmp_path / "a" / "model.safetensors").read_bytes()
+    check_that_all_loading_agrees(
+        *zoo, tmp_path, "l1.weight", ((0, 1), (17, 98), (74, 75), (73, 150), (179, 183)), [3, 178, 4]
+    )
 
 
 @pytest.mark.parametrize(("dtype", "native"), [(TYPES[0], True), (TYPES[1], True), (TYPES[0], False)], ids=str)
@@ -167,16 +148,7 @@ def test_models_are_switched_and_loaded(
     base, tasks = common_zoo(dtype)
     with packed(base, tasks, tmp_path / "zoo.tall", bits=1.0) as opened:
         assert set(modes(tmp_path / "zoo.tall", "a").values()) == {3}
-        for of_model in (dtype, torch.float32):
-            model = Net(of_model)
-            switcher = opened.switcher(model)
-            for task in ("a", "b", "a"):
-                wanted = {name: tensor.to(of_model) for name, tensor in opened.state_dict(task).items()}
-                switcher.switch(task)
-                assert_same(dict(model.named_parameters()), wanted)
-                other = Net(of_model)
-                opened.load_into(other, task)
-                assert_same(dict(other.named_parameters()), wanted)
+        check_that_models_are_switched(opened, Net, dtype)
 
 
 @pytest.mark.parametrize("bits", [0.75, 1.0, 2.0])
