@@ -19,3 +19,7 @@ def planted(rows: int, columns: int, strengths: tuple[float, ...], noise: float,
 
 def square(changes: npt.NDArray[np.floating]) -> float:
     return float(np.square(changes, dtype=np.float64).sum())
+
+
+def rms(changes: npt.NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(changes, dtype=np.float64))))

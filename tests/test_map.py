@@ -152,11 +152,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "names/*": ("names/test_conversions.py", "names/test_folders_of_modules.py"),
     "packing/*": ("packing/test_targets.py", "packing/test_pack_one_group.py"),
     # Recipes: golden values of the paper's code, and the formulas.
-    "recipes/low_rank": (
-        "recipes/test_low_rank_parts.py",
-        "encoder/test_low_rank_chunks.py",
-        "archive/test_low_rank_archive.py",
-    ),
+    "recipes/exact_products": ("recipes/test_common_columns.py", "recipes/test_low_rank.py"),
     "recipes/*": (
         "recipes/test_recipes.py",
         "recipes/test_golden.py",

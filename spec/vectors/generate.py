@@ -15,6 +15,7 @@ from making import (
     build,
     invalid,
     invalid_codes,
+    invalid_columns,
     invalid_containers,
     invalid_dare,
     invalid_dither,
@@ -27,6 +28,7 @@ from making import (
     valid,
     valid_archives,
     valid_codes,
+    valid_columns,
     valid_dare,
     valid_dither,
     valid_drift,
@@ -47,6 +49,7 @@ REGISTERED_BY = (
     valid_dare,
     valid_dither,
     valid_low_rank,
+    valid_columns,
 )
 """The modules whose import registers the valid vectors."""
 
@@ -116,6 +119,7 @@ if __name__ == "__main__":
         invalid_dare,
         invalid_dither,
         invalid_low_rank,
+        invalid_columns,
     ):
         module.make()
     write_valid(HERE / "valid")

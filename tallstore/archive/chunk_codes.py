@@ -6,6 +6,7 @@ No torch here: whoever checks an archive, and puts no tensor together, does with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from tallstore import codecs
 from tallstore.archive.locations import RAW, coded
 from tallstore.archive.reader import Place, Reader
-from tallstore.codecs.base import Bytes, Floats, IndexedValues
+from tallstore.archive.verified import RecentlyUsed
+from tallstore.codecs.base import Bytes, Columns, ConditionalCodec, Floats, Given, IndexedValues
 from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
@@ -26,6 +28,8 @@ _READ = 1 << 22
 They stay in the cache; with a quarter of them two threads take a third longer, since they wait for each other at the
 GIL after every step.
 """
+_COLUMNS = 1 << 24
+"""Bytes of columns that are kept: of all tensors that are decoded by turns, as those of many tasks are to be merged."""
 _T = TypeVar("_T")
 
 
@@ -34,6 +38,7 @@ class Codes:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._of_first = RecentlyUsed[Columns](_COLUMNS, lambda columns: columns.nbytes)
 
     def values(self, place: Place, index: int, n: int, name: str) -> Floats:
         """A vector's or a delta's n values."""
@@ -82,8 +87,17 @@ class Codes:
         """
         codec = codecs.find(codecs.CONDITIONAL[place.entry.kind], coded(place).codec, self._reader.where(place.path))
         data = self._reader.chunk_here(place, index, name)
-        self._guard(place, name, lambda: codec.decode(data, out, str(place.entry.dtype), origin))
+        given = Given(origin, partial(self._columns, codec, place, name) if index else None)
+        self._guard(place, name, lambda: codec.decode(data, out, str(place.entry.dtype), given))
         self._reader.verified.add(place.path, place.chunk(index))
+
+    def _columns(self, codec: ConditionalCodec, place: Place, name: str) -> Columns:
+        """What a tensor's first chunk tells for the others, decoded once for those that are asked for together.
+
+        Its bytes are not read into this thread's memory, in which those are that ask for it.
+        """
+        where = (place.path, place.offset)
+        return self._of_first.get(where, lambda: codec.columns(self._reader.chunk(place, 0, name)))
 
     def read(self, place: Place, index: int, name: str) -> None:
         """Read a chunk and check it; nothing is decoded."""

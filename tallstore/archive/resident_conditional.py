@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from tallstore.codecs import ConditionalCodec
+from tallstore.codecs.base import Bytes, Given
 from tallstore.tensors import NAME, as_bytes
 
 __all__ = ["CodedConditional"]
@@ -19,7 +21,7 @@ __all__ = ["CodedConditional"]
 
 @dataclass(frozen=True)
 class CodedConditional:
-    """Coded chunks of N elements. Beside `packed.PackedTensor`, and used as it is."""
+    """Coded chunks of N elements. Given `packed.PackedTensor`, and used as it is."""
 
     codec: ConditionalCodec
     codes: Tensor
@@ -48,9 +50,15 @@ class CodedConditional:
         """
         here = out if out.device.type == "cpu" else torch.empty(len(out), dtype=out.dtype)
         here.copy_(base)
+        columns = cache(lambda: self.codec.columns(self._coded(0)))
         for at in range(0, len(out), self.chunk):
             index = (start + at) // self.chunk
-            data = self.codes[self.ends[index - 1] if index else 0 : self.ends[index]].numpy()
-            self.codec.decode(data, as_bytes(here[at : at + self.chunk]), NAME[out.dtype])
+            given = Given(columns=columns if index else None)
+            self.codec.decode(self._coded(index), as_bytes(here[at : at + self.chunk]), NAME[out.dtype], given)
         if here is not out:
             out.copy_(here)
+
+    def _coded(self, index: int) -> Bytes:
+        """A chunk."""
+        found: Bytes = self.codes[self.ends[index - 1] if index else 0 : self.ends[index]].numpy()
+        return found

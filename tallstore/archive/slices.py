@@ -1,7 +1,8 @@
 """A task's weights tensor by tensor and slice by slice, as `safetensors.safe_open` gives those of a file.
 
 A rank of a serving engine takes the rows or columns that are its own. Of the archive, the chunks are read that these
-lie in and no others: rows of a matrix are a few consecutive chunks, columns are a piece of every one of them.
+lie in and no others, but for a tensor's first one where that tells what all of them need: rows of a matrix are a few
+consecutive chunks, columns are a piece of every one of them.
 """
 
 from __future__ import annotations

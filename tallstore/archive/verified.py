@@ -17,7 +17,7 @@ from tallstore.format.manifest import Manifest
 from tallstore.format.part import PartHeader
 from tallstore.stores import Store
 
-__all__ = ["HEADERS", "MANIFESTS", "MANIFEST_MOST", "Chunk", "VerifiedChunks"]
+__all__ = ["HEADERS", "MANIFESTS", "MANIFEST_MOST", "Chunk", "RecentlyUsed", "VerifiedChunks"]
 
 Chunk = tuple[int | None, int, bytes]
 """Where its tensor's bytes begin in their part, which chunk it is, and its hash."""
@@ -34,23 +34,27 @@ _V = TypeVar("_V")
 class RecentlyUsed(Generic[_V]):
     """A few values by key: those last asked for. Safe to use from several threads."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, size: Callable[[_V], int] = lambda _: 1) -> None:
+        """At most so many, or of at most so much by `size`: the last one asked for is kept in any case."""
+        self._most, self._size, self._held = most, size, 0
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, _V] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], _V]) -> _V:
-        """A key's value, made where there is none; if that fails there still is none."""
+        """A key's value, made where there is none, perhaps by several threads; if that fails there still is none."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
         made = make()
         with self._lock:
-            made = self._values.setdefault(key, made)
+            if key not in self._values:
+                self._values[key] = made
+                self._held += self._size(made)
+            made = self._values[key]
             self._values.move_to_end(key)
-            while len(self._values) > self._most:
-                self._values.popitem(last=False)
+            while self._held > self._most and len(self._values) > 1:
+                self._held -= self._size(self._values.popitem(last=False)[1])
         return made
 
 

@@ -7,12 +7,13 @@ else. Codecs never see names, files or whole tensors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tallstore.errors import FormatError
 from tallstore.kernels import reference
 from tallstore.kernels.pairs import Pairs
 
@@ -127,6 +128,21 @@ class WholeCodec(ABC):
 
 Row = tuple[int, int]
 """Elements of a tensor's rows, and how many of the first one lie before the chunk; 0, 0 where rows mean nothing."""
+Columns = npt.NDArray[np.int8]
+"""Numbers of a matrix's columns, which a tensor's first chunk tells for the others: shape (rank, width), to be read."""
+
+
+class Given(NamedTuple):
+    """What a conditional codec may be told beside the base's elements in the task's place."""
+
+    origin: Bytes | None = None
+    """Of a task that starts from others, what the base has: as many bytes."""
+    columns: Callable[[], Columns] | None = None
+    """Gives what the tensor's first chunk tells; None of that chunk itself."""
+
+
+ALONE = Given()
+"""Nothing."""
 
 
 class ConditionalCodec(ABC):
@@ -139,15 +155,19 @@ class ConditionalCodec(ABC):
     needs_origin: ClassVar[bool] = False
     """Whether it is for tasks that start from others alone, and is told what the base itself has."""
 
+    def columns(self, first: Buffer) -> Columns:  # noqa: ARG002 - part of the interface
+        """What the first chunk of a tensor tells for those behind it. Raises FormatError where that is nothing."""
+        raise FormatError("the tensor's first chunk tells of no columns")
+
     @abstractmethod
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
+    def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:
         """Turn the base's elements into the task's, in place.
 
         Args:
             data: what `encode` returned.
             out: the base's elements, converted to `dtype`. Undefined after an error.
             dtype: the task's element type.
-            origin: of a task that starts from others, the base's elements: as many bytes.
+            given: see `Given`.
         """
 
 
@@ -163,5 +183,5 @@ class LosslessCodec(ConditionalCodec):
             base: the base's elements in their place, converted to `dtype`: as many bytes.
             dtype: the task's element type.
             row: see `Row`.
-            origin: see `decode`.
+            origin: see `Given`.
         """

@@ -4,6 +4,8 @@
     u8 2 | u8 low | u32 first | shares, u16 each | widths, u16 each | contexts, u8 each | a chunk of `lattice`
     u8 3 | what is added to the base's elements (see `codecs.low_rank`) | a chunk of mode 0 or 2, given the sums
 
+The first chunk of a tensor tells columns of what is added for all of them.
+
 What comes back is the task on the average, and not bit for bit.
 """
 
@@ -14,11 +16,11 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.codecs.base import Buffer, Bytes, ConditionalCodec
+from tallstore.codecs.base import ALONE, Buffer, Bytes, Columns, ConditionalCodec, Given
 from tallstore.codecs.codebook import pack_indices
 from tallstore.codecs.dare_contexts import CONTEXTS, choose_contexts
 from tallstore.codecs.lattice import LatticeCodec
-from tallstore.codecs.low_rank import read_low_rank, write_low_rank
+from tallstore.codecs.low_rank import read_columns, read_low_rank, write_low_rank
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels.dare import TYPES, Sampling, widened
@@ -47,7 +49,15 @@ class DareCodec(ConditionalCodec):
     _lattice = LatticeCodec()
 
     def encode(
-        self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int, added: LowRank | None = None
+        self,
+        raw: Bytes,
+        base: Bytes,
+        dtype: str,
+        sampling: Sampling,
+        first: int,
+        added: LowRank | None = None,
+        *,
+        begins: bool = True,
     ) -> bytes:
         """Code one chunk; all of its elements where the arithmetic of what is kept would not be safe.
 
@@ -57,25 +67,36 @@ class DareCodec(ConditionalCodec):
             dtype: one of `kernels.dare.TYPES`.
             sampling: what is kept.
             first: what draws for the first element: see `place_hash.first_of`.
-            added: what is added to the base's elements before anything is kept: of rank · (rows + width) numbers, no
-                more than there are elements.
+            added: what is added to the base's elements before anything is kept: of rank · rows numbers, no more than
+                there are elements, beside columns. Where the chunk is its tensor's first one these are told, whatever
+                the elements are; else they must be those that the first one tells, or the first of them.
+            begins: whether the chunk is its tensor's first one.
         """
-        return self.coded(raw, base, dtype, sampling, first, added)[0]
+        return self.coded(raw, base, dtype, sampling, first, added, begins=begins)[0]
 
     def coded(
-        self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int, added: LowRank | None = None
+        self,
+        raw: Bytes,
+        base: Bytes,
+        dtype: str,
+        sampling: Sampling,
+        first: int,
+        added: LowRank | None = None,
+        *,
+        begins: bool = True,
     ) -> tuple[bytes, Words]:
         """The same, and what becomes of the base's elements: what `decode` makes of them, at less than it takes."""
         lattice = LATTICES[dtype]
         words, after = base.view(lattice.word).copy(), raw.view(lattice.word)
         safe = not (_has_large(dtype, words) or _has_large(dtype, after))
         head = b""
-        if added is not None and safe:
-            add_product(dtype, words, added)
-            if _has_large(dtype, words):
-                words = base.view(lattice.word).copy()
-            else:
-                head = bytes([_ADDED]) + write_low_rank(added)
+        if added is not None:
+            sums = _sums(dtype, words, added) if safe else None
+            if sums is None:
+                added = added._replace(rows=np.zeros_like(added.rows))  # adds nothing, bit for bit
+            if begins or sums is not None:
+                head = bytes([_ADDED]) + write_low_rank(added, with_columns=begins)
+            words = words if sums is None else sums
         kept, begun = select(lattice, words, sampling, np.zeros(LEVELS, np.uint8), first)
         times = multiples(dtype, words, after, kept, sampling, first)
         if times is None:  # a change may be far beyond those that widths were chosen by
@@ -95,21 +116,26 @@ class DareCodec(ConditionalCodec):
         head += _HEAD.pack(_SOME, sampling.low, first) + b"".join(each.tobytes() for each in parts)
         return head + coded, words
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
+    def columns(self, first: Buffer) -> Columns:
+        """Of a chunk of mode 3."""
+        view = memoryview(first).cast("B")
+        return read_columns(view[1:]) if len(view) and view[0] == _ADDED else super().columns(first)
+
+    def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:
         """By the first byte."""
         if dtype not in TYPES:
             raise FormatError(f"codec 'dare' is for {' and '.join(TYPES)}, not for {dtype}")
         view, lattice = memoryview(data).cast("B"), LATTICES[dtype]
         mode = view[0] if len(view) else None
         if mode == _ALL:
-            self._lattice.decode(view[1:], out, dtype, origin)
+            self._lattice.decode(view[1:], out, dtype)
             return
         if mode == _ADDED:
-            added, view = read_low_rank(view[1:], len(out) // ITEM_BYTES[dtype])
+            added, view = read_low_rank(view[1:], len(out) // ITEM_BYTES[dtype], given.columns)
             if len(view) and view[0] == _ADDED:
                 raise FormatError("a product is added to another one")
             add_product(dtype, out.view(lattice.word), added)
-            self.decode(view, out, dtype, origin)
+            self.decode(view, out, dtype)
             return
         if mode != _SOME or len(view) < _START:
             raise FormatError(f"a chunk of which some is kept, of mode {mode}, is unknown or cut off")
@@ -133,6 +159,13 @@ def _check(lattice: Lattice, sampling: Sampling, contexts: npt.NDArray[np.uint8]
     begin, down = contexts & 15, contexts >> 4
     if (down > _DOWN).any() or (begin + (15 >> down) >= CONTEXTS).any():
         raise FormatError(f"levels' contexts, {contexts.tobytes().hex()}, are not {CONTEXTS}")
+
+
+def _sums(dtype: str, words: Words, added: LowRank) -> Words | None:
+    """Elements with what is added to them; None where some are too large."""
+    sums = words.copy()
+    add_product(dtype, sums, added)
+    return None if _has_large(dtype, sums) else sums
 
 
 def _has_large(dtype: str, words: Words) -> bool:

@@ -14,7 +14,7 @@ import struct
 import numpy as np
 
 from tallstore.codecs import zstd
-from tallstore.codecs.base import Buffer, Bytes, Row
+from tallstore.codecs.base import ALONE, Buffer, Bytes, Given, Row
 from tallstore.codecs.coded_steps import Head, checked_weights, coded_chunk, read_head
 from tallstore.codecs.drift_model import choose
 from tallstore.codecs.lattice import LatticeCodec, encode_steps
@@ -53,11 +53,11 @@ class DriftCodec(LatticeCodec):
 
         return self._encode(raw, base, dtype, coded)
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:
+    def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:
         """By the first byte."""
         view = memoryview(data).cast("B")
-        if len(view) and view[0] == DRIFT and dtype in LATTICES and origin is not None:
-            _go_on(LATTICES[dtype], out, view, origin)
+        if len(view) and view[0] == DRIFT and dtype in LATTICES and given.origin is not None:
+            _go_on(LATTICES[dtype], out, view, given.origin)
         else:
             super().decode(data, out, dtype)
 

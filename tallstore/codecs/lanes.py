@@ -19,7 +19,7 @@ import numpy as np
 
 from tallstore.codecs import zstd
 from tallstore.codecs.adaptive import Adaptive
-from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
+from tallstore.codecs.base import ALONE, Buffer, Bytes, Given, LosslessCodec, Row
 from tallstore.codecs.planes import Planes
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
@@ -58,7 +58,7 @@ class Lanes(LosslessCodec):
         widths = _LANES.get(dtype, dict.fromkeys((4, 8, 8 * ITEM_BYTES[dtype])))
         return min([*(self._encode_lanes(raw, base, bits) for bits in widths), whole], key=len)
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002 - drift's
+    def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:  # noqa: ARG002 - drift's
         """By the first byte."""
         view = memoryview(data).cast("B")
         if not len(view):

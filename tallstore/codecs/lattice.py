@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.codecs import zstd
-from tallstore.codecs.base import Buffer, Bytes, LosslessCodec, Row
+from tallstore.codecs.base import ALONE, Buffer, Bytes, Given, LosslessCodec, Row
 from tallstore.codecs.coded_steps import Head, checked_weights, coded_chunk, read_head
 from tallstore.codecs.lattice_model import choose, lanes_for, lowest, lowest_of, sampled
 from tallstore.codecs.planes import Planes
@@ -120,7 +120,7 @@ class LatticeCodec(LosslessCodec):
     def _differences(self, raw: Bytes, base: Bytes, item: int) -> bytes:
         return bytes([_DIFFERENCES]) + self._planes.encode(reference.difference(raw, base, item), _WORDS[item])
 
-    def decode(self, data: Buffer, out: Bytes, dtype: str, origin: Bytes | None = None) -> None:  # noqa: ARG002 - drift's
+    def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:  # noqa: ARG002 - drift's
         """By the first byte."""
         view = memoryview(data).cast("B")
         mode = view[0] if len(view) else None

@@ -20,18 +20,19 @@ import torch
 from tallstore._version import WRITER
 from tallstore.checkpoints import Checkpoint
 from tallstore.encoder.encode_item import do, identify, keep
-from tallstore.encoder.items import Done, Identity, Item, Outcome, Tools, WholePiece
+from tallstore.encoder.items import ColumnsJob, Done, Identity, Item, Outcome, Tools, WholePiece
 from tallstore.encoder.measure_item import measure
 from tallstore.encoder.plan import EncodePlan
 from tallstore.encoder.reasons import Why
 from tallstore.encoder.result_files import Place, ResultFile, Span, read_result
+from tallstore.encoder.tensor_columns import find
 from tallstore.errors import CheckpointError, WorkerError
 from tallstore.kernels.native import library
 from tallstore.recipes.base import Statistic
 from tallstore.stores.staging import translated
 
 _R = TypeVar("_R")
-Job = Item | Identity | WholePiece
+Job = Item | Identity | WholePiece | ColumnsJob
 Batch = tuple[Job, ...]
 _LATE = (0.01, 0.1, 1.0, 5.0, 25.0)
 """Seconds that are waited for a file."""
@@ -97,6 +98,11 @@ def cut(base: Checkpoint, plan: EncodePlan, chunk: int) -> list[Batch]:
                 yield Identity(name), most
 
     return list(_batches(jobs(), most))
+
+
+def cut_columns(jobs: Sequence[ColumnsJob], base: Checkpoint, chunk: int) -> list[Batch]:
+    """Tensors whose chunks are to have columns in common, in order."""
+    return list(_batches(((job, base.tensors[job.name].numel * len(job.users)) for job in jobs), chunk))
 
 
 def cut_pieces(pieces: Sequence[WholePiece], chunk: int) -> list[Batch]:
@@ -166,6 +172,7 @@ _DO: Mapping[type, Callable[[Any, Tools, ResultFile], Any]] = {
     Item: _item,
     Identity: lambda job, tools, out: identify(job.name, tools),  # noqa: ARG005 - no bytes of its own
     WholePiece: lambda job, tools, out: out.add(*keep(job, tools)),
+    ColumnsJob: find,
 }
 
 

@@ -21,6 +21,7 @@ from tallstore.encoder.batches import (
     Context,
     ItemResult,
     cut,
+    cut_columns,
     cut_pieces,
     gather,
     items,
@@ -29,7 +30,7 @@ from tallstore.encoder.batches import (
     span,
 )
 from tallstore.encoder.engine import Engine
-from tallstore.encoder.items import LOSSLESS, WORDS, Tools, WholePiece
+from tallstore.encoder.items import LOSSLESS, WORDS, ColumnsPlace, Tools, WholePiece
 from tallstore.encoder.lossless_warnings import WithoutLoss, count_without_loss, warnings_of
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
@@ -37,7 +38,8 @@ from tallstore.encoder.part_writer import PartWriter
 from tallstore.encoder.plan import EncodePlan, User, Whole
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.report import Progress, sentence
-from tallstore.encoder.resume import Journal
+from tallstore.encoder.resume import JOB_BYTES, Journal
+from tallstore.encoder.tensor_columns import columns_jobs, parse
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
@@ -129,6 +131,7 @@ class Stream:
         self.taken_up = 0
         """Batches that an earlier run had finished."""
         self._options, self._journal = options, job.journal
+        self._job = job.journal.job
         self._tools = Tools(
             base=job.base,
             tasks=tasks,
@@ -151,6 +154,7 @@ class Stream:
         """Gather the recipe's statistics, then code every tensor."""
         self.recipe.prepare(self._facts())
         self.gather_statistics(engine)
+        self._find_columns(engine)
         self._done = 0
         done = self._results(engine, "coded", cut(self.base, self.plan, self.chunk))
         for name in self.plan.read_of(self.base):
@@ -199,13 +203,32 @@ class Stream:
         self.exact -= self.lossless
         self._tools = replace(self._tools, forms=forms, drop=drop, exactly=self.lossless)
 
+    def _find_columns(self, engine: Engine) -> None:
+        """What chunks of a tensor have in common, of those of which that is told first."""
+        names = self.plan.read_of(self.base)
+        jobs = columns_jobs(self._tools, {name: self.plan.users[name] for name in names})
+        found: dict[tuple[int, str], ColumnsPlace] = {}
+        self._done = 0
+        results = self._results(engine, "columns", cut_columns(jobs, self.base, self.chunk))
+        for job, (said, path) in zip(jobs, results, strict=True):
+            for user, facts in zip(job.users, said, strict=True):
+                if facts is not None:
+                    found[user.task, job.name] = parse(facts, span(facts[0], path))
+                size = ITEM_BYTES[self.tasks[user.task].tensors[user.name].dtype]
+                self._step("columns in common", user.covered * size)
+        if found:
+            # What is coded is of these columns, and of no other ones that an earlier run may have found.
+            digest = hashlib.sha256(self._job + "".join(place.span.xxh3 for place in found.values()).encode())
+            self._job = digest.digest()[:JOB_BYTES]
+            self._tools = replace(self._tools, columns=found)
+
     def _context(self, kind: str, batches: Sequence[Batch], statistic: Any = None) -> Context:
         return Context(
             tools=self._tools,
             batches=batches,
             folder=self._journal.folder,
             kind=kind,
-            job=self._journal.job,
+            job=self._job,
             target=self._journal.target,
             statistic=statistic,
         )

@@ -40,7 +40,7 @@ from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.remeasure import remeasure
 from tallstore.encoder.row_bits import largest_of, same_bits
 from tallstore.encoder.sampled_rows import encode_sampled
-from tallstore.kernels.place_hash import first_of
+from tallstore.encoder.tensor_columns import added_first
 from tallstore.kernels.reference import difference
 from tallstore.recipes.sampled_changes import SampledPrecision
 from tallstore.tensors import as_bytes
@@ -96,9 +96,9 @@ def _sampled(item: Item, user: User, base: Tensor, drop: SampledPrecision, tools
     row = row_of(item, user, tools)
     if row is None:
         return None, 0
-    first = first_of(item.start, tools.recipe.seed(user.task, item.name))
-    info = tools.tasks[user.task].tensors[user.name]
-    made, moved = encode_sampled(row, base[: len(row)], info.dtype, drop, first, row_lengths(info, item))
+    dtype, seed = tools.tasks[user.task].tensors[user.name].dtype, tools.recipe.seed(user.task, item.name)
+    added = added_first(item, user, tools)
+    made, moved = encode_sampled(row, base[: len(row)], dtype, drop, item.start, seed, added)
     return Outcome(made=made, moved=moved), row.numel() * row.element_size()
 
 

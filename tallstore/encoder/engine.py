@@ -201,7 +201,7 @@ class Threads(Engine):
         _SHORT_TURNS.end()
 
 
-class Given(Engine):
+class GivenExecutor(Engine):
     """An executor that the caller made, and keeps."""
 
     def __init__(self, executor: Executor, workers: int) -> None:
@@ -217,7 +217,7 @@ class Given(Engine):
         raise WorkerError("the executor broke and takes no more work: a worker died, perhaps: make a new one")
 
 
-class Processes(Given):
+class Processes(GivenExecutor):
     """Processes of this machine."""
 
     advice = f"""{Engine.advice}; a script's own call of pack belongs under `if __name__ == "__main__":`"""
@@ -243,7 +243,7 @@ class Processes(Given):
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-class Dask(Given):
+class Dask(GivenExecutor):
     """Workers of a Dask cluster: one that is running, or one of this machine that goes with the job."""
 
     def __init__(self, address: str | None, workers: int | None) -> None:
@@ -290,7 +290,7 @@ def open_engine(chosen: str | Executor, workers: int | None, most: int) -> Engin
         most: how many fit this machine's memory.
     """
     if isinstance(chosen, Executor):
-        return Given(chosen, workers or os.cpu_count() or 1)
+        return GivenExecutor(chosen, workers or os.cpu_count() or 1)
     name, _, address = chosen.partition(":")
     if name == DASK:
         return Dask(address or None, workers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from tallstore.codecs.base import Row as Lengths
 from tallstore.encoder.chunk import Made
 from tallstore.encoder.plan import User
 from tallstore.encoder.reasons import Why
+from tallstore.encoder.result_files import Span
 from tallstore.encoder.row_bits import largest_of
 from tallstore.encoder.select_gpu import has_kernels
 from tallstore.kernels.scratch import scratch
@@ -51,6 +53,14 @@ class Identity:
     """A base tensor whose hash is wanted, and which has more than one item."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class ColumnsJob:
+    """A base tensor, and those that come from it whose chunks are to have columns in common."""
+
+    name: str
+    users: tuple[User, ...]
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,16 @@ class Done:
     read: int
 
 
+class ColumnsPlace(NamedTuple):
+    """Columns that the chunks of a task's tensor have in common: see `common_columns.CommonColumns`."""
+
+    span: Span
+    """Their numbers: int8."""
+    step: float
+    scale: float
+    shifts: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tools:
     """What every item is done with."""
@@ -141,6 +161,8 @@ class Tools:
     """(task, base tensor) → the vector codec of a delta of its own, or LOSSLESS: what a budget asks for."""
     drop: Mapping[tuple[int, str], SampledPrecision] = field(default_factory=dict)
     """(task, base tensor) → what is kept of it, where some changes are dropped."""
+    columns: Mapping[tuple[int, str], ColumnsPlace] = field(default_factory=dict)
+    """(task, base tensor) → where the columns are that its chunks have in common."""
     exact: frozenset[int] = frozenset()
     """Tasks of which the lost bits are stored too."""
     exactly: frozenset[int] = frozenset()
@@ -187,6 +209,13 @@ def gather_runs(checkpoint: Checkpoint, name: str, runs: Sequence[Item], place: 
     out = torch.from_numpy(scratch(place, need, np.uint8)).view(kind)
     checkpoint.read_runs(name, [(run.start, run.stop) for run in runs], out)
     return out
+
+
+def read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """Runs of elements, one behind the other, in memory of their own."""
+    rows = torch.empty(sum(stop - start for start, stop in runs), dtype=TORCH[checkpoint.tensors[name].dtype])
+    checkpoint.read_runs(name, runs, rows)
+    return rows
 
 
 def row_by_row(item: Item, tools: Tools) -> bool:

@@ -25,7 +25,7 @@ from tallstore.encoder.fused_rows import (
     start_of,
 )
 from tallstore.encoder.inspect_rows import looks_of, usable_rows
-from tallstore.encoder.items import Item, Read, Tools, gather_runs, read, row_by_row
+from tallstore.encoder.items import Item, Read, Tools, gather_runs, read, read_rows, row_by_row
 from tallstore.encoder.lossless_rows import lossless_bits, may_be_lossless
 from tallstore.encoder.plan import User
 from tallstore.encoder.row_bits import largest_of
@@ -33,7 +33,6 @@ from tallstore.encoder.sampled_rows import level_costs
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.recipes.base import Statistic
 from tallstore.recipes.coherence import COLUMNS, gain, picked
-from tallstore.tensors import TORCH
 
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
@@ -65,16 +64,16 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     for user in item.users if len(shape) > 1 and width else ():
         count = user.covered // width
         if sample is None or sample.count != count:
-            runs = tuple((row * width, row * width + columns) for row in picked(count))
-            before = _read_rows(tools.origin, item.name, runs)
+            runs = tuple((row * width, row * width + columns) for row in picked(count, width))
+            before = read_rows(tools.origin, item.name, runs)
             sample = _SampledRows(count, runs, before, start_of(before, 0.0))
         checkpoint, own = tools.tasks[user.task], None
         narrow = tools.origin is tools.base and may_be_lossless(checkpoint.tensors[user.name].dtype)
         if narrow:  # read once for both
-            own = _read_rows(checkpoint, user.name, sample.runs)
+            own = read_rows(checkpoint, user.name, sample.runs)
         results.append(statistic.measure_rows(user.task, item.name, partial(_gain, checkpoint, user.name, sample, own)))
         if own is not None and (bits := lossless_bits(own, sample.base, user.covered, columns)) is not None:
-            levels = level_costs(own, sample.base, user.covered, width if columns == width else 0, tools.chunk)
+            levels = level_costs(own, sample.base, (count, width), columns, tools.chunk)
             results.append(statistic.measure_lossless(user.task, item.name, bits, levels))
     return results
 
@@ -105,15 +104,8 @@ def _gain(checkpoint: Checkpoint, name: str, sample: _SampledRows, own: Tensor |
         coherence = coherent(row, firsts, start, columns)
         if coherence is not None:
             return coherence
-    own = _read_rows(checkpoint, name, sample.runs) if own is None else own
+    own = read_rows(checkpoint, name, sample.runs) if own is None else own
     return gain(task_vector(sample.base, own).to(torch.float32).view(len(sample.runs), columns).numpy())
-
-
-def _read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[tuple[int, int]]) -> Tensor:
-    """Runs of equal length, one behind the other, in memory of their own."""
-    rows = torch.empty(sum(stop - start for start, stop in runs), dtype=TORCH[checkpoint.tensors[name].dtype])
-    checkpoint.read_runs(name, runs, rows)
-    return rows
 
 
 def _tiles_measured(

@@ -12,7 +12,7 @@ from tallstore.checkpoints import Checkpoint
 from tallstore.stores import Sink
 from tallstore.stores.staging import translated
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Of results: raised when what they say, or how work is cut, changes."""
 JOB_BYTES = 16
 

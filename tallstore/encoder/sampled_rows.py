@@ -6,19 +6,18 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tallstore import codecs
-from tallstore.codecs.base import Row
 from tallstore.codecs.lattice_model import lowest
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
 from tallstore.kernels.dare import TYPES, as_float, as_words
 from tallstore.kernels.lattice import LATTICES
 from tallstore.kernels.low_rank import LowRank
-from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, find_low_rank, spectrum_of
+from tallstore.kernels.place_hash import first_of
+from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, spectrum_of
 from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, counted
 from tallstore.tensors import TORCH, as_bytes
 
@@ -30,14 +29,14 @@ _FEW = 1 << 12
 """Elements that mostly tell whether any moved."""
 
 
-def level_costs(weights: Tensor, base: Tensor, elements: int, length: int, chunk: int) -> list[LevelCosts]:
+def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: int, chunk: int) -> list[LevelCosts]:
     """What a tensor's changes are by the exponents of the base's elements; and what is left where some are told first.
 
     Args:
-        weights: θt, flat: a sample of it, whole rows.
+        weights: θt, flat: rows of it, or what they begin with.
         base: θ0 in its place, of any type.
-        elements: of the tensor.
-        length: of a row; 0 where rows of the sample are not whole.
+        shape: of the tensor: rows, and elements of each.
+        columns: elements of each of these rows.
         chunk: elements of the tensor that are coded together.
 
     Returns:
@@ -51,16 +50,16 @@ def level_costs(weights: Tensor, base: Tensor, elements: int, length: int, chunk
     change = task_vector(base, weights).numpy()
     if not np.isfinite(change).all():
         return []
-    low, times = lowest(lattice, before), elements / weights.numel()
+    low, times = lowest(lattice, before), math.prod(shape) / weights.numel()
     found = [counted(dtype, low, lattice.levels(before, low), np.abs(change), times)]
-    rows = min(elements, chunk) // length if length else 0
-    spectrum = spectrum_of(change.reshape(-1, length)) if rows > 1 else None
+    rows = change.reshape(-1, columns)
+    spectrum = spectrum_of(rows) if len(rows) > 1 else None
     if spectrum is None:
         return found
     own, start = as_float(as_bytes(weights).view(lattice.word), dtype), as_float(before, dtype)
     rms = math.sqrt(spectrum.total / len(change))
     for share in SHARES_OF_RMS:
-        part = common_part(change.reshape(-1, length), share * rms, rows, elements / (rows * length), spectrum)
+        part = common_part(rows, share * rms, shape, -(-math.prod(shape) // chunk), spectrum)
         if part is None:
             continue
         words = as_words(start + part.product.reshape(-1), dtype)
@@ -75,7 +74,13 @@ def level_costs(weights: Tensor, base: Tensor, elements: int, length: int, chunk
 
 
 def encode_sampled(
-    weights: Tensor, base: Tensor, dtype: str, drop: SampledPrecision, first: int, row: Row
+    weights: Tensor,
+    base: Tensor,
+    dtype: str,
+    drop: SampledPrecision,
+    start: int,
+    seed: int,
+    added: LowRank | None = None,
 ) -> tuple[Made, bool]:
     """Code a share of one chunk of a task's tensor.
 
@@ -84,8 +89,9 @@ def encode_sampled(
         base: θ0 in its place, as many elements of the same type.
         dtype: the type, by the format's name.
         drop: what is kept.
-        first: what draws for the first element: see `place_hash.first_of`.
-        row: of the tensor: see `codecs.base.Row`.
+        start: the first element's place in the tensor.
+        seed: of task and tensor: see `place_hash.first_of`.
+        added: what is told of the changes first, if anything: see `tensor_columns.added_first`.
 
     Returns:
         what becomes of the row, and whether it differs from the base in any bit.
@@ -93,8 +99,8 @@ def encode_sampled(
     word = np.dtype(f"<u{weights.element_size()}")
     after, before = as_bytes(weights).view(word), as_bytes(base).view(word)
     tau = task_vector(base, weights)
-    added = _in_common(tau.numpy(), drop, row)
-    coded, out = _CODEC.coded(after.view(np.uint8), before.view(np.uint8), dtype, drop.sampling, first, added)
+    before_bytes, first = before.view(np.uint8), first_of(start, seed)
+    coded, out = _CODEC.coded(after.view(np.uint8), before_bytes, dtype, drop.sampling, first, added, begins=not start)
     on = float(np.count_nonzero(out != before))
     hat = task_vector(base, torch.from_numpy(out.view(np.uint8)).view(weights.dtype))
     error, norm, kept, dot, _ = agreement(tau, hat)
@@ -103,14 +109,3 @@ def encode_sampled(
         error, norm, kept, dot = 0.0, on, on, on  # of what is infinite, and comes back bit for bit
     moved = any(not np.array_equal(after[run], before[run]) for run in (slice(_FEW), slice(None)))
     return Made("sampled", coded, 1.0, (error, norm, kept, dot, on), _CODEC.id), moved
-
-
-def _in_common(change: npt.NDArray[np.float32], drop: SampledPrecision, row: Row) -> LowRank | None:
-    """What rows of a chunk have in common, as far as that is wanted."""
-    length, gone = row
-    if not (drop.step and length and np.isfinite(change).all()):
-        return None
-    count = -(-(gone + len(change)) // length)
-    if count * length != len(change):
-        change = np.pad(change, (gone, count * length - gone - len(change)))
-    return find_low_rank(change.reshape(count, length), drop.step, gone)

@@ -16,10 +16,14 @@ from tallstore.kernels.lattice import Words
 from tallstore.kernels.native import low_rank as native
 from tallstore.kernels.registry import kernel
 
-__all__ = ["LARGEST", "MOST_RANK", "MOST_SHIFT", "LowRank", "add_product", "factors"]
+__all__ = ["LARGEST", "MOST_AN_ELEMENT", "MOST_NUMBERS", "MOST_RANK", "MOST_SHIFT", "LowRank", "add_product", "factors"]
 
 MOST_RANK, LARGEST, MOST_SHIFT = 64, 127, 4
 """Components, the magnitude of their numbers, and how far each may be shifted up: 64 · 127² · 2^4 < 2^24."""
+MOST_NUMBERS = 1 << 22
+"""Of columns, of all components together."""
+MOST_AN_ELEMENT = 64
+"""Of these, for each of a chunk's elements: reading few elements is little work."""
 _BLOCK = 1 << 16
 """Elements that are worked on at a time, about."""
 

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 __all__ = ["BITS", "COLUMNS", "gain", "gain_of", "picked"]
 
-_ROWS, _MORE_ROWS, _MANY = 64, 256, 4096
-"""Rows that are looked at, and how many of a tensor with more than `_MANY`: of a table few rows may have moved."""
+_ROWS, _MORE_ROWS, _MANY, _LARGE = 64, 256, 4096, 1 << 22
+"""Rows that are looked at, and how many of a tensor with more than `_MANY`, or of so many elements: of a table few rows
+may have moved; and in a large matrix what rows have in common shows better, for what is little beside coding it."""
 COLUMNS = 1 << 13
 """Leading columns that are looked at, at most."""
 BITS = 20
@@ -34,9 +35,9 @@ _CHANCE = 3.0
 """Standard errors that a gain is lowered by."""
 
 
-def picked(rows: int) -> list[int]:
-    """Which of so many rows are looked at: evenly spaced."""
-    wanted = min(rows, _MORE_ROWS if rows > _MANY else _ROWS)
+def picked(rows: int, columns: int = 1) -> list[int]:
+    """Which of so many rows, of so many elements each, are looked at: evenly spaced."""
+    wanted = min(rows, _MORE_ROWS if rows > _MANY or rows * columns >= _LARGE else _ROWS)
     return [i * rows // wanted for i in range(wanted)]
 
 

@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tallstore.codecs.base import Bytes, ConditionalCodec, Floats, LosslessCodec, MaskCodec, VectorCodec, WholeCodec
+from tallstore.codecs.base import (
+    ALONE,
+    Bytes,
+    ConditionalCodec,
+    Floats,
+    Given,
+    LosslessCodec,
+    MaskCodec,
+    VectorCodec,
+    WholeCodec,
+)
 from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 from tallstore.errors import ArchiveError
 from tallstore.format.dtypes import ITEM_BYTES
@@ -282,13 +292,13 @@ class LosslessCodecContract(ABC):
         survives_within(self.codec, self.codec.encode(raw, base, dtype), base, dtype)
 
 
-def survives_within(codec: ConditionalCodec, data: bytes, base: Bytes, dtype: str) -> None:
+def survives_within(codec: ConditionalCodec, data: bytes, base: Bytes, dtype: str, given: Given = ALONE) -> None:
     """The same of a codec that decodes in place, with memory on either side."""
     room = np.full(len(base) + 128, 77, np.uint8)
 
     def decode(damaged: bytes) -> None:
         room[64:-64] = base
-        codec.decode(damaged, room[64:-64], dtype)
+        codec.decode(damaged, room[64:-64], dtype, given)
 
     _survives(decode, data)
     assert (room[:64] == 77).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from abc import ABC
 from collections.abc import Iterator
 from functools import partial
@@ -9,20 +10,23 @@ from typing import ClassVar
 
 import numpy as np
 
-from tallstore.codecs.base import Bytes
+from tallstore.codecs.base import ALONE, Bytes, Given
 from tallstore.codecs.dare import DareCodec
+from tallstore.codecs.low_rank import read_low_rank
 from tallstore.errors import FormatError
 from tallstore.kernels.conversion import to_bf16
 from tallstore.kernels.dare import SHARES, Sampling, as_float, units
 from tallstore.kernels.lattice import LATTICES, LEVELS
-from tallstore.kernels.low_rank import LARGEST, LowRank
+from tallstore.kernels.low_rank import LARGEST, MOST_AN_ELEMENT, LowRank
 from tallstore.testing.codecs import SIZES, survives_within
 from tallstore.testing.raised import refused
 
 __all__ = ["SampledCodecContract"]
 
 _FEW = 1024
-"""Elements of chunks that are damaged in every way."""
+"""Elements of chunks that are damaged in every way, and numbers of columns."""
+_LEAST = 63
+"""Elements of which some surely move where something is added to them."""
 
 
 class SampledCodecContract(ABC):
@@ -51,7 +55,10 @@ class SampledCodecContract(ABC):
         yield Sampling(low, shares, to_bf16((unit * np.arange(LEVELS, 0, -1)).astype(np.float32)))
 
     def _products(self, n: int) -> Iterator[LowRank]:
-        """What may be added to n elements: few components and many, whole rows or not; to every fourth row nothing."""
+        """What may be added to n elements: few components and many, rows whole or not; to every fourth row nothing.
+
+        To a row that is a chunk's only one, something.
+        """
         for rank, width, gone in (
             (1, 2, 0),
             (1, 7, 3),
@@ -60,13 +67,15 @@ class SampledCodecContract(ABC):
             (5, 31, 30),
             (24, 64, 5),
             (64, 140, 139),
+            (3, 6000, 5),
+            (2, 600, 599),
         ):
             rows = -(-(gone + n) // width)
-            if rank * (rows + width) > n:
+            if rank * rows > n or rank * width > MOST_AN_ELEMENT * n or n < _LEAST:
                 continue
             rng = np.random.default_rng(n + rank)
             across, along = (rng.integers(-LARGEST, LARGEST + 1, (rank, m)).astype(np.int8) for m in (rows, width))
-            across[:, ::4] = 0
+            across[:, ::4] *= rows == 1
             of = LowRank(np.float32(2.0**-20), rng.integers(0, 5, rank).astype(np.uint8), across, along, gone)
             yield of
             yield of._replace(scale=np.float32(3e-8))
@@ -97,10 +106,13 @@ class SampledCodecContract(ABC):
         sampling: Sampling,
         first: int = 5,
         added: LowRank | None = None,
+        *,
+        begins: bool = True,
     ) -> tuple[bytes, Bytes]:
-        """What is coded, and what comes back of it."""
-        coded, out = self.codec.encode(raw, base, dtype, sampling, first, added), base.copy()
-        self.codec.decode(coded, out, dtype)
+        """What is coded, and what comes back of it. `begins`: whether it is its tensor's first chunk."""
+        coded, out = self.codec.encode(raw, base, dtype, sampling, first, added, begins=begins), base.copy()
+        told = None if begins or added is None else added.columns.copy
+        self.codec.decode(coded, out, dtype, Given(columns=told))
         return coded, out
 
     def test_the_same_elements_give_the_same_bytes(self) -> None:
@@ -190,7 +202,7 @@ class SampledCodecContract(ABC):
                 whole = (stop - start) % unit == 0
                 assert whole.any()
                 assert (found[whole] == stop[whole]).all()
-                assert (np.abs(found - stop) < unit).all()
+                assert (np.abs(found - stop) <= unit).all(), "a whole one by the last rounding, below the lowest level"
 
     def test_next_to_nothing_is_kept_beside_what_is_added(self) -> None:
         """Of the least share, the sums are what there is, mostly."""
@@ -202,41 +214,104 @@ class SampledCodecContract(ABC):
                 assert (out != self._sums(base, dtype, of)).sum() <= 4
 
     def test_nothing_is_added_to_what_is_no_number(self) -> None:
-        """A chunk that has it, on either side, or whose sums are too large, is coded without."""
+        """Nor where sums are too large: a tensor's first chunk tells columns all the same, and rows of 0."""
         for dtype in self.dtypes:
             infinite = LATTICES[dtype].mask << LATTICES[dtype].shift
             *_, sampling = self._samplings(dtype)
             for base, raw, of in self._added(dtype):
-                for spoilt in (base, raw):
+                for word, spoilt in ((infinite, base), (infinite, raw), (infinite | 1, base), (infinite | 1, raw)):
                     odd = spoilt.copy()
-                    odd.view(np.uint16)[-1] = infinite
+                    odd.view(np.uint16)[-1] = word
                     before, after = (odd if each is spoilt else each for each in (base, raw))
-                    coded, out = self._coded(after, before, dtype, sampling, added=of)
-                    assert coded[0] == 0
-                    assert (out == after).all()
-                far = of._replace(scale=np.float32(3e38))
-                assert (
-                    self._coded(raw, base, dtype, sampling, added=far)[0] == self._coded(raw, base, dtype, sampling)[0]
-                )
+                    self._tells_columns_alone(after, before, dtype, sampling, of)
+                    assert (self._coded(after, before, dtype, sampling, added=of)[1] == after).all()
+                self._tells_columns_alone(raw, base, dtype, sampling, of._replace(scale=np.float32(3e38)))
 
-    def test_no_more_numbers_are_added_than_there_are_elements(self) -> None:
+    def _tells_columns_alone(self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, of: LowRank) -> None:
+        """With columns, and what is coded without a product behind them; where those are told already, that alone."""
+        plain, back = self._coded(raw, base, dtype, sampling)
+        assert plain[0] != 3
+        coded, out = self._coded(raw, base, dtype, sampling, added=of)
+        assert coded[0] == 3
+        assert coded.endswith(plain)
+        assert (out == back).all()
+        told, rest = read_low_rank(coded[1:], len(base) // 2)
+        assert rest.tobytes() == plain
+        assert not told.rows.any()
+        assert np.array_equal(told.columns, of.columns)
+        assert np.array_equal(self.codec.columns(coded), of.columns)
+        assert self._coded(raw, base, dtype, sampling, added=of, begins=False)[0] == plain
+
+    def test_columns_are_told_by_the_first_chunk_alone(self) -> None:
+        """What comes back is the same; the others take less by all of the columns."""
+        for dtype in self.dtypes:
+            for base, raw, of in self._added(dtype):
+                for sampling in self._samplings(dtype):
+                    first, due = self._coded(raw, base, dtype, sampling, added=of)
+                    later, out = self._coded(raw, base, dtype, sampling, added=of, begins=False)
+                    told = self.codec.columns(first)
+                    assert (told == of.columns).all()
+                    assert (out == due).all()
+                    (a, b), sizes = struct.unpack_from("<II", first, 14 + len(of.shifts)), 14 + len(of.shifts)
+                    columns = sizes + 8 + a
+                    assert b > 0
+                    assert later == first[: sizes + 4] + bytes(4) + first[sizes + 8 : columns] + first[columns + b :]
+
+    def test_fewer_components_than_the_first_chunk_tells_are_the_first_of_them(self) -> None:
+        """Whatever shifts and scale they have there."""
+        for dtype in self.dtypes:
+            every = next(self._samplings(dtype))
+            for base, raw, of in self._added(dtype):
+                told = self.codec.columns(self.codec.encode(raw, base, dtype, every, 5, of))
+                few = len(of.shifts) // 2 + 1
+                shifts, rows = of.shifts[::-1][:few].copy(), of.rows[::-1][:few].copy()
+                part = LowRank(np.float32(1e-7), shifts, rows, of.columns[:few], of.gone)
+                due, out = self._sums(base, dtype, part), base.copy()
+                coded = self.codec.encode(due, base, dtype, every, 5, part, begins=False)
+                self.codec.decode(coded, out, dtype, Given(columns=told.copy))
+                assert (out == due).all()
+
+    def test_columns_that_were_not_told_are_refused(self) -> None:
+        """Of a first chunk itself, of fewer components, and of another width."""
+        for dtype in self.dtypes:
+            every = next(self._samplings(dtype))
+            for base, raw, of in self._added(dtype):
+                coded = self.codec.encode(raw, base, dtype, every, 5, of, begins=False)
+                rank, width = of.columns.shape
+                for given, said in (
+                    (Given(), "a product of a tensor's first chunk has no columns"),
+                    (Given(columns=of.columns[1:].copy), f"tells {rank - 1} of {width}"),
+                    (Given(columns=np.zeros((rank, width + 1), np.int8).copy), f"tells {rank} of {width + 1}"),
+                    (Given(columns=partial(self.codec.columns, coded)), "the tensor's first chunk tells of no columns"),
+                ):
+                    error = refused(FormatError, partial(self.codec.decode, coded, base.copy(), dtype, given))
+                    assert str(error).endswith(said)
+
+    def test_no_more_numbers_of_rows_are_added_than_there_are_elements(self) -> None:
         """Of fewer elements, they are refused."""
         for dtype in self.dtypes:
             *_, sampling = self._samplings(dtype)
             for base, raw, of in self._added(dtype):
-                coded, width = self._coded(raw, base, dtype, sampling, added=of)[0], of.columns.shape[1]
-                rank, n = len(of.shifts), len(base) // 2
-                few = max(m for m in range(n) if rank * (-(-(of.gone + m) // width) + width) > m)
-                error = refused(FormatError, partial(self.codec.decode, coded, base[: 2 * few].copy(), dtype))
-                assert "more numbers" in str(error)
+                rank, width, n = len(of.shifts), of.columns.shape[1], len(base) // 2
+                few = [
+                    m for m in range(-(-rank * width // MOST_AN_ELEMENT), n) if rank * -(-(of.gone + m) // width) > m
+                ]
+                if not few:  # of one component, whose rows are those that elements lie in
+                    continue
+                coded = self._coded(raw, base, dtype, sampling, added=of)[0]
+                error = refused(FormatError, partial(self.codec.decode, coded, base[: 2 * few[-1]].copy(), dtype))
+                rows = -(-(of.gone + few[-1]) // width)
+                assert str(error) == f"a product of rank {rank} has more numbers of {rows} rows than {few[-1]}"
 
     def test_damage_of_what_is_added_is_refused_or_stays_in_range(self) -> None:
         """Never a byte outside of the memory that is there."""
         for dtype in self.dtypes:
             for base, raw, of in self._added(dtype):
-                if len(base) > 2 * _FEW:
+                if len(base) > 2 * _FEW or of.columns.size > _FEW:
                     continue
-                for sampling in self._samplings(dtype):
-                    coded, _ = self._coded(raw, base, dtype, sampling, added=of)
-                    assert coded[0] == 3
-                    survives_within(self.codec, coded, base, dtype)
+                for number, sampling in enumerate(self._samplings(dtype)):
+                    for begins in (True, False)[: 1 + (number == 0)]:
+                        coded, _ = self._coded(raw, base, dtype, sampling, added=of, begins=begins)
+                        assert coded[0] == 3
+                        given = ALONE if begins else Given(columns=of.columns.copy)
+                        survives_within(self.codec, coded, base, dtype, given)

@@ -35,7 +35,6 @@ from support import (
 from torch import Tensor, nn
 
 import tallstore
-from tallstore.codecs.base import Row
 from tallstore.encoder.sampled_rows import encode_sampled
 from tallstore.errors import DamagedError, NoSuchTensorError
 from tallstore.kernels.dare import SHARES
@@ -337,11 +336,11 @@ def test_a_zero_that_turns_over_spoils_nothing_else(tmp_path: Path) -> None:
 
 
 def _by_share(
-    share: int, weights: Tensor, base: Tensor, dtype: str, drop: SampledPrecision, first: int, row: Row
+    share: int, weights: Tensor, base: Tensor, dtype: str, drop: SampledPrecision, start: int, seed: int, added: None
 ) -> Any:
     """Every level at one share, the lowest too, which did not move in what was looked at."""
     sampling = drop.sampling._replace(shares=np.full(LEVELS, share - 1, np.uint16))
-    return encode_sampled(weights, base, dtype, drop._replace(sampling=sampling), first, row)
+    return encode_sampled(weights, base, dtype, drop._replace(sampling=sampling), start, seed, added)
 
 
 def test_the_same_zoo_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -165,3 +165,23 @@ def test_a_manifest_is_parsed_once_and_another_one_in_its_place_is_another(
     for _ in range(2):
         tallstore.open(zoo).close()
     assert len(parsed) == 2
+
+
+def test_values_are_kept_by_number_or_by_size() -> None:
+    """Those last asked for; one that is larger than all that may be kept is kept alone."""
+    made: list[str] = []
+
+    def make(key: str) -> bytes:
+        made.append(key)
+        return bytes(int(key[1:]))
+
+    few, small = verified.RecentlyUsed[bytes](2), verified.RecentlyUsed[bytes](10, len)
+    for kept, keys, due in (
+        (few, "a9 b9 a9 c9 a9 b9", "a9 b9 c9 b9"),
+        (small, "a4 b3 c3 a4 d1 a4 c3 b3", "a4 b3 c3 d1 b3"),
+        (small, "e12 e12 b3 e12 f0 f0 e12", "e12 b3 e12 f0 e12"),
+    ):
+        made.clear()
+        for key in keys.split():
+            assert kept.get(key, lambda key=key: make(key)) == bytes(int(key[1:]))
+        assert made == due.split()

@@ -8,17 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from planted import Singles, planted, square
+from planted import Singles, planted
 from torch import Tensor
 
-from tallstore.codecs import SAMPLED
 from tallstore.encoder.sampled_rows import encode_sampled, level_costs
 from tallstore.kernels.dare import SHARES, TYPES, Sampling
 from tallstore.kernels.lattice import LEVELS
-from tallstore.kernels.place_hash import first_of
+from tallstore.kernels.low_rank import LowRank
 from tallstore.recipes.coherence import picked
+from tallstore.recipes.common_columns import find_columns
 from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, offers
-from tallstore.tensors import TORCH, as_bytes
+from tallstore.tensors import TORCH
 
 
 def whole_rate(dtype: str, step: float) -> SampledPrecision:
@@ -34,38 +34,11 @@ def pair(changes: Singles, dtype: str, seed: int = 9) -> tuple[Tensor, Tensor]:
     return base, (base.float() + torch.from_numpy(changes.reshape(-1))).to(TORCH[dtype])
 
 
-@pytest.mark.parametrize(
-    ("length", "gone", "n", "mode"),
-    [
-        (50, 0, 2500, 3),
-        (50, 49, 51, 2),
-        (50, 49, 52, 2),
-        (50, 48, 52, None),
-        (50, 49, 101, None),
-        (50, 49, 102, None),
-        (50, 20, 30, 2),
-        (300, 299, 9001, 3),
-        (300, 299, 8402, 3),
-        (300, 17, 9005, 3),
-    ],
-)
-@pytest.mark.parametrize("dtype", TYPES)
-def test_chunks_that_begin_or_end_within_a_row(dtype: str, length: int, gone: int, n: int, mode: int | None) -> None:
-    """Elements of the first and of the last row that are not the chunk's are none that numbers are counted against."""
-    rows = -(-(gone + n) // length)
-    rng = np.random.default_rng(rows)
-    changes = (rng.standard_normal((rows, 40)) @ rng.standard_normal((40, length)) * 0.01).astype(np.float32)
-    base, weights = (each[gone : gone + n] for each in pair(changes, dtype))
-    made, moved = encode_sampled(weights, base, dtype, whole_rate(dtype, 1e-3), first_of(0, 3), (length, gone))
-    assert moved
-    assert mode is None or made.data[0] == mode
-    out = as_bytes(base).copy()
-    SAMPLED["dare"].decode(made.data, out, dtype)
-    back = torch.from_numpy(out).view(TORCH[dtype])
-    assert float((back.float() - weights.float()).abs().max()) < 2.0**-7 * float(weights.float().abs().max())
-    error, norm, *_ = made.sums
-    assert error < 1e-3 * norm
-    assert error == pytest.approx(square((weights.float() - back.float()).numpy()), rel=1e-4, abs=1e-12 * norm)
+def told(weights: Tensor, base: Tensor, shape: tuple[int, int], step: float) -> LowRank | None:
+    """What is told of all rows, in one chunk."""
+    changes = (weights.float() - base.float()).numpy().reshape(shape)
+    columns = find_columns([changes], step, shape[0], changes.size)
+    return None if columns is None else columns.rows_of(changes, 0, changes.size)
 
 
 # Offers.
@@ -77,7 +50,7 @@ def costs_of(changes: Singles, dtype: str, chunk: int = 1 << 20) -> tuple[list[L
     rows, length = changes.shape
     at = picked(rows)
     own, before = (each.view(rows, length)[at].reshape(-1) for each in (weights, base))
-    return level_costs(own, before, changes.size, length, chunk), base, weights
+    return level_costs(own, before, (rows, length), length, chunk), base, weights
 
 
 def check_hull(bits: npt.NDArray[np.float64], harm: npt.NDArray[np.float64]) -> None:
@@ -166,8 +139,9 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
     assert len(tried) > 3
     for at in tried[:: len(tried) // 3]:
         taken = lost = 0.0
+        added = told(weights, base, (400, 300), drops[at].step)
         for seed in range(3):
-            made, moved = encode_sampled(weights, base, dtype, drops[at], first_of(0, seed), (300, 0))
+            made, moved = encode_sampled(weights, base, dtype, drops[at], 0, seed, added)
             assert moved
             assert made.data[0] == 3
             error, norm, *_ = made.sums
@@ -176,13 +150,14 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
         assert lost == pytest.approx(float(noise_of(harm[at])), rel=0.2)
 
 
-def test_products_are_asked_for_only_where_rows_are_whole_and_in_one_chunk() -> None:
+def test_products_are_asked_for_whatever_a_chunk_has_of_rows_but_not_of_one_row() -> None:
     changes = 1e-3 * planted(400, 300, (1.0, 0.6), 0.3)
     base, weights = pair(changes, "BF16")
-    own, before = (each.view(400, 300)[picked(400)].reshape(-1) for each in (weights, base))
-    assert len(level_costs(own, before, 120_000, 300, 1 << 20)) > 1
-    assert len(level_costs(own, before, 120_000, 0, 1 << 20)) == 1
-    assert len(level_costs(own, before, 120_000, 300, 599)) == 1, "a chunk of one row and a part"
+    own, before = (each.view(400, 300)[picked(400)] for each in (weights, base))
+    for columns, chunk in ((300, 1 << 20), (300, 599), (300, 64), (200, 1 << 20)):
+        rows = (each[:, :columns].reshape(-1) for each in (own, before))
+        assert len(level_costs(*rows, (400, 300), columns, chunk)) > 1
+    assert len(level_costs(own.reshape(-1), before.reshape(-1), (1, own.numel()), own.numel(), 1 << 20)) == 1
 
 
 def test_sums_beyond_the_type_are_no_offer() -> None:
@@ -192,7 +167,7 @@ def test_sums_beyond_the_type_are_no_offer() -> None:
     base.view(-1)[::97] = 65504
     pull = 30 * torch.randn(64, 1, generator=generator) @ torch.randn(1, 512, generator=generator)
     task = (base + pull).clamp(-65504, 65504).half().reshape(-1)
-    costs = level_costs(task, base.half().reshape(-1), 64 * 512 * 16, 512, 1 << 20)
+    costs = level_costs(task, base.half().reshape(-1), (64 * 16, 512), 512, 1 << 20)
     assert len(costs) >= 1
     _, bits, harm = offers(costs)
     assert len(bits) >= len(offers(costs[:1])[1]) > 10

@@ -3,6 +3,8 @@
 What a decoder takes, the second reader that was written from `spec/` alone takes too, and reads the same values.
 
     u8 kind or element type | u8 flags | u16 n | the coded chunk
+
+Of a chunk that is not its tensor's first one, `u16 length | the first one` come before it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from spec.second_numbers import BYTES
 from spec import second_codecs
 from tallstore import codecs
 from tallstore.codecs import zstd
+from tallstore.codecs.base import ALONE, Given
 from tallstore.codecs.known_dither import DitheredLevels, DitheredMask
 from tallstore.codecs.low_rank import write_low_rank
 from tallstore.errors import DamagedError, FormatError
@@ -42,8 +45,10 @@ HEAD = 4
 KINDS = tuple(reference.SYMBOL_BITS)
 DTYPES = tuple(ITEM_BYTES)
 FLOATS = tuple(dtype for dtype in LATTICES if dtype in BYTES)
-_MANY = 1
-"""Flag: n counts 64 elements."""
+_MANY, _LATER = 1, 2
+"""Flags: n counts 64 elements; a sampled chunk is not its tensor's first one."""
+_AND_FIRST = 256
+"""What a selector of a type has more where a tensor's first chunk comes before the one that is decoded."""
 _SLOW = 1 << 13
 """Elements up to which the second reader is asked: it is written to be read."""
 
@@ -106,11 +111,22 @@ def _lossless(id_: str, data: bytes, which: int, n: int) -> bytes:
 
 
 def _sampled(id_: str, data: bytes, which: int, n: int) -> bytes:
-    dtype = TYPES[which % len(TYPES)]
+    """Of one that is not its tensor's first one, `which` has a bit more, and that one comes first."""
+    dtype, codec = TYPES[which % len(TYPES)], codecs.SAMPLED[id_]
+    first, data = _parted(data, which)
+    given = ALONE if first is None else Given(columns=partial(codec.columns, memoryview(first)))
     out = np.append(_base(dtype, n), np.full(16, 0xA5, np.uint8))
-    codecs.SAMPLED[id_].decode(memoryview(data), out[: len(out) - 16], dtype)
+    codec.decode(memoryview(data), out[: len(out) - 16], dtype, given)
     assert (out[len(out) - 16 :] == 0xA5).all(), "it wrote behind its memory"
     return _one_nan(out[: len(out) - 16], dtype)
+
+
+def _parted(data: bytes, which: int) -> tuple[bytes | None, bytes]:
+    """A tensor's first chunk, where there is one before it, and the chunk itself."""
+    if which < _AND_FIRST:
+        return None, data
+    length = int.from_bytes(data[:2], "little")
+    return data[2 : 2 + length], data[2 + length :]
 
 
 def _one_nan(elements: np.ndarray, dtype: str) -> bytes:
@@ -138,7 +154,8 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
         return second_codecs.decode_lattice(data, _base(dtype, n).tobytes(), dtype)
     if family == "sampled":
         dtype = TYPES[which % len(TYPES)]
-        found = second_codecs.decode_dare(data, _base(dtype, n).tobytes(), dtype)
+        first, data = _parted(data, which)
+        found = second_codecs.decode_dare(data, _base(dtype, n).tobytes(), dtype, first)
         return _one_nan(np.frombuffer(found, np.uint8), dtype)
     if family == "frame":
         return second_codecs.unframe(data, n)
@@ -185,6 +202,7 @@ def run(family: str, id_: str, data: bytes) -> None:
         return
     which, flags, n, coded = data[0], data[1], int.from_bytes(data[2:4], "little"), data[HEAD:]
     n *= 64 if flags & _MANY else 1
+    which += _AND_FIRST if family == "sampled" and flags & _LATER else 0
     decode = partial(FIRST[family], id_, coded, which, n)
     found = _outcome(decode)
     with _by_reference():
@@ -244,6 +262,7 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
         elif family == "sampled":
             for which, dtype in enumerate(TYPES):
                 yield from (bytes([which, 0]) + head + coded for coded in _sampled_seeds(dtype, n, rng))
+                yield from (bytes([which, _LATER]) + head + coded for coded in _later_seeds(dtype, n, rng))
         else:
             for content in (bytes(n), rng.bytes(n), bytes(rng.integers(0, 3, n, dtype=np.uint8))):
                 yield bytes([0, 0]) + head + zstd.compress(content)
@@ -253,15 +272,49 @@ def _sampled_seeds(dtype: str, n: int, rng: np.random.Generator) -> Iterator[byt
     """Chunks of all modes, of all, some and next to none: the base has numbers that only mode 0 is for."""
     base = _base(dtype, n)
     yield from _without_product(dtype, base, rng)
-    for rank, width, gone, most in ((1, 2, 0, 127), (1, 16, 9, 3), (2, 20, 19, 127), (7, 30, 1, 40), (14, 40, 11, 15)):
+    for of in _products(n, rng):
+        yield from (b"\3" + write_low_rank(of) + rest for rest in _behind(dtype, base, of, rng))
+
+
+def _later_seeds(dtype: str, n: int, rng: np.random.Generator) -> Iterator[bytes]:
+    """Chunks behind a tensor's first one, which tells columns of as many components, or of more; and one that does not."""
+    base = _base(dtype, n)
+    for of in _products(n, rng):
+        more = rng.integers(-9, 10, (len(of.shifts) + 2, of.columns.shape[1])).astype(np.int8)
+        more[: len(of.shifts)] = of.columns
+        for along in (of.columns, more):
+            rows = np.zeros((len(along), 1), np.int8)
+            first = (
+                b"\3" + write_low_rank(LowRank(np.float32(1), np.zeros(len(along), np.uint8), rows, along, 0)) + b"\0\0"
+            )
+            for rest in _behind(dtype, base, of, rng):
+                told = b"\3" + write_low_rank(of, with_columns=False) + rest
+                yield len(first).to_bytes(2, "little") + first + told
+    yield b"\2\0\0\0\0\0"
+
+
+def _products(n: int, rng: np.random.Generator) -> Iterator[LowRank]:
+    """What may be added to n elements, of rows that chunks cut, and of one that is longer."""
+    for rank, width, gone, most in (
+        (1, 2, 0, 127),
+        (1, 16, 9, 3),
+        (2, 20, 19, 127),
+        (7, 30, 1, 40),
+        (14, 40, 11, 15),
+        (2, 300, 250, 9),
+    ):
         rows = -(-(gone + n) // width)
-        if rank * (rows + width) <= n:
+        if 0 < rank * rows <= n and rank * width <= 64 * n:
             across, along = (rng.integers(-most, most + 1, (rank, m)).astype(np.int8) for m in (rows, width))
-            across[:, ::3] = 0
-            shifts = rng.integers(0, 5, rank).astype(np.uint8)
-            of, moved = LowRank(np.float32(2.0**-16), shifts, across, along, gone), base.copy()
-            add_product(dtype, moved.view(LATTICES[dtype].word), of)
-            yield from (b"\3" + write_low_rank(of) + rest for rest in _without_product(dtype, moved, rng))
+            across[:, ::3] *= rows == 1
+            yield LowRank(np.float32(2.0**-16), rng.integers(0, 5, rank).astype(np.uint8), across, along, gone)
+
+
+def _behind(dtype: str, base: np.ndarray, of: LowRank, rng: np.random.Generator) -> Iterator[bytes]:
+    """What follows a product."""
+    moved = base.copy()
+    add_product(dtype, moved.view(LATTICES[dtype].word), of)
+    yield from _without_product(dtype, moved, rng)
 
 
 def _without_product(dtype: str, base: np.ndarray, rng: np.random.Generator) -> Iterator[bytes]:

@@ -7,16 +7,14 @@ import re
 import shutil
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "spec" / "vectors"))
 import torch
 from making.build import write_safetensors
 from making.numbers import Tensor
-from safetensors import deserialize
 from spec.second_reader import Archive
-from support import aligned_zoo, drawn_zoo, noise
+from support import aligned_zoo, drawn_zoo, noise, packed_in_chunks
 from trust.small_zoos import write
 
 import tallstore
@@ -129,19 +127,21 @@ def write_drawn(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | No
 
 
 def write_low_rank(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None]:
-    """Matrices of both types that moved by few directions and a little noise; one has rows of its own."""
+    """Matrices of both types, of several chunks, that moved by few directions and a little noise; one has rows of its own."""
     base, task = {}, {}
     for seed, (dtype, name) in enumerate(((torch.bfloat16, "brain"), (torch.float16, "half")), 1):
-        base[name] = noise(128, 128, size=0.05, seed=seed, dtype=dtype)
-        pull = noise(128, 3, seed=10 * seed) @ noise(3, 128, seed=10 * seed + 1)
-        own = noise(128, 128, size=0.0005, seed=10 * seed + 2)
+        base[name] = noise(140, 120, size=0.05, seed=seed, dtype=dtype)
+        pull = noise(140, 3, seed=10 * seed) @ noise(3, 120, seed=10 * seed + 1)
+        own = noise(140, 120, size=0.0005, seed=10 * seed + 2)
         task[name] = (base[name].float() + 0.002 * pull + own).to(dtype)
-    task["brain"] = torch.cat([task["brain"], noise(2, 128, seed=9, dtype=torch.bfloat16)])
+    task["brain"] = torch.cat([task["brain"], noise(2, 120, seed=9, dtype=torch.bfloat16)])
     out = root / f"zoo{suffix}"
-    tallstore.pack(base, {"a": task}, out, quality="balanced")
-    with zipfile.ZipFile(out) as file:
-        coded = dict(deserialize(file.read("tasks/a/mask.safetensors")))
-    assert {name: facts["data"][0] for name, facts in coded.items()} == {"brain": 3, "half": 3}, "their chunks' modes"
+    with packed_in_chunks(base, {"a": task}, out, 1 << 13, quality="balanced") as (zoo, _):
+        assert {zoo.tensors("a")[name].codec for name in base} == {"dare"}
+    parts, _ = Archive(out)._entries("a")
+    for name in base:
+        modes = [data[0] for _, _, data in parts.chunks(name)]
+        assert modes == [3, 3, 3], "their chunks' modes"
     return out, None
 
 

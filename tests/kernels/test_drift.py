@@ -7,6 +7,7 @@ import pytest
 from support import without_kernels
 
 from tallstore.codecs import LOSSLESS
+from tallstore.codecs.base import Given
 from tallstore.codecs.drift import DRIFT, DriftCodec, written
 from tallstore.codecs.drift_model import choose
 from tallstore.codecs.lattice_model import lowest
@@ -46,7 +47,7 @@ def test_it_comes_back_from_the_same_bytes_everywhere(dtype: str, n: int, monkey
             without_kernels(monkeypatch)
             assert CODEC.encode(task, before, dtype, (64, 0), origin) == coded
         out = before.copy()
-        CODEC.decode(coded, out, dtype, origin)
+        CODEC.decode(coded, out, dtype, Given(origin))
         assert np.array_equal(out, task)
     if n > 4000:
         assert coded[0] == DRIFT
@@ -118,7 +119,7 @@ def test_still_elements_and_exceptions(dtype: str) -> None:
         assert len(wanted.places) > 0 or not share
         assert len(wanted.words) > 0 or share == 1
         coded, (task, before, origin) = written(wanted, model), as_bytes(own, start, base)
-        CODEC.decode(coded, out := before.copy(), dtype, origin)
+        CODEC.decode(coded, out := before.copy(), dtype, Given(origin))
         assert np.array_equal(out, task)
         words = start.copy()
         reference.decode(lattice, words, base, model, wanted)
@@ -142,7 +143,7 @@ def test_what_hardly_moves_is_still() -> None:
     coded = CODEC.encode(task, before, "BF16", (1000, 0), origin)
     assert coded[0] == DRIFT
     assert 8 * len(coded) < 1.25 * n / 2
-    CODEC.decode(coded, before, "BF16", origin)
+    CODEC.decode(coded, before, "BF16", Given(origin))
     assert np.array_equal(before, task)
 
 
@@ -156,7 +157,7 @@ def test_drift_of_the_ends_of_a_type() -> None:
     own, base = np.tile(origin, 900), np.tile(np.roll(words, 1), 900)
     task, before, beneath = as_bytes(own, start, base)
     coded, out = CODEC.encode(task, before, "BF16", (0, 0), beneath), before.copy()
-    CODEC.decode(coded, out, "BF16", beneath)
+    CODEC.decode(coded, out, "BF16", Given(beneath))
     assert np.array_equal(out, task)
 
 
@@ -167,13 +168,13 @@ def test_it_is_refused_without_what_it_needs() -> None:
     with pytest.raises(FormatError, match="mode 4"):
         CODEC.decode(coded, before.copy(), "BF16")
     with pytest.raises(FormatError, match="mode 4"):
-        LOSSLESS["lattice"].decode(coded, before.copy(), "BF16", origin)
+        LOSSLESS["lattice"].decode(coded, before.copy(), "BF16", Given(origin))
     with pytest.raises(FormatError, match="mode 4"):
-        CODEC.decode(coded, before.copy(), "U16", origin)
+        CODEC.decode(coded, before.copy(), "U16", Given(origin))
     other = origin.copy()
     other[::2] ^= 1
     try:
-        CODEC.decode(coded, out := before.copy(), "BF16", other)
+        CODEC.decode(coded, out := before.copy(), "BF16", Given(other))
     except DamagedError:
         return
     assert not np.array_equal(out, task)

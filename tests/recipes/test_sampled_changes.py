@@ -13,7 +13,6 @@ from tallstore.encoder.sampled_rows import encode_sampled, level_costs
 from tallstore.kernels.conversion import from_bf16
 from tallstore.kernels.dare import MOST, SHARES, steps, units
 from tallstore.kernels.lattice import LEVELS
-from tallstore.kernels.place_hash import first_of
 from tallstore.recipes.sampled_changes import LevelCosts, counted, offers
 from tallstore.tensors import as_bytes
 
@@ -29,7 +28,7 @@ def tuned(dtype: torch.dtype, step: float, n: int = N) -> tuple[Tensor, Tensor]:
 
 def costs_of(weights: Tensor, base: Tensor) -> LevelCosts:
     """Without products, which what is no matrix has not."""
-    (costs,) = level_costs(weights, base, base.numel(), 0, 1 << 20)
+    (costs,) = level_costs(weights, base, (1, base.numel()), base.numel(), 1 << 20)
     return costs
 
 
@@ -39,7 +38,7 @@ def coded(base: Tensor, weights: Tensor, at: int, draws: int = 8) -> tuple[float
     drops, bits, harm = offers([costs])
     taken = lost = 0.0
     for seed in range(draws):
-        made, moved = encode_sampled(weights, base, NAMES[base.dtype], drops[at], first_of(0, seed), (0, 0))
+        made, moved = encode_sampled(weights, base, NAMES[base.dtype], drops[at], 0, seed)
         assert moved
         error, norm, *_ = made.sums
         taken, lost = taken + 8 * len(made.data), lost + error / norm
@@ -82,7 +81,7 @@ def test_nothing_that_is_lost_counts_as_exact(size: float, infinite: bool) -> No
     drops, *_ = offers([costs])
     if infinite:
         weights[7] = float("inf")
-    made, moved = encode_sampled(weights, base, "BF16", drops[len(drops) // 2], first_of(0, 0), (0, 0))
+    made, moved = encode_sampled(weights, base, "BF16", drops[len(drops) // 2], 0, 0)
     assert moved
     assert (made.sums[0] == 0) == infinite
 
@@ -95,7 +94,7 @@ def test_there_is_no_bias() -> None:
     tau = (weights.float() - base.float()).double()
     total = torch.zeros_like(tau)
     for seed in range(64):
-        made, _ = encode_sampled(weights, base, "BF16", drops[18], first_of(0, seed), (0, 0))
+        made, _ = encode_sampled(weights, base, "BF16", drops[18], 0, seed)
         out = as_bytes(base).copy()
         SAMPLED["dare"].decode(made.data, out, "BF16")
         total += (torch.from_numpy(out).view(torch.bfloat16).float() - base.float()).double()
@@ -154,11 +153,12 @@ def test_nothing_is_offered_where_nothing_moved() -> None:
 
 def test_of_other_types_and_of_what_is_infinite_nothing_is_known() -> None:
     base, weights = tuned(torch.bfloat16, 1e-4, 1000)
-    assert level_costs(weights.float(), base.float(), 1000, 0, 1000) == []
-    assert level_costs(weights, base.half(), 1000, 0, 1000) == []
-    assert level_costs(weights[:0], base[:0], 1000, 0, 1000) == []
+    shape = (1, 1000)
+    assert level_costs(weights.float(), base.float(), shape, 1000, 1000) == []
+    assert level_costs(weights, base.half(), shape, 1000, 1000) == []
+    assert level_costs(weights[:0], base[:0], shape, 1000, 1000) == []
     weights[5] = float("inf")
-    assert level_costs(weights, base, 1000, 0, 1000) == []
+    assert level_costs(weights, base, shape, 1000, 1000) == []
 
 
 @pytest.mark.parametrize("size", [2.0**-60, 2.0**-20, 1.0, 2.0**30])

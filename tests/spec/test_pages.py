@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tallstore import codecs
-from tallstore.codecs.low_rank import read_low_rank
+from tallstore.codecs.base import Given
+from tallstore.codecs.low_rank import MOST_NUMBERS, read_low_rank
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.part import _FIELDS, KINDS_IN_PART
 from tallstore.format.version import NEWEST
@@ -141,30 +142,51 @@ def test_the_example_of_dare_holds() -> None:
         assert (found.tags >> 4).tolist() == [int(row[at]) for row in kept]
 
 
-def test_the_example_of_low_rank_holds() -> None:
-    page = text("codecs/dare.md").split("### Low rank")[1].split("## For writers")[0].replace("−", "-")
-    cells = r"\| (-?[0-9]) " * 6 + r"\| ([0-9A-F]{4}) \|"
-    table = np.array([[int(each, 16) for each in row] for row in re.findall(f"^{cells}", page, re.MULTILINE)])
-    places, rows, columns, u, v, sums, wanted = table.T
+def _example_of_low_rank(page: str) -> tuple[np.ndarray, bytes, list[int]]:
+    """Its table by columns, its chunk, and the elements between which it says that `lattice` codes."""
+    page = page.replace("−", "-")
+    cells = r"\| (-?[0-9]{1,2}) " * 6 + r"\| ([0-9A-F]{4}) \|"
+    rows = [[*map(int, row[:6]), int(row[6], 16)] for row in re.findall(f"^{cells}", page, re.MULTILINE)]
     coded = bytes.fromhex("".join(line for line in page.splitlines() if re.fullmatch(r"    [0-9A-F ]+", line)))
-    assert coded[:1] == b"\3"
-    of, rest = read_low_rank(coded[1:], 4)
-    assert (of.scale, of.shifts.tolist(), of.gone, rest.tobytes()) == (2.0**-7, [1], 0, b"\0\0")
-    assert (places.tolist(), len(of.rows)) == ([0, 1, 2, 3], 1)
-    assert of.rows[0, rows].tolist() == u.tolist()
-    assert of.columns[0, columns].tolist() == v.tolist()
-    assert (u * v * 2).tolist() == sums.tolist()
-    starts = page.split("The chunks of `lattice` start from ")[1].split("\n\n")[0]
-    before, after = re.findall(r"[0-9A-F]{4}", starts)[:2], re.findall(r"[0-9A-F]{4}", starts)[2:]
-    assert before == ["0080", "0080"]
-    assert [int(word, 16) - 0x80 for word in after] == [*of.rows[0].tolist(), *of.columns[0].tolist()]
-    base = np.full(4, 0x3F80, "<u2")
-    moved = base.copy()
-    add_product("BF16", moved, of)
-    assert moved.tolist() == wanted.tolist()
-    whole = coded.hex()
-    for decoded in (second_codecs.decode_dare(coded, base.tobytes(), "BF16"), _decoded(whole, base.view(np.uint8))):
-        assert decoded == wanted.astype("<u2").tobytes()
+    said = re.findall(r"\b00[0-9A-F]{2}\b", page[page.rindex("|") :].split("\n    03")[0])
+    return np.array(rows).T, coded, [int(word, 16) for word in said]
+
+
+def test_the_examples_of_low_rank_hold() -> None:
+    """The first chunk, that tells columns, and a later one, that does not."""
+    page = text("codecs/dare.md").split("### Low rank")[1].split("## For writers")[0]
+    examples = [_example_of_low_rank(each) for each in page.split("**Example.**")[1:]]
+    first = examples[0][1]
+    codec = codecs.SAMPLED["dare"]
+    columns = codec.columns(first)
+    assert columns.tolist() == [[2, 0]]
+    told = read_low_rank(first[1:], 4)[0]
+    asked = read_low_rank(examples[1][1][1:], 3, lambda: columns)[0]
+    assert [(of.scale, of.shifts.tolist(), of.gone) for of in (told, asked)] == [(2.0**-7, [1], 0), (2.0**-8, [0], 0)]
+    assert examples[0][2] == [0x80, 0x80, *(0x80 + told.rows[0].astype(int)), *(0x80 + columns[0].astype(int))]
+    assert examples[1][2] == [*(0x80 + asked.rows[0].astype(int)), 0x80, 0x80]
+    for of, (table, coded, _), before in ((told, examples[0], None), (asked, examples[1], first)):
+        places, rows, across, u, v, sums, wanted = table
+        assert places.tolist() == list(range(4 if before is None else 3))
+        assert of.rows[0, rows].tolist() == u.tolist()
+        assert of.columns[0, across].tolist() == v.tolist()
+        assert (u * v << of.shifts[0]).tolist() == sums.tolist()
+        base = np.full(len(places), 0x3F80, "<u2")
+        moved = base.copy()
+        add_product("BF16", moved, of)
+        assert moved.tolist() == wanted.tolist()
+        assert second_codecs.decode_dare(coded, base.tobytes(), "BF16", before) == moved.tobytes()
+        out = base.view(np.uint8).copy()
+        codec.decode(coded, out, "BF16", Given(columns=None if before is None else lambda: columns))
+        assert out.tobytes() == moved.tobytes()
+
+
+def test_pages_that_say_what_is_read_say_that_columns_are_too() -> None:
+    """Whoever reads some chunks, fetches them ahead, or counts the work finds it where that is said."""
+    chunks = text("parts.md").split("## Chunks")[1].split("## The chain")[0]
+    for where in (chunks, text("parts.md").split("## The chain")[1], text("security.md"), text("README.md")):
+        assert re.search(r"`dare`.{0,120}\bfirst\b|\bfirst\b.{0,120}`dare`", where, re.DOTALL)
+    assert f"2^22 = {MOST_NUMBERS};" in text("codecs/dare.md")
 
 
 def test_the_example_of_dither_holds() -> None:

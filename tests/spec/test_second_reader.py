@@ -40,13 +40,15 @@ def test_exact_tasks_are_the_originals(packed: Packed) -> None:
             assert archive.decode(task, exact=True) == plain(task_state(packed.base, int(task[-1])))
 
 
-LOW_RANK = invalid("codes-of-low-rank")
+PRODUCTS = ("codes-of-low-rank", "codes-of-columns")
 
 
-@pytest.mark.parametrize("task", LOW_RANK.expected["tasks"])
-def test_it_refuses_products_that_say_what_they_must_not(task: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "task"), [(name, task) for name in PRODUCTS for task in invalid(name).expected["tasks"]]
+)
+def test_it_refuses_products_that_say_what_they_must_not(name: str, task: str) -> None:
     """The page says enough for that; and the sound one beside them is not refused."""
-    archive = Archive(LOW_RANK.archive)
+    archive = Archive(invalid(name).archive)
     assert list(archive.decode("a")) == ["w"]
     with pytest.raises(Refused):
         archive.decode(task)

@@ -44,7 +44,7 @@ def make() -> None:
         ("empty", b"", "FormatError", "mode None", "no byte"),
         ("mode", spoilt(0, 4), "FormatError", "mode 4", "an unknown mode"),
         ("mode-1", spoilt(0, 1), "FormatError", "mode 1", "a mode that was never released"),
-        ("as-lattice", INNER, "FormatError", "a product", "a chunk of lattice alone"),
+        ("as-lattice", INNER, "FormatError", "shift", "a chunk of lattice alone"),
         ("head", SOUND[:5], "FormatError", "cut off", "a head cut off"),
         ("levels", SOUND[:85], "FormatError", "cut off", "levels cut off"),
         ("low", SOUND, "FormatError", "above 31", "a lowest exponent that F16 does not have"),

@@ -59,9 +59,10 @@ def make() -> None:
     family.put("a", "w", (facts, [SOUND]), back(OWN, START, SAMPLING))
     u, v = SOUND[NUMBERS : NUMBERS + FIRST], SOUND[NUMBERS + FIRST : NUMBERS + FIRST + SECOND]
     before, cut_off, size = "out of range", "cut off", "more numbers"
-    zeros = np.zeros((65, 131), np.int64)
-    beyond = Product(1.0, [0] * 65, zeros[:, :130], zeros).told(after=b"\0\0")
-    one_more = Product(1.0, [0], np.zeros((1, 2), np.int64), np.zeros((1, N - 1), np.int64)).told(after=b"\0\0")
+    zeros = np.zeros((65, 256), np.int64)
+    beyond = Product(1.0, [0] * 65, zeros[:, :130], zeros[:, :131]).told(after=b"\0\0")
+    one_more = Product(1.0, [0] * 5, zeros[:5, : N // 5 + 1], zeros[:5, :5]).told(after=b"\0\0")
+    far = Product(1.0, [0], zeros[:1, :1], np.zeros((1, (1 << 22) + 1), np.int64)).told((2, 0), b"\0\0")
     chunks: tuple[tuple[str, bytes, str, str], ...] = (
         ("rank-0", head(rank=0), before, "a rank of 0"),
         ("rank-65", beyond, "rank 65", "a rank of 65, of elements that are enough for it"),
@@ -69,9 +70,10 @@ def make() -> None:
         ("gone", head(gone=WIDTH), before, "a row that is all gone"),
         ("gone-far", head(gone=0xFFFFFFFF), before, "2^32 − 1 elements gone of a row of 20"),
         ("width-0", head(width=0, gone=0), before, "rows of no element"),
-        ("width-1", head(width=1, gone=0), size, "rows of one element: more numbers than elements"),
+        ("width-1", head(width=1, gone=0), size, "rows of one element: more numbers of rows than elements"),
         ("width-far", head(width=0xFFFFFFFF), size, "rows of 2^32 − 1 elements"),
-        ("one-more", one_more, size, "one number more than there are elements"),
+        ("one-more", one_more, "of 205 rows than 1024", "one number of rows more than there are elements"),
+        ("columns-one-more", far, "than 4194304", "one number of columns more than there may be"),
         ("scale-0", head(scale=0.0), "scale", "a scale of 0"),
         ("scale-minus-0", head(scale=-0.0), "scale", "a scale of −0"),
         ("scale-negative", head(scale=-(2.0**-22)), "scale", "a scale below 0"),
@@ -121,7 +123,7 @@ def make() -> None:
         ("rows-long", sized(FIRST + 1, SECOND - 1), "fit", "rows that end a byte late"),
         ("columns-long", sized(FIRST, SECOND + 1), "fit", "columns that end a byte late"),
         ("rows-empty", parts(b"", v), "mode None", "no byte of rows"),
-        ("columns-empty", parts(u, b""), "mode None", "no byte of columns"),
+        ("columns-empty", parts(u, b""), "no columns", "no byte of columns, in the first chunk"),
         ("rows-trailing", parts(b"\0\0", v), "mode 0", "a byte behind the rows"),
         ("columns-trailing", parts(u, b"\0\0"), "mode 0", "a byte behind the columns"),
         ("rows-drift", parts(b"\4" + u[1:], v), "mode 4", "rows coded by drift"),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.codecs import LOSSLESS, SAMPLED
+from tallstore.kernels.dare import Sampling
 
 from .build import CHUNK, Item, spans
 from .numbers import Tensor, bits, floats, narrow, noise_bytes, wide
@@ -34,12 +35,18 @@ class Product(NamedTuple):
     v: Whole
     gone: int = 0
 
-    def told(self, modes: Sequence[int | None] = (None, None), after: bytes = b"") -> bytes:
-        """As bytes, and what follows; `modes`: of the chunks of `lattice`, by number, or whichever is the smallest."""
+    def told(
+        self, modes: Sequence[int | None] = (None, None), after: bytes = b"", *, with_columns: bool = True
+    ) -> bytes:
+        """As bytes, and what follows; `modes`: of the chunks of `lattice`, by number, or whichever is the smallest.
+
+        Without columns, those that the tensor's first chunk tells must be these, or begin with them.
+        """
         parts = []
         for each, mode in zip((self.u, self.v), modes, strict=True):
             before = np.repeat(np.arange(len(each)) // 4 + 1 << 7, each.shape[1]).astype(np.uint16)
             parts.append(steps(before, (before + each.reshape(-1)).astype(np.uint16), mode))
+        parts[1] = parts[1] if with_columns else b""
         head = struct.pack("<BBIIf", 3, len(self.shifts), self.v.shape[1], self.gone, self.scale)
         return head + bytes(self.shifts) + struct.pack("<II", *map(len, parts)) + b"".join(parts) + after
 
@@ -89,6 +96,15 @@ def item(base: str, own: Tensor, coded: list[bytes], chunk: int = CHUNK, **more:
     return facts | {"codec": "dare", "chunk": chunk} | more, coded
 
 
+def then(own: Tensor, start: Tensor, sampling: Sampling | None, first: int) -> tuple[bytes, Tensor]:
+    """What follows a product, in mode 2 or, where nothing is lost, in mode 0; and what comes back."""
+    if sampling is None:
+        return b"\0" + LOSSLESS["lattice"].encode(as_array(own), as_array(start), own.dtype), own
+    rest = SAMPLED["dare"].encode(as_array(own), as_array(start), own.dtype, sampling, first)
+    assert rest[0] == 2
+    return rest, back(own, start, sampling, first)
+
+
 @case
 def low_rank() -> Case:
     """Codec `dare` in mode 3: both types, ranks up to the last, rows that chunks cut, and what follows in both modes."""
@@ -132,15 +148,10 @@ def _rows(
     for a, b in spans(before.numel):
         here = cut(before, a, b)
         product = of_rank(f"low rank {task} {name} {a}", b - a, width, a % width, shifts, scale, most)
-        assert len(shifts) * (product.u.shape[1] + width) <= b - a
+        assert len(shifts) * product.u.shape[1] <= b - a
         start = product.plus(here)
         own = moved(start, f"low rank {task} {name} moved {a}")
-        if lossless:
-            rest = b"\0" + LOSSLESS["lattice"].encode(as_array(own), as_array(start), own.dtype)
-        else:
-            rest = SAMPLED["dare"].encode(as_array(own), as_array(start), own.dtype, sampling, a)
-            assert rest[0] == 2
-            own = back(own, start, sampling, a)
+        rest, own = then(own, start, None if lossless else sampling, a)
         coded.append(product.told(modes, rest))
         due += own.data
     found = Tensor(before.dtype, before.shape, due)

@@ -1,0 +1,116 @@
+"""Columns that a tensor's chunks have in common: found once, left in the working folder, and read again for each chunk.
+
+Whoever codes a chunk, wherever, has the same ones: they are not found again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tallstore.encoder.chunk import task_vector
+from tallstore.encoder.items import ColumnsJob, ColumnsPlace, Item, Tools, read_rows
+from tallstore.encoder.plan import User
+from tallstore.encoder.result_files import ResultFile, Span, Taker
+from tallstore.kernels.low_rank import LowRank
+from tallstore.recipes.common_columns import CommonColumns, find_columns
+from tallstore.recipes.exact_products import Singles
+
+__all__ = ["added_first", "columns_jobs", "find", "parse", "read_columns"]
+
+_SAMPLE = 1 << 24
+"""Elements that are looked at: all of most matrices, and as many rows as columns up to 4096 of these."""
+_RUN, _BLOCK = 1 << 14, 1 << 20
+"""Elements of them that lie side by side, at least, and that are turned over at a time."""
+
+
+def columns_jobs(tools: Tools, users: Mapping[str, Sequence[User]]) -> list[ColumnsJob]:
+    """Base tensors, and those that come from them, of which a product is wanted."""
+    jobs = []
+    for name, each in users.items():
+        wanted = tuple(user for user in each if user.masked and _step(user, name, tools))
+        if wanted:
+            jobs.append(ColumnsJob(name, wanted))
+    return jobs
+
+
+def find(job: ColumnsJob, tools: Tools, out: ResultFile) -> list[Any]:
+    """What is said of each user's columns: None where there are none."""
+    said: list[Any] = []
+    for user in job.users:
+        columns = math.prod(tools.tasks[user.task].tensors[user.name].shape[1:])
+        step, rows = _step(user, job.name, tools), user.covered // columns if columns else 0
+        found = None
+        if rows > 1:
+            first = min(tools.chunk, user.covered)
+            found = find_columns(_sample(job.name, user, (rows, columns), tools), step, rows, first)
+        facts = None
+        if found is not None:
+            place = out.add(np.ascontiguousarray(found.numbers).data)
+            facts = [place, found.step, float(found.scale), found.shifts.tolist()]
+        said.append(facts)
+    return said
+
+
+def parse(facts: Any, span: Span) -> ColumnsPlace:
+    """What `find` said of one user's."""
+    _, step, scale, shifts = facts
+    return ColumnsPlace(span, step, scale, tuple(shifts))
+
+
+def added_first(item: Item, user: User, tools: Tools) -> LowRank | None:
+    """What is told first of an item's changes to a user's tensor, if anything; of the first item at least columns.
+
+    Rows of which the item has a part are looked at to their ends. Raises OutputError for columns that are damaged.
+    """
+    place = tools.columns.get((user.task, item.name))
+    if place is None:
+        return None
+    columns = read_columns(place)
+    width, stop = columns.numbers.shape[1], min(item.stop, user.covered)
+    begin, end = item.start // width * width, -(-stop // width) * width
+    before, after = tools.base.read(item.name, begin, end), tools.tasks[user.task].read(user.name, begin, end)
+    changes: Singles = task_vector(before, after).numpy().reshape(-1, width)
+    added = columns.rows_of(changes, item.start - begin, stop - item.start)
+    return None if added is None or (item.start and not added.rows.any()) else added
+
+
+def read_columns(place: ColumnsPlace) -> CommonColumns:
+    """Those of a place. Raises OutputError if they are not what was written."""
+    numbers = np.empty(place.span.length, np.int8)
+    with Taker(keep=True) as taker:
+        taker.take(place.span, numbers.data.cast("B"))
+    shifts = np.array(place.shifts, np.uint8)
+    return CommonColumns(place.step, np.float32(place.scale), shifts, numbers.reshape(len(shifts), -1))
+
+
+def _step(user: User, name: str, tools: Tools) -> float:
+    drop = tools.dropped(user, name)
+    return 0.0 if drop is None else drop.step
+
+
+def _sample(name: str, user: User, shape: tuple[int, int], tools: Tools) -> Iterator[Singles]:
+    """The changes of all rows, or of evenly spaced runs of them, block by block; 0 of a row that is not finite."""
+    columns = shape[1]
+    for runs in _blocks(*shape):
+        before, after = read_rows(tools.base, name, runs), read_rows(tools.tasks[user.task], user.name, runs)
+        changes: Singles = task_vector(before, after).numpy().reshape(-1, columns)
+        changes[~np.isfinite(changes).all(1)] = 0
+        yield changes
+
+
+def _blocks(rows: int, columns: int) -> Iterator[list[tuple[int, int]]]:
+    """Elements that are looked at: runs of whole rows, some of them together."""
+    several = max(1, _RUN // columns)
+    count = min(-(-rows // several), max(2, _SAMPLE // (several * columns)))
+    starts = [i * rows // count for i in range(count + 1)]
+    together = max(1, _BLOCK // (several * columns))
+    for at in range(0, count, together):
+        yield [
+            (start * columns, min(start + several, after) * columns)
+            for start, after in pairwise(starts[at : min(at + together, count) + 1])
+        ]
