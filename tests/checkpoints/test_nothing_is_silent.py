@@ -63,6 +63,7 @@ def write(path: Path, kind: int) -> None:
     )
 )
 @example({("checkpoint-5/", "model.safetensors"): 0, ("checkpoint-5/unet/", "model.safetensors"): 2})
+@example({("unet/", "pytorch_model.bin"): 0, ("unet/", "config.json"): 0})
 def test_every_file_is_taken_or_named(content: Mapping[tuple[str, str], int]) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -93,7 +94,7 @@ def test_every_file_is_taken_or_named(content: Mapping[tuple[str, str], int]) ->
             as_safe = name.replace("pytorch_model.bin", "model.safetensors").rpartition(".")[0] + ".safetensors"
             names = {name, name.replace("-00001-of-00002", ""), as_safe}
             back = bool(out & (names | {each.removeprefix("checkpoint-5/") for each in names}))
-            assert back or name in left or hidden or _below(name, left, out), name
+            assert back or name in left or hidden or _below(name, left, out) or _below(as_safe, left, out), name
 
 
 def strict_json(facts: Any) -> Any:
