@@ -20,9 +20,9 @@ from tallstore.kernels.low_rank import LowRank
 from tallstore.recipes.common_columns import CommonColumns, find_columns
 from tallstore.recipes.exact_products import Singles
 
-__all__ = ["added_first", "columns_jobs", "find", "parse", "read_columns"]
+__all__ = ["SAMPLE", "added_first", "columns_jobs", "find", "parse", "read_columns"]
 
-_SAMPLE = 1 << 24
+SAMPLE = 1 << 24
 """Elements that are looked at: all of most matrices, and as many rows as columns up to 4096 of these."""
 _RUN, _BLOCK = 1 << 14, 1 << 20
 """Elements of them that lie side by side, at least, and that are turned over at a time."""
@@ -106,7 +106,7 @@ def _sample(name: str, user: User, shape: tuple[int, int], tools: Tools) -> Iter
 def _blocks(rows: int, columns: int) -> Iterator[list[tuple[int, int]]]:
     """Elements that are looked at: runs of whole rows, some of them together."""
     several = max(1, _RUN // columns)
-    count = min(-(-rows // several), max(2, _SAMPLE // (several * columns)))
+    count = min(-(-rows // several), max(2, SAMPLE // (several * columns)))
     starts = [i * rows // count for i in range(count + 1)]
     together = max(1, _BLOCK // (several * columns))
     for at in range(0, count, together):

@@ -71,11 +71,11 @@ def test_runs_are_of_whole_rows_evenly_spaced_and_all_where_they_are_few(rows: i
     assert all(before[1] <= after[0] for before, after in pairwise(runs))
     assert runs[-1][1] <= rows * columns
     seen = sum(stop - start for start, stop in runs)
-    if rows * columns <= tensor_columns._SAMPLE:
+    if rows * columns <= tensor_columns.SAMPLE:
         assert seen == rows * columns
     else:
         several = max(columns, 1 << 14)
-        assert max(2 * columns, tensor_columns._SAMPLE - 2 * several) <= seen <= tensor_columns._SAMPLE + 2 * several
+        assert max(2 * columns, tensor_columns.SAMPLE - 2 * several) <= seen <= tensor_columns.SAMPLE + 2 * several
         gaps = np.diff([start for start, _ in runs])
         assert gaps.max() - gaps.min() <= columns
     assert max(sum(stop - start for start, stop in block) for block in blocks) <= max(1 << 20, columns)
