@@ -67,7 +67,7 @@ def add_product(dtype: str, words: Words, of: LowRank) -> None:
 
 @add_product.native
 def _(dtype: str, words: Words, of: LowRank) -> None:
-    native.add_product(dtype, words, of.scale, *factors(of), of.gone)
+    native.add_product(dtype, words, of.scale, of.rows, of.shifts, of.columns, of.gone)
 
 
 @add_product.takes

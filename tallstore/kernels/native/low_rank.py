@@ -23,12 +23,16 @@ def add_product(
     dtype: str,
     words: npt.NDArray[np.uint16],
     scale: np.float32,
-    across: npt.NDArray[np.float32],
-    along: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int8],
+    shifts: npt.NDArray[np.uint8],
+    columns: npt.NDArray[np.int8],
     gone: int,
 ) -> None:
-    """Add scale · across.T @ along to words: `across` has the shape (rank, R), `along` (rank, width)."""
-    turned = np.ascontiguousarray(across.T)
-    arrays = (address(words), len(words), address(turned), address(along))
-    shape = (*across.shape, along.shape[1], gone)
+    """Add scale · (2^shifts · rows).T @ columns to words: `rows` has the shape (rank, R), `columns` (rank, width)."""
+    rank, height = rows.shape
+    across = np.zeros((height, rank + rank % 2), np.int16)
+    np.left_shift(rows.T, shifts, out=across[:, :rank], dtype=np.int16)
+    along = np.ascontiguousarray(columns)
+    arrays = (address(words), len(words), address(across), address(along))
+    shape = (*rows.shape, columns.shape[1], gone)
     _kernels().add_product(*arrays, *shape, float(scale), _FORMS[dtype])

@@ -54,7 +54,7 @@ static inline void ts_widen_float16(float *restrict out, const uint16_t *restric
 #elif defined(__aarch64__) && !defined(TS_SCALAR)
     for (; i + 4 <= n; i += 4) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(words + i))));
 #endif
-    for (; i < n; i++) out[i] = ts_from_float16(words[i]);
+    for (int64_t left = n - i; left > 0; left--, i++) out[i] = ts_from_float16(words[i]);
 }
 
 static inline void ts_narrow_float16(uint16_t *restrict out, const float *restrict values, int64_t n) {
@@ -65,7 +65,7 @@ static inline void ts_narrow_float16(uint16_t *restrict out, const float *restri
 #elif defined(__aarch64__) && !defined(TS_SCALAR)
     for (; i + 4 <= n; i += 4) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(values + i))));
 #endif
-    for (; i < n; i++) out[i] = ts_to_float16(values[i]);
+    for (int64_t left = n - i; left > 0; left--, i++) out[i] = ts_to_float16(values[i]);
 }
 
 static inline void ts_widen(float *restrict out, const uint16_t *restrict words, int64_t n, int32_t form) {
