@@ -58,6 +58,9 @@ static inline uint64_t ts_load64(const uint8_t *data) { /* little-endian, as eve
     return word;
 }
 
+/* The lowest bits of eight bytes that have no others. */
+static inline uint64_t ts_gathered(uint64_t bytes) { return bytes * 0x0102040810204080u >> 56; }
+
 static inline int64_t ts_bits_on(const uint8_t *data, int64_t size) { /* how many bits are set */
     int64_t found = 0, k = 0;
     for (; k + 8 <= size; k += 8) found += __builtin_popcountll(ts_load64(data + k));

@@ -8,28 +8,56 @@ enum { FEW = 512, BEHIND = 7 }; /* elements that are rounded at a time; bits beh
 /* What codec `lattice` is to start from. */
 ALWAYS uint16_t start_of(uint8_t tag) { return (uint16_t)(((tag >> 4) + 1) << BEHIND); }
 
-/* Which of 32 elements are kept: a bit each. `first` draws for the first of them. */
-ALWAYS uint32_t kept_of(const uint8_t *level, uint32_t first, const uint32_t *share) {
-    uint32_t kept = 0;
-#if defined(__AVX2__)
-    const __m256i low = _mm256_loadu_si256((const __m256i *)share), high = _mm256_loadu_si256((const __m256i *)(share + 8));
-    for (int k = 0; k < 32; k += 8) {
-        __m256i at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(level + k)));
-        __m256i x = ts_drawn8(first + (uint32_t)k);
-        __m256i of = _mm256_blendv_epi8(
-            _mm256_permutevar8x32_epi32(low, at), _mm256_permutevar8x32_epi32(high, at), _mm256_cmpgt_epi32(at, _mm256_set1_epi32(7))
-        );
-        kept |= (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(of, x))) << k;
-    }
-#else
-    for (uint32_t k = 0; k < 32; k++) kept |= (uint32_t)(ts_drawn(first + k) < share[level[k]]) << k;
-#endif
-    return kept;
+/* order[some]: of eight, where those are of which a bit is set in `some`. */
+typedef uint16_t orders[256][8];
+
+ALWAYS void fill_orders(orders order) {
+    for (int some = 0; some < 256; some++)
+        for (int lane = 0, at = 0; lane < 8; at += some >> lane & 1, lane++) order[some][at] = (uint16_t)lane;
 }
 
+/* MANY elements, a lane each: their levels, what is drawn for them, and what a table has of levels. `pack` writes what is
+ * told of those that are drawn `below`, one behind the other, and returns their number; it may write MANY of each. */
+#if defined(__AVX512VBMI2__)
+enum { MANY = 16 };
+typedef uint32_t many __attribute__((vector_size(64)));
+ALWAYS many levels_at(const uint8_t *level) { return (many)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)level)); }
+ALWAYS many drawn(uint32_t first) { return (many)ts_drawn16(first); }
+ALWAYS many of_level(const uint32_t *t, many at) { return (many)_mm512_permutexvar_epi32((__m512i)at, _mm512_loadu_si512(t)); }
+ALWAYS int pack(uint32_t *places, uint8_t *tags, uint16_t *kept, many place, many tag, many x, many below, const orders order) {
+    const __mmask16 some = _mm512_cmplt_epu32_mask((__m512i)x, (__m512i)below);
+    (void)order;
+    tag = (many)_mm512_maskz_compress_epi32(some, (__m512i)tag);
+    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(some, (__m512i)place));
+    _mm_storeu_si128((__m128i *)tags, _mm512_cvtepi32_epi8((__m512i)tag));
+    _mm256_storeu_si256((__m256i *)kept, _mm512_cvtepi32_epi16((__m512i)(((tag >> 4) + 1) << BEHIND)));
+    return __builtin_popcount(some);
+}
+#elif defined(__AVX2__)
+enum { MANY = 8 };
+typedef uint32_t many __attribute__((vector_size(32)));
+ALWAYS many levels_at(const uint8_t *level) { return (many)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)level)); }
+ALWAYS many drawn(uint32_t first) { return (many)ts_drawn8(first); }
+ALWAYS many of_level(const uint32_t *table, many at) {
+    const __m256i low = _mm256_loadu_si256((const __m256i *)table), high = _mm256_loadu_si256((const __m256i *)(table + 8));
+    const __m256i few = _mm256_permutevar8x32_epi32(low, (__m256i)at), more = _mm256_permutevar8x32_epi32(high, (__m256i)at);
+    return (many)_mm256_blendv_epi8(few, more, _mm256_cmpgt_epi32((__m256i)at, _mm256_set1_epi32(7)));
+}
+ALWAYS int pack(uint32_t *places, uint8_t *tags, uint16_t *kept, many place, many tag, many x, many below, const orders order) {
+    const int some = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32((__m256i)below, (__m256i)x)));
+    const __m256i by = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)order[some]));
+    const __m256i all = _mm256_permutevar8x32_epi32((__m256i)tag, by);
+    const __m128i two = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    _mm256_storeu_si256((__m256i *)places, _mm256_permutevar8x32_epi32((__m256i)place, by));
+    _mm_storel_epi64((__m128i *)tags, _mm_packus_epi16(two, two));
+    _mm_storeu_si128((__m128i *)kept, _mm_slli_epi16(_mm_add_epi16(_mm_srli_epi16(two, 4), _mm_set1_epi16(1)), BEHIND));
+    return __builtin_popcount((unsigned)some);
+}
+#endif
+
 /* Of n words the places of those that are kept, their tags, and what codec `lattice` is to start from; each of the three
- * has room for n. Of each level, what is drawn below `share` is kept; `factor` makes its class, whose context is `begin` and
- * the class by 2^`down`. Returns their number. */
+ * has room for n + 16. Of each level, what is drawn below `share` is kept; `factor` makes its class, whose context is `begin`
+ * and the class by 2^`down`. Returns their number. */
 TS_KERNEL(int64_t, dare_select)(
     uint32_t *restrict places, uint8_t *restrict tags, uint16_t *restrict kept, const uint16_t *restrict words, int64_t n,
     int32_t shift, int32_t mask, int32_t low, uint32_t first, const uint32_t *share, const uint32_t *factor, const uint32_t *begin,
@@ -37,43 +65,39 @@ TS_KERNEL(int64_t, dare_select)(
 ) {
     const lattice of = {16, shift, mask, low};
     int64_t count = 0;
-#if defined(__AVX512VBMI2__)
-    const __m512i shares = _mm512_loadu_si512(share), factors = _mm512_loadu_si512(factor), begins = _mm512_loadu_si512(begin);
-    const __m512i downs = _mm512_loadu_si512(down), one = _mm512_set1_epi32(1);
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#if defined(__AVX2__)
+    many lane;
+    uint32_t told[LEVELS]; /* factor, begin and down: one is looked up faster than three */
+    orders order = {0};
+    for (int l = 0; l < LEVELS; l++) told[l] = factor[l] << 8 | begin[l] << 4 | down[l];
+    fill_orders(order);
+    for (int k = 0; k < MANY; k++) lane[k] = (uint32_t)k;
 #endif
     for (int64_t start = 0; start < n; start += BLOCK) {
-        int64_t size = TS_MIN(n - start, BLOCK);
-        uint8_t level[BLOCK + 32] = {0};
+        const int64_t size = TS_MIN(n - start, BLOCK);
+        uint8_t level[BLOCK + 16];
+        memset(level + size, 0, 16);
         fill_levels(level, words + start, size, &of, 16);
-        int64_t i = 0;
-#if defined(__AVX512VBMI2__)
-        for (; i + 16 <= size; i += 16) { /* `count` is not above `start + i`: there is room for 16 */
-            __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(level + i)));
-            __m512i place = _mm512_add_epi32(_mm512_set1_epi32((int32_t)(start + i)), lane), x = ts_drawn16(first + (uint32_t)(start + i));
-            __mmask16 some = _mm512_cmplt_epu32_mask(x, _mm512_permutexvar_epi32(at, shares));
-            __m512i class = _mm512_mullo_epi32(_mm512_srli_epi32(x, 8), _mm512_permutexvar_epi32(at, factors));
-            class = _mm512_srlv_epi32(_mm512_srli_epi32(class, 16), _mm512_permutexvar_epi32(at, downs));
-            class = _mm512_add_epi32(class, _mm512_permutexvar_epi32(at, begins));
-            class = _mm512_maskz_compress_epi32(some, _mm512_or_si512(at, _mm512_slli_epi32(class, 4)));
-            __m512i word = _mm512_slli_epi32(_mm512_add_epi32(_mm512_srli_epi32(class, 4), one), BEHIND);
-            _mm512_storeu_si512(places + count, _mm512_maskz_compress_epi32(some, place));
-            _mm_storeu_si128((__m128i *)(tags + count), _mm512_cvtepi32_epi8(class));
-            _mm256_storeu_si256((__m256i *)(kept + count), _mm512_cvtepi32_epi16(word));
-            count += __builtin_popcount(some);
+#if defined(__AVX2__)
+        for (int64_t i = 0; i < size; i += MANY) {
+            const many at = levels_at(level + i), by = of_level(told, at), x = drawn(first + (uint32_t)(start + i));
+            const many class = (x >> 8) * (by >> 8) >> 16 >> (by & 15), tag = (((class << 4) + (by & 0xF0)) | at) & 0xFF;
+            const many place = (uint32_t)(start + i) + lane;
+            count += pack(places + count, tags + count, kept + count, place, tag, x, of_level(share, at), order);
+        }
+#else
+        uint32_t x[BLOCK], some = 0;
+        uint16_t at[BLOCK];
+        for (int64_t i = 0; i < size; i++) x[i] = ts_drawn(first + (uint32_t)(start + i));
+        for (int64_t i = 0; i < size; i++) at[some] = (uint16_t)i, some += x[i] < share[level[i]];
+        for (int64_t i = 0; i < some; i++, count++) {
+            const uint32_t l = level[at[i]], class = (x[at[i]] >> 8) * factor[l] >> 16;
+            places[count] = (uint32_t)start + at[i], tags[count] = (uint8_t)(l | (begin[l] + (class >> down[l])) << 4);
+            kept[count] = start_of(tags[count]);
         }
 #endif
-        for (; i < size; i += 32) {
-            uint32_t some = kept_of(level + i, first + (uint32_t)(start + i), share);
-            if (size - i < 32) some &= (1u << (size - i)) - 1;
-            for (; some; some &= some - 1, count++) {
-                int64_t at = i + __builtin_ctz(some);
-                uint32_t l = level[at], class = (ts_drawn(first + (uint32_t)(start + at)) >> 8) * factor[l] >> 16;
-                places[count] = (uint32_t)(start + at), tags[count] = (uint8_t)(l | (begin[l] + (class >> down[l])) << 4);
-                kept[count] = start_of(tags[count]);
-            }
-        }
     }
+    while (count && places[count - 1] >= n) count--; /* behind the last element */
     return count;
 }
 
@@ -119,24 +143,20 @@ TS_KERNEL(void, dare_apply)(
     int64_t count, int32_t form, const float *width
 ) {
     const uint16_t nan = form == TS_BFLOAT16 ? 0x7FC0 : 0x7E00; /* narrowing may make anything of one */
-#if defined(__AVX512VBMI2__)
-    uint16_t each[32];
-    for (int k = 0; k < 32; k++) each[k] = (uint16_t)k;
-    const __m512i numbers = _mm512_loadu_si512(each);
-#endif
+    orders order = {0};
+    fill_orders(order);
     for (int64_t from = 0; from < count; from += FEW, places += FEW, tags += FEW, after += FEW) {
         int64_t size = TS_MIN(count - from, FEW), some = 0, i = 0;
-        uint16_t moved[FEW + 32], base[FEW], rounded[FEW]; /* `moved`: those of a multiple that is not 0 */
+        uint16_t moved[FEW + 8], base[FEW], rounded[FEW]; /* `moved`: those of a multiple that is not 0 */
+        uint8_t other[FEW];
         float sum[FEW], step[FEW];
-#if defined(__AVX512VBMI2__)
-        for (__m512i lane = numbers; i + 32 <= size; i += 32, lane = _mm512_add_epi16(lane, _mm512_set1_epi16(32))) {
-            __m512i start = _mm512_srli_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tags + i))), 4);
-            start = _mm512_slli_epi16(_mm512_add_epi16(start, _mm512_set1_epi16(1)), BEHIND);
-            __mmask32 other = _mm512_cmpneq_epi16_mask(start, _mm512_loadu_si512(after + i));
-            _mm512_storeu_si512(moved + some, _mm512_maskz_compress_epi16(other, lane));
-            some += __builtin_popcount(other);
+        for (; i < size; i++) other[i] = after[i] != start_of(tags[i]);
+        for (i = 0; i + 8 <= size; i += 8) {
+            const uint64_t flags = ts_load64(other + i);
+            const uint16_t *at = order[ts_gathered(flags)];
+            for (int k = 0; k < 8; k++) moved[some + k] = (uint16_t)(i + at[k]);
+            some += (int64_t)(flags * 0x0101010101010101u >> 56); /* as many as are set */
         }
-#endif
         for (; i < size; i++) moved[some] = (uint16_t)i, some += after[i] != start_of(tags[i]);
         for (i = 0; i < some; i++) {
             uint8_t tag = tags[moved[i]];

@@ -188,27 +188,23 @@ ALWAYS uint32_t moved(uint32_t word, int8_t symbol, int32_t done, bit_reader *ex
     return turned(turned(word, bits) + (symbol < 0 ? 0u - size : size) - (uint32_t)done, bits);
 }
 
-ALWAYS void apply(void *words, const int8_t *symbols, int64_t n, bit_reader *extra, int32_t bits) {
+/* `turned`, as compilers make vectors of words of it. */
+ALWAYS uint16_t turned_word(uint16_t word) { return (uint16_t)(word ^ ((uint16_t)((int16_t)word >> 15) >> 1)); }
+
+ALWAYS void apply(void *restrict words, const int8_t *restrict symbols, int64_t n, bit_reader *extra, int32_t bits) {
     int64_t i = 0;
-#if defined(__AVX2__)
     for (; bits == 16 && i + 64 <= n; i += 64) {
         uint16_t *at = (uint16_t *)words + i;
-        uint64_t large = 0;
-        for (int k = 0; k < 64; k += 16) {
-            __m256i *some = (__m256i *)(at + k);
-            __m128i steps = _mm_loadu_si128((const __m128i *)(symbols + i + k));
-            __m256i to = _mm256_add_epi16(turned16(_mm256_loadu_si256(some)), _mm256_cvtepi8_epi16(steps));
-            _mm256_storeu_si256(some, turned16(to));
-            __m128i here = _mm_cmpgt_epi8(_mm_abs_epi8(steps), _mm_set1_epi8(DIRECT - 1));
-            large |= (uint64_t)(unsigned)_mm_movemask_epi8(here) << k;
-        }
-        for (; large; large &= large - 1) {
-            int one = __builtin_ctzll(large);
-            int8_t symbol = symbols[i + one];
-            at[one] = (uint16_t)moved(at[one], symbol, symbol, extra, 16);
+        uint8_t large[64], any = 0;
+        for (int k = 0; k < 64; k++) at[k] = turned_word((uint16_t)(turned_word(at[k]) + (uint16_t)symbols[i + k]));
+        for (int k = 0; k < 64; k++) any |= large[k] = (uint8_t)(symbols[i + k] + DIRECT - 1) > 2 * (DIRECT - 1);
+        uint64_t left = 0;
+        for (int k = 0; any && k < 64; k += 8) left |= ts_gathered(ts_load64(large + k)) << k;
+        for (; left; left &= left - 1) {
+            const int one = __builtin_ctzll(left);
+            at[one] = (uint16_t)moved(at[one], symbols[i + one], symbols[i + one], extra, 16);
         }
     }
-#endif
     for (; i < n; i++) put_word(words, i, bits, moved(word_at(words, i, bits), symbols[i], 0, extra, bits));
 }
 
