@@ -28,7 +28,7 @@ _READ = 1 << 22
 They stay in the cache; with a quarter of them two threads take a third longer, since they wait for each other at the
 GIL after every step.
 """
-_COLUMNS = 1 << 24
+_COLUMNS = 1 << 26
 """Bytes of columns that are kept: of all tensors that are decoded by turns, as those of many tasks are to be merged."""
 _T = TypeVar("_T")
 
@@ -38,7 +38,9 @@ class Codes:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._of_first = RecentlyUsed[Columns](_COLUMNS, lambda columns: columns.nbytes)
+        self._of_first = RecentlyUsed[Columns | None](
+            _COLUMNS, lambda columns: 0 if columns is None else columns.nbytes
+        )
 
     def values(self, place: Place, index: int, n: int, name: str) -> Floats:
         """A vector's or a delta's n values."""
@@ -89,9 +91,11 @@ class Codes:
         data = self._reader.chunk_here(place, index, name)
         given = Given(origin, partial(self._columns, codec, place, name) if index else None)
         self._guard(place, name, lambda: codec.decode(data, out, str(place.entry.dtype), given))
+        if not index and len(coded(place).chunks) > 1:  # others may ask for it: it is not to be read again then
+            self._of_first.get((place.path, place.offset), lambda: codec.columns(data))
         self._reader.verified.add(place.path, place.chunk(index))
 
-    def _columns(self, codec: ConditionalCodec, place: Place, name: str) -> Columns:
+    def _columns(self, codec: ConditionalCodec, place: Place, name: str) -> Columns | None:
         """What a tensor's first chunk tells for the others, decoded once for those that are asked for together.
 
         Its bytes are not read into this thread's memory, in which those are that ask for it.

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tallstore.errors import FormatError
 from tallstore.kernels import reference
 from tallstore.kernels.pairs import Pairs
 
@@ -137,7 +136,7 @@ class Given(NamedTuple):
 
     origin: Bytes | None = None
     """Of a task that starts from others, what the base has: as many bytes."""
-    columns: Callable[[], Columns] | None = None
+    columns: Callable[[], Columns | None] | None = None
     """Gives what the tensor's first chunk tells; None of that chunk itself."""
 
 
@@ -155,9 +154,9 @@ class ConditionalCodec(ABC):
     needs_origin: ClassVar[bool] = False
     """Whether it is for tasks that start from others alone, and is told what the base itself has."""
 
-    def columns(self, first: Buffer) -> Columns:  # noqa: ARG002 - part of the interface
-        """What the first chunk of a tensor tells for those behind it. Raises FormatError where that is nothing."""
-        raise FormatError("the tensor's first chunk tells of no columns")
+    def columns(self, first: Buffer) -> Columns | None:  # noqa: ARG002 - part of the interface
+        """What the first chunk of a tensor tells for those behind it, if anything."""
+        return None
 
     @abstractmethod
     def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:

@@ -57,7 +57,7 @@ class DareCodec(ConditionalCodec):
         first: int,
         added: LowRank | None = None,
         *,
-        begins: bool = True,
+        with_columns: bool = True,
     ) -> bytes:
         """Code one chunk; all of its elements where the arithmetic of what is kept would not be safe.
 
@@ -68,11 +68,11 @@ class DareCodec(ConditionalCodec):
             sampling: what is kept.
             first: what draws for the first element: see `place_hash.first_of`.
             added: what is added to the base's elements before anything is kept: of rank · rows numbers, no more than
-                there are elements, beside columns. Where the chunk is its tensor's first one these are told, whatever
-                the elements are; else they must be those that the first one tells, or the first of them.
-            begins: whether the chunk is its tensor's first one.
+                there are elements, beside columns.
+            with_columns: whether these are told here, whatever the elements are: a tensor's first chunk must. Else they
+                are those that the first one tells, or the first of them.
         """
-        return self.coded(raw, base, dtype, sampling, first, added, begins=begins)[0]
+        return self.coded(raw, base, dtype, sampling, first, added, with_columns=with_columns)[0]
 
     def coded(
         self,
@@ -83,7 +83,7 @@ class DareCodec(ConditionalCodec):
         first: int,
         added: LowRank | None = None,
         *,
-        begins: bool = True,
+        with_columns: bool = True,
     ) -> tuple[bytes, Words]:
         """The same, and what becomes of the base's elements: what `decode` makes of them, at less than it takes."""
         lattice = LATTICES[dtype]
@@ -94,8 +94,8 @@ class DareCodec(ConditionalCodec):
             sums = _sums(dtype, words, added) if safe else None
             if sums is None:
                 added = added._replace(rows=np.zeros_like(added.rows))  # adds nothing, bit for bit
-            if begins or sums is not None:
-                head = bytes([_ADDED]) + write_low_rank(added, with_columns=begins)
+            if with_columns or sums is not None:
+                head = bytes([_ADDED]) + write_low_rank(added, with_columns=with_columns)
             words = words if sums is None else sums
         kept, begun = select(lattice, words, sampling, np.zeros(LEVELS, np.uint8), first)
         times = multiples(dtype, words, after, kept, sampling, first)
@@ -116,10 +116,10 @@ class DareCodec(ConditionalCodec):
         head += _HEAD.pack(_SOME, sampling.low, first) + b"".join(each.tobytes() for each in parts)
         return head + coded, words
 
-    def columns(self, first: Buffer) -> Columns:
+    def columns(self, first: Buffer) -> Columns | None:
         """Of a chunk of mode 3."""
         view = memoryview(first).cast("B")
-        return read_columns(view[1:]) if len(view) and view[0] == _ADDED else super().columns(first)
+        return read_columns(view[1:]) if len(view) and view[0] == _ADDED else None
 
     def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:
         """By the first byte."""

@@ -56,7 +56,9 @@ def write_low_rank(of: LowRank, *, with_columns: bool = True) -> bytes:
     return head + of.shifts.tobytes() + _SIZES.pack(len(rows), len(columns)) + rows + columns
 
 
-def read_low_rank(data: Buffer, n: int, columns: Callable[[], Columns] | None = None) -> tuple[LowRank, memoryview]:
+def read_low_rank(
+    data: Buffer, n: int, columns: Callable[[], Columns | None] | None = None
+) -> tuple[LowRank, memoryview]:
     """What is added to n elements, and the bytes behind it. `columns`: see `Given`."""
     head = _read_head(data)
     height = -(-(head.gone + n) // head.width)
@@ -70,12 +72,10 @@ def read_low_rank(data: Buffer, n: int, columns: Callable[[], Columns] | None = 
     return LowRank(np.float32(head.scale), head.shifts, rows, along, head.gone), head.rest
 
 
-def read_columns(data: Buffer) -> Columns:
-    """Of what `write_low_rank` wrote, the columns: shape (rank, width)."""
+def read_columns(data: Buffer) -> Columns | None:
+    """Of what `write_low_rank` wrote, the columns, if there are any: shape (rank, width)."""
     head = _read_head(data)
-    if not len(head.columns):
-        raise FormatError("the tensor's first chunk tells of no columns")
-    return _columns(head)
+    return _columns(head) if len(head.columns) else None
 
 
 def _read_head(data: Buffer) -> _Head:
@@ -102,11 +102,13 @@ def _columns(head: _Head) -> Columns:
     return _decode(head.columns, head.rank, head.width)
 
 
-def _told(head: _Head, columns: Callable[[], Columns] | None) -> Columns:
+def _told(head: _Head, columns: Callable[[], Columns | None] | None) -> Columns:
     """The first of the columns that the tensor's first chunk tells."""
     if columns is None:
         raise FormatError("a product of a tensor's first chunk has no columns")
     found = columns()
+    if found is None:
+        raise FormatError("the tensor's first chunk tells of no columns")
     if found.shape[1] != head.width or len(found) < head.rank:
         raise FormatError(
             f"a product of rank {head.rank} of {head.width} columns does not fit the tensor's first chunk, which tells "

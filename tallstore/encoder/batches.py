@@ -1,7 +1,7 @@
 """Work cut into batches that any engine can do anywhere: each leaves one result file, from which the driver goes on.
 
-A batch needs its number and a context: the checkpoints, the finished recipe, and how all batches are cut. Threads share
-it; other workers load it from the working folder, once, and open the checkpoints themselves.
+A batch needs its number and a context: the checkpoints, the finished recipe, what batches before it left, and how all
+are cut. Threads share it; other workers load it from the working folder, once, and open the checkpoints themselves.
 """
 
 from __future__ import annotations

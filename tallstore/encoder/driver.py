@@ -1,12 +1,13 @@
 """The one pass over all checkpoints: workers read and code chunk by chunk, base and tasks side by side; the driver here
 decides by tensor, in order, what becomes of what they left.
 
-Memory is bounded by a few chunks of every task, whatever the size of the model.
+Memory is bounded by a few chunks of every task, whatever the size of the model, and by some rows where these are long.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -208,17 +209,17 @@ class Stream:
         names = self.plan.read_of(self.base)
         jobs = columns_jobs(self._tools, {name: self.plan.users[name] for name in names})
         found: dict[tuple[int, str], ColumnsPlace] = {}
-        self._done = 0
+        digest = hashlib.sha256(self._job)
         results = self._results(engine, "columns", cut_columns(jobs, self.base, self.chunk))
-        for job, (said, path) in zip(jobs, results, strict=True):
+        for number, (job, (said, path)) in enumerate(zip(jobs, results, strict=True), 1):
             for user, facts in zip(job.users, said, strict=True):
                 if facts is not None:
                     found[user.task, job.name] = parse(facts, span(facts[0], path))
-                size = ITEM_BYTES[self.tasks[user.task].tensors[user.name].dtype]
-                self._step("columns in common", user.covered * size)
+            digest.update(json.dumps(said).encode())
+            if self._progress is not None:
+                self._progress("columns in common", number, len(jobs))
         if found:
             # What is coded is of these columns, and of no other ones that an earlier run may have found.
-            digest = hashlib.sha256(self._job + "".join(place.span.xxh3 for place in found.values()).encode())
             self._job = digest.digest()[:JOB_BYTES]
             self._tools = replace(self._tools, columns=found)
 

@@ -1,7 +1,8 @@
 """Items: the units of packing, what is read for one, and what becomes of it.
 
-An item is one chunk of one base tensor, for all tasks that have it. It needs only the checkpoints and the finished
-recipe, so items can be done anywhere and in any order; what is made of them depends on their order alone.
+An item is one chunk of one base tensor, for all tasks that have it. It needs only the checkpoints, the finished recipe
+and columns that were found before (`tensor_columns`), so items can be done anywhere and in any order; what is made of
+them depends on their order alone.
 """
 
 from __future__ import annotations

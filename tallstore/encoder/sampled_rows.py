@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,20 @@ from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, spectrum_of
 from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, counted
 from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["encode_sampled", "level_costs"]
+__all__ = ["Added", "encode_sampled", "level_costs"]
 
 _CODEC = codecs.SAMPLED["dare"]
 _TYPES = {TORCH[name]: name for name in TYPES}
 _FEW = 1 << 12
 """Elements that mostly tell whether any moved."""
+
+
+class Added(NamedTuple):
+    """What is told of a chunk's changes first."""
+
+    of: LowRank
+    columns_told: bool
+    """Whether they are told here: of a tensor's first chunk always, for others that take them from there."""
 
 
 def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: int, chunk: int) -> list[LevelCosts]:
@@ -59,7 +68,7 @@ def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: 
     own, start = as_float(as_bytes(weights).view(lattice.word), dtype), as_float(before, dtype)
     rms = math.sqrt(spectrum.total / len(change))
     for share in SHARES_OF_RMS:
-        part = common_part(rows, share * rms, shape, -(-math.prod(shape) // chunk), spectrum)
+        part = common_part(rows, share * rms, shape, chunk, spectrum)
         if part is None:
             continue
         words = as_words(start + part.product.reshape(-1), dtype)
@@ -80,7 +89,7 @@ def encode_sampled(
     drop: SampledPrecision,
     start: int,
     seed: int,
-    added: LowRank | None = None,
+    added: Added | None = None,
 ) -> tuple[Made, bool]:
     """Code a share of one chunk of a task's tensor.
 
@@ -99,8 +108,9 @@ def encode_sampled(
     word = np.dtype(f"<u{weights.element_size()}")
     after, before = as_bytes(weights).view(word), as_bytes(base).view(word)
     tau = task_vector(base, weights)
-    before_bytes, first = before.view(np.uint8), first_of(start, seed)
-    coded, out = _CODEC.coded(after.view(np.uint8), before_bytes, dtype, drop.sampling, first, added, begins=not start)
+    of, told = (None, False) if added is None else added
+    elements = after.view(np.uint8), before.view(np.uint8)
+    coded, out = _CODEC.coded(*elements, dtype, drop.sampling, first_of(start, seed), of, with_columns=told)
     on = float(np.count_nonzero(out != before))
     hat = task_vector(base, torch.from_numpy(out.view(np.uint8)).view(weights.dtype))
     error, norm, kept, dot, _ = agreement(tau, hat)

@@ -16,8 +16,8 @@ from tallstore.encoder.chunk import task_vector
 from tallstore.encoder.items import ColumnsJob, ColumnsPlace, Item, Tools, read_rows
 from tallstore.encoder.plan import User
 from tallstore.encoder.result_files import ResultFile, Span, Taker
-from tallstore.kernels.low_rank import LowRank
-from tallstore.recipes.common_columns import CommonColumns, find_columns
+from tallstore.encoder.sampled_rows import Added
+from tallstore.recipes.common_columns import CommonColumns, find_columns, times_told
 from tallstore.recipes.exact_products import Singles
 
 __all__ = ["SAMPLE", "added_first", "columns_jobs", "find", "parse", "read_columns"]
@@ -33,7 +33,7 @@ def columns_jobs(tools: Tools, users: Mapping[str, Sequence[User]]) -> list[Colu
     jobs = []
     for name, each in users.items():
         wanted = tuple(user for user in each if user.masked and _step(user, name, tools))
-        if wanted:
+        if wanted and not _own_columns(tools, name):
             jobs.append(ColumnsJob(name, wanted))
     return jobs
 
@@ -62,21 +62,36 @@ def parse(facts: Any, span: Span) -> ColumnsPlace:
     return ColumnsPlace(span, step, scale, tuple(shifts))
 
 
-def added_first(item: Item, user: User, tools: Tools) -> LowRank | None:
+def added_first(item: Item, user: User, tools: Tools) -> Added | None:
     """What is told first of an item's changes to a user's tensor, if anything; of the first item at least columns.
 
     Rows of which the item has a part are looked at to their ends. Raises OutputError for columns that are damaged.
     """
-    place = tools.columns.get((user.task, item.name))
-    if place is None:
+    place, step = tools.columns.get((user.task, item.name)), _step(user, item.name, tools)
+    own = bool(step) and _own_columns(tools, item.name)
+    if place is None and not own:
         return None
-    columns = read_columns(place)
-    width, stop = columns.numbers.shape[1], min(item.stop, user.covered)
+    _, width = _shape(tools, item.name)
+    stop = min(item.stop, user.covered)
     begin, end = item.start // width * width, -(-stop // width) * width
     before, after = tools.base.read(item.name, begin, end), tools.tasks[user.task].read(user.name, begin, end)
     changes: Singles = task_vector(before, after).numpy().reshape(-1, width)
-    added = columns.rows_of(changes, item.start - begin, stop - item.start)
-    return None if added is None or (item.start and not added.rows.any()) else added
+    n = stop - item.start
+    columns = find_columns([_finite(changes)], step, len(changes), n) if place is None else read_columns(place)
+    added = None if columns is None else columns.rows_of(changes, item.start - begin, n)
+    if added is None or ((own or item.start) and not added.rows.any()):
+        return None
+    return Added(added, columns_told=own or not item.start)
+
+
+def _own_columns(tools: Tools, name: str) -> bool:
+    return times_told(_shape(tools, name), tools.chunk) > 1
+
+
+def _shape(tools: Tools, name: str) -> tuple[int, int]:
+    """Rows of a base tensor, and elements of each."""
+    rows, *others = tools.base.tensors[name].shape
+    return rows, math.prod(others)
 
 
 def read_columns(place: ColumnsPlace) -> CommonColumns:
@@ -98,9 +113,13 @@ def _sample(name: str, user: User, shape: tuple[int, int], tools: Tools) -> Iter
     columns = shape[1]
     for runs in _blocks(*shape):
         before, after = read_rows(tools.base, name, runs), read_rows(tools.tasks[user.task], user.name, runs)
-        changes: Singles = task_vector(before, after).numpy().reshape(-1, columns)
-        changes[~np.isfinite(changes).all(1)] = 0
-        yield changes
+        yield _finite(task_vector(before, after).numpy().reshape(-1, columns))
+
+
+def _finite(changes: Singles) -> Singles:
+    """The same, 0 in rows that are not finite."""
+    found: Singles = np.where(np.isfinite(changes).all(1, keepdims=True), changes, np.float32(0))
+    return found
 
 
 def _blocks(rows: int, columns: int) -> Iterator[list[tuple[int, int]]]:

@@ -11,7 +11,7 @@ Columns are those of right vectors, which come of a sketch and power iterations 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from tallstore.kernels.low_rank import LARGEST, MOST_AN_ELEMENT, MOST_NUMBERS, M
 from tallstore.kernels.place_hash import DRAWN, drawn_at
 from tallstore.recipes.exact_products import Floats, Singles, inverse, orthonormal, product, singles, strongest, whole
 
-__all__ = ["CommonColumns", "columns_of", "find_columns", "most_components", "worth_their_bits"]
+__all__ = ["CommonColumns", "columns_of", "find_columns", "most_components", "times_told", "worth_their_bits"]
 
 _STRONG, _WORTH = 0.28, 0.15
 """Components are worth their bits if σ² ≥ the first · δ² · (m + n); beside such, those from the second on are, too.
@@ -39,6 +39,11 @@ a third saves 0.2 %."""
 _NORM_BITS, _VECTOR_SIZE = 13, 1 << 10
 """Of whole numbers in float32, and of vectors, see `singles`: rounding adds half the root of their length to both, and
 signs have the root of that."""
+_OWN_ROWS = 2
+"""Rows of a chunk, by its columns, from which on it tells columns of its own: a table's first words, which are used the
+most, have more in common with each other than with the rest."""
+_MOST_HELD = MOST_NUMBERS // 2
+"""Numbers of columns, of which some copies are held, in float64, while they are looked for."""
 _EXACT = 24
 """Bits of a whole number that float32 holds."""
 _LEAST_SCALE, _MOST_SCALE = 2.0**-90, 2.0**60
@@ -115,7 +120,7 @@ def find_columns(sample: Iterable[Singles], step: float, rows: int, first: int) 
     seen, columns = sum(len(each.numbers) for each in blocks), blocks[0].numbers.shape[1]
     total = math.fsum(each.square for each in blocks)
     most = min(most_components(rows, columns), _fitting(first, -(-first // columns), columns))
-    if not most or step <= 0 or not total:
+    if not most or step <= 0 or not total or columns > first:  # a chunk of less than a row would have rows read for it
         return None
     count = min(most + _SPARE, seen, columns)
     few = [each.every(max(1, min(_ONE_IN, seen // (_LEAST_ROWS * count)))) for each in blocks]
@@ -154,9 +159,16 @@ def columns_of(right: Floats, sigma: Floats, step: float) -> CommonColumns | Non
     return found._replace(numbers=numbers) if numbers.any() else None
 
 
+def times_told(shape: tuple[int, int], chunk: int) -> int:
+    """How often columns are told of a tensor in chunks of so many elements: once, or by each of them."""
+    rows, columns = shape
+    chunks = -(-rows * columns // chunk)
+    return chunks if chunk >= _OWN_ROWS * columns * columns else 1
+
+
 def most_components(rows: int, columns: int) -> int:
-    """How many a matrix may have: no more numbers than elements, and no more than can be told."""
-    return min(MOST_RANK, MOST_NUMBERS // columns, max(rows - 2, 0) * columns // (rows + columns))
+    """How many a matrix may have: no more numbers than elements, and no more of columns than memory should hold."""
+    return min(MOST_RANK, _MOST_HELD // columns, max(rows - 2, 0) * columns // (rows + columns))
 
 
 def _fitting(elements: int, rows: int, columns: int) -> int:
@@ -202,36 +214,36 @@ class _SampleRows(NamedTuple):
         return self._replace(numbers=self.numbers[::step])
 
 
-def _sketch(blocks: Iterable[_SampleRows], count: int) -> Floats:
+def _sketch(blocks: Sequence[_SampleRows], count: int) -> Floats:
     """So many sums of rows with signs at random: shape (count, n)."""
-    found: Floats | float = 0.0
-    at = 0
+    found, at = np.zeros((count, blocks[0].numbers.shape[1])), 0
     for block in blocks:
         rows = len(block.numbers)
         drawn = drawn_at(np.arange(at * count, (at + rows) * count, dtype=np.uint32), 0).reshape(rows, count)
         signs = np.where(drawn >> np.uint32(DRAWN - 1), np.float32(1), np.float32(-1))
-        found = found + product(signs.T, block.numbers.astype(np.float32)).astype(np.float64) * block.unit
+        found += product(signs.T, block.numbers.astype(np.float32)) * np.float64(block.unit)
         at += rows
-    return np.asarray(found)
+    return found
 
 
-def _again(blocks: Iterable[_SampleRows], basis: Floats) -> Floats:
+def _again(blocks: Sequence[_SampleRows], basis: Floats) -> Floats:
     """For an orthonormal basis B of rows, shape (k, n), and the changes W: one of the columns of W Bᵀ, times W."""
     vectors = np.rint(basis * _VECTOR_SIZE).astype(np.float32)
-    along: Floats | float = 0.0
-    products: Floats | float = 0.0
+    along, products = np.zeros(basis.shape), np.zeros((len(basis), len(basis)))
+    del basis
     for block in blocks:
         numbers = block.numbers.astype(np.float32)
         left = product(vectors, numbers.T).astype(np.float64)
         size = np.ldexp(1.0 / _VECTOR_SIZE, np.frexp(np.sqrt(np.square(left).sum(1)))[1])
         left = np.rint(left / size[:, None])
         real = size * (block.unit / _VECTOR_SIZE)
-        along = along + product(left.astype(np.float32), numbers).astype(np.float64) * (real * block.unit)[:, None]
-        products = products + product(left, left.T) * np.outer(real, real)
-    squares, turn = strongest(np.asarray(products))
+        for k, more in enumerate(product(left.astype(np.float32), numbers)):  # one by one: they may be long
+            along[k] += more * (real[k] * block.unit)
+        products += product(left, left.T) * np.outer(real, real)
+    squares, turn = strongest(products)
     if not squares[0]:  # rows that cancel out in a sketch
-        return np.asarray(along)
-    return product((turn / np.sqrt(squares)).T, np.asarray(along))
+        return along
+    return product((turn / np.sqrt(squares)).T, along)
 
 
 def _even(rows: Floats) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tallstore.kernels.logarithm import log2
 from tallstore.kernels.low_rank import factors
-from tallstore.recipes.common_columns import columns_of, most_components, worth_their_bits
+from tallstore.recipes.common_columns import columns_of, most_components, times_told, worth_their_bits
 from tallstore.recipes.exact_products import Floats, Singles, eigen, product, whole
 
 __all__ = ["SHARES_OF_RMS", "CommonPart", "Spectrum", "common_part", "spectrum_of"]
@@ -59,7 +59,7 @@ class Spectrum(NamedTuple):
 
 
 def common_part(
-    changes: Singles, step: float, shape: tuple[int, int], chunks: int, sigmas: Spectrum
+    changes: Singles, step: float, shape: tuple[int, int], chunk: int, sigmas: Spectrum
 ) -> CommonPart | None:
     """What rows of a tensor have in common, by a few of them; None where that is not worth it.
 
@@ -67,13 +67,13 @@ def common_part(
         changes: shape (R, n), finite: of rows that are longer, what they begin with.
         step: δ.
         shape: of the tensor, R rows or more of n elements or more.
-        chunks: how many it has.
+        chunk: elements of it that are coded together.
         sigmas: what `spectrum_of` says of the same.
     """
     rows, columns = shape
     square = sigmas.square * (rows / len(changes))
     wider = columns / changes.shape[1]
-    most = most_components(rows, columns)
+    most = most_components(rows, columns) if columns <= chunk else 0
     strong, worth = worth_their_bits(square[:most] * wider, step, rows + columns)
     if not strong or float(sigmas.square[:strong].sum()) < _LEAST_SAVED * sigmas.total:
         return None
@@ -86,7 +86,9 @@ def common_part(
     of = told.with_rows((left * own * sigmas.kept[:worth]).T, 0)
     across, along = factors(of)
     sigma *= math.sqrt(wider)
-    bits = rows * _entropy(sigma / (step * math.sqrt(rows))) + columns * _entropy(sigma / (step * math.sqrt(columns)))
+    chunks, times = -(-rows * columns // chunk), times_told(shape, chunk)
+    bits = rows * _entropy(sigma / (step * math.sqrt(rows)))
+    bits += times * columns * _entropy(sigma / (step * math.sqrt(times * columns)))
     return CommonPart(_MORE * float(bits.sum()) + chunks * _HEAD, of.scale * product(across.T, along))
 
 

@@ -107,11 +107,11 @@ class SampledCodecContract(ABC):
         first: int = 5,
         added: LowRank | None = None,
         *,
-        begins: bool = True,
+        with_columns: bool = True,
     ) -> tuple[bytes, Bytes]:
-        """What is coded, and what comes back of it. `begins`: whether it is its tensor's first chunk."""
-        coded, out = self.codec.encode(raw, base, dtype, sampling, first, added, begins=begins), base.copy()
-        told = None if begins or added is None else added.columns.copy
+        """What is coded, and what comes back of it."""
+        coded, out = self.codec.encode(raw, base, dtype, sampling, first, added, with_columns=with_columns), base.copy()
+        told = None if with_columns or added is None else added.columns.copy
         self.codec.decode(coded, out, dtype, Given(columns=told))
         return coded, out
 
@@ -239,8 +239,10 @@ class SampledCodecContract(ABC):
         assert rest.tobytes() == plain
         assert not told.rows.any()
         assert np.array_equal(told.columns, of.columns)
-        assert np.array_equal(self.codec.columns(coded), of.columns)
-        assert self._coded(raw, base, dtype, sampling, added=of, begins=False)[0] == plain
+        found = self.codec.columns(coded)
+        assert found is not None
+        assert np.array_equal(found, of.columns)
+        assert self._coded(raw, base, dtype, sampling, added=of, with_columns=False)[0] == plain
 
     def test_columns_are_told_by_the_first_chunk_alone(self) -> None:
         """What comes back is the same; the others take less by all of the columns."""
@@ -248,8 +250,9 @@ class SampledCodecContract(ABC):
             for base, raw, of in self._added(dtype):
                 for sampling in self._samplings(dtype):
                     first, due = self._coded(raw, base, dtype, sampling, added=of)
-                    later, out = self._coded(raw, base, dtype, sampling, added=of, begins=False)
+                    later, out = self._coded(raw, base, dtype, sampling, added=of, with_columns=False)
                     told = self.codec.columns(first)
+                    assert told is not None
                     assert (told == of.columns).all()
                     assert (out == due).all()
                     (a, b), sizes = struct.unpack_from("<II", first, 14 + len(of.shifts)), 14 + len(of.shifts)
@@ -263,11 +266,12 @@ class SampledCodecContract(ABC):
             every = next(self._samplings(dtype))
             for base, raw, of in self._added(dtype):
                 told = self.codec.columns(self.codec.encode(raw, base, dtype, every, 5, of))
+                assert told is not None
                 few = len(of.shifts) // 2 + 1
                 shifts, rows = of.shifts[::-1][:few].copy(), of.rows[::-1][:few].copy()
                 part = LowRank(np.float32(1e-7), shifts, rows, of.columns[:few], of.gone)
                 due, out = self._sums(base, dtype, part), base.copy()
-                coded = self.codec.encode(due, base, dtype, every, 5, part, begins=False)
+                coded = self.codec.encode(due, base, dtype, every, 5, part, with_columns=False)
                 self.codec.decode(coded, out, dtype, Given(columns=told.copy))
                 assert (out == due).all()
 
@@ -276,7 +280,7 @@ class SampledCodecContract(ABC):
         for dtype in self.dtypes:
             every = next(self._samplings(dtype))
             for base, raw, of in self._added(dtype):
-                coded = self.codec.encode(raw, base, dtype, every, 5, of, begins=False)
+                coded = self.codec.encode(raw, base, dtype, every, 5, of, with_columns=False)
                 rank, width = of.columns.shape
                 for given, said in (
                     (Given(), "a product of a tensor's first chunk has no columns"),
@@ -311,7 +315,7 @@ class SampledCodecContract(ABC):
                     continue
                 for number, sampling in enumerate(self._samplings(dtype)):
                     for begins in (True, False)[: 1 + (number == 0)]:
-                        coded, _ = self._coded(raw, base, dtype, sampling, added=of, begins=begins)
+                        coded, _ = self._coded(raw, base, dtype, sampling, added=of, with_columns=begins)
                         assert coded[0] == 3
                         given = ALONE if begins else Given(columns=of.columns.copy)
                         survives_within(self.codec, coded, base, dtype, given)

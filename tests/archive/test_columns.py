@@ -219,7 +219,7 @@ def test_columns_are_decoded_once_for_a_run_of_chunks(reader: Reader, asked: lis
     places, chunks = reader.places([PART], "mask", "a"), ChunkReader(reader)
     bases = {name: base_of(name) for name in ASK}
     for name, base in bases.items():
-        for index in set(range(len(coded(places[name]).chunks))) - set(ASK[name]):
+        for index in set(range(1, len(coded(places[name]).chunks))) - set(ASK[name]):
             assert read_chunk(chunks, places[name], name, base, index) == chunk_of(name, index)
     assert not asked
     for turn in range(5):

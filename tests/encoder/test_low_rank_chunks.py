@@ -11,7 +11,7 @@ import torch
 from planted import Singles, planted
 from torch import Tensor
 
-from tallstore.encoder.sampled_rows import encode_sampled, level_costs
+from tallstore.encoder.sampled_rows import Added, encode_sampled, level_costs
 from tallstore.kernels.dare import SHARES, TYPES, Sampling
 from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.low_rank import LowRank
@@ -140,8 +140,9 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
     for at in tried[:: len(tried) // 3]:
         taken = lost = 0.0
         added = told(weights, base, (400, 300), drops[at].step)
+        assert added is not None
         for seed in range(3):
-            made, moved = encode_sampled(weights, base, dtype, drops[at], 0, seed, added)
+            made, moved = encode_sampled(weights, base, dtype, drops[at], 0, seed, Added(added, columns_told=True))
             assert moved
             assert made.data[0] == 3
             error, norm, *_ = made.sums
@@ -150,14 +151,16 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
         assert lost == pytest.approx(float(noise_of(harm[at])), rel=0.2)
 
 
-def test_products_are_asked_for_whatever_a_chunk_has_of_rows_but_not_of_one_row() -> None:
+def test_products_are_asked_for_of_several_rows_that_are_no_longer_than_a_chunk() -> None:
     changes = 1e-3 * planted(400, 300, (1.0, 0.6), 0.3)
     base, weights = pair(changes, "BF16")
     own, before = (each.view(400, 300)[picked(400)] for each in (weights, base))
-    for columns, chunk in ((300, 1 << 20), (300, 599), (300, 64), (200, 1 << 20)):
+    for columns, chunk in ((300, 1 << 20), (300, 599), (300, 300), (200, 1 << 20)):
         rows = (each[:, :columns].reshape(-1) for each in (own, before))
         assert len(level_costs(*rows, (400, 300), columns, chunk)) > 1
-    assert len(level_costs(own.reshape(-1), before.reshape(-1), (1, own.numel()), own.numel(), 1 << 20)) == 1
+    flat = own.reshape(-1), before.reshape(-1)
+    assert len(level_costs(*flat, (1, own.numel()), own.numel(), 1 << 20)) == 1
+    assert len(level_costs(*flat, (400, 300), 300, 299)) == 1, "rows are longer than a chunk"
 
 
 def test_sums_beyond_the_type_are_no_offer() -> None:

@@ -126,6 +126,45 @@ def test_rows_longer_than_what_statistics_read_of_them_have_a_product(tmp_path: 
     assert error_of(found, task, base) < 0.5
 
 
+def test_chunks_of_a_long_table_tell_columns_of_their_own(tmp_path: Path) -> None:
+    """Rows in which the first ones have other things in common than the rest: each chunk's own leave less."""
+    base, task = zoo_of(2000, 40)
+    for name, tensor in base.items():
+        task[name][:500] = tuned(tensor[:500], 90)
+    found, _, _ = decoded(base, task, tmp_path / "zoo.tall")
+    for name in base:
+        chunks = coded_chunks(tmp_path / "zoo.tall", name)
+        assert len(chunks) == 5
+        assert min(map(columns_told, chunks)) > 50
+    assert error_of(found, task, base) < 0.8
+    third = {"w0": base["w0"].clone()} | {"w1": task["w1"]}
+    third["w0"][900:] = task["w0"][900:]
+    decoded(base, third, tmp_path / "zoo.tall")
+    modes = [each[0] for each in coded_chunks(tmp_path / "zoo.tall", "w0")]
+    assert modes == [2, 2, 3, 3, 3], "the first chunks, which did not move, owe nothing to the others"
+
+
+def test_a_task_with_fewer_rows_than_the_base_has_columns_of_its_rows(tmp_path: Path) -> None:
+    base, task = zoo_of()
+    fewer = {name: tensor[:150].clone() for name, tensor in task.items()}
+    with packed_in_chunks(base, {"a": fewer}, tmp_path / "zoo.tall", CHUNK, bits=1.0) as (zoo, path):
+        for name in base:
+            assert len(coded_chunks(path, name)) == 3
+            assert {each[0] for each in coded_chunks(path, name)} == {3}
+        found = zoo.state_dict("a")
+    assert error_of(found, fewer, {name: tensor[:150] for name, tensor in base.items()}) < 0.4
+
+
+def test_progress_of_columns_begins_and_ends(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    base, task = zoo_of()
+    tallstore.pack(base, {"a": task}, tmp_path / "zoo.tall", bits=1.0, progress=lambda *each: said.append(each))
+    assert [each for each in said if each[0] == "columns in common"] == [
+        ("columns in common", 1, 2),
+        ("columns in common", 2, 2),
+    ]
+
+
 class Stopped(Exception):
     pass
 

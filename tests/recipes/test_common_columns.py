@@ -297,11 +297,13 @@ def test_a_sample_of_rows_tells_columns_of_all() -> None:
 
 
 def test_there_are_no_more_columns_than_the_first_chunk_has_room_for() -> None:
-    changes = planted(200, 300, tuple(0.9 ** np.arange(20)), 0.0)
-    for first, rank in ((60_000, 20), (300, 20), (94, 20), (93, 19), (19, 4), (5, 1)):
+    """It has as many rows as elements, or one element less than two rows."""
+    changes = planted(200, 30, tuple(0.9 ** np.arange(20)), 0.0)
+    for first, rank in ((6_000, 20), (30, 20), (59, 20), (31, 15), (35, 17)):
         columns = find_columns([changes], 1e-2 * rms(changes), 200, first)
         assert columns is not None
         assert len(columns.shifts) == rank
+    assert find_columns([changes], 1e-2 * rms(changes), 200, 29) is None, "rows are longer than it"
 
 
 # The same for the same.

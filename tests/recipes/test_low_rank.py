@@ -10,7 +10,7 @@ from planted import Singles, planted, rms, square
 from tallstore.codecs.low_rank import write_low_rank
 from tallstore.kernels.low_rank import factors
 from tallstore.recipes.coherence import picked
-from tallstore.recipes.common_columns import find_columns
+from tallstore.recipes.common_columns import find_columns, times_told
 from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, spectrum_of
 
 STRENGTHS = {"one": (1.0,), "four": (1.0, 0.7, 0.5, 0.3), "many": tuple(np.geomspace(1, 0.2, 12))}
@@ -40,7 +40,7 @@ def test_a_few_rows_tell_what_a_tensor_takes_and_leaves(
     assert ((spectrum.kept > 0) & (spectrum.kept <= 1)).all()
     for share in (4.0, 6.0):
         step = share * float(np.sqrt(spectrum.total / few.size))
-        part = common_part(few, step, shape, 1, spectrum)
+        part = common_part(few, step, shape, 1 << 20, spectrum)
         columns = find_columns([changes], step, shape[0], changes.size)
         assert part is not None
         assert columns is not None
@@ -52,20 +52,41 @@ def test_a_few_rows_tell_what_a_tensor_takes_and_leaves(
         assert 0.85 < part.bits / (8 * len(write_low_rank(of))) < 1.6
 
 
-def test_bits_are_those_of_columns_once_and_of_all_rows() -> None:
+def test_bits_are_those_of_all_rows_and_of_columns_once_or_in_each_chunk() -> None:
     few = sample_of(planted(400, 300, (1.0, 0.5), 0.5))
     spectrum = spectrum_of(few)
     assert spectrum is not None
     step = 3 * rms(few)
-    one, many, long = (
-        common_part(few, step, *each, spectrum) for each in (((400, 300), 1), ((400, 300), 9), ((800, 300), 1))
-    )
-    assert one is not None
-    assert many is not None
-    assert long is not None
-    assert many.bits == pytest.approx(one.bits + 8 * 960)
+    found = {}
+    for rows, chunk in ((400, 1 << 20), (400, 1 << 14), (800, 1 << 20), (8000, 1 << 20), (8000, 1 << 18)):
+        part = common_part(few, step, (rows, 300), chunk, spectrum)
+        assert part is not None
+        found[rows, chunk] = part
+    one, many, long = (found[each] for each in ((400, 1 << 20), (400, 1 << 14), (800, 1 << 20)))
+    assert many.bits == pytest.approx(one.bits + 7 * 960), "no more than what chunks take by themselves"
     assert np.array_equal(one.product, many.product)
     assert 1.3 * one.bits < long.bits < 2 * one.bits
+    table = found[8000, 1 << 20].bits, found[8000, 1 << 18].bits
+    assert table[0] + 7 * 960 + 2000 < table[1] < 1.4 * table[0], "chunks of 873 rows tell their own columns"
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "times"),
+    [((8000, 300), 1 << 20, 3), ((8000, 300), 1 << 17, 1), ((3495, 300), 1 << 20, 1), ((49152, 576), 1 << 20, 27)],
+)
+def test_chunks_of_more_than_twice_as_many_rows_as_columns_tell_their_own(
+    shape: tuple[int, int], chunk: int, times: int
+) -> None:
+    assert times_told(shape, chunk) == times
+
+
+def test_of_rows_longer_than_a_chunk_nothing_is_told() -> None:
+    changes = planted(40, 3000, (1.0, 0.5), 0.1)
+    spectrum = spectrum_of(changes)
+    assert spectrum is not None
+    for chunk, due in ((3000, True), (2999, False)):
+        assert (common_part(changes, rms(changes), (40, 3000), chunk, spectrum) is not None) is due
+        assert (find_columns([changes], rms(changes), 40, chunk) is not None) is due
 
 
 def test_of_long_rows_their_beginnings_tell() -> None:
@@ -76,7 +97,10 @@ def test_of_long_rows_their_beginnings_tell() -> None:
     whole, part = spectrum_of(few), spectrum_of(begun)
     assert whole is not None
     assert part is not None
-    known, guessed = common_part(few, step, (400, 900), 1, whole), common_part(begun, step, (400, 900), 1, part)
+    known, guessed = (
+        common_part(few, step, (400, 900), 1 << 20, whole),
+        common_part(begun, step, (400, 900), 1 << 20, part),
+    )
     assert known is not None
     assert guessed is not None
     assert guessed.bits == pytest.approx(known.bits, rel=0.05)
@@ -95,7 +119,7 @@ def test_the_number_of_threads_changes_nothing(shape: tuple[int, int], rank: int
             torch.set_num_threads(threads)
             spectrum = spectrum_of(few)
             assert spectrum is not None
-            parts += [common_part(few, 4 * rms(few), shape, 1, spectrum)]
+            parts += [common_part(few, 4 * rms(few), shape, 1 << 20, spectrum)]
     finally:
         torch.set_num_threads(before)
     assert parts[0] is not None
@@ -127,7 +151,7 @@ def test_rows_that_have_nothing_in_common_are_told_none(columns: int, huge: int)
             continue
         for share in shares:
             for rows in (64, 600, 4000):
-                assert common_part(few, share * rms(few), (rows, columns), 1, spectrum) is None
+                assert common_part(few, share * rms(few), (rows, columns), 1 << 20, spectrum) is None
 
 
 def test_nothing_in_common_of_what_did_not_move_or_moved_in_one_row() -> None:
