@@ -33,6 +33,7 @@ RUNS = {
     "relatives": "{zoo}/base {zoo}/mr {zoo}/trec --merges 1 --turns 1",
     "pack_memory": "{out} --tasks 1 --layers 1 --scale 0.02 --delete",
     "regress": "--rounds 1 --size 64 --most 1e9",
+    "wide": "{zoo}/base {zoo}/mr --chunks 12 --samples 14 --bits 1 --without",
     "large": "{out} --gigabytes 0.01 --width 64 --tasks 1 --workers 1",
 }
 """Script → its arguments at a tiny size."""
