@@ -196,6 +196,18 @@ def test_rows_that_cancel_out_in_a_sketch_are_no_error() -> None:
     assert seen > 600, "nearly all of them"
 
 
+def test_what_a_number_of_columns_stands_for_is_exact() -> None:
+    """A power of two of the scale, by the step, in float64: shifts are bytes, of which a power has few bits by itself."""
+    changes = planted(200, 300, (1.0, 0.5, 0.25, 0.12), 0.01)
+    step = rms(changes)
+    columns = columns_in(changes, step)
+    assert columns is not None
+    assert len(set(columns.shifts.tolist())) > 2
+    assert columns.units.dtype == np.float64
+    due = [float(columns.scale) * 2.0**shift / step for shift in columns.shifts.tolist()]
+    assert columns.units.tolist() == due
+
+
 # Chunk by chunk.
 
 
