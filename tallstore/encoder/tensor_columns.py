@@ -24,6 +24,9 @@ __all__ = ["SAMPLE", "added_first", "columns_jobs", "find", "parse", "read_colum
 
 SAMPLE = 1 << 24
 """Elements that are looked at: all of most matrices, and as many rows as columns up to 4096 of these."""
+_LONG, _FIRST = 8, 4
+"""Of a table with so many times more rows than columns, so many times as many are looked at: the first words of a
+vocabulary are used the most, and columns that suit them matter more than those that suit most words."""
 _RUN, _BLOCK = 1 << 14, 1 << 20
 """Elements of them that lie side by side, at least, and that are turned over at a time."""
 
@@ -109,9 +112,12 @@ def _step(user: User, name: str, tools: Tools) -> float:
 
 
 def _sample(name: str, user: User, shape: tuple[int, int], tools: Tools) -> Iterator[Singles]:
-    """The changes of all rows, or of evenly spaced runs of them, block by block; 0 of a row that is not finite."""
-    columns = shape[1]
-    for runs in _blocks(*shape):
+    """The changes of all rows, or of evenly spaced runs of them, block by block; 0 of a row that is not finite.
+
+    Of a long table those of the first ones.
+    """
+    rows, columns = shape
+    for runs in _blocks(min(rows, _FIRST * columns) if rows > _LONG * columns else rows, columns):
         before, after = read_rows(tools.base, name, runs), read_rows(tools.tasks[user.task], user.name, runs)
         yield _finite(task_vector(before, after).numpy().reshape(-1, columns))
 

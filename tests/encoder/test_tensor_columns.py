@@ -144,6 +144,24 @@ def test_chunks_of_a_long_table_tell_columns_of_their_own(tmp_path: Path) -> Non
     assert modes == [2, 2, 3, 3, 3], "the first chunks, which did not move, owe nothing to the others"
 
 
+def test_of_a_long_table_whose_chunks_have_few_rows_the_first_rows_tell(tmp_path: Path) -> None:
+    """They have other things in common than the rest, and are the nearer for it."""
+    base, task = zoo_of(1000, 110)
+    for name, tensor in base.items():
+        task[name][440:] = tuned(tensor[440:], 90)
+    found, _, _ = decoded(base, task, tmp_path / "zoo.tall")
+    for name in base:
+        first, *others = coded_chunks(tmp_path / "zoo.tall", name)
+        assert columns_told(first) > 100
+        assert not any(columns_told(each) for each in others if each[0] == 3)
+    parts = [
+        {name: each[name][rows] for name in base}
+        for rows in (slice(440), slice(440, 1000))
+        for each in (found, task, base)
+    ]
+    assert error_of(*parts[:3]) < 0.6 * error_of(*parts[3:])
+
+
 def test_a_task_with_fewer_rows_than_the_base_has_columns_of_its_rows(tmp_path: Path) -> None:
     base, task = zoo_of()
     fewer = {name: tensor[:150].clone() for name, tensor in task.items()}
