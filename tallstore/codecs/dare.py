@@ -12,6 +12,7 @@ What comes back is the task on the average, and not bit for bit.
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from tallstore.kernels.dare_fast import apply, multiples, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
 from tallstore.kernels.low_rank import LowRank, add_product
 
-__all__ = ["DareCodec"]
+__all__ = ["Added", "DareCodec"]
 
 _ALL, _SOME, _ADDED = 0, 2, 3
 _HEAD = struct.Struct("<BBI")
@@ -42,6 +43,15 @@ _WIDEST, _DOWN = 0x7F7F, 4
 """The largest width, and the largest shift of classes."""
 
 
+class Added(NamedTuple):
+    """What is added to the base's elements of a chunk: of rank · rows numbers no more than there are elements."""
+
+    of: LowRank
+    columns_told: bool = True
+    """Whether columns are told here, whatever the elements are: a tensor's first chunk must, if others take them from
+    there. Else they are those that it tells, or the first of them."""
+
+
 class DareCodec(ConditionalCodec):
     """Spec: `spec/codecs/dare.md`."""
 
@@ -49,15 +59,7 @@ class DareCodec(ConditionalCodec):
     _lattice = LatticeCodec()
 
     def encode(
-        self,
-        raw: Bytes,
-        base: Bytes,
-        dtype: str,
-        sampling: Sampling,
-        first: int,
-        added: LowRank | None = None,
-        *,
-        with_columns: bool = True,
+        self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int, added: Added | None = None
     ) -> bytes:
         """Code one chunk; all of its elements where the arithmetic of what is kept would not be safe.
 
@@ -67,23 +69,12 @@ class DareCodec(ConditionalCodec):
             dtype: one of `kernels.dare.TYPES`.
             sampling: what is kept.
             first: what draws for the first element: see `place_hash.first_of`.
-            added: what is added to the base's elements before anything is kept: of rank · rows numbers, no more than
-                there are elements, beside columns.
-            with_columns: whether these are told here, whatever the elements are: a tensor's first chunk must. Else they
-                are those that the first one tells, or the first of them.
+            added: what is added to the base's elements before anything is kept.
         """
-        return self.coded(raw, base, dtype, sampling, first, added, with_columns=with_columns)[0]
+        return self.coded(raw, base, dtype, sampling, first, added)[0]
 
     def coded(
-        self,
-        raw: Bytes,
-        base: Bytes,
-        dtype: str,
-        sampling: Sampling,
-        first: int,
-        added: LowRank | None = None,
-        *,
-        with_columns: bool = True,
+        self, raw: Bytes, base: Bytes, dtype: str, sampling: Sampling, first: int, added: Added | None = None
     ) -> tuple[bytes, Words]:
         """The same, and what becomes of the base's elements: what `decode` makes of them, at less than it takes."""
         lattice = LATTICES[dtype]
@@ -91,11 +82,11 @@ class DareCodec(ConditionalCodec):
         safe = not (_has_large(dtype, words) or _has_large(dtype, after))
         head = b""
         if added is not None:
-            sums = _sums(dtype, words, added) if safe else None
+            of, sums = added.of, _sums(dtype, words, added.of) if safe else None
             if sums is None:
-                added = added._replace(rows=np.zeros_like(added.rows))  # adds nothing, bit for bit
-            if with_columns or sums is not None:
-                head = bytes([_ADDED]) + write_low_rank(added, with_columns=with_columns)
+                of = of._replace(rows=np.zeros_like(of.rows))  # adds nothing, bit for bit
+            if added.columns_told or sums is not None:
+                head = bytes([_ADDED]) + write_low_rank(of, with_columns=added.columns_told)
             words = words if sums is None else sums
         kept, begun = select(lattice, words, sampling, np.zeros(LEVELS, np.uint8), first)
         times = multiples(dtype, words, after, kept, sampling, first)

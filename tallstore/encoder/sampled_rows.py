@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tallstore import codecs
+from tallstore.codecs.dare import Added
 from tallstore.codecs.lattice_model import lowest
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
 from tallstore.kernels.dare import TYPES, as_float, as_words
 from tallstore.kernels.lattice import LATTICES
-from tallstore.kernels.low_rank import LowRank
 from tallstore.kernels.place_hash import first_of
 from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, spectrum_of
 from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, counted
 from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["Added", "encode_sampled", "level_costs"]
+__all__ = ["encode_sampled", "level_costs"]
 
 _CODEC = codecs.SAMPLED["dare"]
 _TYPES = {TORCH[name]: name for name in TYPES}
 _FEW = 1 << 12
 """Elements that mostly tell whether any moved."""
-
-
-class Added(NamedTuple):
-    """What is told of a chunk's changes first."""
-
-    of: LowRank
-    columns_told: bool
-    """Whether they are told here: of a tensor's first chunk always, for others that take them from there."""
 
 
 def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: int, chunk: int) -> list[LevelCosts]:
@@ -108,9 +99,8 @@ def encode_sampled(
     word = np.dtype(f"<u{weights.element_size()}")
     after, before = as_bytes(weights).view(word), as_bytes(base).view(word)
     tau = task_vector(base, weights)
-    of, told = (None, False) if added is None else added
     elements = after.view(np.uint8), before.view(np.uint8)
-    coded, out = _CODEC.coded(*elements, dtype, drop.sampling, first_of(start, seed), of, with_columns=told)
+    coded, out = _CODEC.coded(*elements, dtype, drop.sampling, first_of(start, seed), added)
     on = float(np.count_nonzero(out != before))
     hat = task_vector(base, torch.from_numpy(out.view(np.uint8)).view(weights.dtype))
     error, norm, kept, dot, _ = agreement(tau, hat)

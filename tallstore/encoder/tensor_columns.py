@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from tallstore.codecs.dare import Added
 from tallstore.encoder.chunk import task_vector
 from tallstore.encoder.items import ColumnsJob, ColumnsPlace, Item, Tools, read_rows
 from tallstore.encoder.plan import User
 from tallstore.encoder.result_files import ResultFile, Span, Taker
-from tallstore.encoder.sampled_rows import Added
 from tallstore.recipes.common_columns import CommonColumns, find_columns, times_told
 from tallstore.recipes.exact_products import Singles
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from tallstore.codecs.base import ALONE, Bytes, Given
-from tallstore.codecs.dare import DareCodec
+from tallstore.codecs.dare import Added, DareCodec
 from tallstore.codecs.low_rank import read_low_rank
 from tallstore.errors import FormatError
 from tallstore.kernels.conversion import to_bf16
@@ -110,7 +110,8 @@ class SampledCodecContract(ABC):
         with_columns: bool = True,
     ) -> tuple[bytes, Bytes]:
         """What is coded, and what comes back of it."""
-        coded, out = self.codec.encode(raw, base, dtype, sampling, first, added, with_columns=with_columns), base.copy()
+        told_first = None if added is None else Added(added, columns_told=with_columns)
+        coded, out = self.codec.encode(raw, base, dtype, sampling, first, told_first), base.copy()
         told = None if with_columns or added is None else added.columns.copy
         self.codec.decode(coded, out, dtype, Given(columns=told))
         return coded, out
@@ -265,13 +266,13 @@ class SampledCodecContract(ABC):
         for dtype in self.dtypes:
             every = next(self._samplings(dtype))
             for base, raw, of in self._added(dtype):
-                told = self.codec.columns(self.codec.encode(raw, base, dtype, every, 5, of))
+                told = self.codec.columns(self.codec.encode(raw, base, dtype, every, 5, Added(of)))
                 assert told is not None
                 few = len(of.shifts) // 2 + 1
                 shifts, rows = of.shifts[::-1][:few].copy(), of.rows[::-1][:few].copy()
                 part = LowRank(np.float32(1e-7), shifts, rows, of.columns[:few], of.gone)
                 due, out = self._sums(base, dtype, part), base.copy()
-                coded = self.codec.encode(due, base, dtype, every, 5, part, with_columns=False)
+                coded = self.codec.encode(due, base, dtype, every, 5, Added(part, columns_told=False))
                 self.codec.decode(coded, out, dtype, Given(columns=told.copy))
                 assert (out == due).all()
 
@@ -280,7 +281,7 @@ class SampledCodecContract(ABC):
         for dtype in self.dtypes:
             every = next(self._samplings(dtype))
             for base, raw, of in self._added(dtype):
-                coded = self.codec.encode(raw, base, dtype, every, 5, of, with_columns=False)
+                coded = self.codec.encode(raw, base, dtype, every, 5, Added(of, columns_told=False))
                 rank, width = of.columns.shape
                 for given, said in (
                     (Given(), "a product of a tensor's first chunk has no columns"),

@@ -11,7 +11,8 @@ import torch
 from planted import Singles, planted
 from torch import Tensor
 
-from tallstore.encoder.sampled_rows import Added, encode_sampled, level_costs
+from tallstore.codecs.dare import Added
+from tallstore.encoder.sampled_rows import encode_sampled, level_costs
 from tallstore.kernels.dare import SHARES, TYPES, Sampling
 from tallstore.kernels.lattice import LEVELS
 from tallstore.kernels.low_rank import LowRank
@@ -142,7 +143,7 @@ def test_what_is_offered_is_what_a_tensor_takes_and_loses(dtype: str, noise: flo
         added = told(weights, base, (400, 300), drops[at].step)
         assert added is not None
         for seed in range(3):
-            made, moved = encode_sampled(weights, base, dtype, drops[at], 0, seed, Added(added, columns_told=True))
+            made, moved = encode_sampled(weights, base, dtype, drops[at], 0, seed, Added(added))
             assert moved
             assert made.data[0] == 3
             error, norm, *_ = made.sums

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from spec.second_numbers import BYTES
 
-from spec import second_codecs
+from spec import second_codecs, second_dare
 from tallstore import codecs
 from tallstore.codecs import zstd
 from tallstore.codecs.base import ALONE, Given
@@ -155,7 +155,7 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
     if family == "sampled":
         dtype = TYPES[which % len(TYPES)]
         first, data = _parted(data, which)
-        found = second_codecs.decode_dare(data, _base(dtype, n).tobytes(), dtype, first)
+        found = second_dare.decode_dare(data, _base(dtype, n).tobytes(), dtype, first)
         return _one_nan(np.frombuffer(found, np.uint8), dtype)
     if family == "frame":
         return second_codecs.unframe(data, n)

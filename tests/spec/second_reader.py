@@ -28,13 +28,13 @@ from .second_codecs import (
     decode_adaptive,
     decode_bits,
     decode_bits_zstd,
-    decode_dare,
     decode_dither,
     decode_drift,
     decode_planes,
     decode_raw,
     decode_vector,
 )
+from .second_dare import decode_dare
 from .second_numbers import BITS, BYTES, ROTATED, chosen, kept, must, restored, rounded, summed, to_work
 
 Decoded = tuple[str, tuple[int, ...], bytes]

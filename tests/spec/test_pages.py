@@ -20,7 +20,7 @@ from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.low_rank import add_product
 from tallstore.kernels.place_hash import drawn_at
 
-from . import second_codecs
+from . import second_codecs, second_dare
 from .vectors import ROOT, valid
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("codecs/*.md"), *ROOT.glob("vectors/*.md")])
@@ -131,7 +131,7 @@ def test_the_example_of_dare_holds() -> None:
     chunk = re.sub(r"\s", "", page[first : page.index("\n\n", first)])
     before, after = ([int(row[at], 16) for row in rows] for at in (5, 6))
     base, out = (np.array(words, "<u2").view(np.uint8) for words in (before, after))
-    for decoded in (second_codecs.decode_dare(bytes.fromhex(chunk), base.tobytes(), "BF16"), _decoded(chunk, base)):
+    for decoded in (second_dare.decode_dare(bytes.fromhex(chunk), base.tobytes(), "BF16"), _decoded(chunk, base)):
         assert decoded == out.tobytes()
     assert drawn_at(np.arange(4, dtype=np.uint32), 17).tolist() == [int(row[1]) for row in rows]
     sampling = Sampling(126, np.full(LEVELS, 16383, np.uint16), np.full(LEVELS, 0x3C80, np.uint16))
@@ -175,7 +175,7 @@ def test_the_examples_of_low_rank_hold() -> None:
         moved = base.copy()
         add_product("BF16", moved, of)
         assert moved.tolist() == wanted.tolist()
-        assert second_codecs.decode_dare(coded, base.tobytes(), "BF16", before) == moved.tobytes()
+        assert second_dare.decode_dare(coded, base.tobytes(), "BF16", before) == moved.tobytes()
         out = base.view(np.uint8).copy()
         codec.decode(coded, out, "BF16", Given(columns=None if before is None else lambda: columns))
         assert out.tobytes() == moved.tobytes()

@@ -80,7 +80,7 @@ def test_it_puts_tensors_into_the_files_that_extract_writes(tmp_path: Path) -> N
 
 
 def test_it_knows_neither_tallstore_nor_torch() -> None:
-    parts = ("second_reader", "second_codecs", "second_numbers")
+    parts = ("second_reader", "second_codecs", "second_dare", "second_numbers")
     nodes = [
         node
         for part in parts
