@@ -162,5 +162,5 @@ def _sums(dtype: str, words: Words, added: LowRank) -> Words | None:
 def _has_large(dtype: str, words: Words) -> bool:
     """Whether an element is a NaN or infinite, or so large that a change may be: nothing of it must be dropped."""
     lattice = LATTICES[dtype]
-    large, signed = lattice.mask - (dtype == "BF16") << lattice.shift, words.view(f"i{words.itemsize}")
+    large, signed = lattice.mask - (dtype != "F16") << lattice.shift, words.view(f"i{words.itemsize}")
     return bool(len(words)) and bool(signed.max() >= large or words.max() >= large | 1 << lattice.bits - 1)

@@ -29,10 +29,11 @@ from tallstore.encoder.items import Item, Read, Tools, gather_runs, read, read_r
 from tallstore.encoder.lossless_rows import lossless_bits, may_be_lossless
 from tallstore.encoder.plan import User
 from tallstore.encoder.row_bits import largest_of
-from tallstore.encoder.sampled_rows import level_costs
+from tallstore.encoder.sampled_rows import level_costs, may_be_sampled
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.recipes.base import Statistic
 from tallstore.recipes.coherence import COLUMNS, gain, picked
+from tallstore.recipes.low_rank import matrix_of
 
 
 def measure(item: Item, tools: Tools, statistic: Statistic) -> tuple[list[Any], int]:
@@ -59,7 +60,9 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
     shape = tools.base.tensors[item.name].shape
     width = math.prod(shape[1:])
     results = []
+    _, length = matrix_of(shape) if len(shape) > 1 else (1, width)
     columns = min(width, COLUMNS)
+    columns -= columns % length if length < columns else 0
     sample: _SampledRows | None = None  # mostly there are as many rows to pick from for all tasks
     for user in item.users if len(shape) > 1 and width else ():
         count = user.covered // width
@@ -68,13 +71,16 @@ def _few_rows(item: Item, tools: Tools, statistic: Statistic) -> list[Any]:
             before = read_rows(tools.origin, item.name, runs)
             sample = _SampledRows(count, runs, before, start_of(before, 0.0))
         checkpoint, own = tools.tasks[user.task], None
-        narrow = tools.origin is tools.base and may_be_lossless(checkpoint.tensors[user.name].dtype)
-        if narrow:  # read once for both
+        dtype = checkpoint.tensors[user.name].dtype
+        if tools.origin is tools.base and (may_be_sampled(dtype) or may_be_lossless(dtype)):  # read once for all
             own = read_rows(checkpoint, user.name, sample.runs)
         results.append(statistic.measure_rows(user.task, item.name, partial(_gain, checkpoint, user.name, sample, own)))
-        if own is not None and (bits := lossless_bits(own, sample.base, user.covered, columns)) is not None:
-            levels = level_costs(own, sample.base, (count, width), columns, tools.chunk)
-            results.append(statistic.measure_lossless(user.task, item.name, bits, levels))
+        if own is not None:
+            bits = lossless_bits(own, sample.base, user.covered, columns)
+            matrix = (count * width // length, length)
+            levels = level_costs(own, sample.base, matrix, min(columns, length), tools.chunk)
+            if bits is not None or levels:
+                results.append(statistic.measure_changes(user.task, item.name, bits, levels))
     return results
 
 

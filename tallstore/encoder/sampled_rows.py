@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,19 +15,32 @@ from tallstore.codecs.dare import Added
 from tallstore.codecs.lattice_model import lowest
 from tallstore.encoder.chunk import Made, task_vector
 from tallstore.encoder.metrics import agreement
-from tallstore.kernels.dare import TYPES, as_float, as_words
-from tallstore.kernels.lattice import LATTICES
+from tallstore.kernels.dare import TYPES, as_float, as_words, units
+from tallstore.kernels.lattice import LATTICES, LEVELS, Words
 from tallstore.kernels.place_hash import first_of
+from tallstore.recipes.exact_products import Singles
 from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, spectrum_of
 from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, counted
 from tallstore.tensors import TORCH, as_bytes
 
-__all__ = ["encode_sampled", "level_costs"]
+__all__ = ["encode_sampled", "level_costs", "may_be_sampled"]
 
 _CODEC = codecs.SAMPLED["dare"]
 _TYPES = {TORCH[name]: name for name in TYPES}
+_WIDE = "F32"
+"""The type of which no exponent tells how large changes are: all elements are of one level."""
+_ALIKE = 0.1
+"""Correlation of changes side by side up to which they are rounded to the nearest multiple."""
+_MOST_ROWS = 256
+"""That are looked at for what they have in common."""
+_LEAST_OCTAVE = -100
 _FEW = 1 << 12
 """Elements that mostly tell whether any moved."""
+
+
+def may_be_sampled(dtype: str) -> bool:
+    """Whether some changes to tensors of a type, by the format's name, may be dropped."""
+    return dtype in TYPES
 
 
 def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: int, chunk: int) -> list[LevelCosts]:
@@ -50,27 +64,49 @@ def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: 
     change = task_vector(base, weights).numpy()
     if not np.isfinite(change).all():
         return []
-    low, times = lowest(lattice, before), math.prod(shape) / weights.numel()
-    found = [counted(dtype, low, lattice.levels(before, low), np.abs(change), times)]
-    rows = change.reshape(-1, columns)
+    low = lattice.mask if dtype == _WIDE else lowest(lattice, before)
+    unit = _one_unit(change) if dtype == _WIDE else units(dtype, low)
+
+    def costs(words: Words, changes: Singles) -> LevelCosts:
+        of_levels, times = lattice.levels(words, low), math.prod(shape) / len(changes)
+        found = counted(dtype, low, of_levels, np.abs(changes), times, unit)
+        return replace(found, nearest=dtype == _WIDE and _unlike(changes.reshape(-1, columns)))
+
+    found = [costs(before, change)]
+    few = slice(None, None, max(1, len(change) // (columns * _MOST_ROWS)))
+    rows, first, last = (
+        each.reshape(-1, columns)[few]
+        for each in (change, as_float(before, dtype), as_float(as_bytes(weights).view(lattice.word), dtype))
+    )
     spectrum = spectrum_of(rows) if len(rows) > 1 else None
     if spectrum is None:
         return found
-    own, start = as_float(as_bytes(weights).view(lattice.word), dtype), as_float(before, dtype)
-    rms = math.sqrt(spectrum.total / len(change))
+    rms = math.sqrt(spectrum.total / rows.size)
     for share in SHARES_OF_RMS:
         part = common_part(rows, share * rms, shape, chunk, spectrum)
         if part is None:
             continue
-        words = as_words(start + part.product.reshape(-1), dtype)
+        words = as_words((first + part.product).reshape(-1), dtype)
         with np.errstate(invalid="ignore"):
-            rest = np.abs(own - as_float(words, dtype))
+            rest = last.reshape(-1) - as_float(words, dtype)
         if not np.isfinite(rest).all():  # sums may be beyond the type, where the base's elements nearly are
             continue
         left = float(np.square(rest, dtype=np.float64).sum()) / spectrum.total
-        costs = counted(dtype, low, lattice.levels(words, low), rest, times)
-        found.append(replace(costs, step=share * rms, common_bits=part.bits, left=left))
+        found.append(replace(costs(words, rest), step=share * rms, common_bits=part.bits, left=left))
     return found
+
+
+def _one_unit(changes: Singles) -> npt.NDArray[np.float64]:
+    """A power of two about as large as most changes are: shape (LEVELS,)."""
+    largest = float(np.abs(changes).max())
+    rms = math.sqrt(float(np.square(changes / largest, dtype=np.float64).mean())) * largest if largest else 1.0
+    return np.full(LEVELS, math.ldexp(1.0, max(math.frexp(rms)[1], _LEAST_OCTAVE)))
+
+
+def _unlike(rows: Singles) -> bool:
+    """Whether changes side by side have nothing in common: where they are alike, they would be rounded alike."""
+    whole = rows.astype(np.float64)
+    return abs(float((whole[:, 1:] * whole[:, :-1]).sum())) <= _ALIKE * float(np.square(whole).sum())
 
 
 def encode_sampled(

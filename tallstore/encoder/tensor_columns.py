@@ -5,7 +5,6 @@ Whoever codes a chunk, wherever, has the same ones: they are not found again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,6 +18,7 @@ from tallstore.encoder.plan import User
 from tallstore.encoder.result_files import ResultFile, Span, Taker
 from tallstore.recipes.common_columns import CommonColumns, find_columns, times_told
 from tallstore.recipes.exact_products import Singles
+from tallstore.recipes.low_rank import matrix_of
 
 __all__ = ["SAMPLE", "added_first", "columns_jobs", "find", "parse", "read_columns"]
 
@@ -45,7 +45,7 @@ def find(job: ColumnsJob, tools: Tools, out: ResultFile) -> list[Any]:
     """What is said of each user's columns: None where there are none."""
     said: list[Any] = []
     for user in job.users:
-        columns = math.prod(tools.tasks[user.task].tensors[user.name].shape[1:])
+        _, columns = matrix_of(tools.tasks[user.task].tensors[user.name].shape)
         step, rows = _step(user, job.name, tools), user.covered // columns if columns else 0
         found = None
         if rows > 1:
@@ -93,8 +93,7 @@ def _own_columns(tools: Tools, name: str) -> bool:
 
 def _shape(tools: Tools, name: str) -> tuple[int, int]:
     """Rows of a base tensor, and elements of each."""
-    rows, *others = tools.base.tensors[name].shape
-    return rows, math.prod(others)
+    return matrix_of(tools.base.tensors[name].shape)
 
 
 def read_columns(place: ColumnsPlace) -> CommonColumns:

@@ -45,7 +45,7 @@ _WORDS = ("U8", "U16", "U32", "U64")
 """What differences are coded as, by the size of an element."""
 CONDITIONAL_KINDS = frozenset({"lossless", "sampled"})
 """Kinds whose codec turns the elements that a tensor builds on into its own."""
-_SAMPLED = ("BF16", "F16")
+_SAMPLED = ("F32", "BF16", "F16")
 _STARTING = frozenset({"base", "binary", "signed", "delta"}) | CONDITIONAL_KINDS
 """Kinds that build on elements that are there: the base's, or in a relative part those of other tasks."""
 _CODED = frozenset({"codec", "chunk", "chunks"})

@@ -1,4 +1,4 @@
-"""Drop, rescale and round on the lattice of numbers of a type of few bits: the reference.
+"""Drop, rescale and round on the lattice of numbers of a float type: the reference.
 
 DARE (L. Yu et al. 2023, arXiv 2311.03099) keeps a share p of a task's changes, drawn at random, and takes what it
 kept 1/p times. Here a hash of an element's place draws, so that which ones were kept costs nothing, and the share
@@ -43,17 +43,18 @@ __all__ = [
     "widened",
 ]
 
-TYPES = ("BF16", "F16")
-"""Element types that have a lattice of few bits and float32 arithmetic that is exact enough on it."""
+TYPES = ("F32", "BF16", "F16")
+"""Element types that are computed with in float32."""
 SHARES = 1 << 16
 """Shares are multiples of one by this, from one to all of them."""
 MOST = 1 << 14
 """Multiples that are larger are not written."""
 LEAST = 2.0**-100
 """Changes that are smaller are not rescaled: where a processor takes subnormal numbers for 0, they might be."""
-MOST_CHANGE = {"BF16": np.float32(3.3895314e38), "F16": np.float32(65504)}
+MOST_CHANGE = {"F32": np.float32(3.4028235e38), "BF16": np.float32(3.3895314e38), "F16": np.float32(65504)}
 """The largest number of each type."""
-_NAN = {"BF16": np.uint16(0x7FC0), "F16": np.uint16(0x7E00)}
+_FLOATS = {"F32": "<f4", "F16": "<f2"}
+_NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 """What every NaN becomes."""
 _BEHIND = LATTICES["BF16"].shift
 """Contexts are exponents of the elements that `lattice` is told to start from."""
@@ -68,6 +69,9 @@ class Sampling(NamedTuple):
     """One less than the share that is kept, by `SHARES`: shape (LEVELS,)."""
     widths: npt.NDArray[np.uint16]
     """What a multiple of 1 changes an element by, as a bfloat16: shape (LEVELS,)."""
+    nearest: bool = False
+    """Whether changes of a step and more are rounded to the nearest multiple, with half of the noise: where hardly two
+    of them are equal, they are not wrong alike. Readers need not know."""
 
 
 class KeptElements(NamedTuple):
@@ -148,7 +152,8 @@ def multiples(
     with np.errstate(all="ignore"):
         change = stop - start
         size = np.abs(change)
-        exact = size.astype(np.float64) / steps(sampling)[levels] - drawn
+        exact = size.astype(np.float64) / steps(sampling)[levels]
+        exact -= np.where(exact >= 1, 0.5, drawn) if sampling.nearest else drawn
         few = exact <= MOST
         times = np.ceil(np.maximum(np.where(few, exact, 0.0), 0.0)).astype(np.float32)
         reached = start + np.copysign(times, change) * width
@@ -195,11 +200,11 @@ def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: 
 def as_words(values: npt.NDArray[np.float32], dtype: str) -> Words:
     """Numbers rounded to a type, ties to even; every NaN is the same."""
     with np.errstate(all="ignore"):
-        rounded = to_bf16(values) if dtype == "BF16" else values.astype("<f2").view("<u2")
-    words: Words = np.where(np.isnan(values), _NAN[dtype], rounded)
+        words: Words = to_bf16(values) if dtype == "BF16" else values.astype(_FLOATS[dtype]).view(LATTICES[dtype].word)
+    words[np.isnan(values)] = _NAN[dtype]
     return words
 
 
 def as_float(words: Words, dtype: str) -> npt.NDArray[np.float32]:
     """The numbers of words."""
-    return from_bf16(words) if dtype == "BF16" else words.view("<f2").astype(np.float32)
+    return from_bf16(words) if dtype == "BF16" else words.view(_FLOATS[dtype]).astype(np.float32, copy=False)

@@ -20,12 +20,12 @@ __all__ = ["KERNELS", "apply", "multiples", "select"]
 
 _P, _I, _L, _U = c_void_p, c_int32, c_int64, c_uint32
 KERNELS: Mapping[str, Function] = {
-    "dare_select": (_L, (_P, _P, _P, _P, _L, _I, _I, _I, _U, _P, _P, _P, _P)),
-    "dare_multiples": (_I, (_P, _P, _P, _P, _P, _L, _I, _U, _P, _P, _P)),
+    "dare_select": (_L, (_P, _P, _P, _P, _L, _I, _I, _I, _I, _U, _P, _P, _P, _P)),
+    "dare_multiples": (_I, (_P, _P, _P, _P, _P, _L, _I, _I, _U, _P, _P, _P)),
     "dare_apply": (None, (_P, _P, _P, _P, _L, _I, _P)),
 }
 """Of `native/src/dare.c`."""
-_FORMS = {"BF16": 1, "F16": 2}
+_FORMS = {"F32": 0, "BF16": 1, "F16": 2}
 """As `native/src/common.h` numbers them; `native_types`, which does too, needs torch."""
 _native = library.kernels_of(KERNELS)
 
@@ -41,7 +41,7 @@ def select(
     places, tags, words = memory("places", n, np.uint32), memory("tags", n, np.uint8), memory("kept", n, np.uint16)
     share, factor = thresholds(sampling.shares), class_factors(sampling.shares)
     begin, shift = (contexts & 15).astype(np.uint32), (contexts >> 4).astype(np.uint32)
-    shape = (lattice.shift, lattice.mask, sampling.low, first)
+    shape = (lattice.bits, lattice.shift, lattice.mask, sampling.low, first)
     tables = (address(each) for each in (share, factor, begin, shift))
     count = native.dare_select(*(address(each) for each in (places, tags, words, base)), n, *shape, *tables)
     return KeptElements(places[:count], tags[:count]), words[:count]
@@ -59,7 +59,7 @@ def multiples(
     share, step, width = thresholds(sampling.shares), reference.steps(sampling), from_bf16(sampling.widths)
     addresses = (address(each) for each in (found, words, after, kept.places, kept.tags))
     tables = (address(each) for each in (share, step, width))
-    return found if native.dare_multiples(*addresses, count, _FORMS[dtype], first, *tables) else None
+    return found if native.dare_multiples(*addresses, count, _FORMS[dtype], sampling.nearest, first, *tables) else None
 
 
 def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: Sampling) -> None:

@@ -107,15 +107,16 @@ class Statistic(ABC):
         """
         raise NotImplementedError
 
-    def measure_lossless(self, task: int, tensor: str, bits: float, levels: Sequence[LevelCosts]) -> Any:
-        """What `condense` is given of what one task's tensor would take without loss, where that may be little.
+    def measure_changes(self, task: int, tensor: str, bits: float | None, levels: Sequence[LevelCosts]) -> Any:
+        """What `condense` is given of what one task's tensor would take without loss, or if some changes are dropped.
 
         Args:
             task: which.
             tensor: the base's name of the tensor.
-            bits: of the whole tensor, estimated from the rows that `coherence.picked` names.
-            levels: its changes by the exponents of the base's elements, in types of which some may be dropped; and what
-                is left of them where those that rows have in common are told first.
+            bits: of the whole tensor, estimated from the rows that `coherence.picked` names; None where that is not
+                little.
+            levels: its changes, in types of which some may be dropped; and what is left of them where those that rows
+                have in common are told first.
         """
         raise NotImplementedError
 

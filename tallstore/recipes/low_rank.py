@@ -8,6 +8,7 @@ is smaller.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,14 @@ from tallstore.kernels.low_rank import factors
 from tallstore.recipes.common_columns import columns_of, most_components, times_told, worth_their_bits
 from tallstore.recipes.exact_products import Floats, Singles, eigen, product, whole
 
-__all__ = ["SHARES_OF_RMS", "CommonPart", "Spectrum", "common_part", "spectrum_of"]
+__all__ = ["SHARES_OF_RMS", "CommonPart", "Spectrum", "common_part", "matrix_of", "spectrum_of"]
 
 SHARES_OF_RMS = (4.0, 1.5)
 """Steps that are tried, by the root mean square of the changes."""
 _LEAST_SAVED = 0.15
 """Of the changes' square that components must take, together, to be asked for at all."""
+_LONG_KERNEL = 32
+"""Taps of a kernel from which on it is a row."""
 _ROWS_A_COMPONENT = 4
 """Of a sample, at least."""
 _OF_NOISE = 0.3
@@ -32,6 +35,17 @@ _MORE = 1.4
 """Components that a few rows do not show are worth their bits in a tensor: it takes so many times as many, about."""
 _HEAD = 8 * 120
 """Bits of a chunk beside the numbers, about: heads, tables, lanes."""
+
+
+def matrix_of(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows of a tensor, as a product tells of them, and elements of each.
+
+    A row is what one unit sums up: of a convolution all of a filter; or one kernel, where that alone is long, for taps
+    that lie side by side are alike in all of them.
+    """
+    rows, taps = shape[0], math.prod(shape[2:])
+    columns = taps if len(shape) > 2 and taps >= _LONG_KERNEL else math.prod(shape[1:])
+    return (rows * math.prod(shape[1:]) // columns if columns else rows), columns
 
 
 class CommonPart(NamedTuple):

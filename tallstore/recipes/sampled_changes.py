@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tallstore.kernels.conversion import to_bf16
-from tallstore.kernels.dare import SHARES, Sampling, units
+from tallstore.kernels.dare import SHARES, Sampling
 from tallstore.kernels.lattice import LEVELS, Bytes
 from tallstore.kernels.logarithm import log2
 from tallstore.kernels.native import sampled as native
@@ -74,19 +74,21 @@ _EXPONENT = np.int64(0x7FF << 52)
 """Of a float64: what is left without the others is the power of two at or below it."""
 
 
-def _bins_above() -> npt.NDArray[np.intp]:
+def _bins_above(*, nearest: bool) -> npt.NDArray[np.intp]:
     """Of steps of `_PHASES` and all bounds of multiples, the first bin above, counted from that of a unit on.
 
     The bounds: of 1 … _DIRECT by u, then of half octaves. Shape (phases, _DIRECT · _CLASSES · _TRIED + half octaves).
+    `nearest`: whatever u is, from 2 on.
     """
-    u = (np.arange(_CLASSES * _TRIED) + 0.5) / (_CLASSES * _TRIED)
+    u = np.tile((np.arange(_CLASSES * _TRIED) + 0.5) / (_CLASSES * _TRIED), (_DIRECT, 1))
+    u[1:] = 0.5 if nearest else u[1:]
     direct = (np.arange(_DIRECT)[:, None] + u).reshape(-1)
     halves = (2.0 ** np.arange(4, 15)[:, None] * _PHASES).reshape(-1)[1:] - 0.5
     bounds = np.concatenate([direct, halves])
     return np.stack([np.searchsorted(_VALUES, phase * bounds, side="right") for phase in _PHASES]) + _LEAST * _BINS
 
 
-_ABOVE = _bins_above()
+_ABOVE, _ABOVE_NEAREST = _bins_above(nearest=False), _bins_above(nearest=True)
 
 
 class SampledPrecision(NamedTuple):
@@ -107,6 +109,8 @@ class LevelCosts:
     """One of `kernels.dare.TYPES`."""
     times: float
     """Elements of the tensor that one stands for."""
+    unit: Floats
+    """Of each level, what its changes are counted in: shape (LEVELS,)."""
     elements: Integers
     """Shape (LEVELS,)."""
     power: Floats
@@ -121,9 +125,13 @@ class LevelCosts:
     """What that takes."""
     left: float = 1.0
     """The share of the changes' square that these have."""
+    nearest: bool = False
+    """See `kernels.dare.Sampling`."""
 
 
-def counted(dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32], times: float) -> LevelCosts:
+def counted(
+    dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32], times: float, unit: Floats
+) -> LevelCosts:
     """Count changes.
 
     Args:
@@ -132,14 +140,16 @@ def counted(dtype: str, low: int, levels: Bytes, change: npt.NDArray[np.float32]
         levels: of each element, shape (n,).
         change: their magnitudes, finite.
         times: elements that one stands for.
+        unit: of each level, what changes are counted in: powers of two.
     """
-    by_bin, power = changes_by_bin(levels, change, units(dtype, low))
+    by_bin, power = changes_by_bin(levels, change, unit)
     elements, counts = by_bin.sum(1), by_bin[:, :-1].reshape(-1)
     (found,) = np.nonzero(counts)
     return LevelCosts(
         low=low,
         dtype=dtype,
         times=times,
+        unit=unit,
         elements=elements,
         power=power / np.maximum(elements, 1),
         bins=found.astype(np.int16),
@@ -206,7 +216,7 @@ def offers(each: Sequence[LevelCosts]) -> tuple[list[SampledPrecision], Floats, 
     shares, widths = np.concatenate([own.shares for own in found]), np.concatenate([own.widths for own in found])
     on = hull_of(bits, harm)
     kept = [
-        SampledPrecision(Sampling(each[i].low, shares[at], widths[at]), each[i].step)
+        SampledPrecision(Sampling(each[i].low, shares[at], widths[at], each[i].nearest), each[i].step)
         for at, i in zip(on.tolist(), of[on].tolist(), strict=True)
     ]
     return kept, bits[on], harm[on]
@@ -231,7 +241,7 @@ def _offers(costs: LevelCosts) -> _Offered:
     none = _Offered(np.zeros((0, LEVELS), np.uint16), np.zeros((0, LEVELS), np.uint16), np.zeros(0), np.zeros(0))
     if not len(moved):
         return none
-    unit = units(costs.dtype, costs.low)
+    unit = costs.unit
     tried = _tried(costs, moved)
     energy, n = costs.power[moved] * unit[moved] ** 2, costs.elements[moved] * costs.times
     most = np.where(tried.bits < np.inf, tried.bits, 0.0).max(1)
@@ -273,13 +283,14 @@ def _tried(costs: LevelCosts, moved: npt.NDArray[np.intp]) -> _TriedSteps:
     octave = first[:, None] + octave
     size = np.ldexp(np.array(_PHASES)[phase], octave)
     inside = size <= np.maximum(2 * _VALUES[last], np.ldexp(1.0, first))[:, None]
-    bits, rounding = costs_of_steps(counts, n, size, (octave - _LEAST) * np.int64(_BINS), inside.sum(1))
+    shift = (octave - _LEAST) * np.int64(_BINS)
+    bits, rounding = costs_of_steps(counts, n, size, shift, inside.sum(1), nearest=costs.nearest)
     return _TriedSteps(*(np.ascontiguousarray(each[:, ::-1]) for each in (size, bits, rounding)))
 
 
 @kernel
 def costs_of_steps(
-    counts: Integers, n: Integers, size: Floats, shift: Integers, tried: Integers
+    counts: Integers, n: Integers, size: Floats, shift: Integers, tried: Integers, *, nearest: bool
 ) -> tuple[Floats, Floats]:
     """Of each level and step the bits of an element that is kept, infinite where it is not tried, and its rounding.
 
@@ -289,27 +300,34 @@ def costs_of_steps(
         size: of steps, ascending, of each of `_PHASES` by turns: shape (L, steps).
         shift: of each step: from what is one of its phase, in bins.
         tried: how many of the steps are, of each level: shape (L,).
+        nearest: see `kernels.dare.Sampling`.
 
     Returns:
-        of shapes (L, steps) both; rounding is the mean of r(1 − r).
+        of shapes (L, steps) both; rounding is the mean of r(1 − r), or, beyond a step, of the square of what is left.
     """
     upto = np.concatenate([np.zeros((len(counts), 1), np.int64), np.cumsum(counts, axis=1)], axis=1)
     row, step = np.nonzero(np.arange(size.shape[1]) < tried[:, None])
-    above = np.clip(_ABOVE[step % len(_PHASES)] + shift[row, step, None], 0, counts.shape[1])
+    bounds = (_ABOVE_NEAREST if nearest else _ABOVE)[step % len(_PHASES)]
+    above = np.clip(bounds + shift[row, step, None], 0, counts.shape[1])
     more = upto[row, -1:] - np.take_along_axis(upto[row], above, 1)
     bits = np.full(size.shape, np.inf)
     bits[row, step] = _entropy(more, n[row]) / n[row]
     level, at = np.nonzero(counts)
     exact = _VALUES[at][:, None] / size[level]
+    beyond = nearest & (exact >= 1)
     exact -= np.floor(exact)
-    whole = np.floor(exact * (1 - exact) * (1 << 20)).astype(np.int64) * counts[level, at][:, None]
+    noise = np.where(beyond, np.minimum(exact, 1 - exact) ** 2, exact * (1 - exact))
+    whole = np.floor(noise * (1 << 20)).astype(np.int64) * counts[level, at][:, None]
     rounding = np.add.reduceat(whole, np.searchsorted(level, np.arange(len(n))), axis=0) / (n[:, None] * 2.0**20)
     return bits, rounding
 
 
 @costs_of_steps.native
-def _(counts: Integers, n: Integers, size: Floats, shift: Integers, tried: Integers) -> tuple[Floats, Floats]:
-    return native.costs_of_steps(counts, _VALUES, n, size, _ABOVE, shift, tried)
+def _(
+    counts: Integers, n: Integers, size: Floats, shift: Integers, tried: Integers, *, nearest: bool
+) -> tuple[Floats, Floats]:
+    above = _ABOVE_NEAREST if nearest else _ABOVE
+    return native.costs_of_steps(counts, _VALUES, n, size, above, shift, tried, nearest=nearest)
 
 
 def _entropy(more: Integers, n: Integers) -> Floats:

@@ -119,10 +119,10 @@ class TensorStatistics(Statistic):
     def measure_rows(self, task: int, tensor: str, gain: Callable[[], float]) -> list[tuple[Key, float]]:
         return [((task, tensor), 1.0 if read_as_it_comes(tensor, self._options.shapes) else gain())]
 
-    def measure_lossless(
-        self, task: int, tensor: str, bits: float, levels: Sequence[LevelCosts]
+    def measure_changes(
+        self, task: int, tensor: str, bits: float | None, levels: Sequence[LevelCosts]
     ) -> list[tuple[Key, _Bits]]:
-        return [((task, tensor), _Bits(bits, levels))]
+        return [((task, tensor), _Bits(math.inf if bits is None else bits, levels))]
 
     def condense(
         self, measured: Iterable[list[tuple[Key, Magnitudes | float | _Bits]]]

@@ -14,8 +14,9 @@ from tallstore.codecs.base import ALONE, Bytes, Given
 from tallstore.codecs.dare import Added, DareCodec
 from tallstore.codecs.low_rank import read_low_rank
 from tallstore.errors import FormatError
+from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels.conversion import to_bf16
-from tallstore.kernels.dare import SHARES, Sampling, as_float, units
+from tallstore.kernels.dare import SHARES, Sampling, as_float, as_words, units
 from tallstore.kernels.lattice import LATTICES, LEVELS
 from tallstore.kernels.low_rank import LARGEST, MOST_AN_ELEMENT, LowRank
 from tallstore.testing.codecs import SIZES, survives_within
@@ -33,7 +34,7 @@ class SampledCodecContract(ABC):
     """Inherit as `class TestX(SampledCodecContract)` and name the codec."""
 
     codec: ClassVar[DareCodec]
-    dtypes: ClassVar[tuple[str, ...]] = ("BF16", "F16")
+    dtypes: ClassVar[tuple[str, ...]] = ("F32", "BF16", "F16")
 
     def _pairs(self, dtype: str) -> Iterator[tuple[Bytes, Bytes]]:
         """Weights, and what is a few units in the last place beside them."""
@@ -41,7 +42,8 @@ class SampledCodecContract(ABC):
         for n in SIZES:
             rng = np.random.default_rng(n)
             exponents = rng.integers(kind.mask // 2 - 9, kind.mask // 2 + 2, n) << kind.shift
-            base = (exponents | rng.integers(0, 1 << kind.shift, n) | rng.integers(0, 2, n) << 15).astype(kind.word)
+            base = exponents | rng.integers(0, 1 << kind.shift, n) | rng.integers(0, 2, n) << kind.bits - 1
+            base = base.astype(kind.word)
             steps = rng.integers(-2, 3, n).astype(kind.word)
             yield base.view(np.uint8), kind.turned(kind.turned(base) + steps).view(np.uint8)
 
@@ -83,20 +85,20 @@ class SampledCodecContract(ABC):
     def _added(self, dtype: str) -> Iterator[tuple[Bytes, Bytes, LowRank]]:
         """Base, task, and a product that the task has been moved by beside units."""
         for base, raw in self._pairs(dtype):
-            for of in self._products(len(base) // 2):
-                moved = self._sums(base, dtype, of).view(np.uint16)
-                steps = LATTICES[dtype].turned(raw.view(np.uint16)) - LATTICES[dtype].turned(base.view(np.uint16))
-                yield base, LATTICES[dtype].turned(LATTICES[dtype].turned(moved) + steps).view(np.uint8), of
+            for of in self._products(len(base) // ITEM_BYTES[dtype]):
+                kind = LATTICES[dtype]
+                moved, start, stop = (each.view(kind.word) for each in (self._sums(base, dtype, of), base, raw))
+                steps = kind.turned(stop) - kind.turned(start)
+                yield base, kind.turned(kind.turned(moved) + steps).view(np.uint8), of
 
     def _sums(self, base: Bytes, dtype: str, of: LowRank) -> Bytes:
         """What the base's elements become, by whole numbers of 64 bits: finite ones alone."""
-        words = base.view(np.uint16)
+        words = base.view(LATTICES[dtype].word)
         row, column = np.divmod(of.gone + np.arange(len(words)), of.columns.shape[1])
         products = of.rows.astype(np.int64)[:, row] * of.columns.astype(np.int64)[:, column]
         added = (products << of.shifts.astype(np.int64)[:, None]).sum(0)
         moved = as_float(words, dtype) + of.scale * added.astype(np.float32)
-        rounded = to_bf16(moved) if dtype == "BF16" else moved.astype("<f2").view(np.uint16)
-        return np.where(added == 0, words, rounded).astype(np.uint16).view(np.uint8)
+        return np.where(added == 0, words, as_words(moved, dtype)).view(np.uint8)
 
     def _coded(
         self,
@@ -132,10 +134,10 @@ class SampledCodecContract(ABC):
             every = next(self._samplings(dtype))
             for base, raw in self._pairs(dtype):
                 start, stop, found = (
-                    as_float(each.view(np.uint16), dtype)
+                    as_float(each.view(LATTICES[dtype].word), dtype)
                     for each in (base, raw, self._coded(raw, base, dtype, every)[1])
                 )
-                unit = units(dtype, every.low)[LATTICES[dtype].levels(base.view(np.uint16), every.low)]
+                unit = units(dtype, every.low)[LATTICES[dtype].levels(base.view(LATTICES[dtype].word), every.low)]
                 whole = (stop - start) % unit == 0
                 assert (found[whole] == stop[whole]).all()
                 assert (np.abs(found - stop) < unit).all()
@@ -152,7 +154,7 @@ class SampledCodecContract(ABC):
         """Whatever is kept."""
         for dtype in self.dtypes:
             for base, raw in self._pairs(dtype):
-                still = (base.view(np.uint16) == raw.view(np.uint16)).repeat(2)
+                still = (base.view(LATTICES[dtype].word) == raw.view(LATTICES[dtype].word)).repeat(ITEM_BYTES[dtype])
                 for sampling in self._samplings(dtype):
                     assert (self._coded(raw, base, dtype, sampling)[1][still] == base[still]).all()
 
@@ -162,10 +164,10 @@ class SampledCodecContract(ABC):
             infinite = LATTICES[dtype].mask << LATTICES[dtype].shift
             *_, sampling = self._samplings(dtype)
             for base, raw in self._pairs(dtype):
-                for word in (infinite, infinite | 1, infinite | 0x8000):
+                for word in (infinite, infinite | 1, infinite | 1 << LATTICES[dtype].bits - 1):
                     for spoilt in (base, raw):
                         odd = spoilt.copy()
-                        odd.view(np.uint16)[-1] = word
+                        odd.view(LATTICES[dtype].word)[-1] = word
                         before, after = (odd if each is spoilt else each for each in (base, raw))
                         assert (self._coded(after, before, dtype, sampling)[1] == after).all()
 
@@ -198,8 +200,8 @@ class SampledCodecContract(ABC):
                 before = self._sums(base, dtype, of)
                 coded, out = self._coded(raw, base, dtype, every, added=of)
                 assert coded[0] == 3
-                start, stop, found = (as_float(each.view(np.uint16), dtype) for each in (before, raw, out))
-                unit = units(dtype, every.low)[LATTICES[dtype].levels(before.view(np.uint16), every.low)]
+                start, stop, found = (as_float(each.view(LATTICES[dtype].word), dtype) for each in (before, raw, out))
+                unit = units(dtype, every.low)[LATTICES[dtype].levels(before.view(LATTICES[dtype].word), every.low)]
                 whole = (stop - start) % unit == 0
                 assert whole.any()
                 assert (found[whole] == stop[whole]).all()
@@ -222,7 +224,7 @@ class SampledCodecContract(ABC):
             for base, raw, of in self._added(dtype):
                 for word, spoilt in ((infinite, base), (infinite, raw), (infinite | 1, base), (infinite | 1, raw)):
                     odd = spoilt.copy()
-                    odd.view(np.uint16)[-1] = word
+                    odd.view(LATTICES[dtype].word)[-1] = word
                     before, after = (odd if each is spoilt else each for each in (base, raw))
                     self._tells_columns_alone(after, before, dtype, sampling, of)
                     assert (self._coded(after, before, dtype, sampling, added=of)[1] == after).all()
@@ -236,7 +238,7 @@ class SampledCodecContract(ABC):
         assert coded[0] == 3
         assert coded.endswith(plain)
         assert (out == back).all()
-        told, rest = read_low_rank(coded[1:], len(base) // 2)
+        told, rest = read_low_rank(coded[1:], len(base) // ITEM_BYTES[dtype])
         assert rest.tobytes() == plain
         assert not told.rows.any()
         assert np.array_equal(told.columns, of.columns)
@@ -297,14 +299,15 @@ class SampledCodecContract(ABC):
         for dtype in self.dtypes:
             *_, sampling = self._samplings(dtype)
             for base, raw, of in self._added(dtype):
-                rank, width, n = len(of.shifts), of.columns.shape[1], len(base) // 2
+                rank, width, n = len(of.shifts), of.columns.shape[1], len(base) // ITEM_BYTES[dtype]
                 few = [
                     m for m in range(-(-rank * width // MOST_AN_ELEMENT), n) if rank * -(-(of.gone + m) // width) > m
                 ]
                 if not few:  # of one component, whose rows are those that elements lie in
                     continue
                 coded = self._coded(raw, base, dtype, sampling, added=of)[0]
-                error = refused(FormatError, partial(self.codec.decode, coded, base[: 2 * few[-1]].copy(), dtype))
+                short = base[: ITEM_BYTES[dtype] * few[-1]].copy()
+                error = refused(FormatError, partial(self.codec.decode, coded, short, dtype))
                 rows = -(-(of.gone + few[-1]) // width)
                 assert str(error) == f"a product of rank {rank} has more numbers of {rows} rows than {few[-1]}"
 
@@ -312,7 +315,7 @@ class SampledCodecContract(ABC):
         """Never a byte outside of the memory that is there."""
         for dtype in self.dtypes:
             for base, raw, of in self._added(dtype):
-                if len(base) > 2 * _FEW or of.columns.size > _FEW:
+                if len(base) > ITEM_BYTES[dtype] * _FEW or of.columns.size > _FEW:
                     continue
                 for number, sampling in enumerate(self._samplings(dtype)):
                     for begins in (True, False)[: 1 + (number == 0)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import c_float, c_int32, c_int64, c_void_p
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,14 @@ __all__ = ["add_product"]
 
 _P, _I, _N = c_void_p, c_int32, c_int64
 _TABLE: dict[str, Function] = {"add_product": (None, (_P, _N, _P, _P, _I, _N, _N, _N, c_float, _I))}
-_FORMS = {"BF16": 1, "F16": 2}
+_FORMS = {"F32": 0, "BF16": 1, "F16": 2}
 """As `src/common.h` numbers them; `native_types`, which does too, needs torch."""
 _kernels = library.kernels_of(_TABLE, needed=True)
 
 
 def add_product(
     dtype: str,
-    words: npt.NDArray[np.uint16],
+    words: npt.NDArray[Any],
     scale: np.float32,
     rows: npt.NDArray[np.int8],
     shifts: npt.NDArray[np.uint8],

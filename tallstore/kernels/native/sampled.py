@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_double, c_int64, c_void_p
+from ctypes import byref, c_double, c_int32, c_int64, c_void_p
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ Integers = npt.NDArray[np.int64]
 _P, _N = c_void_p, c_int64
 _TABLE: dict[str, Function] = {
     "context_costs": (None, (_P, _P, _N, c_double, _P)),
-    "costs_of_steps": (None, (_P, _P, _P, _P, _P, _N, _N, _P, _P, _P, _P, _N, _N, _P, _P)),
+    "costs_of_steps": (None, (_P, _P, _P, _P, _P, _N, _N, _P, _P, _P, _P, _N, _N, c_int32, _P, _P)),
     "count_changes": (None, (_P, _P, _P, _P, _N, _P, _N)),
 }
 _kernels = library.kernels_of(_TABLE, needed=True)
@@ -52,7 +52,15 @@ def count_changes(
 
 
 def costs_of_steps(
-    counts: Integers, values: Floats, n: Integers, size: Floats, above: Integers, shift: Integers, tried: Integers
+    counts: Integers,
+    values: Floats,
+    n: Integers,
+    size: Floats,
+    above: Integers,
+    shift: Integers,
+    tried: Integers,
+    *,
+    nearest: bool,
 ) -> tuple[Floats, Floats]:
     """Bits and rounding of steps: see `recipes.sampled_changes.costs_of_steps`, whose arguments these are."""
     (levels, bins), steps = counts.shape, size.shape[1]
@@ -60,6 +68,6 @@ def costs_of_steps(
     _kernels().costs_of_steps(
         *(address(each) for each in (bits, rounding, counts, values, n)),
         *(levels, bins, *(address(each) for each in (size, above, shift, tried))),
-        *(steps, len(above), address(upto), byref(LOGARITHM)),
+        *(steps, len(above), nearest, address(upto), byref(LOGARITHM)),
     )
     return bits, rounding

@@ -1,4 +1,4 @@
-/* Drop, rescale and round on the lattice of a type of 16 bits: what `tallstore.kernels.dare` does, and tells about. */
+/* Drop, rescale and round on the lattice of a float type: what `tallstore.kernels.dare` does, and tells about. */
 #include "half.h"
 #include "lattice.h"
 #include "place_hash.h"
@@ -59,11 +59,12 @@ ALWAYS int pack(uint32_t *places, uint8_t *tags, uint16_t *kept, many place, man
  * has room for n + 16. Of each level, what is drawn below `share` is kept; `factor` makes its class, whose context is `begin`
  * and the class by 2^`down`. Returns their number. */
 TS_KERNEL(int64_t, dare_select)(
-    uint32_t *restrict places, uint8_t *restrict tags, uint16_t *restrict kept, const uint16_t *restrict words, int64_t n,
+    uint32_t *restrict places, uint8_t *restrict tags, uint16_t *restrict kept, const void *restrict words, int64_t n, int32_t bits,
     int32_t shift, int32_t mask, int32_t low, uint32_t first, const uint32_t *share, const uint32_t *factor, const uint32_t *begin,
     const uint32_t *down
 ) {
-    const lattice of = {16, shift, mask, low};
+    const lattice of = {bits, shift, mask, low};
+    uint8_t level[BLOCK + 16] = {0}; /* where no exponent is above `low`, nothing is read */
     int64_t count = 0;
 #if defined(__AVX2__)
     many lane;
@@ -75,9 +76,7 @@ TS_KERNEL(int64_t, dare_select)(
 #endif
     for (int64_t start = 0; start < n; start += BLOCK) {
         const int64_t size = TS_MIN(n - start, BLOCK);
-        uint8_t level[BLOCK + 16];
-        memset(level + size, 0, 16);
-        fill_levels(level, words + start, size, &of, 16);
+        if (low < mask) fill_levels(level, (const uint8_t *)words + start * (bits / 8), size, &of, bits);
 #if defined(__AVX2__)
         for (int64_t i = 0; i < size; i += MANY) {
             const many at = levels_at(level + i), by = of_level(told, at), x = drawn(first + (uint32_t)(start + i));
@@ -101,22 +100,32 @@ TS_KERNEL(int64_t, dare_select)(
     return count;
 }
 
+/* The numbers of some words. */
+static void gather(float *restrict out, const void *restrict words, const uint32_t *restrict places, int64_t n, int32_t form) {
+    uint16_t own[FEW];
+    if (form == TS_FLOAT32) {
+        for (int64_t i = 0; i < n; i++) out[i] = ((const float *)words)[places[i]];
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) own[i] = ((const uint16_t *)words)[places[i]];
+    ts_widen(out, own, n, form);
+}
+
 /* What the changes of elements that are kept are rounded to. Returns whether all of it is safe. */
 TS_KERNEL(int32_t, dare_multiples)(
-    int16_t *restrict out, const uint16_t *restrict words, const uint16_t *restrict after, const uint32_t *restrict places,
-    const uint8_t *restrict tags, int64_t count, int32_t form, uint32_t first, const uint32_t *share, const double *step,
-    const float *width
+    int16_t *restrict out, const void *restrict words, const void *restrict after, const uint32_t *restrict places,
+    const uint8_t *restrict tags, int64_t count, int32_t form, int32_t nearest, uint32_t first, const uint32_t *share,
+    const double *step, const float *width
 ) {
-    const float least = 0x1p-100f, most = form == TS_BFLOAT16 ? 0x1.FEp127f : 65504.0f;
+    const float least = 0x1p-100f;
+    const float most = form == TS_FLOAT32 ? 0x1.FFFFFEp127f : form == TS_BFLOAT16 ? 0x1.FEp127f : 65504.0f;
     int32_t safe = 1;
     for (int64_t from = 0; from < count; from += FEW, places += FEW, tags += FEW, out += FEW) {
         int64_t size = TS_MIN(count - from, FEW);
-        uint16_t base[FEW], own[FEW];
         float start[FEW], stop[FEW], wide[FEW];
         int32_t drawn[FEW], below[FEW];
         double fine[FEW];
-        for (int64_t i = 0; i < size; i++) base[i] = words[places[i]], own[i] = after[places[i]];
-        ts_widen(start, base, size, form), ts_widen(stop, own, size, form);
+        gather(start, words, places, size, form), gather(stop, after, places, size, form);
         for (int64_t i = 0; i < size; i++) drawn[i] = (int32_t)ts_drawn(first + places[i]);
         for (int64_t i = 0; i < size; i++) {
             uint32_t l = tags[i] & 15;
@@ -124,12 +133,13 @@ TS_KERNEL(int32_t, dare_multiples)(
         }
         for (int64_t i = 0; i < size; i++) { /* without a branch */
             float change = stop[i] - start[i], far = ts_float(ts_bits(change) & 0x7FFFFFFFu);
-            double exact = (double)far / fine[i] - (double)drawn[i] / (double)below[i];
+            double exact = (double)far / fine[i], by = (double)drawn[i] / (double)below[i];
+            exact -= nearest && exact >= 1 ? 0.5 : by;
             int32_t few = exact <= 16384.0, whole = (int32_t)(few ? exact : 0.0);
             whole += (double)whole < exact; /* rounded up; what is above −1 becomes 0 */
             int32_t times = change < 0 ? -whole : whole;
             float reached = ts_float(ts_bits(start[i] + (float)times * wide[i]) & 0x7FFFFFFFu);
-            int32_t enough = (far >= least) | (base[i] == own[i]), room = (reached <= most) & ((float)whole * wide[i] >= least);
+            int32_t enough = (far >= least) | (ts_bits(start[i]) == ts_bits(stop[i])), room = (reached <= most) & ((float)whole * wide[i] >= least);
             out[i] = (int16_t)times;
             safe &= few & enough & (room | (whole == 0));
         }
@@ -139,7 +149,7 @@ TS_KERNEL(int32_t, dare_multiples)(
 
 /* Turn the base's elements that are kept into the task's, in place. */
 TS_KERNEL(void, dare_apply)(
-    uint16_t *restrict words, const uint32_t *restrict places, const uint8_t *restrict tags, const uint16_t *restrict after,
+    void *restrict words, const uint32_t *restrict places, const uint8_t *restrict tags, const uint16_t *restrict after,
     int64_t count, int32_t form, const float *width
 ) {
     const uint16_t nan = form == TS_BFLOAT16 ? 0x7FC0 : 0x7E00; /* narrowing may make anything of one */
@@ -147,25 +157,30 @@ TS_KERNEL(void, dare_apply)(
     fill_orders(order);
     for (int64_t from = 0; from < count; from += FEW, places += FEW, tags += FEW, after += FEW) {
         int64_t size = TS_MIN(count - from, FEW), some = 0, i = 0;
-        uint16_t moved[FEW + 8], base[FEW], rounded[FEW]; /* `moved`: those of a multiple that is not 0 */
+        uint16_t moved[FEW + 8], rounded[FEW]; /* `moved`: those of a multiple that is not 0 */
         uint8_t other[FEW];
+        uint32_t at[FEW];
         float sum[FEW], step[FEW];
         for (; i < size; i++) other[i] = after[i] != start_of(tags[i]);
         for (i = 0; i + 8 <= size; i += 8) {
             const uint64_t flags = ts_load64(other + i);
-            const uint16_t *at = order[ts_gathered(flags)];
-            for (int k = 0; k < 8; k++) moved[some + k] = (uint16_t)(i + at[k]);
+            const uint16_t *by = order[ts_gathered(flags)];
+            for (int k = 0; k < 8; k++) moved[some + k] = (uint16_t)(i + by[k]);
             some += (int64_t)(flags * 0x0101010101010101u >> 56); /* as many as are set */
         }
         for (; i < size; i++) moved[some] = (uint16_t)i, some += after[i] != start_of(tags[i]);
         for (i = 0; i < some; i++) {
             uint8_t tag = tags[moved[i]];
             step[i] = (float)(int16_t)(turned(after[moved[i]], 16) - start_of(tag)) * width[tag & 15];
-            base[i] = words[places[moved[i]]];
+            at[i] = places[moved[i]];
         }
-        ts_widen(sum, base, some, form);
+        gather(sum, words, at, some, form);
         for (i = 0; i < some; i++) sum[i] += step[i];
+        if (form == TS_FLOAT32) {
+            for (i = 0; i < some; i++) ((uint32_t *)words)[at[i]] = sum[i] == sum[i] ? ts_bits(sum[i]) : 0x7FC00000u;
+            continue;
+        }
         ts_narrow(rounded, sum, some, form);
-        for (i = 0; i < some; i++) words[places[moved[i]]] = sum[i] == sum[i] ? rounded[i] : nan;
+        for (i = 0; i < some; i++) ((uint16_t *)words)[at[i]] = sum[i] == sum[i] ? rounded[i] : nan;
     }
 }

@@ -47,7 +47,17 @@ static void fill_sums(
 }
 
 /* Add scale · sums[from + i], where that is not 0, to each of `size` words. */
-static void add_sums(uint16_t *restrict words, const number *sums, int64_t from, int64_t size, float scale, int32_t form) {
+static void add_sums(uint8_t *restrict out, const number *sums, int64_t from, int64_t size, float scale, int32_t form) {
+    uint16_t *words = (uint16_t *)out;
+    if (form == TS_FLOAT32) {
+        uint32_t *wide = (uint32_t *)out;
+        for (int64_t i = 0; i < size; i++) {
+            const float value = ts_float(wide[i]) + scale * (float)sums[from + i];
+            const uint32_t found = value == value ? ts_bits(value) : 0x7FC00000u;
+            wide[i] = sums[from + i] != 0 ? found : wide[i];
+        }
+        return;
+    }
     if (form == TS_BFLOAT16) {
         for (int64_t i = 0; i < size; i++) { /* at once: most of the time goes to memory */
             const float value = ts_from_bfloat16(words[i]) + scale * (float)sums[from + i];
@@ -70,10 +80,10 @@ static void add_sums(uint16_t *restrict words, const number *sums, int64_t from,
  * behind the beginning of its row. `across`: (rows, rank), and a 0 behind each row of an odd rank, of 12 bits and a sign;
  * `along`: (rank, width); rank is at most 64. */
 TS_KERNEL(void, add_product)(
-    uint16_t *restrict words, int64_t n, const int16_t *restrict across, const int8_t *restrict along, int32_t rank,
+    uint8_t *restrict words, int64_t n, const int16_t *restrict across, const int8_t *restrict along, int32_t rank,
     int64_t rows, int64_t width, int64_t gone, float scale, int32_t form
 ) {
-    const int32_t parts = (rank + PER - 1) / PER, even = rank + rank % 2;
+    const int32_t parts = (rank + PER - 1) / PER, even = rank + rank % 2, item = form == TS_FLOAT32 ? 4 : 2;
     for (int64_t column = 0; column < width; column += SOME) {
         const int64_t size = TS_MIN(SOME, width - column);
         lanes some[MOST][ACROSS]; /* one behind the other: as far apart as they were, they push each other out of the cache */
@@ -92,7 +102,7 @@ TS_KERNEL(void, add_product)(
             fill_sums(sums, (const number (*)[MOST])by, (const lanes (*)[ACROSS])some, parts, size);
             for (int64_t r = 0; r < TS_MIN(ROWS, rows - row); r++) {
                 const int64_t begin = (row + r) * width + column - gone, from = TS_MAX(-begin, 0), to = TS_MIN(size, n - begin);
-                if (from < to) add_sums(words + (begin + from), (const number *)sums[r], from, to - from, scale, form);
+                if (from < to) add_sums(words + (begin + from) * item, (const number *)sums[r], from, to - from, scale, form);
             }
         }
     }

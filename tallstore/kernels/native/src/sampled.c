@@ -99,13 +99,14 @@ static double entropy_of(const int64_t *more, int64_t n, const ts_logarithm *l) 
 }
 
 /* Of each level and step the bits of an element that is kept, and the mean of r(1 - r), r being what is left of a change by the
- * step; of steps beyond the level's first `tried` ones nothing is set but that mean.
+ * step, or, where it is rounded to the `nearest` beyond one, of the square of what is left then; of steps beyond the level's first `tried` ones nothing is set but that mean.
  *   counts: of levels · bins; values: what each bin stands for; n: elements of each level
  *   size: of levels · steps; above: of phases · BOUNDS, and of each step its phase and how many bins that is shifted by */
 TS_KERNEL(void, costs_of_steps)(
     double *restrict bits, double *restrict rounding, const int64_t *restrict counts, const double *restrict values, const int64_t *restrict n,
     int64_t levels, int64_t bins, const double *restrict size, const int64_t *restrict above, const int64_t *restrict shift,
-    const int64_t *restrict tried, int64_t steps, int64_t phases, int64_t *restrict upto, const ts_logarithm *l
+    const int64_t *restrict tried, int64_t steps, int64_t phases, int32_t nearest, int64_t *restrict upto,
+    const ts_logarithm *l
 ) {
     for (int64_t level = 0; level < levels; level++, counts += bins) {
         int64_t more[BOUNDS], whole[64] = {0};
@@ -115,8 +116,10 @@ TS_KERNEL(void, costs_of_steps)(
             if (!counts[b]) continue;
             for (int64_t s = 0; s < steps; s++) {
                 double left = values[b] / size[level * steps + s];
+                const int32_t beyond = nearest && left >= 1;
                 left -= (double)(int64_t)left;
-                whole[s] += (int64_t)(left * (1 - left) * (1 << 20)) * counts[b];
+                const double least = TS_MIN(left, 1 - left), noise = beyond ? least * least : left * (1 - left);
+                whole[s] += (int64_t)(noise * (1 << 20)) * counts[b];
             }
         }
         for (int64_t s = 0; s < steps; s++) {
