@@ -18,6 +18,7 @@ from making import (
     invalid_columns,
     invalid_containers,
     invalid_dare,
+    invalid_dare_f32,
     invalid_dither,
     invalid_drift,
     invalid_lossless,
@@ -30,6 +31,7 @@ from making import (
     valid_codes,
     valid_columns,
     valid_dare,
+    valid_dare_f32,
     valid_dither,
     valid_drift,
     valid_lossless,
@@ -50,6 +52,7 @@ REGISTERED_BY = (
     valid_dither,
     valid_low_rank,
     valid_columns,
+    valid_dare_f32,
 )
 """The modules whose import registers the valid vectors."""
 
@@ -120,6 +123,7 @@ if __name__ == "__main__":
         invalid_dither,
         invalid_low_rank,
         invalid_columns,
+        invalid_dare_f32,
     ):
         module.make()
     write_valid(HERE / "valid")

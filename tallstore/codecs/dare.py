@@ -115,7 +115,7 @@ class DareCodec(ConditionalCodec):
     def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:
         """By the first byte."""
         if dtype not in TYPES:
-            raise FormatError(f"codec 'dare' is for {' and '.join(TYPES)}, not for {dtype}")
+            raise FormatError(f"codec 'dare' is for {', '.join(TYPES)}, not for {dtype}")
         view, lattice = memoryview(data).cast("B"), LATTICES[dtype]
         mode = view[0] if len(view) else None
         if mode == _ALL:

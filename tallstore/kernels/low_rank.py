@@ -1,4 +1,4 @@
-"""The product of two thin matrices of small whole numbers, added to the elements of a type of few bits: the reference.
+"""The product of two thin matrices of small whole numbers, added to the elements of a float type: the reference.
 
 Sums of products are whole numbers below 2^24, which float32 holds: in whatever order they are added up, they are the
 same, and so are the bits on every machine.

@@ -1,4 +1,4 @@
-"""What keeping a share of the changes costs and spoils: `solo`'s choices in types of few bits beside marks.
+"""What keeping a share of the changes costs and spoils: `solo`'s choices in float types beside marks.
 
 Of the elements whose base has an exponent e, a share p of the changes x is kept, and rounded at random to multiples
 of a step σ; a multiple stands for the width W = σ/p: see `kernels.dare`. With n elements, q = E[x²] and r the
@@ -6,8 +6,9 @@ fraction of |x|/σ,
 
     bits = n · p · H(σ),     noise = q · (1/p − 1) + p · W² · E[r(1 − r)]
 
-where H is the entropy of a multiple, given the number u in [0, 1) by which it is rounded, up where r > u. At a price
-λ of a bit, a step's best share is
+where H is the entropy of a multiple, given the number u in [0, 1) by which it is rounded, up where r > u. Where changes
+of a step and more are rounded to the nearest multiple, min(r, 1 − r)² is in the place of their r(1 − r). At a price λ
+of a bit, a step's best share is
 
     p = √((q + σ² · E[r(1 − r)]) / (λ · H(σ)))
 

@@ -8,12 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from .second_codecs import LATTICE, decode_lattice
-from .second_numbers import must, rounded, to_work
+from .second_numbers import BYTES, must, rounded, to_work
+
+NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
+"""What becomes a NaN in mode 3."""
 
 
 def decode_dare(data: bytes, base: bytes, dtype: str, first: bytes | None = None) -> bytes:
     """dare.md; `first`: the tensor's first chunk, of those behind it."""
-    must(dtype in {"BF16", "F16"} and data, "another type, or an empty chunk")
+    must(dtype in {"F32", "BF16", "F16"} and data, "another type, or an empty chunk")
     if data[0] == 0:
         must(len(data) > 1, "no chunk of lattice")
         return decode_lattice(data[1:], base, dtype)
@@ -27,7 +30,8 @@ def decode_dare(data: bytes, base: bytes, dtype: str, first: bytes | None = None
     shares, widths, contexts = rest[:16], rest[16:32], rest[32:]
     must(low <= m and max(widths) <= 0x7F7F, "the lowest exponent, or a width")
     must(all(x >> 4 <= 4 and x % 16 + (15 >> (x >> 4)) <= 15 for x in contexts), "contexts")
-    words = [int.from_bytes(base[at : at + 2], "little") for at in range(0, len(base), 2)]
+    size = BYTES[dtype]
+    words = [int.from_bytes(base[at : at + size], "little") for at in range(0, len(base), size)]
     places, levels, before = [], [], b""
     for i, word in enumerate(words):
         x = (first + i) % (1 << 32)
@@ -43,14 +47,14 @@ def decode_dare(data: bytes, base: bytes, dtype: str, first: bytes | None = None
             c = contexts[level] % 16 + (k >> (contexts[level] >> 4))
             before += ((c + 1) << 7).to_bytes(2, "little")
     steps = _steps(data[86:], before)
-    a = to_work(b"".join(base[2 * i : 2 * i + 2] for i in places), dtype, np.float32)
+    a = to_work(b"".join(base[size * i : size * i + size] for i in places), dtype, np.float32)
     w = to_work(b"".join(widths[level].to_bytes(2, "little") for level in levels), "BF16", np.float32)
     with np.errstate(all="ignore"):
         moved = rounded(a + steps.astype(np.float32) * w, dtype)
     out = bytearray(base)
     for at, (i, q) in enumerate(zip(places, steps, strict=True)):
         if q:
-            out[2 * i : 2 * i + 2] = moved[2 * at : 2 * at + 2]
+            out[size * i : size * i + size] = moved[size * at : size * at + size]
     return bytes(out)
 
 
@@ -65,7 +69,8 @@ def _steps(chunk: bytes, before: bytes) -> np.ndarray:
 def _low_rank(data: bytes, base: bytes, dtype: str, first: bytes | None) -> tuple[bytes, bytes]:
     """dare.md, "Low rank": the chunk that follows, and base'."""
     of = _product(data)
-    rank, width, n = of.rank, of.width, len(base) // 2
+    rank, width, size = of.rank, of.width, BYTES[dtype]
+    n = len(base) // size
     rows = -(-(of.gone + n) // width)
     must(rank * rows <= n, "more numbers of rows than elements")
     must(rank * width <= 64 * n, "more numbers of columns than 64 an element")
@@ -84,9 +89,9 @@ def _low_rank(data: bytes, base: bytes, dtype: str, first: bytes | None) -> tupl
         moved = bytearray(rounded(wide, dtype))
     for i, total in enumerate(sums):
         if total == 0:
-            moved[2 * i : 2 * i + 2] = base[2 * i : 2 * i + 2]
+            moved[size * i : size * i + size] = base[size * i : size * i + size]
         elif np.isnan(wide[i]):
-            moved[2 * i : 2 * i + 2] = {"BF16": 0x7FC0, "F16": 0x7E00}[dtype].to_bytes(2, "little")
+            moved[size * i : size * i + size] = NAN[dtype].to_bytes(size, "little")
     return of.rest, bytes(moved)
 
 

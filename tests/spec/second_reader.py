@@ -234,9 +234,10 @@ class Archive:
             )
         if entry["kind"] == "sampled":
             must(entry["codec"] == "dare" and base_dtype in ROTATED, f"{name}: codec, or the base's type")
-            chunks = masks.chunks(name)
+            chunks, size = masks.chunks(name), BYTES[dtype]
             return b"".join(
-                decode_dare(data, same[2 * a : 2 * b], dtype, chunks[0][2] if a else None) for a, b, data in chunks
+                decode_dare(data, same[size * a : size * b], dtype, chunks[0][2] if a else None)
+                for a, b, data in chunks
             )
         work = np.float64 if dtype == "F64" else np.float32
         before = to_work(base, base_dtype, work)

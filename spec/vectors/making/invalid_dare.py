@@ -77,7 +77,7 @@ def make() -> None:
         more = {"dtype": "F16", "base": "half"} if name == "low" else {}
         family.put(name, "w", (FACTS | more, [data]), OWN)
     entries: tuple[tuple[str, Facts, str, str, str], ...] = (
-        ("type", {"dtype": "F32"}, "FormatError", "F32", "an element type that is not sampled"),
+        ("type", {"dtype": "F64"}, "FormatError", "F64", "an element type that is not sampled"),
         ("words-as-type", {"dtype": "U16", "base": "count"}, "FormatError", "U16", "elements that are no numbers"),
         ("base-type", {"base": "count"}, "FormatError", "U16", "a base of no numbers"),
         ("codec", {"codec": "lattice"}, "CodecError", "lattice", "a codec of the kind lossless"),

@@ -17,7 +17,7 @@ from .valid_lossless import ODD
 from .valid_low_rank import ODD_HALF, Product, Whole, as_array, cut, item, of_rank, then, whole_numbers
 from .valid_relatives import Family
 
-SCALES = {"BF16": 2.0**-22, "F16": 2.0**-16}
+SCALES = {"BF16": 2.0**-22, "F16": 2.0**-16, "F32": 2.0**-24}
 SHAPE = (150, 40)
 
 
@@ -49,13 +49,13 @@ def low_rank_columns() -> Case:
     family.made_of("b", ["a"], PARENT)
     for dtype in OF_TYPE:
         base = family.base[dtype] = numbers(dtype, f"columns {dtype}", SHAPE)
-        _put(family, "a", dtype, base, CHUNKS)
-        _put(family, "b", dtype, family.decoded["a"][dtype], CHUNKS[:2] + CHUNKS[1:2] * 3 + CHUNKS[5:], start=[])
+        by_chunks(family, "a", dtype, base, CHUNKS)
+        by_chunks(family, "b", dtype, family.decoded["a"][dtype], CHUNKS[:2] + CHUNKS[1:2] * 3 + CHUNKS[5:], start=[])
         wide = family.base[f"wide {dtype}"] = numbers(dtype, f"columns wide {dtype}", (4, 1500))
         chunks = (Chunk((0, 2, 1), with_columns=True), *[Chunk((1, 1, 0)), Chunk((4,))] * 3)
-        _put(family, "a", f"wide {dtype}", wide, chunks[:6])
+        by_chunks(family, "a", f"wide {dtype}", wide, chunks[:6])
         full = family.base[f"full {dtype}"] = numbers(dtype, f"columns full {dtype}", (32, 64))
-        _put(family, "a", f"full {dtype}", full, (Chunk([1] * 64, with_columns=True), Chunk([0, 1] * 32)))
+        by_chunks(family, "a", f"full {dtype}", full, (Chunk([1] * 64, with_columns=True), Chunk([0, 1] * 32)))
         _odd(family, dtype)
     _most(family)
     archive = family.archive()
@@ -67,7 +67,7 @@ def low_rank_columns() -> Case:
     return Case(about, archive, family.decoded, file=True)
 
 
-def _put(family: Family, task: str, name: str, before: Tensor, chunks: Sequence[Chunk], **more: object) -> None:
+def by_chunks(family: Family, task: str, name: str, before: Tensor, chunks: Sequence[Chunk], **more: object) -> None:
     """A tensor, chunk by chunk: most begin within a row."""
     width, seed = before.shape[1], f"columns {task} {name}"
     sampling, coded, due = drawing(before.dtype, LEVELS["some"]), [], b""

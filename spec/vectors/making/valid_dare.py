@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from tallstore.kernels.dare import Sampling
 
@@ -16,7 +17,8 @@ SHAPE, N = (50, 60), 3000
 PARENT: Facts = {"method": "linear", "weights": [1]}
 OF_TYPE = {"BF16": (7, 255), "F16": (10, 31)}
 """Bits behind the exponent, and the highest exponent."""
-LOW = {"BF16": 114, "F16": 4}
+OF_EVERY_TYPE = OF_TYPE | {"F32": (23, 255)}
+LOW = {"BF16": 114, "F16": 4, "F32": 114}
 """So that elements of the noise below have all levels, the first and the last one too for exponents beyond."""
 LEVELS: dict[str, list[tuple[int, int, int]]] = {
     "all": [(65535, 0, 0)] * 16,
@@ -51,7 +53,7 @@ LEVELS: dict[str, list[tuple[int, int, int]]] = {
 def drawing(dtype: str, levels: list[tuple[int, int, int]], low: int | None = None) -> Sampling:
     """These, as the codec takes them."""
     low = LOW[dtype] if low is None else low
-    behind, most = OF_TYPE[dtype]
+    behind, most = OF_EVERY_TYPE[dtype]
     widths = [low + n - most // 2 - behind + octave + 127 << 7 | more for n, (_, octave, more) in enumerate(levels)]
     return Sampling(low, np.array([share for share, _, _ in levels], np.uint16), np.array(widths, np.uint16))
 
@@ -67,31 +69,36 @@ def drawn(first: int, n: int) -> list[int]:
     return found
 
 
+def words_of(tensor: Tensor) -> npt.NDArray[np.unsignedinteger]:
+    """Its elements' bits."""
+    return np.frombuffer(tensor.data, f"<u{BYTES[tensor.dtype]}")
+
+
 def back(task: Tensor, base: Tensor, sampling: Sampling, first: int = 0) -> Tensor:
     """What a tensor comes back as by what dare.md says. Places go on from chunk to chunk, so that these do not matter."""
-    behind, most = OF_TYPE[base.dtype]
-    before = np.frombuffer(base.data, "<u2")
+    behind, most = OF_EVERY_TYPE[base.dtype]
+    before = words_of(base)
     level = np.clip(((before >> behind).astype(int) & most) - sampling.low, 0, 15)
     share, width = sampling.shares.astype(int)[level] + 1, wide("BF16", sampling.widths.tobytes(), "F32")[level]
     place = np.array(drawn(first, len(before)))
     start, stop = (wide(base.dtype, each.data, "F32") for each in (base, task))
     steps = np.abs(stop - start).astype(float) / (width.astype(float) * share / 65536)
     times = np.maximum(np.ceil(steps - place / (256 * share)), 0).astype(np.float32) * np.sign(stop - start)
-    moved = np.frombuffer(narrow(base.dtype, start + times * width), "<u2")
+    moved = np.frombuffer(narrow(base.dtype, start + times * width), before.dtype)
     return Tensor(task.dtype, task.shape, np.where((place < 256 * share) & (times != 0), moved, before).tobytes())
 
 
 def numbers(dtype: str, seed: str, shape: tuple[int, ...] = SHAPE) -> Tensor:
     """Numbers of the exponents that have a level, and of some beyond on either side."""
-    low, high = (110, 132) if dtype == "BF16" else (114, 134)
+    low, high = (114, 134) if dtype == "F16" else (110, 132)
     return floats(dtype, noise(seed, int(np.prod(shape)), low, high), shape)
 
 
 def moved(base: Tensor, seed: str) -> Tensor:
     """One unit in the last place to either side, or two, or none: −0 and what is subnormal stay."""
-    words = np.frombuffer(base.data, "<u2")
+    words = words_of(base)
     steps = np.frombuffer(noise_bytes(seed, len(words)), np.uint8) % 5
-    return Tensor(base.dtype, base.shape, (words + steps - np.uint16(2)).astype("<u2").tobytes())
+    return Tensor(base.dtype, base.shape, (words + steps - words.dtype.type(2)).astype(words.dtype).tobytes())
 
 
 @case

@@ -15,7 +15,7 @@ from tallstore.kernels.dare import Sampling
 from .build import CHUNK, Item, spans
 from .numbers import Tensor, bits, floats, narrow, noise_bytes, wide
 from .valid import Case, case
-from .valid_dare import LEVELS, OF_TYPE, PARENT, back, drawing, moved, numbers
+from .valid_dare import LEVELS, OF_TYPE, PARENT, back, drawing, moved, numbers, words_of
 from .valid_dither import steps
 from .valid_lossless import ODD
 from .valid_relatives import Family
@@ -23,6 +23,8 @@ from .valid_relatives import Family
 SHAPE = (60, 25)
 ODD_HALF = [0, 0x8000, 0x7C00, 0xFC00, 0x7E01, 0xFC55, 1, 0x8001, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF]
 """Bits of float16: zeros, infinities, NaN, subnormal numbers, one, the largest."""
+NAN = {"BF16": 0x7FC0, "F16": 0x7E00, "F32": 0x7FC00000}
+"""What becomes of one that is added to."""
 Whole = npt.NDArray[np.int64]
 
 
@@ -57,10 +59,10 @@ class Product(NamedTuple):
         total: Whole = (self.u[:, row] * self.v[:, column] * times[:, None]).sum(0)
         with np.errstate(all="ignore"):
             value = wide(before.dtype, before.data, "F32") + np.float32(self.scale) * total.astype(np.float32)
-            words = np.frombuffer(narrow(before.dtype, value), "<u2")
-        words = np.where(np.isnan(value.astype(float)), {"BF16": 0x7FC0, "F16": 0x7E00}[before.dtype], words)
-        kept = np.where(total == 0, np.frombuffer(before.data, "<u2"), words)
-        return Tensor(before.dtype, before.shape, kept.astype("<u2").tobytes())
+            words = words_of(Tensor(before.dtype, before.shape, narrow(before.dtype, value)))
+        words = np.where(np.isnan(value.astype(float)), words.dtype.type(NAN[before.dtype]), words)
+        kept = np.where(total == 0, words_of(before), words)
+        return Tensor(before.dtype, before.shape, kept.astype(words.dtype).tobytes())
 
 
 def whole_numbers(seed: str, shape: tuple[int, int], most: int = 127) -> Whole:
@@ -113,13 +115,13 @@ def low_rank() -> Case:
     for dtype in OF_TYPE:
         base = family.base[dtype] = numbers(dtype, f"low rank {dtype}", SHAPE)
         scale = 2.0**-22 if dtype == "BF16" else 2.0**-16
-        _rows(family, "a", f"{dtype} one", base, (0,), scale)
-        _rows(family, "a", f"{dtype} ten", base, (0, 1, 2, 3, 4, 4, 0, 2, 1, 3), scale)
-        _rows(family, "a", f"{dtype} few", base, (4, 0, 1), 40 * scale, most=3, modes=(2, 1))
-        _rows(family, "a", f"{dtype} all", base, (1, 2), 1.7 * scale, lossless=True)
+        two_chunks(family, "a", f"{dtype} one", base, (0,), scale)
+        two_chunks(family, "a", f"{dtype} ten", base, (0, 1, 2, 3, 4, 4, 0, 2, 1, 3), scale)
+        two_chunks(family, "a", f"{dtype} few", base, (4, 0, 1), 40 * scale, most=3, modes=(2, 1))
+        two_chunks(family, "a", f"{dtype} all", base, (1, 2), 1.7 * scale, lossless=True)
         _odd(family, dtype)
-        _last_rank(family, dtype)
-    _rows(family, "b", "BF16 one", family.decoded["a"]["BF16 one"], (3, 0), 2.0**-24, start=[])
+        last_rank(family, dtype)
+    two_chunks(family, "b", "BF16 one", family.decoded["a"]["BF16 one"], (3, 0), 2.0**-24, start=[])
     nothing = Product(1.0, (0,), np.zeros((1, 60), np.int64), np.ones((1, 25), np.int64))
     due = family.base["BF16"]
     family.put("a", "nothing", item("BF16", due, [nothing.told((0, 2), b"\0\0")], 2048), due)
@@ -129,7 +131,7 @@ def low_rank() -> Case:
     return Case(about, archive, family.decoded, file=True)
 
 
-def _rows(
+def two_chunks(
     family: Family,
     task: str,
     name: str,
@@ -169,7 +171,7 @@ def _odd(family: Family, dtype: str) -> None:
         family.put("a", f"{name}, {what}", item(name, due, [product.told(after=b"\0\0")]), due)
 
 
-def _last_rank(family: Family, dtype: str) -> None:
+def last_rank(family: Family, dtype: str) -> None:
     """Of 64 components with the largest numbers and shifts: the base takes away all but the last unit of the sum.
 
     16 · (61 · 127² + 127 · 122 + 61) = 244 · 2^16, which both types have.
