@@ -25,6 +25,7 @@ from tallstore.kernels.dare import (
     TYPES,
     Sampling,
     as_float,
+    as_words,
     class_factors,
     starts,
     steps,
@@ -44,13 +45,16 @@ KINDS = ("all", "some", "odd", "least")
 
 def anything(dtype: str, n: int, seed: int = 0) -> Words:
     """Any bits."""
-    return np.random.default_rng(n + seed).integers(0, 1 << 16, n, dtype=np.uint64).astype(LATTICES[dtype].word)
+    lattice = LATTICES[dtype]
+    return np.random.default_rng(n + seed).integers(0, 1 << lattice.bits, n, dtype=np.uint64).astype(lattice.word)
 
 
 def weights(dtype: str, n: int, seed: int = 0) -> Words:
     """Numbers as weights are."""
     values = (np.random.default_rng(n + seed).standard_normal(n) * 0.05).astype(np.float32)
-    return values.astype("<f2").view("<u2") if dtype == "F16" else (values.view(np.uint32) >> 16).astype(np.uint16)
+    if dtype == "BF16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype("<f2").view("<u2") if dtype == "F16" else values.view("<u4")
 
 
 def tuned(dtype: str, base: Words, seed: int = 0, most: int = 3) -> Words:
@@ -125,6 +129,7 @@ def test_every_variant_is_the_reference(dtype: str, n: int) -> None:
             for seed, kind in enumerate(KINDS * 2):
                 for first in (0, 0xFFFFFF00):
                     sampling, contexts = sampling_of(kind, dtype, low, seed), contexts_of(seed)
+                    sampling = sampling._replace(nearest=seed >= len(KINDS))
                     wanted = reference.select(lattice, base, sampling, contexts, first)
                     kept, words = dare_fast.select(lattice, base, sampling, contexts, first)
                     assert np.array_equal(wanted.places, kept.places)
@@ -159,7 +164,7 @@ def test_multiples_of_single_elements_are_the_reference(dtype: str) -> None:
             given = (
                 base[at : at + 3],
                 after[at : at + 3],
-                sampling._replace(widths=widths.astype(np.uint16), shares=ALL),
+                sampling._replace(widths=widths.astype(np.uint16), shares=ALL, nearest=bool(at % 2)),
             )
             kept = reference.select(lattice, given[0], given[2], np.zeros(LEVELS, np.uint8), 0)
             wanted = reference.multiples(dtype, given[0], given[1], kept, given[2], at)
@@ -168,10 +173,14 @@ def test_multiples_of_single_elements_are_the_reference(dtype: str) -> None:
     assert 0 < sum(found) < len(found)
 
 
+@pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_it_is_coded_in_the_same_bytes_with_kernels_and_without(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_coded_in_the_same_bytes_with_kernels_and_without(
+    dtype: str, nearest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lattice, base = LATTICES[dtype], weights(dtype, 9001)
     after, sampling = tuned(dtype, base), sampling_of("some", dtype, lowest(lattice, base))
+    sampling = sampling._replace(nearest=nearest)
     coded = CODEC.encode(after.view(np.uint8), base.view(np.uint8), dtype, sampling, 77)
     mode, decoded = back(dtype, base, after, sampling, 77)
     assert mode == 2
@@ -188,16 +197,17 @@ def test_it_is_coded_in_the_same_bytes_with_kernels_and_without(dtype: str, monk
     st.lists(st.tuples(st.integers(0, 65535), st.integers(-2, 12), st.integers(0, 127)), min_size=16, max_size=16),
     st.integers(0, 31),
     st.integers(0, 1 << 20),
+    st.booleans(),
 )
 def test_what_is_kept_is_rounded_to_the_multiples_beside_it(
-    dtype: str, n: int, first: int, levels: list[tuple[int, int, int]], low: int, seed: int
+    dtype: str, n: int, first: int, levels: list[tuple[int, int, int]], low: int, seed: int, nearest: bool
 ) -> None:
     """Every element is the base's, or that with a multiple of the width, which is next to its change by the share."""
     lattice, base = LATTICES[dtype], weights(dtype, n, seed)
-    after, low = tuned(dtype, base, seed), low + lowest(lattice, base) - 15 if dtype == "BF16" else low
+    after, low = tuned(dtype, base, seed), low if dtype == "F16" else low + lowest(lattice, base) - 15
     shares = np.array([share for share, *_ in levels], np.uint16)
     part = np.array([2.0**octave * (1 + more / 128) for _, octave, more in levels])
-    sampling = Sampling(low, shares, to_bf16((units(dtype, low) * part).astype(np.float32)))
+    sampling = Sampling(low, shares, to_bf16((units(dtype, low) * part).astype(np.float32)), nearest)
     mode, out = back(dtype, base, after, sampling, first)
     if not mode:
         assert np.array_equal(out, after)
@@ -213,6 +223,9 @@ def test_what_is_kept_is_rounded_to_the_multiples_beside_it(
         return  # widths are others, so that no multiple is too large
     over = np.minimum(*(np.abs(start + times * width - found) for times in (np.floor(exact), np.ceil(exact))))
     assert (over <= rounding)[~dropped].all()
+    if nearest:
+        over = np.abs(start + np.rint(exact) * width - found)
+        assert (over <= rounding)[~dropped & (np.abs(exact) >= 1) & (np.abs(exact) % 1 != 0.5)].all()
 
 
 @settings(max_examples=examples(40), deadline=None)
@@ -230,8 +243,8 @@ def test_what_anything_turns_into_comes_back_or_is_near(dtype: str, n: int, firs
 def test_the_mean_of_many_draws_is_the_task(dtype: str, share: int, width: int, moved: int) -> None:
     """Numbers that no rounding is needed of: the mean of τ is within its error, and so is its variance."""
     n, draws = 4000, 300
-    base = np.full(n, (np.array([1.25], np.float32) if dtype == "BF16" else np.array([1.25], "<f2")).view("<u2")[-1])
-    after = base + np.uint16(moved)
+    base = np.full(n, as_words(np.array([1.25], np.float32), dtype)[0])
+    after = base + base.dtype.type(moved)
     low = LATTICES[dtype].mask // 2
     unit = units(dtype, low)
     shares = np.full(LEVELS, SHARES // share - 1, np.uint16)
@@ -259,10 +272,11 @@ def test_what_is_not_safe_is_coded_without_loss(dtype: str) -> None:
     sampling.shares[:] = SHARES // 8
     places = np.flatnonzero(drawn_at(np.arange(n, dtype=np.uint32), 3) < thresholds(sampling.shares)[0])
     assert back(dtype, base, after, sampling, 3)[0] == 2
-    infinite = lattice.mask << lattice.shift
-    odd = [(infinite, 0x3C00), (0x3C00, infinite), (infinite | 1, 0x3C00), (0x3C00, infinite | 0x8001)]
-    odd += [(infinite - 2, infinite - 1), (0x8000, 0), (0, 0x8000)]
-    odd += [(0, 1), (1, 2), (0x8001, 1), (0xFF7F, 0x7F7F)] if dtype == "BF16" else []
+    infinite, minus = lattice.mask << lattice.shift, 1 << lattice.bits - 1
+    some = lattice.mask // 2 << lattice.shift
+    odd = [(infinite, some), (some, infinite), (infinite | 1, some), (some, infinite | minus | 1)]
+    odd += [(infinite - 2, infinite - 1), (minus, 0), (0, minus)]
+    odd += [(0, 1), (1, 2), (minus | 1, 1), (infinite - 1 | minus, infinite - 1)] if dtype != "F16" else []
     for before, own in odd:
         for place in places[:2]:
             spoilt, moved = base.copy(), after.copy()
@@ -304,9 +318,12 @@ def test_subnormal_numbers_taken_for_0_change_nothing(dtype: str) -> None:
     lattice, base = LATTICES[dtype], weights(dtype, 4000)
     after = tuned(dtype, base)
     base[::50], after[::50] = 3, 3
-    base[25::50], after[25::50] = 5, after[25] if dtype == "BF16" else 7
+    base[25::50], after[25::50] = 5, 7 if dtype == "F16" else after[25]
     for kind in ("some", "all"):
         sampling = sampling_of(kind, dtype, lowest(lattice, base))
+        if dtype == "F32":  # few of the levels from a subnormal number's on have its weights
+            sampling = sampling_of(kind, dtype, lattice.mask)
+            sampling.widths[:] = 0x3580
         if dtype == "BF16":
             sampling.widths[0] = 0x3C00
         mode, wanted = back(dtype, base, after, sampling, 3)
@@ -364,8 +381,8 @@ def test_heads_that_say_what_they_must_not_are_refused(at: int, value: int, said
 
 def test_other_types_are_refused() -> None:
     coded = CODEC.encode(*(weights("BF16", 40).view(np.uint8),) * 2, "BF16", sampling_of("all", "BF16", 100), 0)
-    for dtype in ("F32", "F8_E4M3", "U16"):
-        with pytest.raises(FormatError, match=f"BF16 and F16, not for {dtype}"):
+    for dtype in ("F64", "F8_E4M3", "U16"):
+        with pytest.raises(FormatError, match=f"F32, BF16, F16, not for {dtype}"):
             CODEC.decode(coded, np.zeros(80, np.uint8), dtype)
 
 
@@ -373,11 +390,11 @@ def test_other_types_are_refused() -> None:
 def test_one_change_far_beyond_what_was_seen_makes_no_chunk_lossless(dtype: str) -> None:
     """Its level becomes wider in that chunk; what is rounded there is right on the average as before."""
     rng = np.random.default_rng(5)
-    kind = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
+    kind = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[dtype]
     base = torch.from_numpy(rng.standard_normal(1 << 16).astype(np.float32)).to(kind)
     task = base.clone()
     task[7] = base[7] + 64
-    low = int(LATTICES[dtype].keys(as_bytes(base).view(np.uint16)).max()) - 15
+    low = int(LATTICES[dtype].keys(as_bytes(base).view(LATTICES[dtype].word)).max()) - 15
     widths = np.full(16, to_bf16(np.array([2.0**-13], np.float32))[0], np.uint16)
     sampling = Sampling(low, np.full(16, 65535, np.uint16), widths)
     coded = DareCodec().encode(as_bytes(task), as_bytes(base), dtype, sampling, 5)
@@ -386,3 +403,62 @@ def test_one_change_far_beyond_what_was_seen_makes_no_chunk_lossless(dtype: str)
     DareCodec().decode(coded, out, dtype)
     moved = torch.from_numpy(out).view(base.dtype)[7].float() - base[7].float()
     assert abs(float(moved) - 64) < 1
+
+
+def wide_of(share: int, octave: int = -13, *, nearest: bool = False) -> Sampling:
+    """As float32 has it: all elements are of level 0."""
+    shares, widths = np.full(LEVELS, share - 1, np.uint16), to_bf16(np.full(LEVELS, 2.0**octave, np.float32))
+    return Sampling(LATTICES["F32"].mask, shares, widths, nearest)
+
+
+def spread(n: int, size: float, seed: int = 5) -> tuple[Words, Words]:
+    """Elements, and what is up to so far beside them."""
+    base = weights("F32", n)
+    change = np.random.default_rng(seed).uniform(-size, size, n).astype(np.float32)
+    return base, (as_float(base, "F32") + change).view("<u4")
+
+
+@pytest.mark.parametrize("share", [SHARES, SHARES // 3])
+@pytest.mark.usefixtures("native")
+def test_beyond_a_step_the_nearest_multiple_is_taken_and_below_it_what_is_drawn(share: int) -> None:
+    """A change that lies in the middle goes to the smaller one."""
+    n, first = 5000, 77
+    base, after = spread(n, 2.0**-9)
+    base[:400] = 0
+    after[:400] = as_words((np.arange(-200, 200) * 2.0**-14 * share / SHARES).astype(np.float32), "F32")
+    dithered, nearest = wide_of(share), wide_of(share, nearest=True)
+    kept = reference.select(LATTICES["F32"], base, nearest, np.zeros(LEVELS, np.uint8), first)
+    given = "F32", base, after, kept
+    found, drawn = dare_fast.multiples(*given, nearest, first), reference.multiples(*given, dithered, first)
+    assert found is not None
+    assert drawn is not None
+    change = as_float(after, "F32")[kept.places] - as_float(base, "F32")[kept.places]
+    exact = np.abs(change).astype(np.float64) / steps(nearest)[0]
+    due = np.where(exact >= 1, np.ceil(exact - 0.5), np.abs(drawn)) * np.sign(change)
+    assert np.array_equal(found, due)
+    assert ((exact > 1) & (exact % 1 == 0.5)).sum() > 20 or share < SHARES
+    assert (found != drawn).any()
+
+
+def test_the_nearest_multiple_has_half_of_the_noise_and_the_same_reader() -> None:
+    base, after = spread(1 << 16, 2.0**-9)
+    left = []
+    for nearest in (False, True):
+        mode, out = back("F32", base, after, wide_of(SHARES, nearest=nearest), 3)
+        assert mode == 2
+        left.append(float(np.square(as_float(out, "F32") - as_float(after, "F32"), dtype=np.float64).mean()))
+    assert left[0] == pytest.approx(2.0**-26 / 6, rel=0.02)
+    assert left[1] == pytest.approx(2.0**-26 * (15 / 16 / 12 + 1 / 16 / 6), rel=0.02), "changes below a step are drawn"
+
+
+def test_all_elements_of_float32_may_be_of_one_level() -> None:
+    """Whatever their exponents are: 0 and the largest ones too. What is drawn is as it is where levels are many."""
+    base, after = spread(4000, 2.0**-12)
+    base[::9], after[::9] = 0, as_words(np.full(445, 2.0**-13, np.float32), "F32")
+    base[1], after[1] = np.array([3e30, 3e30], np.float32).view("<u4")
+    sampling = wide_of(SHARES // 2)
+    kept = dare_fast.select(LATTICES["F32"], base, sampling, np.full(LEVELS, 64, np.uint8), 3)[0]
+    assert not (kept.tags & 15).any()
+    one = back("F32", base, after, sampling, 3)
+    assert one[0] == 2
+    assert np.array_equal(one[1], back("F32", base, after, sampling._replace(low=0), 3)[1]), "equal levels"

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tallstore.kernels.dare import TYPES
-from tallstore.kernels.lattice import Words
+from tallstore.kernels.lattice import LATTICES, Words
 from tallstore.kernels.low_rank import LARGEST, MOST_RANK, MOST_SHIFT, LowRank, add_product
 
-KINDS = {"BF16": torch.bfloat16, "F16": torch.float16}
-NAN = {"BF16": 0x7FC0, "F16": 0x7E00}
+KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 SCALES = (2.0**-12, 3e-5, 1.0, 2.0**-100, 2.0**-149, 3e38)
 """As they are written, and what no writer should: products that are subnormal, and that overflow."""
 SHAPES = (
@@ -30,14 +30,30 @@ SHAPES = (
 )
 """Elements, a row's, and those of the first row that are gone: around 64 columns that are worked on at a time."""
 ODD = (0, 0x8000, 1, 0x8001, 0x007F, 0x03FF, 0x7C00, 0xFC00, 0x7C01, 0xFE55, 0x7F80, 0xFF80, 0x7F81, 0xFFFF, 0x7F7F)
-"""Zeros, subnormal numbers, infinities and NaN of either type, and the largest."""
+"""Zeros, subnormal numbers, infinities and NaN of both narrow types, and the largest; of float32 they are its upper bits."""
 
 
-def anything(n: int, seed: int) -> Words:
+def anything(dtype: str, n: int, seed: int) -> Words:
     """Any bits, the odd ones among them."""
-    words = np.random.default_rng(seed).integers(0, 1 << 16, n).astype(np.uint16)
-    words[::3] = np.resize(np.array(ODD, np.uint16), len(words[::3]))
+    rng, bits, word = np.random.default_rng(seed), LATTICES[dtype].bits, LATTICES[dtype].word
+    words = rng.integers(0, 1 << bits, n).astype(word)
+    odd = np.array(ODD, word)
+    if bits > 16:
+        odd = np.concatenate([odd << word.type(16), odd << word.type(16) | word.type(0xFFFF), odd])
+    words[::3] = np.resize(odd, len(words[::3]))
     return words
+
+
+def torch_of(dtype: str, words: Words) -> torch.Tensor:
+    """As numbers of the type."""
+    return torch.from_numpy(words.view(f"i{words.itemsize}")).view(KINDS[dtype])
+
+
+def words_of(dtype: str, tensor: torch.Tensor) -> Words:
+    """And back."""
+    word = LATTICES[dtype].word
+    found: Words = tensor.view(torch.int16 if word.itemsize == 2 else torch.int32).numpy().view(word).copy()
+    return found
 
 
 def matrix(rank: int, n: int, width: int, gone: int, scale: float, seed: int = 0) -> LowRank:
@@ -64,11 +80,11 @@ def sums(of: LowRank, n: int) -> np.ndarray:
 
 def wanted(dtype: str, words: Words, of: LowRank) -> Words:
     """By torch's conversions."""
-    before = torch.from_numpy(words.view(np.int16)).view(KINDS[dtype]).float().numpy()
+    before = torch_of(dtype, words).float().numpy()
     added = sums(of, len(words))
     with np.errstate(all="ignore"):
         moved = before + of.scale * added.astype(np.float32)
-    found = torch.from_numpy(moved).to(KINDS[dtype]).view(torch.int16).numpy().view(np.uint16).copy()
+    found = words_of(dtype, torch.from_numpy(moved).to(KINDS[dtype]))
     found[np.isnan(moved)] = NAN[dtype]
     return np.where(added == 0, words, found)
 
@@ -88,7 +104,7 @@ def ways(dtype: str, words: Words, of: LowRank) -> Iterator[Words]:
 def test_every_variant_is_what_whole_numbers_give(dtype: str, rank: int) -> None:
     for seed, (n, width, gone) in enumerate(SHAPES):
         scale = SCALES[(rank + seed) % len(SCALES)]
-        words, of = anything(n, seed), matrix(rank, n, width, gone, scale, seed)
+        words, of = anything(dtype, n, seed), matrix(rank, n, width, gone, scale, seed)
         due = wanted(dtype, words, of)
         for found in ways(dtype, words, of):
             assert np.array_equal(found, due)
@@ -99,7 +115,7 @@ def test_every_variant_is_what_whole_numbers_give(dtype: str, rank: int) -> None
 @pytest.mark.usefixtures("native")
 def test_long_chunks_and_long_rows(dtype: str, n: int, width: int, gone: int) -> None:
     """Beyond what the reference takes at a time."""
-    words, of = anything(n, 1), matrix(2, n, width, gone, 1e-4)
+    words, of = anything(dtype, n, 1), matrix(2, n, width, gone, 1e-4)
     due = wanted(dtype, words, of)
     assert (due != words).any()
     for found in ways(dtype, words, of):
@@ -123,9 +139,9 @@ def test_a_sum_of_the_largest_numbers_is_exact_to_the_last_unit(dtype: str, sign
     assert np.array_equal(sums(of, len(last)), sign * (large + last))
     start = torch.full((len(last),), -sign * large / 256, dtype=KINDS[dtype])
     assert (start.double() * 256 == -sign * large).all(), "the type has that number"
-    words = start.view(torch.int16).numpy().view(np.uint16)
+    words = words_of(dtype, start)
     for found in ways(dtype, words, of):
-        left = torch.from_numpy(found.view(np.int16)).view(KINDS[dtype]).double()
+        left = torch_of(dtype, found).double()
         assert (left * 256).tolist() == (sign * last).tolist()
 
 
@@ -138,10 +154,10 @@ def test_the_largest_sum_there_is(dtype: str) -> None:
     of = LowRank(np.float32(2.0**-9), np.full(MOST_RANK, MOST_SHIFT, np.uint8), rows, columns, 0)
     most = MOST_RANK * LARGEST**2 << MOST_SHIFT
     assert most < 1 << 24
-    zeros = np.zeros(600, np.uint16)
+    zeros = np.zeros(600, LATTICES[dtype].word)
     due = torch.tensor([most, -most], dtype=torch.float64).mul(2.0**-9).to(KINDS[dtype]).tolist()
     for found in ways(dtype, zeros, of):
-        values = torch.from_numpy(found.view(np.int16)).view(KINDS[dtype])
+        values = torch_of(dtype, found)
         assert set(values[:300].tolist()) == {due[0]}
         assert set(values[300:].tolist()) == {due[1]}
 
@@ -150,7 +166,10 @@ def test_the_largest_sum_there_is(dtype: str) -> None:
 @pytest.mark.usefixtures("native")
 def test_where_the_sum_is_0_every_element_stays_bit_for_bit(dtype: str) -> None:
     """Whatever it is, NaN with their payload too: numbers are 0, or components cancel. A NaN that is added to is quiet."""
-    every = np.arange(1 << 16, dtype=np.uint16)
+    lattice = LATTICES[dtype]
+    every = np.arange(1 << 16).astype(lattice.word)
+    if lattice.bits > 16:
+        every = every << np.uint32(16) | every % 2 * (every * np.uint32(0x9E37) % np.uint32(1 << 16))
     numbers = np.random.default_rng(3).integers(1, LARGEST + 1, 256).astype(np.int8)
     nothing = np.zeros((2, 256), np.int8)
     against = np.stack([numbers, -numbers])
@@ -159,17 +178,18 @@ def test_where_the_sum_is_0_every_element_stays_bit_for_bit(dtype: str) -> None:
     for rows, columns in ((nothing, alike), (alike, nothing), (against, alike)):
         for found in ways(dtype, every, LowRank(scale, shifts, rows, columns, 0)):
             assert np.array_equal(found, every)
-    infinite = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
+    infinite, size = lattice.mask << lattice.shift, every & lattice.word.type((1 << lattice.bits - 1) - 1)
     for found in ways(dtype, every, LowRank(scale, shifts, alike, alike, 0)):
-        assert set(found[(every & 0x7FFF) > infinite].tolist()) == {NAN[dtype]}
-        assert (found[(every & 0x7FFF) == infinite] == every[(every & 0x7FFF) == infinite]).all()
+        assert set(found[size > infinite].tolist()) == {NAN[dtype]}
+        assert (size == infinite).any()
+        assert (found[size == infinite] == every[size == infinite]).all()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.usefixtures("native")
 def test_subnormal_numbers_taken_for_0_change_nothing(dtype: str) -> None:
     """With scales as they should be, a setting of the processor's gives the same bits."""
-    words = anything(3000, 2)
+    words = anything(dtype, 3000, 2)
     for scale in (2.0**-100, 2.0**-60, 1e-5):
         of = matrix(5, len(words), 77, 3, scale)
         due = wanted(dtype, words, of)
@@ -181,19 +201,21 @@ def test_subnormal_numbers_taken_for_0_change_nothing(dtype: str) -> None:
         assert [np.array_equal(each, due) for each in found] == [True, True]
 
 
-def test_words_that_are_not_one_run_go_to_the_reference() -> None:
-    words, of = anything(400, 4), matrix(3, 200, 20, 0, 1e-3)
-    due = wanted("BF16", words[::2].copy(), of)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_words_that_are_not_one_run_go_to_the_reference(dtype: str) -> None:
+    words, of = anything(dtype, 400, 4), matrix(3, 200, 20, 0, 1e-3)
+    due = wanted(dtype, words[::2].copy(), of)
     apart = words.copy()[::2]
-    assert not add_product.is_native("BF16", apart, of)
-    add_product("BF16", apart, of)
+    assert not add_product.is_native(dtype, apart, of)
+    add_product(dtype, apart, of)
     assert np.array_equal(apart, due)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.usefixtures("native")
-def test_factors_may_lie_in_memory_as_they_like() -> None:
-    words, of = anything(500, 5), matrix(4, 500, 25, 7, 1e-3)
-    due = wanted("BF16", words, of)
+def test_factors_may_lie_in_memory_as_they_like(dtype: str) -> None:
+    words, of = anything(dtype, 500, 5), matrix(4, 500, 25, 7, 1e-3)
+    due = wanted(dtype, words, of)
     turned = of._replace(rows=np.asfortranarray(of.rows), columns=np.asfortranarray(of.columns))
-    for found in ways("BF16", words, turned):
+    for found in ways(dtype, words, turned):
         assert np.array_equal(found, due)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pickle
 import pkgutil
 from collections.abc import Callable
@@ -168,6 +169,10 @@ ARGUMENTS: dict[str, Callable[[np.random.Generator], Any]] = {
     "recipes.rate_distortion.prices": lambda rng: (magnitudes(rng), [np.array([0.5]), np.array([0.2, 1.0])]),
 }
 """For every kernel of the table, arguments that the native library takes."""
+BY_NAME: dict[str, list[dict[str, bool]]] = {
+    "recipes.sampled_changes.costs_of_steps": [{"nearest": False}, {"nearest": True}],
+}
+"""Those that some are given by name, each by turns."""
 
 
 def test_every_kernel_has_arguments_here() -> None:
@@ -177,11 +182,11 @@ def test_every_kernel_has_arguments_here() -> None:
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_native_and_reference_give_the_same(name: str, native: str) -> None:
     assert native
-    for seed in range(3):
+    for seed, more in itertools.product(range(3), BY_NAME.get(name, [{}])):
         quick, slow = (ARGUMENTS[name](np.random.default_rng(seed)) for _ in range(2))
         made = KERNELS[name]
-        assert made.is_native(*quick)
-        assert said(made(*quick), quick) == said(made.reference(*slow), slow)
+        assert made.is_native(*quick, **more)
+        assert said(made(*quick, **more), quick) == said(made.reference(*slow, **more), slow)
 
 
 @pytest.mark.parametrize("width", [0.0, 0.02])
