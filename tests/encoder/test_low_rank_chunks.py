@@ -13,19 +13,12 @@ from torch import Tensor
 
 from tallstore.codecs.dare import Added
 from tallstore.encoder.sampled_rows import encode_sampled, level_costs
-from tallstore.kernels.dare import SHARES, TYPES, Sampling
-from tallstore.kernels.lattice import LEVELS
+from tallstore.kernels.dare import TYPES
 from tallstore.kernels.low_rank import LowRank
 from tallstore.recipes.coherence import picked
 from tallstore.recipes.common_columns import find_columns
-from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision, offers
+from tallstore.recipes.sampled_changes import LevelCosts, offers
 from tallstore.tensors import TORCH
-
-
-def whole_rate(dtype: str, step: float) -> SampledPrecision:
-    """All is kept, in steps of 2^-15."""
-    shares, widths = np.full(LEVELS, SHARES - 1, np.uint16), np.full(LEVELS, 0x3800, np.uint16)
-    return SampledPrecision(Sampling({"BF16": 112, "F16": 1}[dtype], shares, widths), step)
 
 
 def pair(changes: Singles, dtype: str, seed: int = 9) -> tuple[Tensor, Tensor]:

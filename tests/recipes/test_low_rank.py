@@ -11,7 +11,7 @@ from tallstore.codecs.low_rank import write_low_rank
 from tallstore.kernels.low_rank import factors
 from tallstore.recipes.coherence import picked
 from tallstore.recipes.common_columns import find_columns, times_told
-from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, spectrum_of
+from tallstore.recipes.low_rank import SHARES_OF_RMS, common_part, matrix_of, spectrum_of
 
 STRENGTHS = {"one": (1.0,), "four": (1.0, 0.7, 0.5, 0.3), "many": tuple(np.geomspace(1, 0.2, 12))}
 """Of the components that are planted."""
@@ -161,3 +161,27 @@ def test_nothing_in_common_of_what_did_not_move_or_moved_in_one_row() -> None:
     assert spectrum_of(one) is None
     one[6] = one[5]
     assert spectrum_of(one) is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "due"),
+    [
+        ((300, 200), (300, 200)),
+        ((7,), (7, 1)),
+        ((64, 32, 3, 3), (64, 288)),
+        ((64, 32, 31), (64, 992)),
+        ((128, 16, 64), (2048, 64)),
+        ((128, 16, 64, 1), (2048, 64)),
+        ((20, 1, 8, 8), (20, 64)),
+        ((16, 4, 3, 5, 7), (64, 105)),
+        ((8, 300, 40), (2400, 40)),
+        ((5, 0, 64), (0, 64)),
+        ((5, 0), (5, 0)),
+        ((5, 3, 0), (5, 0)),
+        ((0, 30), (0, 30)),
+    ],
+    ids=str,
+)
+def test_rows_are_those_of_a_matrix_and_filters_and_long_kernels(shape: tuple[int, ...], due: tuple[int, int]) -> None:
+    """A linear layer, a convolution of 3 by 3 taps, one of 64 taps; what has no elements has rows all the same."""
+    assert matrix_of(shape) == due
