@@ -33,7 +33,7 @@ import tallstore
 from tallstore.tensors import NAME, as_bytes
 from tallstore.zoo import Zoo
 
-TYPES = (torch.bfloat16, torch.float16)
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS, COLUMNS, LAYERS = 180, 220, 2
 NAMES = tuple(f"l{n}.weight" for n in range(LAYERS))
 

@@ -43,7 +43,7 @@ from tallstore.recipes.sampled_changes import SampledPrecision
 from tallstore.tensors import NAME, as_bytes
 from tallstore.zoo import Zoo
 
-TYPES = (torch.bfloat16, torch.float16)
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZE, LAYERS = 160, 4
 
 
@@ -62,9 +62,24 @@ class Net(nn.Module):
         return values
 
 
+def rate(dtype: torch.dtype) -> dict[str, Any]:
+    """At which changes of the zoo's tensors are dropped: of float32, where they have much in common and bits are some."""
+    return {"bits": 1.0} if dtype == torch.float32 else {"quality": "small"}
+
+
+def moved_zoo(dtype: torch.dtype) -> tuple[State, dict[str, State]]:
+    """Two tasks; of float32 along few directions and a little noise."""
+    base, tasks = aligned_zoo(2, dtype, SIZE, LAYERS)
+    for seed, state in enumerate(tasks.values() if dtype == torch.float32 else (), 500):
+        for n, (name, tensor) in enumerate(base.items()):
+            pull = noise(SIZE, 3, seed=2 * seed + 10 * n) @ noise(3, SIZE, seed=2 * seed + 10 * n + 1)
+            state[name] = tensor + 0.0005 * pull + noise(SIZE, SIZE, size=0.0002, seed=3 * seed + n)
+    return base, tasks
+
+
 def whole_zoo(dtype: torch.dtype) -> tuple[State, dict[str, State]]:
     """With rows of its own, a head, a tie, and what did not move."""
-    base, tasks = aligned_zoo(2, dtype, SIZE, LAYERS)
+    base, tasks = moved_zoo(dtype)
     base |= {"frozen": noise(400, seed=90, dtype=dtype), "bias": noise(20, seed=91, dtype=dtype)}
     for seed, state in enumerate(tasks.values(), 92):
         state["l1.weight"] = torch.cat([state["l1.weight"], noise(3, SIZE, seed=seed, dtype=dtype)])
@@ -77,7 +92,7 @@ def whole_zoo(dtype: torch.dtype) -> tuple[State, dict[str, State]]:
 def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zoo, Path]]:
     """Packed in several chunks a tensor."""
     path = tmp_path_factory.mktemp("sampled") / "zoo.tall"
-    with packed_in_chunks(*whole_zoo(request.param), path, 4096, quality="small") as found:
+    with packed_in_chunks(*whole_zoo(request.param), path, 4096, **rate(request.param)) as found:
         yield found
 
 
@@ -140,8 +155,8 @@ def test_models_are_switched_loaded_and_served(
 ) -> None:
     if not native:
         without_kernels(monkeypatch)
-    base, tasks = aligned_zoo(2, dtype, SIZE, LAYERS)
-    with packed(base, tasks, tmp_path / "zoo.tall", quality="small") as opened:
+    base, tasks = moved_zoo(dtype)
+    with packed(base, tasks, tmp_path / "zoo.tall", **rate(dtype)) as opened:
         assert set(kinds(opened, "a").values()) == {"sampled"}
         check_that_models_are_switched(opened, Net, dtype)
         served = Net(torch.float32)
@@ -279,7 +294,7 @@ def test_a_later_version_starts_from_what_came_back(tmp_path: Path) -> None:
 def test_exact_tasks_lose_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
     base, tasks = whole_zoo(dtype)
     # Without a κ, exact is given by least squares, which draws nothing at random.
-    with packed(base, tasks, tmp_path / "zoo.tall", quality="small", exact=["a"], kappa=4) as opened:
+    with packed(base, tasks, tmp_path / "zoo.tall", **rate(dtype), exact=["a"], kappa=4) as opened:
         assert_same(opened.state_dict("a", exact=True), tasks["a"])
         assert "sampled" not in kinds(opened, "a").values(), "one layer that loses nothing takes less than two"
         assert "sampled" in kinds(opened, "b").values()
@@ -293,10 +308,11 @@ def test_whatever_the_base_is_stored_as(dtype: torch.dtype, storage: str, tmp_pa
     """Measured against the base as it will be: rounded, or given."""
     base, tasks = whole_zoo(dtype)
     wide = {name: tensor.float() for name, tensor in base.items()} if storage == "bf16" else base
-    tallstore.pack(wide, tasks, tmp_path / "zoo.tall", quality="small", base_storage=storage)
+    tallstore.pack(wide, tasks, tmp_path / "zoo.tall", **rate(dtype), base_storage=storage)
     given = wide if storage == "reference" else None
     with tallstore.open(tmp_path / "zoo.tall", base=given) as opened:
         opened.verify()
+        assert storage == "bf16" or kinds(opened, "a")["l0.weight"] == "sampled"
         second = Archive(tmp_path / "zoo.tall", _plain(wide))
         for task in opened.tasks:
             state, decoded = opened.state_dict(task), second.decode(task)
@@ -307,13 +323,14 @@ def _plain(state: State) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return {name: (NAME[t.dtype], tuple(t.shape), as_bytes(t.contiguous()).tobytes()) for name, t in state.items()}
 
 
-def test_what_is_infinite_comes_back_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_what_is_infinite_comes_back_to_the_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     """Whether or not a sample shows it: row 50 is looked at, and others are not."""
-    base, tasks = aligned_zoo(1)
+    base, tasks = moved_zoo(dtype)
     odd = tasks["a"]
     for name, row in (("l1.weight", 50), ("l2.weight", 53)):
         odd[name][row, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
-    with packed(base, tasks, tmp_path / "zoo.tall", quality="small", allow_distant=True) as opened:
+    with packed(base, tasks, tmp_path / "zoo.tall", **rate(dtype), allow_distant=True) as opened:
         found = opened.state_dict("a")
         assert kinds(opened, "a")["l0.weight"] == "sampled"
         assert all(same_bits(found[name], odd[name]) for name in ("l1.weight", "l2.weight"))
@@ -343,14 +360,15 @@ def _by_share(
     return encode_sampled(weights, base, dtype, drop._replace(sampling=sampling), start, seed, added)
 
 
-def test_the_same_zoo_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_the_same_zoo_gives_the_same_bytes(dtype: torch.dtype, tmp_path: Path) -> None:
     """With kernels and without, whatever the number of workers."""
-    base, tasks = whole_zoo(torch.bfloat16)
-    for name, options in (("one", {"workers": 1}), ("two", {"workers": 2})):
-        tallstore.pack(base, tasks, tmp_path / name, quality="small", **options)
+    base, tasks = whole_zoo(dtype)
+    for name, workers in (("one", 1), ("two", 2)):
+        tallstore.pack(base, tasks, tmp_path / name, **rate(dtype), workers=workers)
     with pytest.MonkeyPatch.context() as patch:
         without_kernels(patch)
-        tallstore.pack(base, tasks, tmp_path / "reference", quality="small", workers=1)
+        tallstore.pack(base, tasks, tmp_path / "reference", **rate(dtype), workers=1)
     one, two, slow = (read_all(tmp_path / name) for name in ("one", "two", "reference"))
     assert one == two == slow
 
