@@ -30,7 +30,7 @@ from tallstore.errors import DamagedError, FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
 from tallstore.kernels.conversion import to_bf16
-from tallstore.kernels.dare import TYPES, Sampling, units
+from tallstore.kernels.dare import Sampling, units
 from tallstore.kernels.dare_fast import select
 from tallstore.kernels.known_dither import pack_numbers, pick
 from tallstore.kernels.lattice import LATTICES, LEVELS
@@ -45,6 +45,8 @@ HEAD = 4
 KINDS = tuple(reference.SYMBOL_BITS)
 DTYPES = tuple(ITEM_BYTES)
 FLOATS = tuple(dtype for dtype in LATTICES if dtype in BYTES)
+SAMPLED = ("BF16", "F16", "F32")
+"""Those of which changes may be dropped: a new one comes last, so that inputs that were found stand for what they did."""
 _MANY, _LATER = 1, 2
 """Flags: n counts 64 elements; a sampled chunk is not its tensor's first one."""
 _AND_FIRST = 256
@@ -112,7 +114,7 @@ def _lossless(id_: str, data: bytes, which: int, n: int) -> bytes:
 
 def _sampled(id_: str, data: bytes, which: int, n: int) -> bytes:
     """Of one that is not its tensor's first one, `which` has a bit more, and that one comes first."""
-    dtype, codec = TYPES[which % len(TYPES)], codecs.SAMPLED[id_]
+    dtype, codec = SAMPLED[which % len(SAMPLED)], codecs.SAMPLED[id_]
     first, data = _parted(data, which)
     given = ALONE if first is None else Given(columns=partial(codec.columns, memoryview(first)))
     out = np.append(_base(dtype, n), np.full(16, 0xA5, np.uint8))
@@ -131,9 +133,9 @@ def _parted(data: bytes, which: int) -> tuple[bytes | None, bytes]:
 
 def _one_nan(elements: np.ndarray, dtype: str) -> bytes:
     """Of a NaN that arithmetic gives, sign and payload are not fixed."""
-    words, lattice = elements.view("<u2").copy(), LATTICES[dtype]
-    infinite = lattice.mask << lattice.shift
-    words[(words & 0x7FFF) > infinite] = infinite + 1
+    lattice = LATTICES[dtype]
+    words, infinite = elements.view(lattice.word).copy(), lattice.mask << lattice.shift
+    words[words & lattice.word.type((1 << lattice.bits - 1) - 1) > infinite] = infinite + 1
     return words.tobytes()
 
 
@@ -153,7 +155,7 @@ def _second(family: str, id_: str, data: bytes, which: int, n: int) -> bytes:
         dtype = FLOATS[which % len(FLOATS)]
         return second_codecs.decode_lattice(data, _base(dtype, n).tobytes(), dtype)
     if family == "sampled":
-        dtype = TYPES[which % len(TYPES)]
+        dtype = SAMPLED[which % len(SAMPLED)]
         first, data = _parted(data, which)
         found = second_dare.decode_dare(data, _base(dtype, n).tobytes(), dtype, first)
         return _one_nan(np.frombuffer(found, np.uint8), dtype)
@@ -260,7 +262,7 @@ def _seeds(family: str, id_: str) -> Iterable[bytes]:
                 coded = codecs.LOSSLESS[id_].encode(after, base.view(np.uint8), dtype, (64, 5))
                 yield bytes([which, 0]) + head + coded
         elif family == "sampled":
-            for which, dtype in enumerate(TYPES):
+            for which, dtype in enumerate(SAMPLED):
                 yield from (bytes([which, 0]) + head + coded for coded in _sampled_seeds(dtype, n, rng))
                 yield from (bytes([which, _LATER]) + head + coded for coded in _later_seeds(dtype, n, rng))
         else:
@@ -324,7 +326,8 @@ def _without_product(dtype: str, base: np.ndarray, rng: np.random.Generator) -> 
     after = lattice.turned(lattice.turned(words) + rng.integers(-2, 3, n).astype(lattice.word)).view(np.uint8)
     codec = codecs.SAMPLED["dare"]
     width = to_bf16(units(dtype, low).astype(np.float32))
-    yield codec.encode(after, base, dtype, Sampling(low, np.full(LEVELS, 65535, np.uint16), width), 1)
+    for first_level in (low, lattice.mask):
+        yield codec.encode(after, base, dtype, Sampling(first_level, np.full(LEVELS, 65535, np.uint16), width), 1)
     for share, context in ((65535, 0x40), (30000, 0), (8000, 0x21), (0, 0x4F)):
         sampling = Sampling(low, np.full(LEVELS, share, np.uint16), width * np.uint16(share > 0))
         contexts = np.full(LEVELS, context, np.uint8)
