@@ -20,6 +20,7 @@ from trust.small_zoos import write
 import tallstore
 from spec.vectors import read_plain
 from tallstore.format.version import NEWEST
+from tallstore.recipes.low_rank import matrix_of
 
 HERE = Path(__file__).resolve().parent
 CODES = "codes and directions"
@@ -28,12 +29,13 @@ RUN = "run"
 SHARE = "share"
 DRAWN = "drawn"
 LOW_RANK = "low rank"
+FLOAT32 = "float32"
 KINDS = {
     "1.0": ("defaults", "high", "three bits", "referenced", "fit q4", "fit q8", "fit bf16", "emr"),
     "1.1": ("lossless", CODES),
     "1.2": (FAMILY, f"{FAMILY} with loss"),
     "1.3": (RUN,),
-    "1.4": (SHARE, DRAWN, LOW_RANK),
+    "1.4": (SHARE, DRAWN, LOW_RANK, FLOAT32),
 }
 """By the version that they need."""
 
@@ -145,6 +147,39 @@ def write_low_rank(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path |
     return out, None
 
 
+def write_float32(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | None]:
+    """float32 of several chunks behind products, a later version of it, rows of its own, long kernels, what is no number."""
+    shapes = {"matrix": (90, 80), "filters": (24, 20, 3, 3), "kernels": (8, 16, 64), "odd": (90, 80)}
+    base = {name: noise(*shape, size=0.05, seed=seed) for seed, (name, shape) in enumerate(shapes.items(), 1)}
+
+    def moved(state: dict[str, torch.Tensor], seed: int, part: float = 1.0) -> dict[str, torch.Tensor]:
+        found = {}
+        for n, (name, shape) in enumerate(shapes.items()):
+            rows, columns = matrix_of(shape)
+            pull = noise(rows, 3, seed=seed + 10 * n) @ noise(3, columns, seed=seed + 10 * n + 1)
+            own = noise(*shape, size=0.0005, seed=seed + 10 * n + 2)
+            found[name] = state[name] + part * (0.002 * pull.reshape(shape) + own)
+        return found
+
+    task = moved(base, 100)
+    task["odd"][-1, -3:] = torch.tensor([float("nan"), float("inf"), -0.0])
+    task["matrix"] = torch.cat([task["matrix"], noise(2, 80, seed=9)])
+    out = root / f"zoo{suffix}"
+    with packed_in_chunks(base, {"a": task}, out, 1 << 12, bits=4.0, allow_distant=True) as (zoo, _):
+        kinds = {(facts.dtype, facts.kind) for facts in zoo.tensors("a").values()}
+        back = zoo.state_dict("a")
+    later = moved(back | {"matrix": back["matrix"][:90]}, 200, 0.2)
+    tallstore.add(out, {"later": later}, parent="a", bits=2.0, allow_distant=True)
+    assert kinds == {("F32", "sampled")}, kinds
+    parts, _ = Archive(out)._entries("a")
+    modes = {name: [data[0] for _, _, data in parts.chunks(name)] for name in base}
+    assert modes == {"matrix": [3, 3], "filters": [3, 3], "kernels": [3, 3], "odd": [3, 0]}, modes
+    with tallstore.open(out) as zoo:
+        started = [facts.kind for facts in zoo.tensors("later").values() if facts.start is not None]
+    assert "sampled" in started, started
+    return out, None
+
+
 def main() -> None:
     """All kinds, and the list of hashes."""
     out = HERE / NEWEST
@@ -161,6 +196,7 @@ def main() -> None:
                 SHARE: write_share,
                 DRAWN: write_drawn,
                 LOW_RANK: write_low_rank,
+                FLOAT32: write_float32,
             }.get(kind, write_family if kind.startswith(FAMILY) else write)
             archive, base = write_one(kind, Path(scratch), suffix=".tall")
             folder.mkdir(parents=True)
