@@ -149,6 +149,11 @@ def assert_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
     assert [name for name in wanted if not same_bits(found[name], wanted[name])] == []
 
 
+def nothing_dropped(patch: pytest.MonkeyPatch) -> None:
+    """As if float32 tensors had no kind `sampled`: what tests of masks and levels are about, whatever is chosen by default."""
+    patch.setattr("tallstore.encoder.measure_item.may_be_sampled", lambda dtype: dtype != "F32")
+
+
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
     """The reference path, for everything."""
     patch.setenv(library.VARIABLE, "reference")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import drawn_zoo, same_bits
+from support import drawn_zoo, nothing_dropped, same_bits
 
 import tallstore
 from tallstore.codecs import MASK, VECTOR
@@ -61,8 +61,11 @@ def test_other_levels_are_in_the_smallest_codebook(count: int, codec: str) -> No
 
 
 @pytest.mark.parametrize(("quality", "drawn"), [("small", "dither"), ("high", "dither-levels")])
-def test_an_archive_needs_the_version_of_what_it_uses(tmp_path: Path, quality: str, drawn: str) -> None:
+def test_an_archive_needs_the_version_of_what_it_uses(
+    quality: str, drawn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And comes back as one of another codec does; where nothing is drawn, any reader of 1.0 takes it."""
+    nothing_dropped(monkeypatch)
     base, task = drawn_zoo()
     for mask in ("adaptive", "bits"):
         tallstore.pack(base, {"a": task}, tmp_path / mask, quality=quality, mask=mask)

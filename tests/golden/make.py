@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "spec" / "vectors"))
+import pytest
 import torch
 from making.build import write_safetensors
 from making.numbers import Tensor
 from spec.second_reader import Archive
-from support import aligned_zoo, drawn_zoo, noise, packed_in_chunks
+from support import aligned_zoo, drawn_zoo, noise, nothing_dropped, packed_in_chunks
 from trust.small_zoos import write
 
 import tallstore
@@ -120,8 +121,10 @@ def write_drawn(_kind: str, root: Path, *, suffix: str) -> tuple[Path, Path | No
     """float32 whose marks, at `small`, and levels, by default, a dither drew; half the rows of one tensor never moved."""
     out = root / f"zoo{suffix}"
     base, task = drawn_zoo()
-    tallstore.pack(base, {"a": task}, out)
-    tallstore.add(out, {"b": task}, quality="small")
+    with pytest.MonkeyPatch.context() as patch:
+        nothing_dropped(patch)
+        tallstore.pack(base, {"a": task}, out)
+        tallstore.add(out, {"b": task}, quality="small")
     with tallstore.open(out) as zoo:
         codecs = [zoo.tensors(task)[name].codec for task, name in (("a", "matrix"), ("b", "matrix"), ("b", "words"))]
     assert codecs == ["dither-levels", "dither", "dither-levels"], codecs

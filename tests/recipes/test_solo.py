@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import examples
+from support import examples, nothing_dropped
 
 import tallstore
 from tallstore.codecs.known_dither import DitheredMask
@@ -114,7 +114,11 @@ def test_the_choices_offered_are_a_convex_hull() -> None:
 
 @pytest.mark.parametrize("bits", [0.3, 0.7, 1.5, 3.0])
 @pytest.mark.parametrize("n_tasks", [1, 3])
-def test_an_archive_keeps_within_its_bits(bits: float, n_tasks: int, tmp_path: Path) -> None:
+def test_an_archive_keeps_within_its_bits(
+    bits: float, n_tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And masks and levels have the scale that what they stand for has."""
+    nothing_dropped(monkeypatch)
     base = {f"w{i}": torch.randn(600, 500, generator=torch.Generator().manual_seed(i)) for i in range(2)}
     tasks = {
         f"t{t}": {
@@ -175,7 +179,10 @@ def test_numbers_are_spread_evenly_and_not_like_their_neighbours(start: int, see
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(0.3, "signed"), (1.4, "delta")])
-def test_with_dither_every_magnitude_is_right_on_the_average(bits: float, kind: str, tmp_path: Path) -> None:
+def test_with_dither_every_magnitude_is_right_on_the_average(
+    bits: float, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing_dropped(monkeypatch)
     base = {"w": torch.zeros(1500, 1400)}
     tau = torch.from_numpy(tail(base["w"].numel(), 8)).reshape(base["w"].shape)
     for name, kappa in (("hard", 1.0), ("dithered", 1000.0)):
