@@ -1,8 +1,8 @@
 """`solo`: every task vector coded by itself, at the precision that a budget of bits allows; nothing is shared.
 
 Each tensor becomes a signed mask over v ≡ 1 (its parameters above a threshold, by sign), or a few levels of its own
-where bits are plenty; in types of few bits a share of its changes (see `sampled_changes`), or all of them, without
-loss. What diverges least at its price is taken, tensor by tensor. Of masks one scale a chunk makes the result
+where bits are plenty, or a share of its changes (see `sampled_changes`); in types of few bits perhaps all of them,
+without loss. What diverges least at its price is taken, tensor by tensor. Of masks one scale a chunk makes the result
 unbiased: with w the marks,
 
     s = ⟨τ, τ⟩ / ⟨τ, w⟩,   so that   ⟨s·w, τ⟩ = ⟨τ, τ⟩

@@ -22,7 +22,7 @@ from support import RecordingStore, raw, same_bits, slots
 from torch import Tensor, nn
 
 import tallstore
-from spec.vectors import invalid, valid
+from spec.vectors import Vector, invalid, valid
 from tallstore.archive.chunk_reader import ChunkReader
 from tallstore.archive.locations import Places, coded
 from tallstore.archive.manifests import read_manifest
@@ -34,6 +34,8 @@ from tallstore.stores import open_store
 from tallstore.zoo import Zoo
 
 ARCHIVE = valid("low-rank-columns")
+VECTORS = {"low-rank-columns": ARCHIVE} | {name: valid(name) for name in ("low-rank-f32", "dare-f32")}
+"""Those of float32 too, some of whose tensors have no products."""
 PART = "tasks/a/mask.safetensors"
 CHUNK, WIDTH = 1024, 40
 ASK = {
@@ -100,15 +102,18 @@ def flat(sliced: object) -> bytes:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("mapped", [True, False])
-def test_any_part_of_a_tensor_is_what_the_whole_has_there(mapped: bool, threads: int) -> None:
-    with tallstore.open(ARCHIVE.archive, mapped=mapped, threads=threads) as zoo:
-        for task, tensors in ARCHIVE.decoded().items():
+@pytest.mark.parametrize("vector", VECTORS, ids=VECTORS)
+def test_any_part_of_a_tensor_is_what_the_whole_has_there(vector: str, mapped: bool, threads: int) -> None:
+    archive = VECTORS[vector]
+    with tallstore.open(archive.archive, mapped=mapped, threads=threads) as zoo:
+        for task, tensors in archive.decoded().items():
             weights, state = zoo.weights(task), zoo.state_dict(task)
             for name, (_, shape, data) in tensors.items():
                 assert flat(state[name]) == data
                 for a, b in ((0, 1), (shape[0] // 2, shape[0] // 2 + 1), (shape[0] - 1, shape[0]), (1, shape[0])):
                     assert same_bits(weights.get_slice(name)[a:b], state[name][a:b])
-            assert same_bits(weights.get_slice("BF16")[:, 3:5], state["BF16"][:, 3:5].contiguous())
+            for name in {"BF16", "columns", "first level alone"} & set(tensors):
+                assert same_bits(weights.get_slice(name)[:, 3:5], state[name][:, 3:5].contiguous())
 
 
 def test_a_part_is_read_with_the_first_chunk_and_no_other(tmp_path: Path) -> None:
@@ -277,17 +282,19 @@ def test_what_is_held_to_switch_by_gives_the_same_from_any_chunk_on(reader: Read
 class Model(nn.Module):
     """Of the zoo's matrices."""
 
-    def __init__(self) -> None:
+    def __init__(self, archive: Vector) -> None:
         super().__init__()
-        for name, (dtype, shape, _) in ARCHIVE.decoded()["a"].items():
-            kind = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
+        for name, (dtype, shape, _) in archive.decoded()["a"].items():
+            kind = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[dtype]
             self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=kind), requires_grad=False))
 
 
-def test_models_are_loaded_and_switched() -> None:
-    wanted = {name: data for name, (_, _, data) in ARCHIVE.decoded()["a"].items()}
-    with tallstore.open(ARCHIVE.archive) as zoo:
-        loaded, switched = Model(), Model()
+@pytest.mark.parametrize("vector", VECTORS, ids=VECTORS)
+def test_models_are_loaded_and_switched(vector: str) -> None:
+    archive = VECTORS[vector]
+    wanted = {name: data for name, (_, _, data) in archive.decoded()["a"].items()}
+    with tallstore.open(archive.archive) as zoo:
+        loaded, switched = Model(archive), Model(archive)
         zoo.load_into(loaded, "a")
         zoo.switcher(switched, ["a"]).switch("a")
         for model in (loaded, switched):
