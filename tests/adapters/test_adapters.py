@@ -11,6 +11,7 @@ import pytest
 import torch
 from adapters.conftest import CASES, PLAIN, PROMPTS, QUERY, Case, Made, llama, made, tied_llama
 from safetensors.torch import load_file, save_file
+from support import nothing_dropped
 from typer.testing import CliRunner
 
 import tallstore
@@ -276,7 +277,8 @@ def test_a_task_of_transformers_is_the_merged_model(make: Make, tmp_path: Path) 
     assert same(dict(model.state_dict()), found.merged())
 
 
-def test_adapters_are_added_and_removed(make: Make, tmp_path: Path) -> None:
+def test_adapters_are_added_and_removed(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_dropped(monkeypatch)  # so that the version is one that adapters are newer than
     first, second = make(CASES["lora"], 1), make(CASES["lora"], 2)
     full = {n: t + 0.01 * torch.randn_like(t) for n, t in first.model().state_dict().items()}
     target = tmp_path / "zoo.tall"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support import FLOATS, near
+from support import FLOATS, near, nothing_dropped
 from torch import Tensor, nn
 
 import tallstore
+from tallstore.archive.resident import PackedTensor
+from tallstore.archive.resident_conditional import CodedConditional
 from tallstore.errors import DamagedError, ModelChangedError, ModelMismatchError, NoSuchTaskError
 
 RECIPES = [
@@ -221,22 +224,35 @@ def test_a_damaged_archive_writes_nothing_into_a_model(part: str, base_codec: st
     assert refused > 20
 
 
-def test_an_interruption_puts_the_model_back(zoo: tallstore.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tallstore.archive.resident import PackedTensor
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_interruption_puts_the_model_back(dropped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether what is held is masks, or what the base's elements are turned into the task's by."""
+    held: type[PackedTensor | CodedConditional] = CodedConditional if dropped else PackedTensor
+    if not dropped:
+        nothing_dropped(monkeypatch)
+    pack(tmp_path / "z.tall", torch.bfloat16 if dropped else torch.float32)
+    with tallstore.open(tmp_path / "z.tall") as zoo:
+        _check_interruption(zoo, Net(3, dtype=zoo.base("body.weight").dtype), held, monkeypatch)
 
-    model = Net(3)
+
+def _check_interruption(
+    zoo: tallstore.Zoo,
+    model: Net,
+    held: type[PackedTensor | CodedConditional],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     switcher = zoo.switcher(model)
     switcher.switch("t0")
-    whole, calls = PackedTensor.apply, 0
+    whole, calls = held.apply, 0
 
-    def interrupted(self: PackedTensor, *arguments: object) -> None:
+    def interrupted(self: Any, *arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         whole(self, *arguments)
 
-    monkeypatch.setattr(PackedTensor, "apply", interrupted)
+    monkeypatch.setattr(held, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         switcher.switch("t2")
     assert switcher.task == "t0"
@@ -245,7 +261,8 @@ def test_an_interruption_puts_the_model_back(zoo: tallstore.Zoo, monkeypatch: py
     assert same(model.state_dict(), zoo.state_dict("t2"))
 
 
-def test_what_is_held_is_a_base_and_bits(tmp_path: Path) -> None:
+def test_what_is_held_is_a_base_and_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_dropped(monkeypatch)
     base = {"w": torch.randn(1024, 1024)}
     tasks = {f"t{n}": {"w": near(base["w"], seed=n, size=1e-3)} for n in range(3)}
     tallstore.pack(base, tasks, tmp_path / "z", bits=0.4)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from merge_support import RECIPES, moved, summed, tau, two_groups, zoo_with_heads
 from safetensors.torch import load_file
-from support import FLOATS, State, leftovers, near, noise, packed, same_bits, tiny_zoo, write_folder
+from support import FLOATS, State, leftovers, near, noise, nothing_dropped, packed, same_bits, tiny_zoo, write_folder
 
 import tallstore
 from tallstore.errors import (
@@ -89,7 +89,8 @@ def test_every_recipes_archive_merges_by_the_formula(
         assert [n for n, t in plain.items() if t.dtype != dtype] == []
 
 
-def test_solo_merges_masks_and_deltas_together(tmp_path: Path) -> None:
+def test_solo_merges_masks_and_deltas_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_dropped(monkeypatch)
     base, tasks = {"w": noise(300, 300, seed=1)}, {}
     for n in range(4):
         tasks[f"t{n}"] = {"w": base["w"] + noise(300, 300, seed=10 + n, size=0.01) * (n != 2)}

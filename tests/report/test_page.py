@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from report_support import EVERY, HARM, Outline, deep_zoo, edit, hostile, scored
-from support import ROOT, RecordingStore, leftovers, tiny_zoo
+from support import ROOT, RecordingStore, leftovers, nothing_dropped, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError, MissingExtraError, OutputError, OutputExistsError
@@ -164,7 +164,11 @@ def test_without_masks_no_mask_is_read(folder: Path, tmp_path: Path) -> None:
     assert leftovers(tmp_path / "plots") == ["bytes.png", "bytes.svg", "tasks.png", "tasks.svg"]
 
 
-def test_a_base_that_is_only_named_is_not_needed(tmp_path: Path) -> None:
+def test_a_base_that_is_only_named_is_not_needed_to_count_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where changes are dropped, it is what tells which elements are another."""
+    nothing_dropped(monkeypatch)
     tallstore.pack(*deep_zoo(2), tmp_path / "zoo", base_storage="reference")
     with tallstore.open(tmp_path / "zoo") as zoo:
         page = zoo.report(tmp_path / "report.html").read_text(encoding="utf-8")
