@@ -36,18 +36,17 @@ def _levels_of(apart: Apart) -> IndexedValues | None:
 
     The first index is that of elements that stay as they are: −0 is added to them, which changes none.
     """
-    low = int(apart.multiples.min(initial=0))
-    place = apart.multiples.astype(np.int32) - low
-    there = np.bincount(place) > 0
-    there[-low : 1 - low] = False  # 0 has the first index
+    words, there = apart.multiples.view(np.uint16), np.zeros(1 << 16, bool)
+    there[words] = True
+    there[0] = False  # has the first index
     some = np.flatnonzero(there)
     if len(some) > _MOST:
         return None
     order = np.zeros(len(there), np.uint8)
     order[some] = np.arange(1, len(some) + 1)
+    indices, multiples = order[words], some.astype(np.uint16).view(np.int16)
     with np.errstate(over="ignore"):
-        table = np.concatenate([np.full(1, -0.0, np.float32), (some + low).astype(np.float32) * apart.width])
+        table = np.concatenate([np.full(1, -0.0, np.float32), multiples.astype(np.float32) * apart.width])
     bits = 4 if len(table) <= 16 else 8
-    indices = order[place]
     packed = indices if bits == 8 else pack_indices(indices, 4)
     return IndexedValues(table, packed, bits)

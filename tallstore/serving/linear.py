@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import Products, add, outputs, products
+from tallstore.serving.low_rank import LowRankRows
 from tallstore.serving.plan import Plan
 from tallstore.serving.rows import BASE, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
@@ -40,6 +41,8 @@ class _Ways(NamedTuple):
     marks: list[Share]
     rows: list[Share]
     whole: list[Run]
+    added: list[tuple[LowRankRows, int, int]]
+    """Of runs of the first two kinds, what is added beside, and the tokens [a, b) that it is for."""
 
 
 def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,7 +55,16 @@ def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> T
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
-    marks, rows, whole = ways(plan, tokens, weight, bias)
+    found = ways(plan, tokens, weight, bias)
+    out = _without_added(found, plan, flat, weight, bias)
+    for product, a, b in found.added:
+        product.add_outputs(out[a:b], flat[a:b])
+    return out
+
+
+def _without_added(found: _Ways, plan: Plan, flat: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same but for what is added beside."""
+    marks, rows, whole = found.marks, found.rows, found.whole
     if not rows and not whole:
         return outputs(flat, weight, bias, marks) if marks else functional.linear(flat, weight, bias)
     out = flat.new_empty(len(flat), len(weight))
@@ -79,7 +91,7 @@ def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Wa
     made: _Ways | None = tokens.rows.made.get(key)
     if made is not None:
         return made
-    made = _Ways([], [], [])
+    made = _Ways([], [], [], [])
     backend = products(weight.device.type)
     for run in tokens.runs:
         if run.task == BASE:
@@ -93,8 +105,11 @@ def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Wa
             made.rows.append(share)
         elif own is not None and not by_product(own, weight, n, backend):
             made.whole.append(run)
+            continue
         else:
             made.marks.append(share)
+        if isinstance(own, RowsTensor) and own.added is not None:
+            made.added.append((own.added, run.first, run.last))
     tokens.rows.made[key] = made
     return made
 
