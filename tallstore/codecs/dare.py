@@ -63,7 +63,7 @@ class Apart(NamedTuple):
     """What a multiple of 1 changes an element by, after that."""
 
 
-class _Head(NamedTuple):
+class _ChunkHead(NamedTuple):
     """What a chunk of which some is kept says first."""
 
     sampling: Sampling
@@ -167,7 +167,7 @@ class DareCodec(ConditionalCodec):
         multiples[kept.places] = (LATTICES[_STEPS].turned(after) - starts(kept.tags)).view(np.int16)
         return Apart(added, multiples, from_bf16(head.sampling.widths)[0])
 
-    def _kept(self, view: memoryview, lattice: Lattice, words: Words, head: _Head) -> tuple[KeptElements, Words]:
+    def _kept(self, view: memoryview, lattice: Lattice, words: Words, head: _ChunkHead) -> tuple[KeptElements, Words]:
         """Of a chunk of which some is kept, which elements, and what `lattice` made of their starts."""
         kept, after = select(lattice, words, head.sampling, head.contexts, head.first)
         self._lattice.decode(view[_START:], after.view(np.uint8), _STEPS)
@@ -191,7 +191,7 @@ def _read_added(data: Buffer, n: int, given: Given) -> tuple[LowRank | None, mem
     return added, view
 
 
-def _read_head(view: memoryview, lattice: Lattice) -> _Head:
+def _read_head(view: memoryview, lattice: Lattice) -> _ChunkHead:
     mode = view[0] if len(view) else None
     if mode != _SOME or len(view) < _START:
         raise FormatError(f"a chunk of which some is kept, of mode {mode}, is unknown or cut off")
@@ -200,7 +200,7 @@ def _read_head(view: memoryview, lattice: Lattice) -> _Head:
     sampling = Sampling(low, *told[: 2 * LEVELS].astype(np.uint16).reshape(2, LEVELS))
     contexts = told[2 * LEVELS :].view(np.uint8)
     _check(lattice, sampling, contexts)
-    return _Head(sampling, contexts, first)
+    return _ChunkHead(sampling, contexts, first)
 
 
 def _check(lattice: Lattice, sampling: Sampling, contexts: npt.NDArray[np.uint8]) -> None:
