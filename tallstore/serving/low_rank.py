@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ class _Lines(NamedTuple):
     """Neighbouring rows of the tensor that one chunk adds to, in these of its columns."""
 
     part: ProductPart
+    scales: Tensor
+    """Of each component, 2^shift times the scale: float32, shape (rank, 1)."""
     first: int
     """The tensor's row; likewise, the one behind the last: """
     last: int
@@ -52,7 +55,7 @@ class LowRankRows:
     @property
     def tensors(self) -> list[Tensor]:
         """All memory."""
-        return self.product.tensors
+        return [*self.product.tensors, *{id(each.scales): each.scales for each in self._lines}.values()]
 
     def add_outputs(self, y: Tensor, x: Tensor) -> None:
         """Add x · Pᵀ to a layer's outputs.
@@ -62,9 +65,9 @@ class LowRankRows:
             x: shape (tokens, width), a float type.
         """
         wide = x.float()
-        for lines in self._lines():
+        for lines in self._lines:
             across, along = self._factors(lines, slice(lines.own, lines.own + lines.last - lines.first))
-            more = wide[:, lines.begin : lines.end] @ along.T
+            more = (wide if lines.end - lines.begin == self.width else wide[:, lines.begin : lines.end]) @ along.T
             own = y[:, lines.first : lines.last]
             if y.dtype == torch.float32:
                 own.addmm_(more, across)
@@ -78,7 +81,7 @@ class LowRankRows:
             out: shape (n, width), float32.
             index: int64, shape (n,): which rows they are, each below `rows`.
         """
-        for lines in self._lines():
+        for lines in self._lines:
             which = torch.nonzero((index >= lines.first) & (index < lines.last)).reshape(-1)
             if len(which):
                 across, along = self._factors(lines, index[which] - lines.first + lines.own)
@@ -92,21 +95,25 @@ class LowRankRows:
         """Rows, times the scale and their shifts, and columns: float32, shapes (rank, n) and (rank, end − begin)."""
         part = lines.part
         along = self.product.columns[part.columns][: len(part.shifts), lines.begin : lines.end].float()
-        scales = (1 << part.shifts.to(torch.int32)).float() * float(part.scale)
-        return part.rows[:, which].float() * scales[:, None], along
+        return part.rows[:, which] * lines.scales, along
 
-    def _lines(self) -> Iterator[_Lines]:
+    @cached_property
+    def _lines(self) -> tuple[_Lines, ...]:
         """Whole rows of each chunk, and what it has of its first and last one."""
+        return tuple(self._cut())
+
+    def _cut(self) -> Iterator[_Lines]:
         width = self.width
         for run in self.product.runs(0, self.rows * width):
             first, size = run.first // width, run.last - run.first
             own, begin, end = 0, run.gone, run.gone + size
+            scales = ((1 << run.part.shifts.to(torch.int32)).float() * float(run.part.scale))[:, None]
             if begin and own < end // width:  # to the end of the first row
-                yield _Lines(run.part, first, first + 1, own, begin, width)
+                yield _Lines(run.part, scales, first, first + 1, own, begin, width)
                 own, begin = 1, 0
             whole = end // width
             if not begin and whole > own:
-                yield _Lines(run.part, first + own, first + whole, own, 0, width)
+                yield _Lines(run.part, scales, first + own, first + whole, own, 0, width)
                 own = whole
             if end > own * width:
-                yield _Lines(run.part, first + own, first + own + 1, own, begin, end - own * width)
+                yield _Lines(run.part, scales, first + own, first + own + 1, own, begin, end - own * width)
