@@ -64,8 +64,8 @@ static inline void next_rare(rare_marks *r, const ts_packed_rows *p) {
     }
 }
 
-/* Add what marks of a bitmap with one or two common levels stand for to rows [from, to) of those that are held. */
-static void add_bits(float *tile, int64_t pitch, const float *base, const ts_packed_rows *p, ts_walk *w, int64_t a, int64_t from,
+/* Rows [from, to) of those that are held: the base's, and what marks of a bitmap with one or two common levels stand for. */
+static void rows_by_bits(float *tile, int64_t pitch, const float *base, const ts_packed_rows *p, ts_walk *w, int64_t a, int64_t from,
                      int64_t to) {
     const int64_t width = p->width;
     rare_marks rare = {0, 0, 0, 0, w->rare, w->common};
@@ -86,12 +86,12 @@ static void add_bits(float *tile, int64_t pitch, const float *base, const ts_pac
             stop = p->shift > 60 ? width : TS_MIN(width, (((start + c) >> p->shift) + 1 << p->shift) - start);
             for (int64_t k = c; k < stop; k += 16) {
                 const int64_t at = row * width + k;
-                uint32_t bits = ts_load32(p->places + (at >> 3)) >> (at & 7) & 0xFFFF;
-                if (stop - k < 16) bits &= (1u << (stop - k)) - 1;
+                const __mmask16 all = (__mmask16)(stop - k < 16 ? (1u << (stop - k)) - 1 : 0xFFFF);
+                const uint32_t bits = ts_load32(p->places + (at >> 3)) >> (at & 7) & all;
                 const uint32_t levels = p->bits ? ts_load32(p->levels + (mark >> 3)) >> (mark & 7) : 0;
                 const __m512 value = _mm512_mask_blend_ps((__mmask16)_pdep_u32(levels, bits), low, high);
-                const __m512 before = _mm512_maskz_loadu_ps((__mmask16)bits, own + k);
-                _mm512_mask_storeu_ps(own + k, (__mmask16)bits, _mm512_add_ps(before, value));
+                const __m512 before = _mm512_maskz_loadu_ps(all, base + start + k);
+                _mm512_mask_storeu_ps(own + k, all, _mm512_mask_add_ps(before, (__mmask16)bits, before, value));
                 const int64_t after = mark + __builtin_popcount(bits);
                 for (; rare.mark < after; next_rare(&rare, p)) {
                     const int64_t place = k + __builtin_ctz(_pdep_u32(1u << (rare.mark - mark), bits));
@@ -105,19 +105,25 @@ static void add_bits(float *tile, int64_t pitch, const float *base, const ts_pac
 }
 #endif
 
-/* A tile's rows of a task: those of the base, and its marks put into them. */
-static void own_rows(float *tile, int64_t pitch, const float *base, const ts_packed_rows *p, ts_walk *w, int64_t a, int64_t from,
-                     int64_t to, int32_t *places, float *values) {
+/* Rows [a, a + size) of a tensor, `pitch` apart in the tile: the base's, and the marks of rows [from, to) of those that the task
+ * holds put into them. p: NULL for the base's alone. */
+static void own_rows(float *tile, int64_t pitch, const float *base, int64_t width, const ts_packed_rows *p, ts_walk *w, int64_t a,
+                     int64_t size, int64_t from, int64_t to, int32_t *places, float *values) {
     int64_t ends[TILE_ROWS];
-    const bool plain = p->type == TS_FLOAT32 && !p->steps;
+    const bool plain = p && p->type == TS_FLOAT32 && !p->steps;
     if (from < to) walk_to(w, p, from);
 #if defined(__AVX512F__) && defined(__BMI2__)
-    if (plain && p->form == BITMAP && p->bits <= 1 && !p->vector) {
-        if (from < to) add_bits(tile, pitch, base, p, w, a, from, to);
+    const bool by_bits = plain && p->form == BITMAP && p->bits <= 1 && !p->vector;
+#else
+    const bool by_bits = false;
+#endif
+    for (int64_t k = 0; k < size && !(by_bits && to - from == size); k++)
+        memcpy(tile + k * pitch, base + (a + k) * width, (size_t)width * sizeof *tile);
+#if defined(__AVX512F__) && defined(__BMI2__)
+    if (by_bits) {
+        if (from < to) rows_by_bits(tile, pitch, base, p, w, a, from, to);
         return;
     }
-#else
-    (void)base;
 #endif
     for (int64_t row = from, next; row < to; row = next) {
         next = marks_of(places, values, ends, p, w, row, to);
@@ -147,12 +153,9 @@ TS_KERNEL(void, own_outputs)
             const ts_run *run = runs + r;
             const ts_packed_rows *p = run->packed;
             const float *more = run->bias ? run->bias : bias, *from = turned + run->columns;
-            for (int64_t k = 0; k < size; k++)
-                memcpy(tile + k * pitch, base + (a + k) * width, (size_t)width * sizeof *tile);
             if (a == first) walks[r] = (ts_walk){0};
-            if (p)
-                own_rows(tile, pitch, base, p, walks + r, a, p->numbers ? p->tiles[number] : a,
-                         p->numbers ? p->tiles[number + 1] : a + size, places, values);
+            own_rows(tile, pitch, base, width, p, walks + r, a, size, !p ? 0 : p->numbers ? p->tiles[number] : a,
+                     !p ? 0 : p->numbers ? p->tiles[number + 1] : a + size, places, values);
             for (int64_t j = 0, tokens; j < run->count; j += tokens, from += width * padded(tokens)) {
                 tokens = TS_MIN(run->count - j, AT_ONCE * TOKENS);
                 if (tokens <= 8) product_8(sums, tile, pitch, width, from);
