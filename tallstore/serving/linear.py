@@ -29,8 +29,6 @@ _TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
 an element of a layer that is written and multiplied by itself."""
 _PUT, COPY = 0.3, 0.1
 """The same of a tile of own rows: a mark that is put into it, more than one that is found; and an element of it."""
-_SIDE_BY_SIDE = 64
-"""Tokens up to which tiles are multiplied no slower than a layer is written, and then multiplied by torch."""
 _COLUMNS = 1 << 18
 """Elements of a run's tokens up to which they stay near the processor while tiles go by."""
 Share = tuple[Any, Tensor | None, int, int]
@@ -155,7 +153,7 @@ def _by_rows(backend: Products, own: OwnTensor, base: Tensor, tokens: int) -> bo
     """Whether a task's own rows are quicker made and multiplied than either of the other ways."""
     if not isinstance(own, RowsTensor) or own.tail is not None or not backend.makes(own.packed, base):
         return False
-    if tokens > _SIDE_BY_SIDE or tokens * own.packed.width > _COLUMNS:
+    if tokens * own.packed.width > _COLUMNS:
         return False
     marks, size = own.packed.marks, own.packed.numel
     return _PUT * marks + COPY * size < _TOKEN * tokens * marks
