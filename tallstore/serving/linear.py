@@ -20,7 +20,7 @@ from tallstore.serving.plan import Plan
 from tallstore.serving.rows import BASE, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
-__all__ = ["COPY", "WRITE", "by_product", "linear", "ways", "wide"]
+__all__ = ["COPY", "THIN", "WRITE", "by_product", "linear", "ways", "wide"]
 
 _FEW_ON_DEVICE = 128
 """Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
@@ -29,8 +29,11 @@ _TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
 an element of a layer that is written and multiplied by itself."""
 _PUT, COPY = 0.3, 0.1
 """The same of a tile of own rows: a mark that is put into it, more than one that is found; and an element of it."""
-_COLUMNS = 1 << 18
+_COLUMNS = 1 << 21
 """Elements of a run's tokens up to which they stay near the processor while tiles go by."""
+THIN, _ADDED = 0.04, 0.3
+"""The same of thin matrices: a number of one with each token; and an element of a layer that the product of two is
+added to."""
 Share = tuple[Any, Tensor | None, int, int]
 """As `kernels.packed_rows.Share`, or of a device's rows."""
 
@@ -43,6 +46,8 @@ class _Ways(NamedTuple):
     whole: list[Run]
     added: list[tuple[LowRankRows, int, int]]
     """Of runs of the first two kinds, what is added beside, and the tokens [a, b) that it is for."""
+    moved: list[tuple[LowRankRows, Share]]
+    """Runs as those of `rows`, whose many tokens make it quicker to add to the base before than to outputs behind."""
 
 
 def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,13 +69,13 @@ def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> T
 
 def _without_added(found: _Ways, plan: Plan, flat: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same but for what is added beside."""
-    marks, rows, whole = found.marks, found.rows, found.whole
-    if not rows and not whole:
+    marks, rows, whole, moved = found.marks, found.rows, found.whole, found.moved
+    if not rows and not whole and not moved:
         return outputs(flat, weight, bias, marks) if marks else functional.linear(flat, weight, bias)
     out = flat.new_empty(len(flat), len(weight))
     at = 0
     apart: list[tuple[int, int, Run | None]] = [(run.first, run.last, run) for run in whole]
-    apart += [(a, b, None) for _, _, a, b in rows]
+    apart += [(a, b, None) for _, _, a, b in (*rows, *(share for _, share in moved))]
     for a, b, run in (*sorted(apart, key=lambda each: each[:2]), (len(flat), len(flat), None)):
         if a > at:
             _write(out[at:a], flat[at:a], weight, bias)
@@ -80,6 +85,10 @@ def _without_added(found: _Ways, plan: Plan, flat: Tensor, weight: Tensor, bias:
         at = b
     if rows:
         products().own(out, flat.contiguous(), weight.detach(), wide(bias), rows)
+    for product, share in moved:
+        start = weight.detach().clone(memory_format=torch.contiguous_format)
+        product.add_all(start)
+        products().own(out, flat.contiguous(), start, wide(bias), [share])
     if marks:
         add(out, flat, weight, wide(bias), marks)
     return out
@@ -91,7 +100,7 @@ def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Wa
     made: _Ways | None = tokens.rows.made.get(key)
     if made is not None:
         return made
-    made = _Ways([], [], [], [])
+    made = _Ways([], [], [], [], [])
     backend = products(weight.device.type)
     for run in tokens.runs:
         if run.task == BASE:
@@ -101,15 +110,19 @@ def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Wa
             continue
         n = run.last - run.first
         share = (own.packed if isinstance(own, RowsTensor) else None, more, run.first, run.last)
+        product = own.added if isinstance(own, RowsTensor) else None
         if own is not None and tokens.flat.dtype == torch.float32 and _by_rows(backend, own, weight, n):
+            if product is not None and THIN * n * product.numbers > _ADDED * weight.numel():
+                made.moved.append((product, share))
+                continue
             made.rows.append(share)
         elif own is not None and not by_product(own, weight, n, backend):
             made.whole.append(run)
             continue
         else:
             made.marks.append(share)
-        if isinstance(own, RowsTensor) and own.added is not None:
-            made.added.append((own.added, run.first, run.last))
+        if product is not None:
+            made.added.append((product, run.first, run.last))
     tokens.rows.made[key] = made
     return made
 

@@ -57,6 +57,11 @@ class LowRankRows:
         """All memory."""
         return [*self.product.tensors, *{id(each.scales): each.scales for each in self._lines}.values()]
 
+    @property
+    def numbers(self) -> int:
+        """Of rows and columns, that each token is multiplied by."""
+        return sum(each.part.rows.shape[0] * (each.last - each.first + each.end - each.begin) for each in self._lines)
+
     def add_outputs(self, y: Tensor, x: Tensor) -> None:
         """Add x · Pᵀ to a layer's outputs.
 

@@ -43,11 +43,12 @@ def check(opened: Zoo, dtype: torch.dtype = torch.float32) -> None:
             assert float((found[row] - wanted).abs().max()) <= 4e-2 * float(wanted.abs().max())
 
 
-@pytest.mark.parametrize("way", ["marks", "rows", "whole", "quickest"])
+@pytest.mark.parametrize("way", ["marks", "rows", "moved rows", "whole", "quickest"])
 def test_every_row_is_its_task_s_by_every_way(way: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     if way != "quickest":
-        monkeypatch.setattr(linear, "COPY", -1e9 if way == "rows" else 1e9)
+        monkeypatch.setattr(linear, "COPY", -1e9 if "rows" in way else 1e9)
         monkeypatch.setattr(linear, "WRITE", -1e9 if way == "whole" else 1e9)
+        monkeypatch.setattr(linear, "THIN", 1e9 if way == "moved rows" else 0)
     check(zoo)
 
 
