@@ -98,6 +98,42 @@ def aligned_zoo(
     return base, tasks
 
 
+class ThinNet(nn.Module):
+    """A table, a convolution, and layers, the rows of which begin and end within small chunks."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(300, 96)
+            self.near = nn.Conv1d(96, 128, 3, padding=1)
+            self.inner = nn.Linear(128, 260)
+            self.outer = nn.Linear(260, 128, bias=False)
+            self.head = nn.Linear(128, 4)
+        self.to(dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        seen: Tensor = self.near(self.embed(ids).transpose(1, 2)).transpose(1, 2)
+        return self.head(torch.tanh(self.outer(torch.tanh(self.inner(seen)))).mean(1))
+
+
+def thin_zoo(tasks: str = "ab") -> tuple[State, dict[str, State]]:
+    """float32 matrices moved along three directions, and by noise: kind `sampled`, with products."""
+    base = dict(ThinNet().state_dict())
+    return base, {
+        task: {name: moved_thinly(tensor, 1000 * ord(task) + 10 * n) for n, (name, tensor) in enumerate(base.items())}
+        for task in tasks
+    }
+
+
+def moved_thinly(tensor: Tensor, seed: int) -> Tensor:
+    own = tensor + noise(*tensor.shape, size=0.001, seed=seed)
+    if tensor.dim() < 2:
+        return own
+    pull = noise(len(tensor), 3, seed=seed + 1) @ noise(3, tensor[0].numel(), seed=seed + 2)
+    return own + 0.002 * pull.view(tensor.shape)
+
+
 def drawn_zoo() -> tuple[State, State]:
     """float32 of few bits, moved along one direction: marks and levels are drawn. Half the rows of `words` did not."""
     base = {name: (noise(*shape, seed=seed) * 16).round() / 256

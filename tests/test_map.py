@@ -51,7 +51,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "archive/prefetch": ("hub/test_far.py", "hub/test_pulling.py"),
     "archive/reader": ("archive/test_damage.py",),
     "archive/refetch": ("hub/test_pulling_damaged.py", "hub/test_tall_file.py"),
-    "archive/resident*": ("archive/test_switch.py",),
+    "archive/resident*": ("archive/test_switch.py", "archive/test_resident_sampled.py"),
     "archive/sharing": ("editing/test_groups.py", "editing/test_adding.py"),
     "archive/splice": ("editing/test_groups.py", "packing/test_targets.py"),
     "archive/piece_cache": ("relatives/test_found.py",),

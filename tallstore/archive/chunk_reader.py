@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -13,7 +14,8 @@ from tallstore.archive.chunk_codes import Codes
 from tallstore.archive.locations import ONES, RAW, coded
 from tallstore.archive.reader import Place
 from tallstore.archive.resident_conditional import CodedConditional
-from tallstore.codecs.base import Floats
+from tallstore.codecs.base import ALONE, Floats, Given
+from tallstore.codecs.dare import Apart, DareCodec
 from tallstore.errors import FormatError
 from tallstore.format.dtypes import ITEM_BYTES
 from tallstore.kernels import reference
@@ -161,6 +163,26 @@ class ChunkReader(Codes):
     def coded_conditional(self, place: Place, name: str) -> CodedConditional:
         """All chunks of a tensor that is coded given the base's, as they are."""
         codec = codecs.find(codecs.CONDITIONAL[place.entry.kind], coded(place).codec, self._reader.where(place.path))
-        chunks = [bytes(self._reader.chunk(place, index, name)) for index in range(len(coded(place).chunks))]
+        chunks = self._whole_chunks(place, name)
         codes = torch.frombuffer(bytearray(b"".join(chunks)), dtype=torch.uint8)
         return CodedConditional(codec, codes, tuple(accumulate(map(len, chunks))), coded(place).chunk)
+
+    def chunks_apart(self, place: Place, name: str) -> list[Apart] | None:
+        """All chunks of such a tensor, taken apart; None where one of them cannot be."""
+        codec = codecs.find(codecs.CONDITIONAL[place.entry.kind], coded(place).codec, self._reader.where(place.path))
+        if not isinstance(codec, DareCodec):
+            return None
+        size, found = coded(place).chunk, list[Apart]()
+        given = Given(columns=partial(self._columns, codec, place, name))
+        for index, data in enumerate(self._whole_chunks(place, name)):
+            n, dtype = min(size, place.entry.covered - index * size), str(place.entry.dtype)
+            took = partial(codec.apart, data, n, dtype, given if index else ALONE)
+            each = self._guard(place, name, took)
+            if each is None:
+                return None
+            found.append(each)
+        return found
+
+    def _whole_chunks(self, place: Place, name: str) -> list[bytes]:
+        """As they are coded, in memory of their own."""
+        return [bytes(self._reader.chunk(place, index, name)) for index in range(len(coded(place).chunks))]

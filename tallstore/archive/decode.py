@@ -26,6 +26,7 @@ from tallstore.archive.read_plan import How, Segment, TensorPlan
 from tallstore.archive.reader import Place, Reader
 from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_conditional import CodedConditional
+from tallstore.archive.resident_sampled import packed_apart
 from tallstore.archive.slices import Pieces
 from tallstore.checkpoints import Checkpoint
 from tallstore.codecs.base import Bytes
@@ -242,8 +243,9 @@ class Decoder:
         size = entry.coded.chunk
         runs = [(i, min(size, entry.covered - i * size)) for i in range(len(entry.coded.chunks))]
         if entry.kind in CONDITIONAL_KINDS:
-            self.pieces.elements(task, name, 0, entry.covered)  # checked before it is believed
-            return self._chunks.coded_conditional(place, name)
+            elements = self.pieces.elements(task, name, 0, entry.covered)  # checked before it is believed
+            plain = elements.dtype == torch.float32 and not bool(elements.isnan().any())  # decoding fixes a NaN's bits
+            return (self._sampled(place, name) if plain else None) or self._chunks.coded_conditional(place, name)
         if entry.kind in reference.SYMBOL_BITS:
             symbols = np.concatenate([self._chunks.packed(place, i, n, name) for i, n in runs])
             scales = torch.tensor(entry.scales if entry.scales is not None else [1.0] * len(runs), dtype=torch.float32)
@@ -251,6 +253,11 @@ class Decoder:
                 entry.kind, torch.from_numpy(symbols), reference.SYMBOL_BITS[entry.kind], size, scales=scales
             )
         return self._indexed(place, name)
+
+    def _sampled(self, place: Place, name: str) -> PackedTensor | None:
+        """A tensor of which some is kept, as a product and levels; None where what is kept depends on the base."""
+        apart = self._chunks.chunks_apart(place, name)
+        return None if apart is None else packed_apart(apart, coded(place).chunk)
 
     def packed_vector(self, group: str, name: str) -> PackedTensor:
         """The multi-task vector for a base tensor, still packed: levels or values."""
@@ -267,17 +274,7 @@ class Decoder:
         if len(levels) < len(chunks):
             values = np.concatenate([self._chunks.values(place, i, n, name) for i, n in runs])
             return PackedTensor("values", torch.from_numpy(values), 32, size)
-        bits = max(each.bits for each in levels)
-        tables = np.zeros((len(levels), 1 << bits), np.float32)
-        for row, each in zip(tables, levels, strict=True):
-            row[: len(each.table)] = each.table
-        codes = [
-            each.packed if each.bits == bits else np.stack([each.packed & 15, each.packed >> 4], 1).reshape(-1)[:n]
-            for each, (_, n) in zip(levels, runs, strict=True)
-        ]
-        return PackedTensor(
-            "levels", torch.from_numpy(np.concatenate(codes)), bits, size, tables=torch.from_numpy(tables)
-        )
+        return PackedTensor.of_levels(levels, [n for _, n in runs], size)
 
     def vector_of(self, task: str, name: str) -> tuple[str, str] | None:
         """Group and base tensor of the vector that a tensor's mask is over; None where it has none, or v is 1."""

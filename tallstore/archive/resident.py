@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from tallstore.archive.resident_product import ResidentProduct
+from tallstore.codecs.base import IndexedValues
 from tallstore.kernels import reference
 from tallstore.kernels.devices import kernels_for
 
@@ -31,11 +35,27 @@ class PackedTensor:
     """Of levels: float32, shape (chunks, 16 or 256)."""
     vector: Tensor | None = None
     """Of masks: v, float32, shape (N,) or longer; None where it is 1."""
+    product: ResidentProduct | None = None
+    """Of levels of float32: what is added to the base before them."""
+
+    @classmethod
+    def of_levels(cls, levels: Sequence[IndexedValues], sizes: Sequence[int], chunk: int) -> PackedTensor:
+        """Of chunks of so many elements, one behind the other, in indices of as many bits as any of them needs."""
+        bits = max(each.bits for each in levels)
+        tables = np.zeros((len(levels), 1 << bits), np.float32)
+        for row, each in zip(tables, levels, strict=True):
+            row[: len(each.table)] = each.table
+        codes = [
+            each.packed if each.bits == bits else np.stack([each.packed & 15, each.packed >> 4], 1).reshape(-1)[:n]
+            for each, n in zip(levels, sizes, strict=True)
+        ]
+        return cls("levels", torch.from_numpy(np.concatenate(codes)), bits, chunk, tables=torch.from_numpy(tables))
 
     @property
     def tensors(self) -> list[Tensor]:
         """All memory."""
-        return [t for t in (self.codes, self.scales, self.tables, self.vector) if t is not None]
+        own = [] if self.product is None else self.product.tensors
+        return [*own, *(t for t in (self.codes, self.scales, self.tables, self.vector) if t is not None)]
 
     def to(self, move: Callable[[Tensor], Tensor]) -> PackedTensor:
         """The same with codes and tables moved. The vector, which tasks share, stays."""
@@ -45,6 +65,7 @@ class PackedTensor:
             codes=move(self.codes),
             scales=None if scales is None else move(scales),
             tables=None if tables is None else move(tables),
+            product=None if self.product is None else self.product.to(move),
         )
 
     def apply(self, out: Tensor, base: Tensor, start: int) -> None:
@@ -56,6 +77,10 @@ class PackedTensor:
             start: the run's first element: a multiple of 8.
         """
         n, device = len(out), out.device
+        if self.product is not None:
+            out.copy_(base)
+            self.product.add(out, start)
+            base = out
         if self.kind == "values":
             reference.apply_delta(out, base, self.codes[start : start + n].to(device))
             return

@@ -23,13 +23,13 @@ from tallstore.codecs.dare_contexts import CONTEXTS, choose_contexts
 from tallstore.codecs.lattice import LatticeCodec
 from tallstore.codecs.low_rank import read_columns, read_low_rank, write_low_rank
 from tallstore.errors import FormatError
-from tallstore.format.dtypes import ITEM_BYTES
-from tallstore.kernels.dare import TYPES, Sampling, widened
+from tallstore.kernels.conversion import from_bf16
+from tallstore.kernels.dare import TYPES, KeptElements, Sampling, starts, widened
 from tallstore.kernels.dare_fast import apply, multiples, select
 from tallstore.kernels.lattice import LATTICES, LEVELS, Lattice, Words
 from tallstore.kernels.low_rank import LowRank, add_product
 
-__all__ = ["Added", "DareCodec"]
+__all__ = ["Added", "Apart", "DareCodec"]
 
 _ALL, _SOME, _ADDED = 0, 2, 3
 _HEAD = struct.Struct("<BBI")
@@ -50,6 +50,25 @@ class Added(NamedTuple):
     columns_told: bool = True
     """Whether columns are told here, whatever the elements are: a tensor's first chunk must, if others take them from
     there. Else they are those that it tells, or the first of them."""
+
+
+class Apart(NamedTuple):
+    """A chunk's parts, where none of them depends on the base's elements."""
+
+    added: LowRank | None
+    """What is added to the base's elements first."""
+    multiples: npt.NDArray[np.int16]
+    """Of each element: shape (n,); 0 where it is not kept."""
+    width: np.float32
+    """What a multiple of 1 changes an element by, after that."""
+
+
+class _ChunkHead(NamedTuple):
+    """What a chunk of which some is kept says first."""
+
+    sampling: Sampling
+    contexts: Bytes
+    first: int
 
 
 class DareCodec(ConditionalCodec):
@@ -114,31 +133,74 @@ class DareCodec(ConditionalCodec):
 
     def decode(self, data: Buffer, out: Bytes, dtype: str, given: Given = ALONE) -> None:
         """By the first byte."""
-        if dtype not in TYPES:
-            raise FormatError(f"codec 'dare' is for {', '.join(TYPES)}, not for {dtype}")
-        view, lattice = memoryview(data).cast("B"), LATTICES[dtype]
-        mode = view[0] if len(view) else None
-        if mode == _ALL:
+        lattice = _lattice_of(dtype)
+        words = out.view(lattice.word)
+        added, view = _read_added(data, len(words), given)
+        if added is not None:
+            add_product(dtype, words, added)
+        if view[:1] == bytes([_ALL]):
             self._lattice.decode(view[1:], out, dtype)
             return
-        if mode == _ADDED:
-            added, view = read_low_rank(view[1:], len(out) // ITEM_BYTES[dtype], given.columns)
-            if len(view) and view[0] == _ADDED:
-                raise FormatError("a product is added to another one")
-            add_product(dtype, out.view(lattice.word), added)
-            self.decode(view, out, dtype)
-            return
-        if mode != _SOME or len(view) < _START:
-            raise FormatError(f"a chunk of which some is kept, of mode {mode}, is unknown or cut off")
-        _, low, first = _HEAD.unpack_from(view)
-        told = np.frombuffer(view[_HEAD.size : _START], "<u2")
-        sampling = Sampling(low, *told[: 2 * LEVELS].astype(np.uint16).reshape(2, LEVELS))
-        contexts = told[2 * LEVELS :].view(np.uint8)
-        _check(lattice, sampling, contexts)
-        words = out.view(lattice.word)
-        kept, after = select(lattice, words, sampling, contexts, first)
+        head = _read_head(view, lattice)
+        kept, after = self._kept(view, lattice, words, head)
+        apply(dtype, words, kept, after, head.sampling)
+
+    def apart(self, data: Buffer, n: int, dtype: str, given: Given = ALONE) -> Apart | None:
+        """A chunk of n elements, taken apart: what `decode` makes of the base's is base + product, then + q · width.
+
+        Each product with a number, and each sum, is rounded to float32, and the sum to the type; where the whole-number
+        product, or q, is 0, nothing is added. A NaN is the quiet one without a sign. See `decode` for the arguments.
+
+        Returns:
+            None where what is kept, or by how much it changes, depends on the base's elements.
+        """
+        lattice = _lattice_of(dtype)
+        added, view = _read_added(data, n, given)
+        if view[:1] == bytes([_ALL]):
+            return None
+        head = _read_head(view, lattice)
+        if head.sampling.low < lattice.mask:
+            return None
+        any_words = np.zeros(n, lattice.word)  # all of them are of level 0
+        kept, after = self._kept(view, lattice, any_words, head)
+        multiples = np.zeros(n, np.int16)
+        multiples[kept.places] = (LATTICES[_STEPS].turned(after) - starts(kept.tags)).view(np.int16)
+        return Apart(added, multiples, from_bf16(head.sampling.widths)[0])
+
+    def _kept(self, view: memoryview, lattice: Lattice, words: Words, head: _ChunkHead) -> tuple[KeptElements, Words]:
+        """Of a chunk of which some is kept, which elements, and what `lattice` made of their starts."""
+        kept, after = select(lattice, words, head.sampling, head.contexts, head.first)
         self._lattice.decode(view[_START:], after.view(np.uint8), _STEPS)
-        apply(dtype, words, kept, after, sampling)
+        return kept, after
+
+
+def _lattice_of(dtype: str) -> Lattice:
+    if dtype not in TYPES:
+        raise FormatError(f"codec 'dare' is for {', '.join(TYPES)}, not for {dtype}")
+    return LATTICES[dtype]
+
+
+def _read_added(data: Buffer, n: int, given: Given) -> tuple[LowRank | None, memoryview]:
+    """What is added to a chunk's n elements first, if anything, and the bytes behind it."""
+    view = memoryview(data).cast("B")
+    if view[:1] != bytes([_ADDED]):
+        return None, view
+    added, view = read_low_rank(view[1:], n, given.columns)
+    if view[:1] == bytes([_ADDED]):
+        raise FormatError("a product is added to another one")
+    return added, view
+
+
+def _read_head(view: memoryview, lattice: Lattice) -> _ChunkHead:
+    mode = view[0] if len(view) else None
+    if mode != _SOME or len(view) < _START:
+        raise FormatError(f"a chunk of which some is kept, of mode {mode}, is unknown or cut off")
+    _, low, first = _HEAD.unpack_from(view)
+    told = np.frombuffer(view[_HEAD.size : _START], "<u2")
+    sampling = Sampling(low, *told[: 2 * LEVELS].astype(np.uint16).reshape(2, LEVELS))
+    contexts = told[2 * LEVELS :].view(np.uint8)
+    _check(lattice, sampling, contexts)
+    return _ChunkHead(sampling, contexts, first)
 
 
 def _check(lattice: Lattice, sampling: Sampling, contexts: npt.NDArray[np.uint8]) -> None:

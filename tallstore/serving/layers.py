@@ -108,6 +108,8 @@ class _ConvolutionRows(nn.Module):
             flat = out[a:b].flatten(2).transpose(1, 2).reshape(places, -1).contiguous()
             share = (own.packed if isinstance(own, RowsTensor) else None, wide(own_bias), 0, places)
             add(flat, seen, weight.flatten(1), wide(bias), [share])
+            if isinstance(own, RowsTensor) and own.added is not None:
+                own.added.add_outputs(flat, seen)
             out[a:b] = flat.reshape(b - a, -1, flat.shape[1]).transpose(1, 2).reshape(out[a:b].shape)
         return tokens.back(out)
 

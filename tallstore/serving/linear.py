@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from tallstore.kernels.device_rows import DeviceRows
 from tallstore.kernels.products import Products, add, outputs, products
+from tallstore.serving.low_rank import LowRankRows
 from tallstore.serving.plan import Plan
 from tallstore.serving.rows import BASE, Run, Tokens
 from tallstore.serving.tensors import OwnTensor, RowsTensor, StoredTensor
 
-__all__ = ["COPY", "WRITE", "by_product", "linear", "ways", "wide"]
+__all__ = ["COPY", "THIN", "WRITE", "by_product", "linear", "ways", "wide"]
 
 _FEW_ON_DEVICE = 128
 """Tokens up to which a device computes from codes; for more a layer is decoded and multiplied by its own library."""
@@ -28,8 +29,11 @@ _TOKEN, _MARK, WRITE = 0.045, 1.0, 0.35
 an element of a layer that is written and multiplied by itself."""
 _PUT, COPY = 0.3, 0.1
 """The same of a tile of own rows: a mark that is put into it, more than one that is found; and an element of it."""
-_COLUMNS = 1 << 18
+_COLUMNS = 1 << 21
 """Elements of a run's tokens up to which they stay near the processor while tiles go by."""
+THIN, _ADDED = 0.04, 0.3
+"""The same of thin matrices: a number of one with each token; and an element of a layer that the product of two is
+added to."""
 Share = tuple[Any, Tensor | None, int, int]
 """As `kernels.packed_rows.Share`, or of a device's rows."""
 
@@ -40,6 +44,10 @@ class _Ways(NamedTuple):
     marks: list[Share]
     rows: list[Share]
     whole: list[Run]
+    added: list[tuple[LowRankRows, int, int]]
+    """Of runs of the first two kinds, what is added beside, and the tokens [a, b) that it is for."""
+    moved: list[tuple[LowRankRows, Share]]
+    """Runs as those of `rows`, whose many tokens make it quicker to add to the base before than to outputs behind."""
 
 
 def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,13 +60,22 @@ def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> T
             own_bias = None if bias is None else plan.value("bias", task, bias)
             out[a:b, : len(own_weight)] = functional.linear(flat[a:b], own_weight, own_bias)
         return out
-    marks, rows, whole = ways(plan, tokens, weight, bias)
-    if not rows and not whole:
+    found = ways(plan, tokens, weight, bias)
+    out = _without_added(found, plan, flat, weight, bias)
+    for product, a, b in found.added:
+        product.add_outputs(out[a:b], flat[a:b])
+    return out
+
+
+def _without_added(found: _Ways, plan: Plan, flat: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same but for what is added beside."""
+    marks, rows, whole, moved = found.marks, found.rows, found.whole, found.moved
+    if not rows and not whole and not moved:
         return outputs(flat, weight, bias, marks) if marks else functional.linear(flat, weight, bias)
     out = flat.new_empty(len(flat), len(weight))
     at = 0
     apart: list[tuple[int, int, Run | None]] = [(run.first, run.last, run) for run in whole]
-    apart += [(a, b, None) for _, _, a, b in rows]
+    apart += [(a, b, None) for _, _, a, b in (*rows, *(share for _, share in moved))]
     for a, b, run in (*sorted(apart, key=lambda each: each[:2]), (len(flat), len(flat), None)):
         if a > at:
             _write(out[at:a], flat[at:a], weight, bias)
@@ -68,6 +85,10 @@ def linear(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> T
         at = b
     if rows:
         products().own(out, flat.contiguous(), weight.detach(), wide(bias), rows)
+    for product, share in moved:
+        start = weight.detach().clone(memory_format=torch.contiguous_format)
+        product.add_all(start)
+        products().own(out, flat.contiguous(), start, wide(bias), [share])
     if marks:
         add(out, flat, weight, wide(bias), marks)
     return out
@@ -79,7 +100,7 @@ def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Wa
     made: _Ways | None = tokens.rows.made.get(key)
     if made is not None:
         return made
-    made = _Ways([], [], [])
+    made = _Ways([], [], [], [], [])
     backend = products(weight.device.type)
     for run in tokens.runs:
         if run.task == BASE:
@@ -89,12 +110,19 @@ def ways(plan: Plan, tokens: Tokens, weight: Tensor, bias: Tensor | None) -> _Wa
             continue
         n = run.last - run.first
         share = (own.packed if isinstance(own, RowsTensor) else None, more, run.first, run.last)
+        product = own.added if isinstance(own, RowsTensor) else None
         if own is not None and tokens.flat.dtype == torch.float32 and _by_rows(backend, own, weight, n):
+            if product is not None and THIN * n * product.numbers > _ADDED * weight.numel():
+                made.moved.append((product, share))
+                continue
             made.rows.append(share)
         elif own is not None and not by_product(own, weight, n, backend):
             made.whole.append(run)
+            continue
         else:
             made.marks.append(share)
+        if product is not None:
+            made.added.append((product, run.first, run.last))
     tokens.rows.made[key] = made
     return made
 

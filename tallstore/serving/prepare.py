@@ -18,11 +18,13 @@ from tallstore.archive.load_into import check_overlaps, converted, touched
 from tallstore.archive.resident import PackedTensor
 from tallstore.archive.resident_conditional import CodedConditional
 from tallstore.errors import ModelMismatchError
+from tallstore.format.part import CONDITIONAL_KINDS
 from tallstore.kernels import reference
 from tallstore.kernels.device_rows import DeviceVector
 from tallstore.kernels.packed_rows import SharedVector
 from tallstore.kernels.products import form_for, placed
 from tallstore.kernels.row_packing import LevelChunk, pack_rows, unpacked
+from tallstore.serving.low_rank import LowRankRows
 from tallstore.serving.tensors import DecodedTensor, OwnTensor, RowsTensor, Shelf, StoredTensor
 from tallstore.tensors import TORCH
 
@@ -181,6 +183,10 @@ class _Preparing:
         base = partial(self._base, str(entry.base), entry.covered, dtype)
         vector = self._vector(name) if isinstance(packed, PackedTensor) else None
         levels = _chunks(packed, entry.covered, dtype, base, alone=vector is None)
+        product = packed.product if isinstance(packed, PackedTensor) else None
+        added = None if product is None else LowRankRows.of(product.to(lambda t: t.to(own.device)), rows, width)
+        if dtype not in _NARROW and entry.kind in CONDITIONAL_KINDS:
+            levels = levels if own.dtype == dtype and (added is None) == (product is None) else None
         if levels is None and not _holds(own.dtype, decoder.base_dtype(str(entry.base))):
             return DecodedTensor(shape, decoded, self.shelf)
         form = form_for(own.device)
@@ -189,7 +195,7 @@ class _Preparing:
             return DecodedTensor(shape, applied, self.shelf, tuple(packed.tensors))
         steps = isinstance(packed, CodedConditional)
         made = pack_rows(levels, (rows, width), dtype, packed.chunk, steps=steps, vector=vector, form=form)
-        return RowsTensor(shape, placed(made, own.device, self.out.on_device), tail)
+        return RowsTensor(shape, placed(made, own.device, self.out.on_device), tail, added)
 
     def _of_relatives(self, name: str, own: Tensor) -> OwnTensor:
         """One that builds on other tasks' tensors: by how far its elements are from the base's, where they can tell."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tallstore.kernels.products import Rows, write_rows
+from tallstore.serving.low_rank import LowRankRows
 
 __all__ = ["DecodedTensor", "OwnTensor", "RowsTensor", "Shelf", "StoredTensor"]
 
@@ -66,15 +67,22 @@ class RowsTensor(OwnTensor):
     packed: Rows
     tail: Tensor | None = None
     """The rows behind, in the model's type: shape (n, …)."""
+    added: LowRankRows | None = None
+    """What is added to the leading rows first; then the model's type is float32."""
 
     @property
     def memory(self) -> tuple[Tensor | Rows, ...]:
-        return (self.packed,) if self.tail is None else (self.packed, self.tail)
+        added = () if self.added is None else self.added.tensors
+        return (self.packed, *added, *(() if self.tail is None else (self.tail,)))
 
     def whole(self, base: Tensor) -> Tensor:
         out = torch.empty(self.shape, dtype=base.dtype, device=base.device)
         flat, covered = out.view(self.shape[0], -1), self.packed.rows
-        write_rows(flat[:covered], _flat(base)[:covered], self.packed)
+        start = _flat(base)[:covered]
+        if self.added is not None:
+            start = start.clone(memory_format=torch.contiguous_format)
+            self.added.add_all(start)
+        write_rows(flat[:covered], start, self.packed)
         if self.tail is not None:
             out[covered:] = self.tail
         return out
@@ -84,6 +92,8 @@ class RowsTensor(OwnTensor):
         inside = index if self.tail is None else index.clamp(max=covered - 1)
         out = torch.empty(len(index), *self.shape[1:], dtype=base.dtype, device=base.device)
         write_rows(out.view(len(index), -1), _flat(base), self.packed, inside)
+        if self.added is not None:
+            self.added.add_rows(out.view(len(index), -1), inside)
         if self.tail is not None:
             behind = index >= covered
             out[behind] = self.tail[index[behind] - covered]

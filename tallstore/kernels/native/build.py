@@ -32,7 +32,7 @@ _VECTORS = "-fvect-cost-model=dynamic"
 """Of gcc, which else makes few vectors at -O2; clang makes them, and refuses the flag."""
 _UNROLLED = {
     *("drift_decode", "drift_encode", "lattice_choices", "lattice_decode", "lattice_encode"),
-    *("known_dither", "low_rank", "marks"),
+    *("known_dither", "low_rank", "marks", "own_outputs"),
 }
 """Sources that -O3 makes quicker. It makes the library a third larger, and the rest no quicker."""
 _AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mlzcnt", "-mpopcnt")

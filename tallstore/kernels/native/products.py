@@ -32,6 +32,8 @@ _TABLE: dict[str, Function] = {
 }
 _TOKENS, _TOGETHER = 16, 512
 """As `src/packed_walk.h` has them."""
+_APART = 16
+"""As `src/own_outputs.c` has it."""
 _ONCE = 16
 """Tokens up to which the base's outputs are computed tile by tile with what tasks add: the base is read once then."""
 _WIDE = 1 << 26
@@ -176,7 +178,7 @@ class NativeProducts:
             address(scratch("walks", 5 * len(runs), np.int64)),
             places,
             values,
-            address(scratch("tile", TILE_ROWS * width, np.float32)),
+            address(scratch("tile", TILE_ROWS * (width + _APART), np.float32)),
         )
 
     def _runs(self, runs: Sequence[Share], width: int, few: int) -> tuple[Any, int, int, int]:

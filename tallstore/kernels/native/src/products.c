@@ -1,5 +1,5 @@
 /* Layers of a mixed batch: what tasks add to the outputs, and their own rows, straight from packed rows. */
-#include "packed_walk.h"
+#include "bit_rows.h"
 
 /* Of marks of a type D narrower than float32, what they add once it is rounded: task's element − base's. Of marks behind,
  * up to 7 are computed too. */
@@ -44,6 +44,12 @@ TS_KERNEL(void, packed_rows)
     const size_t item = form == TS_FLOAT32 ? 4 : 2, size = (size_t)p->width * item;
     int64_t count;
     ts_walk w = {0};
+    if (!index && ts_goes_by_bits(p, form)) {
+        const int64_t from = held_at(p, first), to = held_at(p, first + n);
+        if (to - from < n) memcpy(out, (const char *)base + (size_t)first * size, (size_t)n * size);
+        if (from < to) walk_to(&w, p, from), rows_by_bits(out, p->width, base, p, &w, first, from, to);
+        return;
+    }
     for (int64_t k = 0; k < n; k++) {
         const int64_t number = index ? index[k] : first + k, row = held_at(p, number);
         char *own = (char *)out + (size_t)k * size;
