@@ -27,7 +27,8 @@ PACKAGE: Mapping[str, Mapping[str, Any]] = {
     "tallstore, quality balanced": {"quality": "balanced"},
     "tallstore, quality high": {"quality": "high"},
     "tallstore, quality balanced, base in bf16": {"quality": "balanced", "base_storage": "bf16"},
-    **{f"tallstore, {bits} bits": {"bits": bits} for bits in (0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.1, 1.5, 2.5)},
+    **{f"tallstore, {bits} bits": {"bits": bits} for bits in (0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)},
+    **{f"tallstore, {bits} bits": {"bits": bits} for bits in (1.1, 1.5, 1.7, 2.5)},
 }
 """Name → options of `tallstore.pack`."""
 SHARED: Mapping[str, Mapping[str, Any]] = {
