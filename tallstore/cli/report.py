@@ -18,6 +18,9 @@ def report(
     masks: Annotated[
         bool, typer.Option("--masks/--no-masks", help="Count the masks: every one is read. Without, it is quick.")
     ] = True,
+    base: Annotated[
+        str | None, typer.Option(help="The base, where the archive only references it: to count what moved.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report or plots that are there.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar, no path.")] = False,
 ) -> None:
@@ -31,7 +34,7 @@ def report(
     """
     import tallstore
 
-    with tallstore.open(zoo) as opened, output.progress("drawing", quiet=quiet) as progress:
+    with tallstore.open(zoo, base=base) as opened, output.progress("drawing", quiet=quiet) as progress:
         page = opened.report(out, plots=plots, masks=masks, overwrite=overwrite, progress=progress)
     if not quiet:
         typer.echo(f"report: {page}")

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tallstore.archive.manifests import PARTS
+from tallstore.errors import BaseNeededError
 from tallstore.format.dtypes import size_of
 from tallstore.format.manifest import Manifest
 
@@ -80,6 +81,8 @@ class Facts:
     """Bits per parameter and task; the base is not counted."""
     wholes: tuple[WholeRow, ...] = ()
     masks: MaskStatistics | None = None
+    uncounted: str = ""
+    """Why they were not counted, where they were to be."""
 
     @property
     def total(self) -> int:
@@ -123,7 +126,7 @@ def gather(
     Args:
         zoo: the archive.
         deep: read the tasks' headers too: what is stored whole. False reads nothing but the manifest.
-        masks: count the masks.
+        masks: count the masks, where that needs no base that is not at hand.
         progress: called with a text, how much is done, and of how much.
     """
     manifest = zoo.manifest
@@ -131,6 +134,11 @@ def gather(
     sizes = dict(info["bytes"])
     sizes["files"] += sizes["manifest"]
     tasks = tuple(_task(zoo, name, deep=deep) for name in zoo.tasks)
+    counted, uncounted = None, ""
+    try:
+        counted = zoo.mask_statistics(progress=progress) if masks else None
+    except BaseNeededError as error:
+        uncounted = str(error)
     return Facts(
         name=zoo.url.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or zoo.url,
         manifest=manifest,
@@ -139,7 +147,8 @@ def gather(
         separate=manifest.base.bytes + sum(task.checkpoint or 0 for task in tasks),
         bits=float(info["bits_per_parameter"]),
         wholes=_wholes(zoo) if deep else (),
-        masks=zoo.mask_statistics(progress=progress) if masks else None,
+        masks=counted,
+        uncounted=uncounted,
     )
 
 

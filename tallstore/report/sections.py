@@ -147,10 +147,12 @@ _OVERLAP = _masked(
 )
 
 
-def _uncounted(_: Facts) -> Section:
+def _uncounted(facts: Facts) -> Section:
     text = (
-        "The masks were not counted: make the report without --no-masks (masks=False) for density by layer, agreement "
-        "and overlap."
+        f"What moved was not counted, for some of it depends on the base: {facts.uncounted}"
+        if facts.uncounted
+        else "The masks were not counted: make the report without --no-masks (masks=False) for density by layer, "
+        "agreement and overlap."
     )
     return Section(id="masks", title="Masks", text=(text,))
 

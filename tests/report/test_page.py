@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from report_support import EVERY, HARM, Outline, deep_zoo, edit, hostile, scored
-from support import ROOT, RecordingStore, leftovers, nothing_dropped, tiny_zoo
+from support import ROOT, RecordingStore, leftovers, nothing_dropped, thin_zoo, tiny_zoo
 
 import tallstore
 from tallstore.errors import DamagedError, MissingExtraError, OutputError, OutputExistsError
@@ -174,6 +174,20 @@ def test_a_base_that_is_only_named_is_not_needed_to_count_masks(
         page = zoo.report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The base is not in the archive" in page
     assert "referenced, not in the archive" in page
+
+
+def test_a_base_that_is_only_named_is_asked_for_where_it_tells_what_moved(tmp_path: Path) -> None:
+    """The page says so, and has all else; with the base it has the figures, too."""
+    base, tasks = thin_zoo()
+    tallstore.pack(base, tasks, tmp_path / "zoo", base_storage="reference")
+    with tallstore.open(tmp_path / "zoo") as zoo:
+        page = zoo.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "holds no base, only references it: give it with base=… (--base)" in page
+    assert 'data-figure="tasks"' in page
+    assert 'data-figure="layers"' not in page
+    with tallstore.open(tmp_path / "zoo", base=base) as zoo:
+        page = zoo.report(tmp_path / "report.html", overwrite=True).read_text(encoding="utf-8")
+    assert 'data-figure="layers"' in page
 
 
 def test_of_one_task_and_of_none_that_was_measured(tmp_path: Path) -> None:
