@@ -31,6 +31,9 @@ _WIDE = "F32"
 """The type of which no exponent tells how large changes are: all elements are of one level."""
 _ALIKE = 0.1
 """Correlation of changes side by side up to which they are rounded to the nearest multiple."""
+_MOSTLY = 0.06
+"""Share of the changes that may be as large as each other, within a sixteenth of an octave, for the same: where they
+are normal or have heavier tails, it is 0.02."""
 _MOST_ROWS = 256
 """That are looked at for what they have in common."""
 _LEAST_OCTAVE = -100
@@ -70,7 +73,7 @@ def level_costs(weights: Tensor, base: Tensor, shape: tuple[int, int], columns: 
     def costs(words: Words, changes: Singles) -> LevelCosts:
         of_levels, times = lattice.levels(words, low), math.prod(shape) / len(changes)
         found = counted(dtype, low, of_levels, np.abs(changes), times, unit)
-        return replace(found, nearest=dtype == _WIDE and _unlike(changes.reshape(-1, columns)))
+        return replace(found, nearest=dtype == _WIDE and _varied(found) and _unlike(changes.reshape(-1, columns)))
 
     found = [costs(before, change)]
     few = slice(None, None, max(1, len(change) // (columns * _MOST_ROWS)))
@@ -101,6 +104,11 @@ def _one_unit(changes: Singles) -> npt.NDArray[np.float64]:
     largest = float(np.abs(changes).max())
     rms = math.sqrt(float(np.square(changes / largest, dtype=np.float64).mean())) * largest if largest else 1.0
     return np.full(LEVELS, math.ldexp(1.0, max(math.frexp(rms)[1], _LEAST_OCTAVE)))
+
+
+def _varied(changes: LevelCosts) -> bool:
+    """Whether magnitudes differ: of a few only, as signs of gradients add up to, each would be wrong in its own way."""
+    return bool(len(changes.counts)) and int(changes.counts.max()) <= _MOSTLY * int(changes.counts.sum())
 
 
 def _unlike(rows: Singles) -> bool:

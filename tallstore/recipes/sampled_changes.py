@@ -51,6 +51,8 @@ _UNEVEN = 1.5
 left is smaller, so that fewer elements are kept and each stands for more; rows that the product does not tell of have
 more of the noise. On real tunes the KL on the task was 1.3 to 1.8 times what it is without at the same noise; and where
 few elements were kept, up to ten times, by what was drawn."""
+_MOST_WIDTH = 3.3e38
+"""That a bfloat16 holds."""
 _HEAD = 8 * 300
 """Bits that a tensor takes beside what is kept, about: heads, tables, lanes."""
 
@@ -257,7 +259,8 @@ def _offers(costs: LevelCosts) -> _Offered:
     shares, widths = np.full((len(_SLOPES), LEVELS), SHARES - 1), np.tile(_unseen(costs, unit), (len(_SLOPES), 1))
     shares[:, moved], widths[:, moved] = np.rint(share * SHARES) - 1, width * unit[moved]
     on = hull_of(all_bits, harm)
-    words = np.clip(to_bf16(widths[on].astype(np.float32)), 1, 0x7F7F).astype(np.uint16)
+    few = np.minimum(widths[on], _MOST_WIDTH).astype(np.float32)
+    words = np.clip(to_bf16(few), 1, 0x7F7F).astype(np.uint16)
     return _Offered(shares[on].astype(np.uint16), words, all_bits[on], harm[on])
 
 

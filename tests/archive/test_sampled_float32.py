@@ -135,3 +135,16 @@ def test_where_changes_have_nothing_in_common_it_comes_back_as_near_as_is_said(t
         )
         said = zoo.info()["tasks"]["a"]["relative_error"]
         assert said == pytest.approx(float((hat - tau).norm() / tau.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(1.0, 1.4), (1.0, 2.45), (1.0, 3.0)], ids=str)
+def test_of_few_magnitudes_none_is_wrong_in_its_own_way(sizes: tuple[float, float], tmp_path: Path) -> None:
+    """As steps by the signs of gradients add up to: what comes back is not short of the task."""
+    base = noise(320, 400, seed=1)
+    change = noise(320, 400, seed=2).sign() * torch.where(noise(320, 400, seed=3) > 0, *sizes) * 1e-3
+    for bits in (0.6, 1.0, 2.0):
+        tallstore.pack({"w": base}, {"a": {"w": base + change}}, tmp_path / "zoo", bits=bits, overwrite=True)
+        with tallstore.open(tmp_path / "zoo") as zoo:
+            got = (zoo.state_dict("a")["w"] - base).double()
+        gain = float((got * change).sum() / change.double().square().sum())
+        assert abs(gain - 1) < 0.02, bits

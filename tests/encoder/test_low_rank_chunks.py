@@ -170,3 +170,29 @@ def test_sums_beyond_the_type_are_no_offer() -> None:
     assert len(bits) >= len(offers(costs[:1])[1]) > 10
     assert np.isfinite(bits).all()
     assert np.isfinite(harm).all()
+
+
+def test_changes_are_rounded_to_the_nearest_where_they_are_unlike() -> None:
+    """Not where magnitudes are few, nor where those side by side are alike; nor in types of few bits."""
+    rng = np.random.default_rng(3)
+    base = torch.from_numpy(rng.standard_normal((64, 256), np.float32))
+    noise = rng.standard_normal((64, 256), np.float32)
+    few = np.sign(noise) * np.where(rng.random(noise.shape) < 0.5, np.float32(1), np.float32(1.4))
+    alike = noise + np.roll(noise, 1, axis=1)
+
+    def nearest(changes: Singles, dtype: torch.dtype = torch.float32) -> bool:
+        before = base.to(dtype)
+        after = (before + torch.from_numpy(changes * np.float32(0.01))).to(dtype)
+        return level_costs(after.reshape(-1), before.reshape(-1), (64, 256), 256, 1 << 14)[0].nearest
+
+    assert nearest(noise)
+    assert not nearest(few)
+    assert not nearest(alike)
+    assert not nearest(noise, torch.bfloat16)
+
+
+def test_widths_of_huge_changes_are_numbers_of_their_type() -> None:
+    changes = torch.from_numpy(np.random.default_rng(4).standard_normal((64, 256), np.float32)) * 3e37
+    kept, bits, _ = offers(level_costs(changes.reshape(-1), torch.zeros(1 << 14), (64, 256), 256, 1 << 14))
+    assert np.isfinite(bits).all()
+    assert max(int(each.sampling.widths.max()) for each in kept) <= 0x7F7F
