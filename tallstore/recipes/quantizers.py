@@ -45,6 +45,7 @@ LEVELS = 7
 """Levels of each sign, so that a table has at most 15 and an index four bits."""
 FEWEST = 8
 """Marks below which a choice is not offered."""
+_LARGEST = float(np.finfo(np.float32).max)
 _REACH = 7.5
 """No level begins beyond so many root mean squares."""
 CODER = 1.035
@@ -128,8 +129,8 @@ def fitting_scale(sums: Sequence[float], *, least: bool) -> float:
     """
     _, norm, kept, dot, _ = sums
     above, below = (dot, kept) if least else (norm, dot)
-    # Else nothing is kept, or nothing that any factor brings nearer.
-    return above / below if dot > 0 and below > 0 else 1.0
+    # Else nothing is kept, or nothing that any factor brings nearer; or so little of something huge that none does.
+    return above / below if dot > 0 and 0 < above / _LARGEST < below else 1.0
 
 
 def is_mask(ladder: int) -> bool:

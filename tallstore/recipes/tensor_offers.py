@@ -161,6 +161,7 @@ class TensorStatistics(Statistic):
             offers = join_below(offers, bits, harm, DROPPED)
         if math.isfinite(lossless_bits):
             offers = join(offers, ([], np.array([lossless_bits]), np.zeros(1)), WITHOUT_LOSS)
+        least = _squared(join(choices(histogram), finer, ladders())) if options.least else offers
         return TensorOffers(
             offers=offers,
             steps=tuple(finer[0]),
@@ -168,7 +169,7 @@ class TensorStatistics(Statistic):
             weight=histogram.weight,
             rms=histogram.rms,
             energy=histogram.energy,
-            least=_squared(join(choices(histogram), finer, ladders())) if options.least else offers,
+            least=least if len(least) else offers,
             fixed=fine(histogram, _FINE_BOUND) or offers[-1] if small else None,
             lossless_bits=lossless_bits,
             rates=rates,

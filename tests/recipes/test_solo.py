@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import examples, nothing_dropped
+from support import examples, noise, nothing_dropped
 
 import tallstore
 from tallstore.codecs.known_dither import DitheredMask
@@ -258,3 +258,20 @@ def test_at_kappa_one_no_other_scale_has_less_error(bits: float | None, tmp_path
     with tallstore.open(tmp_path / "zoo") as zoo:
         kept = (zoo.state_dict("a")["w"] - base["w"]).double()
     assert float((kept * tau).sum() / kept.square().sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_one_huge_change_among_small_ones_has_a_finite_scale(tmp_path: Path) -> None:
+    """Where marks miss it, no factor makes up for it."""
+    change = noise(40, 50, seed=1) * 1e-3
+    change[3, 4] = 1e30
+    tallstore.pack({"w": torch.zeros(40, 50)}, {"a": {"w": change}}, tmp_path / "zoo", bits=0.5, allow_distant=True)
+    with tallstore.open(tmp_path / "zoo") as zoo:
+        assert bool(zoo.state_dict("a")["w"].isfinite().all())
+
+
+def test_changes_too_small_to_square_are_packed_with_an_exact_part(tmp_path: Path) -> None:
+    base = torch.full((300, 96), 1e-40)
+    task = base + noise(300, 96, seed=2) * 1e-41
+    tallstore.pack({"w": base}, {"a": {"w": task}}, tmp_path / "zoo", exact=True, allow_distant=True)
+    with tallstore.open(tmp_path / "zoo") as zoo:
+        assert torch.equal(zoo.state_dict("a", exact=True)["w"], task)
