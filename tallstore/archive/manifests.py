@@ -21,7 +21,7 @@ __all__ = ["PARTS", "notes_of", "read_manifest", "summary", "warnings_of"]
 PARTS: Mapping[str, tuple[str, str]] = {
     "base": ("base", "the pre-trained weights, once"),
     "vector": ("shared vector", "what all tasks have in common"),
-    "masks": ("task updates", "what each task changed: masks, signs, scales"),
+    "masks": ("task updates", "what each task changed: masks, levels, thin matrices"),
     "private": ("whole tensors", "heads and the like, exact"),
     "exact": ("exact copies", "what makes tasks bit for bit the original"),
     "files": ("files", "configurations, tokenizers, manifest"),

@@ -54,6 +54,7 @@ LEAST = 2.0**-100
 MOST_CHANGE = {"F32": np.float32(3.4028235e38), "BF16": np.float32(3.3895314e38), "F16": np.float32(65504)}
 """The largest number of each type."""
 _FLOATS = {"F32": "<f4", "F16": "<f2"}
+"""Types that numpy has."""
 _NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 """What every NaN becomes."""
 _BEHIND = LATTICES["BF16"].shift

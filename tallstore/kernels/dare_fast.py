@@ -15,6 +15,7 @@ from tallstore.kernels.lattice import Bytes, Lattice, Words
 from tallstore.kernels.lattice_fast import memory
 from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address
+from tallstore.kernels.native.low_rank import FORMS
 
 __all__ = ["KERNELS", "apply", "multiples", "select"]
 
@@ -25,8 +26,6 @@ KERNELS: Mapping[str, Function] = {
     "dare_apply": (None, (_P, _P, _P, _P, _L, _I, _P)),
 }
 """Of `native/src/dare.c`."""
-_FORMS = {"F32": 0, "BF16": 1, "F16": 2}
-"""As `native/src/common.h` numbers them; `native_types`, which does too, needs torch."""
 _native = library.kernels_of(KERNELS)
 
 
@@ -59,7 +58,7 @@ def multiples(
     share, step, width = thresholds(sampling.shares), reference.steps(sampling), from_bf16(sampling.widths)
     addresses = (address(each) for each in (found, words, after, kept.places, kept.tags))
     tables = (address(each) for each in (share, step, width))
-    return found if native.dare_multiples(*addresses, count, _FORMS[dtype], sampling.nearest, first, *tables) else None
+    return found if native.dare_multiples(*addresses, count, FORMS[dtype], sampling.nearest, first, *tables) else None
 
 
 def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: Sampling) -> None:
@@ -70,4 +69,4 @@ def apply(dtype: str, words: Words, kept: KeptElements, after: Words, sampling: 
         return
     width = from_bf16(sampling.widths)
     addresses = (address(each) for each in (words, kept.places, kept.tags, after))
-    native.dare_apply(*addresses, len(after), _FORMS[dtype], address(width))
+    native.dare_apply(*addresses, len(after), FORMS[dtype], address(width))

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from tallstore.kernels.native import library
 from tallstore.kernels.native.library import Function, address
 
-__all__ = ["add_product"]
+__all__ = ["FORMS", "add_product"]
 
 _P, _I, _N = c_void_p, c_int32, c_int64
 _TABLE: dict[str, Function] = {"add_product": (None, (_P, _N, _P, _P, _I, _N, _N, _N, c_float, _I))}
-_FORMS = {"F32": 0, "BF16": 1, "F16": 2}
+FORMS = {"F32": 0, "BF16": 1, "F16": 2}
 """As `src/common.h` numbers them; `native_types`, which does too, needs torch."""
 _kernels = library.kernels_of(_TABLE, needed=True)
 
@@ -36,4 +36,4 @@ def add_product(
     along = np.ascontiguousarray(columns)
     arrays = (address(words), len(words), address(across), address(along))
     shape = (*rows.shape, columns.shape[1], gone)
-    _kernels().add_product(*arrays, *shape, float(scale), _FORMS[dtype])
+    _kernels().add_product(*arrays, *shape, float(scale), FORMS[dtype])
