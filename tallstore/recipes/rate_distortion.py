@@ -69,6 +69,12 @@ class Choices(Sequence[PrecisionChoice]):
         """One, where there is nothing to choose."""
         return cls(np.array([choice.ladder], np.intp), np.array([choice.bits]), np.array([choice.harm]))
 
+    def from_on(self, choice: PrecisionChoice) -> Choices:
+        """A choice, and those of these that do less harm for more bits."""
+        finer, first = (self.harm < choice.harm) & (self.bits > choice.bits), Choices.only(choice)
+        pairs = (first.ladders, self.ladders), (first.bits, self.bits), (first.harm, self.harm)
+        return Choices(*(np.concatenate([one, each[finer]]) for one, each in pairs))
+
     def __len__(self) -> int:
         return len(self.ladders)
 

@@ -176,8 +176,16 @@ class Solo(Recipe):
         fixed = {key: tensor.fixed for key, tensor in tensors.items() if tensor.fixed is not None}
         if math.fsum(choice.bits for choice in fixed.values()) > _MOST_FIXED * budget:
             fixed = {}
-        offers = {key: Choices.only(fixed[key]) if key in fixed else tensor.offers for key, tensor in tensors.items()}
-        return allocate(offers, {key: tensor.weight for key, tensor in tensors.items()}, budget)
+        offers = {
+            key: tensor.offers.from_on(fixed[key]) if key in fixed else tensor.offers for key, tensor in tensors.items()
+        }
+        parts: dict[int, list[TensorShare]] = {}
+        for key, tensor in tensors.items():
+            parts.setdefault(key[0], []).append(tensor.part)
+        # A vector's noise averages over nothing: it counts by as much more as that of the matrices does less.
+        gain = {task: task_gain(own) for task, own in parts.items()}
+        weights = {key: tensor.weight * (gain[key[0]] if key in fixed else 1.0) for key, tensor in tensors.items()}
+        return allocate(offers, weights, budget)
 
     def _as_needed(self, tensors: Mapping[Key, TensorOffers]) -> dict[Key, PrecisionChoice]:
         return _to(tensors, self.divergence)

@@ -275,3 +275,22 @@ def test_changes_too_small_to_square_are_packed_with_an_exact_part(tmp_path: Pat
     tallstore.pack({"w": base}, {"a": {"w": task}}, tmp_path / "zoo", exact=True, allow_distant=True)
     with tallstore.open(tmp_path / "zoo") as zoo:
         assert torch.equal(zoo.state_dict("a", exact=True)["w"], task)
+
+
+def test_vectors_are_the_finer_the_more_bits_there_are(tmp_path: Path) -> None:
+    """Noise in a bias averages over nothing: with bits to spare it must not be what is left of all errors."""
+    rng = np.random.default_rng(7)
+    base = {"weight": torch.from_numpy(rng.standard_normal((256, 256)).astype(np.float32)), "bias": torch.zeros(256)}
+    task = {name: each + torch.from_numpy(tail(each.numel(), 8)).view(each.shape) for name, each in base.items()}
+    errors = []
+    for bits in (0.5, 2.0, 4.0):
+        tallstore.pack(base, {"a": task}, tmp_path / f"{bits}.tall", bits=bits)
+        with tallstore.open(tmp_path / f"{bits}.tall") as zoo:
+            found = zoo.state_dict("a")
+        errors.append(
+            {name: float((found[name] - task[name]).norm() / (task[name] - base[name]).norm()) for name in base}
+        )
+    assert errors[0]["bias"] < 0.3
+    assert errors[1]["bias"] < errors[0]["bias"] / 2
+    assert errors[2]["bias"] < errors[1]["bias"] / 2
+    assert errors[2]["bias"] < errors[2]["weight"], "at least as fine as what averages over many"
