@@ -176,16 +176,7 @@ class Solo(Recipe):
         fixed = {key: tensor.fixed for key, tensor in tensors.items() if tensor.fixed is not None}
         if math.fsum(choice.bits for choice in fixed.values()) > _MOST_FIXED * budget:
             fixed = {}
-        offers = {
-            key: tensor.offers.from_on(fixed[key]) if key in fixed else tensor.offers for key, tensor in tensors.items()
-        }
-        parts: dict[int, list[TensorShare]] = {}
-        for key, tensor in tensors.items():
-            parts.setdefault(key[0], []).append(tensor.part)
-        # A vector's noise averages over nothing: it counts by as much more as that of the matrices does less.
-        gain = {task: task_gain(own) for task, own in parts.items()}
-        weights = {key: tensor.weight * (gain[key[0]] if key in fixed else 1.0) for key, tensor in tensors.items()}
-        return allocate(offers, weights, budget)
+        return _shared_out(tensors, {key: tensor.offers for key, tensor in tensors.items()}, fixed, budget)
 
     def _as_needed(self, tensors: Mapping[Key, TensorOffers]) -> dict[Key, PrecisionChoice]:
         return _to(tensors, self.divergence)
@@ -289,16 +280,47 @@ class Solo(Recipe):
 def _to(tensors: Mapping[Key, TensorOffers], divergence: float) -> dict[Key, PrecisionChoice]:
     """For the tensors of one task the fewest bits with which its outputs are predicted to come within a divergence."""
     most = divergence**2 * task_gain(tensor.part for tensor in tensors.values())
-    offers = {
-        key: Choices.only(tensor.fixed)
-        if tensor.fixed is not None and tensor.fixed.harm <= max(most, _GOOD)
-        else _from(tensor.offers, _ODD * most)
+    fixed = {
+        key: tensor.fixed
         for key, tensor in tensors.items()
+        if tensor.fixed is not None and tensor.fixed.harm <= max(most, _GOOD)
     }
+    offers = {key: _from(tensor.offers, _ODD * most) for key, tensor in tensors.items()}
     weights = {key: tensor.weight for key, tensor in tensors.items()}
-    return allocate_within(offers, weights, most * math.fsum(weights.values()))
+    allowed = most * math.fsum(weights.values())
+
+    def within(vectors: Mapping[Key, PrecisionChoice]) -> dict[Key, PrecisionChoice]:
+        known = {key: Choices.only(choice) for key, choice in vectors.items()}
+        return allocate_within({**offers, **known}, weights, allowed)
+
+    # What is predicted says little of vectors: they are as fine as is best at the bits that it takes.
+    bits = math.fsum(choice.bits for choice in within(fixed).values())
+    shared = _shared_out(tensors, offers, fixed, bits)
+    return within({key: shared[key] for key in fixed})
 
 
+def _shared_out(
+    tensors: Mapping[Key, TensorOffers],
+    offers: Mapping[Key, Choices],
+    fixed: Mapping[Key, PrecisionChoice],
+    budget: float,
+) -> dict[Key, PrecisionChoice]:
+    """The choices that diverge least within so many bits; of vectors the fixed ones or finer ones."""
+    parts: dict[int, list[TensorShare]] = {}
+    for key, tensor in tensors.items():
+        parts.setdefault(key[0], []).append(tensor.part)
+    gain = {task: task_gain(own) for task, own in parts.items()}
+    finer = {key: tensors[key].offers.from_on(choice) for key, choice in fixed.items()}
+    weights = {key: tensor.weight for key, tensor in tensors.items()}
+    for key in fixed:  # their noise averages over nothing
+        weights[key] *= gain[key[0]] * (1.0 if key[1].endswith(_ADDED) else _MULTIPLIED)
+    return allocate({**offers, **finer}, weights, budget)
+
+
+_ADDED, _MULTIPLIED = ("bias", "beta"), 10.0
+"""Names of vectors that are added, to sums that mostly are far larger; and how many times as much noise counts in those
+that all of an output is multiplied by. Of a language model's long tune norms made 6 % of the KL on other text at 0.53
+bits, and 9 % of the default's; so they make nothing that shows, at 10 as at 100. Of MiniLM and CREPE they never did."""
 _ODD = 4.0
 """How many times the mean harm one tensor may be done: what it changes may be all that some output sees."""
 _GOOD = 0.05
