@@ -193,7 +193,8 @@ class Solo(Recipe):
     ) -> dict[Key, PrecisionChoice]:
         """The least squared error at the bits of what was chosen."""
         offers = {
-            key: tensor.least if tensor.fixed is None else Choices.only(tensor.fixed) for key, tensor in tensors.items()
+            key: tensor.least if tensor.fixed is None else tensor.least.from_on(tensor.fixed)
+            for key, tensor in tensors.items()
         }
         bits = math.fsum(choice.bits for choice in chosen.values())
         return allocate(offers, {key: tensor.energy for key, tensor in tensors.items()}, bits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -277,20 +278,34 @@ def test_changes_too_small_to_square_are_packed_with_an_exact_part(tmp_path: Pat
         assert torch.equal(zoo.state_dict("a", exact=True)["w"], task)
 
 
-def test_vectors_are_the_finer_the_more_bits_there_are(tmp_path: Path) -> None:
-    """Noise in a bias averages over nothing: with bits to spare it must not be what is left of all errors."""
-    rng = np.random.default_rng(7)
-    base = {"weight": torch.from_numpy(rng.standard_normal((256, 256)).astype(np.float32)), "bias": torch.zeros(256)}
+def errors_of(base: dict[str, torch.Tensor], path: Path, **options: Any) -> dict[str, float]:
+    """Of each tensor, by what it changed: of a task that changed all of them by as much, in float32."""
     task = {name: each + torch.from_numpy(tail(each.numel(), 8)).view(each.shape) for name, each in base.items()}
-    errors = []
-    for bits in (0.5, 2.0, 4.0):
-        tallstore.pack(base, {"a": task}, tmp_path / f"{bits}.tall", bits=bits)
-        with tallstore.open(tmp_path / f"{bits}.tall") as zoo:
-            found = zoo.state_dict("a")
-        errors.append(
-            {name: float((found[name] - task[name]).norm() / (task[name] - base[name]).norm()) for name in base}
-        )
-    assert errors[0]["bias"] < 0.3
-    assert errors[1]["bias"] < errors[0]["bias"] / 2
-    assert errors[2]["bias"] < errors[1]["bias"] / 2
-    assert errors[2]["bias"] < errors[2]["weight"], "at least as fine as what averages over many"
+    tallstore.pack(base, {"a": task}, path, **options)
+    with tallstore.open(path) as zoo:
+        found = zoo.state_dict("a")
+    return {name: float((found[name] - task[name]).norm() / (task[name] - base[name]).norm()) for name in base}
+
+
+@pytest.mark.parametrize("kappa", [None, 1.0])
+def test_vectors_are_the_finer_the_more_bits_there_are(kappa: float | None, tmp_path: Path) -> None:
+    """Noise in a bias averages over nothing: with bits to spare it must not be what is left of all errors."""
+    base = {"weight": torch.from_numpy(tail(1 << 16, 7)).view(256, 256) * 1e3, "bias": torch.zeros(256)}
+    few, some, many = (errors_of(base, tmp_path / f"{bits}.tall", bits=bits, kappa=kappa) for bits in (0.5, 2.0, 4.0))
+    assert few["bias"] < 0.3
+    assert some["bias"] <= few["bias"]
+    assert many["bias"] < 0.6 * few["bias"]
+    if kappa is None:
+        assert some["bias"] < few["bias"] / 2
+        assert many["bias"] < some["bias"]
+        assert many["bias"] < many["weight"], "at least as fine as what averages over many"
+
+
+def test_what_all_of_an_output_is_multiplied_by_is_finer_than_what_is_added_to_it(tmp_path: Path) -> None:
+    norms = {"norm.weight": torch.ones(256), "norm.bias": torch.ones(256)}
+    base = norms | {f"w{n}": torch.from_numpy(tail(1 << 16, n)).view(256, 256) * 1e3 for n in range(4)}
+    found = errors_of(base, tmp_path / "zoo.tall")
+    assert found["norm.weight"] < found["norm.bias"] < 0.03
+    worse = [errors_of(base, tmp_path / f"{bits}.tall", bits=bits) for bits in (0.7, 1.5, 2.5, 3.5)]
+    assert all(each["norm.weight"] <= each["norm.bias"] for each in worse)
+    assert any(each["norm.weight"] < each["norm.bias"] for each in worse)
