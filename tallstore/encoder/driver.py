@@ -36,10 +36,11 @@ from tallstore.encoder.lossless_warnings import WithoutLoss, count_without_loss,
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
 from tallstore.encoder.part_writer import PartWriter
-from tallstore.encoder.plan import EncodePlan, User, Whole
+from tallstore.encoder.plan import SMALL, EncodePlan, User, Whole
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.report import Progress, sentence
 from tallstore.encoder.resume import JOB_BYTES, Journal
+from tallstore.encoder.row_bits import same_bits
 from tallstore.encoder.tensor_columns import columns_jobs, parse
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
@@ -55,8 +56,8 @@ _MEMORY = 1 << 29
 """Bytes that the items in work may take together, roughly."""
 _BYTES_AN_ELEMENT = 16
 """What an item takes for each of its elements and tasks: as read, as float32, as task vector, and as symbols."""
-_PART_BITS = 8 * 600
-"""What the parts that hold a task's tensors take beside them, about."""
+_PART_BITS, _WHOLE_BITS = 8 * 600, 8 * 220
+"""What the parts that hold a task's tensors take beside them, about, and what a part says of a tensor that is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +262,25 @@ class Stream:
         ]
         return ZooFacts(
             parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),
-            fixed_bits=float(sum(whole)) + _PART_BITS * sum(task.adapter is None for task in self.tasks),
+            fixed_bits=float(sum(whole))
+            + self._small()
+            + _PART_BITS * sum(task.adapter is None for task in self.tasks),
             first=self._first,
             shapes={name: info.shape for name, info in self.base.tensors.items()},
         )
+
+    def _small(self) -> float:
+        """Bits of tensors that are too small for a mask, and not the base's."""
+        bits = 0.0
+        for name, users in self.plan.users.items():
+            for user in users:
+                task = self.tasks[user.task]
+                if user.masked or user.covered >= SMALL or task.adapter is not None:
+                    continue
+                own, start = (each.read(n, 0, user.covered) for each, n in ((task, user.name), (self.base, name)))
+                if own.dtype != start.dtype or not same_bits(own, start):
+                    bits += 8 * own.numel() * own.element_size() + _WHOLE_BITS
+        return bits
 
     def _codes(self) -> int:
         """Elements of tensors whose bits no recipe chooses."""

@@ -45,6 +45,8 @@ LEVELS = 7
 """Levels of each sign, so that a table has at most 15 and an index four bits."""
 FEWEST = 8
 """Marks below which a choice is not offered."""
+_ROUNDED = 0.999
+"""Sums of squares that are less than they must be by more than this are not rounded, but lost."""
 _LARGEST = float(np.finfo(np.float32).max)
 _REACH = 7.5
 """No level begins beyond so many root mean squares."""
@@ -128,7 +130,9 @@ def fitting_scale(sums: Sequence[float], *, least: bool) -> float:
         sums: what `encoder.metrics` measures of τ and what is kept: error, ‖τ‖², ‖kept‖², their product, count.
     """
     _, norm, kept, dot, _ = sums
-    above, below = (dot, kept) if least else (norm, dot)
+    # ‖τ‖² · ‖kept‖² is never less than ⟨τ, kept⟩², but where squares of changes were too small for a float32.
+    nearest = least or norm * kept < _ROUNDED * dot * dot
+    above, below = (dot, kept) if nearest else (norm, dot)
     # Else nothing is kept, or nothing that any factor brings nearer; or so little of something huge that none does.
     return above / below if dot > 0 and 0 < above / _LARGEST < below else 1.0
 
