@@ -28,7 +28,7 @@ from tallstore.names import (
 )
 from tallstore.tensors import shape_of
 
-__all__ = ["Binding", "Overlap", "Shape", "bind", "shapes_of", "tensors_of"]
+__all__ = ["Binding", "Overlap", "Shape", "bind", "shapes_of", "tensors_of", "untold"]
 
 Shape = tuple[int, ...]
 
@@ -280,6 +280,17 @@ def _common_prefixes(names: Iterable[str]) -> list[str]:
     return ["".join(f"{segment}." for segment in shared[:n]) for n in range(len(shared) + 1)]
 
 
+def untold(binding: Binding, own: Mapping[str, Tensor]) -> list[str]:
+    """A model's tensors for which a task has nothing: not what is computed, nor what shares memory with others."""
+    written = {
+        *binding.unsaved,
+        *binding.owners.values(),
+        *(binding.targets[n] for group in binding.groups for n in group.targets),
+    }
+    held = {own[name].data_ptr() for name in written}
+    return [n for n, tensor in own.items() if n not in written and tensor.data_ptr() not in held]
+
+
 def _misfit(
     binding: Binding,
     own: Mapping[str, Tensor],
@@ -290,14 +301,8 @@ def _misfit(
 ) -> tuple[int, str]:
     """How many of a task's tensors are not the model's or lack there, and the first; 0 if it fits."""
     converted = binding.converted
-    written = {
-        *binding.unsaved,
-        *binding.owners.values(),
-        *(binding.targets[n] for group in binding.groups for n in group.targets),
-    }
-    held = {own[name].data_ptr() for name in written}
     missing = [n for n in shapes if n not in binding.views and n not in converted and n not in binding.ignored]
-    extra = [n for n, tensor in own.items() if not partly and n not in written and tensor.data_ptr() not in held]
+    extra = [] if partly else untold(binding, own)
     order = {name: at for at, name in enumerate(own)}
     wrong = [n for n, view in binding.views.items() if n not in free and tuple(view.shape) != shapes[n]]
     wrong.sort(key=lambda name: order[binding.owners[name]])

@@ -5,7 +5,7 @@ Nothing here reads coded bytes: an entry that does not fit the archive is refuse
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from tallstore import codecs
@@ -120,6 +120,11 @@ class Places:
             parts = next(g.parts for g in self._manifest.groups if g.id == group)
             places = self._vectors[group] = self._reader.places(parts, "vector", group)
         return places
+
+    @property
+    def base_names(self) -> Collection[str]:
+        """The base's tensors, here or elsewhere."""
+        return self._manifest.base.tensors
 
     def base_facts(self, name: str) -> BaseTensor:
         """What the manifest says of a base tensor."""

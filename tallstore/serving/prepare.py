@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of
+from tallstore.archive.binding import Binding, bind, shapes_of, tensors_of, untold
 from tallstore.archive.decode import Decoder
 from tallstore.archive.load_into import check_overlaps, converted, touched
 from tallstore.archive.resident import PackedTensor
@@ -89,6 +89,8 @@ def prepare(
         places = decoder.task(task)
         free = [n for n, place in places.items() if place.entry.kind == "private" or place.entry.start is not None]
         bindings[task] = bind(model, shapes_of(places), task, free, partly=True)
+        if task not in adapters:
+            _check_told(decoder, task, bindings[task], own)
         decoder.check(task)
     for number, task in enumerate(tasks):
         each = _Preparing(decoder, task, bindings[task], own, shelf, out, made=task in adapters)
@@ -356,6 +358,22 @@ def _applied(packed: PackedTensor | CodedConditional, dtype: torch.dtype, tail: 
     for a in range(0, len(base), packed.chunk):
         packed.apply(out[a : a + packed.chunk], base[a : a + packed.chunk], a)
     return torch.cat([out.to(own.dtype), *([] if tail is None else [tail.reshape(-1)])]).reshape(own.shape)
+
+
+def _check_told(decoder: Decoder, task: str, binding: Binding, own: Mapping[str, Tensor]) -> None:
+    """Raise where the model has a tensor of the base's for which a task has nothing, so that none would check it.
+
+    What other tasks have beside the base, such as heads, may be there: this one's outputs need it for nothing.
+    """
+    used = {place.entry.base for place in decoder.task(task).values()}
+    lacking = [name for name in decoder.places.base_names if name not in used]
+    for name in untold(binding, own):
+        if any(f".{name}".endswith(f".{base}") or f".{base}".endswith(f".{name}") for base in lacking):
+            raise ModelMismatchError(
+                f"task {task!r} does not fit the model: the task lacks {name!r}, which the base has, and outputs would "
+                "depend on what the model holds there: build the model as the task's own configuration says; nothing "
+                "was written"
+            )
 
 
 def _check_base(
