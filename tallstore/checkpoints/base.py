@@ -19,6 +19,11 @@ from tallstore.format.layout import WeightsFile
 from tallstore.tensors import as_bytes
 
 
+def mark_of(status: os.stat_result) -> str:
+    """What differs between files, and between one and what it was before, whatever its times were set to."""
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Type (the format's name) and shape of a tensor."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tallstore.checkpoints.base import Checkpoint, TensorInfo
+from tallstore.checkpoints.base import Checkpoint, TensorInfo, mark_of
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format.dtypes import PACKED
 from tallstore.format.names import check_tensor_name
@@ -59,7 +59,7 @@ class MemoryCheckpoint(Checkpoint):
             facts = [(path, path.stat()) for path in self._reopen[1]]
         except OSError as error:
             raise CheckpointError(f"{self.where}: cannot be read ({error.strerror})") from error
-        return repr([(str(path.absolute()), fact.st_size, fact.st_mtime_ns) for path, fact in facts])
+        return repr([(str(path.absolute()), mark_of(fact)) for path, fact in facts])
 
     def __reduce__(self) -> tuple[Callable[[Sequence[Path], str], MemoryCheckpoint], tuple[Sequence[Path], str]]:
         if self._reopen is None:

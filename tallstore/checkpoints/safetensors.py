@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from tallstore.checkpoints.base import Checkpoint, TensorInfo
+from tallstore.checkpoints.base import Checkpoint, TensorInfo, mark_of
 from tallstore.errors import CheckpointError, FormatError
 from tallstore.format import safetensors
 from tallstore.format.dtypes import ITEM_BYTES
@@ -75,7 +75,7 @@ class SafetensorsCheckpoint(Checkpoint):
             length = safetensors.header_size(os.pread(handle, safetensors.PREFIX, 0), size, str(path))
             data = os.pread(handle, length, 0)
             header = _header(data, size, str(path))
-            self._marks.append(f"{size} {os.fstat(handle).st_mtime_ns} {xxhash.xxh3_128_hexdigest(data)}")
+            self._marks.append(f"{mark_of(os.fstat(handle))} {xxhash.xxh3_128_hexdigest(data)}")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
         except FormatError as error:
