@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tallstore.cli import output
-from tallstore.errors import OptionError
+from tallstore.errors import InputError, OptionError
 from tallstore.stores import Access, is_address, open_any
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def verify(
 ) -> None:
     """Check every byte of an archive against every hash, and perhaps its tasks against their originals.
 
+    Ends with status 1 where something is damaged, or a task is not what a checkpoint was packed to.
+
     Examples:
 
       tallstore verify zoo.tall
@@ -43,12 +45,37 @@ def verify(
     light = None if pairs or base is not None else _without_torch(zoo, quiet=quiet or as_json)
     report, tasks = light or _with_torch(zoo, pairs, base, quiet=quiet or as_json)
     recorded = {name: tasks[name] for name in report.against}
-    exact = sum(task.bit_for_bit for task in tasks.values())
     if as_json:
         output.print_json(report.to_json())
-        return
-    if quiet:
-        return
+    elif not quiet:
+        _show(zoo, report, tasks)
+    unlike = [
+        f"{name}: {pairs[name]}{why}" for name in report.against if (why := _unlike(report, recorded[name], name))
+    ]
+    if unlike:
+        raise InputError("; ".join(unlike))
+
+
+def _unlike(report: VerifyReport, recorded: Task, name: str) -> str:
+    """Why a checkpoint cannot be what a task was packed from; nothing if it may be."""
+    found, error = report.against[name], recorded.number("relative_error")
+    if not found.whole_tensors_exact:
+        return " is not what was packed: tensors that are stored whole differ"
+    if recorded.bit_for_bit and not found.exact:
+        return " is not what was packed, which comes back bit for bit"
+    if found.relative_error is not None and error is not None and found.relative_error > _MORE * error + _ROUNDED:
+        return f" is not what was packed: the error is {found.relative_error:.4f} and was {error:.4f}"
+    return ""
+
+
+_MORE, _ROUNDED = 1.01, 1e-4
+"""By which an error may differ from what was recorded, which is rounded, and was added up in another order."""
+
+
+def _show(zoo: str, report: VerifyReport, tasks: Mapping[str, Task]) -> None:
+    """Tables for people."""
+    recorded = {name: tasks[name] for name in report.against}
+    exact = sum(task.bit_for_bit for task in tasks.values())
     console = output.console()
     for path in report.unlisted:
         output.say(console, f"not part of the archive: {path}")

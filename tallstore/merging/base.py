@@ -6,7 +6,6 @@ and is marked `approximate`. Like a recipe, a method is pure arithmetic on tiles
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ __all__ = ["ALPHAS", "MergeStatistic", "MergeTile", "Method", "SumOf", "checked_
 
 ALPHAS = tuple(i / 10 for i in range(1, 11))
 """The paper's range of α: what its code tries on validation data."""
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Method(ABC):
 
 
 def checked_alpha(alpha: float) -> float:
-    """α, if it is a finite number."""
-    if not (isinstance(alpha, int | float) and math.isfinite(alpha)):
-        raise OptionError(f"α must be a finite number, not {alpha!r}")
+    """α, if it is a number that a float32 can hold."""
+    if not (isinstance(alpha, int | float) and abs(alpha) <= _LARGEST):
+        raise OptionError(f"α must be a finite number that a float32 can hold, not {alpha!r}")
     return float(alpha)

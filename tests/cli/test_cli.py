@@ -178,6 +178,18 @@ def test_verify_says_what_it_checked(zoo: Path, models: Path, capsys: pytest.Cap
     assert against["relative_error"] == pytest.approx(recorded, rel=1e-3)
     assert against["whole_tensors_exact"]
     assert run(capsys, "verify", zoo, "-q")[1] == ""
+    assert run(capsys, "verify", zoo, "-q", "--against", f"mr={models / 'runs' / 'mr'}") == (0, "", "")
+
+
+@pytest.mark.parametrize("how", [(), ("-q",), ("--json",)], ids=str)
+def test_a_task_that_is_not_its_checkpoint_ends_verifying_with_1(
+    how: tuple[str, ...], zoo: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "verify", zoo, *how, "--against", f"mr={models / 'runs' / 'trec'}")
+    assert code == 1
+    assert f"mr: {models / 'runs' / 'trec'} is not what was packed" in err.replace("\n", "")
+    assert bool(out) == (how != ("-q",))
+    assert how != ("--json",) or "mr" in json.loads(out)["against"]
 
 
 WRONG = {

@@ -163,7 +163,7 @@ def test_options_that_make_no_sense() -> None:
         make_method("magic")
     with pytest.raises(OptionError, match="no option 'k'"):
         make_method("arithmetic", k=1)
-    for alpha in (float("nan"), float("inf"), "1"):
+    for alpha in (float("nan"), float("inf"), 1e39, -1e39, "1"):
         with pytest.raises(OptionError, match="α"):
             make_method("ties", alpha=alpha)
     with pytest.raises(OptionError, match="source"):
