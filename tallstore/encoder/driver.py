@@ -36,18 +36,18 @@ from tallstore.encoder.lossless_warnings import WithoutLoss, count_without_loss,
 from tallstore.encoder.metrics import Cheaper, Quality, significant
 from tallstore.encoder.options import Options
 from tallstore.encoder.part_writer import PartWriter
-from tallstore.encoder.plan import SMALL, EncodePlan, User, Whole
+from tallstore.encoder.plan import EncodePlan, User, Whole
 from tallstore.encoder.reasons import Reason, Why
 from tallstore.encoder.report import Progress, sentence
 from tallstore.encoder.resume import JOB_BYTES, Journal
-from tallstore.encoder.row_bits import same_bits
 from tallstore.encoder.tensor_columns import columns_jobs, parse
+from tallstore.encoder.zoo_facts import zoo_facts
 from tallstore.errors import OutputError
 from tallstore.format.dtypes import ITEM_BYTES, MASKABLE
 from tallstore.format.manifest import BaseTensor
 from tallstore.format.part import Entry
 from tallstore.kernels.reference import SYMBOL_BITS
-from tallstore.recipes.base import Recipe, ZooFacts
+from tallstore.recipes.base import Recipe
 from tallstore.stores import Sink
 
 CHUNK_ELEMENTS = 1 << 20
@@ -56,8 +56,6 @@ _MEMORY = 1 << 29
 """Bytes that the items in work may take together, roughly."""
 _BYTES_AN_ELEMENT = 16
 """What an item takes for each of its elements and tasks: as read, as float32, as task vector, and as symbols."""
-_PART_BITS, _WHOLE_BITS = 8 * 600, 8 * 220
-"""What the parts that hold a task's tensors take beside them, about, and what a part says of a tensor that is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,7 @@ class Stream:
 
     def run(self, writers: Writers, engine: Engine) -> None:
         """Gather the recipe's statistics, then code every tensor."""
-        self.recipe.prepare(self._facts())
+        self.recipe.prepare(zoo_facts(self.base, self.tasks, self.plan, self._first))
         self.gather_statistics(engine)
         self._find_columns(engine)
         self._done = 0
@@ -250,41 +248,6 @@ class Stream:
                 raise OutputError(f"{context.result(number)}: what was just made is damaged on its disk, or not there")
             for facts in said:
                 yield facts, context.result(number)
-
-    def _facts(self) -> ZooFacts:
-        # Adapters are no models: what they cost is no part of the bits that the others are given.
-        infos = [task.tensors if task.adapter is None else {} for task in self.tasks]
-        whole = [
-            infos[index][name].numel * ITEM_BYTES[infos[index][name].dtype] * 8
-            for index, private in enumerate(self.plan.private)
-            for name in private
-            if name in infos[index]
-        ]
-        return ZooFacts(
-            parameters=sum(info.numel for tensors in infos for info in tensors.values()) - self._codes(),
-            fixed_bits=float(sum(whole))
-            + self._small()
-            + _PART_BITS * sum(task.adapter is None for task in self.tasks),
-            first=self._first,
-            shapes={name: info.shape for name, info in self.base.tensors.items()},
-        )
-
-    def _small(self) -> float:
-        """Bits of tensors that are too small for a mask, and not the base's."""
-        bits = 0.0
-        for name, users in self.plan.users.items():
-            for user in users:
-                task = self.tasks[user.task]
-                if user.masked or user.covered >= SMALL or task.adapter is not None:
-                    continue
-                own, start = (each.read(n, 0, user.covered) for each, n in ((task, user.name), (self.base, name)))
-                if own.dtype != start.dtype or not same_bits(own, start):
-                    bits += 8 * own.numel() * own.element_size() + _WHOLE_BITS
-        return bits
-
-    def _codes(self) -> int:
-        """Elements of tensors whose bits no recipe chooses."""
-        return sum(user.covered for users in self.plan.users.values() for user in users if user.lossless)
 
     def _sum_up(self, index: int, writers: Writers) -> None:
         """What there is to say of a task's tensors that are coded without loss for what they are."""
