@@ -18,6 +18,7 @@ from tallstore.recipes.histogram import Floats, Magnitudes, magnitudes
 from tallstore.recipes.quantizers import Quantizer, ladders, levels_of
 from tallstore.recipes.rate_distortion import Choices, PrecisionChoice, choices, fine, hull_of
 from tallstore.recipes.sampled_changes import LevelCosts, SampledPrecision
+from tallstore.recipes.sensitivity import sensitivity
 from tallstore.recipes.steps import biased, join, join_below, steps
 
 __all__ = ["DROPPED", "WITHOUT_LOSS", "Key", "OfferOptions", "TensorOffers", "TensorStatistics"]
@@ -61,6 +62,8 @@ class TensorOffers:
     """Where levels begin."""
     part: TensorShare
     weight: float
+    sensitivity: float
+    """How many times as much noise in it counts: see there."""
     rms: float
     energy: float
     least: Choices
@@ -167,6 +170,7 @@ class TensorStatistics(Statistic):
             steps=tuple(finer[0]),
             part=TensorShare(change=self._change(tensor, histogram), weight=histogram.weight, gain=coherent),
             weight=histogram.weight,
+            sensitivity=sensitivity(tensor, options.shapes.get(tensor, (0, 0)), options.shapes),
             rms=histogram.rms,
             energy=histogram.energy,
             least=least if len(least) else offers,

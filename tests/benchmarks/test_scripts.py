@@ -50,6 +50,7 @@ NOT_RUN = {
     "growing": "a zoo of text classifiers and their test sets",
     "headline": "gigabytes of synthetic checkpoints",
     "hub": "a zoo of text classifiers",
+    "lm_kinds": "a zoo of language models",
     "lm_retention": "a zoo of language models",
     "lm_zoo": "trains language models",
     "merging": "a zoo of text classifiers and their test sets",

@@ -15,6 +15,7 @@ import tallstore
 from tallstore.recipes.coherence import gain, picked
 from tallstore.recipes.divergence import TensorShare, predicted_divergence, read_as_it_comes, task_gain
 from tallstore.recipes.histogram import magnitudes
+from tallstore.recipes.sensitivity import sensitivity
 from tallstore.recipes.steps import steps
 
 State = dict[str, Tensor]
@@ -224,3 +225,35 @@ def test_of_few_bits_a_tensor_loses_nothing_where_that_is_cheaper(tmp_path: Path
     assert report.tasks["a"].relative_error == 0
     with tallstore.open(tmp_path / "one") as zoo:
         assert zoo.manifest.tasks["a"].bit_for_bit
+
+
+LLAMA = {
+    f"model.layers.0.{name}.weight": (64, 64) for name in ("self_attn.v_proj", "self_attn.q_proj", "mlp.down_proj")
+}
+LLAMA |= {"model.embed_tokens.weight": (500, 64), "model.norm.weight": (64,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("model.layers.0.self_attn.v_proj.weight", 3.0),
+        ("model.layers.0.self_attn.q_proj.weight", 1.0),
+        ("model.layers.0.mlp.down_proj.weight", 2.0),
+        ("model.embed_tokens.weight", 4.0),
+        ("model.norm.weight", 10.0),
+        ("encoder.layer.1.attention.self.value.bias", 1.0),
+        ("encoder.layer.1.attention.self.value.weight", 3.0),
+        ("embeddings.position_embeddings.weight", 16.0),
+        ("embeddings.word_embeddings.weight", 1.0),
+        ("visual.pos_embed", 16.0),
+    ],
+)
+def test_what_tensors_are_for_is_told_by_their_names(name: str, factor: float) -> None:
+    shape = LLAMA.get(name, (64,) if name.endswith("bias") else (64, 64))
+    assert sensitivity(name, shape, LLAMA) == factor
+
+
+def test_a_table_that_is_not_the_output_matrix_counts_as_others() -> None:
+    names = {**LLAMA, "lm_head.weight": (500, 64)}
+    assert sensitivity("model.embed_tokens.weight", (500, 64), names) == 1
+    assert sensitivity("lm_head.weight", (500, 64), names) == 4
