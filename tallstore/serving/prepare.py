@@ -90,7 +90,7 @@ def prepare(
         free = [n for n, place in places.items() if place.entry.kind == "private" or place.entry.start is not None]
         bindings[task] = bind(model, shapes_of(places), task, free, partly=True)
         if task not in adapters:
-            _check_told(decoder, task, bindings[task], own)
+            out.bases.update(_untold(decoder, task, bindings[task], own))
         decoder.check(task)
     for number, task in enumerate(tasks):
         each = _Preparing(decoder, task, bindings[task], own, shelf, out, made=task in adapters)
@@ -360,20 +360,19 @@ def _applied(packed: PackedTensor | CodedConditional, dtype: torch.dtype, tail: 
     return torch.cat([out.to(own.dtype), *([] if tail is None else [tail.reshape(-1)])]).reshape(own.shape)
 
 
-def _check_told(decoder: Decoder, task: str, binding: Binding, own: Mapping[str, Tensor]) -> None:
-    """Raise where the model has a tensor of the base's for which a task has nothing, so that none would check it.
+def _untold(decoder: Decoder, task: str, binding: Binding, own: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """The model's tensors for which a task has nothing though the base has, and the base's: they must be the base's.
 
-    What other tasks have beside the base, such as heads, may be there: this one's outputs need it for nothing.
+    What other tasks have beside the base, such as heads, may be anything: this one's outputs need it for nothing.
     """
     used = {place.entry.base for place in decoder.task(task).values()}
     lacking = [name for name in decoder.places.base_names if name not in used]
     for name in untold(binding, own):
-        if any(f".{name}".endswith(f".{base}") or f".{base}".endswith(f".{name}") for base in lacking):
-            raise ModelMismatchError(
-                f"task {task!r} does not fit the model: the task lacks {name!r}, which the base has, and outputs would "
-                "depend on what the model holds there: build the model as the task's own configuration says; nothing "
-                "was written"
-            )
+        for base in lacking:
+            alike = f".{name}".endswith(f".{base}") or f".{base}".endswith(f".{name}")
+            if alike and tuple(own[name].shape) == decoder.places.base_facts(base).shape:
+                yield name, base
+                break
 
 
 def _check_base(
