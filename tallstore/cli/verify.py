@@ -12,7 +12,7 @@ from tallstore.errors import InputError, OptionError
 from tallstore.stores import Access, is_address, open_any
 
 if TYPE_CHECKING:
-    from tallstore.archive.verify import VerifyReport
+    from tallstore.archive.verify import Against, VerifyReport
     from tallstore.format.manifest import Task
 
 
@@ -44,27 +44,24 @@ def verify(
         pairs[name] = path
     light = None if pairs or base is not None else _without_torch(zoo, quiet=quiet or as_json)
     report, tasks = light or _with_torch(zoo, pairs, base, quiet=quiet or as_json)
-    recorded = {name: tasks[name] for name in report.against}
     if as_json:
         output.print_json(report.to_json())
     elif not quiet:
         _show(zoo, report, tasks)
-    unlike = [
-        f"{name}: {pairs[name]}{why}" for name in report.against if (why := _unlike(report, recorded[name], name))
-    ]
-    if unlike:
+    whys = {name: _unlike(found, tasks[name]) for name, found in report.against.items()}
+    if unlike := [f"{name}: {pairs[name]} is not what was packed{why}" for name, why in whys.items() if why]:
         raise InputError("; ".join(unlike))
 
 
-def _unlike(report: VerifyReport, recorded: Task, name: str) -> str:
+def _unlike(found: Against, recorded: Task) -> str:
     """Why a checkpoint cannot be what a task was packed from; nothing if it may be."""
-    found, error = report.against[name], recorded.number("relative_error")
+    error = recorded.number("relative_error")
     if not found.whole_tensors_exact:
-        return " is not what was packed: tensors that are stored whole differ"
+        return ": tensors that are stored whole differ"
     if recorded.bit_for_bit and not found.exact:
-        return " is not what was packed, which comes back bit for bit"
+        return ", which comes back bit for bit"
     if found.relative_error is not None and error is not None and found.relative_error > _MORE * error + _ROUNDED:
-        return f" is not what was packed: the error is {found.relative_error:.4f} and was {error:.4f}"
+        return f": the error is {found.relative_error:.4f} and was {error:.4f}"
     return ""
 
 

@@ -23,6 +23,7 @@ __all__ = ["ALPHAS", "MergeStatistic", "MergeTile", "Method", "SumOf", "checked_
 ALPHAS = tuple(i / 10 for i in range(1, 11))
 """The paper's range of α: what its code tries on validation data."""
 _LARGEST = torch.finfo(torch.float32).max
+"""Beyond it what is merged would be infinite."""
 
 
 @dataclass(frozen=True)

@@ -287,16 +287,11 @@ def _to(tensors: Mapping[Key, TensorOffers], divergence: float) -> dict[Key, Pre
         if tensor.fixed is not None and tensor.fixed.harm <= max(most, _GOOD)
     }
     offers = {key: _from(tensor.offers, _ODD * most) for key, tensor in tensors.items()}
+    known = {key: Choices.only(choice) for key, choice in fixed.items()}
     weights = {key: tensor.weight for key, tensor in tensors.items()}
-    allowed = most * math.fsum(weights.values())
-
-    def within(vectors: Mapping[Key, PrecisionChoice]) -> dict[Key, PrecisionChoice]:
-        known = {key: Choices.only(choice) for key, choice in vectors.items()}
-        return allocate_within({**offers, **known}, weights, allowed)
-
+    enough = allocate_within({**offers, **known}, weights, most * math.fsum(weights.values()))
     # What is predicted says nothing of what tensors are for: the bits that it takes are shared out by that.
-    bits = math.fsum(choice.bits for choice in within(fixed).values())
-    return _shared_out(tensors, offers, fixed, bits)
+    return _shared_out(tensors, offers, fixed, math.fsum(choice.bits for choice in enough.values()))
 
 
 def _shared_out(

@@ -410,8 +410,13 @@ def foreign(folder: Path, options: dict[str, Any], results: list[Path]) -> None:
 
 
 CHANGES: Mapping[str, Callable[[Path, dict[str, Any], list[Path]], None]] = {
-    "input": change_input, "same times": change_behind_its_times, "options": change_options, "damage": damage, "cut": cut_off, "foreign": foreign,
-}  # fmt: skip
+    "input": change_input,
+    "same times": change_behind_its_times,
+    "options": change_options,
+    "damage": damage,
+    "cut": cut_off,
+    "foreign": foreign,
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
