@@ -295,12 +295,16 @@ class Zoo(Archive):
         """A task's mask for one of its tensors, in the tensor's shape.
 
         bool for a binary mask; int8 (−1, 0, 1) for a signed one. All zero where the task keeps the base's tensor.
-        Raises NoSuchTensorError for a tensor without a mask (one that is stored whole).
+        Raises NoSuchTensorError for a tensor without a mask: most by default, which is recipe `solo`, are kept as a
+        `delta`, `sampled`, `lossless` or, whole, `private`.
         """
         entry = self._places(task)[self._known(task, name)].entry
         if entry.kind in CONDITIONAL_KINDS | {"private", "tied", "delta"} or entry.start is not None:
             what = entry.kind if entry.start is None else "made of other tasks'"
-            raise NoSuchTensorError(f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {what}")
+            raise NoSuchTensorError(
+                f"{self.url}: task {task!r}: tensor {name!r} has no mask: it is {what}; "
+                f"zoo.state_dict({task!r}) has its weights"
+            )
         with room_for(entry.numel, f"{self.url}: the mask of {name!r}"):
             symbols = self._decoder.symbols(task, name)
         if entry.kind != "signed":

@@ -149,4 +149,4 @@ def _base(decoder: Decoder, name: str) -> Tensor:
 def check_merged(manifest: Manifest, task: str, where: str) -> None:
     """Raise OptionError for a task that is no adapter."""
     if manifest.tasks[task].adapter is None:
-        raise OptionError(f"{where}: task {task!r} is a model, not an adapter: leave merged out")
+        raise OptionError(f"{where}: task {task!r} is a model, not an adapter: leave merged out (--merged)")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,9 +48,6 @@ from tallstore.format.manifest import MANIFEST, Manifest, names_of
 from tallstore.stores import Access, Range, Store, open_any
 from tallstore.stores.staging import translated
 from tallstore.tensors import usual_device
-
-if TYPE_CHECKING:
-    pass
 
 Progress = Callable[[str, int, int], None]
 _T = TypeVar("_T")
@@ -385,7 +382,6 @@ class Archive:
             raise OptionError(
                 f"{self.url}: task {task!r} was not packed with exact (--exact): only its lossy weights are stored"
             )
-        self._task(task)
 
     def _part(self, task: str, component: str | None) -> FolderView:
         where = f"{self.url}: task {self._task(task)!r}"

@@ -60,9 +60,8 @@ def part_of(task: Task, component: str | None, names: Iterable[str], where: str)
     prefixes = {file.prefix.rstrip("/"): number for number, file in enumerate(layout)}
     if component not in prefixes:
         listed = ", ".join(repr(prefix) for prefix in prefixes)
-        raise OptionError(
-            f"{where}: no component {component!r}; there {'is' if len(prefixes) == 1 else 'are'} {listed}"
-        )
+        there = f"there {'is' if len(prefixes) == 1 else 'are'} {listed}" if any(prefixes) else "the model has none"
+        raise OptionError(f"{where}: no component {component!r}; {there}")
     number = prefixes[component]
     file = layout[number]
     if len(layout) == 1:

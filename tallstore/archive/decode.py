@@ -2,7 +2,7 @@
 
 Every tensor is cut into jobs of one chunk each. A job reads, checks, decodes and writes its own slice of the output,
 so jobs run side by side and memory beyond the output stays at a few chunks. All ways to a task's tensors (whole, in
-place, by range, for merging and switching) are here, since they share these jobs: that makes this the longest module.
+place, by range, for merging and switching) are here, since they share these jobs.
 """
 
 from __future__ import annotations
@@ -338,18 +338,6 @@ class Decoder:
             left -= len(out)
 
         return run
-
-    def private_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a tensor that a task stores whole."""
-        place = self._places.private(task, name)
-        size, out = coded(place).chunk, empty(str(place.entry.dtype), stop - start)
-        for index in range(start // size, -(-stop // size)):
-            a, b = index * size, min((index + 1) * size, place.entry.numel)
-            piece = empty(str(place.entry.dtype), b - a)
-            self._chunks.whole(place, index, name, piece)
-            low, high = max(a, start), min(b, stop)
-            out[low - start : high - start] = piece[low - a : high - a]
-        return out
 
     def own_range(self, task: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a tensor of a task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Annotated, Any
@@ -47,8 +48,14 @@ def _app(verbs: Iterable[Callable[..., None]]) -> typer.Typer:
     )
     made.callback()(_root)
     for verb in verbs:
-        made.command()(verb)
+        made.command(help=_unwrapped(verb))(verb)
     return made
+
+
+def _unwrapped(verb: Callable[..., None]) -> str:
+    """A verb's description, each paragraph on one line, so that it is wrapped where the terminal ends."""
+    paragraphs = (inspect.getdoc(verb) or "").split("\n\n")
+    return "\n\n".join(each if each.startswith(" ") else each.replace("\n", " ") for each in paragraphs)
 
 
 app = _app(_VERBS)

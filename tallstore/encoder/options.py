@@ -201,7 +201,7 @@ class Options:
         given = {name: value for name, value in given.items() if value is not None}
         takes = inspect.signature(RECIPES[self.recipe]).parameters
         if unknown := [said for name, said in _SAID.items() if name in given and name not in takes]:
-            has = ", ".join(said for name, said in _SAID.items() if name in takes) or "none of these options"
+            has = ", ".join(said for name, said in _SAID.items() if name in takes) or "no options"
             raise OptionError(f"recipe {self.recipe!r} takes no {unknown[0]}; it takes {has}")
         return make_recipe(self.recipe, **given)
 

@@ -84,6 +84,7 @@ class Exchange:
         self._known: dict[tuple[ArchiveSource, str], dict[str, str]] = {}
         if there is not None:
             self._known[there.catalogue.source, there.task] = dict(there.applied)
+        self._started = self._catalogue
         self._opened: list[Catalogue] = [] if there is None else [there.catalogue]
         self._turn: _Turn | None = None
         self._digest: str | None = None
@@ -210,8 +211,8 @@ class Exchange:
 
     def _close_others(self) -> None:
         """Of archives that the model is not from, only that is kept open which the engine was started from."""
-        for each in self._opened[1:]:
-            if each is not self._catalogue:
+        for each in list(self._opened):
+            if each is not self._catalogue and each is not self._started:
                 self._opened.remove(each)
                 each.close()
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["RUN", "sum_rows"]
-
 __all__ = ["sum_rows"]
 
 RUN = 16

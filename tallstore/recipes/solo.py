@@ -1,4 +1,4 @@
-"""`solo`: every task vector coded by itself, at the precision that a budget of bits allows; nothing is shared.
+"""`solo`: every task vector coded by itself, as finely as a quality or a budget of bits asks for; nothing is shared.
 
 Each tensor becomes a signed mask over v ≡ 1 (its parameters above a threshold, by sign), or a few levels of its own
 where bits are plenty, or a share of its changes (see `sampled_changes`); in types of few bits perhaps all of them,
@@ -99,7 +99,7 @@ class Solo(Recipe):
         self._zoo = zoo
 
     def statistics(self, n_tasks: int) -> Sequence[Statistic]:  # noqa: ARG002 - tiles say which tasks there are
-        """One: a histogram of magnitudes for every task and tensor."""
+        """One: magnitudes of every task and tensor, how coherent rows are, and what other codings would take."""
         options = OfferOptions(
             kappa=self.kappa,
             narrow_kappa=self.narrow_kappa,
@@ -209,7 +209,7 @@ class Solo(Recipe):
         if share <= TOLERABLE:
             return ""
         why = "" if self.bits is None else f", at bits={self.bits:g}; bits={self._tolerable_bits:.2g} would do"
-        return f"outputs are predicted to diverge {share:.2g} of the base's distance, more than {TOLERABLE}{why}"
+        return f"outputs are predicted to diverge by {share:.2g} times the base's distance, more than {TOLERABLE}{why}"
 
     def lossless(self) -> Collection[Key]:
         """Tensors for which the precision that was chosen costs at least what losing nothing does."""

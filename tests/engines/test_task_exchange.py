@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import threading
@@ -198,6 +199,15 @@ def test_an_engine_that_is_not_ready(zoo: Path) -> None:
         switch(object(), "all")
 
 
+def opened(path: Path) -> bool:
+    """Whether this process has a file open."""
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        pytest.skip("no list of open files here")
+    found = [folder / each for each in os.listdir(folder)]  # noqa: PTH208 - names alone
+    return any(each.exists() and each.resolve() == path.resolve() for each in found)
+
+
 def test_an_engine_that_was_started_plainly_and_another_archive(zoo: Path, tmp_path: Path) -> None:
     engine = Engine(Served(None))
     with pytest.raises(EngineError, match="was not started from an archive"):
@@ -218,6 +228,8 @@ def test_an_engine_that_was_started_plainly_and_another_archive(zoo: Path, tmp_p
     switch(engine, "moved", source=str(tmp_path / "second.tall"))
     assert engine.ranks[0].holds(moved)
     assert serving(engine)["tasks"] == ["moved"]
+    assert not opened(zoo), "of archives that the engine was not started from, only the last is kept"
+    assert opened(tmp_path / "second.tall")
     switch(engine, "one", source=str(zoo))
     assert engine.ranks[0].holds(STATES["one"])
 
