@@ -2,7 +2,7 @@
 
 Plain LoRA and trained tokens are computed here, in PEFT's order of operations and types: adapters in bfloat16 or
 float16 are widened to float32 first, the product is scaled in its own type, and the sum is rounded once to the base's.
-For every other method PEFT itself is asked (`foreign`).
+For every other method PEFT itself is asked (`peft_merge`).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ __all__ = ["BaseElements", "base_needed"]
 
 Job = Callable[[], object]
 Filler = Callable[..., bool]
-"""Takes a chunk's index, and what a task adds in it; returns whether it was written. See `Chunks.filled`."""
+"""Takes a chunk's index, and what a task adds in it; returns whether it was written. See `ChunkReader.filled`."""
 
 
 class BaseElements:

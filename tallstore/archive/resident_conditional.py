@@ -21,7 +21,7 @@ __all__ = ["CodedConditional"]
 
 @dataclass(frozen=True)
 class CodedConditional:
-    """Coded chunks of N elements. Given `packed.PackedTensor`, and used as it is."""
+    """Coded chunks of N elements. Given `resident.PackedTensor`, and used as it is."""
 
     codec: ConditionalCodec
     codes: Tensor

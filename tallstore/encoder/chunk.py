@@ -1,6 +1,7 @@
 """One chunk of one base tensor, for all tasks that have it: weights in, coded bytes out.
 
-This is the unit of work: it needs nothing but the chunk and the recipe, so chunks can be made anywhere, in any order.
+This is the unit of work: it needs nothing but the chunk, the recipe and what was found before all chunks, so that these
+can be made anywhere, in any order.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Made:
     data: bytes
     scale: float
     sums: tuple[float, ...]
-    """What `quality.sums` measured, at that scale."""
+    """What `metrics.sums` measured, at that scale."""
     codec: str = ""
     """Of `data`."""
     decoded: Tensor | None = None
@@ -120,7 +121,7 @@ def choose(
     tensor: str,
     start: int,
 ) -> ChunkChoice:
-    """Choose v and the masks: the reference of what `device` and `quick` do."""
+    """Choose v and the masks: the reference of what `select_gpu` and `select_native` do."""
     n = len(base)
     ranges = spans(n, rows)
     cut = list(tiles(base, rows, tensor, start=start))

@@ -1,9 +1,9 @@
-"""Rows straight from their files: each is read, looked at and measured or marked by
-the native library, in one call or, of a narrow one, in a few.
+"""Rows straight from their files: the native library reads, looks at and measures or marks each in one call or few.
 
 What most packing is: float32 against float32, or bfloat16 or float16 against the same, each row by itself, signs above
-a threshold over v = 1. What is found is bit for bit what `work` finds of rows that it reads. A row of which that cannot
-be known beforehand (it holds a NaN, its file ends within it) is a `Fallback`: it takes the general way, errors too.
+a threshold over v = 1. What is found is bit for bit what `encode_item` finds of rows that it reads. A row of which that
+cannot be known beforehand (it holds a NaN, its file ends within it) is a `Fallback`: it takes the general way, errors
+too.
 
 Of a narrow row the sums are of what a reader gets, in which its type's rounding has a part: see `quantize.mark_moved`.
 """

@@ -47,7 +47,7 @@ class Leveled(NamedTuple):
     table: Floats
     indices: Bytes
     sums: tuple[float, ...]
-    """What `quality.sums` measures, of τ and what the decoder will give."""
+    """What `metrics.sums` measures, of τ and what the decoder will give."""
 
     @property
     def values(self) -> Floats:

@@ -51,7 +51,7 @@ class ChunkChoice:
     packed: list[Bytes]
     """The masks, one a row, packed; of rows that get levels of their own whatever."""
     totals: Tensor
-    """What `quality.sums` measured of each row, at scale 1: float64, shape (rows, N_SUMS)."""
+    """What `metrics.sums` measured of each row, at scale 1: float64, shape (rows, N_SUMS)."""
 
 
 def tiles(base: Tensor, rows: Sequence[TaskRow], tensor: str, size: int = TILE, start: int = 0) -> Iterator[Tile]:

@@ -1,6 +1,6 @@
 """What a recipe is: how the encoder chooses the multi-task vector, the masks and the scales.
 
-A decoder never needs to know the recipe: it sees v, m and s alone. A recipe is pure arithmetic on tensors. It
+A decoder never needs to know the recipe: it sees entries, by their kinds. A recipe is pure arithmetic on tensors. It
 reads no file and knows no codec. The encoder hands it one tile at a time, a run of parameters of one tensor, for
 all tasks that have that tensor, so a recipe that needs a figure over whole task vectors (a trim threshold, one
 scale a task) declares `Statistic` objects: each costs one more read of the input, before the first tile.

@@ -1,4 +1,4 @@
-"""The exact optimum of Σt‖τt − mt·v‖² over v and the masks, for every parameter by itself (design, section 2).
+"""The exact optimum of Σt‖τt − mt·v‖² over v and the masks, for every parameter by itself.
 
 For one parameter with task values τ_1 … τ_T and k tasks switched on, the best k are the k largest values or the k
 smallest, the best v is their mean S/k, and the error it saves is S²/k. So the optimum is one of 2T candidates. They are

@@ -24,7 +24,7 @@ __all__ = ["Fit"]
 
 
 class Fit(Recipe):
-    """v and m that minimise Σt‖τt − mt·v‖² (design, section 2)."""
+    """v and m that minimise Σt‖τt − mt·v‖²."""
 
     id = "fit"
 

@@ -1,8 +1,8 @@
 """A λ per task without data: the one at which the decoded task vector is as long as the true one.
 
-The error of `tall` falls all the way to λ = 1, while accuracy peaks at 0.4 … 0.6, so the error is the wrong criterion
-(design, section 2). A larger λ switches more weights off and shortens the decoded task vector; this picks, from the
-paper's grid, the λ whose ‖mt·v‖ is nearest to ‖τt‖.
+The error of `tall` falls all the way to λ = 1, while accuracy peaks at 0.4 … 0.6, so the error is the wrong criterion.
+A larger λ switches more weights off and shortens the decoded task vector; this picks, from the paper's grid, the λ
+whose ‖mt·v‖ is nearest to ‖τt‖.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Base and task seldom agree on every name and shape (design, section 5): prefixes, heads, missing tensors, resized rows."""
+"""Base and task seldom agree on every name and shape: prefixes, heads, missing tensors, resized rows."""
 
 from __future__ import annotations
 

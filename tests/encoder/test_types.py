@@ -1,4 +1,4 @@
-"""Buffers, mixed types, frozen tensors, and tensors that are hardly there (design, section 5)."""
+"""Buffers, mixed types, frozen tensors, and tensors that are hardly there."""
 
 from __future__ import annotations
 

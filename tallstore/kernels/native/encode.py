@@ -219,7 +219,7 @@ Tally = tuple[Floats, int, float]
 
 
 def tally(tau: Singles, base: Singles, shift: int, bins: int) -> Tally:
-    """Count |τ| by its upper bits: see `recipes.allocation.magnitudes`. Zeros are not counted.
+    """Count |τ| by its upper bits: see `recipes.histogram.magnitudes`. Zeros are not counted.
 
     Args:
         tau: shape (n,).

@@ -1,4 +1,4 @@
-/* Histograms of |τ| by the upper bits of float32: see `recipes.allocation.magnitudes`. */
+/* Histograms of |τ| by the upper bits of float32: see `recipes.histogram.magnitudes`. */
 #define _POSIX_C_SOURCE 200809L
 #include "rows.h"
 #include "sums.h"
