@@ -41,7 +41,7 @@ class Staging:
         """`shown`: how messages name what is written, where that is not the target."""
         self.target = target
         shown = shown or target
-        self._resume = resume
+        self._resume, self._process = resume, os.getpid()
         self.folder = staging_folder(target)
         self._made: list[Path] = []
         self._lock: IO[bytes] | None = None
@@ -129,6 +129,11 @@ class Staging:
 
     def __exit__(self, *_: object) -> None:
         self.discard()
+
+    def __del__(self) -> None:
+        """An interrupt can come when a place is made and nobody has it yet who would clear it away."""
+        if getattr(self, "_lock", None) is not None and self._process == os.getpid():  # else a parent's, which goes on
+            self.abandon()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from processes import Forks, stopped
 from support import State, bytes_of, near, noise
 
 import tallstore
-from tallstore.stores import staging
+from tallstore.stores import local, opening, staging
 
 MOMENTS = 4
 
@@ -113,15 +113,15 @@ CHECKED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD")
 
 
 class InterruptAt:
-    """Traces a module's functions, and raises KeyboardInterrupt where the interpreter looks for signals the n-th time."""
+    """Traces modules' functions, and raises KeyboardInterrupt where the interpreter looks for signals the n-th time."""
 
-    def __init__(self, module: str, number: int) -> None:
+    def __init__(self, number: int, *modules: ModuleType) -> None:
         self.came = False
-        self._module, self._left = module, number
+        self._files, self._left = {module.__file__ for module in modules}, number
         self._before: dict[int, str] = {}  # by frames' identities: to hold a frame is to hold what it names
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename != self._module:
+        if frame.f_code.co_filename not in self._files:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and not self.came:
@@ -139,7 +139,7 @@ def test_an_interrupt_while_a_place_is_made_leaves_nothing(tmp_path: Path) -> No
     """Wherever one can come, between a system call and the name of its result among these."""
     target, number, came = tmp_path / "new" / "zoo.tall", 0, True
     while came:
-        interrupt, made = InterruptAt(staging.__file__, number), None
+        interrupt, made = InterruptAt(number, staging), None
         tracing = sys.gettrace()
         sys.settrace(interrupt)
         try:
@@ -150,6 +150,28 @@ def test_an_interrupt_while_a_place_is_made_leaves_nothing(tmp_path: Path) -> No
             sys.settrace(tracing)
         if made is not None:
             made.discard()
+        assert list(tmp_path.rglob("*")) == [], f"interrupted at step {number}"
+        came, number = interrupt.came, number + 1
+    assert number > 20
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["zoo", "zoo.tall"])
+def test_an_interrupt_while_a_sink_is_handed_over_leaves_nothing(name: str, tmp_path: Path) -> None:
+    """From where its place is made until whoever asked for it can clear it away."""
+    number, came = 0, True
+    while came:
+        interrupt, made = InterruptAt(number, local, opening), None
+        tracing = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            made = opening.open_sink(tmp_path / name)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(tracing)
+        if made is not None:
+            made.abort()
         assert list(tmp_path.rglob("*")) == [], f"interrupted at step {number}"
         came, number = interrupt.came, number + 1
     assert number > 20
