@@ -128,8 +128,8 @@ class Statistic(ABC):
         return measured
 
     @abstractmethod
-    def update(self, tile: Any) -> None:
-        """Take into account one of those that `condense` returned."""
+    def update(self, condensed: Any, /) -> None:
+        """Take into account one of those that `condense` returned: a tile, where it and `measure` do nothing."""
 
     @abstractmethod
     def finish(self) -> None:

@@ -34,7 +34,7 @@ class Majority(Statistic):
         self._sum = torch.zeros((), dtype=torch.int64)
         self.sign = 0
 
-    def update(self, tile: HasTaskVectors) -> None:
+    def update(self, tile: HasTaskVectors, /) -> None:
         """Add a tile's signs."""
         signs = sum_rows(self._trim(tile)).sign_().sum(dtype=torch.float64)
         self._sum = self._sum.to(signs.device) + signs.long()

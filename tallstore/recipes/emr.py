@@ -25,7 +25,7 @@ class Rescale(Statistic):
         self._sums = torch.zeros(n_tasks, 2, dtype=torch.float64)
         self.scales = (1.0,) * n_tasks
 
-    def update(self, tile: Tile) -> None:
+    def update(self, tile: Tile, /) -> None:
         """Add a tile's magnitudes."""
         vector = elect(tile.tau)
         length = vector.abs().double()

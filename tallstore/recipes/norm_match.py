@@ -42,9 +42,9 @@ class NormMatch(Statistic):
         vector = self._vector(tile)
         return tile.tasks, squared_norms(tile, vector, self._grid)
 
-    def update(self, tile: tuple[tuple[int, ...], Tensor]) -> None:
+    def update(self, condensed: tuple[tuple[int, ...], Tensor], /) -> None:
         """Add a tile's squares."""
-        tasks, norms = tile
+        tasks, norms = condensed
         self._true[list(tasks)] += norms[:, 0]
         self._decoded[list(tasks)] += norms[:, 1:]
 

@@ -54,7 +54,7 @@ class BitHistogram(Statistic):
         self.rank = torch.zeros(n_tasks, dtype=torch.int64)
         """Per task: the rank within the bucket, from 1; 0 for a task without parameters."""
 
-    def update(self, tile: HasTaskVectors) -> None:
+    def update(self, tile: HasTaskVectors, /) -> None:
         """Count a tile."""
         if self._counts.device != tile.tau.device:
             self._counts = self._counts.to(tile.tau.device)

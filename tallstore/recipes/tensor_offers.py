@@ -187,9 +187,9 @@ class TensorStatistics(Statistic):
         whole = not self._options.vector_like(tensor)
         return histogram.change * (1.0 if whole else histogram.moved / histogram.among)
 
-    def update(self, tile: tuple[Key, TensorOffers]) -> None:
-        key, tensor = tile
-        self._found[key] = tensor
+    def update(self, condensed: tuple[Key, TensorOffers], /) -> None:
+        key, offers = condensed
+        self._found[key] = offers
 
     def finish(self) -> None:
         self._settle(self._found)
