@@ -91,7 +91,8 @@ def test_no_task_at_all_is_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"recipe": "best"}, "'best' is unknown; there are"),
-        ({"recipe": "fit", "vector": "q3"}, "'q3' is unknown; there are"),
+        ({"recipe": "fit", "vector": "q3"}, "'q3' is unknown; there are f32, bf16, q8, q5, q4"),
+        ({"recipe": "fit", "vector": "ones"}, "'ones' is unknown; there are f32, bf16, q8, q5, q4"),
         ({"mask": "rle"}, "'rle' is unknown; there are"),
         ({"base_codec": "zip"}, "'zip' is unknown; there are"),
         ({"base_storage": "cloud"}, "'cloud' is unknown; there are"),

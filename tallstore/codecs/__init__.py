@@ -44,8 +44,10 @@ VECTOR: Mapping[str, VectorCodec] = {
 }
 ASKED: Mapping[str, MaskCodec] = {id_: codec for id_, codec in MASK.items() if id_ != DitheredMask.id}
 """Codecs of masks that one may ask for: `adaptive` becomes `dither` by itself where a dither drew the marks."""
-SHARED: Mapping[str, VectorCodec] = {id_: codec for id_, codec in VECTOR.items() if id_ != DitheredLevels.id}
-"""Codecs of vectors that tasks share: those that take any values."""
+SHARED: Mapping[str, VectorCodec] = {
+    id_: codec for id_, codec in VECTOR.items() if id_ not in {Ones.id, DitheredLevels.id}
+}
+"""Codecs of vectors that tasks share, which one may ask for: those that take any values."""
 WHOLE: Mapping[str, WholeCodec] = {c.id: c for c in (Raw(), Planes())}
 LOSSLESS: Mapping[str, LosslessCodec] = {c.id: c for c in (LatticeCodec(), DriftCodec(), Lanes())}
 SAMPLED: Mapping[str, DareCodec] = {c.id: c for c in (DareCodec(),)}

@@ -77,7 +77,7 @@ def test_no_words_show_the_help_and_version_is_one_line(capsys: pytest.CaptureFi
 
 def test_the_help_names_what_the_tables_hold() -> None:
     assert encoding.RECIPES.split(", ") == list(RECIPES)
-    assert set(encoding.VECTORS.split(", ")) == set(codecs.SHARED) - {"ones"}
+    assert set(encoding.VECTORS.split(", ")) == set(codecs.SHARED)
     assert encoding.MASKS.split(", ") == list(codecs.ASKED)
 
 

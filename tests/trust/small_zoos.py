@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "three bits": {"bits": 3.0, "base_codec": "raw", "mask": "bits"},
     "referenced": {"recipe": "fit", "base_storage": "reference"},
     "referenced, exact": {"base_storage": "reference", "exact": "all", "base_codec": "raw"},
-    **{f"fit {vector}": {"recipe": "fit", "vector": vector} for vector in codecs.SHARED if vector != "ones"},
+    **{f"fit {vector}": {"recipe": "fit", "vector": vector} for vector in codecs.SHARED},
     **{f"fit {mask}": {"recipe": "fit", "mask": mask, "vector": "f32", "base_codec": "raw"} for mask in codecs.ASKED},
     "emr": {"recipe": "emr", "exact": "all"},
     "lossless": {"quality": "lossless"},
