@@ -45,14 +45,11 @@ class Canvas:
         self._edge = edge
         self._tips: list[str] = []
 
-    def box(
-        self, x: float, y: float, width: float, height: float, role: str, *, tip: str = "", edge: str | None = None
-    ) -> None:
+    def box(self, x: float, y: float, width: float, height: float, role: str, *, tip: str = "") -> None:
         """A filled rectangle."""
         from matplotlib.patches import Rectangle
 
-        line = {"linewidth": 1.0, "edgecolor": LIGHT[edge]} if edge else {"linewidth": 0}
-        self._add(Rectangle((x, y), max(width, 0), max(height, 0), facecolor=LIGHT[role], **line), tip)
+        self._add(Rectangle((x, y), max(width, 0), max(height, 0), facecolor=LIGHT[role], linewidth=0), tip)
 
     def shape(self, points: Sequence[tuple[float, float]], role: str, *, alpha: float = 1.0) -> None:
         """A filled polygon."""
@@ -60,12 +57,11 @@ class Canvas:
 
         self._add(Polygon(points, closed=True, facecolor=LIGHT[role], alpha=alpha, linewidth=0), "")
 
-    def dot(self, x: float, y: float, radius: float, role: str, *, tip: str = "", hollow: bool = False) -> None:
-        """A disc, or a ring."""
+    def dot(self, x: float, y: float, radius: float, role: str, *, tip: str = "") -> None:
+        """A disc."""
         from matplotlib.patches import Circle
 
-        fill = LIGHT["paper"] if hollow else LIGHT[role]
-        self._add(Circle((x, y), radius, facecolor=fill, edgecolor=LIGHT[role], linewidth=1.5), tip)
+        self._add(Circle((x, y), radius, facecolor=LIGHT[role], edgecolor=LIGHT[role], linewidth=1.5), tip)
 
     def line(
         self, points: Sequence[tuple[float, float]], role: str, *, width: float = 1.0, dashed: bool = False

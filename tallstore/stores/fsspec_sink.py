@@ -65,12 +65,12 @@ class Putter:
                 raise failed[0] from None
             raise
 
-    def sizes(self, path: str = "") -> dict[str, int]:
-        """Bytes of every object below a path."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object below the address."""
 
         def work() -> dict[str, int]:
             self._system.invalidate_cache()
-            root = self._full(path).rstrip("/")
+            root = self._full("").rstrip("/")
             try:
                 listing = self._system.find(root, detail=True)
             except FileNotFoundError:

@@ -53,7 +53,10 @@ def engine_options(source: str | os.PathLike[str], task: str, **how: Any) -> dic
         raise OptionError(f"engine_options: {error}") from None
     catalogue = Catalogue(asked)
     try:
-        catalogue.config(task) if task in catalogue.tasks else catalogue.check(task)
+        if task in catalogue.tasks:
+            catalogue.config(task)
+        else:
+            catalogue.check(task)
         folder = _folder(catalogue, task)
     finally:
         catalogue.close()
